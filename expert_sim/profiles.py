@@ -1,0 +1,159 @@
+"""Who the simulated experts are: how often each is right, and where, and in what manner they err.
+
+A profile is plain data (it lives in the ``"deferral"`` block of a plans file); the errors themselves are drawn in
+:mod:`.errors`. The named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any
+
+ERROR_MODEL_NAMES = ("independent", "correlated", "boundary_bias", "missed_components")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertProfile:
+    """The accuracies of one simulated expert, and the manner of the errors.
+
+    The image falls into three regions: the boundary band around label changes (BD), and outside of it the reference
+    foreground (FG, every label but 0) and background (BG, label 0).
+
+    Attributes:
+        name: the expert's name; it becomes a folder name.
+        foreground: probability in [0, 1] of being right in FG.
+        background: probability in [0, 1] of being right in BG.
+        boundary: probability in [0, 1] of being right anywhere in BD (the paper's Table 2), or None.
+        edge_boost: added in BD to the accuracy of the voxel's own side, the sum clipped to [0, 1] (the paper's Tables
+            D.9 and E.11), or None. In [-1, 1]. Exactly one of ``boundary`` and ``edge_boost`` is given.
+        error_model: one of :data:`ERROR_MODEL_NAMES`; what each of them meets is told in :mod:`.errors`.
+
+    Raises:
+        ValueError: a number outside its range, both or neither of ``boundary`` and ``edge_boost``, an unknown error
+            model, or a name that cannot be a folder; the message names expert, field and value.
+    """
+
+    name: str
+    foreground: float
+    background: float
+    boundary: float | None = None
+    edge_boost: float | None = None
+    error_model: str = "independent"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or self.name.strip(". ") == "" or set(self.name) & set("/\\"):
+            raise ValueError(f"Expert {self.name!r}: name must be usable as a folder name, got {self.name!r}.")
+        self._check_range("foreground", 0.0)
+        self._check_range("background", 0.0)
+        if (self.boundary is None) == (self.edge_boost is None):
+            raise ValueError(
+                f"Expert {self.name!r}: exactly one of boundary and edge_boost must be given, "
+                f"got boundary={self.boundary!r} and edge_boost={self.edge_boost!r}."
+            )
+        if self.boundary is not None:
+            self._check_range("boundary", 0.0)
+        if self.edge_boost is not None:
+            self._check_range("edge_boost", -1.0)
+        if self.error_model not in ERROR_MODEL_NAMES:
+            raise ValueError(
+                f"Expert {self.name!r}: error_model must be one of {', '.join(ERROR_MODEL_NAMES)}, "
+                f"got {self.error_model!r}."
+            )
+
+    def _check_range(self, field: str, lowest: float) -> None:
+        value = getattr(self, field)
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not lowest <= value <= 1.0:  # NaN fails the comparison
+            raise ValueError(f"Expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}.")
+
+    def band_accuracy(self, side: float) -> float:
+        """The accuracy in the boundary band, where the voxel's own side has accuracy ``side`` (FG or BG)."""
+        if self.boundary is not None:
+            return self.boundary
+        return min(max(side + (self.edge_boost or 0.0), 0.0), 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This profile as JSON-ready data; fields that are None are left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ExpertProfile:
+        """The profile that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: unknown or missing keys (named), or values that no profile may have.
+        """
+        unknown = sorted(set(data) - {field.name for field in fields(cls)})
+        missing = sorted({"name", "foreground", "background"} - set(data))
+        if unknown or missing:
+            faults = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
+            raise ValueError(f"Expert {data.get('name', '?')!r}: {' and '.join(faults)} in an expert profile.")
+        return cls(**data)
+
+
+# (FG, BG, BD) by expert. Table 2 gives absolute accuracies in the band, D.9 and E.11 a boost added to FG or BG.
+_TABLE_2 = ((0.92, 0.98, 0.98), (0.85, 0.99, 0.94), (0.75, 0.95, 0.90))
+_TABLE_D9 = ((0.92, 0.98, 0.05), (0.91, 0.99, 0.05), (0.93, 0.97, 0.05), (0.90, 0.97, 0.10), (0.94, 0.99, 0.06))
+_TABLE_E11 = (
+    (0.97, 0.90, 0.08),
+    (0.88, 0.99, 0.08),
+    (0.88, 0.90, 0.12),
+    (0.97, 0.99, 0.03),
+    (0.97, 0.90, 0.10),
+    (0.88, 0.99, 0.12),
+    (0.97, 0.99, 0.03),
+)
+
+# Which rows of the table (counted from 1, as the paper does) make the panel of J experts.
+_PANELS: dict[str, dict[int, tuple[int, ...]]] = {
+    "standard": {1: (1,), 2: (1, 2), 3: (1, 2, 3)},
+    "scalability": {1: (1,), 2: (2, 3), 3: (1, 2, 3), 4: (2, 3, 4, 5), 5: (1, 2, 3, 4, 5)},
+    "complementary": {1: (1,), 2: (1, 6), **{j: tuple(range(1, j + 1)) for j in range(3, 8)}},
+}
+_TABLES = {"standard": _TABLE_2, "scalability": _TABLE_D9, "complementary": _TABLE_E11}
+
+EXPERT_SETS = tuple(_PANELS)
+
+
+def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
+    """The paper's panel of ``num_experts`` experts out of one of its named sets.
+
+    Args:
+        name: "standard" (Table 2, 1 to 3), "scalability" (Table D.9, 1 to 5) or "complementary" (Table E.11, 1 to 7).
+        num_experts: J, the size of the panel. The paper does not always take the first J rows of its table.
+
+    Returns:
+        J profiles with independent errors, named "expert1" to "expertJ" by their place in the panel.
+
+    Raises:
+        ValueError: no such set, or the set has no panel of that size; the message says what exists.
+    """
+    if name not in _PANELS:
+        raise ValueError(f"Unknown expert set {name!r}; there are {', '.join(EXPERT_SETS)}.")
+    panels = _PANELS[name]
+    if num_experts not in panels:
+        raise ValueError(
+            f"Expert set {name!r} has no panel of {num_experts!r} experts; "
+            f"it has panels of {min(panels)} to {max(panels)}."
+        )
+    is_absolute = name == "standard"
+    panel = []
+    for place, row in enumerate(panels[num_experts], start=1):
+        foreground, background, band = _TABLES[name][row - 1]
+        panel.append(
+            ExpertProfile(
+                name=f"expert{place}",
+                foreground=foreground,
+                background=background,
+                boundary=band if is_absolute else None,
+                edge_boost=None if is_absolute else band,
+            )
+        )
+    return tuple(panel)
+
+
+def default_expert_set(num_experts: int) -> str:
+    """The name of the set to take when none is asked for: "standard" up to 3 experts, "scalability" above."""
+    return "standard" if num_experts <= 3 else "scalability"

@@ -1,0 +1,100 @@
+"""Let experts answer for one image: the entry to the simulation.
+
+An image is looked at once (:class:`.regions.Reference`), then every expert of the panel answers in turn. All chance
+comes from the generators that are passed in; :func:`case_generator` makes them for evaluation, where an expert must
+give the same answers for a case in whatever order and in however many processes the cases are worked on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+
+from .errors import ERROR_MODELS
+from .profiles import ExpertProfile
+from .regions import DEFAULT_BOUNDARY_WIDTH, Reference
+
+
+def case_generator(seed: int, case: str, expert: str) -> torch.Generator:
+    """A CPU generator that depends on nothing but ``seed``, the case's name and the expert's name."""
+    digest = hashlib.sha256(json.dumps([int(seed), case, expert]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # within int64
+
+
+def simulate_expert(
+    labels: torch.Tensor,
+    profile: ExpertProfile,
+    label_values: Sequence[int],
+    *,
+    generator: torch.Generator,
+    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    outer_only: bool = False,
+    ignore_label: int | None = None,
+) -> torch.Tensor:
+    """One expert's answer for one image; the arguments are those of :func:`simulate_panel`.
+
+    Returns:
+        int16 label map of the shape of ``labels``.
+    """
+    panel = simulate_panel(
+        labels,
+        (profile,),
+        label_values,
+        generator=generator,
+        boundary_width=boundary_width,
+        outer_only=outer_only,
+        ignore_label=ignore_label,
+    )
+    return panel[0]
+
+
+def simulate_panel(
+    labels: torch.Tensor,
+    profiles: Sequence[ExpertProfile],
+    label_values: Sequence[int],
+    *,
+    generator: torch.Generator | Sequence[torch.Generator],
+    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    outer_only: bool = False,
+    ignore_label: int | None = None,
+) -> torch.Tensor:
+    """The answers of J experts for one image.
+
+    Args:
+        labels: the reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU. It may lack foreground or
+            consist of one label only: then there is no boundary band, and nothing but the side that is there counts.
+        profiles: the J experts.
+        label_values: the real labels of the dataset, without the ignore label, 0 among them and at least two.
+        generator: one CPU generator that the experts use in turn, or J of them, one each.
+        boundary_width: depth of the boundary band on each side of a label change, in voxels.
+        outer_only: keep only the background side of the band.
+        ignore_label: voxels of this label keep it in every answer; they make no boundary with their neighbours, count
+            in no region, and are background to the search for connected components. None if there is no such label.
+
+    Returns:
+        int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
+
+    Raises:
+        ValueError: no experts, another number of generators than of experts, a generator that is not on the CPU, or
+            labels that :meth:`.regions.Reference.from_labels` refuses.
+    """
+    if len(profiles) == 0:
+        raise ValueError("There must be at least one expert to simulate, got no profiles.")
+    generators = [generator] * len(profiles) if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != len(profiles):
+        raise ValueError(f"Each expert needs its generator: got {len(generators)} for {len(profiles)} experts.")
+    elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
+    if elsewhere:
+        raise ValueError(f"Experts are simulated on the CPU, got a generator on {elsewhere[0]}.")
+    reference = Reference.from_labels(
+        labels, label_values, boundary_width=boundary_width, outer_only=outer_only, ignore_label=ignore_label
+    )
+    answers = torch.empty((len(profiles), *labels.shape), dtype=torch.int16)
+    for answer, profile, own_generator in zip(answers, profiles, generators, strict=True):
+        answer.copy_(ERROR_MODELS[profile.error_model](reference, profile, own_generator))
+        if reference.valid is not None and reference.ignore_label is not None:
+            answer.masked_fill_(~reference.valid, reference.ignore_label)
+    return answers

@@ -1,0 +1,106 @@
+"""Fresh experts for every training sample, as transforms of nnU-Net's data loader (batchgeneratorsv2).
+
+:class:`SimulateExpertsTransform` goes after the spatial transforms and before the segmentation is turned into regions
+or into a list for deep supervision; :class:`ExpertsToTargetTransform` goes last.
+
+On chance: nnU-Net's augmenter starts its workers with ``seeds=None``. A forked worker then inherits torch's global
+generator in the state it had in the parent, the same in every worker, while numpy's is seeded anew from the operating
+system in each of them (and from the seed, in both libraries, when there is one). So numpy's global state is what tells
+the workers apart, as it does for the transforms of batchgeneratorsv2; each sample takes one number from it to seed a
+torch generator of its own. Loaders of torch (>= 1.9) seed numpy in each worker too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+
+from .profiles import ExpertProfile
+from .regions import DEFAULT_BOUNDARY_WIDTH
+from .simulate import simulate_panel
+
+
+class SimulateExpertsTransform(BasicTransform):
+    """Adds ``"experts"``, int16 of shape (J, X, Y[, Z]), drawn anew for each sample (DeferredSeg, section 5.2.2).
+
+    The reference is channel 0 of ``"segmentation"``, an integer tensor of shape (C, X, Y[, Z]). Negative labels, with
+    which nnU-Net marks what lies outside the image, are background here as they are to its loss. Image and segmentation
+    are left as they are.
+
+    Args:
+        profiles: the J experts, at least one.
+        label_values: the real labels of the dataset, without the ignore label.
+        boundary_width: depth of the boundary band on each side of a label change, in voxels.
+        ignore_label: the label of voxels without a reference, which the answers keep there. None if there is none.
+
+    Raises:
+        ValueError: no profiles; for a sample, no integer segmentation tensor, or labels that are not in the dataset.
+    """
+
+    def __init__(
+        self,
+        *,
+        profiles: Sequence[ExpertProfile],
+        label_values: Sequence[int],
+        boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+        ignore_label: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(profiles) == 0:
+            raise ValueError("There must be at least one expert to simulate, got no profiles.")
+        self.profiles = tuple(profiles)
+        self.label_values = tuple(int(value) for value in label_values)
+        self.boundary_width = boundary_width
+        self.ignore_label = ignore_label
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        """Draws the seed of this sample's experts."""
+        return {"seed": int(np.random.randint(0, 2**63 - 1, dtype=np.int64))}
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        segmentation = data_dict.get("segmentation")
+        if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
+            raise ValueError(
+                "Experts are simulated from a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it "
+                f"becomes a list for deep supervision; got {_describe(segmentation)}."
+            )
+        labels = segmentation[0]
+        data_dict["experts"] = simulate_panel(
+            labels if labels.is_floating_point() else labels.clamp(min=0),
+            self.profiles,
+            self.label_values,
+            generator=torch.Generator().manual_seed(params["seed"]),
+            boundary_width=self.boundary_width,
+            ignore_label=self.ignore_label,
+        )
+        return data_dict
+
+
+class ExpertsToTargetTransform(BasicTransform):
+    """Moves ``"experts"`` to the end of ``"segmentation"``, which becomes a list if it is not one yet.
+
+    nnU-Net's loader forwards only image and segmentation, and collates a list of segmentations entry by entry, each in
+    its own shape and dtype. So the last entry of a batch's target is (B, J, X, Y[, Z]) int16.
+
+    Raises:
+        ValueError: a sample without segmentation or without experts.
+    """
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        missing = [key for key in ("segmentation", "experts") if data_dict.get(key) is None]
+        if missing:
+            raise ValueError(f"There is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}.")
+        segmentation = data_dict["segmentation"]
+        scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]
+        data_dict["segmentation"] = [*scales, data_dict.pop("experts")]
+        return data_dict
+
+
+def _describe(segmentation: object) -> str:
+    if isinstance(segmentation, torch.Tensor):
+        return f"shape {tuple(segmentation.shape)}"
+    return "none" if segmentation is None else f"a {type(segmentation).__name__}"

@@ -1,0 +1,83 @@
+"""Which output channel of a deferral network is what, and how a routing decision is read off it.
+
+A deferral network has K + J + 2 output channels: K segmentation heads as nnU-Net plans them, J + 1 routing logits
+(route 0 is the model itself, route j is expert j) and one aggregated deferral logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+class DeferralOutput(NamedTuple):
+    """The parts of a network output, each with its channels along the axis that was split."""
+
+    segmentation: Tensor
+    routing: Tensor
+    aggregated: Tensor
+
+
+@dataclass(frozen=True)
+class ChannelLayout:
+    """The order of the output channels: segmentation, routing, aggregated.
+
+    Attributes:
+        num_segmentation_heads: K, as nnU-Net's label manager counts them (classes with background, or regions).
+        num_experts: J.
+    """
+
+    num_segmentation_heads: int
+    num_experts: int
+
+    @property
+    def num_routes(self) -> int:
+        """J + 1: the model and the experts."""
+        return self.num_experts + 1
+
+    @property
+    def total(self) -> int:
+        """K + J + 2, all output channels."""
+        return self.num_segmentation_heads + self.num_routes + 1
+
+    def split(self, output: Tensor, dim: int = 1) -> DeferralOutput:
+        """Split a network output of K + J + 2 channels along `dim` into its parts (views).
+
+        Raises:
+            ValueError: If the axis does not hold K + J + 2 channels.
+        """
+        if output.shape[dim] != self.total:
+            raise ValueError(
+                f"expected {self.total} channels ({self.num_segmentation_heads} segmentation, {self.num_routes} "
+                f"routing, 1 aggregated), got {output.shape[dim]}"
+            )
+        return DeferralOutput(*output.split((self.num_segmentation_heads, self.num_routes, 1), dim=dim))
+
+
+def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
+    """log M_j, the log-softmax of the routing logits (Eq. 5), always in float32.
+
+    Args:
+        routing: Routing logits with J + 1 channels along `dim`, any floating dtype.
+
+    Returns:
+        float32 of the same shape, finite for finite logits.
+    """
+    return torch.log_softmax(routing.float(), dim=dim)
+
+
+def routing_decision(routing: Array, axis: int = 1) -> Array:
+    """The route of every voxel: argmax over the routing logits or probabilities (Sec. 4.2.1).
+
+    Ties go to the lower route, so that the model keeps what nobody does better.
+
+    Returns:
+        Integers in [0, J], without the channel axis.
+    """
+    return routing.argmax(axis)

@@ -1,0 +1,299 @@
+"""`nnUNetv2_deferral_plan_experiment`: plan deferral networks, and preprocess what no other plans have yet.
+
+nnU-Net's own planning command finds planners inside nnunetv2 only; this one hands ours to the same function. What it
+writes is an ordinary plans file, which all stock commands read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+    extract_fingerprint_dataset,
+    plan_experiment_dataset,
+    preprocess_dataset,
+)
+from nnunetv2.paths import nnUNet_extTrainer, nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_deferral.planners import PLANNERS
+from nnunetv2_deferral.planners.deferral import DeferralBlock, settle_deferral_block
+
+COMMAND = "nnUNetv2_deferral_plan_experiment"
+DEFAULT_PLANNER = "nnUNetPlannerDeferral"
+# nnU-Net's own numbers of preprocessing processes, of which no more than nnUNet_def_n_proc are used here.
+_NUM_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
+_STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedExperiment:
+    """Plans, written or about to be.
+
+    Attributes:
+        dataset_name: Full name of the dataset, `DatasetXXX_Name`.
+        plans_file: The file of the plans; its stem is their name, as the stock commands want it.
+        deferral: Their `"deferral"` block, and in what it differs from the defaults if it was kept.
+    """
+
+    dataset_name: str
+    plans_file: Path
+    deferral: DeferralBlock
+
+    @property
+    def plans_name(self) -> str:
+        """The plans' name for `-p` and `-plans_name`."""
+        return self.plans_file.stem
+
+
+class ConfigurationData(NamedTuple):
+    """The preprocessed data of a planned configuration.
+
+    Attributes:
+        configuration: Name of the configuration.
+        shape: Its patch and batch size, for people.
+        folder: Where its data is or will be.
+        num_cases: Training cases of the dataset; `num_missing` of them have no complete files in the folder.
+    """
+
+    configuration: str
+    shape: str
+    folder: Path
+    num_cases: int
+    num_missing: int
+
+
+def check_request(
+    dataset_name_or_id: str | int,
+    *,
+    planner: str = DEFAULT_PLANNER,
+    plans_name: str | None = None,
+    num_experts: int | None = None,
+    experts: str | None = None,
+    overwrite_deferral: bool = False,
+) -> PlannedExperiment:
+    """Find what is wrong with a request before anything is computed or written. Arguments as below.
+
+    Raises:
+        ValueError: For an unknown planner, for nnUNet_n_proc_DA below 1 (nnU-Net cannot plan then), and for what
+            :func:`nnunetv2_deferral.planners.deferral.settle_deferral_block` refuses.
+        RuntimeError: nnU-Net's, for an unknown dataset id.
+    """
+    if planner not in PLANNERS:
+        raise ValueError(f"unknown planner {planner!r}. There are: {', '.join(PLANNERS)}")
+    if get_allowed_n_proc_DA() < 1:
+        raise ValueError(
+            f"nnUNet_n_proc_DA is {get_allowed_n_proc_DA()}, but nnU-Net needs at least 1 to plan. Set it for this "
+            f"command: nnUNet_n_proc_DA=1 {COMMAND} ..."
+        )
+    dataset_name = str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    plans_file = Path(nnUNet_preprocessed, dataset_name, f"{plans_name or PLANNERS[planner].default_plans_name}.json")
+    block = settle_deferral_block(plans_file, num_experts=num_experts, experts=experts, overwrite=overwrite_deferral)
+    return PlannedExperiment(dataset_name=dataset_name, plans_file=plans_file, deferral=block)
+
+
+def plan_deferral_experiment(
+    dataset_name_or_id: str | int,
+    *,
+    planner: str = DEFAULT_PLANNER,
+    plans_name: str | None = None,
+    num_experts: int | None = None,
+    experts: str | None = None,
+    overwrite_deferral: bool = False,
+    gpu_memory_target_in_gb: float | None = None,
+    overwrite_target_spacing: Sequence[float] | None = None,
+) -> PlannedExperiment:
+    """Plan a deferral experiment; extracts the dataset's fingerprint first if there is none.
+
+    Args:
+        dataset_name_or_id: A dataset in nnUNet_raw.
+        planner: Name of a planner in :data:`nnunetv2_deferral.planners.PLANNERS`.
+        plans_name: Name of the plans; None for the planner's own.
+        num_experts: J; None for that of plans that exist under this name, else 3.
+        experts: Name of an expert set; None for the usual one of that size.
+        overwrite_deferral: Write the defaults over an existing `"deferral"` block, which is kept otherwise.
+        gpu_memory_target_in_gb: None for the planner's own.
+        overwrite_target_spacing: Target spacing of 3d_fullres, three floats; None for nnU-Net's choice.
+
+    Raises:
+        ValueError: See :func:`check_request`.
+    """
+    asked: dict[str, Any] = {"num_experts": num_experts, "experts": experts, "overwrite_deferral": overwrite_deferral}
+    planned = check_request(dataset_name_or_id, planner=planner, plans_name=plans_name, **asked)
+    if not (planned.plans_file.parent / "dataset_fingerprint.json").is_file():
+        extract_fingerprint_dataset(convert_dataset_name_to_id(planned.dataset_name), clean=False, verbose=False)
+    plan_experiment_dataset(
+        planned.dataset_name,
+        partial(PLANNERS[planner], **asked),
+        gpu_memory_target_in_gb=gpu_memory_target_in_gb,
+        overwrite_target_spacing=overwrite_target_spacing,
+        overwrite_plans_name=planned.plans_name,
+    )
+    return planned
+
+
+def configuration_data(planned: PlannedExperiment) -> list[ConfigurationData]:
+    """The configurations of the plans and how much of their data is there."""
+    plans = PlansManager(str(planned.plans_file))
+    raw = Path(nnUNet_raw, planned.dataset_name)
+    cases = get_filenames_of_train_images_and_targets(str(raw), json.loads((raw / "dataset.json").read_text()))
+    found = []
+    for name in plans.available_configurations:
+        configuration = plans.get_configuration(name)
+        folder = planned.plans_file.parent / configuration.data_identifier
+        shape = f"patch {'x'.join(map(str, configuration.patch_size))}, batch {configuration.batch_size}"
+        num_missing = sum(not _is_preprocessed(folder, case) for case in cases)
+        found.append(ConfigurationData(name, shape, folder, len(cases), num_missing))
+    return found
+
+
+def preprocess_missing(
+    planned: PlannedExperiment,
+    *,
+    configurations: Sequence[str] | None = None,
+    num_processes: Sequence[int] | None = None,
+) -> list[str]:
+    """Preprocess, with nnU-Net's function, the configurations whose data is missing or incomplete.
+
+    Args:
+        planned: The plans.
+        configurations: Which ones; None for all. As in nnU-Net, usual ones that the dataset lacks are passed over.
+        num_processes: One number, or one for each of `configurations`; None for nnU-Net's own (8, 4 in 3d_fullres),
+            but no more than nnUNet_def_n_proc.
+
+    Returns:
+        The configurations that were preprocessed.
+
+    Raises:
+        ValueError: For a configuration that neither the plans nor nnU-Net know, or a wrong number of processes.
+    """
+    available = [data.configuration for data in configuration_data(planned)]
+    wanted = available if configurations is None else list(configurations)
+    unknown = [name for name in wanted if name not in (*available, *_STOCK_CONFIGURATIONS)]
+    if unknown:
+        raise ValueError(f"{planned.plans_name} has no configuration {', '.join(unknown)}, only {', '.join(available)}")
+    dataset_id = convert_dataset_name_to_id(planned.dataset_name)
+    done = []
+    for name, processes in zip(wanted, _processes(wanted, num_processes), strict=True):
+        # Asked anew each time: configurations may share a folder, which the one before has filled then.
+        data = {data.configuration: data for data in configuration_data(planned)}.get(name)
+        if data is not None and data.num_missing:
+            preprocess_dataset(dataset_id, planned.plans_name, [name], [processes])
+            done.append(name)
+    return done
+
+
+def summary(planned: PlannedExperiment) -> str:
+    """What was planned and what to type next, for people."""
+    experts = planned.deferral.settings.expert_names
+    lines = [
+        f"{planned.dataset_name}: {planned.plans_name} for {len(experts)} expert(s): {', '.join(experts)}",
+        f"  written to {planned.plans_file}",
+    ]
+    if planned.deferral.kept:
+        lines.append('  your "deferral" block was kept (--overwrite_deferral writes the defaults instead):')
+        lines.extend(f"    {difference}" for difference in planned.deferral.kept)
+    configurations = configuration_data(planned)
+    for data in configurations:
+        state = f"{data.num_cases} cases ready"
+        if data.num_missing:
+            state = f"{data.num_missing} of {data.num_cases} cases still to be preprocessed"
+        lines.append(f"  {data.configuration}: {data.shape}; data in {data.folder.name}, {state}")
+    lines.append("Next:")
+    lines.extend(f"  {command}" for command in _next_commands(planned, configurations))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if not given.preprocess and (given.c or given.np):
+        parser.error("-c and -np say what to preprocess and how: they need --preprocess")
+    asked: dict[str, Any] = {"planner": given.pl, "plans_name": given.overwrite_plans_name}
+    asked |= {key: getattr(given, key) for key in ("num_experts", "experts", "overwrite_deferral")}
+    try:
+        for dataset in given.d:
+            check_request(dataset, **asked)
+        if given.preprocess:
+            _processes(given.c or _STOCK_CONFIGURATIONS, given.np)
+    except ValueError as error:
+        parser.error(str(error))
+    summaries = []
+    for dataset in given.d:
+        planned = plan_deferral_experiment(
+            dataset,
+            **asked,
+            gpu_memory_target_in_gb=given.gpu_memory_target,
+            overwrite_target_spacing=given.overwrite_target_spacing,
+        )
+        if given.preprocess:
+            preprocess_missing(planned, configurations=given.c, num_processes=given.np)
+        summaries.append(summary(planned))
+    print("\n" + "\n\n".join(summaries))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Plan the training of deferral networks.")
+    add = parser.add_argument
+    add("-d", nargs="+", required=True, help="Dataset ids or names, as in nnU-Net")
+    add("-pl", default=DEFAULT_PLANNER, help=f"Planner: {', '.join(PLANNERS)}. Default: %(default)s")
+    add("-gpu_memory_target", type=float, help="GPU memory to plan for, in GB. Default: the planner's own")
+    add("-overwrite_target_spacing", type=float, nargs=3, help="Target spacing of 3d_fullres. Default: nnU-Net's")
+    add("-overwrite_plans_name", help="Name of the plans. Default: the planner's own")
+    add("-num_experts", type=int, help="Number of experts J. Default: that of existing plans of this name, else 3")
+    add("-experts", help="Named set of simulated experts: standard (up to 3), scalability (5), complementary (7)")
+    add("--overwrite_deferral", action="store_true", help='Write the "deferral" block of existing plans anew')
+    add("--preprocess", action="store_true", help="Preprocess the configurations whose data is not there yet")
+    add("-c", nargs="+", help="With --preprocess: configurations. Default: all of the plans")
+    add("-np", type=int, nargs="+", help="With --preprocess: number of processes, one or one for each of -c")
+    return parser
+
+
+def _is_preprocessed(folder: Path, case: str) -> bool:
+    """Whether a case's files are complete. The pickle is written last; old versions wrote npz in place of b2nd."""
+    is_blosc2 = (folder / f"{case}.b2nd").is_file() and (folder / f"{case}_seg.b2nd").is_file()
+    return (folder / f"{case}.pkl").is_file() and (is_blosc2 or (folder / f"{case}.npz").is_file())
+
+
+def _processes(configurations: Sequence[str], given: Sequence[int] | None) -> list[int]:
+    if given is None:
+        return [max(1, min(_NUM_PROCESSES.get(name, 4), default_num_processes)) for name in configurations]
+    if any(number < 1 for number in given):
+        raise ValueError(f"the number of processes (-np) must be at least 1, got {list(given)}")
+    if len(given) not in (1, len(configurations)):
+        raise ValueError(f"-np has {len(given)} numbers for {len(configurations)} configurations (-c)")
+    return list(given) * (len(configurations) if len(given) == 1 else 1)
+
+
+def _next_commands(planned: PlannedExperiment, configurations: Sequence[ConfigurationData]) -> list[str]:
+    dataset_id = convert_dataset_name_to_id(planned.dataset_name)
+    commands = []
+    folders: dict[Path, str] = {}
+    for data in configurations:
+        if data.num_missing:
+            folders.setdefault(data.folder, data.configuration)
+    if folders:
+        missing = " ".join(folders.values())
+        commands.append(f"nnUNetv2_preprocess -d {dataset_id} -plans_name {planned.plans_name} -c {missing}")
+    trainers = str(Path(import_module("nnunetv2_deferral.trainers").__path__[0]))
+    if trainers not in (nnUNet_extTrainer.get() or "").split(os.pathsep):
+        commands.append(f"export nnUNet_extTrainer={trainers}")
+    names = [data.configuration for data in configurations]
+    device = "" if torch.cuda.is_available() else " -device cpu"
+    name = "3d_fullres" if "3d_fullres" in names else names[0]
+    commands.append(f"nnUNetv2_train {dataset_id} {name} 0 -tr nnUNetTrainerDeferral -p {planned.plans_name}{device}")
+    return commands

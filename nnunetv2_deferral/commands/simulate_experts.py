@@ -1,0 +1,298 @@
+"""``nnUNetv2_deferral_simulate_experts``: write what simulated experts answer for every case of a label folder.
+
+The answers are those that all methods under comparison are given at evaluation. They depend on the labels, the
+profiles, the band's width and (seed, case, expert) alone. With more than one process, cases are shared out among
+spawned workers, each of which holds one label map and its answers at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from tqdm import tqdm
+
+from nnunetv2_deferral.expert_sim.profiles import (
+    ERROR_MODEL_NAMES,
+    EXPERT_SETS,
+    ExpertProfile,
+    default_expert_set,
+    expert_set,
+)
+from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_panel
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "simulation.json"
+"""The file in the output folder that says how the answers beside it were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is the same for all cases; goes to the workers by pickle."""
+
+    reader: type[BaseReaderWriter]
+    file_ending: str
+    label_values: tuple[int, ...]
+    ignore_label: int | None
+    profiles: tuple[ExpertProfile, ...]
+    seed: int
+    boundary_width: int
+    output_folder: Path
+
+    def target(self, label_file: Path, profile: ExpertProfile) -> Path:
+        return self.output_folder / profile.name / label_file.name
+
+
+def simulate_experts_for_folder(
+    labels_folder: str | Path,
+    dataset_json: str | Path,
+    output_folder: str | Path,
+    *,
+    experts: str | Sequence[ExpertProfile] | None = None,
+    num_experts: int = 3,
+    seed: int = 0,
+    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    error_model: str | None = None,
+    num_processes: int = 1,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Simulate experts for every label file of a folder and write their answers as ``output_folder/<expert>/<case>``.
+
+    Files are read and written by nnU-Net's own reader, so any format it knows will do and the geometry is kept. An
+    answer appears under its name only when it is complete. Region-based labels are answered voxel by voxel with the
+    integers of the label files; ignored voxels keep the ignore label. Beside the answers, ``simulation.json`` records
+    profiles, seed and width.
+
+    Args:
+        labels_folder: the reference label files, ``<case><file_ending>``.
+        dataset_json: path of the dataset.json they belong to (nnU-Net's format; labels, file ending).
+        output_folder: made if need be.
+        experts: name of a set of the paper, profiles of one's own (then ``num_experts`` is not looked at), or None for
+            :func:`~nnunetv2_deferral.expert_sim.profiles.default_expert_set`.
+        num_experts: J, the number of experts of a named set.
+        seed: with the names of case and expert, the only source of chance.
+        boundary_width: depth of the boundary band on each side of a label change, in voxels.
+        error_model: let all experts err in this manner instead of their profiles'.
+        num_processes: worker processes; 1 works in this process.
+        overwrite: replace answers that are there already.
+
+    Returns:
+        The files written, sorted.
+
+    Raises:
+        FileNotFoundError: the label folder or dataset.json is missing.
+        FileExistsError: answers for these cases, or answers made in another way, are there already.
+        ValueError: no label files, an unusable dataset.json or expert set, or a label file with values that
+            dataset.json does not know (the message names file and values). Cases done before it stay written.
+    """
+    if num_processes < 1:
+        raise ValueError(f"There must be at least one process, got {num_processes}.")
+    if boundary_width < 0:
+        raise ValueError(f"The width of the boundary band must be at least 0 voxels, got {boundary_width}.")
+    profiles = _choose_profiles(experts, num_experts, error_model)
+    content = _read_dataset_json(Path(dataset_json))
+    label_files = _find_label_files(Path(labels_folder), content["file_ending"])
+    label_values, ignore_label = _read_label_values(content, Path(dataset_json))
+    job = _Job(
+        reader=_find_reader(content, label_files[0]),
+        file_ending=content["file_ending"],
+        label_values=label_values,
+        ignore_label=ignore_label,
+        profiles=profiles,
+        seed=seed,
+        boundary_width=boundary_width,
+        output_folder=Path(output_folder),
+    )
+    _check_targets(job, label_files, overwrite=overwrite)
+    for profile in profiles:
+        (job.output_folder / profile.name).mkdir(parents=True, exist_ok=True)
+    written = _run(job, label_files, num_processes)
+    (job.output_folder / RECORD_NAME).write_text(json.dumps(_record(job), indent=2) + "\n")
+    logger.info("Wrote the answers of %d experts for %d cases.", len(profiles), len(label_files))
+    return sorted(written)
+
+
+def _choose_profiles(
+    experts: str | Sequence[ExpertProfile] | None, num_experts: int, error_model: str | None
+) -> tuple[ExpertProfile, ...]:
+    if experts is None or isinstance(experts, str):
+        profiles = expert_set(default_expert_set(num_experts) if experts is None else experts, num_experts)
+    else:
+        profiles = tuple(experts)
+    names = [profile.name for profile in profiles]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"There must be at least one expert, and no two of the same name, got {names}.")
+    if error_model is not None:
+        profiles = tuple(replace(profile, error_model=error_model) for profile in profiles)
+    return profiles
+
+
+def _read_dataset_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no dataset.json at {path}.")
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    missing = [key for key in ("labels", "file_ending") if key not in content]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; is it a dataset.json of nnU-Net v2?")
+    return content
+
+
+def _read_label_values(content: dict[str, Any], path: Path) -> tuple[tuple[int, ...], int | None]:
+    """The integers of the label files without the ignore label, ascending, and the ignore label or None."""
+    try:
+        manager = LabelManager(content["labels"], content.get("regions_class_order"))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"nnU-Net does not accept the labels of {path}: {error}") from error
+    values = tuple(int(value) for value in manager.all_labels)
+    if all(value == 0 for value in values):
+        raise ValueError(f"The labels of {path} have no foreground, so an expert has nothing to tell apart.")
+    return values, manager.ignore_label
+
+
+def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no label folder at {folder}.")
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(file_ending))
+    if not files:
+        raise ValueError(f"There are no files with ending {file_ending} in {folder}.")
+    return files
+
+
+def _find_reader(content: dict[str, Any], example: Path) -> type[BaseReaderWriter]:
+    """nnU-Net's reader for these files; it tries readers out and prints the failures, which are kept from the user."""
+    noise = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+            return determine_reader_writer_from_dataset_json(content, str(example), verbose=False)
+    except RuntimeError as error:
+        raise ValueError(f"nnU-Net has no reader for {example}.") from error
+    finally:
+        logger.debug("While looking for a reader: %s", noise.getvalue())
+
+
+def _record(job: _Job) -> dict[str, Any]:
+    experts = [profile.to_dict() for profile in job.profiles]
+    return {"experts": experts, "seed": job.seed, "boundary_width": job.boundary_width}
+
+
+def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> None:
+    """Refuse to write over references, and, unless asked to, over earlier answers or among answers of another kind."""
+    targets = [job.target(file, profile) for file in label_files for profile in job.profiles]
+    inputs = {file.resolve() for file in label_files}
+    clash = next((target for target in targets if target.resolve() in inputs), None)
+    if clash is not None:
+        raise ValueError(f"The answers would replace the labels they are made from: {clash}.")
+    if overwrite:
+        return
+    existing = [target for target in targets if target.exists()]
+    if existing:
+        raise FileExistsError(
+            f"{len(existing)} of {len(targets)} files exist already, the first is {existing[0]}; "
+            "ask for overwriting (--overwrite) or choose another output folder."
+        )
+    record = job.output_folder / RECORD_NAME
+    if record.is_file() and json.loads(record.read_text()) != _record(job):
+        raise FileExistsError(f"{record} tells of answers made in another way; choose another output folder.")
+
+
+def _run(job: _Job, label_files: list[Path], num_processes: int) -> list[Path]:
+    progress = {"total": len(label_files), "desc": "Simulating experts", "unit": "case"}
+    if num_processes == 1:
+        return [target for file in tqdm(label_files, **progress) for target in _simulate_case(job, file)]
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(num_processes, len(label_files))
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(_simulate_case, job, file) for file in label_files]
+        try:
+            return [target for future in tqdm(as_completed(futures), **progress) for target in future.result()]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
+    """Write all experts' answers for one case; returns the files."""
+    reader = job.reader()
+    segmentation, properties = reader.read_seg(str(label_file))
+    if segmentation.ndim != 4 or segmentation.shape[0] != 1:
+        raise ValueError(f"{label_file} is no label map of one channel: nnU-Net reads shape {segmentation.shape}.")
+    known = {*job.label_values} if job.ignore_label is None else {*job.label_values, job.ignore_label}
+    outside = ~np.isin(segmentation, list(known))
+    if outside.any():
+        unknown = np.unique(segmentation[outside])
+        listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        raise ValueError(f"{label_file} holds labels that are not in dataset.json: {listed}.")
+    case = label_file.name.removesuffix(job.file_ending)
+    answers = simulate_panel(
+        torch.from_numpy(segmentation[0].astype(np.int16)),
+        job.profiles,
+        job.label_values,
+        generator=[case_generator(job.seed, case, profile.name) for profile in job.profiles],
+        boundary_width=job.boundary_width,
+        ignore_label=job.ignore_label,
+    )
+    targets = [job.target(label_file, profile) for profile in job.profiles]
+    for answer, target in zip(answers.numpy(), targets, strict=True):
+        _write_whole(reader, answer, target, properties)
+    return targets
+
+
+def _write_whole(reader: BaseReaderWriter, labels: np.ndarray, target: Path, properties: dict) -> None:
+    """Write ``labels`` (X, Y, Z) so that ``target`` is there whole or not at all, with the files some formats add."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+        reader.write_seg(labels, str(Path(folder) / target.name), properties)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):  # the label map last
+            file.replace(target.parent / file.name)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Simulate experts for a folder of reference labels. Writes OUT/expert1/<case>, OUT/expert2/<case>, "
+        "... in the format of the labels. The same call gives the same answers, whatever the number of processes."
+    )
+    parser.add_argument("-i", metavar="LABELS", required=True, help="folder with the reference label files")
+    parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json they belong to")
+    parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for instance expertsTr of the dataset")
+    sets = f"set of expert profiles: {', '.join(EXPERT_SETS)}. Default: standard up to 3 experts, else scalability"
+    parser.add_argument("-experts", metavar="SET", help=sets)
+    parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
+    parser.add_argument("-seed", type=int, default=0, help="another seed gives other errors. Default: 0")
+    parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    width = f"depth of the boundary band on each side of a label change. Default: {DEFAULT_BOUNDARY_WIDTH}"
+    parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=DEFAULT_BOUNDARY_WIDTH, help=width)
+    manner = "manner in which all experts err. Default: independent"
+    parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=manner)
+    parser.add_argument("--overwrite", action="store_true", help="replace answers that are there already")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        chosen = vars(options)
+        folders = chosen.pop("i"), chosen.pop("djfile"), chosen.pop("o")
+        simulate_experts_for_folder(*folders, num_processes=chosen.pop("np"), **chosen)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))

@@ -1,0 +1,1 @@
+"""Scoring a system of model and experts."""

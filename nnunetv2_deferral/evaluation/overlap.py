@@ -1,0 +1,76 @@
+"""Overlap of label maps, in the nesting of nnU-Net's summary.json and with Sensitivity beside Dice and IoU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, label_or_region_to_key, region_or_label_to_mask
+
+Region = int | tuple[int, ...]
+CaseMetrics = dict[str, dict[str, float]]
+
+
+def overlap(
+    reference: np.ndarray, prediction: np.ndarray, regions: Sequence[Region], counts: np.ndarray | None = None
+) -> CaseMetrics:
+    """Dice, IoU and Sensitivity of each label or region, over the voxels that count.
+
+    Args:
+        reference: Label map, integer, any shape.
+        prediction: Label map of the same shape.
+        regions: The labels, or tuples of labels, to score.
+        counts: Bool of the same shape, or None for all voxels.
+
+    Returns:
+        For each region, keyed as in nnU-Net's summaries, the three scores and TP, FP, FN, TN, n_pred, n_ref. Dice and
+        IoU are NaN where neither map has the region, Sensitivity where the reference has none.
+    """
+    excluded = None if counts is None else ~counts
+    metrics = {}
+    for region in regions:
+        masks = (region_or_label_to_mask(labels, region) for labels in (reference, prediction))
+        tp, fp, fn, tn = (int(count) for count in compute_tp_fp_fn_tn(*masks, excluded))
+        metrics[label_or_region_to_key(region)] = {
+            "Dice": _ratio(2 * tp, 2 * tp + fp + fn),
+            "IoU": _ratio(tp, tp + fp + fn),
+            "Sensitivity": _ratio(tp, tp + fn),
+            "TP": tp,
+            "FP": fp,
+            "FN": fn,
+            "TN": tn,
+            "n_pred": tp + fp,
+            "n_ref": tp + fn,
+        }
+    return metrics
+
+
+def summarize(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:
+    """Means over cases, as nnU-Net nests them; undefined (NaN) scores are left out and their number is reported.
+
+    Returns:
+        `{"mean": {region: scores}, "foreground_mean": scores, "metric_per_case": [...]}` where every `scores` of
+        `mean` also has `n_undefined`, the number of cases whose Dice is undefined. A mean over nothing is NaN.
+    """
+    regions = list(next(iter(cases.values()), {}))
+    mean = {}
+    for region in regions:
+        rows = [metrics[region] for metrics in cases.values()]
+        mean[region] = {key: _mean([row[key] for row in rows]) for key in rows[0]}
+        mean[region]["n_undefined"] = sum(int(np.isnan(row["Dice"])) for row in rows)
+    keys = [key for key in next(iter(mean.values()), {}) if key != "n_undefined"]
+    return {
+        "foreground_mean": {key: _mean([scores[key] for scores in mean.values()]) for key in keys},
+        "mean": mean,
+        "metric_per_case": [{"case": case, "metrics": metrics} for case, metrics in cases.items()],
+    }
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else float("nan")
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")

@@ -1,0 +1,49 @@
+"""The load-balancing penalty (LB), Eqs. (8) and (9) of DeferredSeg."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_reduce
+
+
+def routing_ratio(log_routing: Tensor, counts: Tensor | None = None) -> Tensor:
+    """rho_j, the mean routing probability of each expert over batch and voxels (Eq. 8).
+
+    In a distributed training it is the mean over the batches of all processes, and differentiable as such.
+
+    Args:
+        log_routing: log M, float32 (B, J + 1, *S).
+        counts: Bool (B, *S), the voxels that count, or None for all.
+
+    Returns:
+        float32 (J,), each in [0, 1]; 0 where no voxel counts.
+    """
+    probabilities = log_routing[:, 1:].exp()
+    if counts is None:
+        number = probabilities.new_tensor(probabilities[:, 0].numel())
+    else:
+        probabilities = probabilities * counts.unsqueeze(1)
+        number = counts.sum().to(probabilities.dtype)
+    load = probabilities.transpose(0, 1).flatten(1).sum(1)
+    if distributed.is_available() and distributed.is_initialized():
+        load, number = all_reduce(load), all_reduce(number)
+    return load / number.clamp(min=1)
+
+
+def balance_loss(ratio: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    r"""Penalise experts that are over- or under-used (Eq. 9).
+
+    .. math:: \sum_{j=1}^{J} \max(\rho_j - u_j, 0) + \max(l_j - \rho_j, 0)
+
+    It bounds the soft routing mass, not the share of voxels that the argmax sends to an expert.
+
+    Args:
+        ratio: rho, float32 (J,), from :func:`routing_ratio`.
+        lower: l, float32 (J,).
+        upper: u, float32 (J,).
+
+    Returns:
+        A scalar.
+    """
+    return (torch.relu(ratio - upper) + torch.relu(lower - ratio)).sum()

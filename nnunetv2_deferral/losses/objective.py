@@ -1,0 +1,96 @@
+"""The learning objective, Eq. (10): L = segmentation + DC + lambda_1 SC + lambda_2 LB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_deferral.channels import ChannelLayout, routing_log_probabilities
+from nnunetv2_deferral.labels import LabelSpace, is_right
+from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
+from nnunetv2_deferral.losses.coherence import coherence_loss
+from nnunetv2_deferral.losses.collaboration import collaboration_loss
+from nnunetv2_deferral.settings import DeferralSettings
+
+
+class ObjectiveTerms(NamedTuple):
+    """The objective and its unweighted terms, each a scalar tensor."""
+
+    total: Tensor
+    segmentation: Tensor
+    collaboration: Tensor
+    coherence: Tensor
+    balance: Tensor
+
+
+class DeferralObjective(nn.Module):
+    """Segmentation loss at every scale, deferral losses at full resolution.
+
+    Args:
+        settings: Weights and bounds.
+        labels: What the segmentation channels mean.
+        segmentation_loss: nnU-Net's loss, called with the segmentation logits and the targets as nnU-Net would call
+            it: both lists (one entry a scale, finest first) with deep supervision, else both tensors.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(
+        self, settings: DeferralSettings, labels: LabelSpace, segmentation_loss: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.labels = labels
+        self.segmentation_loss = segmentation_loss
+        self.layout = ChannelLayout(labels.num_segmentation_heads, settings.num_experts)
+        self.register_buffer("lower", torch.tensor(settings.lower))
+        self.register_buffer("upper", torch.tensor(settings.upper))
+
+    def forward(
+        self,
+        output: Tensor | list[Tensor],
+        target: Tensor | list[Tensor],
+        experts: Tensor,
+        deferral_weight: float = 1.0,
+    ) -> ObjectiveTerms:
+        """Evaluate the objective on one batch.
+
+        Args:
+            output: (B, K + J + 2, *S), or with deep supervision a list whose first entry is that and whose further
+                entries have K channels at coarser scales.
+            target: nnU-Net's target, (B, 1, *S) or regions, or the list of it at every scale.
+            experts: The experts' label maps at full resolution, integer (B, J, *S).
+            deferral_weight: Factor on all deferral losses; 0 during the warm-up, when their terms are still reported.
+        """
+        full, *coarser = output if isinstance(output, (list, tuple)) else [output]
+        parts = self.layout.split(full)
+        if isinstance(output, (list, tuple)):
+            segmentation = self.segmentation_loss([parts.segmentation, *coarser], target)
+        else:
+            segmentation = self.segmentation_loss(parts.segmentation, target)
+
+        reference, counts = self.labels.reference(target[0] if isinstance(target, (list, tuple)) else target)
+        model_right = is_right(self.labels.answer(parts.segmentation), reference)
+        expert_right = is_right(self.labels.encode(experts), reference).transpose(0, 1)
+
+        settings = self.settings
+        log_routing = routing_log_probabilities(parts.routing)
+        collaboration = collaboration_loss(log_routing, expert_right, model_right, counts)
+        coherence = coherence_loss(
+            parts.aggregated,
+            log_routing,
+            beta_consistency=settings.beta_consistency,
+            beta_rate=settings.beta_rate,
+            trains_routing=settings.coherence_trains_routing,
+            counts=counts,
+        )
+        balance = balance_loss(routing_ratio(log_routing, counts), self.lower, self.upper)
+        # A term of weight 0 stays in the sum: its parameters then have a gradient (of 0), which DDP insists on.
+        deferral = collaboration + settings.lambda_coherence * coherence + settings.lambda_balance * balance
+        return ObjectiveTerms(
+            segmentation + deferral_weight * deferral, segmentation, collaboration, coherence, balance
+        )

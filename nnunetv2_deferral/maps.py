@@ -1,0 +1,165 @@
+"""The deferral maps beside a folder of predicted masks: where they are, how they are written and read.
+
+    <folder>/<case>.nii.gz                        the model's mask, written by nnU-Net
+    <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
+    <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: probability that the voxel is deferred
+    <folder>/deferral/deferral.json               experts, settings, versions, rates per case
+
+The maps lie in a subfolder because nnU-Net takes every file with the dataset's ending in the folder itself for a case.
+Formats without floating point (.png, .bmp) hold the probability as 0..255.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from filelock import FileLock
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.settings import DeferralSettings
+
+FOLDER = "deferral"
+_BYTE_FORMATS = (".png", ".bmp", ".tif")  # those of nnU-Net's 2D reader of natural images
+
+
+class MaskWriter(Protocol):
+    """What of nnU-Net's reader-writers the maps are written with."""
+
+    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
+        """Write a mask with the geometry in `properties`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Which model made the maps of a folder."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    trainer: str | None
+    experts: tuple[str, ...]
+
+
+def route_file(folder: Path, case: str, file_ending: str) -> Path:
+    """The routing map of a case."""
+    return folder / FOLDER / "route" / f"{case}{file_ending}"
+
+
+def probability_file(folder: Path, case: str, file_ending: str) -> Path:
+    """The deferral probability of a case."""
+    return folder / FOLDER / "probability" / f"{case}{file_ending}"
+
+
+def index_file(folder: Path) -> Path:
+    """The JSON file about all maps of a folder."""
+    return folder / FOLDER / "deferral.json"
+
+
+def check_folder(folder: Path, model: ModelIdentity) -> None:
+    """Refuse a folder that holds the deferral maps of another model.
+
+    Raises:
+        ValueError: Naming the folder and both models.
+    """
+    file = index_file(folder)
+    if not file.is_file():
+        return
+    theirs, ours = json.loads(file.read_text())["model"], _as_json(model)
+    if theirs != ours:
+        differing = [f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value]
+        raise ValueError(
+            f"{folder} already holds the deferral maps of another model ({'; '.join(differing)}). Predict into another "
+            f"folder, or remove {file.parent}"
+        )
+
+
+def write_maps(
+    folder: Path,
+    case: str,
+    file_ending: str,
+    route: np.ndarray,
+    probability: np.ndarray,
+    *,
+    writer: MaskWriter,
+    properties: dict[str, Any],
+    model: ModelIdentity,
+    settings: DeferralSettings,
+) -> None:
+    """Write the two maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
+
+    Args:
+        folder: The folder of the masks.
+        case: The case identifier.
+        file_ending: The dataset's file ending, such as `.nii.gz`.
+        route: uint8, in the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
+        probability: float32 of the same shape, in [0, 1].
+        writer: nnU-Net's reader-writer for this dataset.
+        properties: nnU-Net's properties of the case, which hold its geometry.
+        model: Which model made the maps.
+        settings: The effective settings of the model.
+    """
+    if file_ending in _BYTE_FORMATS and route.shape[0] == 1:
+        probability = np.round(probability * 255).astype(np.uint8)
+    for file, array in (
+        (route_file(folder, case, file_ending), route),
+        (probability_file(folder, case, file_ending), probability),
+    ):
+        with written_whole(file.parent) as scratch:
+            writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
+    _enter_case(folder, case, deferral_rates(route, model.experts), model, settings)
+
+
+def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
+    """The share of voxels that is deferred, and the share that goes to each expert.
+
+    Returns:
+        `{"deferral_rate": float, "share": {expert: float}}`, shares of all voxels; 0 for an empty map.
+    """
+    counts = np.bincount(route.ravel(), minlength=len(experts) + 1)
+    share = counts / max(route.size, 1)
+    return {
+        "deferral_rate": float(share[1:].sum()),
+        "share": {name: float(value) for name, value in zip(experts, share[1:], strict=True)},
+    }
+
+
+def _enter_case(
+    folder: Path, case: str, rates: dict[str, Any], model: ModelIdentity, settings: DeferralSettings
+) -> None:
+    file = index_file(folder)
+    with FileLock(file.with_name(".deferral.json.lock")):
+        cases = json.loads(file.read_text())["cases"] if file.is_file() else {}
+        content = {
+            "model": _as_json(model),
+            "settings": settings.to_dict(),
+            "versions": {
+                "nnunetv2_deferral": __version__,
+                "nnunetv2": version("nnunetv2"),
+                "torch": version("torch"),
+            },
+            "cases": dict(sorted((cases | {case: rates}).items())),
+        }
+        write_json(content, file)
+
+
+def _as_json(model: ModelIdentity) -> dict[str, Any]:
+    return asdict(model) | {"experts": list(model.experts)}
+
+
+class _Typed(np.ndarray):
+    """An array that keeps its dtype where nnU-Net's writers cast a mask to unsigned integers."""
+
+    def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self)
+
+
+def _as_typed(array: np.ndarray) -> np.ndarray:
+    # nnU-Net's writers know every format and its geometry, orientation included, but write integers only.
+    return array.view(_Typed)

@@ -1,0 +1,135 @@
+"""The deferral head, and how it is put on the networks that nnU-Net plans.
+
+In the U-Nets of `dynamic_network_architectures` the last decoder features meet exactly one module,
+`decoder.seg_layers[-1]`. The head takes its place, keeps it as its segmentation layer and appends the J + 2 deferral
+channels to what it returns; nothing else of the network changes, deep supervision included. Because the keys of the
+head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` loads a stock checkpoint into such a network as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_deferral.settings import DeferralSettings
+
+
+class DeferralHead(nn.Module):
+    """Segmentation layer, routing logits and aggregated deferral predictor on the last decoder features.
+
+    Routing sees the decoder features and how sure the segmentation is (its probabilities and its margin): a 3x3
+    convolution, ReLU, 1x1 convolution. The aggregated predictor is the paper's: the same on the features alone
+    (Sec. 4.3). Both hidden layers are computed by one convolution of the features; the part that reads the
+    confidence is a second one that is added, which equals one convolution of the concatenation without copying it.
+
+    Args:
+        segmentation: The 1x1 convolution that nnU-Net put there; kept as it is, weights included.
+        num_experts: J.
+        hidden_channels: Width of each of the two hidden layers.
+        has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
+        trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
+            logits that routing looks at carry none in any case.
+    """
+
+    def __init__(
+        self,
+        segmentation: nn.Module,
+        *,
+        num_experts: int,
+        hidden_channels: int,
+        has_regions: bool,
+        trains_decoder: bool,
+    ) -> None:
+        super().__init__()
+        convolution = type(segmentation)
+        in_channels, num_heads = segmentation.in_channels, segmentation.out_channels
+        self.segmentation = segmentation
+        self.hidden_channels = hidden_channels
+        self.has_regions = has_regions
+        self.trains_decoder = trains_decoder
+        self.hidden_features = convolution(in_channels, 2 * hidden_channels, 3, padding=1)
+        self.hidden_confidence = convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False)
+        self.routing = convolution(hidden_channels, num_experts + 1, 1)
+        self.aggregated = convolution(hidden_channels, 1, 1)
+        for layer in (self.hidden_features, self.hidden_confidence, self.routing, self.aggregated):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, F, *S) to (B, K + J + 2, *S): segmentation, routing and aggregated logits."""
+        segmentation = self.segmentation(features)
+        seen = features if self.trains_decoder else features.detach()
+        from_features = self.hidden_features(seen)
+        from_confidence = self.hidden_confidence(confidence(segmentation.detach(), has_regions=self.has_regions))
+        routing_hidden, aggregated_hidden = from_features.split(self.hidden_channels, dim=1)
+        routing = self.routing(torch.relu(routing_hidden + from_confidence))
+        aggregated = self.aggregated(torch.relu(aggregated_hidden))
+        return torch.cat((segmentation, routing, aggregated), dim=1)
+
+    def deferral_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that this head adds to the network: all but the segmentation layer's."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("segmentation."):
+                yield parameter
+
+
+def confidence(segmentation: Tensor, *, has_regions: bool) -> Tensor:
+    """How sure a segmentation is, as routing sees it.
+
+    Args:
+        segmentation: Logits (B, K, *S).
+        has_regions: Regions (sigmoid) or classes (softmax).
+
+    Returns:
+        (B, K + 1, *S): the probabilities, and log(1 + margin), where the margin is the gap between the two highest
+        logits (classes) or the smallest distance of a logit from its threshold 0 (regions).
+    """
+    if has_regions:
+        probabilities = torch.sigmoid(segmentation)
+        margin = segmentation.abs().amin(1, keepdim=True)
+    else:
+        probabilities = torch.softmax(segmentation, 1)
+        highest = segmentation.topk(2, dim=1).values
+        margin = highest[:, :1] - highest[:, 1:]
+    return torch.cat((probabilities, torch.log1p(margin)), dim=1)
+
+
+def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_regions: bool) -> nn.Module:
+    """Replace the last segmentation layer of a planned network by a :class:`DeferralHead`, in place.
+
+    Returns:
+        The same network, now with K + J + 2 output channels at full resolution.
+
+    Raises:
+        ValueError: If the network has no decoder with segmentation layers.
+    """
+    layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0 or not isinstance(layers[-1], (nn.Conv2d, nn.Conv3d)):
+        raise ValueError(
+            f"the architecture {type(network).__name__} of these plans cannot be extended with deferral: its decoder "
+            "has no `seg_layers`. Supported are the U-Nets of dynamic_network_architectures, such as PlainConvUNet "
+            "(nnUNetPlans) and ResidualEncoderUNet (nnUNetResEncUNet{M,L,XL}Plans)"
+        )
+    layers[-1] = DeferralHead(
+        layers[-1],
+        num_experts=settings.num_experts,
+        hidden_channels=settings.head_channels,
+        has_regions=has_regions,
+        trains_decoder=settings.routing_trains_decoder,
+    )
+    return network
+
+
+def deferral_head(network: nn.Module) -> DeferralHead:
+    """The deferral head of an (unwrapped) network.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
+    if layers is None or not isinstance(layers[-1], DeferralHead):
+        raise ValueError(f"this {type(network).__name__} has no deferral head")
+    return layers[-1]

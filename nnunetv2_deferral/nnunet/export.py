@@ -1,0 +1,122 @@
+"""From the logits of a case to its mask and its deferral maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.export_prediction import export_prediction_from_logits as stock_export
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor
+
+from nnunetv2_deferral.channels import routing_decision, routing_log_probabilities
+from nnunetv2_deferral.maps import ModelIdentity, write_maps
+from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+
+
+def export_prediction_from_logits(
+    predicted_array_or_file: np.ndarray | Tensor,
+    properties_dict: dict,
+    configuration_manager: ConfigurationManager,
+    plans_manager: PlansManager,
+    dataset_json_dict_or_file: dict | str,
+    output_file_truncated: str,
+    save_probabilities: bool = False,
+    num_threads_torch: int = default_num_processes,
+) -> None:
+    """nnU-Net's export, with the same signature; for a deferral model it also writes the deferral maps.
+
+    Masks and npz files are written by nnU-Net's own function from the first K channels. The maps come first: a mask
+    that exists tells a continued prediction that its case is done.
+    """
+    segmentation = predicted_array_or_file
+    if isinstance(plans_manager, DeferralPlansManager):
+        if isinstance(dataset_json_dict_or_file, str):
+            dataset_json_dict_or_file = load_json(dataset_json_dict_or_file)
+        logits = torch.as_tensor(predicted_array_or_file)
+        parts = plans_manager.get_label_manager(dataset_json_dict_or_file).layout.split(logits, dim=0)
+        route, probability = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
+        file = Path(output_file_truncated)
+        write_maps(
+            file.parent,
+            file.name,
+            dataset_json_dict_or_file["file_ending"],
+            route,
+            probability,
+            writer=plans_manager.image_reader_writer_class(),
+            properties=properties_dict,
+            model=model_identity(plans_manager, configuration_manager),
+            settings=plans_manager.settings,
+        )
+        segmentation, plans_manager = parts.segmentation, plans_manager.stock()
+    stock_export(
+        segmentation,
+        properties_dict,
+        configuration_manager,
+        plans_manager,
+        dataset_json_dict_or_file,
+        output_file_truncated,
+        save_probabilities,
+        num_threads_torch,
+    )
+
+
+def maps_from_routing(
+    routing: Tensor,
+    properties: dict[str, Any],
+    configuration_manager: ConfigurationManager,
+    plans_manager: PlansManager,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Routing logits of a preprocessed case as maps in the geometry of its image.
+
+    Resampling, cropping and axis order are undone as nnU-Net undoes them for probabilities. What was cropped away
+    stays the model's: route 0, probability 0.
+
+    Args:
+        routing: Logits (J + 1, *S) in the shape of the preprocessed case.
+        properties: nnU-Net's properties of the case.
+        configuration_manager: The configuration that was predicted with.
+        plans_manager: Its plans.
+
+    Returns:
+        The route, uint8, and the probability that a voxel is deferred, 1 - M_0, float32.
+    """
+    spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
+    shape = properties["shape_after_cropping_and_before_resampling"]
+    target = list(configuration_manager.spacing)
+    predicted_spacing = target if len(target) == len(shape) else [spacing[0], *target]
+    probabilities = routing_log_probabilities(routing, dim=0).exp()
+    probabilities = np.asarray(
+        configuration_manager.resampling_fn_probabilities(probabilities, shape, predicted_spacing, spacing)
+    )
+
+    def in_image(cropped: np.ndarray) -> np.ndarray:
+        whole = np.zeros(properties["shape_before_cropping"], dtype=cropped.dtype)
+        whole = insert_crop_into_image(whole, cropped, properties["bbox_used_for_cropping"])
+        return whole.transpose(plans_manager.transpose_backward)
+
+    route = routing_decision(probabilities, axis=0).astype(np.uint8)
+    return in_image(route), in_image(np.clip(1 - probabilities[0], 0, 1, dtype=np.float32))
+
+
+def model_identity(
+    plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager
+) -> ModelIdentity:
+    """Which model a plans manager belongs to."""
+    names = [
+        name
+        for name in plans_manager.available_configurations
+        if plans_manager.get_configuration(name).configuration == configuration_manager.configuration
+    ]
+    return ModelIdentity(
+        dataset=plans_manager.dataset_name,
+        plans=plans_manager.plans_name,
+        configuration=names[0] if names else "unknown",
+        trainer=plans_manager.trainer_name,
+        experts=plans_manager.settings.expert_names,
+    )

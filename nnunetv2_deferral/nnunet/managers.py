@@ -1,0 +1,106 @@
+"""nnU-Net's plans and label managers, for a model with deferral channels.
+
+nnU-Net's predictor allocates as many channels as its label manager counts segmentation heads, and hands the plans
+manager to worker processes that import nothing of ours. So the live plans manager of a deferral model becomes a
+:class:`DeferralPlansManager`: it is pickled by reference to this module (which makes the workers import it), and its
+label manager reports K + J + 2 heads while it segments from the first K.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.labels import LabelSpace
+from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
+
+# What a model is, as opposed to how it was asked to be trained: written by the trainer beside the settings.
+MODEL_KEY = "deferral_model"
+
+
+class DeferralLabelManager(LabelManager):
+    """Counts the deferral channels as heads, and converts from the first K of them as the stock manager would."""
+
+    def __init__(self, stock: LabelManager, num_experts: int) -> None:
+        self.__dict__.update(stock.__dict__)
+        self._stock = stock
+        self._num_experts = num_experts
+
+    @property
+    def layout(self) -> ChannelLayout:
+        """The order of the output channels."""
+        return ChannelLayout(self._stock.num_segmentation_heads, self._num_experts)
+
+    @property
+    def num_segmentation_heads(self) -> int:
+        """K + J + 2: what nnU-Net's predictor must allocate."""
+        return self.layout.total
+
+    def apply_inference_nonlin(self, logits: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """The K segmentation probabilities of (K or more, *S) logits."""
+        return self._stock.apply_inference_nonlin(self._segmentation(logits))
+
+    def convert_probabilities_to_segmentation(self, predicted_probabilities: np.ndarray | Tensor) -> Any:
+        """The label map of (K or more, *S) probabilities."""
+        return self._stock.convert_probabilities_to_segmentation(self._segmentation(predicted_probabilities))
+
+    def convert_logits_to_segmentation(self, predicted_logits: np.ndarray | Tensor) -> Any:
+        """The label map of (K or more, *S) logits."""
+        return self._stock.convert_logits_to_segmentation(self._segmentation(predicted_logits))
+
+    def _segmentation(self, channels: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        return channels[: self.layout.num_segmentation_heads]
+
+
+class DeferralPlansManager(PlansManager):
+    """The plans of a deferral model."""
+
+    @classmethod
+    def adopt(cls, plans_manager: PlansManager) -> DeferralPlansManager:
+        """Turn the live stock manager, which nnU-Net already holds, into one of this class, in place."""
+        plans_manager.__class__ = cls
+        return plans_manager  # type: ignore[return-value]
+
+    @property
+    def settings(self) -> DeferralSettings:
+        """The effective settings of the model.
+
+        Raises:
+            ValueError: If the plans have no deferral block.
+        """
+        if PLANS_KEY not in self.plans:
+            raise ValueError(
+                f'the plans "{self.plans.get("plans_name")}" of this model have no "{PLANS_KEY}" block, so they are '
+                "not those of a deferral model. Was plans.json in the model folder replaced?"
+            )
+        return resolve_settings(self.plans[PLANS_KEY])
+
+    @property
+    def trainer_name(self) -> str | None:
+        """The trainer that made this model, None in a model folder that does not say."""
+        return self.plans.get(MODEL_KEY, {}).get("trainer")
+
+    def stock(self) -> PlansManager:
+        """A stock manager of the same plans, for handing work back to nnU-Net."""
+        return PlansManager(self.plans)
+
+    def get_label_manager(self, dataset_json: dict, **kwargs: Any) -> DeferralLabelManager:
+        """A label manager that knows the deferral channels."""
+        return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings.num_experts)
+
+
+def label_space(label_manager: LabelManager) -> LabelSpace:
+    """What nnU-Net's (stock) label manager says of the labels, for losses and metrics."""
+    regions = None
+    if label_manager.has_regions:
+        regions = tuple(_as_labels(region) for region in label_manager.foreground_regions)
+    return LabelSpace(label_manager.num_segmentation_heads, regions, label_manager.ignore_label)
+
+
+def _as_labels(region: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(label) for label in region) if isinstance(region, (tuple, list)) else (int(region),)

@@ -1,0 +1,108 @@
+"""How a trainer's name says what it is, and the one mechanism that makes a class of such a name.
+
+    nnUNetTrainerDeferral[{J}Expert[s]][_{option}]...
+
+with the number of experts J from 1 to 5 (left out: as the plans say) and options in any order. nnU-Net asks a module
+for a trainer with `hasattr`, so a module-level `__getattr__` is all it takes: no class is written by hand for every
+combination.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
+
+BASE_NAME = "nnUNetTrainerDeferral"
+MAX_EXPERTS = 5
+EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+
+
+class Option(NamedTuple):
+    """What a suffix of a trainer's name fixes."""
+
+    description: str
+    attributes: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+OPTIONS: dict[str, Option] = {
+    "frozen": Option("keep a trained stock network (-pretrained_weights) and train only the head", {"frozen": True}, {}),
+    "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
+    "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),
+    "paperSC": Option("spatial coherence also trains the routing, as in the paper", {}, {"coherence_trains_routing": True}),
+    "joint": Option("routing losses also train the decoder", {}, {"routing_trains_decoder": True}),
+    **{
+        f"{number}epoch{'s' if number > 1 else ''}": Option(f"train for {number} epochs", {"epochs": number}, {})
+        for number in EPOCHS
+    },
+}
+
+# Only names of this form are ours to explain; anything else may be a user's own trainer in another folder.
+_OWN_NAME = re.compile(rf"{BASE_NAME}(?:(?P<experts>\d+)Experts?)?(?P<options>(?:_\w+)?)")
+
+
+def trainer_class(name: str) -> type[DeferralTrainer]:
+    """The trainer of that name.
+
+    Raises:
+        AttributeError: If the name is not of our form at all (what a module's `__getattr__` must raise).
+        ValueError: If it is of our form but means nothing; the message says what exists.
+    """
+    match = _OWN_NAME.fullmatch(name)
+    if match is None:
+        raise AttributeError(name)
+    return _make_class(name, *_parse(name, match))
+
+
+def example_names() -> Iterator[str]:
+    """The names without options, one a number of experts."""
+    yield BASE_NAME
+    for number in range(1, MAX_EXPERTS + 1):
+        yield f"{BASE_NAME}{_experts_part(number)}"
+
+
+def _parse(name: str, match: re.Match[str]) -> tuple[int | None, tuple[str, ...]]:
+    number = int(match["experts"]) if match["experts"] else None
+    options = tuple(match["options"].split("_")[1:])
+    canonical = f"{BASE_NAME}{_experts_part(number)}"
+    if number is not None and not (1 <= number <= MAX_EXPERTS and name.split("_")[0] == canonical):
+        raise ValueError(
+            f"there is no trainer {name}: {name.split('_')[0]} means nothing. There are "
+            f"{', '.join(example_names())}; more experts than {MAX_EXPERTS} need {BASE_NAME} and plans that list them"
+        )
+    unknown = [option for option in options if option not in OPTIONS]
+    if unknown:
+        raise ValueError(
+            f"there is no trainer {name}: {', '.join('_' + option for option in unknown)} means nothing. "
+            f"{canonical} can be followed by any of {', '.join('_' + option for option in OPTIONS)}"
+        )
+    fixed = [key for option in options for key in (*OPTIONS[option].attributes, *OPTIONS[option].settings)]
+    if len(set(fixed)) != len(fixed):
+        raise ValueError(f"there is no trainer {name}: its options contradict or repeat each other")
+    return number, options
+
+
+def _experts_part(number: int | None) -> str:
+    if number is None:
+        return ""
+    return f"{number}Expert" if number == 1 else f"{number}Experts"
+
+
+@lru_cache(maxsize=None)
+def _make_class(name: str, number: int | None, options: tuple[str, ...]) -> type[DeferralTrainer]:
+    attributes: dict[str, Any] = {"num_experts": number, "settings_overrides": {}}
+    for option in options:
+        attributes |= OPTIONS[option].attributes
+        attributes["settings_overrides"] |= OPTIONS[option].settings
+    described = "; ".join(OPTIONS[option].description for option in options)
+    doc = f"Deferral to {number or 'as many experts as the plans say'}{': ' + described if described else ''}."
+    # The module name makes the class importable by name from here, hence picklable.
+    return type(name, (DeferralTrainer,), attributes | {"__module__": __name__, "__doc__": doc})
+
+
+def __getattr__(name: str) -> type[DeferralTrainer]:
+    return trainer_class(name)

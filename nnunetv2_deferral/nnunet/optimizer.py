@@ -1,0 +1,85 @@
+"""Two optimizers that nnU-Net can treat as one.
+
+The segmentation network keeps the optimizer and schedule that nnU-Net gives it; the deferral parameters have their own
+Adam with a cosine schedule. Gradients are clipped for each side on its own, so that a deferral loss, however large,
+does not shorten the steps of the segmentation network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+# The norm at which nnU-Net's train_step clips.
+GRADIENT_CLIP = 12.0
+
+
+class JointOptimizer:
+    """Steps nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters together.
+
+    It has what nnU-Net's trainer, checkpoints and gradient scaler use of an optimizer. Its first parameter group is
+    nnU-Net's, whose learning rate nnU-Net logs.
+    """
+
+    def __init__(self, segmentation: torch.optim.Optimizer, deferral: torch.optim.Optimizer) -> None:
+        self.segmentation = segmentation
+        self.deferral = deferral
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both, nnU-Net's first."""
+        return [*self.segmentation.param_groups, *self.deferral.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of both."""
+        self.segmentation.zero_grad(set_to_none)
+        self.deferral.zero_grad(set_to_none)
+
+    def clip_gradients(self) -> None:
+        """Clip the gradient norm of each side on its own."""
+        for optimizer in (self.segmentation, self.deferral):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+
+    def step(self) -> None:
+        """Step both."""
+        self.segmentation.step()
+        self.deferral.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"segmentation": self.segmentation.state_dict(), "deferral": self.deferral.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the states of both."""
+        self.segmentation.load_state_dict(state["segmentation"])
+        self.deferral.load_state_dict(state["deferral"])
+
+
+class JointSchedule:
+    """nnU-Net's schedule for its optimizer; a cosine from the initial rate to 0 for the deferral parameters."""
+
+    def __init__(self, segmentation: Any, deferral: torch.optim.Optimizer, initial_rate: float, num_epochs: int):
+        self.segmentation = segmentation
+        self.deferral = deferral
+        self.initial_rate = initial_rate
+        self.num_epochs = num_epochs
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rates of `epoch`, counted from 0."""
+        self.segmentation.step(epoch)
+        rate = self.initial_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.num_epochs))
+        for group in self.deferral.param_groups:
+            group["lr"] = rate
+
+
+def without_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Take `parameters` out of an optimizer that has not stepped yet, in place."""
+    excluded = {id(parameter) for parameter in parameters}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in excluded]
+    return optimizer

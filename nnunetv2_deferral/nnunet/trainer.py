@@ -1,0 +1,322 @@
+"""The deferral trainer: nnU-Net's training with a routing head, experts in the batch and the deferral objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, autocast, distributed, nn
+from torch._dynamo import OptimizedModule
+
+from nnunetv2_deferral.channels import ChannelLayout, routing_decision
+from nnunetv2_deferral.fusion import fuse
+from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
+from nnunetv2_deferral.network import add_deferral_head, deferral_head
+from nnunetv2_deferral.nnunet import seam
+from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
+from nnunetv2_deferral.nnunet.optimizer import JointOptimizer, JointSchedule, without_parameters
+from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
+from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
+from nnunetv2_deferral.nnunet.transforms import add_experts
+from nnunetv2_deferral.nnunet.validation import summarize_validation
+from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
+
+seam.install()
+
+
+class DeferralTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with pixel-wise deferral to experts.
+
+    Subclasses are made of a name, see `naming`. They fix:
+
+    Attributes:
+        num_experts: J, or None to take it from the plans.
+        epochs: The number of epochs, or None for nnU-Net's.
+        settings_overrides: Settings that the name fixes, over those of the plans.
+        frozen: Whether the segmentation network is a trained one that stays as it is.
+    """
+
+    num_experts: ClassVar[int | None] = None
+    epochs: ClassVar[int | None] = None
+    settings_overrides: ClassVar[Mapping[str, Any]] = {}
+    frozen: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        seam.check_nnunet_version()
+        self.settings = resolve_settings(
+            plans.get(PLANS_KEY), num_experts=self.num_experts, overrides=self.settings_overrides
+        )
+        # A copy, so that the plans of the caller stay as they are.
+        plans = {**plans, PLANS_KEY: self.settings.to_dict()}
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.labels = label_space(self.label_manager)
+        if len(self.label_manager.all_labels) < 2:
+            raise ValueError(
+                f"dataset.json of {self.plans_manager.dataset_name} has no foreground label (labels: "
+                f"{dataset_json['labels']}), so there is nothing on which experts could be right or wrong"
+            )
+        plans[MODEL_KEY] = {"trainer": type(self).__name__, "has_regions": self.label_manager.has_regions}
+        self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
+        self.num_epochs = self.epochs or self.num_epochs
+        self.warmup_epochs = 0 if self.frozen else int(self.settings.warmup * self.num_epochs)
+        self._has_segmentation_weights = not self.frozen
+        self._register_log_keys()
+
+    @classmethod
+    def build_network_architecture(  # type: ignore[override]
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """nnU-Net's network of these plans with the deferral head on it; called in training and in prediction.
+
+        `num_output_channels` is K, the number of segmentation heads, as nnU-Net counts them before it builds the
+        network. From here on the live plans manager knows of the deferral channels.
+        """
+        network = super().build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        deferral_plans = DeferralPlansManager.adopt(plans_manager)
+        settings = deferral_plans.settings
+        if cls.num_experts not in (None, settings.num_experts):
+            raise ValueError(
+                f"{cls.__name__} routes to {cls.num_experts} experts, but the plans of this model say "
+                f"{settings.num_experts} ({', '.join(settings.expert_names)})"
+            )
+        return add_deferral_head(network, settings, has_regions=plans_manager.plans[MODEL_KEY]["has_regions"])
+
+    def initialize(self) -> None:
+        """Build everything; a frozen trainer also stops the gradients of its segmentation network."""
+        super().initialize()
+        if self.frozen:
+            head = {id(parameter) for parameter in self._head().deferral_parameters()}
+            for parameter in self.network.parameters():
+                parameter.requires_grad_(id(parameter) in head)
+
+    def configure_optimizers(self) -> tuple[JointOptimizer, JointSchedule]:
+        """nnU-Net's optimizer and schedule for its network, Adam with a cosine for the deferral parameters."""
+        segmentation, schedule = super().configure_optimizers()
+        parameters = list(self._head().deferral_parameters())
+        rate = self.settings.head_learning_rate
+        deferral = torch.optim.Adam(parameters, rate)
+        return (
+            JointOptimizer(without_parameters(segmentation, parameters), deferral),
+            JointSchedule(schedule, deferral, rate, self.num_epochs),
+        )
+
+    def _build_loss(self) -> DeferralObjective:
+        segmentation_loss = super()._build_loss()
+        if self.settings.segmentation_loss == "cross_entropy":
+            getattr(segmentation_loss, "loss", segmentation_loss).weight_dice = 0
+        return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+        """nnU-Net's augmentation, after which experts are drawn for the augmented sample."""
+        return self._with_experts(super().get_training_transforms(*args, **kwargs))
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+        """nnU-Net's validation transforms, with experts."""
+        return self._with_experts(super().get_validation_transforms(*args, **kwargs))
+
+    def _with_experts(self, pipeline: BasicTransform) -> BasicTransform:
+        return add_experts(
+            pipeline,
+            self.settings,
+            label_values=self.label_manager.all_labels,
+            ignore_label=self.label_manager.ignore_label,
+        )
+
+    def load_pretrained_weights(self, filename: str) -> bool:
+        """Load a stock checkpoint whole, for a frozen trainer; called before the training starts.
+
+        Returns:
+            False where this trainer leaves `-pretrained_weights` to nnU-Net.
+        """
+        if not self.frozen:
+            return False
+        if not self.was_initialized:
+            self.initialize()
+        load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
+        self._has_segmentation_weights = True
+        self.print_to_log_file(f"Segmentation network taken from {filename}; only the deferral head is trained")
+        return True
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Resume from a checkpoint of the same experts."""
+        check_same_experts(filename_or_checkpoint, self.settings, device=self.device)
+        super().load_checkpoint(filename_or_checkpoint)
+        self._has_segmentation_weights = True
+        self._register_log_keys()
+
+    def on_train_start(self) -> None:
+        """Refuse what cannot be trained, then start as nnU-Net does."""
+        if not self._has_segmentation_weights:
+            raise ValueError(
+                f"{type(self).__name__} trains a deferral head on a network that is already trained: give it with "
+                "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
+            )
+        super().on_train_start()
+        names = ", ".join(f"{profile.name} ({profile.error_model})" for profile in self.settings.experts)
+        self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
+        if self.warmup_epochs:
+            self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network alone")
+
+    def on_train_epoch_start(self) -> None:
+        """Start an epoch; a frozen segmentation network stays in evaluation mode."""
+        super().on_train_epoch_start()
+        if self.frozen:
+            self.network.eval()
+
+    def train_step(self, batch: dict) -> dict:
+        """One step of both optimizers on one batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, _, _, _ = self._forward(batch)
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(terms.total).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            self.optimizer.clip_gradients()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            terms.total.backward()
+            self.optimizer.clip_gradients()
+            self.optimizer.step()
+        return _loss_values(terms)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Log the losses of the epoch."""
+        super().on_train_epoch_end(train_outputs)
+        self._log_terms("train", train_outputs)
+
+    def validation_step(self, batch: dict) -> dict:
+        """Losses, the counts of nnU-Net's pseudo Dice for the model and for the system, and the routed voxels."""
+        terms, full, target, experts = self._forward(batch)
+        parts = self.layout.split(full)
+        reference, counts = self.labels.reference(target)
+        model = self.labels.answer(parts.segmentation)
+        route = routing_decision(parts.routing)
+        answers = torch.cat((model[None], self.labels.encode(experts)))
+        system = fuse(answers, route[:, None])
+        mask = None if counts is None else counts[:, None].float()
+        kept = torch.ones_like(route, dtype=torch.bool) if counts is None else counts
+        routed = torch.bincount(route[kept], minlength=self.layout.num_routes)
+        model_counts = self._overlap_counts(model, reference, mask)
+        system_counts = self._overlap_counts(system, reference, mask)
+        return (
+            _loss_values(terms)
+            | dict(zip(("tp_hard", "fp_hard", "fn_hard"), model_counts, strict=True))
+            | {"system_counts": np.stack(system_counts), "routed": routed.cpu().numpy()}
+        )
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Log the model's pseudo Dice as nnU-Net does, then the system's, the deferral rate and the shares."""
+        super().on_validation_epoch_end(val_outputs)
+        self._log_terms("val", val_outputs)
+        collated = collate_outputs(val_outputs)
+        tp, fp, fn = self._sum_over_ranks(np.sum(collated["system_counts"], 0))
+        with np.errstate(invalid="ignore"):
+            dice = 2 * tp / (2 * tp + fp + fn)
+        routed = self._sum_over_ranks(np.sum(collated["routed"], 0))
+        share = routed / max(routed.sum(), 1)
+        self.logger.log("mean_fg_dice_system", float(np.nanmean(dice)), self.current_epoch)
+        self.logger.log("deferral_rate", float(share[1:].sum()), self.current_epoch)
+        self.logger.log("deferral_share", [float(value) for value in share[1:]], self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Print and plot what the deferral did in this epoch, then end it as nnU-Net does."""
+        epoch = self.current_epoch
+        value = {key: self.logger.get_value(key, -1) for key in KEYS}
+        terms = ", ".join(f"{term} {value[f'train_loss_{term}']:.4f}" for term in TERMS)
+        shares = ", ".join(f"{share:.2%}" for share in value["deferral_share"])
+        self.print_to_log_file(f"train losses: {terms}")
+        self.print_to_log_file(
+            f"pseudo Dice of the system {value['mean_fg_dice_system']:.4f}; deferred {value['deferral_rate']:.2%} of "
+            f"the voxels (by expert: {shares})"
+            + (" [warm-up: routing is not trained yet]" if epoch < self.warmup_epochs else "")
+        )
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            plot_progress(self.logger.local_logger.my_fantastic_logging, self.settings, self.output_folder)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation, then the deferral summary over seeded experts."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0:
+            summary = summarize_validation(self)
+            self.print_to_log_file(
+                f"Dice of the model {summary['model_everywhere']['foreground_mean']['Dice']:.4f}, of the system "
+                f"{summary['system']['foreground_mean']['Dice']:.4f}, deferred {summary['deferral']['rate']:.2%}",
+                also_print_to_console=True,
+            )
+
+    def _forward(self, batch: dict) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
+        """The objective on a batch, with the full-resolution output, target and expert labels it was computed on."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        *targets, experts = (part.to(self.device, non_blocking=True) for part in batch["target"])
+        target = targets if self.enable_deep_supervision else targets[0]
+        weight = 0.0 if self.current_epoch < self.warmup_epochs else 1.0
+        # nnU-Net's rule: autocast on cuda alone (slow on the CPU, not implemented on mps).
+        with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
+            output = self.network(data)
+            terms = self.loss(output, target, experts, weight)
+        return terms, output[0] if self.enable_deep_supervision else output, targets[0], experts
+
+    def _overlap_counts(self, answer: Tensor, reference: Tensor, mask: Tensor | None) -> list[np.ndarray]:
+        """True positives, false positives and false negatives of each foreground head over the batch."""
+        axes = [0, *range(2, answer.ndim)]
+        one_hot = self.labels.one_hot(answer).float()
+        tp, fp, fn, _ = get_tp_fp_fn_tn(one_hot, self.labels.one_hot(reference).float(), axes=axes, mask=mask)
+        first = 0 if self.label_manager.has_regions else 1
+        return [count.cpu().numpy()[first:] for count in (tp, fp, fn)]
+
+    def _log_terms(self, phase: str, outputs: list[dict]) -> None:
+        collated = collate_outputs(outputs)
+        for term in TERMS:
+            mean = self._sum_over_ranks(np.array(np.mean(collated[term]))) / self._world_size()
+            self.logger.log(f"{phase}_loss_{term}", float(mean), self.current_epoch)
+
+    def _sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        if not self.is_ddp:
+            return values
+        gathered: list[Any] = [None] * self._world_size()
+        distributed.all_gather_object(gathered, values)
+        return np.sum(gathered, axis=0)
+
+    def _world_size(self) -> int:
+        return distributed.get_world_size() if self.is_ddp else 1
+
+    def _register_log_keys(self) -> None:
+        log = self.logger.local_logger.my_fantastic_logging
+        for key in KEYS:
+            log.setdefault(key, [])
+
+    def _module(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        module = self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
+        return module._orig_mod if isinstance(module, OptimizedModule) else module
+
+    def _head(self) -> Any:
+        return deferral_head(self._module())
+
+
+def _loss_values(terms: ObjectiveTerms) -> dict[str, np.ndarray]:
+    values = {term: getattr(terms, term).detach().cpu().numpy() for term in TERMS}
+    return {"loss": terms.total.detach().cpu().numpy()} | values

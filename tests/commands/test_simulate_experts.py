@@ -1,0 +1,356 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import tifffile
+import torch
+from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, expert_set
+from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert
+from skimage import io
+
+from nnunetv2_deferral.commands.simulate_experts import RECORD_NAME, main, simulate_experts_for_folder
+
+torch.set_num_threads(1)
+
+REAL_DATA = Path(__file__).parents[2] / "../shared/data"
+SPACING, ORIGIN = (0.7, 0.9, 2.5), (-11.0, 3.5, 40.0)
+DIRECTION = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+PERFECT = ExpertProfile(name="oracle", foreground=1, background=1, boundary=1)
+
+
+def volume(shape=(9, 24, 30), shift=0):
+    labels = np.zeros(shape, dtype=np.uint8)
+    labels[2:7, 4 + shift : 14 + shift, 5:20] = 1
+    labels[3:6, 10 + shift : 18 + shift, 10:25] = 2
+    return labels
+
+
+def write_nifti(path, array):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    image.SetDirection(DIRECTION)
+    sitk.WriteImage(image, str(path))
+
+
+def read(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def write_dataset_json(folder, labels=None, file_ending=".nii.gz", **more):
+    labels = {"background": 0, "a": 1, "b": 2} if labels is None else labels
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({"labels": labels, "file_ending": file_ending, "channel_names": {"0": "x"}, **more}))
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three small volumes with an unusual geometry: (label folder, dataset.json, output folder)."""
+    labels = tmp_path / "labelsTr"
+    labels.mkdir()
+    for shift in range(3):
+        write_nifti(labels / f"case_{shift}.nii.gz", volume(shift=shift))
+    return labels, write_dataset_json(tmp_path), tmp_path / "out"
+
+
+def arrays(folder):
+    return {str(path.relative_to(folder)): read(path) for path in sorted(folder.rglob("*.nii.gz"))}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_every_expert_answers_every_case_and_nothing_else_is_left(dataset):
+    labels, djfile, out = dataset
+    written = simulate_experts_for_folder(labels, djfile, out)
+    expected = [out / f"expert{j}" / f"case_{case}.nii.gz" for j in (1, 2, 3) for case in range(3)]
+    assert written == expected
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == [*expected, out / RECORD_NAME]
+    assert sorted(path for path in out.rglob("*") if path.is_dir()) == [out / f"expert{j}" for j in (1, 2, 3)]
+
+
+def test_answers_are_those_of_the_library_for_seed_case_and_expert(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, experts="complementary", num_experts=2, seed=7, boundary_width=1)
+    for profile in expert_set("complementary", 2):
+        expected = simulate_expert(
+            torch.from_numpy(volume(shift=1)),
+            profile,
+            (0, 1, 2),
+            generator=case_generator(7, "case_1", profile.name),
+            boundary_width=1,
+        )
+        assert np.array_equal(read(out / profile.name / "case_1.nii.gz"), expected.numpy())
+
+
+def test_nifti_keeps_its_geometry(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, num_experts=1)
+    image = sitk.ReadImage(str(out / "expert1" / "case_0.nii.gz"))
+    assert image.GetSpacing() == pytest.approx(SPACING)
+    assert image.GetOrigin() == pytest.approx(ORIGIN)
+    assert image.GetDirection() == pytest.approx(DIRECTION)
+
+
+def test_png_is_answered_as_png(tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    io.imsave(labels / "x.png", volume()[4], check_contrast=False)
+    djfile = write_dataset_json(tmp_path, file_ending=".png")
+    simulate_experts_for_folder(labels, djfile, tmp_path / "out", experts=[PERFECT])
+    answer = io.imread(tmp_path / "out" / "oracle" / "x.png")
+    assert answer.dtype == np.uint8
+    assert np.array_equal(answer, volume()[4])
+
+
+def test_tiff_volumes_get_their_spacing_file_and_the_search_for_a_reader_is_silent(tmp_path, capfd):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    tifffile.imwrite(labels / "x.tif", volume())
+    (labels / "x.json").write_text(json.dumps({"spacing": [3, 1, 2]}))
+    djfile = write_dataset_json(tmp_path, file_ending=".tif")
+    simulate_experts_for_folder(labels, djfile, tmp_path / "out", experts=[PERFECT])
+    assert np.array_equal(tifffile.imread(tmp_path / "out" / "oracle" / "x.tif"), volume())
+    assert json.loads((tmp_path / "out" / "oracle" / "x.json").read_text()) == {"spacing": [3, 1, 2]}
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_processes_order_and_company_do_not_change_the_answers(dataset, tmp_path):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, error_model="correlated")
+    spread = tmp_path / "spread"
+    simulate_experts_for_folder(labels, djfile, spread, error_model="correlated", num_processes=2)
+    assert_same(arrays(out), arrays(spread))
+    (labels / "case_0.nii.gz").unlink()
+    fewer = tmp_path / "fewer"
+    simulate_experts_for_folder(labels, djfile, fewer, error_model="correlated", num_experts=2)
+    assert_same({name: array for name, array in arrays(out).items() if name in arrays(fewer)}, arrays(fewer))
+
+
+def test_another_seed_gives_other_answers(dataset, tmp_path):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, num_experts=1)
+    simulate_experts_for_folder(labels, djfile, tmp_path / "other", num_experts=1, seed=1)
+    first, second = arrays(out), arrays(tmp_path / "other")
+    assert all(not np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_error_model_can_be_chosen_for_all_experts(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, error_model="missed_components", num_experts=2)
+    record = json.loads((out / RECORD_NAME).read_text())
+    assert [expert["error_model"] for expert in record["experts"]] == ["missed_components"] * 2
+    assert [ExpertProfile.from_dict(expert).name for expert in record["experts"]] == ["expert1", "expert2"]
+    assert (record["seed"], record["boundary_width"]) == (0, 2)
+
+
+def test_five_experts_come_from_the_scalability_set(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, num_experts=5)
+    record = json.loads((out / RECORD_NAME).read_text())
+    assert record["experts"] == [profile.to_dict() for profile in expert_set("scalability", 5)]
+
+
+def test_regions_and_the_ignore_label_are_honoured(tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    array = volume()
+    array[:, :, :8] = 3
+    write_nifti(labels / "x.nii.gz", array)
+    regions = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    djfile = write_dataset_json(tmp_path, labels=regions, regions_class_order=[1, 2])
+    simulate_experts_for_folder(labels, djfile, tmp_path / "out")
+    for answer in arrays(tmp_path / "out").values():
+        assert np.array_equal(answer == 3, array == 3)
+        assert set(np.unique(answer)) == {0, 1, 2, 3}
+        assert (answer != array).any()
+
+
+def test_missing_inputs_are_refused(dataset, tmp_path):
+    labels, djfile, out = dataset
+    with pytest.raises(FileNotFoundError, match="no dataset.json at .*nowhere.json"):
+        simulate_experts_for_folder(labels, tmp_path / "nowhere.json", out)
+    with pytest.raises(FileNotFoundError, match="no label folder at .*nowhere"):
+        simulate_experts_for_folder(tmp_path / "nowhere", djfile, out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no files with ending .nii.gz in .*empty"):
+        simulate_experts_for_folder(tmp_path / "empty", djfile, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_labels_that_the_dataset_does_not_know_are_named_with_their_file(dataset, num_processes):
+    labels, djfile, out = dataset
+    array = volume()
+    array[0, 0, :2] = 7, 9
+    write_nifti(labels / "case_1.nii.gz", array)
+    with pytest.raises(ValueError, match="case_1.nii.gz holds labels that are not in dataset.json: 7, 9"):
+        simulate_experts_for_folder(labels, djfile, out, num_processes=num_processes)
+    assert not list(out.rglob("case_1.nii.gz"))
+    assert not list(out.rglob(".writing-*"))
+
+
+def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
+    labels, djfile, out = dataset
+    write_nifti(labels / "case_0.nii.gz", volume().astype(np.float32) / 2)
+    with pytest.raises(ValueError, match="case_0.nii.gz holds labels .*: 0.5"):
+        simulate_experts_for_folder(labels, djfile, out)
+    colours = tmp_path / "colours"
+    colours.mkdir()
+    io.imsave(colours / "x.png", np.zeros((8, 8, 3), dtype=np.uint8), check_contrast=False)
+    djfile = write_dataset_json(tmp_path, file_ending=".png")
+    with pytest.raises(ValueError, match="x.png is no label map of one channel"):
+        simulate_experts_for_folder(colours, djfile, tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "message"),
+    [
+        ({"background": 0}, {}, "no foreground"),
+        ({"background": 0, "ignore": 1}, {}, "no foreground"),
+        ({"a": 1}, {}, "nnU-Net does not accept .*Background label not declared"),
+        ({"background": 0, "ignore": 1, "a": 2}, {}, "nnU-Net does not accept .*ignore label"),
+        ({"background": 0, "a": [1, 2]}, {}, "nnU-Net does not accept .*regions_class_order"),
+        (None, {"file_ending": ".xyz"}, "no files with ending .xyz"),
+    ],
+)
+def test_datasets_that_cannot_be_answered_are_refused(dataset, labels, more, message):
+    folder, djfile, out = dataset
+    write_dataset_json(djfile.parent, labels=labels, **more)
+    with pytest.raises(ValueError, match=message):
+        simulate_experts_for_folder(folder, djfile, out)
+
+
+def test_a_file_ending_that_nnunet_cannot_read_is_refused(dataset):
+    folder, djfile, out = dataset
+    (folder / "x.xyz").write_text("no image")
+    write_dataset_json(djfile.parent, file_ending=".xyz")
+    with pytest.raises(ValueError, match="no reader for .*x.xyz"):
+        simulate_experts_for_folder(folder, djfile, out)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("{}", "no labels and no file_ending")])
+def test_what_is_no_dataset_json_is_refused(dataset, content, message):
+    folder, djfile, out = dataset
+    djfile.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        simulate_experts_for_folder(folder, djfile, out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": "fancy"}, "Unknown expert set 'fancy'; there are standard"),
+        ({"experts": "standard", "num_experts": 5}, "no panel of 5"),
+        ({"experts": []}, "at least one expert"),
+        ({"experts": [PERFECT, PERFECT]}, "no two of the same name"),
+        ({"error_model": "drunk"}, "'drunk'"),
+        ({"num_processes": 0}, "at least one process, got 0"),
+        ({"boundary_width": -1}, "at least 0 voxels, got -1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(dataset, options, message):
+    labels, djfile, out = dataset
+    with pytest.raises(ValueError, match=message):
+        simulate_experts_for_folder(labels, djfile, out, **options)
+    assert not out.exists()
+
+
+def test_earlier_answers_are_replaced_only_when_asked(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out, num_experts=1)
+    before = arrays(out)
+    with pytest.raises(FileExistsError, match="6 of 9|3 of 9"):
+        simulate_experts_for_folder(labels, djfile, out, seed=1)
+    assert_same(before, arrays(out))
+    simulate_experts_for_folder(labels, djfile, out, num_experts=1, seed=1, overwrite=True)
+    assert all(not np.array_equal(array, before[name]) for name, array in arrays(out).items())
+
+
+def test_new_cases_join_earlier_ones_only_when_made_alike(dataset):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out)
+    for file in labels.iterdir():
+        file.rename(labels / file.name.replace("case", "next"))
+    with pytest.raises(FileExistsError, match="answers made in another way"):
+        simulate_experts_for_folder(labels, djfile, out, seed=1)
+    simulate_experts_for_folder(labels, djfile, out)
+    assert len(arrays(out)) == 18
+
+
+def test_references_are_never_replaced(dataset):
+    labels, djfile, _ = dataset
+    expert = ExpertProfile(name=labels.name, foreground=0.5, background=0.5, boundary=0.5)
+    with pytest.raises(ValueError, match="would replace the labels"):
+        simulate_experts_for_folder(labels, djfile, labels.parent, experts=[expert], overwrite=True)
+    assert np.array_equal(read(labels / "case_0.nii.gz"), volume())
+
+
+def test_a_write_that_fails_leaves_no_trace(dataset, monkeypatch):
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    def fail(self, seg, output_fname, properties):
+        Path(output_fname).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(SimpleITKIO, "write_seg", fail)
+    labels, djfile, out = dataset
+    with pytest.raises(OSError, match="disk full"):
+        simulate_experts_for_folder(labels, djfile, out)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+def test_the_command_takes_nnunets_letters(dataset, tmp_path):
+    labels, djfile, out = dataset
+    main(["-i", str(labels), "-djfile", str(djfile), "-o", str(out), "-experts", "scalability", "-num_experts", "2"])
+    other = tmp_path / "other"
+    more = ["-seed", "3", "-np", "1", "-boundary_width", "1", "-error_model", "boundary_bias", "--overwrite"]
+    main(["-i", str(labels), "-djfile", str(djfile), "-o", str(other), "-num_experts", "1", *more])
+    assert len(arrays(out)) == 6
+    record = json.loads((other / RECORD_NAME).read_text())
+    assert (record["seed"], record["boundary_width"]) == (3, 1)
+    assert record["experts"][0]["error_model"] == "boundary_bias"
+
+
+def test_the_command_ends_bad_input_with_one_line(dataset, capsys):
+    labels, djfile, out = dataset
+    with pytest.raises(SystemExit) as ended:
+        main(["-i", str(labels), "-djfile", str(djfile), "-o", str(out), "-num_experts", "9"])
+    assert ended.value.code == 2
+    assert "no panel of 9 experts; it has panels of 1 to 5" in capsys.readouterr().err
+
+
+def test_the_command_says_what_it_does():
+    call = [sys.executable, "-c", "from nnunetv2_deferral.commands.simulate_experts import main; main(['-h'])"]
+    printed = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    assert "-djfile" in printed
+    assert "scalability" in printed
+
+
+@pytest.mark.parametrize("name", ["Dataset004_Hippocampus", "Dataset501_LIDCnodule2D"])
+def test_real_labels_are_answered_in_their_own_format(name, tmp_path):
+    source = REAL_DATA / name
+    if not source.is_dir():
+        pytest.skip(f"real data {name} is not beside the checkout")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for file in sorted((source / "labelsTr").iterdir())[:2]:
+        shutil.copy(file, labels)
+    written = simulate_experts_for_folder(labels, source / "dataset.json", tmp_path / "out")
+    assert len(written) == 6
+    for path in written:
+        original, answer = (sitk.ReadImage(str(file)) for file in (labels / path.name, path))
+        assert answer.GetSize() == original.GetSize()
+        if path.name.endswith(".nii.gz"):
+            assert answer.GetDirection() == pytest.approx(original.GetDirection())
+            assert answer.GetSpacing() == pytest.approx(original.GetSpacing())
+        agreement = (sitk.GetArrayFromImage(original) == sitk.GetArrayFromImage(answer)).mean()
+        assert 0.8 < agreement < 1
