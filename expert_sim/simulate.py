@@ -98,3 +98,30 @@ def simulate_panel(
         if reference.valid is not None and reference.ignore_label is not None:
             answer.masked_fill_(~reference.valid, reference.ignore_label)
     return answers
+
+
+def simulate_case(
+    labels: torch.Tensor,
+    profiles: Sequence[ExpertProfile],
+    label_values: Sequence[int],
+    *,
+    seed: int,
+    case: str,
+    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    ignore_label: int | None = None,
+) -> torch.Tensor:
+    """The answers for one case of an evaluation, the same wherever and whenever they are asked for.
+
+    Every expert has the generator of (``seed``, ``case``, its name); all else is as in :func:`simulate_panel`.
+
+    Returns:
+        int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
+    """
+    return simulate_panel(
+        labels,
+        profiles,
+        label_values,
+        generator=[case_generator(seed, case, profile.name) for profile in profiles],
+        boundary_width=boundary_width,
+        ignore_label=ignore_label,
+    )

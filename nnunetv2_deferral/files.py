@@ -19,7 +19,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=folder) as scratch:
         yield Path(scratch)
-        for file in Path(scratch).iterdir():
+        for file in sorted(Path(scratch).iterdir()):
             file.replace(folder / file.name)
 
 

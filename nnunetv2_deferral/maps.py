@@ -73,7 +73,9 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
         return
     theirs, ours = json.loads(file.read_text())["model"], _as_json(model)
     if theirs != ours:
-        differing = [f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value]
+        differing = [
+            f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
+        ]
         raise ValueError(
             f"{folder} already holds the deferral maps of another model ({'; '.join(differing)}). Predict into another "
             f"folder, or remove {file.parent}"

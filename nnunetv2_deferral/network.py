@@ -57,6 +57,9 @@ class DeferralHead(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        # Routing starts undecided. Where everyone is right its optimum is nearly uniform and the decision hangs on
+        # hundredths, which a random start of the last layer buries for hundreds of steps.
+        nn.init.zeros_(self.routing.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, F, *S) to (B, K + J + 2, *S): segmentation, routing and aggregated logits."""

@@ -59,7 +59,7 @@ class DeferralSettings:
     coherence_trains_routing: bool = False
     routing_trains_decoder: bool = False
     segmentation_loss: str = "nnunet"
-    head_channels: int = 32
+    head_channels: int = 8
     head_learning_rate: float = 3e-3
     warmup: float = 0.1
     evaluation_seed: int = 0

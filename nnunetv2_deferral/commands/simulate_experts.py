@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import multiprocessing
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -35,7 +34,8 @@ from nnunetv2_deferral.expert_sim.profiles import (
     expert_set,
 )
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
-from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_panel
+from nnunetv2_deferral.expert_sim.simulate import simulate_case
+from nnunetv2_deferral.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -180,14 +180,11 @@ def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
 
 def _find_reader(content: dict[str, Any], example: Path) -> type[BaseReaderWriter]:
     """nnU-Net's reader for these files; it tries readers out and prints the failures, which are kept from the user."""
-    noise = io.StringIO()
     try:
-        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return determine_reader_writer_from_dataset_json(content, str(example), verbose=False)
     except RuntimeError as error:
         raise ValueError(f"nnU-Net has no reader for {example}.") from error
-    finally:
-        logger.debug("While looking for a reader: %s", noise.getvalue())
 
 
 def _record(job: _Job) -> dict[str, Any]:
@@ -216,18 +213,21 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
 
 
 def _run(job: _Job, label_files: list[Path], num_processes: int) -> list[Path]:
-    progress = {"total": len(label_files), "desc": "Simulating experts", "unit": "case"}
-    if num_processes == 1:
-        return [target for file in tqdm(label_files, **progress) for target in _simulate_case(job, file)]
-    spawn = multiprocessing.get_context("spawn")
-    workers = min(num_processes, len(label_files))
-    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(_simulate_case, job, file) for file in label_files]
-        try:
-            return [target for future in tqdm(as_completed(futures), **progress) for target in future.result()]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    written: list[Path] = []
+    progress = tqdm(total=len(label_files), desc="Simulating experts", unit="case")
+    with progress, contextlib.ExitStack() as stack:
+        if num_processes == 1:
+            answers = (_simulate_case(job, file) for file in label_files)
+        else:
+            workers, spawn = min(num_processes, len(label_files)), multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            done = as_completed([pool.submit(_simulate_case, job, file) for file in label_files])
+            answers = (future.result() for future in done)
+        for targets in answers:
+            written += targets
+            progress.update()
+    return written
 
 
 def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
@@ -243,26 +243,20 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
         listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
         raise ValueError(f"{label_file} holds labels that are not in dataset.json: {listed}.")
     case = label_file.name.removesuffix(job.file_ending)
-    answers = simulate_panel(
+    answers = simulate_case(
         torch.from_numpy(segmentation[0].astype(np.int16)),
         job.profiles,
         job.label_values,
-        generator=[case_generator(job.seed, case, profile.name) for profile in job.profiles],
+        seed=job.seed,
+        case=case,
         boundary_width=job.boundary_width,
         ignore_label=job.ignore_label,
     )
     targets = [job.target(label_file, profile) for profile in job.profiles]
     for answer, target in zip(answers.numpy(), targets, strict=True):
-        _write_whole(reader, answer, target, properties)
+        with written_whole(target.parent) as scratch:
+            reader.write_seg(answer, str(scratch / target.name), properties)
     return targets
-
-
-def _write_whole(reader: BaseReaderWriter, labels: np.ndarray, target: Path, properties: dict) -> None:
-    """Write ``labels`` (X, Y, Z) so that ``target`` is there whole or not at all, with the files some formats add."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-        reader.write_seg(labels, str(Path(folder) / target.name), properties)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):  # the label map last
-            file.replace(target.parent / file.name)
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, label_or_region_to_key, region_or_label_to_mask
+from nnunetv2.evaluation.evaluate_predictions import (
+    compute_tp_fp_fn_tn,
+    label_or_region_to_key,
+    region_or_label_to_mask,
+)
 
 Region = int | tuple[int, ...]
 CaseMetrics = dict[str, dict[str, float]]

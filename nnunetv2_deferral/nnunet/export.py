@@ -104,9 +104,7 @@ def maps_from_routing(
     return in_image(route), in_image(np.clip(1 - probabilities[0], 0, 1, dtype=np.float32))
 
 
-def model_identity(
-    plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager
-) -> ModelIdentity:
+def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:
     """Which model a plans manager belongs to."""
     names = [
         name

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
@@ -30,10 +30,10 @@ class Option(NamedTuple):
 
 
 OPTIONS: dict[str, Option] = {
-    "frozen": Option("keep a trained stock network (-pretrained_weights) and train only the head", {"frozen": True}, {}),
+    "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
     "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
     "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),
-    "paperSC": Option("spatial coherence also trains the routing, as in the paper", {}, {"coherence_trains_routing": True}),
+    "paperSC": Option("spatial coherence also trains the routing (paper)", {}, {"coherence_trains_routing": True}),
     "joint": Option("routing losses also train the decoder", {}, {"routing_trains_decoder": True}),
     **{
         f"{number}epoch{'s' if number > 1 else ''}": Option(f"train for {number} epochs", {"epochs": number}, {})
@@ -92,7 +92,7 @@ def _experts_part(number: int | None) -> str:
     return f"{number}Expert" if number == 1 else f"{number}Experts"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _make_class(name: str, number: int | None, options: tuple[str, ...]) -> type[DeferralTrainer]:
     attributes: dict[str, Any] = {"num_experts": number, "settings_overrides": {}}
     for option in options:

@@ -17,6 +17,10 @@ from torch import nn
 # The norm at which nnU-Net's train_step clips.
 GRADIENT_CLIP = 12.0
 
+# A shorter memory of squared gradients than Adam's default: the load-balancing penalty is idle or fifty times as
+# strong as the rest, and one such step must not slow the head down for a thousand.
+ADAM_BETAS = (0.9, 0.99)
+
 
 class JointOptimizer:
     """Steps nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters together.

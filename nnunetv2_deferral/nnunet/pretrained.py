@@ -50,9 +50,7 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
     network.load_state_dict({name: weights.get(name, own[name]) for name in own})
 
 
-def check_same_experts(
-    filename_or_checkpoint: dict | str, settings: DeferralSettings, *, device: torch.device
-) -> None:
+def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSettings, *, device: torch.device) -> None:
     """Refuse to resume a training that had another number of experts.
 
     Raises:
@@ -76,8 +74,10 @@ def _check_same_plans(init_args: dict[str, Any], plans: dict[str, Any], configur
         raise ValueError(f"{filename} was trained in {their_configuration}, not in {configuration}")
     differing = [key for key in _PLANS_KEYS if theirs.get(key) != plans.get(key)]
     # The managers resolve configurations that inherit from others.
-    our_data, their_data = (PlansManager(each).get_configuration(configuration).configuration for each in (plans, theirs))
-    differing += [key for key in _CONFIGURATION_KEYS if our_data.get(key) != their_data.get(key)]
+    ours_here, theirs_here = (
+        PlansManager(each).get_configuration(configuration).configuration for each in (plans, theirs)
+    )
+    differing += [key for key in _CONFIGURATION_KEYS if ours_here.get(key) != theirs_here.get(key)]
     if differing:
         raise ValueError(
             f"{filename} is of other plans ({theirs.get('dataset_name')}, {theirs.get('plans_name')}) than this "

@@ -45,7 +45,7 @@ def plot_progress(log: dict[str, list[Any]], settings: DeferralSettings, output_
         )
     _finish(losses, "loss terms (unweighted)", columns=2)
     dice.plot(epochs, log["mean_fg_dice"][: len(epochs)], "-", color="0.35", label="model")
-    dice.plot(epochs, log["mean_fg_dice_system"][: len(epochs)], "-", color="tab:green", label="system (simulated experts)")
+    dice.plot(epochs, log["mean_fg_dice_system"][: len(epochs)], "-", color="tab:green", label="system")
     _finish(dice, "pseudo Dice")
     load.plot(epochs, [100 * rate for rate in log["deferral_rate"][: len(epochs)]], "k-", label="all experts")
     for index, name in enumerate(settings.expert_names):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.nnunet.export import export_prediction_from_logits, model_identity
@@ -71,9 +71,9 @@ def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
         pretrained_weights_file: str | None = None,
     ) -> Any:
         starts_anew = not continue_training and not validation_only
-        if starts_anew and pretrained_weights_file is not None and hasattr(nnunet_trainer, "load_pretrained_weights"):
-            if nnunet_trainer.load_pretrained_weights(pretrained_weights_file):
-                return None
+        load = getattr(nnunet_trainer, "load_pretrained_weights", None)
+        if starts_anew and pretrained_weights_file is not None and load is not None and load(pretrained_weights_file):
+            return None
         return stock(nnunet_trainer, continue_training, validation_only, pretrained_weights_file)
 
     return maybe_load_checkpoint
@@ -100,14 +100,11 @@ _EXPORT_PARAMETERS = (
 )
 
 REPLACEMENTS = (
-    Replacement(
-        predict_from_raw_data,
-        "export_prediction_from_logits",
-        lambda _stock: export_prediction_from_logits,
-        _EXPORT_PARAMETERS,
-    ),
-    Replacement(
-        trainer_module, "export_prediction_from_logits", lambda _stock: export_prediction_from_logits, _EXPORT_PARAMETERS
+    *(
+        Replacement(
+            module, "export_prediction_from_logits", lambda _stock: export_prediction_from_logits, _EXPORT_PARAMETERS
+        )
+        for module in (predict_from_raw_data, nnUNetTrainer_module)
     ),
     Replacement(
         nnUNetPredictor,

@@ -22,7 +22,7 @@ from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import seam
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
-from nnunetv2_deferral.nnunet.optimizer import JointOptimizer, JointSchedule, without_parameters
+from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, JointSchedule, without_parameters
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
 from nnunetv2_deferral.nnunet.transforms import add_experts
@@ -55,7 +55,7 @@ class DeferralTrainer(nnUNetTrainer):
         configuration: str,
         fold: int,
         dataset_json: dict,
-        device: torch.device = torch.device("cuda"),
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         seam.check_nnunet_version()
         self.settings = resolve_settings(
@@ -116,7 +116,7 @@ class DeferralTrainer(nnUNetTrainer):
         segmentation, schedule = super().configure_optimizers()
         parameters = list(self._head().deferral_parameters())
         rate = self.settings.head_learning_rate
-        deferral = torch.optim.Adam(parameters, rate)
+        deferral = torch.optim.Adam(parameters, rate, betas=ADAM_BETAS)
         return (
             JointOptimizer(without_parameters(segmentation, parameters), deferral),
             JointSchedule(schedule, deferral, rate, self.num_epochs),

@@ -11,7 +11,7 @@ import torch
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
-from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_panel
+from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.files import write_json
 
 if TYPE_CHECKING:
@@ -54,20 +54,19 @@ def _cases(trainer: DeferralTrainer, folder: Path) -> Iterator[Case]:
             return np.rint(reader.read_seg(str(file))[0][0]).astype(np.int64)
 
         reference = read(references / f"{case}{ending}")
-        # nnU-Net's 2D images have an axis of length 1, across which there is no label change.
-        flat = torch.from_numpy(reference[0] if reference.shape[0] == 1 else reference)
-        experts = simulate_panel(
-            flat,
+        experts = simulate_case(
+            torch.from_numpy(reference),
             settings.experts,
             [int(value) for value in labels.all_labels],
+            seed=settings.evaluation_seed,
+            case=case,
             boundary_width=settings.boundary_width,
             ignore_label=labels.ignore_label,
-            generator=[case_generator(settings.evaluation_seed, case, name) for name in settings.expert_names],
         )
         yield Case(
             case,
             reference,
             read(folder / f"{case}{ending}"),
-            experts.numpy().astype(np.int64).reshape(-1, *reference.shape),
+            experts.numpy(),
             read(maps.route_file(folder, case, ending)).astype(np.uint8),
         )

@@ -9,11 +9,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 import torch
-from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, expert_set
-from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert
 from skimage import io
 
 from nnunetv2_deferral.commands.simulate_experts import RECORD_NAME, main, simulate_experts_for_folder
+from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, expert_set
+from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert
 
 torch.set_num_threads(1)
 

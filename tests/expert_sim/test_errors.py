@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+
 from nnunetv2_deferral.expert_sim.errors import ERROR_MODELS, correlated_errors
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, ExpertProfile
 from nnunetv2_deferral.expert_sim.regions import Reference
-from scipy import ndimage
 
 torch.set_num_threads(1)
 

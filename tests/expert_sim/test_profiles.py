@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from nnunetv2_deferral.expert_sim.errors import ERROR_MODELS
 from nnunetv2_deferral.expert_sim.profiles import (
     ERROR_MODEL_NAMES,

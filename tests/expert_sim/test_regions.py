@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.expert_sim.regions import Reference, accuracy_map, boundary_band
 
@@ -86,9 +87,9 @@ def test_what_is_no_label_map_or_width_is_refused(labels, width, message):
 
 def test_the_band_of_a_large_patch_takes_a_fraction_of_a_second():
     labels = random_labels((128, 128, 128), 3, scale=30)
-    start = time.perf_counter()
+    start = time.process_time()
     boundary_band(labels, 2)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(

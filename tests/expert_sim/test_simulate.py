@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from nnunetv2_deferral.expert_sim.errors import ERROR_MODELS
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, expert_set
 from nnunetv2_deferral.expert_sim.regions import boundary_band
@@ -136,7 +137,7 @@ def test_case_generators_differ_by_seed_case_and_expert_and_by_nothing_else():
     def number(*key):
         return torch.rand(1, generator=case_generator(*key), dtype=torch.float64).item()
 
-    keys = [(0, "a", "b"), (1, "a", "b"), (-1, "a", "b"), (0, "ab", ""), (0, "", "ab"), (0, "b", "a"), (0, 'a", "b', "")]
+    keys = [(0, "a", "b"), (1, "a", "b"), (-1, "a", "b"), (0, "ab", ""), (0, "", "ab"), (0, "b", "a"), (0, 'a","b', "")]
     assert len({number(*key) for key in keys}) == len(keys)
     assert number(0, "a", "b") == number(0, "a", "b")
 

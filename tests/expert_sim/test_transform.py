@@ -4,6 +4,7 @@ import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.expert_sim.transform import ExpertsToTargetTransform, SimulateExpertsTransform
 
@@ -133,7 +134,8 @@ class OneSampleLoader:
         return self
 
     def __next__(self):
-        return {"worker": self.thread_id, "experts": self.transform(**sample())["experts"]}
+        experts = self.transform(**sample())["experts"]
+        return {"worker": self.thread_id, "experts": experts.numpy()}  # arrays travel whole, tensors by file descriptor
 
 
 def draw_in_two_workers(seeds, per_worker=2):
@@ -143,7 +145,7 @@ def draw_in_two_workers(seeds, per_worker=2):
     try:
         for _ in range(200):
             batch = next(augmenter)
-            drawn[batch["worker"]].append(batch["experts"].clone())
+            drawn[batch["worker"]].append(torch.from_numpy(batch["experts"]))
             if min(map(len, drawn.values())) >= per_worker:
                 break
     finally:
