@@ -158,7 +158,7 @@ def _as_json(model: ModelIdentity) -> dict[str, Any]:
 class _Typed(np.ndarray):
     """An array that keeps its dtype where nnU-Net's writers cast a mask to unsigned integers."""
 
-    def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:  # type: ignore[override]
+    def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:
         return np.asarray(self)
 
 

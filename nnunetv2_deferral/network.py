@@ -35,7 +35,7 @@ class DeferralHead(nn.Module):
 
     def __init__(
         self,
-        segmentation: nn.Module,
+        segmentation: nn.Conv2d | nn.Conv3d,
         *,
         num_experts: int,
         hidden_channels: int,

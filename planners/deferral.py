@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -27,6 +27,12 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunetv2_deferral.expert_sim.profiles import default_expert_set
 from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralSettings, resolve_settings
+
+# The mixin stands in front of a planner of nnU-Net; for the type checker it is one.
+if TYPE_CHECKING:
+    _Planner = ExperimentPlanner
+else:
+    _Planner = object
 
 # What decides the content of a configuration's preprocessed files, in the configuration and in the plans around it.
 _DATA_KEYS = (
@@ -154,7 +160,7 @@ def shared_data_identifier(
     return None
 
 
-class DeferralPlannerMixin:
+class DeferralPlannerMixin(_Planner):
     """Put in front of one of nnU-Net's planners, makes it plan deferral networks.
 
     - The head's feature maps count in the memory estimate, so patch and batch are what fits together with the head.

@@ -36,16 +36,19 @@ def export_prediction_from_logits(
     """
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
-        if isinstance(dataset_json_dict_or_file, str):
-            dataset_json_dict_or_file = load_json(dataset_json_dict_or_file)
+        dataset_json: dict = (
+            load_json(dataset_json_dict_or_file)
+            if isinstance(dataset_json_dict_or_file, str)
+            else dataset_json_dict_or_file
+        )
         logits = torch.as_tensor(predicted_array_or_file)
-        parts = plans_manager.get_label_manager(dataset_json_dict_or_file).layout.split(logits, dim=0)
+        parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
         route, probability = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
         file = Path(output_file_truncated)
         write_maps(
             file.parent,
             file.name,
-            dataset_json_dict_or_file["file_ending"],
+            dataset_json["file_ending"],
             route,
             probability,
             writer=plans_manager.image_reader_writer_class(),
@@ -90,9 +93,9 @@ def maps_from_routing(
     shape = properties["shape_after_cropping_and_before_resampling"]
     target = list(configuration_manager.spacing)
     predicted_spacing = target if len(target) == len(shape) else [spacing[0], *target]
-    probabilities = routing_log_probabilities(routing, dim=0).exp()
-    probabilities = np.asarray(
-        configuration_manager.resampling_fn_probabilities(probabilities, shape, predicted_spacing, spacing)
+    predicted = routing_log_probabilities(routing, dim=0).exp()
+    probabilities: np.ndarray = np.asarray(
+        configuration_manager.resampling_fn_probabilities(predicted, shape, predicted_spacing, spacing)
     )
 
     def in_image(cropped: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ class DeferralPlansManager(PlansManager):
     def adopt(cls, plans_manager: PlansManager) -> DeferralPlansManager:
         """Turn the live stock manager, which nnU-Net already holds, into one of this class, in place."""
         plans_manager.__class__ = cls
-        return plans_manager  # type: ignore[return-value]
+        return plans_manager
 
     @property
     def settings(self) -> DeferralSettings:

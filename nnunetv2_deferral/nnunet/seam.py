@@ -156,4 +156,4 @@ def install() -> None:
     for replacement in REPLACEMENTS:
         stock = getattr(replacement.owner, replacement.name)
         setattr(replacement.owner, replacement.name, replacement.make(stock))
-    run_training._deferral_installed = True  # type: ignore[attr-defined]
+    run_training._deferral_installed = True

@@ -72,13 +72,18 @@ class DeferralTrainer(nnUNetTrainer):
             )
         plans[MODEL_KEY] = {"trainer": type(self).__name__, "has_regions": self.label_manager.has_regions}
         self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
-        self.num_epochs = self.epochs or self.num_epochs
-        self.warmup_epochs = 0 if self.frozen else int(self.settings.warmup * self.num_epochs)
+        if self.epochs is not None:
+            self.num_epochs = self.epochs
         self._has_segmentation_weights = not self.frozen
         self._register_log_keys()
 
+    @property
+    def warmup_epochs(self) -> int:
+        """How many epochs, from the first, train the segmentation network alone; subclasses may set `num_epochs`."""
+        return 0 if self.frozen else int(self.settings.warmup * self.num_epochs)
+
     @classmethod
-    def build_network_architecture(  # type: ignore[override]
+    def build_network_architecture(
         cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -128,11 +133,11 @@ class DeferralTrainer(nnUNetTrainer):
             getattr(segmentation_loss, "loss", segmentation_loss).weight_dice = 0
         return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, after which experts are drawn for the augmented sample."""
         return self._with_experts(super().get_training_transforms(*args, **kwargs))
 
-    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's validation transforms, with experts."""
         return self._with_experts(super().get_validation_transforms(*args, **kwargs))
 

@@ -1,0 +1,36 @@
+# make demo   the whole pipeline on a small generated dataset, ending with demo_output/report.html
+# make test   the test suite (make test-slow for the long end-to-end runs)
+# make lint   ruff and mypy
+# Each sets up what it needs in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(READY)
+	$(BIN)/nnUNetv2_deferral_demo -o demo_output --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+# mypy cannot follow the folders that an editable install maps into the package, so it checks an installed copy.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nnunetv2_deferral
+
+$(READY): pyproject.toml setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info demo_output

@@ -1,0 +1,243 @@
+"""`nnUNetv2_deferral_demo`: the whole way from images to a report, on generated data, in a few minutes on a CPU.
+
+Everything happens in the output folder, in nnU-Net folders of its own, through the commands a user would type. They
+run as subprocesses, one after the other; what they print goes to OUT/logs. Nothing outside the output folder is read or
+written, and the user's own nnUNet_raw, nnUNet_preprocessed and nnUNet_results are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nnunetv2_deferral.commands.demo_data import DATASET_NAME, write_dataset
+from nnunetv2_deferral.commands.demo_report import DemoFiles, write_report
+from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.report.tables import deferral_rows, score_rows
+
+COMMAND = "nnUNetv2_deferral_demo"
+SEED = 501
+NUM_TRAINING, NUM_TEST = 36, 8
+EXPERT_SET, NUM_EXPERTS = "complementary", 3
+EPOCHS = 5
+PLANS = "nnUNetDeferralCPUPlans"
+STOCK_TRAINER = f"nnUNetTrainer_{EPOCHS}epochs"
+DEFERRAL_TRAINER = f"nnUNetTrainerDeferral{NUM_EXPERTS}Experts_{EPOCHS}epochs"
+
+_MARKER = "demo.json"
+# All that a demo writes at the top of its output folder; overwriting removes nothing else.
+_OWN_ENTRIES = (
+    *("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "predictions", "experts", "logs", "cases"),
+    *("overview.png", "report.html", "table.json", "table.md", _MARKER),
+)
+_EPOCH = re.compile(rb"(?:^|\s)Epoch (\d+)\s*$", re.MULTILINE)
+_NUM_LAST_LINES = 15
+
+
+class StepFailed(RuntimeError):
+    """A command of the demo failed; the message says which, and shows the end of its log."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo.
+
+    Attributes:
+        log_name: Stem of its log file.
+        title: What it does, for the person waiting.
+        arguments: The command line, the console script's name first.
+        epochs: Number of epochs to show progress of; 0 for a step that trains nothing.
+    """
+
+    log_name: str
+    title: str
+    arguments: tuple[str, ...]
+    epochs: int = 0
+
+
+def prepare_folder(out: Path, *, overwrite: bool = False) -> None:
+    """Make the output folder ready for a demo.
+
+    Raises:
+        ValueError: If it is not empty and may not be overwritten, or if no demo has written what is in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / _MARKER).is_file():
+            raise ValueError(f"{out} is not empty and was not written by {COMMAND}. Choose another folder (-o)")
+        if not overwrite:
+            raise ValueError(f"{out} holds an earlier demo. Choose another folder (-o) or replace it (--overwrite)")
+        for name in _OWN_ENTRIES:
+            entry = out / name
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json({"written_by": COMMAND, "entries": list(_OWN_ENTRIES)}, out / _MARKER)
+
+
+def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
+    """The commands of the demo in their order.
+
+    Args:
+        files: Where everything lies.
+        device: As nnU-Net's commands take it, `"cpu"` or `"cuda"`.
+    """
+    dataset = DATASET_NAME[len("Dataset") :].split("_")[0]
+    model = ("-p", PLANS, "-device", device)
+    plan = ("nnUNetv2_deferral_plan_experiment", "-d", dataset, "-pl", "nnUNetPlannerDeferralCPU")
+    plan += ("-num_experts", str(NUM_EXPERTS), "-experts", EXPERT_SET, "--preprocess", "-c", "2d", "-np", "1")
+    simulate = ("nnUNetv2_deferral_simulate_experts", "-i", str(files.labels), "-djfile", str(files.dataset_json))
+    simulate += ("-o", str(files.experts), "-experts", EXPERT_SET, "-num_experts", str(NUM_EXPERTS))
+    steps = [Step("plan", "Planning and preprocessing", plan)]
+    trainers = (("stock", "stock nnU-Net", STOCK_TRAINER), ("deferral", "nnU-Net with deferral", DEFERRAL_TRAINER))
+    for name, words, trainer in trainers:
+        train = ("nnUNetv2_train", dataset, "2d", "0", "-tr", trainer, *model)
+        steps.append(Step(f"train_{name}", f"Training {words}", train, EPOCHS))
+    for name, words, trainer in trainers:
+        predict = ("nnUNetv2_predict", "-i", str(files.images), "-o", str(files.prediction(name)), "-d", dataset)
+        predict += ("-c", "2d", "-f", "0", "-tr", trainer, *model, "-npp", "1", "-nps", "1")
+        steps.append(Step(f"predict_{name}", f"Predicting the test cases with {words}", predict))
+    return [*steps, Step("simulate_experts", "Simulating the experts on the test cases", simulate)]
+
+
+def demo_environment(out: Path) -> dict[str, str]:
+    """The environment of the commands: nnU-Net folders inside `out`, our trainers, few processes."""
+    folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    trainers = str(Path(import_module("nnunetv2_deferral.trainers").__path__[0]).resolve())
+    return {
+        **os.environ,
+        **folders,
+        "nnUNet_extTrainer": trainers,
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_compile": "f",
+        "MPLBACKEND": "Agg",
+    }
+
+
+def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
+    """Run a command, its output into `logs/<log_name>.log`, with a line or a bar of progress on the terminal.
+
+    Raises:
+        StepFailed: If it fails; the message has the last lines of its log.
+    """
+    log = logs / f"{step.log_name}.log"
+    command = [find_script(step.arguments[0]), *step.arguments[1:]]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
+        try:
+            with _progress(step) as bar:
+                while process.poll() is None:
+                    time.sleep(0.3)
+                    bar.update(_epochs_begun(log, step) - bar.n)
+                bar.update(step.epochs - bar.n if process.returncode == 0 else 0)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        last = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-_NUM_LAST_LINES:])
+        raise StepFailed(f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\n"
+                         f"All of it is in {log}")
+
+
+def find_script(name: str) -> str:
+    """A console script: the one beside the running Python, also in a venv that is not activated, else on the path.
+
+    Raises:
+        StepFailed: If there is none.
+    """
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = beside or shutil.which(name)
+    if found is None:
+        raise StepFailed(f"the command {name} is neither beside {sys.executable} nor on the path")
+    return found
+
+
+def run_demo(out: Path, *, device: str, overwrite: bool = False) -> DemoFiles:
+    """Generate data, train, predict, simulate experts and write the report into `out`.
+
+    Args:
+        out: The output folder.
+        device: `"cpu"` or `"cuda"`.
+        overwrite: Replace an earlier demo in `out`.
+
+    Returns:
+        Where everything lies; `report` is the page.
+
+    Raises:
+        ValueError: See :func:`prepare_folder`.
+        StepFailed: If a command fails.
+    """
+    out = out.resolve()
+    prepare_folder(out, overwrite=overwrite)
+    files = DemoFiles(out, deferral_trainer=DEFERRAL_TRAINER, plans=PLANS)
+    for folder in (files.logs, out / "nnUNet_preprocessed", out / "nnUNet_results"):
+        folder.mkdir()
+    write_dataset(out / "nnUNet_raw", num_training=NUM_TRAINING, num_test=NUM_TEST, seed=SEED)
+    environment = demo_environment(out)
+    steps = demo_steps(files, device=device)
+    for number, step in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] {step.title}", flush=True)
+        run_step(step, logs=files.logs, environment=environment)
+    write_report(files, steps=[(step.title, step.arguments) for step in steps], epochs=EPOCHS)
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input and failing steps end with a message on stderr."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Learning to defer on generated data, from images to a report, through the stock nnU-Net commands. "
+        "Takes some minutes on two CPU cores. Your own nnU-Net folders are not touched.",
+    )
+    parser.add_argument("-o", metavar="OUT", default="demo_output", help="output folder. Default: ./%(default)s")
+    parser.add_argument("-device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: cuda if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the output folder")
+    given = parser.parse_args(arguments)
+    device = given.device if given.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    begin = time.monotonic()
+    try:
+        files = run_demo(Path(given.o), device=device, overwrite=given.overwrite)
+    except ValueError as error:
+        parser.error(str(error))
+    except StepFailed as error:
+        sys.exit(f"{COMMAND}: {error}")
+    print(f"\nDone in {time.monotonic() - begin:.0f} s on {device}. The {NUM_TEST} test cases:\n")
+    table = json.loads(files.table_json.read_text())
+    print(_as_text(score_rows(table)), _as_text(deferral_rows(table)), sep="\n\n")
+    print(f"\nReport: {files.report}")
+
+
+@contextmanager
+def _progress(step: Step) -> Iterator[tqdm]:
+    with tqdm(total=step.epochs, unit="epoch", disable=not step.epochs, leave=False) as bar:
+        yield bar
+
+
+def _epochs_begun(log: Path, step: Step) -> int:
+    """The number of the epoch that runs, as the log has it; 0 before the first."""
+    begun = _EPOCH.findall(log.read_bytes()) if step.epochs else []
+    return int(begun[-1]) if begun else 0
+
+
+def _as_text(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  " + row[0].ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )

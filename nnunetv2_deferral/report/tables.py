@@ -1,0 +1,156 @@
+"""The numbers of a report: who scores what, and what deferring did, as plain data, Markdown and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.evaluation.summary import Case
+from nnunetv2_deferral.fusion import fuse_masks
+
+SCORES = ("Dice", "IoU", "Sensitivity")
+DASH = "–"
+
+
+def deferral_effect(cases: Iterable[Case], ignore_label: int | None = None) -> dict[str, int]:
+    """Count what asking the experts changed, voxel by voxel over all cases.
+
+    Args:
+        cases: The cases; held one at a time.
+        ignore_label: The reference label whose voxels count nowhere, or None.
+
+    Returns:
+        Numbers of voxels: `voxels` (all that count), `model_wrong` (wrong labels of the model, anywhere), `deferred`,
+        and of the deferred `deferred_model_wrong`, `fixed` (the model wrong, the expert right) and `worsened` (the
+        model right, the expert wrong). All 0 without cases.
+    """
+    effect = dict.fromkeys(("voxels", "model_wrong", "deferred", "deferred_model_wrong", "fixed", "worsened"), 0)
+    for case in cases:
+        counts = np.ones(case.route.shape, bool) if ignore_label is None else case.reference != ignore_label
+        deferred = counts & (case.route > 0)
+        model_wrong = case.model != case.reference
+        system_wrong = fuse_masks(case.model, case.experts, case.route) != case.reference
+        for key, where in {
+            "voxels": counts,
+            "model_wrong": counts & model_wrong,
+            "deferred": deferred,
+            "deferred_model_wrong": deferred & model_wrong,
+            "fixed": deferred & model_wrong & ~system_wrong,
+            "worsened": deferred & ~model_wrong & system_wrong,
+        }.items():
+            effect[key] += int(where.sum())
+    return effect
+
+
+def result_table(
+    summary: Mapping[str, Any], effect: Mapping[str, int], *, stock: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The numbers of a report.
+
+    Args:
+        summary: From :func:`nnunetv2_deferral.evaluation.summary.summarize_deferral`.
+        effect: From :func:`deferral_effect`, for the same cases.
+        stock: Scores of a stock nnU-Net on the same cases, from :func:`nnunetv2_deferral.evaluation.overlap.summarize`.
+
+    Returns:
+        `{"rows": [{"who", "Dice", "IoU", "Sensitivity"}, ...], "deferral": {"rate", "share", **effect}}`, scores being
+        means over the foreground, NaN where undefined.
+    """
+    parts = {} if stock is None else {"stock nnU-Net": stock}
+    parts |= {"model alone": summary["model_everywhere"], "system (model + experts asked)": summary["system"]}
+    parts |= {f"{name} alone": part for name, part in summary["expert_everywhere"].items()}
+    rows = [{"who": who} | {score: part["foreground_mean"][score] for score in SCORES} for who, part in parts.items()]
+    deferral = {"rate": summary["deferral"]["rate"], "share": dict(summary["deferral"]["share"])}
+    return {"rows": rows, "deferral": deferral | dict(effect)}
+
+
+def score_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """The scores as text, one row for each who answers, headings first."""
+    body = [[row["who"], *(score_text(row[score]) for score in SCORES)] for row in table["rows"]]
+    return [["who answers", *SCORES], *body]
+
+
+def deferral_rows(table: Mapping[str, Any]) -> list[list[str]]:
+    """What was deferred and what came of it, as pairs of words and numbers."""
+    found = table["deferral"]
+    deferred = found["deferred"]
+    rows = [["voxels deferred", percent_text(found["rate"])]]
+    rows += [[f"asked of {name}", percent_text(share)] for name, share in found["share"].items()]
+    wrong = "of the deferred voxels, the model had wrong"
+    return rows + [
+        [wrong, percent_text(_ratio(found["deferred_model_wrong"], deferred))],
+        ["of the deferred voxels, deferring fixed", percent_text(_ratio(found["fixed"], deferred))],
+        ["of the deferred voxels, deferring made wrong", percent_text(_ratio(found["worsened"], deferred))],
+        ["of the model's errors, deferring fixed", percent_text(_ratio(found["fixed"], found["model_wrong"]))],
+    ]
+
+
+def markdown_tables(table: Mapping[str, Any]) -> str:
+    """Both tables in Markdown."""
+    return "\n\n".join(
+        _markdown(rows) for rows in (score_rows(table), [["deferral", "value"], *deferral_rows(table)])
+    )
+
+
+def dice_by_case(part: Mapping[str, Any]) -> dict[str, float]:
+    """Foreground Dice of every case in a part of a summary: the mean over labels, NaN where none is defined."""
+    found = {}
+    for row in part["metric_per_case"]:
+        defined = [scores["Dice"] for scores in row["metrics"].values() if not math.isnan(scores["Dice"])]
+        found[row["case"]] = float(np.mean(defined)) if defined else float("nan")
+    return found
+
+
+def telling_order(model: Mapping[str, float], system: Mapping[str, float]) -> list[tuple[str, str]]:
+    """All cases, the ones that tell most first.
+
+    Args:
+        model: Dice of the model by case.
+        system: Dice of the system, for the same cases. NaN is looked at last.
+
+    Returns:
+        Pairs of case and why it is shown, in the order: the most improved, the worst and the median of the system,
+        then the others by name with an empty reason. A case appears once, with all its reasons.
+    """
+    defined = sorted((case for case in system if not math.isnan(system[case])), key=lambda case: (system[case], case))
+    gains = {case: system[case] - model[case] for case in defined if not math.isnan(model[case])}
+    reasons: dict[str, list[str]] = {}
+    if gains:
+        reasons.setdefault(max(gains, key=lambda case: gains[case]), []).append("most improved by asking")
+    if defined:
+        reasons.setdefault(defined[0], []).append("worst result of the system")
+        reasons.setdefault(defined[len(defined) // 2], []).append("median result of the system")
+    rest = [(case, "") for case in sorted(system) if case not in reasons]
+    return [(case, ", ".join(why)) for case, why in reasons.items()] + rest
+
+
+def without_nan(content: Any) -> Any:
+    """The same data with None for NaN, which JSON does not know."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def score_text(value: float) -> str:
+    """Three decimals, a dash for NaN."""
+    return DASH if math.isnan(value) else f"{value:.3f}"
+
+
+def percent_text(value: float) -> str:
+    """Per cent with two decimals, a dash for NaN."""
+    return DASH if math.isnan(value) else f"{value:.2%}".replace("%", " %")
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else float("nan")
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

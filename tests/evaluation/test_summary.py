@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+
+
+def make_case(name="a"):
+    return Case(
+        name,
+        reference=np.array([1, 1, 1, 0, 0, 0]),
+        model=np.array([1, 0, 0, 0, 1, 0]),
+        experts=np.array([[0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]),
+        route=np.array([0, 1, 2, 0, 1, 0], dtype=np.uint8),
+    )
+
+
+def test_system_expert_and_model_are_scored_where_each_answers():
+    summary = summarize_deferral([make_case()], [1], ["ann", "bob"])
+    assert summary["system"]["foreground_mean"]["Dice"] == 1
+    assert summary["expert"]["mean"]["1"]["TP"] == 2
+    assert summary["expert"]["mean"]["1"]["TN"] == 1
+    assert summary["model"]["mean"]["1"]["TP"] == 1
+    assert summary["model"]["foreground_mean"]["Dice"] == 1
+    assert summary["model_everywhere"]["foreground_mean"]["Dice"] == pytest.approx(2 / 5)
+    assert summary["expert_everywhere"]["bob"]["foreground_mean"]["Sensitivity"] == 1
+    assert summary["deferral"]["rate"] == pytest.approx(3 / 6)
+    assert summary["deferral"]["share"] == pytest.approx({"ann": 2 / 6, "bob": 1 / 6})
+
+
+def test_ignored_voxels_count_in_no_score_and_in_no_rate():
+    case = make_case()
+    ignored = Case("a", np.where(np.arange(6) == 4, 9, case.reference), case.model, case.experts, case.route)
+    summary = summarize_deferral([ignored], [1], ["ann", "bob"], ignore_label=9)
+    assert summary["model_everywhere"]["mean"]["1"]["FP"] == 0
+    assert summary["deferral"]["rate"] == pytest.approx(2 / 5)
+
+
+def test_the_rate_is_over_all_voxels_of_all_cases():
+    small = Case("b", np.ones(2, int), np.ones(2, int), np.ones((2, 2), int), np.zeros(2, np.uint8))
+    summary = summarize_deferral([make_case(), small], [1], ["ann", "bob"])
+    assert summary["deferral"]["rate"] == pytest.approx(3 / 8)
+    assert summary["deferral"]["per_case"]["b"]["deferral_rate"] == 0

@@ -1,0 +1,202 @@
+"""DC, SC and LB against slow per-voxel loops written straight from Eqs. (4), (7), (8) and (9)."""
+
+import math
+
+import pytest
+import torch
+
+from nnunetv2_deferral.channels import routing_log_probabilities
+from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
+from nnunetv2_deferral.losses.coherence import coherence_loss
+from nnunetv2_deferral.losses.collaboration import LOG_FLOOR, collaboration_loss
+
+SHAPES = [(2, 5, 4), (2, 3, 4, 2)]
+
+
+def make_batch(num_experts, shape, *, with_mask):
+    generator = torch.Generator().manual_seed(num_experts + len(shape))
+    batch, *space = shape
+    logits = torch.randn(batch, num_experts + 1, *space, generator=generator, dtype=torch.float64)
+    expert_right = torch.rand(batch, num_experts, *space, generator=generator) < 0.7
+    model_right = torch.rand(batch, *space, generator=generator) < 0.8
+    aggregated = torch.randn(batch, 1, *space, generator=generator, dtype=torch.float64)
+    counts = torch.rand(batch, *space, generator=generator) < 0.6 if with_mask else None
+    return logits, expert_right, model_right, aggregated, counts
+
+
+def voxels(counts, shape):
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    return [tuple(index) for index in (everywhere if counts is None else counts).nonzero().tolist()]
+
+
+def softmax_at(logits, voxel):
+    batch, *place = voxel
+    values = [math.exp(logits[(batch, channel, *place)]) for channel in range(logits.shape[1])]
+    return [value / sum(values) for value in values]
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_collaboration_equals_the_sum_over_voxels_of_equation_4(num_experts, shape, with_mask):
+    logits, expert_right, model_right, _, counts = make_batch(num_experts, shape, with_mask=with_mask)
+    places, total = voxels(counts, shape), 0.0
+    for batch, *place in places:
+        probability = softmax_at(logits, (batch, *place))
+        for expert in range(num_experts):
+            right = bool(expert_right[(batch, expert, *place)])
+            total += (1 - 2 * right) * math.log(probability[expert + 1])
+        total -= bool(model_right[(batch, *place)]) * math.log(probability[0])
+    loss = collaboration_loss(routing_log_probabilities(logits), expert_right, model_right, counts)
+    assert loss.item() == pytest.approx(total / len(places), rel=1e-5)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_coherence_equals_the_sum_over_voxels_of_equation_7(shape, with_mask):
+    logits, _, _, aggregated, counts = make_batch(3, shape, with_mask=with_mask)
+    places, total = voxels(counts, shape), 0.0
+    for batch, *place in places:
+        probability = softmax_at(logits, (batch, *place))
+        deferred = probability.index(max(probability)) != 0
+        predicted = 1 / (1 + math.exp(-aggregated[(batch, 0, *place)]))
+        total -= math.log(predicted if deferred else 1 - predicted)
+        total += 0.5 * (predicted - sum(probability[1:])) ** 2 + 0.1 * predicted
+    loss = coherence_loss(
+        aggregated,
+        routing_log_probabilities(logits),
+        beta_consistency=0.5,
+        beta_rate=0.1,
+        trains_routing=True,
+        counts=counts,
+    )
+    assert loss.item() == pytest.approx(total / len(places), rel=1e-5)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_balance_equals_equations_8_and_9(with_mask):
+    logits, _, _, _, counts = make_batch(3, SHAPES[0], with_mask=with_mask)
+    places = voxels(counts, SHAPES[0])
+    ratio = [sum(softmax_at(logits, voxel)[expert] for voxel in places) / len(places) for expert in (1, 2, 3)]
+    lower, upper = [ratio[0] + 0.05, 0.0, 0.1], [1.0, ratio[1] - 0.02, 1.0]
+    expected = 0.05 + 0.02 + max(ratio[2] - 1, 0) + max(0.1 - ratio[2], 0)
+    measured = routing_ratio(routing_log_probabilities(logits), counts)
+    assert measured.tolist() == pytest.approx(ratio, rel=1e-5)
+    assert balance_loss(measured, torch.tensor(lower), torch.tensor(upper)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def losses_of(logits, aggregated, expert_right, model_right, counts):
+    log_routing = routing_log_probabilities(logits)
+    bounds = torch.full((expert_right.shape[1],), 0.2), torch.full((expert_right.shape[1],), 0.25)
+    yield collaboration_loss(log_routing, expert_right, model_right, counts)
+    yield coherence_loss(
+        aggregated, log_routing, beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
+    )
+    yield balance_loss(routing_ratio(log_routing, counts), *bounds)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 6e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_losses_and_gradients_are_finite_for_any_logits_in_any_precision(dtype, scale):
+    logits, expert_right, model_right, aggregated, _ = make_batch(3, SHAPES[0], with_mask=False)
+    logits = (logits.clamp(-1, 1) * scale).to(dtype).requires_grad_()
+    aggregated = (aggregated.clamp(-1, 1) * scale).to(dtype).requires_grad_()
+    for loss in losses_of(logits, aggregated, expert_right, model_right, None):
+        assert loss.dtype == torch.float32
+        assert torch.isfinite(loss)
+        for gradient in torch.autograd.grad(loss, (logits, aggregated), allow_unused=True, retain_graph=True):
+            assert gradient is None or torch.isfinite(gradient).all()
+
+
+def test_losses_stay_in_float32_under_autocast():
+    logits, expert_right, model_right, aggregated, _ = make_batch(3, SHAPES[0], with_mask=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = list(losses_of(logits.bfloat16(), aggregated.bfloat16(), expert_right, model_right, None))
+    assert {loss.dtype for loss in losses} == {torch.float32}
+
+
+def test_gradients_agree_with_finite_differences(monkeypatch):
+    # In float64, which the losses leave only because of the cast that keeps autocast out.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    logits, expert_right, model_right, aggregated, counts = make_batch(2, (1, 3, 2), with_mask=True)
+    log_routing = routing_log_probabilities
+
+    def collaboration(values):
+        return collaboration_loss(log_routing(values), expert_right, model_right, counts)
+
+    def coherence(values, prediction):
+        return coherence_loss(
+            prediction, log_routing(values), beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
+        )
+
+    def balance(values):
+        bounds = torch.tensor([0.9, 0.0]).double(), torch.tensor([1.0, 0.05]).double()
+        return balance_loss(routing_ratio(log_routing(values), counts), *bounds)
+
+    logits, aggregated = logits.requires_grad_(), aggregated.requires_grad_()
+    assert torch.autograd.gradcheck(collaboration, (logits,))
+    assert torch.autograd.gradcheck(coherence, (logits, aggregated))
+    assert torch.autograd.gradcheck(balance, (logits,))
+
+
+def test_a_wrong_expert_is_not_rewarded_below_the_floor():
+    logits = torch.tensor([30.0, -30.0]).view(1, 2, 1, 1).requires_grad_()
+    wrong, right = torch.zeros(1, 1, 1, 1, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
+    loss = collaboration_loss(routing_log_probabilities(logits), wrong, right)
+    assert loss.item() == pytest.approx(LOG_FLOOR)
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-6
+
+
+def test_ignored_voxels_have_no_gradient():
+    logits, expert_right, model_right, aggregated, counts = make_batch(3, SHAPES[0], with_mask=True)
+    logits, aggregated = logits.requires_grad_(), aggregated.requires_grad_()
+    sum(losses_of(logits, aggregated, expert_right, model_right, counts)).backward()
+    for gradient in (logits.grad, aggregated.grad):
+        assert (gradient.movedim(1, -1)[~counts] == 0).all()
+        assert (gradient.movedim(1, -1)[counts] != 0).any()
+
+
+def test_a_batch_without_a_voxel_that_counts_costs_nothing():
+    logits, expert_right, model_right, aggregated, _ = make_batch(3, SHAPES[0], with_mask=False)
+    nothing = torch.zeros(SHAPES[0], dtype=torch.bool)
+    collaboration, coherence, _ = losses_of(logits, aggregated, expert_right, model_right, nothing)
+    assert collaboration == 0
+    assert coherence == 0
+
+
+def test_coherence_reaches_the_routing_only_in_the_form_of_the_paper():
+    logits, _, _, aggregated, _ = make_batch(3, SHAPES[0], with_mask=False)
+    for trains_routing in (False, True):
+        values = logits.clone().requires_grad_()
+        loss = coherence_loss(
+            aggregated.requires_grad_(),
+            routing_log_probabilities(values),
+            beta_consistency=0.5,
+            beta_rate=0.1,
+            trains_routing=trains_routing,
+        )
+        (gradient,) = torch.autograd.grad(loss, values, allow_unused=True)
+        assert (gradient is not None and bool((gradient != 0).any())) == trains_routing
+
+
+def test_minimising_collaboration_finds_the_optimum_known_in_closed_form():
+    """With accuracies above one half the optimum is M_j ~ 2 a_j - 1, M_0 ~ a_0."""
+    accuracies, number = (0.9, 0.7, 0.55), 1000
+    model_accuracy, *expert_accuracies = accuracies
+    steps = torch.arange(number)
+    model_right = (steps < model_accuracy * number).view(1, number, 1)
+    expert_right = torch.stack([steps < a * number for a in expert_accuracies]).view(1, 2, number, 1)
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100)
+
+    def closure():
+        optimizer.zero_grad()
+        spread = logits.view(1, 3, 1, 1).expand(1, 3, number, 1)
+        loss = collaboration_loss(routing_log_probabilities(spread), expert_right, model_right)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    weights = torch.tensor([model_accuracy, *(2 * a - 1 for a in expert_accuracies)])
+    assert torch.softmax(logits, 0).tolist() == pytest.approx((weights / weights.sum()).tolist(), abs=2e-3)

@@ -1,0 +1,53 @@
+import importlib
+import pickle
+import sys
+
+import pytest
+
+from nnunetv2_deferral.commands.doctor import trainers_folder
+from nnunetv2_deferral.nnunet.naming import EPOCHS, example_names, trainer_class
+
+
+def test_a_name_fixes_experts_epochs_and_ablations():
+    trainer = trainer_class("nnUNetTrainerDeferral2Experts_20epochs_noSC_noLB")
+    assert trainer.__name__ == "nnUNetTrainerDeferral2Experts_20epochs_noSC_noLB"
+    assert (trainer.num_experts, trainer.epochs, trainer.frozen) == (2, 20, False)
+    assert trainer.settings_overrides == {"lambda_coherence": 0.0, "lambda_balance": 0.0}
+    assert trainer_class("nnUNetTrainerDeferral1Expert_frozen").frozen
+
+
+def test_a_name_without_a_number_leaves_the_experts_to_the_plans():
+    assert trainer_class("nnUNetTrainerDeferral").num_experts is None
+
+
+@pytest.mark.parametrize(
+    "name", [*example_names(), *(f"nnUNetTrainerDeferral_{n}epoch{'s' * (n > 1)}" for n in EPOCHS)]
+)
+def test_every_listed_name_is_a_trainer_that_can_be_pickled(name):
+    assert pickle.loads(pickle.dumps(trainer_class(name))) is trainer_class(name)
+    assert "__" not in name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nnUNetTrainerDeferral9Experts_3epoch", "nnUNetTrainerDeferral9Experts means nothing. There are .*5Experts"),
+        ("nnUNetTrainerDeferral0Experts", "nnUNetTrainerDeferral0Experts means nothing"),
+        ("nnUNetTrainerDeferral1Experts", "nnUNetTrainerDeferral1Experts means nothing. There are .*Deferral1Expert,"),
+        ("nnUNetTrainerDeferral3Experts_3epoch", "_3epoch means nothing. .* followed by any of .*_5epochs"),
+        ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "contradict"),
+        ("nnUNetTrainerDeferral3Experts_noSC_noSC", "repeat"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused_with_what_exists(name, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_class(name)
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerDeferralMine", "torch"])
+def test_names_that_are_not_ours_are_left_to_others(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(trainers_folder()))
+    monkeypatch.delitem(sys.modules, "nnUNetTrainerDeferral", raising=False)
+    module = importlib.import_module("nnUNetTrainerDeferral")
+    assert not hasattr(module, name)
+    assert module.nnUNetTrainerDeferral3Experts is trainer_class("nnUNetTrainerDeferral3Experts")

@@ -1,0 +1,119 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from skimage import io
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.settings import resolve_settings
+
+SETTINGS = resolve_settings(None)
+MODEL = maps.ModelIdentity(
+    dataset="Dataset001_A", plans="nnUNetPlans", configuration="2d", trainer="T", experts=SETTINGS.expert_names
+)
+OBLIQUE = (0.0, 0.8, 0.6, -1.0, 0.0, 0.0, 0.0, -0.6, 0.8)
+
+
+def make_maps(shape, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 4, shape).astype(np.uint8), generator.random(shape, dtype=np.float32)
+
+
+def write(folder, case, ending, route, probability, writer, properties, model=MODEL):
+    maps.write_maps(
+        folder, case, ending, route, probability, writer=writer, properties=properties, model=model, settings=SETTINGS
+    )
+
+
+@pytest.mark.parametrize("writer", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
+def test_maps_of_volumes_keep_the_geometry_of_the_image(tmp_path, writer):
+    image = sitk.GetImageFromArray(np.random.default_rng(0).random((4, 5, 6), dtype=np.float32))
+    image.SetSpacing((0.7, 1.3, 2.5))
+    image.SetOrigin((3.0, -4.0, 5.0))
+    # Reorienting writers only know axis permutations and flips.
+    image.SetDirection(OBLIQUE if "Reorient" not in writer.__name__ else (0, 1, 0, -1, 0, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(tmp_path / "image.nii.gz"))
+    array, properties = writer().read_images([str(tmp_path / "image.nii.gz")])
+    route = (array[0] * 4).astype(np.uint8)
+    write(tmp_path, "case", ".nii.gz", route, array[0], writer(), properties)
+    probability = sitk.ReadImage(str(maps.probability_file(tmp_path, "case", ".nii.gz")))
+    written_route = sitk.ReadImage(str(maps.route_file(tmp_path, "case", ".nii.gz")))
+    assert probability.GetPixelID() == sitk.sitkFloat32
+    assert written_route.GetPixelID() == sitk.sitkUInt8
+    for written in (probability, written_route):
+        assert written.GetSpacing() == pytest.approx(image.GetSpacing(), abs=1e-5)
+        assert written.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-5)
+        assert written.GetDirection() == pytest.approx(image.GetDirection(), abs=1e-5)
+    # The map equals the image it was made of, voxel for voxel, whatever the writer did to the axes.
+    assert np.array_equal(sitk.GetArrayFromImage(probability), sitk.GetArrayFromImage(image))
+    expected = (sitk.GetArrayFromImage(image) * 4).astype(np.uint8)
+    assert np.array_equal(sitk.GetArrayFromImage(written_route), expected)
+
+
+def test_in_png_the_probability_is_a_byte(tmp_path):
+    route, probability = make_maps((1, 7, 9))
+    probability[0, 0, :2] = (0.0, 1.0)
+    write(tmp_path, "case", ".png", route, probability, NaturalImage2DIO(), {"spacing": (999, 1, 1)})
+    written = io.imread(maps.probability_file(tmp_path, "case", ".png"))
+    assert written.dtype == np.uint8
+    assert np.abs(written / 255 - probability[0]).max() <= 0.5 / 255 + 1e-6
+    assert np.array_equal(io.imread(maps.route_file(tmp_path, "case", ".png")), route[0])
+
+
+def test_a_stack_of_tif_images_keeps_its_floats_and_the_file_with_its_spacing(tmp_path):
+    route, probability = make_maps((3, 7, 9))
+    write(tmp_path, "case", ".tif", route, probability, Tiff3DIO(), {"spacing": (2.0, 1.0, 1.0)})
+    written, properties = Tiff3DIO().read_seg(str(maps.probability_file(tmp_path, "case", ".tif")))
+    assert np.array_equal(written[0], probability)
+    assert list(properties["spacing"]) == [2.0, 1.0, 1.0]
+
+
+def test_the_index_holds_the_rates_of_every_case(tmp_path):
+    route = np.array([[[0, 0, 1, 1], [2, 0, 0, 0]]], dtype=np.uint8)
+    write(tmp_path, "b", ".png", route, np.zeros(route.shape, np.float32), NaturalImage2DIO(), {})
+    write(tmp_path, "a", ".png", 0 * route, np.zeros(route.shape, np.float32), NaturalImage2DIO(), {})
+    index = json.loads(maps.index_file(tmp_path).read_text())
+    assert list(index["cases"]) == ["a", "b"]
+    assert index["cases"]["b"]["deferral_rate"] == pytest.approx(3 / 8)
+    assert index["cases"]["b"]["share"] == pytest.approx({"expert1": 2 / 8, "expert2": 1 / 8, "expert3": 0})
+    assert index["cases"]["a"]["deferral_rate"] == 0
+    assert index["model"]["experts"] == ["expert1", "expert2", "expert3"]
+    assert set(index["versions"]) == {"nnunetv2_deferral", "nnunetv2", "torch"}
+
+
+def test_cases_written_at_the_same_time_are_all_in_the_index(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    names = [f"case{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: write(tmp_path, name, ".png", route, probability, NaturalImage2DIO(), {}), names))
+    assert set(json.loads(maps.index_file(tmp_path).read_text())["cases"]) == set(names)
+
+
+def test_a_folder_with_the_maps_of_another_model_is_refused(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    maps.check_folder(tmp_path, MODEL)
+    write(tmp_path, "case", ".png", route, probability, NaturalImage2DIO(), {})
+    maps.check_folder(tmp_path, MODEL)
+    other = maps.ModelIdentity(
+        dataset="Dataset001_A", plans="P", configuration="2d", trainer="T", experts=MODEL.experts
+    )
+    with pytest.raises(ValueError, match="maps of another model .plans: nnUNetPlans there, P now"):
+        maps.check_folder(tmp_path, other)
+
+
+def test_a_map_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    class Failing(NaturalImage2DIO):
+        def write_seg(self, seg, output_fname, properties):
+            super().write_seg(seg, output_fname, properties)
+            raise OSError("disk full")
+
+    route, probability = make_maps((1, 4, 4))
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, "case", ".png", route, probability, Failing(), {})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
