@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+CPU_PLANS = "nnUNetDeferralCPUPlans"
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -39,16 +40,24 @@ def prepare(dataset: str, options: argparse.Namespace) -> None:
     raw, preprocessed = Path(os.environ["nnUNet_raw"]), Path(os.environ["nnUNet_preprocessed"])
     if not (preprocessed / dataset / "nnUNetPlans.json").is_file():
         run("nnUNetv2_plan_and_preprocess", "-d", options.d, "-c", options.c, "-npfp", 1, "-np", 1)
-    if not (preprocessed / dataset / f"{options.p}.json").is_file():
-        run("nnUNetv2_deferral_plan_experiment", "-d", options.d, "-pl", "nnUNetPlannerDeferralCPU")
+    for number in (3, 1):
+        plans = plans_of(number, options)
+        if not (preprocessed / dataset / f"{plans}.json").is_file():
+            named = ("-num_experts", number, "-overwrite_plans_name", plans)
+            run("nnUNetv2_deferral_plan_experiment", "-d", options.d, "-pl", "nnUNetPlannerDeferralCPU", *named)
     splits = raw / dataset / "splits_final.json"
     if splits.is_file() and not (preprocessed / dataset / "splits_final.json").is_file():
         shutil.copyfile(splits, preprocessed / dataset / "splits_final.json")
 
 
-def train(dataset: str, trainer: str, options: argparse.Namespace) -> Path:
+def plans_of(num_experts: int, options: argparse.Namespace) -> str:
+    """The plans for J experts. Those that we plan here name J; stock plans leave it to the trainer."""
+    return f"{options.p}1Expert" if options.p == CPU_PLANS and num_experts == 1 else options.p
+
+
+def train(dataset: str, trainer: str, plans: str, options: argparse.Namespace) -> Path:
     """The validation folder of a finished training."""
-    fold = Path(os.environ["nnUNet_results"]) / dataset / f"{trainer}__{options.p}__{options.c}" / f"fold_{options.f}"
+    fold = Path(os.environ["nnUNet_results"]) / dataset / f"{trainer}__{plans}__{options.c}" / f"fold_{options.f}"
     if not (fold / "validation" / "summary.json").is_file():
         run(
             "nnUNetv2_train",
@@ -58,7 +67,7 @@ def train(dataset: str, trainer: str, options: argparse.Namespace) -> Path:
             "-tr",
             trainer,
             "-p",
-            options.p,
+            plans,
             "-device",
             options.device,
         )
@@ -72,10 +81,10 @@ def compare(options: argparse.Namespace) -> Path:
     prepare(dataset, options)
     # 1000 epochs are what both trainers do without a word.
     length = "" if options.epochs == 1000 else f"_{options.epochs}epoch{'s' * (options.epochs > 1)}"
-    stock = json.loads((train(dataset, f"nnUNetTrainer{length}", options) / "summary.json").read_text())
+    stock = json.loads((train(dataset, f"nnUNetTrainer{length}", options.p, options) / "summary.json").read_text())
     rows = [{"trainer": "nnUNetTrainer", "model": stock["foreground_mean"]["Dice"]}]
-    for trainer in ("nnUNetTrainerDeferral1Expert", "nnUNetTrainerDeferral3Experts"):
-        folder = train(dataset, f"{trainer}{length}", options)
+    for number, trainer in ((3, "nnUNetTrainerDeferral3Experts"), (1, "nnUNetTrainerDeferral1Expert")):
+        folder = train(dataset, f"{trainer}{length}", plans_of(number, options), options)
         summary = json.loads((folder / "deferral_summary.json").read_text())
         rows.append(
             {
@@ -138,7 +147,7 @@ def main() -> None:
     parser.add_argument("-d", help="dataset id")
     parser.add_argument("-c", default="2d", help="configuration")
     parser.add_argument("-f", type=int, default=0, help="fold")
-    parser.add_argument("-p", default="nnUNetDeferralCPUPlans", help="plans, the same for all trainers")
+    parser.add_argument("-p", default=CPU_PLANS, help="plans, the same for all trainers")
     parser.add_argument("-epochs", type=int, default=5, help="a length that stock trainers exist for: 1, 5, 10, 20 ...")
     parser.add_argument("-device", default="cpu")
     parser.add_argument("--table", action="store_true", help="only print the table of all results")

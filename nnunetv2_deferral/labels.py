@@ -36,7 +36,7 @@ class LabelSpace:
         """Label maps (B, J, *S), integer, as answers (J, B, C, *S)."""
         maps = label_maps.transpose(0, 1)
         if self.regions is None:
-            return maps.unsqueeze(2).long()
+            return maps.unsqueeze(2)
         members = [torch.isin(maps, torch.tensor(region, device=maps.device)) for region in self.regions]
         return torch.stack(members, dim=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,6 +20,12 @@ KEYS = (
     "deferral_rate",
     "deferral_share",
 )
+_TITLES = {
+    "segmentation": "segmentation loss",
+    "collaboration": "deferral collaboration loss (DC)",
+    "coherence": "spatial-coherence loss (SC)",
+    "balance": "load-balancing penalty (LB)",
+}
 
 
 def plot_progress(log: dict[str, list[Any]], settings: DeferralSettings, output_folder: str) -> None:
@@ -29,35 +36,38 @@ def plot_progress(log: dict[str, list[Any]], settings: DeferralSettings, output_
         settings: For the names of the experts.
         output_folder: The fold's folder.
     """
-    epochs = range(1, min(len(log[key]) for key in KEYS) + 1)
-    figure = Figure(figsize=(11, 10), layout="constrained")
-    losses, dice, load = figure.subplots(3, 1, sharex=True)
-    styles = dict(zip(TERMS, ("-", "--", "-.", ":"), strict=True))
-    for term in TERMS:
-        line = losses.plot(epochs, log[f"train_loss_{term}"][: len(epochs)], styles[term], label=f"{term}, training")
-        losses.plot(
-            epochs,
-            log[f"val_loss_{term}"][: len(epochs)],
-            styles[term],
-            color=line[0].get_color(),
-            alpha=0.45,
-            label=f"{term}, validation",
-        )
-    _finish(losses, "loss terms (unweighted)", columns=2)
-    dice.plot(epochs, log["mean_fg_dice"][: len(epochs)], "-", color="0.35", label="model")
-    dice.plot(epochs, log["mean_fg_dice_system"][: len(epochs)], "-", color="tab:green", label="system")
+    # nnU-Net sets the style of all figures for its own, far larger one.
+    with rc_context(rcParamsDefault), written_whole(Path(output_folder)) as scratch:
+        figure = _draw(log, settings)
+        FigureCanvasAgg(figure)
+        figure.savefig(scratch / "deferral_progress.png", dpi=100)
+
+
+def _draw(log: dict[str, list[Any]], settings: DeferralSettings) -> Figure:
+    number = min(len(log[key]) for key in (*KEYS, "mean_fg_dice"))
+    epochs = range(1, number + 1)
+    marker = "o" if number == 1 else None
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    *losses, dice, load = figure.subplots(3, 2, sharex=True).flat
+    for axes, term in zip(losses, TERMS, strict=True):
+        axes.plot(epochs, log[f"train_loss_{term}"][:number], "-", marker=marker, color="tab:blue", label="training")
+        axes.plot(epochs, log[f"val_loss_{term}"][:number], "--", marker=marker, color="tab:red", label="validation")
+        _finish(axes, _TITLES[term])
+    dice.plot(epochs, log["mean_fg_dice"][:number], "--", marker=marker, color="0.35", label="model")
+    dice.plot(epochs, log["mean_fg_dice_system"][:number], "-", marker=marker, color="tab:green", label="system")
     _finish(dice, "pseudo Dice")
-    load.plot(epochs, [100 * rate for rate in log["deferral_rate"][: len(epochs)]], "k-", label="all experts")
+    load.plot(epochs, [100 * rate for rate in log["deferral_rate"][:number]], "k-", marker=marker, label="all experts")
     for index, name in enumerate(settings.expert_names):
-        load.plot(epochs, [100 * share[index] for share in log["deferral_share"][: len(epochs)]], "--", label=name)
+        shares = [100 * share[index] for share in log["deferral_share"][:number]]
+        load.plot(epochs, shares, "--", marker=marker, label=name)
     _finish(load, "voxels deferred [%]")
-    load.set_xlabel("epoch")
-    FigureCanvasAgg(figure)
-    with written_whole(Path(output_folder)) as scratch:
-        figure.savefig(scratch / "deferral_progress.png", dpi=90)
+    for axes in (dice, load):
+        axes.set_xlabel("epoch")
+    return figure
 
 
-def _finish(axes: Axes, label: str, columns: int = 1) -> None:
-    axes.set_ylabel(label)
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=columns, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,0 +1,86 @@
+"""Maps back in the geometry of the image: resampling, cropping and the order of axes are undone."""
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_deferral.nnunet.export import maps_from_routing
+
+RESAMPLING = {
+    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+    "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
+}
+
+
+def make_managers(spacing, transpose=(0, 1, 2)):
+    plans = {"transpose_forward": list(transpose), "transpose_backward": list(np.argsort(transpose))}
+    return ConfigurationManager({"architecture": {}, "spacing": list(spacing), **RESAMPLING}), PlansManager(plans)
+
+
+def make_properties(before, bbox, spacing):
+    return {
+        "spacing": list(spacing),
+        "shape_before_cropping": before,
+        "bbox_used_for_cropping": bbox,
+        "shape_after_cropping_and_before_resampling": tuple(high - low for low, high in bbox),
+    }
+
+
+def test_what_was_cropped_away_stays_the_models():
+    configuration, plans = make_managers((1, 1, 1))
+    properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
+    routing = torch.zeros(3, 3, 5, 2)
+    routing[2] = 4.0
+    route, probability = maps_from_routing(routing, properties, configuration, plans)
+    inside = np.zeros((6, 5, 4), bool)
+    inside[2:5, 0:5, 1:3] = True
+    assert route.dtype == np.uint8
+    assert (route[inside] == 2).all()
+    assert (route[~inside] == 0).all()
+    assert probability.dtype == np.float32
+    expected = 1 - 1 / (2 + np.exp(4.0))
+    assert probability[inside] == pytest.approx(np.full(inside.sum(), expected), abs=1e-6)
+    assert (probability[~inside] == 0).all()
+
+
+def test_axes_are_put_back_in_the_order_of_the_image():
+    configuration, plans = make_managers((1, 1, 1), transpose=(2, 0, 1))
+    image_shape = (4, 6, 5)
+    transposed = tuple(image_shape[axis] for axis in (2, 0, 1))
+    routing = torch.zeros(2, *transposed)
+    routing[1, 3, 1, 2] = 9.0
+    properties = make_properties(transposed, [[0, size] for size in transposed], (1, 1, 1))
+    route, _ = maps_from_routing(routing, properties, configuration, plans)
+    assert route.shape == image_shape
+    assert np.argwhere(route).tolist() == [[1, 2, 3]]
+
+
+def test_a_case_predicted_at_half_the_resolution_is_brought_back_to_its_own():
+    configuration, plans = make_managers((2, 2, 2))
+    routing = torch.zeros(2, 4, 4, 4)
+    routing[1, :2], routing[0, 2:] = 6.0, 6.0
+    properties = make_properties((8, 8, 8), [[0, 8]] * 3, (1, 1, 1))
+    route, probability = maps_from_routing(routing, properties, configuration, plans)
+    assert (route[:3] == 1).all()
+    assert (route[5:] == 0).all()
+    assert ((probability > 0.5) == (route == 1)).all()
+
+
+def test_in_2d_a_case_is_a_stack_of_slices_with_the_spacing_of_the_image_across_them():
+    configuration, plans = make_managers((2, 2))
+    routing = torch.zeros(2, 3, 4, 4)
+    routing[1, 1] = 6.0
+    properties = make_properties((3, 8, 8), [[0, 3], [0, 8], [0, 8]], (5, 1, 1))
+    route, _ = maps_from_routing(routing, properties, configuration, plans)
+    assert [int(each.max()) for each in route] == [0, 1, 0]
+    assert (route[1] == 1).all()
+
+
+def test_probabilities_stay_within_zero_and_one_in_half_precision():
+    configuration, plans = make_managers((1, 1, 1))
+    routing = (torch.randn(4, 2, 3, 3) * 100).half()
+    properties = make_properties((2, 3, 3), [[0, 2], [0, 3], [0, 3]], (1, 1, 1))
+    _, probability = maps_from_routing(routing, properties, configuration, plans)
+    assert probability.min() >= 0
+    assert probability.max() <= 1
