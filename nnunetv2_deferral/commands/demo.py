@@ -48,7 +48,7 @@ _EPOCH = re.compile(rb"(?:^|\s)Epoch (\d+)\s*$", re.MULTILINE)
 _NUM_LAST_LINES = 15
 
 
-class StepFailed(RuntimeError):
+class StepError(RuntimeError):
     """A command of the demo failed; the message says which, and shows the end of its log."""
 
 
@@ -97,21 +97,22 @@ def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
         device: As nnU-Net's commands take it, `"cpu"` or `"cuda"`.
     """
     dataset = DATASET_NAME[len("Dataset") :].split("_")[0]
-    model = ("-p", PLANS, "-device", device)
-    plan = ("nnUNetv2_deferral_plan_experiment", "-d", dataset, "-pl", "nnUNetPlannerDeferralCPU")
-    plan += ("-num_experts", str(NUM_EXPERTS), "-experts", EXPERT_SET, "--preprocess", "-c", "2d", "-np", "1")
-    simulate = ("nnUNetv2_deferral_simulate_experts", "-i", str(files.labels), "-djfile", str(files.dataset_json))
-    simulate += ("-o", str(files.experts), "-experts", EXPERT_SET, "-num_experts", str(NUM_EXPERTS))
-    steps = [Step("plan", "Planning and preprocessing", plan)]
+    panel = f"-experts {EXPERT_SET} -num_experts {NUM_EXPERTS}"
+    model = f"-p {PLANS} -device {device}"
+    plan = f"plan_experiment -d {dataset} -pl nnUNetPlannerDeferralCPU {panel} --preprocess -c 2d -np 1"
+    steps = [Step("plan", "Planning and preprocessing", (*f"nnUNetv2_deferral_{plan}".split(),))]
     trainers = (("stock", "stock nnU-Net", STOCK_TRAINER), ("deferral", "nnU-Net with deferral", DEFERRAL_TRAINER))
     for name, words, trainer in trainers:
-        train = ("nnUNetv2_train", dataset, "2d", "0", "-tr", trainer, *model)
-        steps.append(Step(f"train_{name}", f"Training {words}", train, EPOCHS))
+        train = f"nnUNetv2_train {dataset} 2d 0 -tr {trainer} {model}"
+        steps.append(Step(f"train_{name}", f"Training {words}", (*train.split(),), EPOCHS))
     for name, words, trainer in trainers:
-        predict = ("nnUNetv2_predict", "-i", str(files.images), "-o", str(files.prediction(name)), "-d", dataset)
-        predict += ("-c", "2d", "-f", "0", "-tr", trainer, *model, "-npp", "1", "-nps", "1")
-        steps.append(Step(f"predict_{name}", f"Predicting the test cases with {words}", predict))
-    return [*steps, Step("simulate_experts", "Simulating the experts on the test cases", simulate)]
+        folders = ("-i", str(files.images), "-o", str(files.prediction(name)))
+        predict = f"-d {dataset} -c 2d -f 0 -tr {trainer} {model} -npp 1 -nps 1"
+        arguments = ("nnUNetv2_predict", *folders, *predict.split())
+        steps.append(Step(f"predict_{name}", f"Predicting the test cases with {words}", arguments))
+    inputs = ("-i", str(files.labels), "-djfile", str(files.dataset_json), "-o", str(files.experts))
+    arguments = ("nnUNetv2_deferral_simulate_experts", *inputs, *panel.split())
+    return [*steps, Step("simulate_experts", "Simulating the experts on the test cases", arguments)]
 
 
 def demo_environment(out: Path) -> dict[str, str]:
@@ -126,6 +127,9 @@ def demo_environment(out: Path) -> dict[str, str]:
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "MPLBACKEND": "Agg",
+        # nnU-Net trains with as many threads as there are cores. Threads that spin while they wait slow a busy machine
+        # down tenfold with networks as small as these.
+        "OMP_WAIT_POLICY": "passive",
     }
 
 
@@ -133,7 +137,7 @@ def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
     """Run a command, its output into `logs/<log_name>.log`, with a line or a bar of progress on the terminal.
 
     Raises:
-        StepFailed: If it fails; the message has the last lines of its log.
+        StepError: If it fails; the message has the last lines of its log.
     """
     log = logs / f"{step.log_name}.log"
     command = [find_script(step.arguments[0]), *step.arguments[1:]]
@@ -143,28 +147,27 @@ def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
             with _progress(step) as bar:
                 while process.poll() is None:
                     time.sleep(0.3)
-                    bar.update(_epochs_begun(log, step) - bar.n)
-                bar.update(step.epochs - bar.n if process.returncode == 0 else 0)
+                    _show(bar, _epochs_begun(log, step))
+                _show(bar, step.epochs if process.returncode == 0 else 0)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            _end(process)
     if process.returncode:
         last = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-_NUM_LAST_LINES:])
-        raise StepFailed(f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\n"
-                         f"All of it is in {log}")
+        raise StepError(
+            f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\nAll of it is in {log}"
+        )
 
 
 def find_script(name: str) -> str:
     """A console script: the one beside the running Python, also in a venv that is not activated, else on the path.
 
     Raises:
-        StepFailed: If there is none.
+        StepError: If there is none.
     """
     beside = shutil.which(name, path=str(Path(sys.executable).parent))
     found = beside or shutil.which(name)
     if found is None:
-        raise StepFailed(f"the command {name} is neither beside {sys.executable} nor on the path")
+        raise StepError(f"the command {name} is neither beside {sys.executable} nor on the path")
     return found
 
 
@@ -181,7 +184,7 @@ def run_demo(out: Path, *, device: str, overwrite: bool = False) -> DemoFiles:
 
     Raises:
         ValueError: See :func:`prepare_folder`.
-        StepFailed: If a command fails.
+        StepError: If a command fails.
     """
     out = out.resolve()
     prepare_folder(out, overwrite=overwrite)
@@ -206,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Takes some minutes on two CPU cores. Your own nnU-Net folders are not touched.",
     )
     parser.add_argument("-o", metavar="OUT", default="demo_output", help="output folder. Default: ./%(default)s")
-    parser.add_argument("-device", choices=("auto", "cpu", "cuda"), default="auto", help="Default: cuda if there is one")
+    parser.add_argument(
+        "-device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda, if there is a GPU"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the output folder")
     given = parser.parse_args(arguments)
     device = given.device if given.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -215,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = run_demo(Path(given.o), device=device, overwrite=given.overwrite)
     except ValueError as error:
         parser.error(str(error))
-    except StepFailed as error:
+    except StepError as error:
         sys.exit(f"{COMMAND}: {error}")
     print(f"\nDone in {time.monotonic() - begin:.0f} s on {device}. The {NUM_TEST} test cases:\n")
     table = json.loads(files.table_json.read_text())
@@ -229,15 +234,32 @@ def _progress(step: Step) -> Iterator[tqdm]:
         yield bar
 
 
+def _show(bar: tqdm, epochs: int) -> None:
+    if epochs > bar.n:
+        bar.update(epochs - bar.n)
+    elif sys.stderr.isatty():
+        bar.refresh()  # the clock at least
+
+
 def _epochs_begun(log: Path, step: Step) -> int:
     """The number of the epoch that runs, as the log has it; 0 before the first."""
     begun = _EPOCH.findall(log.read_bytes()) if step.epochs else []
     return int(begun[-1]) if begun else 0
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """See that a command is over; one that was interrupted with us gets the time to end its own workers."""
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+
+
 def _as_text(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  " + row[0].ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    )
+    lines = []
+    for name, *numbers in rows:
+        columns = (number.rjust(width + 3) for number, width in zip(numbers, widths[1:], strict=True))
+        lines.append(f"  {name.ljust(widths[0])}{''.join(columns)}")
+    return "\n".join(lines)

@@ -152,7 +152,7 @@ def write_dataset(raw: Path, *, num_training: int, num_test: int, seed: int) -> 
 
 
 def _polar(blob: Blob) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every pixel: distance to the center, angle to the hidden direction in [0, pi], radius of the visible border."""
+    """Of every pixel: distance to the center, angle to the hidden direction in [0, pi], radius of the border seen."""
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(float)
     rows, columns = rows - blob.center[0], columns - blob.center[1]
     direction = np.arctan2(rows, columns)

@@ -45,7 +45,7 @@ _INK = "#222222"
 _FINEST = 1600  # screen pixels along the longer side of an outline, no more is ever seen
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CaseView:
     """A case with what it takes to draw it.
 
@@ -74,7 +74,7 @@ class CaseView:
             raise ValueError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Slice:
     """What is drawn of a case, each of shape (Y, X)."""
 
@@ -139,7 +139,8 @@ def _draw_rows(views: Sequence[CaseView], experts: Sequence[str], *, width: floa
     _check_experts(views, experts)
     slices = [_slice(view) for view in views]
     panel = width / len(PANELS)
-    heights = [panel * min(max(_height_over_width(part), 0.4), 1.6) for part in slices]
+    shapes = [part.aspect * part.image.shape[0] / part.image.shape[1] for part in slices]
+    heights = [panel * min(max(shape, 0.4), 1.6) for shape in shapes]
     title, legend = 0.42, 0.5
     figure = Figure(figsize=(width, sum(heights) + title * len(views) + legend))
     FigureCanvasAgg(figure)
@@ -200,7 +201,7 @@ def _outline(axes: Axes, labels: np.ndarray, *, colour: str = _OUTLINE) -> None:
     """Draw the borders of all foreground labels along the edges of their voxels."""
     for label in np.unique(labels[labels > 0]):
         fine, extent = _refined(labels == label)
-        axes.contour(fine, levels=[0.5], colors=colour, linewidths=1.4, extent=extent, origin="upper")
+        axes.contour(fine, levels=[0.5], colors=colour, linewidths=1.1, extent=extent, origin="upper")
 
 
 def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -218,15 +219,15 @@ def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, f
 def _slice(view: CaseView) -> _Slice:
     case = view.case
     system = fuse_masks(case.model, case.experts, case.route)
-    arrays = [view.image, case.reference, case.model, system, case.route]
-    if case.route.ndim == 3:
-        index = fullest_slice(case.route)
-        arrays = [array[index] for array in arrays]
-    return _Slice(*arrays, aspect=view.spacing[-2] / view.spacing[-1])
-
-
-def _height_over_width(part: _Slice) -> float:
-    return part.aspect * part.image.shape[0] / part.image.shape[1]
+    where = fullest_slice(case.route) if case.route.ndim == 3 else ...
+    return _Slice(
+        image=view.image[where],
+        reference=case.reference[where],
+        model=case.model[where],
+        system=system[where],
+        route=case.route[where],
+        aspect=view.spacing[-2] / view.spacing[-1],
+    )
 
 
 def _title(name: str, view: CaseView, *, show_case: bool) -> str:

@@ -150,10 +150,10 @@ tr.marked td { font-weight: 650; background: #eef4f8; }
 figure { margin: 1.4rem 0 2.2rem; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .88rem; margin-top: .4rem; max-width: 46rem; }
-pre { background: #f6f6f4; border: 1px solid #e2e2de; padding: .8rem 1rem; overflow-x: auto;
+pre { background: #f6f6f4; border: 1px solid #e2e2de; padding: .8rem 1rem; white-space: pre-wrap;
   font: 13.5px/1.5 Consolas, "DejaVu Sans Mono", Menlo, monospace; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
-  pre { white-space: pre-wrap; } tr.marked td { background: none; } }
+  tr.marked td { background: none; } }
 """
 
 _FRAME = """<!DOCTYPE html>

@@ -90,9 +90,7 @@ def deferral_rows(table: Mapping[str, Any]) -> list[list[str]]:
 
 def markdown_tables(table: Mapping[str, Any]) -> str:
     """Both tables in Markdown."""
-    return "\n\n".join(
-        _markdown(rows) for rows in (score_rows(table), [["deferral", "value"], *deferral_rows(table)])
-    )
+    return "\n\n".join(_markdown(rows) for rows in (score_rows(table), [["deferral", "value"], *deferral_rows(table)]))
 
 
 def dice_by_case(part: Mapping[str, Any]) -> dict[str, float]:
