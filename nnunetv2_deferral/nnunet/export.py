@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_deferral.channels import routing_decision, routing_log_probabilities
-from nnunetv2_deferral.maps import ModelIdentity, write_maps
+from nnunetv2_deferral.maps import ModelIdentity, check_folder, write_maps
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 
 
@@ -33,6 +33,9 @@ def export_prediction_from_logits(
 
     Masks and npz files are written by nnU-Net's own function from the first K channels. The maps come first: a mask
     that exists tells a continued prediction that its case is done.
+
+    Raises:
+        ValueError: If the folder holds the maps of another model.
     """
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
@@ -41,10 +44,11 @@ def export_prediction_from_logits(
             if isinstance(dataset_json_dict_or_file, str)
             else dataset_json_dict_or_file
         )
+        file, model = Path(output_file_truncated), model_identity(plans_manager, configuration_manager)
+        check_folder(file.parent, model)
         logits = torch.as_tensor(predicted_array_or_file)
         parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
         route, probability = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
-        file = Path(output_file_truncated)
         write_maps(
             file.parent,
             file.name,
@@ -53,7 +57,7 @@ def export_prediction_from_logits(
             probability,
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
-            model=model_identity(plans_manager, configuration_manager),
+            model=model,
             settings=plans_manager.settings,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()

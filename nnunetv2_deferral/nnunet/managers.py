@@ -85,6 +85,20 @@ class DeferralPlansManager(PlansManager):
         """The trainer that made this model, None in a model folder that does not say."""
         return self.plans.get(MODEL_KEY, {}).get("trainer")
 
+    @property
+    def has_regions(self) -> bool:
+        """Whether the model was trained on regions.
+
+        Raises:
+            ValueError: If the plans are those a training starts from, not those of a model.
+        """
+        if MODEL_KEY not in self.plans:
+            raise ValueError(
+                f'the plans "{self.plans.get("plans_name")}" of this model have no "{MODEL_KEY}" entry, which a '
+                "training writes. Was plans.json in the model folder replaced by the plans of the dataset?"
+            )
+        return self.plans[MODEL_KEY]["has_regions"]
+
     def stock(self) -> PlansManager:
         """A stock manager of the same plans, for handing work back to nnU-Net."""
         return PlansManager(self.plans)

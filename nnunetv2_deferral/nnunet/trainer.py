@@ -26,7 +26,7 @@ from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, Joint
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
 from nnunetv2_deferral.nnunet.transforms import add_experts
-from nnunetv2_deferral.nnunet.validation import summarize_validation
+from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 
 seam.install()
@@ -106,15 +106,13 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{cls.__name__} routes to {cls.num_experts} experts, but the plans of this model say "
                 f"{settings.num_experts} ({', '.join(settings.expert_names)})"
             )
-        return add_deferral_head(network, settings, has_regions=plans_manager.plans[MODEL_KEY]["has_regions"])
-
-    def initialize(self) -> None:
-        """Build everything; a frozen trainer also stops the gradients of its segmentation network."""
-        super().initialize()
-        if self.frozen:
-            head = {id(parameter) for parameter in self._head().deferral_parameters()}
-            for parameter in self.network.parameters():
+        network = add_deferral_head(network, settings, has_regions=deferral_plans.has_regions)
+        if cls.frozen:
+            # Now, as nnU-Net goes on to wrap the network: DDP insists on a gradient for all that require one by then.
+            head = {id(parameter) for parameter in deferral_head(network).deferral_parameters()}
+            for parameter in network.parameters():
                 parameter.requires_grad_(id(parameter) in head)
+        return network
 
     def configure_optimizers(self) -> tuple[JointOptimizer, JointSchedule]:
         """nnU-Net's optimizer and schedule for its network, Adam with a cosine for the deferral parameters."""
@@ -263,6 +261,10 @@ class DeferralTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, then the deferral summary over seeded experts."""
+        if self.local_rank == 0:
+            discard_maps_of_another_model(self)
+        if self.is_ddp:
+            distributed.barrier()
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             summary = summarize_validation(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,20 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.nnunet.export import model_identity
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
+
+
+def discard_maps_of_another_model(trainer: DeferralTrainer) -> None:
+    """Remove the maps of an earlier training of other experts from the validation folder of a fold."""
+    folder = Path(trainer.output_folder) / "validation"
+    try:
+        maps.check_folder(folder, model_identity(trainer.plans_manager, trainer.configuration_manager))
+    except ValueError as error:
+        trainer.print_to_log_file(f"Removing {folder / maps.FOLDER}: {error}")
+        shutil.rmtree(folder / maps.FOLDER)
 
 
 def summarize_validation(trainer: DeferralTrainer) -> dict[str, Any]:

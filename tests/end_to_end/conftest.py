@@ -7,6 +7,7 @@ only read by the tests; a test that trains a variant gives it a plans name of it
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,6 +158,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for work of this size would else take the processor away
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in here.environment.items():
@@ -179,6 +183,12 @@ def flat_deferral(workplace: Workplace) -> Path:
 
 
 @pytest.fixture(scope="session")
+def flat_deferral_fold_1(workplace: Workplace, flat_deferral: Path) -> Path:
+    """The second fold of the same."""
+    return workplace.train(FLAT, "2d", 1, "TinyDeferral3Experts", "--npz")
+
+
+@pytest.fixture(scope="session")
 def flat_prediction(workplace: Workplace, flat_deferral: Path) -> Path:
     """The prediction folder of that model on the test images, with npz files."""
     output = workplace.root / "flat_prediction"
@@ -188,8 +198,8 @@ def flat_prediction(workplace: Workplace, flat_deferral: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def solid_deferral(workplace: Workplace) -> Path:
-    """The fold folder of a deferral training (three experts) on the 3D dataset."""
-    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts")
+    """The fold folder of a deferral training (three experts) on the 3D dataset, with a process that augments."""
+    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts", nnUNet_n_proc_DA="1")
 
 
 @pytest.fixture(scope="session")
@@ -250,16 +260,18 @@ def plan(here: Workplace, dataset: str) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
     identifier = int(dataset[7:10])
-    extract_fingerprints([identifier], num_processes=1, check_dataset_integrity=False, verbose=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "1")  # also the number of threads while planning, which 0 is too few for
+        # Nothing of ours takes part in planning, so its pool of new processes may as well be threads.
+        patch.setattr(multiprocessing, "get_context", lambda _method: SimpleNamespace(Pool=ThreadPool))
+        extract_fingerprints([identifier], num_processes=1, check_dataset_integrity=False, verbose=False)
         plan_experiments([identifier])
     folder = here.preprocessed / dataset
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     plans["configurations"] = {
         name: shrink(configuration)
         for name, configuration in plans["configurations"].items()
-        if name == ("2d" if dataset == FLAT else "3d_fullres")
+        if name in ("2d", "3d_fullres")
     }
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     cases = [f"train_{index}" for index in range(6)]
@@ -316,6 +328,33 @@ def variant_of_flat(here: Workplace, dataset: str, labels: dict[str, Any], **dat
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     preprocess(here, dataset)
     return dataset
+
+
+def write_stock_twin(deferral_fold: Path, model: Path) -> Path:
+    """A stock model folder with the segmentation network of a deferral model; returns the folder."""
+    checkpoint = torch.load(deferral_fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    weights = checkpoint["network_weights"]
+    last = "decoder.seg_layers.1."
+    assert any(key.startswith(last) for key in weights)
+    kept = {key: value for key, value in weights.items() if not key.startswith(last) or ".segmentation." in key}
+    checkpoint["network_weights"] = {key.replace(".segmentation.", "."): value for key, value in kept.items()}
+    checkpoint["trainer_name"] = "nnUNetTrainer"
+    (model / "fold_0").mkdir(parents=True)
+    torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
+    shutil.copy(deferral_fold.parent / "dataset.json", model)
+    plans = json.loads((deferral_fold.parent / "plans.json").read_text())
+    del plans["deferral"], plans["deferral_model"]
+    (model / "plans.json").write_text(json.dumps(plans))
+    return model
+
+
+def predictor_of(model: Path) -> Any:
+    """nnU-Net's predictor for fold 0 of a model folder, on the CPU."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    return predictor
 
 
 def read(file: Path) -> np.ndarray:

@@ -1,0 +1,283 @@
+"""Where weights come from: a stock checkpoint, for the whole network or to start from, or a training cut off."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FLAT, Workplace, read
+from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_deferral.nnunet.progress import KEYS
+
+VALIDATED = ("train_4", "train_5")
+
+
+@pytest.fixture(scope="module")
+def stock_checkpoint(flat_stock: Path) -> Path:
+    return flat_stock / "checkpoint_final.pth"
+
+
+@pytest.fixture(scope="module")
+def frozen(workplace: Workplace, stock_checkpoint: Path) -> Path:
+    """The fold folder of a training of the head alone, on the stock network."""
+    return workplace.train(FLAT, "2d", 0, "TinyFrozen", "-pretrained_weights", stock_checkpoint)
+
+
+def start(workplace: Workplace, trainer: str, weights: Path | None, plans: str = "nnUNetPlans") -> None:
+    """What nnUNetv2_train does, in this process."""
+    run_training(
+        FLAT, "2d", 0, trainer, plans, pretrained_weights=None if weights is None else str(weights),
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def assert_not_started(workplace: Workplace, trainer: str, plans: str = "nnUNetPlans") -> None:
+    fold = workplace.model(FLAT, "2d", trainer, plans) / "fold_0"
+    assert not list(fold.glob("checkpoint*"))
+    assert all("Epoch 0" not in log.read_text() for log in fold.glob("training_log_*.txt"))
+
+
+class TestFrozen:
+    def test_its_masks_are_the_stock_networks(self, flat_stock: Path, frozen: Path) -> None:
+        for case in VALIDATED:
+            expected, written = (read(fold / "validation" / f"{case}.png") for fold in (flat_stock, frozen))
+            np.testing.assert_array_equal(written, expected)
+
+    def test_its_weights_are_the_stock_networks(self, stock_checkpoint: Path, frozen: Path) -> None:
+        stock, ours = (
+            torch.load(file, weights_only=False)["network_weights"]
+            for file in (stock_checkpoint, frozen / "checkpoint_final.pth")
+        )
+        for key, value in ours.items():
+            stock_key = key.replace(".segmentation.", ".")
+            assert stock_key not in stock or torch.equal(value, stock[stock_key])
+        assert {key.replace(".segmentation.", ".") for key in ours} >= set(stock)
+        assert ours["decoder.seg_layers.1.routing.weight"].abs().max() > 0
+
+    def test_it_is_refused_without_weights(self, workplace: Workplace) -> None:
+        name = "nnUNetTrainerDeferral3Experts_frozen"
+        with pytest.raises(ValueError, match=f"{name} trains a deferral head .*-pretrained_weights"):
+            start(workplace, name, None)
+        assert_not_started(workplace, name)
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda c: c["init_args"].update(configuration="3d_fullres"), "was trained in 3d_fullres, not in 2d"),
+            (lambda c: configuration_of(c).update(spacing=[2.0, 3.0]), "is of other plans .*differ in spacing"),
+            (
+                lambda c: configuration_of(c)["architecture"]["arch_kwargs"].update(features_per_stage=[8, 16, 32]),
+                "is of other plans .*differ in architecture",
+            ),
+            (
+                lambda c: c["init_args"]["plans"].update(dataset_name="Dataset123_Other", transpose_forward=[2, 0, 1]),
+                "Dataset123_Other.*Dataset901_Flat.*differ in transpose_forward",
+            ),
+            (
+                lambda c: c["network_weights"].update({"decoder.seg_layers.1.weight": torch.zeros(5, 4, 1, 1)}),
+                r"does not fit this network: .*segmentation.weight has shape \(5, 4, 1, 1\) instead of \(3, 4, 1, 1\)",
+            ),
+            (lambda c: c["network_weights"].pop("decoder.seg_layers.1.bias"), "segmentation.bias is missing"),
+            (lambda c: c["network_weights"].update(more=torch.zeros(1)), "more is not expected"),
+        ],
+    )
+    def test_it_is_refused_on_another_networks_weights(
+        self,
+        workplace: Workplace,
+        stock_checkpoint: Path,
+        tmp_path: Path,
+        damage: Callable[[dict[str, Any]], None],
+        message: str,
+    ) -> None:
+        checkpoint = torch.load(stock_checkpoint, weights_only=False)
+        damage(checkpoint)
+        file = tmp_path / "other.pth"
+        torch.save(checkpoint, file)
+        name = "nnUNetTrainerDeferral3Experts_frozen"
+        with pytest.raises(ValueError, match=message) as refused:
+            start(workplace, name, file)
+        assert str(file) in str(refused.value)
+        assert_not_started(workplace, name)
+
+    def test_the_weights_of_a_deferral_model_are_not_a_stock_networks(
+        self, workplace: Workplace, flat_deferral: Path
+    ) -> None:
+        name = "nnUNetTrainerDeferral3Experts_frozen"
+        with pytest.raises(ValueError, match="does not fit this network"):
+            start(workplace, name, flat_deferral / "checkpoint_final.pth")
+        assert_not_started(workplace, name)
+
+    def test_a_distributed_training_waits_for_gradients_of_the_head_alone(
+        self, workplace: Workplace, tmp_path: Path
+    ) -> None:
+        """nnU-Net wraps the network while it initializes; DDP then notes who has gradients, and insists on them."""
+        trainer = workplace.trainer("nnUNetTrainerDeferral3Experts_frozen", FLAT, "2d")
+        network = trainer.build_network_architecture(
+            trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads
+        )
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+        try:
+            wrapped = DistributedDataParallel(network)
+            for _ in range(2):
+                output = wrapped(torch.randn(2, 1, 32, 32))
+                output[0][:, 3:].sum().backward()
+        finally:
+            torch.distributed.destroy_process_group()
+        head = {id(parameter) for parameter in network.decoder.seg_layers[-1].deferral_parameters()}
+        assert {id(parameter) for parameter in network.parameters() if parameter.requires_grad} == head
+
+
+def configuration_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return checkpoint["init_args"]["plans"]["configurations"]["2d"]
+
+
+class TestPretrained:
+    def test_a_stock_checkpoint_starts_a_deferral_training_as_it_would_a_stock_one(
+        self, workplace: Workplace, stock_checkpoint: Path
+    ) -> None:
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d")
+        trainer.initialize()
+        before = copy.deepcopy(trainer.network.state_dict())
+        maybe_load_checkpoint(trainer, False, False, str(stock_checkpoint))
+        stock = torch.load(stock_checkpoint, weights_only=False)["network_weights"]
+        for key, value in trainer.network.state_dict().items():
+            # nnU-Net leaves every segmentation layer as it was, and with it the head.
+            assert torch.equal(value, before[key] if ".seg_layers." in key else stock[key]), key
+
+    @pytest.mark.slow
+    def test_the_command_takes_it_too(self, workplace: Workplace, stock_checkpoint: Path) -> None:
+        fold = workplace.train(FLAT, "2d", 1, "TinyDeferral1Expert", "-pretrained_weights", stock_checkpoint)
+        assert (fold / "validation" / "deferral_summary.json").is_file()
+
+
+def train_one_epoch(trainer: Any) -> None:
+    """The first epoch of nnU-Net's run_training."""
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)])
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val)) for _ in range(2)])
+    trainer.on_epoch_end()
+
+
+def flattened(value: Any, name: str = "") -> dict[str, Any]:
+    """A nested state as one dictionary of its leaves."""
+    if isinstance(value, dict):
+        return {key: leaf for k, v in value.items() for key, leaf in flattened(v, f"{name}.{k}").items()}
+    if isinstance(value, list):
+        return {key: leaf for k, v in enumerate(value) for key, leaf in flattened(v, f"{name}.{k}").items()}
+    return {name: value}
+
+
+class TestResume:
+    def test_a_checkpoint_brings_back_weights_both_optimizers_and_the_log(
+        self, workplace: Workplace, tmp_path: Path
+    ) -> None:
+        cut_off = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", fold=1, plans=named_plans(workplace, "Resume"))
+        cut_off.on_train_start()
+        train_one_epoch(cut_off)
+        file = Path(cut_off.output_folder) / "checkpoint_latest.pth"
+        assert file.is_file()
+
+        resumed = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", fold=1, plans="Resume")
+        resumed.load_checkpoint(str(file))
+        assert resumed.current_epoch == 1
+        states = [(trainer.network.state_dict(), trainer.optimizer.state_dict()) for trainer in (cut_off, resumed)]
+        expected, restored = (flattened({"network": state[0], "optimizer": state[1]}) for state in states)
+        assert restored.keys() == expected.keys()
+        assert any("momentum_buffer" in key for key in restored)  # SGD's
+        assert any("exp_avg_sq" in key for key in restored)  # Adam's
+        for key, value in expected.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(restored[key], value), key
+            else:
+                assert restored[key] == value, key
+        log = resumed.logger.local_logger.my_fantastic_logging
+        assert log == cut_off.logger.local_logger.my_fantastic_logging
+        assert all(len(log[key]) == 1 for key in KEYS)
+
+        # From the same state, both go on in the same way.
+        batch = next(cut_off.dataloader_train)
+        for trainer in (cut_off, resumed):
+            trainer.network.train()
+            trainer.lr_scheduler.step(1)
+            trainer.train_step(copy.deepcopy(batch))
+        for key, value in cut_off.network.state_dict().items():
+            assert torch.equal(resumed.network.state_dict()[key], value), key
+
+    def test_a_checkpoint_of_other_experts_is_refused(self, workplace: Workplace, flat_deferral: Path) -> None:
+        plans = workplace.derive_plans(FLAT, "Two", lambda plans: plans.update(deferral={"num_experts": 2}))
+        trainer = workplace.trainer("TinyDeferral", FLAT, "2d", plans=plans)
+        file = flat_deferral / "checkpoint_final.pth"
+        with pytest.raises(ValueError, match="trained with 3 experts, but .* have 2") as refused:
+            trainer.load_checkpoint(str(file))
+        assert str(file) in str(refused.value)
+
+    def test_a_stock_checkpoint_is_refused(self, workplace: Workplace, stock_checkpoint: Path) -> None:
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d")
+        with pytest.raises(ValueError, match="checkpoint_final.pth"):
+            trainer.load_checkpoint(str(stock_checkpoint))
+
+    @pytest.mark.slow
+    def test_a_training_that_was_cut_off_is_continued_with_its_log(self, workplace: Workplace) -> None:
+        plans = named_plans(workplace, "CutOff")
+        arguments = (FLAT, "2d", 0, "-tr", "TinyInterrupted", "-p", plans, "-device", "cpu")
+        assert "the power went out" in workplace.command("nnUNetv2_train", *arguments, fails=True).stdout
+        fold = workplace.model(FLAT, "2d", "TinyInterrupted", plans) / "fold_0"
+        before = torch.load(fold / "checkpoint_latest.pth", weights_only=False)["logging"]
+        assert len(before["train_losses"]) == 1
+
+        workplace.command("nnUNetv2_train", *arguments, "--c")
+        after = torch.load(fold / "checkpoint_final.pth", weights_only=False)["logging"]
+        for key in (*KEYS, "train_losses", "val_losses", "mean_fg_dice"):
+            assert len(after[key]) == 2, key
+            assert after[key][:1] == before[key], key
+        assert (fold / "validation" / "deferral_summary.json").is_file()
+
+        # Continuing what is finished validates again and trains no further.
+        workplace.command("nnUNetv2_train", *arguments, "--c")
+        after = torch.load(fold / "checkpoint_final.pth", weights_only=False)["logging"]
+        assert len(after["train_losses"]) == 2
+
+    @pytest.mark.slow
+    def test_a_frozen_training_can_be_validated_and_continued_without_its_weights(
+        self, workplace: Workplace, frozen: Path
+    ) -> None:
+        for option in ("--val", "--c"):
+            workplace.train(FLAT, "2d", 0, "TinyFrozen", option)
+        assert (frozen / "validation" / "deferral_summary.json").is_file()
+
+
+def named_plans(workplace: Workplace, name: str) -> str:
+    """The dataset's plans under another name, so that a training has a folder of its own."""
+    return workplace.derive_plans(FLAT, name, lambda plans: None)
+
+
+@pytest.mark.slow
+class TestTrainingAgain:
+    def test_maps_of_other_experts_make_way_in_the_validation_folder(self, workplace: Workplace) -> None:
+        """The same trainer and plans names, but someone has edited the experts in between."""
+        maps = []
+        for number in (2, 1):
+            block = {"deferral": {"num_experts": number}}
+            plans = workplace.derive_plans(FLAT, "Edited", lambda plans, block=block: plans.update(block))
+            trainer = workplace.trainer("TinyDeferral", FLAT, "2d", plans=plans)
+            trainer.initialize()
+            trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            trainer.inference_allowed_mirroring_axes = None
+            trainer.perform_actual_validation()
+            folder = Path(trainer.output_folder) / "validation"
+            maps.append(json.loads((folder / "deferral" / "deferral.json").read_text()))
+            if number == 2:
+                (folder / "deferral" / "route" / "of_another_split.png").write_bytes(b"")
+        assert [len(each["model"]["experts"]) for each in maps] == [2, 1]
+        assert not (folder / "deferral" / "route" / "of_another_split.png").exists()
