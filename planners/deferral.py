@@ -30,7 +30,9 @@ from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralS
 
 # The mixin stands in front of a planner of nnU-Net; for the type checker it is one.
 if TYPE_CHECKING:
-    _Planner = ExperimentPlanner
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+        ExperimentPlanner as _Planner,
+    )
 else:
     _Planner = object
 

@@ -9,6 +9,7 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.settings import DeferralSettings
@@ -70,4 +71,4 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
