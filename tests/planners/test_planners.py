@@ -143,7 +143,7 @@ def test_the_estimate_is_nnunets_and_the_channels_of_the_head_at_full_resolution
     arguments = (patch_size, 1, 2, *(architecture[key] for key in ARCHITECTURE))
     ours = nnUNetPlannerDeferral(dataset, num_experts=3).static_estimate_VRAM_usage(*arguments)
     stock = ExperimentPlanner(dataset).static_estimate_VRAM_usage(*arguments)
-    two_hidden_layers_routing_and_aggregated = 2 * 32 + 4 + 1
+    two_hidden_layers_routing_and_aggregated = 2 * resolve_settings(None).head_channels + 4 + 1
     assert ours - stock == two_hidden_layers_routing_and_aggregated * np.prod(patch_size)
 
 
