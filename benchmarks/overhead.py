@@ -44,7 +44,6 @@ def make_trainer(kind: str, options: argparse.Namespace):
     trainer = trainer_class(plans, options.c, 0, load_json(str(folder / "dataset.json")), torch.device(options.device))
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
-    trainer.warmup_epochs = 0
     return trainer
 
 
