@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -29,8 +30,14 @@ def _check_label_map(labels: torch.Tensor) -> None:
 
 
 def _window_max(values: torch.Tensor, width: int) -> torch.Tensor:
-    """The largest value within ``width`` voxels (Chebyshev) that are in the image; same shape and dtype."""
-    for axis, size in enumerate(values.shape):
+    """The largest value within ``width`` voxels (Chebyshev) that are in the image; same shape and dtype.
+
+    Args:
+        values: (N, X, Y) or (N, X, Y, Z), N images at once.
+        width: in voxels.
+    """
+    for axis in range(1, values.ndim):
+        size = values.shape[axis]
         widened = values.clone()
         for shift in range(1, min(width, size - 1) + 1):
             ahead, behind = values.narrow(axis, shift, size - shift), values.narrow(axis, 0, size - shift)
@@ -75,7 +82,8 @@ def boundary_band(
     if ignored is not None:  # neither the largest nor the smallest label of any window that holds another
         upper = upper.masked_fill(ignored, _INT16.min)
         lower = lower.masked_fill(ignored, _INT16.min)
-    band = _window_max(upper, width) != -_window_max(lower, width)
+    largest, smallest_negated = _window_max(torch.stack((upper, lower)), width)
+    band = largest != -smallest_negated
     if ignored is not None:
         band &= ~ignored
     if outer_only:
@@ -83,23 +91,14 @@ def boundary_band(
     return band
 
 
-def accuracy_map(labels: torch.Tensor, profile: ExpertProfile, band: torch.Tensor) -> torch.Tensor:
-    """The probability that the expert is right, voxel by voxel (DeferredSeg, Tables 2, D.9 and E.11).
-
-    Args:
-        labels: integer label map, (X, Y) or (X, Y, Z).
-        profile: the expert.
-        band: bool tensor of the same shape, see :func:`boundary_band`.
-
-    Returns:
-        float32 tensor of the same shape, in [0, 1].
-    """
-    foreground = labels != 0
-    accuracy = torch.where(foreground, profile.foreground, profile.background)
-    in_band = torch.where(
-        foreground, profile.band_accuracy(profile.foreground), profile.band_accuracy(profile.background)
+def region_accuracies(profile: ExpertProfile) -> tuple[float, float, float, float]:
+    """An expert's accuracy by :attr:`Reference.region_index` (DeferredSeg, Tables 2, D.9 and E.11)."""
+    return (
+        profile.background,
+        profile.foreground,
+        profile.band_accuracy(profile.background),
+        profile.band_accuracy(profile.foreground),
     )
-    return torch.where(band, in_band, accuracy).to(torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +120,11 @@ class Reference:
     boundary_width: int
     label_values: tuple[int, ...]
     ignore_label: int | None
+
+    @cached_property
+    def region_index(self) -> torch.Tensor:
+        """int32 tensor (n,), for each of the n voxels 0 background, 1 foreground, and 2 more in the band."""
+        return (self.labels != 0).flatten().to(torch.int32) + self.band.flatten().to(torch.int32).mul_(2)
 
     @classmethod
     def from_labels(

@@ -1,11 +1,10 @@
 import itertools
-import time
 
 import pytest
 import torch
 
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.expert_sim.regions import Reference, accuracy_map, boundary_band
+from nnunetv2_deferral.expert_sim.regions import Reference, boundary_band, region_accuracies
 
 torch.set_num_threads(1)
 
@@ -85,22 +84,16 @@ def test_what_is_no_label_map_or_width_is_refused(labels, width, message):
         boundary_band(labels, width)
 
 
-def test_the_band_of_a_large_patch_takes_a_fraction_of_a_second():
-    labels = random_labels((128, 128, 128), 3, scale=30)
-    start = time.process_time()
-    boundary_band(labels, 2)
-    assert time.process_time() - start < 1.0
-
-
 @pytest.mark.parametrize(
     ("band_field", "expected"),
     [({"boundary": 0.5}, [0.8, 0.5, 0.5, 0.9]), ({"edge_boost": 0.15}, [0.8, 0.95, 1.0, 0.9])],
 )
 def test_accuracies_follow_region_and_side(band_field, expected):
     profile = ExpertProfile(name="a", foreground=0.9, background=0.8, **band_field)
-    accuracy = accuracy_map(torch.tensor([[0, 0, 2, 1]]), profile, torch.tensor([[False, True, True, False]]))
-    assert accuracy.dtype == torch.float32
-    assert torch.allclose(accuracy, torch.tensor([expected]))
+    labels = torch.tensor([[0, 0, 2, 2, 2]])
+    reference = Reference.from_labels(labels, (0, 1, 2), boundary_width=1)
+    accuracies = [region_accuracies(profile)[region] for region in reference.region_index.tolist()]
+    assert accuracies == pytest.approx([*expected, expected[-1]])
 
 
 def test_a_reference_hides_ignored_voxels():
