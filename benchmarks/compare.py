@@ -40,7 +40,7 @@ def prepare(dataset: str, options: argparse.Namespace) -> None:
     raw, preprocessed = Path(os.environ["nnUNet_raw"]), Path(os.environ["nnUNet_preprocessed"])
     if not (preprocessed / dataset / "nnUNetPlans.json").is_file():
         run("nnUNetv2_plan_and_preprocess", "-d", options.d, "-c", options.c, "-npfp", 1, "-np", 1)
-    for number in (3, 1):
+    for number in options.experts:
         plans = plans_of(number, options)
         if not (preprocessed / dataset / f"{plans}.json").is_file():
             named = ("-num_experts", number, "-overwrite_plans_name", plans)
@@ -52,7 +52,7 @@ def prepare(dataset: str, options: argparse.Namespace) -> None:
 
 def plans_of(num_experts: int, options: argparse.Namespace) -> str:
     """The plans for J experts. Those that we plan here name J; stock plans leave it to the trainer."""
-    return f"{options.p}1Expert" if options.p == CPU_PLANS and num_experts == 1 else options.p
+    return f"{options.p}{num_experts}Expert" if options.p == CPU_PLANS and num_experts != 3 else options.p
 
 
 def train(dataset: str, trainer: str, plans: str, options: argparse.Namespace) -> Path:
@@ -83,7 +83,8 @@ def compare(options: argparse.Namespace) -> Path:
     length = "" if options.epochs == 1000 else f"_{options.epochs}epoch{'s' * (options.epochs > 1)}"
     stock = json.loads((train(dataset, f"nnUNetTrainer{length}", options.p, options) / "summary.json").read_text())
     rows = [{"trainer": "nnUNetTrainer", "model": stock["foreground_mean"]["Dice"]}]
-    for number, trainer in ((3, "nnUNetTrainerDeferral3Experts"), (1, "nnUNetTrainerDeferral1Expert")):
+    for number in options.experts:
+        trainer = f"nnUNetTrainerDeferral{number}Expert{'s' * (number > 1)}"
         folder = train(dataset, f"{trainer}{length}", plans_of(number, options), options)
         summary = json.loads((folder / "deferral_summary.json").read_text())
         rows.append(
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("-p", default=CPU_PLANS, help="plans, the same for all trainers")
     parser.add_argument("-epochs", type=int, default=5, help="a length that stock trainers exist for: 1, 5, 10, 20 ...")
     parser.add_argument("-device", default="cpu")
+    parser.add_argument("-experts", type=int, nargs="+", default=[3, 1], help="numbers of experts to compare")
     parser.add_argument("--table", action="store_true", help="only print the table of all results")
     options = parser.parse_args()
     if not options.table:
