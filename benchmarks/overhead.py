@@ -68,8 +68,9 @@ def time_steps(options: argparse.Namespace) -> dict[str, float]:
         trainer.network.train()
     for iteration in range(options.warm + options.n):
         for kind, trainer in trainers.items():
-            # The same cases and augmentations for both, since a rotation in 3D costs far more than all that is compared
-            # here, and each drawn once before it counts, since whoever reads a case first reads it from disk.
+            # Equal seeds give both the same cases, and each batch is drawn once before it counts, since whoever reads a
+            # case first reads it from disk. Drawing experts shifts the augmentations of a batch's later samples, and a
+            # rotation in 3D costs far more than the experts: in 3D the loader's ratio needs many draws (-n).
             for _ in range(2):
                 np.random.seed(iteration)
                 torch.manual_seed(iteration)
