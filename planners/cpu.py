@@ -12,8 +12,8 @@ from nnunetv2_deferral.planners.deferral import DeferralPlannerMixin
 class nnUNetPlannerDeferralCPU(DeferralPlannerMixin, ExperimentPlanner):
     """nnU-Net's default planner with half the features and a small budget of feature map elements.
 
-    Meant for trying things out, teaching and tests, not for results to publish. An epoch of 250
-    iterations on 128x128 images takes a minute or two on two CPU cores.
+    Meant for trying things out, teaching and tests, not for results to publish. An epoch of 250 iterations on
+    128x128 images takes a minute or two on two CPU cores.
 
     The budgets count the head, as everywhere in this package: 2D allows 15 million elements in a batch (four images of
     128x128, or fewer and at last smaller patches of larger images), 3D 23 million. `gpu_memory_target_in_gb` scales

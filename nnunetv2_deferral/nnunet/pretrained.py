@@ -8,7 +8,6 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_deferral.network import deferral_head
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings
 
 # What must agree between two plans for a network of one to see the data it was trained on under the other.
@@ -46,7 +45,6 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
     ]
     if problems:
         raise ValueError(f"{filename} does not fit this network: {'; '.join(problems[:5])}")
-    deferral_head(network)
     network.load_state_dict({name: weights.get(name, own[name]) for name in own})
 
 
