@@ -1,7 +1,7 @@
-"""Fresh experts for every training sample, as transforms of nnU-Net's data loader (batchgeneratorsv2).
+"""The experts of every training sample, as transforms of nnU-Net's data loader (batchgeneratorsv2).
 
-:class:`SimulateExpertsTransform` goes after the spatial transforms and before the segmentation is turned into regions
-or into a list for deep supervision; :class:`ExpertsToTargetTransform` goes last.
+:class:`SplitRatersTransform` goes directly after the spatial transforms, :class:`SimulateExpertsTransform` before the
+segmentation is turned into regions or into a list for deep supervision, :class:`ExpertsToTargetTransform` last.
 
 On chance: nnU-Net's augmenter starts its workers with ``seeds=None``. A forked worker then inherits torch's global
 generator in the state it had in the parent, the same in every worker, while numpy's is seeded anew from the operating
@@ -80,23 +80,56 @@ class SimulateExpertsTransform(BasicTransform):
         return data_dict
 
 
+class SplitRatersTransform(BasicTransform):
+    """Takes the masks of real experts out of the segmentation, with which they went through all spatial transforms.
+
+    ``"segmentation"`` (1 + R + C, *S) becomes (1 + C, *S), where C counts what nnU-Net itself stacks behind the
+    reference in a cascade, and ``"raters"`` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with
+    -1, become background as they do in the reference.
+
+    Args:
+        num_raters: R.
+    """
+
+    def __init__(self, num_raters: int) -> None:
+        super().__init__()
+        self.num_raters = num_raters
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        segmentation = data_dict["segmentation"]
+        masks = segmentation[1 : 1 + self.num_raters]
+        data_dict["raters"] = torch.where(masks == -1, 0, masks).to(torch.int16)
+        data_dict["segmentation"] = torch.cat((segmentation[:1], segmentation[1 + self.num_raters :]))
+        return data_dict
+
+
 class ExpertsToTargetTransform(BasicTransform):
-    """Moves ``"experts"`` to the end of ``"segmentation"``, which becomes a list if it is not one yet.
+    """Moves the experts' answers to the end of ``"segmentation"``, which becomes a list if it is not one yet.
 
     nnU-Net's loader forwards only image and segmentation, and collates a list of segmentations entry by entry, each in
     its own shape and dtype. So the last entry of a batch's target is (B, J, X, Y[, Z]) int16.
+
+    Args:
+        order: where each of the J experts is found in ``"raters"`` followed by ``"experts"``, the simulated ones; None
+            for that order.
 
     Raises:
         ValueError: a sample without segmentation or without experts.
     """
 
+    def __init__(self, order: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.order = None if order is None or list(order) == sorted(order) else list(order)
+
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        missing = [key for key in ("segmentation", "experts") if data_dict.get(key) is None]
+        answers = [data_dict.pop(key) for key in ("raters", "experts") if data_dict.get(key) is not None]
+        missing = ["segmentation"] * (data_dict.get("segmentation") is None) + ["experts"] * (not answers)
         if missing:
             raise ValueError(f"There is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}.")
+        experts = answers[0] if len(answers) == 1 else torch.cat(answers)
         segmentation = data_dict["segmentation"]
         scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]
-        data_dict["segmentation"] = [*scales, data_dict.pop("experts")]
+        data_dict["segmentation"] = [*scales, experts if self.order is None else experts[self.order]]
         return data_dict
 
 

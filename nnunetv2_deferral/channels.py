@@ -60,6 +60,21 @@ class ChannelLayout:
         return DeferralOutput(*output.split((self.num_segmentation_heads, self.num_routes, 1), dim=dim))
 
 
+# Low enough that the softmax is 0 in float32, and finite: nnU-Net adds up logits in float16 when it averages tiles.
+_NEVER = -100.0
+
+
+def close_routes(routing: Tensor, open_to: Tensor) -> Tensor:
+    """Routing logits with which no voxel goes to an expert who is not there; those experts get no gradient.
+
+    Args:
+        routing: Logits (B, J + 1, *S).
+        open_to: Bool, broadcastable to (B, J, *S): where each expert can be asked.
+    """
+    experts = torch.where(open_to, routing[:, 1:], _NEVER)
+    return torch.cat((routing[:, :1], experts), dim=1)
+
+
 def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
     """log M_j, the log-softmax of the routing logits (Eq. 5), always in float32.
 

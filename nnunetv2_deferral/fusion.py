@@ -1,10 +1,15 @@
-"""The system's answer: each voxel answered by whom it was routed to."""
+"""The system's answer: each voxel answered by whom it was routed to.
+
+Where the expert who is asked has no label (:data:`MISSING`), the model's answer stands.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nnunetv2_deferral.labels import MISSING
 
 
 def fuse(answers: Tensor, route: Tensor) -> Tensor:
@@ -26,7 +31,15 @@ def fuse(answers: Tensor, route: Tensor) -> Tensor:
 
 
 def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.ndarray:
-    """:func:`fuse` for label maps on disk: model S, experts (J, *S), route S; returns S in the model's dtype.
+    """:func:`fuse` for label maps on disk, whose experts may have left voxels out.
+
+    Args:
+        model: The model's label map, integer of shape S.
+        experts: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
+        route: Shape S, integers in [0, J].
+
+    Returns:
+        Shape S in the model's dtype. What was routed to an expert without a label stays the model's.
 
     Raises:
         ValueError: If the shapes differ or a route names an expert without a mask.
@@ -34,7 +47,16 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
     if not (model.shape == route.shape == experts.shape[1:]):
         raise ValueError(f"shapes differ: model {model.shape}, experts {experts.shape[1:]}, route {route.shape}")
     answers = torch.from_numpy(np.concatenate([model[None].astype(np.int64), experts.astype(np.int64)]))
-    return fuse(answers, torch.from_numpy(route.astype(np.int64))).numpy().astype(model.dtype)
+    asked = fuse(answers, torch.from_numpy(route.astype(np.int64))).numpy()
+    return np.where(asked == MISSING, model, asked).astype(model.dtype)
+
+
+def unanswered(experts: np.ndarray, route: np.ndarray) -> np.ndarray:
+    """Where a voxel is routed to an expert who has no label there: bool of shape S. Arguments as above."""
+    asked = np.zeros(route.shape, dtype=bool)
+    for number, labels in enumerate(experts, start=1):
+        asked |= (route == number) & (labels == MISSING)
+    return asked
 
 
 def _check_routes(highest: int, num_experts: int) -> None:

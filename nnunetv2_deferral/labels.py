@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# An expert's label where the expert gave none. nnU-Net's own -1 is another thing: what lies outside of the image.
+MISSING = -2
+
 
 @dataclass(frozen=True)
 class LabelSpace:

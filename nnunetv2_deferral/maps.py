@@ -3,10 +3,11 @@
     <folder>/<case>.nii.gz                        the model's mask, written by nnU-Net
     <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
     <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: probability that the voxel is deferred
+    <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel were deferred, j as above
     <folder>/deferral/deferral.json               experts, settings, versions, rates per case
 
 The maps lie in a subfolder because nnU-Net takes every file with the dataset's ending in the folder itself for a case.
-Formats without floating point (.png, .bmp) hold the probability as 0..255.
+2D formats without floating point hold the probability as integers, 0..65535 in .png and .tif, 0..255 in .bmp.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.settings import DeferralSettings
 
 FOLDER = "deferral"
-_BYTE_FORMATS = (".png", ".bmp", ".tif")  # those of nnU-Net's 2D reader of natural images
+# What stands for probability 1 in the formats of nnU-Net's 2D reader of natural images.
+_FULL_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 
 
 class MaskWriter(Protocol):
@@ -57,9 +59,19 @@ def probability_file(folder: Path, case: str, file_ending: str) -> Path:
     return folder / FOLDER / "probability" / f"{case}{file_ending}"
 
 
+def expert_file(folder: Path, case: str, file_ending: str) -> Path:
+    """The most suitable expert for every voxel of a case, deferred or not."""
+    return folder / FOLDER / "expert" / f"{case}{file_ending}"
+
+
 def index_file(folder: Path) -> Path:
     """The JSON file about all maps of a folder."""
     return folder / FOLDER / "deferral.json"
+
+
+def full_scale(file_ending: str, shape: Sequence[int]) -> int | None:
+    """The integer that stands for probability 1 in a map of this shape, or None where floats are written."""
+    return _FULL_SCALE.get(file_ending) if shape[0] == 1 else None
 
 
 def check_folder(folder: Path, model: ModelIdentity) -> None:
@@ -88,13 +100,14 @@ def write_maps(
     file_ending: str,
     route: np.ndarray,
     probability: np.ndarray,
+    expert: np.ndarray,
     *,
     writer: MaskWriter,
     properties: dict[str, Any],
     model: ModelIdentity,
     settings: DeferralSettings,
 ) -> None:
-    """Write the two maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
+    """Write the maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
 
     Args:
         folder: The folder of the masks.
@@ -102,16 +115,18 @@ def write_maps(
         file_ending: The dataset's file ending, such as `.nii.gz`.
         route: uint8, in the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
         probability: float32 of the same shape, in [0, 1].
+        expert: uint8 of the same shape, in [1, J].
         writer: nnU-Net's reader-writer for this dataset.
         properties: nnU-Net's properties of the case, which hold its geometry.
         model: Which model made the maps.
         settings: The effective settings of the model.
     """
-    if file_ending in _BYTE_FORMATS and route.shape[0] == 1:
-        probability = np.round(probability * 255).astype(np.uint8)
+    if scale := full_scale(file_ending, route.shape):
+        probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
     for file, array in (
         (route_file(folder, case, file_ending), route),
         (probability_file(folder, case, file_ending), probability),
+        (expert_file(folder, case, file_ending), expert),
     ):
         with written_whole(file.parent) as scratch:
             writer.write_seg(_as_typed(array), str(scratch / file.name), properties)

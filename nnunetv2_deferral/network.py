@@ -8,11 +8,12 @@ head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` loads a stock check
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nnunetv2_deferral.channels import close_routes
 from nnunetv2_deferral.settings import DeferralSettings
 
 
@@ -26,18 +27,20 @@ class DeferralHead(nn.Module):
 
     Args:
         segmentation: The 1x1 convolution that nnU-Net put there; kept as it is, weights included.
-        num_experts: J.
+        available: Who can be asked, one an expert; their number is J. No voxel is routed to the others.
         hidden_channels: Width of each of the two hidden layers.
         has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
         trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
             logits that routing looks at carry none in any case.
     """
 
+    available: Tensor
+
     def __init__(
         self,
         segmentation: nn.Conv2d | nn.Conv3d,
         *,
-        num_experts: int,
+        available: Sequence[bool],
         hidden_channels: int,
         has_regions: bool,
         trains_decoder: bool,
@@ -51,7 +54,7 @@ class DeferralHead(nn.Module):
         self.trains_decoder = trains_decoder
         self.hidden_features = convolution(in_channels, 2 * hidden_channels, 3, padding=1)
         self.hidden_confidence = convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False)
-        self.routing = convolution(hidden_channels, num_experts + 1, 1)
+        self.routing = convolution(hidden_channels, len(available) + 1, 1)
         self.aggregated = convolution(hidden_channels, 1, 1)
         for layer in (self.hidden_features, self.hidden_confidence, self.routing, self.aggregated):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -60,6 +63,10 @@ class DeferralHead(nn.Module):
         # Routing starts undecided. Where everyone is right its optimum is nearly uniform and the decision hangs on
         # hundredths, which a random start of the last layer buries for hundreds of steps.
         nn.init.zeros_(self.routing.weight)
+        # Not among the weights: who can be asked is a matter of the plans, also of those beside a trained model.
+        open_to = torch.tensor(available).view(1, -1, *[1] * (self.routing.weight.ndim - 2))
+        self.register_buffer("available", open_to, persistent=False)
+        self.all_available = all(available)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, F, *S) to (B, K + J + 2, *S): segmentation, routing and aggregated logits."""
@@ -69,6 +76,8 @@ class DeferralHead(nn.Module):
         from_confidence = self.hidden_confidence(confidence(segmentation.detach(), has_regions=self.has_regions))
         routing_hidden, aggregated_hidden = from_features.split(self.hidden_channels, dim=1)
         routing = self.routing(torch.relu(routing_hidden + from_confidence))
+        if not self.all_available:
+            routing = close_routes(routing, self.available)
         aggregated = self.aggregated(torch.relu(aggregated_hidden))
         return torch.cat((segmentation, routing, aggregated), dim=1)
 
@@ -118,7 +127,7 @@ def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_reg
         )
     layers[-1] = DeferralHead(
         layers[-1],
-        num_experts=settings.num_experts,
+        available=settings.available,
         hidden_channels=settings.head_channels,
         has_regions=has_regions,
         trains_decoder=settings.routing_trains_decoder,

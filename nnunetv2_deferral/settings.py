@@ -8,16 +8,19 @@ needs nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, default_expert_set, expert_set
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 
 PLANS_KEY = "deferral"
 DEFAULT_NUM_EXPERTS = 3
 SEGMENTATION_LOSSES = ("nnunet", "cross_entropy")
+# Raters agree with a reference made of their own masks nearly everywhere. Deferring for free then means deferring
+# nearly everything; simulated experts have no cost in the paper.
+RATER_COST = 0.05
 
 # Sec. 5.2.4 gives bounds for three experts only; for another J the same totals are shared out equally.
 _PAPER_LOWER = (0.15, 0.10, 0.10)
@@ -29,7 +32,11 @@ class DeferralSettings:
     """Everything that shapes the training and the use of a deferral network.
 
     Attributes:
-        experts: The J simulated experts, in routing order (route j is `experts[j - 1]`).
+        experts: The J experts in routing order (route j is `experts[j - 1]`): a profile is a simulated expert, a string
+            names a rater, whose masks lie in `expertsTr/<rater>` of the dataset.
+        costs: c_j in [0, 1], one an expert: what is taken from the reward for asking an expert who is right. An expert
+            must be that much better than the model to be asked.
+        unavailable: Names of experts who cannot be asked: no voxel is routed to them, in training or prediction.
         boundary_width: Width in voxels of the band around label changes where an expert's boundary accuracy holds.
         lambda_coherence: Weight of the spatial-coherence loss, lambda_1 of Eq. (10). 0 switches it off.
         lambda_balance: Weight of the load-balancing penalty, lambda_2 of Eq. (10). 0 switches it off.
@@ -48,9 +55,11 @@ class DeferralSettings:
         evaluation_seed: Seed of the simulated experts that the final validation is scored with.
     """
 
-    experts: tuple[ExpertProfile, ...]
+    experts: tuple[ExpertProfile | str, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
+    costs: tuple[float, ...]
+    unavailable: tuple[str, ...] = ()
     boundary_width: int = DEFAULT_BOUNDARY_WIDTH
     lambda_coherence: float = 1.0
     lambda_balance: float = 5.0
@@ -67,7 +76,21 @@ class DeferralSettings:
     def __post_init__(self) -> None:
         if not self.experts:
             raise ValueError("deferral settings: there must be at least one expert")
+        names = self.expert_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"deferral settings: two experts have the same name: {', '.join(names)}")
+        if strangers := [name for name in self.unavailable if name not in names]:
+            raise ValueError(
+                f"deferral settings: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"
+            )
+        if set(self.unavailable) == set(names):
+            raise ValueError("deferral settings: all experts are unavailable, so there is nobody to defer to")
         _check_bounds(self.lower, self.upper, self.num_experts)
+        if len(self.costs) != self.num_experts or not all(0 <= cost <= 1 for cost in self.costs):
+            raise ValueError(
+                f"deferral settings: costs must be {self.num_experts} numbers in [0, 1], one an expert, got "
+                f"{list(self.costs)}"
+            )
         for name in ("lambda_coherence", "lambda_balance", "beta_consistency", "beta_rate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"deferral settings: {name} must not be negative, got {getattr(self, name)}")
@@ -93,11 +116,27 @@ class DeferralSettings:
     @property
     def expert_names(self) -> tuple[str, ...]:
         """The names of the experts in routing order."""
-        return tuple(expert.name for expert in self.experts)
+        return tuple(expert if isinstance(expert, str) else expert.name for expert in self.experts)
+
+    @property
+    def raters(self) -> tuple[str, ...]:
+        """The names of the experts whose masks are read from disk, in routing order."""
+        return tuple(expert for expert in self.experts if isinstance(expert, str))
+
+    @property
+    def profiles(self) -> tuple[ExpertProfile, ...]:
+        """The profiles of the experts who are simulated, in routing order."""
+        return tuple(expert for expert in self.experts if not isinstance(expert, str))
+
+    @property
+    def available(self) -> tuple[bool, ...]:
+        """Who can be asked, one an expert."""
+        return tuple(name not in self.unavailable for name in self.expert_names)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plans block (JSON types only); :func:`resolve_settings` reads it back unchanged."""
-        block = asdict(self) | {"experts": [expert.to_dict() for expert in self.experts]}
+        experts = [expert if isinstance(expert, str) else expert.to_dict() for expert in self.experts]
+        block = asdict(self) | {"experts": experts}
         return {"num_experts": self.num_experts} | {
             key: list(value) if isinstance(value, tuple) else value for key, value in block.items()
         }
@@ -108,21 +147,26 @@ def resolve_settings(
     *,
     num_experts: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    raters: Sequence[str] | None = None,
 ) -> DeferralSettings:
     """Join the plans' block with what the trainer fixes into the effective settings.
 
     Args:
         block: The `"deferral"` block of the plans, or None where the plans have none (stock plans). Its `"experts"`
-            is the name of an expert set or a list of profiles.
+            is the name of a set of simulated experts, or a list of profiles (simulated) and names of raters.
         num_experts: J as the trainer's name fixes it, or None where it leaves it open.
         overrides: Settings that the trainer's name fixes (ablations); they win over the plans.
+        raters: The raters that dataset.json declares, empty if it declares none, or None where it is not at hand
+            (then those that the block names are believed).
 
     Returns:
-        The effective settings. Without any word on the experts these are the paper's three of Table 2.
+        The effective settings. Without a word on the experts in the plans these are the raters of the dataset, and
+        where it has none the paper's three simulated ones of Table 2.
 
     Raises:
-        ValueError: For an unknown key, a value out of its range, or a number of experts on which the trainer, the
-            plans and the list of experts disagree; the message names both sides.
+        ValueError: For an unknown key, a value out of its range, a rater that the dataset does not have, or a number of
+            experts on which the trainer, the plans, the dataset and the list of experts disagree; the message names
+            both sides.
     """
     given = dict(block or {})
     known = {field.name for field in fields(DeferralSettings)} | {"num_experts"}
@@ -133,30 +177,50 @@ def resolve_settings(
             f"Known keys: {', '.join(sorted(known))}"
         )
     planned = given.pop("num_experts", None)
-    given["experts"] = _resolve_experts(given.get("experts"), trainer_num=num_experts, plans_num=planned)
-    default_lower, default_upper = _default_bounds(len(given["experts"]))
+    experts = _resolve_experts(given.get("experts"), raters, trainer_num=num_experts, plans_num=planned)
+    default_lower, default_upper = _default_bounds(len(experts))
+    given["experts"] = experts
     given["lower"] = tuple(given.get("lower", default_lower))
     given["upper"] = tuple(given.get("upper", default_upper))
+    given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(e, str) else 0.0 for e in experts]))
+    given["unavailable"] = tuple(given.get("unavailable", ()))
     return DeferralSettings(**(given | dict(overrides or {})))
 
 
 def _resolve_experts(
-    experts: str | list[dict[str, Any]] | None, *, trainer_num: int | None, plans_num: int | None
-) -> tuple[ExpertProfile, ...]:
-    """The profiles of the experts, once everyone who says how many there are says the same."""
+    experts: str | list[dict[str, Any] | str] | None,
+    raters: Sequence[str] | None,
+    *,
+    trainer_num: int | None,
+    plans_num: int | None,
+) -> tuple[ExpertProfile | str, ...]:
+    """The experts, once everyone who says how many there are says the same."""
     said = {"the trainer": trainer_num, f'"num_experts" in the plans\' "{PLANS_KEY}" block': plans_num}
+    advice = "Change the plans or choose another trainer"
     if isinstance(experts, list):
         said[f'the list "experts" in the plans\' "{PLANS_KEY}" block'] = len(experts)
+    elif experts is None and raters:
+        said[f'"experts" in dataset.json ({", ".join(raters)})'] = len(raters)
+        advice = (
+            f'Choose another trainer, or name those to train with in the plans\' "{PLANS_KEY}" block: '
+            '"experts": a list of raters, or a named set such as "standard" to simulate them'
+        )
     numbers = {who: number for who, number in said.items() if number is not None}
     if len(set(numbers.values())) > 1:
         sides = ", but ".join(f"{who} says {number}" for who, number in numbers.items())
-        raise ValueError(f"the number of experts is in conflict: {sides}. Change the plans or choose another trainer")
+        raise ValueError(f"the number of experts is in conflict: {sides}. {advice}")
+    if experts is None and raters:
+        experts = list(raters)
     if isinstance(experts, list):
-        profiles = tuple(ExpertProfile.from_dict(expert) for expert in experts)
-        names = [profile.name for profile in profiles]
-        if len(set(names)) != len(names):
-            raise ValueError(f"deferral settings: two experts have the same name: {', '.join(names)}")
-        return profiles
+        named = [expert for expert in experts if isinstance(expert, str)]
+        strangers = [] if raters is None else [rater for rater in named if rater not in raters]
+        if strangers:
+            raise ValueError(
+                f'the plans\' "{PLANS_KEY}" block names the raters {", ".join(map(repr, strangers))}, but '
+                + (f"dataset.json declares {', '.join(raters)}" if raters else "dataset.json declares no experts")
+                + f" (sets of simulated experts are {', '.join(EXPERT_SETS)}, and stand without a list)"
+            )
+        return tuple(expert if isinstance(expert, str) else ExpertProfile.from_dict(expert) for expert in experts)
     number = next(iter(numbers.values()), DEFAULT_NUM_EXPERTS)
     return expert_set(experts or default_expert_set(number), number)
 

@@ -26,6 +26,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
 from nnunetv2_deferral.expert_sim.profiles import default_expert_set
+from nnunetv2_deferral.raters import declared_raters
 from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralSettings, resolve_settings
 
 # The mixin stands in front of a planner of nnU-Net; for the type checker it is one.
@@ -66,30 +67,42 @@ class DeferralBlock:
     kept: tuple[str, ...] = ()
 
 
-def default_deferral_block(*, num_experts: int, experts: str | None = None) -> dict[str, Any]:
+def default_deferral_block(
+    *, num_experts: int | None = None, experts: str | Sequence[str] | None = None, raters: Sequence[str] = ()
+) -> dict[str, Any]:
     """A block with every setting spelled out, for a person to edit.
 
     Args:
-        num_experts: J.
-        experts: Name of an expert set; None for the usual one of that size. It stands in the block by its name.
+        num_experts: J; None for that of the raters or the list, else 3.
+        experts: Name of a set of simulated experts, which stands in the block by its name, or a list of raters; None
+            for all raters of the dataset, or where it has none for the usual set of that size.
+        raters: The raters that the dataset declares.
 
     Raises:
-        ValueError: If there is no such set, or none of that size.
+        ValueError: If there is no such set, none of that size, no such rater, or another number of raters.
     """
-    name = default_expert_set(num_experts) if experts is None else experts
-    settings = resolve_settings({"experts": name}, num_experts=num_experts)
-    return settings.to_dict() | {"experts": name}
+    if experts is None and not raters:
+        experts = default_expert_set(DEFAULT_NUM_EXPERTS if num_experts is None else num_experts)
+    chosen = experts if experts is None or isinstance(experts, str) else list(experts)
+    settings = resolve_settings({} if chosen is None else {"experts": chosen}, num_experts=num_experts, raters=raters)
+    return settings.to_dict() | ({"experts": chosen} if isinstance(chosen, str) else {})
 
 
 def settle_deferral_block(
-    plans_file: Path, *, num_experts: int | None = None, experts: str | None = None, overwrite: bool = False
+    plans_file: Path,
+    *,
+    num_experts: int | None = None,
+    experts: str | Sequence[str] | None = None,
+    raters: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> DeferralBlock:
     """The block for a plans file: the one a person may have edited there if it has one, else the defaults.
 
     Args:
         plans_file: The plans about to be written; they need not exist.
-        num_experts: J as asked for; None takes that of the block found, or 3.
-        experts: Name of the expert set as asked for, or None.
+        num_experts: J as asked for; None takes that of the block found, or see :func:`default_deferral_block`.
+        experts: The experts as asked for, likewise.
+        raters: The raters that the dataset declares.
         overwrite: Write the defaults over a block found.
 
     Raises:
@@ -105,11 +118,10 @@ def settle_deferral_block(
                 "Choose another plans name (-overwrite_plans_name)"
             )
     if found is None or overwrite:
-        number = DEFAULT_NUM_EXPERTS if num_experts is None else num_experts
-        block = default_deferral_block(num_experts=number, experts=experts)
-        return DeferralBlock(block=block, settings=resolve_settings(block))
+        block = default_deferral_block(num_experts=num_experts, experts=experts, raters=raters)
+        return DeferralBlock(block=block, settings=resolve_settings(block, raters=raters))
     try:
-        settings = resolve_settings(found)
+        settings = resolve_settings(found, raters=raters)
     except ValueError as error:
         raise ValueError(f"{plans_file}: {error}. Correct it, or write it anew with --overwrite_deferral") from error
     if num_experts is not None and num_experts != settings.num_experts:
@@ -117,7 +129,8 @@ def settle_deferral_block(
             f"{plans_file} is for {settings.num_experts} experts, but {num_experts} were asked for. Choose another "
             "plans name (-overwrite_plans_name), or write its block anew with --overwrite_deferral"
         )
-    usual = resolve_settings(default_deferral_block(num_experts=settings.num_experts, experts=experts))
+    number = None if experts is None and raters else settings.num_experts
+    usual = resolve_settings(default_deferral_block(num_experts=number, experts=experts, raters=raters))
     return DeferralBlock(block=found, settings=settings, kept=tuple(_differences(settings, usual)))
 
 
@@ -180,8 +193,8 @@ class DeferralPlannerMixin(_Planner):
         plans_name: None for the planner's `default_plans_name`.
         overwrite_target_spacing: Target spacing of 3d_fullres, three floats.
         suppress_transpose: Keep the order of the axes.
-        num_experts: J; None for that of plans that exist under this name, else 3.
-        experts: Name of an expert set; None for the usual one of that size.
+        num_experts: J; None for that of plans that exist under this name, else see :func:`default_deferral_block`.
+        experts: Name of a set of simulated experts or a list of raters; None likewise.
         overwrite_deferral: Write the defaults over an existing `"deferral"` block.
 
     Raises:
@@ -201,7 +214,7 @@ class DeferralPlannerMixin(_Planner):
         suppress_transpose: bool = False,
         *,
         num_experts: int | None = None,
-        experts: str | None = None,
+        experts: str | Sequence[str] | None = None,
         overwrite_deferral: bool = False,
     ) -> None:
         memory = {} if gpu_memory_target_in_gb is None else {"gpu_memory_target_in_gb": gpu_memory_target_in_gb}
@@ -218,6 +231,7 @@ class DeferralPlannerMixin(_Planner):
             folder / f"{self.plans_identifier}.json",
             num_experts=num_experts,
             experts=experts,
+            raters=declared_raters(self.dataset_json),
             overwrite=overwrite_deferral,
         )
         stock_files = [folder / f"{name}.json" for name in self.stock_plans_names]

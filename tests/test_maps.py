@@ -22,13 +22,14 @@ OBLIQUE = (0.0, 0.8, 0.6, -1.0, 0.0, 0.0, 0.0, -0.6, 0.8)
 
 def make_maps(shape, seed=0):
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 4, shape).astype(np.uint8), generator.random(shape, dtype=np.float32)
+    route = generator.integers(0, 4, shape).astype(np.uint8)
+    return route, generator.random(shape, dtype=np.float32)
 
 
 def write(folder, case, ending, route, probability, writer, properties, model=MODEL):
-    maps.write_maps(
-        folder, case, ending, route, probability, writer=writer, properties=properties, model=model, settings=SETTINGS
-    )
+    expert = np.maximum(route, 1)
+    how = {"writer": writer, "properties": properties, "model": model, "settings": SETTINGS}
+    maps.write_maps(folder, case, ending, route, probability, expert, **how)
 
 
 @pytest.mark.parametrize("writer", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])
@@ -56,14 +57,16 @@ def test_maps_of_volumes_keep_the_geometry_of_the_image(tmp_path, writer):
     assert np.array_equal(sitk.GetArrayFromImage(written_route), expected)
 
 
-def test_in_png_the_probability_is_a_byte(tmp_path):
+def test_in_png_the_probability_is_an_integer_of_16_bits(tmp_path):
     route, probability = make_maps((1, 7, 9))
     probability[0, 0, :2] = (0.0, 1.0)
     write(tmp_path, "case", ".png", route, probability, NaturalImage2DIO(), {"spacing": (999, 1, 1)})
     written = io.imread(maps.probability_file(tmp_path, "case", ".png"))
-    assert written.dtype == np.uint8
-    assert np.abs(written / 255 - probability[0]).max() <= 0.5 / 255 + 1e-6
+    assert written.dtype == np.uint16
+    assert written[0, :2].tolist() == [0, 65535]
+    assert np.abs(written / 65535 - probability[0]).max() <= 0.5 / 65535 + 1e-6
     assert np.array_equal(io.imread(maps.route_file(tmp_path, "case", ".png")), route[0])
+    assert np.array_equal(io.imread(maps.expert_file(tmp_path, "case", ".png")), np.maximum(route[0], 1))
 
 
 def test_a_stack_of_tif_images_keeps_its_floats_and_the_file_with_its_spacing(tmp_path):

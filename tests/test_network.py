@@ -95,7 +95,9 @@ def test_confidence_holds_probabilities_and_the_margin():
 
 
 def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
-    head = DeferralHead(nn.Conv2d(4, 2, 1), num_experts=1, hidden_channels=3, has_regions=False, trains_decoder=False)
+    head = DeferralHead(
+        nn.Conv2d(4, 2, 1), available=(True,), hidden_channels=3, has_regions=False, trains_decoder=False
+    )
     nn.init.normal_(head.routing.weight)
     features = torch.randn(1, 4, 8, 8)
     joined = nn.Conv2d(4 + 3, 3, 3, padding=1)

@@ -29,8 +29,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
 from nnunetv2_deferral.planners import PLANNERS
 from nnunetv2_deferral.planners.deferral import DeferralBlock, settle_deferral_block
+from nnunetv2_deferral.raters import declared_raters
 
 COMMAND = "nnUNetv2_deferral_plan_experiment"
 DEFAULT_PLANNER = "nnUNetPlannerDeferral"
@@ -82,7 +84,7 @@ def check_request(
     planner: str = DEFAULT_PLANNER,
     plans_name: str | None = None,
     num_experts: int | None = None,
-    experts: str | None = None,
+    experts: str | Sequence[str] | None = None,
     overwrite_deferral: bool = False,
 ) -> PlannedExperiment:
     """Find what is wrong with a request before anything is computed or written. Arguments as below.
@@ -101,7 +103,13 @@ def check_request(
         )
     dataset_name = str(maybe_convert_to_dataset_name(dataset_name_or_id))
     plans_file = Path(nnUNet_preprocessed, dataset_name, f"{plans_name or PLANNERS[planner].default_plans_name}.json")
-    block = settle_deferral_block(plans_file, num_experts=num_experts, experts=experts, overwrite=overwrite_deferral)
+    block = settle_deferral_block(
+        plans_file,
+        num_experts=num_experts,
+        experts=experts,
+        raters=declared_raters(json.loads(Path(nnUNet_raw, dataset_name, "dataset.json").read_text())),
+        overwrite=overwrite_deferral,
+    )
     return PlannedExperiment(dataset_name=dataset_name, plans_file=plans_file, deferral=block)
 
 
@@ -111,7 +119,7 @@ def plan_deferral_experiment(
     planner: str = DEFAULT_PLANNER,
     plans_name: str | None = None,
     num_experts: int | None = None,
-    experts: str | None = None,
+    experts: str | Sequence[str] | None = None,
     overwrite_deferral: bool = False,
     gpu_memory_target_in_gb: float | None = None,
     overwrite_target_spacing: Sequence[float] | None = None,
@@ -122,8 +130,9 @@ def plan_deferral_experiment(
         dataset_name_or_id: A dataset in nnUNet_raw.
         planner: Name of a planner in :data:`nnunetv2_deferral.planners.PLANNERS`.
         plans_name: Name of the plans; None for the planner's own.
-        num_experts: J; None for that of plans that exist under this name, else 3.
-        experts: Name of an expert set; None for the usual one of that size.
+        num_experts: J; None for that of plans that exist under this name, else that of the dataset's raters, else 3.
+        experts: Name of a set of simulated experts, or a list of the dataset's raters; None for all raters of the
+            dataset, or where it has none for the usual set of that size.
         overwrite_deferral: Write the defaults over an existing `"deferral"` block, which is kept otherwise.
         gpu_memory_target_in_gb: None for the planner's own.
         overwrite_target_spacing: Target spacing of 3d_fullres, three floats; None for nnU-Net's choice.
@@ -225,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("-c and -np say what to preprocess and how: they need --preprocess")
     asked: dict[str, Any] = {"planner": given.pl, "plans_name": given.overwrite_plans_name}
     asked |= {key: getattr(given, key) for key in ("num_experts", "experts", "overwrite_deferral")}
+    if given.experts is not None and len(given.experts) == 1 and given.experts[0] in EXPERT_SETS:
+        asked["experts"] = given.experts[0]
     try:
         for dataset in given.d:
             check_request(dataset, **asked)
@@ -255,7 +266,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-overwrite_target_spacing", type=float, nargs=3, help="Target spacing of 3d_fullres. Default: nnU-Net's")
     add("-overwrite_plans_name", help="Name of the plans. Default: the planner's own")
     add("-num_experts", type=int, help="Number of experts J. Default: that of existing plans of this name, else 3")
-    add("-experts", help="Named set of simulated experts: standard (up to 3), scalability (5), complementary (7)")
+    sets = "standard (up to 3), scalability (5), complementary (7)"
+    words = (
+        f"Named set of simulated experts, {sets}, or names of raters. Default: all raters that dataset.json declares"
+    )
+    add("-experts", nargs="+", help=f"{words}; without any, standard")
     add("--overwrite_deferral", action="store_true", help='Write the "deferral" block of existing plans anew')
     add("--preprocess", action="store_true", help="Preprocess the configurations whose data is not there yet")
     add("-c", nargs="+", help="With --preprocess: configurations. Default: all of the plans")

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, summarize
-from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates
+
+_PARTS = ("system", "expert", "model", "model_everywhere")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Case:
         name: The case identifier.
         reference: Reference label map, integer.
         model: The model's label map.
-        experts: The experts' label maps, (J, *S).
+        experts: The experts' label maps, (J, *S), `MISSING` where an expert has none.
         route: uint8, 0 the model, j expert j.
     """
 
@@ -30,6 +33,66 @@ class Case:
     model: np.ndarray
     experts: np.ndarray
     route: np.ndarray
+
+
+class SummaryStatistics:
+    """The scores of system, experts and model, gathered case by case."""
+
+    def __init__(self, regions: Sequence[Region], experts: Sequence[str], ignore_label: int | None = None) -> None:
+        """Start without cases; arguments as in :func:`summarize_deferral`."""
+        self.regions = tuple(regions)
+        self.experts = tuple(experts)
+        self.ignore_label = ignore_label
+        self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, *experts)}
+        self._per_case: dict[str, dict[str, Any]] = {}
+        self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
+        self._num_unanswered = 0
+
+    def update(self, case: Case) -> None:
+        """Add a case.
+
+        Raises:
+            ValueError: If shapes differ or a route names an expert that there is not.
+        """
+        ignored = self.ignore_label
+        counts = np.ones(case.route.shape, bool) if ignored is None else case.reference != ignored
+        system = fuse_masks(case.model, case.experts, case.route)
+        without_answer = unanswered(case.experts, case.route)
+        answered = (case.route > 0) & ~without_answer
+        scored = {
+            "system": (system, counts),
+            "expert": (system, counts & answered),
+            "model": (case.model, counts & ~answered),
+            "model_everywhere": (case.model, counts),
+        } | {
+            name: (mask, counts & (mask != MISSING))
+            for name, mask in zip(self.experts, case.experts, strict=True)
+            if (mask != MISSING).any()
+        }
+        for part, (prediction, where) in scored.items():
+            self._scores[part][case.name] = overlap(case.reference, prediction, self.regions, where)
+        routed = np.bincount(case.route[counts].ravel(), minlength=len(self.experts) + 1)
+        missed = int((without_answer & counts).sum())
+        self._per_case[case.name] = deferral_rates(case.route[counts], self.experts) | {
+            "unanswered": missed / max(int(routed[1:].sum()), 1)
+        }
+        self._num_unanswered += missed
+        self._routed += routed
+
+    def summary(self) -> dict[str, Any]:
+        """See :func:`summarize_deferral`."""
+        summaries = {part: summarize(metrics) for part, metrics in self._scores.items()}
+        share = self._routed / max(self._routed.sum(), 1)
+        return {
+            **{part: summaries[part] for part in _PARTS},
+            "expert_everywhere": {name: summaries[name] for name in self.experts if self._scores[name]},
+            "deferral": {
+                "rate": float(share[1:].sum()),
+                "share": {name: float(value) for name, value in zip(self.experts, share[1:], strict=True)},
+                "unanswered": self._num_unanswered / max(int(self._routed[1:].sum()), 1),
+                "per_case": self._per_case,
+            },
+        }
 
 
 def summarize_deferral(
@@ -47,34 +110,12 @@ def summarize_deferral(
         A dictionary with, in the nesting of nnU-Net's summary.json: `system` (the fused mask over the whole image),
         `expert` (the experts' labels over the voxels routed to them), `model` (the model's over those it keeps),
         `model_everywhere`, and `expert_everywhere` (one entry an expert); and `deferral` with the rate over all
-        voxels, the share of each expert, both over all voxels that count, and the same for every case.
+        voxels, the share of each expert, the share of the deferred voxels that the asked expert has no label for
+        (there the model's stays, and counts as the model's), all over the voxels that count, and the same for every
+        case. An expert alone is scored on the cases and voxels that the expert has labelled, and has no entry without
+        any.
     """
-    scores: dict[str, dict[str, CaseMetrics]] = {
-        part: {} for part in ("system", "expert", "model", "model_everywhere", *experts)
-    }
-    per_case, routed = {}, np.zeros(len(experts) + 1, dtype=np.int64)
+    statistics = SummaryStatistics(regions, experts, ignore_label)
     for case in cases:
-        counts = np.ones(case.route.shape, bool) if ignore_label is None else case.reference != ignore_label
-        system = fuse_masks(case.model, case.experts, case.route)
-        deferred = case.route > 0
-        scored = {
-            "system": (system, counts),
-            "expert": (system, counts & deferred),
-            "model": (case.model, counts & ~deferred),
-            "model_everywhere": (case.model, counts),
-        } | {name: (mask, counts) for name, mask in zip(experts, case.experts, strict=True)}
-        for part, (prediction, where) in scored.items():
-            scores[part][case.name] = overlap(case.reference, prediction, regions, where)
-        per_case[case.name] = deferral_rates(case.route[counts], experts)
-        routed += np.bincount(case.route[counts].ravel(), minlength=len(experts) + 1)
-    summaries = {part: summarize(metrics) for part, metrics in scores.items()}
-    share = routed / max(routed.sum(), 1)
-    return {
-        **{part: summaries[part] for part in ("system", "expert", "model", "model_everywhere")},
-        "expert_everywhere": {name: summaries[name] for name in experts},
-        "deferral": {
-            "rate": float(share[1:].sum()),
-            "share": {name: float(value) for name, value in zip(experts, share[1:], strict=True)},
-            "per_case": per_case,
-        },
-    }
+        statistics.update(case)
+    return statistics.summary()

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_reduce
 
 
-def routing_ratio(log_routing: Tensor, counts: Tensor | None = None) -> Tensor:
+def routing_ratio(log_routing: Tensor, counts: Tensor | None = None, known: Tensor | None = None) -> Tensor:
     """rho_j, the mean routing probability of each expert over batch and voxels (Eq. 8).
 
     In a distributed training it is the mean over the batches of all processes, and differentiable as such.
@@ -15,16 +15,21 @@ def routing_ratio(log_routing: Tensor, counts: Tensor | None = None) -> Tensor:
     Args:
         log_routing: log M, float32 (B, J + 1, *S).
         counts: Bool (B, *S), the voxels that count, or None for all.
+        known: Bool (B, J, *S), where each expert has a label, or None for everywhere. The mean of an expert is over
+            the voxels that the expert could be asked about.
 
     Returns:
         float32 (J,), each in [0, 1]; 0 where no voxel counts.
     """
     probabilities = log_routing[:, 1:].exp()
-    if counts is None:
-        number = probabilities.new_tensor(probabilities[:, 0].numel())
+    weights = None if counts is None else counts.unsqueeze(1).expand_as(probabilities)
+    if known is not None:
+        weights = known if weights is None else weights & known
+    if weights is None:
+        number = probabilities.new_full((probabilities.shape[1],), probabilities[:, 0].numel())
     else:
-        probabilities = probabilities * counts.unsqueeze(1)
-        number = counts.sum().to(probabilities.dtype)
+        probabilities = probabilities * weights
+        number = weights.transpose(0, 1).flatten(1).sum(1).to(probabilities.dtype)
     load = probabilities.transpose(0, 1).flatten(1).sum(1)
     if distributed.is_available() and distributed.is_initialized():
         load, number = all_reduce(load), all_reduce(number)

@@ -14,25 +14,37 @@ LOG_FLOOR = math.log(1e-8)
 
 
 def collaboration_loss(
-    log_routing: Tensor, expert_right: Tensor, model_right: Tensor, counts: Tensor | None = None
+    log_routing: Tensor,
+    expert_right: Tensor,
+    model_right: Tensor,
+    *,
+    counts: Tensor | None = None,
+    known: Tensor | None = None,
+    costs: Tensor | None = None,
 ) -> Tensor:
     r"""Reward routing to those who are right, punish routing to experts who are wrong.
 
-    .. math:: \frac{1}{N} \sum_i \sum_{j=1}^{J} (1 - 2 [m_j = y]) \log M_j - [\hat y = y] \log M_0
+    .. math:: \frac{1}{N} \sum_i \sum_{j=1}^{J} (1 - (2 - c_j) [m_j = y]) \log M_j - [\hat y = y] \log M_0
 
-    No gradient flows through the indicators. Log-probabilities are floored at `LOG_FLOOR`, below which their gradient
-    is 0.
+    With costs c_j = 0 it is the paper's. A cost takes from the reward of an expert who is right, so that an expert must
+    be that much better than the model. No gradient flows through the indicators. Log-probabilities are floored at
+    `LOG_FLOOR`, below which their gradient is 0.
 
     Args:
         log_routing: log M, float32 (B, J + 1, *S), from `routing_log_probabilities`.
         expert_right: Bool (B, J, *S), where each expert's label equals the reference.
         model_right: Bool (B, *S), where the model's does.
         counts: Bool (B, *S), the voxels that count (not ignored), or None for all.
+        known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
+        costs: float32 (J,), c_j in [0, 1], or None for 0.
 
     Returns:
         A scalar; 0 where no voxel counts.
     """
     floored = log_routing.clamp(min=LOG_FLOOR)
-    experts = torch.where(expert_right, -floored[:, 1:], floored[:, 1:]).sum(1)
+    reward = 1.0 if costs is None else (1 - costs).view(1, -1, *[1] * (floored.ndim - 2))
+    experts = torch.where(expert_right, -reward * floored[:, 1:], floored[:, 1:])
+    if known is not None:
+        experts = torch.where(known, experts, 0)
     model = torch.where(model_right, floored[:, 0], 0)
-    return mean_over_voxels(experts - model, counts)
+    return mean_over_voxels(experts.sum(1) - model, counts)

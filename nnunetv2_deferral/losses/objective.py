@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_deferral.channels import ChannelLayout, routing_log_probabilities
-from nnunetv2_deferral.labels import LabelSpace, is_right
+from nnunetv2_deferral.channels import ChannelLayout, close_routes, routing_log_probabilities
+from nnunetv2_deferral.labels import MISSING, LabelSpace, is_right
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import collaboration_loss
@@ -38,6 +38,7 @@ class DeferralObjective(nn.Module):
 
     lower: Tensor
     upper: Tensor
+    costs: Tensor
 
     def __init__(
         self, settings: DeferralSettings, labels: LabelSpace, segmentation_loss: Callable[..., Tensor]
@@ -49,6 +50,7 @@ class DeferralObjective(nn.Module):
         self.layout = ChannelLayout(labels.num_segmentation_heads, settings.num_experts)
         self.register_buffer("lower", torch.tensor(settings.lower))
         self.register_buffer("upper", torch.tensor(settings.upper))
+        self.register_buffer("costs", torch.tensor(settings.costs))
 
     def forward(
         self,
@@ -63,7 +65,8 @@ class DeferralObjective(nn.Module):
             output: (B, K + J + 2, *S), or with deep supervision a list whose first entry is that and whose further
                 entries have K channels at coarser scales.
             target: nnU-Net's target, (B, 1, *S) or regions, or the list of it at every scale.
-            experts: The experts' label maps at full resolution, integer (B, J, *S).
+            experts: The experts' label maps at full resolution, integer (B, J, *S). Where one is `MISSING`, that expert
+                cannot be asked and learns nothing.
             deferral_weight: Factor on all deferral losses; 0 during the warm-up, when their terms are still reported.
         """
         full, *coarser = output if isinstance(output, (list, tuple)) else [output]
@@ -78,8 +81,13 @@ class DeferralObjective(nn.Module):
         expert_right = is_right(self.labels.encode(experts), reference).transpose(0, 1)
 
         settings = self.settings
-        log_routing = routing_log_probabilities(parts.routing)
-        collaboration = collaboration_loss(log_routing, expert_right, model_right, counts)
+        # Simulated experts answer everywhere; only with raters is there anything to look for.
+        known = experts != MISSING if settings.raters else None
+        routing = parts.routing if known is None else close_routes(parts.routing, known)
+        log_routing = routing_log_probabilities(routing)
+        collaboration = collaboration_loss(
+            log_routing, expert_right, model_right, counts=counts, known=known, costs=self.costs
+        )
         coherence = coherence_loss(
             parts.aggregated,
             log_routing,
@@ -88,7 +96,7 @@ class DeferralObjective(nn.Module):
             trains_routing=settings.coherence_trains_routing,
             counts=counts,
         )
-        balance = balance_loss(routing_ratio(log_routing, counts), self.lower, self.upper)
+        balance = balance_loss(routing_ratio(log_routing, counts, known), self.lower, self.upper)
         # A term of weight 0 stays in the sum: its parameters then have a gradient (of 0), which DDP insists on.
         deferral = collaboration + settings.lambda_coherence * coherence + settings.lambda_balance * balance
         return ObjectiveTerms(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,13 +48,12 @@ def export_prediction_from_logits(
         check_folder(file.parent, model)
         logits = torch.as_tensor(predicted_array_or_file)
         parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
-        route, probability = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
+        routing_maps = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
         write_maps(
             file.parent,
             file.name,
             dataset_json["file_ending"],
-            route,
-            probability,
+            *routing_maps,
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
             model=model,
@@ -73,16 +72,30 @@ def export_prediction_from_logits(
     )
 
 
+class RoutingMaps(NamedTuple):
+    """The deferral maps of a case, in the axis order of nnU-Net's writers.
+
+    Attributes:
+        route: uint8, 0 the model, j expert j.
+        probability: float32, the probability 1 - M_0 that the voxel is deferred.
+        expert: uint8 in [1, J], the expert of the highest M_j, whether the voxel is deferred or not.
+    """
+
+    route: np.ndarray
+    probability: np.ndarray
+    expert: np.ndarray
+
+
 def maps_from_routing(
     routing: Tensor,
     properties: dict[str, Any],
     configuration_manager: ConfigurationManager,
     plans_manager: PlansManager,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> RoutingMaps:
     """Routing logits of a preprocessed case as maps in the geometry of its image.
 
     Resampling, cropping and axis order are undone as nnU-Net undoes them for probabilities. What was cropped away
-    stays the model's: route 0, probability 0.
+    stays the model's: route 0, probability 0, and expert 1 for want of a better one.
 
     Args:
         routing: Logits (J + 1, *S) in the shape of the preprocessed case.
@@ -90,8 +103,6 @@ def maps_from_routing(
         configuration_manager: The configuration that was predicted with.
         plans_manager: Its plans.
 
-    Returns:
-        The route, uint8, and the probability that a voxel is deferred, 1 - M_0, float32.
     """
     spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
     shape = properties["shape_after_cropping_and_before_resampling"]
@@ -102,13 +113,16 @@ def maps_from_routing(
         configuration_manager.resampling_fn_probabilities(predicted, shape, predicted_spacing, spacing)
     )
 
-    def in_image(cropped: np.ndarray) -> np.ndarray:
-        whole = np.zeros(properties["shape_before_cropping"], dtype=cropped.dtype)
+    def in_image(cropped: np.ndarray, outside: int = 0) -> np.ndarray:
+        whole = np.full(properties["shape_before_cropping"], outside, dtype=cropped.dtype)
         whole = insert_crop_into_image(whole, cropped, properties["bbox_used_for_cropping"])
         return whole.transpose(plans_manager.transpose_backward)
 
-    route = routing_decision(probabilities, axis=0).astype(np.uint8)
-    return in_image(route), in_image(np.clip(1 - probabilities[0], 0, 1, dtype=np.float32))
+    return RoutingMaps(
+        in_image(routing_decision(probabilities, axis=0).astype(np.uint8)),
+        in_image(np.clip(1 - probabilities[0], 0, 1, dtype=np.float32)),
+        in_image(1 + routing_decision(probabilities[1:], axis=0).astype(np.uint8), outside=1),
+    )
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:

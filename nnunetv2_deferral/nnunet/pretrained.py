@@ -8,7 +8,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings
+from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
 # What must agree between two plans for a network of one to see the data it was trained on under the other.
 _PLANS_KEYS = ("transpose_forward", "foreground_intensity_properties_per_channel")
@@ -49,20 +49,21 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
 
 
 def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSettings, *, device: torch.device) -> None:
-    """Refuse to resume a training that had another number of experts.
+    """Refuse to resume a training that had other experts.
 
     Raises:
-        ValueError: Naming both numbers.
+        ValueError: Naming both panels.
     """
     checkpoint = filename_or_checkpoint
     if isinstance(checkpoint, str):
         checkpoint = torch.load(checkpoint, map_location=device, weights_only=False)
     block = checkpoint["init_args"]["plans"].get(PLANS_KEY)
-    trained = None if block is None else block["num_experts"]
-    if trained != settings.num_experts:
+    trained = "none" if block is None else ", ".join(resolve_settings(block).expert_names)
+    if trained != ", ".join(settings.expert_names):
         raise ValueError(
             f"the checkpoint {filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else ''} was trained "
-            f"with {trained} experts, but this trainer and its plans have {settings.num_experts}"
+            f"with other experts ({trained}) than this trainer, its plans and its dataset have "
+            f"({', '.join(settings.expert_names)})"
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -16,8 +18,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_deferral.channels import ChannelLayout, routing_decision
+from nnunetv2_deferral.channels import ChannelLayout, close_routes, routing_decision
 from nnunetv2_deferral.fusion import fuse
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import seam
@@ -25,6 +28,13 @@ from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, l
 from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, JointSchedule, without_parameters
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
+from nnunetv2_deferral.nnunet.rater_data import (
+    RaterDataset,
+    dataset_raters,
+    experts_folder,
+    preprocess_raters,
+    rater_masks,
+)
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
@@ -59,7 +69,10 @@ class DeferralTrainer(nnUNetTrainer):
     ) -> None:
         seam.check_nnunet_version()
         self.settings = resolve_settings(
-            plans.get(PLANS_KEY), num_experts=self.num_experts, overrides=self.settings_overrides
+            plans.get(PLANS_KEY),
+            num_experts=self.num_experts,
+            overrides=self.settings_overrides,
+            raters=dataset_raters(plans["dataset_name"], dataset_json),
         )
         # A copy, so that the plans of the caller stay as they are.
         plans = {**plans, PLANS_KEY: self.settings.to_dict()}
@@ -147,6 +160,16 @@ class DeferralTrainer(nnUNetTrainer):
             ignore_label=self.label_manager.ignore_label,
         )
 
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's datasets, which carry the masks of raters with the segmentations where there are any."""
+        datasets = super().get_tr_and_val_datasets()
+        raters = self.settings.raters
+        if not raters:
+            return datasets
+        folder = experts_folder(Path(self.preprocessed_dataset_folder))
+        training, validation = (RaterDataset(dataset, folder, raters) for dataset in datasets)
+        return training, validation
+
     def load_pretrained_weights(self, filename: str) -> bool:
         """Load a stock checkpoint whole, for a frozen trainer; called before the training starts.
 
@@ -176,8 +199,13 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{type(self).__name__} trains a deferral head on a network that is already trained: give it with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
+        if self.settings.raters:
+            self._prepare_raters()
         super().on_train_start()
-        names = ", ".join(f"{profile.name} ({profile.error_model})" for profile in self.settings.experts)
+        names = ", ".join(
+            f"{expert} (rater)" if isinstance(expert, str) else f"{expert.name} ({expert.error_model})"
+            for expert in self.settings.experts
+        )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
         if self.warmup_epochs:
             self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network alone")
@@ -215,7 +243,8 @@ class DeferralTrainer(nnUNetTrainer):
         parts = self.layout.split(full)
         reference, counts = self.labels.reference(target)
         model = self.labels.answer(parts.segmentation)
-        route = routing_decision(parts.routing)
+        routing = close_routes(parts.routing, experts != MISSING) if self.settings.raters else parts.routing
+        route = routing_decision(routing)
         answers = torch.cat((model[None], self.labels.encode(experts)))
         system = fuse(answers, route[:, None])
         mask = None if counts is None else counts[:, None].float()
@@ -268,11 +297,33 @@ class DeferralTrainer(nnUNetTrainer):
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             summary = summarize_validation(self)
+            if summary is None:
+                self.print_to_log_file(
+                    f"The masks of {', '.join(self.settings.raters)} are not on this machine, so there is no "
+                    "deferral_summary.json"
+                )
+                return
             self.print_to_log_file(
                 f"Dice of the model {summary['model_everywhere']['foreground_mean']['Dice']:.4f}, of the system "
                 f"{summary['system']['foreground_mean']['Dice']:.4f}, deferred {summary['deferral']['rate']:.2%}",
                 also_print_to_console=True,
             )
+
+    def _prepare_raters(self) -> None:
+        """Check and preprocess the raters' masks, as far as that is not done yet."""
+        if self.local_rank == 0:
+            declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
+            done = preprocess_raters(
+                rater_masks(self.plans_manager, self.dataset_json, declared),
+                declared=declared,
+                preprocessed=Path(self.preprocessed_dataset_folder),
+                plans_manager=self.plans_manager,
+                configuration=self.configuration_name,
+                num_processes=default_num_processes,
+            )
+            self.print_to_log_file(f"Experts' masks: {len(done)} cases preprocessed, the others are up to date")
+        if self.is_ddp:
+            distributed.barrier()
 
     def _forward(self, batch: dict) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
         """The objective on a batch, with the full-resolution output, target and expert labels it was computed on."""

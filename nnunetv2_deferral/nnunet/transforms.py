@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 
-from nnunetv2_deferral.expert_sim.transform import ExpertsToTargetTransform, SimulateExpertsTransform
+from nnunetv2_deferral.expert_sim.transform import (
+    ExpertsToTargetTransform,
+    SimulateExpertsTransform,
+    SplitRatersTransform,
+)
 from nnunetv2_deferral.settings import DeferralSettings
 
+# The first of these ends the spatial transforms.
+_LABEL_TRANSFORMS = (RemoveLabelTransform, MoveSegAsOneHotToDataTransform)
 # From the first of these on, the segmentation is no longer the label map that experts are drawn from.
 _TARGET_TRANSFORMS = (ConvertSegmentationToRegionsTransform, DownsampleSegForDSTransform)
 
@@ -23,7 +31,10 @@ def add_experts(
     label_values: Sequence[int],
     ignore_label: int | None,
 ) -> ComposeTransforms:
-    """Draw experts on the augmented label map and carry them to the loss as the last entry of the target.
+    """Carry the experts' label maps to the loss as the last entry of the target.
+
+    Simulated experts are drawn on the augmented label map. The masks of raters come as channels of the segmentation
+    (:class:`.rater_data.RaterDataset`) and have been augmented with it.
 
     Args:
         pipeline: nnU-Net's transforms, a `ComposeTransforms`.
@@ -36,11 +47,21 @@ def add_experts(
         (int16, (J, *S), at full resolution).
     """
     steps = list(pipeline.transforms) if isinstance(pipeline, ComposeTransforms) else [pipeline]
-    simulate = SimulateExpertsTransform(
-        profiles=settings.experts,
-        label_values=[int(value) for value in label_values],
-        boundary_width=settings.boundary_width,
-        ignore_label=ignore_label,
-    )
-    first = next((index for index, step in enumerate(steps) if isinstance(step, _TARGET_TRANSFORMS)), len(steps))
-    return ComposeTransforms([*steps[:first], simulate, *steps[first:], ExpertsToTargetTransform()])
+    if settings.profiles:
+        simulate = SimulateExpertsTransform(
+            profiles=settings.profiles,
+            label_values=[int(value) for value in label_values],
+            boundary_width=settings.boundary_width,
+            ignore_label=ignore_label,
+        )
+        steps.insert(_first(steps, _TARGET_TRANSFORMS), simulate)
+    if settings.raters:
+        split = SplitRatersTransform(len(settings.raters))
+        steps.insert(_first(steps, (*_LABEL_TRANSFORMS, SimulateExpertsTransform, *_TARGET_TRANSFORMS)), split)
+    found = [*settings.raters, *(profile.name for profile in settings.profiles)]
+    return ComposeTransforms([*steps, ExpertsToTargetTransform([found.index(name) for name in settings.expert_names])])
+
+
+def _first(steps: Sequence[BasicTransform], kinds: tuple[type, ...]) -> int:
+    """The place of the first step of these kinds, or the end."""
+    return next((place for place, step in enumerate(steps) if isinstance(step, kinds)), len(steps))

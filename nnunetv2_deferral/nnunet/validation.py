@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
-from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.export import model_identity
+from nnunetv2_deferral.nnunet.rater_data import rater_masks
+from nnunetv2_deferral.panel import Panel
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
@@ -30,55 +30,53 @@ def discard_maps_of_another_model(trainer: DeferralTrainer) -> None:
         shutil.rmtree(folder / maps.FOLDER)
 
 
-def summarize_validation(trainer: DeferralTrainer) -> dict[str, Any]:
+def summarize_validation(trainer: DeferralTrainer) -> dict[str, Any] | None:
     """Score the validation folder of a fold and write its `deferral_summary.json`.
 
-    The experts are those that `nnUNetv2_deferral_simulate_experts` draws with the same profiles and seed.
+    Simulated experts are those that `nnUNetv2_deferral_simulate_experts` draws with the same profiles and seed.
 
     Returns:
-        The summary, see :func:`summarize_deferral`.
+        The summary, see :func:`summarize_deferral`, or None where masks of raters are needed and not on this machine.
     """
     labels, settings = trainer.label_manager, trainer.settings
     folder = Path(trainer.output_folder) / "validation"
+    masks = rater_masks(trainer.plans_manager, trainer.dataset_json, settings.raters)
+    if settings.raters and masks is None:
+        return None
+    panel = Panel(
+        experts=settings.experts,
+        label_values=tuple(int(value) for value in labels.all_labels),
+        ignore_label=labels.ignore_label,
+        masks=masks,
+        seed=settings.evaluation_seed,
+        boundary_width=settings.boundary_width,
+    )
     summary = summarize_deferral(
-        _cases(trainer, folder),
+        _cases(trainer, folder, panel),
         labels.foreground_regions if labels.has_regions else labels.foreground_labels,
         settings.expert_names,
         labels.ignore_label,
     )
-    summary["experts"] = {
-        "seed": settings.evaluation_seed,
-        "boundary_width": settings.boundary_width,
-        "profiles": [profile.to_dict() for profile in settings.experts],
-    }
+    summary["experts"] = panel.to_dict()
     write_json(summary, folder / "deferral_summary.json")
     return summary
 
 
-def _cases(trainer: DeferralTrainer, folder: Path) -> Iterator[Case]:
-    settings, labels = trainer.settings, trainer.label_manager
+def _cases(trainer: DeferralTrainer, folder: Path, panel: Panel) -> Iterator[Case]:
     reader = trainer.plans_manager.image_reader_writer_class()
     ending = trainer.dataset_json["file_ending"]
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+
+    def read(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        values, properties = reader.read_seg(str(file))
+        return np.rint(values[0]).astype(np.int64), properties
+
     for case in sorted(trainer.do_split()[1]):
-
-        def read(file: Path) -> np.ndarray:
-            return np.rint(reader.read_seg(str(file))[0][0]).astype(np.int64)
-
-        reference = read(references / f"{case}{ending}")
-        experts = simulate_case(
-            torch.from_numpy(reference),
-            settings.experts,
-            [int(value) for value in labels.all_labels],
-            seed=settings.evaluation_seed,
-            case=case,
-            boundary_width=settings.boundary_width,
-            ignore_label=labels.ignore_label,
-        )
+        reference, properties = read(references / f"{case}{ending}")
         yield Case(
             case,
             reference,
-            read(folder / f"{case}{ending}"),
-            experts.numpy(),
-            read(maps.route_file(folder, case, ending)).astype(np.uint8),
+            read(folder / f"{case}{ending}")[0],
+            panel.answers(case, reference, properties),
+            read(maps.route_file(folder, case, ending))[0].astype(np.uint8),
         )

@@ -32,8 +32,8 @@ def assert_maps(folder: Path, cases: tuple[str, ...], ending: str, num_experts: 
         assert mask.shape == route.shape == probability.shape
         assert route.dtype == np.uint8
         assert route.max() <= num_experts
-        assert probability.dtype == (np.uint8 if ending == ".png" else np.float32)
-        probability = probability / 255 if ending == ".png" else probability
+        assert probability.dtype == (np.uint16 if ending == ".png" else np.float32)
+        probability = probability / 65535 if ending == ".png" else probability
         assert 0 <= probability.min() < probability.max() <= 1
         # A voxel that is deferred was not the model's with certainty, one with p < 1 / (J + 1) cannot be deferred.
         assert probability[route > 0].min(initial=1) > 0.45

@@ -47,7 +47,7 @@ def test_collaboration_equals_the_sum_over_voxels_of_equation_4(num_experts, sha
             right = bool(expert_right[(batch, expert, *place)])
             total += (1 - 2 * right) * math.log(probability[expert + 1])
         total -= bool(model_right[(batch, *place)]) * math.log(probability[0])
-    loss = collaboration_loss(routing_log_probabilities(logits), expert_right, model_right, counts)
+    loss = collaboration_loss(routing_log_probabilities(logits), expert_right, model_right, counts=counts)
     assert loss.item() == pytest.approx(total / len(places), rel=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_balance_equals_equations_8_and_9(with_mask):
 def losses_of(logits, aggregated, expert_right, model_right, counts):
     log_routing = routing_log_probabilities(logits)
     bounds = torch.full((expert_right.shape[1],), 0.2), torch.full((expert_right.shape[1],), 0.25)
-    yield collaboration_loss(log_routing, expert_right, model_right, counts)
+    yield collaboration_loss(log_routing, expert_right, model_right, counts=counts)
     yield coherence_loss(
         aggregated, log_routing, beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
     )
@@ -122,7 +122,7 @@ def test_gradients_agree_with_finite_differences(monkeypatch):
     log_routing = routing_log_probabilities
 
     def collaboration(values):
-        return collaboration_loss(log_routing(values), expert_right, model_right, counts)
+        return collaboration_loss(log_routing(values), expert_right, model_right, counts=counts)
 
     def coherence(values, prediction):
         return coherence_loss(
@@ -151,7 +151,7 @@ def test_a_wrong_expert_is_not_rewarded_below_the_floor():
 def test_ignored_voxels_have_no_gradient():
     logits, expert_right, model_right, aggregated, counts = make_batch(3, SHAPES[0], with_mask=True)
     logits, aggregated = logits.requires_grad_(), aggregated.requires_grad_()
-    sum(losses_of(logits, aggregated, expert_right, model_right, counts)).backward()
+    sum(losses_of(logits, aggregated, expert_right, model_right, counts=counts)).backward()
     for gradient in (logits.grad, aggregated.grad):
         assert (gradient.movedim(1, -1)[~counts] == 0).all()
         assert (gradient.movedim(1, -1)[counts] != 0).any()

@@ -1,0 +1,99 @@
+"""`nnUNetv2_deferral_preprocess_experts`: check the masks of a dataset's raters, and make them training data.
+
+The first training does the same; this is for those who want to know before, and with more processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_deferral.nnunet.rater_data import dataset_raters, preprocess_raters, rater_masks
+from nnunetv2_deferral.raters import FOLDER
+
+COMMAND = "nnUNetv2_deferral_preprocess_experts"
+
+
+def preprocess_experts(
+    dataset_name_or_id: str | int,
+    *,
+    plans_name: str = "nnUNetPlans",
+    configurations: Sequence[str] | None = None,
+    num_processes: int = 1,
+) -> list[str]:
+    """Check and preprocess the raters' masks of a dataset.
+
+    Args:
+        dataset_name_or_id: A dataset in nnUNet_raw, planned and preprocessed.
+        plans_name: Its plans.
+        configurations: Which of them; None for all whose cases are preprocessed.
+        num_processes: Worker processes.
+
+    Returns:
+        One line for people a rater, then one a configuration.
+
+    Raises:
+        ValueError: If the dataset declares no experts, is not preprocessed, or masks do not fit; all faults are listed.
+    """
+    name = str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    base = Path(nnUNet_preprocessed, name)
+    plans_file = base / f"{plans_name}.json"
+    if not plans_file.is_file():
+        raise ValueError(f"{name} has no plans {plans_name}: {plans_file} is missing. Plan and preprocess it first")
+    plans = PlansManager(str(plans_file))
+    dataset_json = json.loads((base / "dataset.json").read_text())
+    declared = dataset_raters(name, dataset_json)
+    if not declared:
+        raise ValueError(
+            f'dataset.json of {name} declares no experts ("experts": ["ann", ...], one folder in {FOLDER})'
+        )
+    masks = rater_masks(plans, dataset_json, declared)
+    unknown = sorted(set(configurations or ()) - set(plans.available_configurations))
+    if unknown:
+        raise ValueError(f"{plans_name} of {name} has no configuration {', '.join(unknown)}")
+    folders = {
+        configuration: base / plans.get_configuration(configuration).data_identifier
+        for configuration in configurations or plans.available_configurations
+    }
+    missing = [configuration for configuration, folder in folders.items() if not folder.is_dir()]
+    if configurations and missing or len(missing) == len(folders):
+        raise ValueError(f"{name} is not preprocessed for {', '.join(missing)}: run nnUNetv2_preprocess first")
+    lines = [f"  {expert}: {len(masks.cases(expert))} masks" for expert in declared if masks is not None]
+    for configuration in (each for each in folders if each not in missing):
+        done = preprocess_raters(
+            masks,
+            declared=declared,
+            preprocessed=folders[configuration],
+            plans_manager=plans,
+            configuration=configuration,
+            num_processes=num_processes,
+        )
+        lines.append(f"  {configuration}: {len(done)} cases preprocessed, the others were up to date")
+    return [f"{name}: the experts' masks fit their images", *lines]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input ends with a message on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description='Check the masks of the experts that dataset.json declares ("experts"), '
+        f"{FOLDER}/<expert>/<case>, against their images, and preprocess them as nnU-Net preprocessed the cases.",
+    )
+    parser.add_argument("-d", nargs="+", required=True, help="dataset ids or names")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans. Default: %(default)s")
+    parser.add_argument("-c", nargs="+", help="configurations. Default: all that are preprocessed")
+    parser.add_argument("-np", type=int, default=default_num_processes, help="processes. Default: %(default)s")
+    given = parser.parse_args(arguments)
+    try:
+        for dataset in given.d:
+            how = {"plans_name": given.p, "configurations": given.c, "num_processes": given.np}
+            print("\n".join(preprocess_experts(dataset, **how)), flush=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        parser.error(str(error))

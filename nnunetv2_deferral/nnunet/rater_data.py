@@ -1,0 +1,281 @@
+"""Masks of real experts as training data: preprocessed like the reference, read by patch, beside nnU-Net's own files.
+
+    <preprocessed>/<dataset>/<data_identifier>/<case>.b2nd, <case>_seg.b2nd     nnU-Net's
+    <preprocessed>/<dataset>/<data_identifier>_experts/<case>.b2nd              (J, *S), one channel a declared rater
+    <preprocessed>/<dataset>/<data_identifier>_experts/experts.json             what they were made from
+
+Every mask goes the way its case went: axes transposed, cropped with the case's own bounding box, resampled with the
+configuration's function for segmentations. Nothing is written where stock nnU-Net looks for cases.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from filelock import FileLock
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    comp_blosc2_params,
+    infer_dataset_class,
+    nnUNetBaseDataset,
+    nnUNetDatasetBlosc2,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from nnunetv2_deferral import raters
+from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.raters import ExpertMasks
+
+_INDEX = "experts.json"
+
+
+def raw_dataset(dataset_name: str) -> Path | None:
+    """The raw folder of a dataset, or None where it is not on this machine."""
+    root = nnUNet_raw.get()
+    folder = Path(root or "", dataset_name)
+    return folder if root and folder.is_dir() else None
+
+
+def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """The raters of a dataset.
+
+    nnU-Net copies dataset.json when it plans, and a person may declare experts later; so the raw one counts where it
+    is at hand.
+
+    Raises:
+        ValueError: See :func:`.raters.declared_raters`.
+    """
+    raw = raw_dataset(dataset_name)
+    file = None if raw is None else raw / "dataset.json"
+    if file is None or not file.is_file():
+        return raters.declared_raters(dataset_json)
+    return raters.declared_raters(json.loads(file.read_text()))
+
+
+def rater_masks(
+    plans_manager: PlansManager, dataset_json: Mapping[str, Any], experts: Sequence[str]
+) -> ExpertMasks | None:
+    """The raters' masks in the raw folder of a dataset, or None where that is not on this machine."""
+    raw = raw_dataset(plans_manager.dataset_name)
+    if raw is None:
+        return None
+    labels = PlansManager(plans_manager.plans).get_label_manager(dict(dataset_json))
+    return ExpertMasks(
+        folder=raw / raters.FOLDER,
+        experts=tuple(experts),
+        file_ending=dataset_json["file_ending"],
+        reader=plans_manager.image_reader_writer_class(),
+        label_values=tuple(int(value) for value in labels.all_labels),
+        ignore_label=labels.ignore_label,
+    )
+
+
+def experts_folder(preprocessed: Path) -> Path:
+    """Where the preprocessed masks of the raters lie, for a folder of preprocessed cases."""
+    return preprocessed.with_name(f"{preprocessed.name}_experts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is the same for all cases; goes to the workers by pickle."""
+
+    masks: ExpertMasks
+    preprocessed: Path
+    plans: dict[str, Any]
+    configuration: str
+
+
+def preprocess_raters(
+    masks: ExpertMasks | None,
+    *,
+    declared: Sequence[str],
+    preprocessed: Path,
+    plans_manager: PlansManager,
+    configuration: str,
+    num_processes: int = 1,
+) -> list[str]:
+    """Preprocess the raters' masks of all cases; those that are up to date are not touched.
+
+    Args:
+        masks: The masks of all declared raters, or None where the raw data is not on this machine: then what was
+            preprocessed before is taken as it is.
+        declared: The raters that dataset.json declares.
+        preprocessed: nnU-Net's folder of preprocessed cases.
+        plans_manager: The plans that it was made with.
+        configuration: Their configuration.
+        num_processes: Worker processes; 1 works in this one.
+
+    Returns:
+        The cases that were preprocessed.
+
+    Raises:
+        ValueError: If masks do not fit their images; all faults are listed, and nothing is written.
+    """
+    folder = experts_folder(preprocessed)
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
+        index = _read_index(folder, declared)
+        if masks is None:
+            missing = [case for case in cases if case not in index]
+            if missing:
+                raise ValueError(
+                    f"the masks of {', '.join(declared)} are not preprocessed for {len(missing)} of {len(cases)} cases "
+                    f"(the first is {missing[0]}), and the raw dataset is not in nnUNet_raw ({nnUNet_raw.get()})"
+                )
+            return []
+        states = {case: _state(masks, preprocessed, case) for case in cases}
+        stale = [case for case in cases if index.get(case) != states[case] or not (folder / f"{case}.b2nd").is_file()]
+        job = _Job(masks=masks, preprocessed=preprocessed, plans=dict(plans_manager.plans), configuration=configuration)
+        with written_whole(folder) as scratch:
+            faults = [*_general_faults(masks, cases), *_run(job, stale, scratch, num_processes)]
+            if faults:
+                raise ValueError(
+                    f"{len(faults)} fault(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
+                )
+        write_json({"experts": list(declared), "cases": states}, folder / _INDEX)
+    return stale
+
+
+class RaterDataset:
+    """nnU-Net's dataset, whose segmentations carry the raters' masks as further channels.
+
+    Args:
+        dataset: nnU-Net's.
+        folder: That of :func:`preprocess_raters`.
+        experts: The raters to read, in the order of the channels.
+    """
+
+    def __init__(self, dataset: nnUNetBaseDataset, folder: Path, experts: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.identifiers = dataset.identifiers
+        self.folder = folder
+        declared = json.loads((folder / _INDEX).read_text())["experts"]
+        self.channels = [declared.index(expert) for expert in experts]
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Image, segmentation (1 + J, *S), the previous stage's and properties; arrays are read when they are cut."""
+        data, segmentation, previous, properties = self.dataset.load_case(identifier)
+        file = str(self.folder / f"{identifier}.b2nd")
+        how = getattr(self.dataset, "mmap_kwargs", {})
+        experts = blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
+        return data, _Stacked(segmentation, experts, self.channels), previous, properties
+
+    __getitem__ = load_case
+
+
+class _Stacked:
+    """A segmentation and raters' masks as one array of 1 + J channels, of which a part is read when it is asked for."""
+
+    def __init__(self, segmentation: Any, experts: Any, channels: list[int]) -> None:
+        self._segmentation, self._experts, self._channels = segmentation, experts, channels
+        self.shape = (1 + len(channels), *segmentation.shape[1:])
+        self.ndim = len(self.shape)
+        self.dtype = segmentation.dtype
+
+    def __getitem__(self, where: tuple[slice, ...]) -> np.ndarray:
+        space = (slice(None), *where[1:])
+        experts = self._experts[space][self._channels]
+        return np.concatenate((self._segmentation[space], experts), dtype=np.int16, casting="unsafe")[where[0]]
+
+
+def _read_index(folder: Path, declared: Sequence[str]) -> dict[str, Any]:
+    """What the files in the folder were made from, by case; empty if they are of other raters."""
+    file = folder / _INDEX
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    return content.get("cases", {}) if content.get("experts") == list(declared) else {}
+
+
+def _state(masks: ExpertMasks, preprocessed: Path, case: str) -> dict[str, Any]:
+    """What tells whether something that a case's masks depend on has changed."""
+    files = {expert: masks.file(expert, case) for expert in masks.experts}
+    files = {expert: file for expert, file in files.items() if file.is_file()}
+    files["case"] = preprocessed / f"{case}.pkl"
+    return {name: [file.stat().st_size, file.stat().st_mtime_ns] for name, file in files.items()}
+
+
+def _general_faults(masks: ExpertMasks, cases: Sequence[str]) -> Iterator[str]:
+    for expert in masks.experts:
+        annotated = masks.cases(expert)
+        if not annotated:
+            yield f"{masks.folder / expert} has no masks (*{masks.file_ending})"
+        for case in sorted(set(annotated) - set(cases)):
+            yield f"{masks.file(expert, case)}: there is no preprocessed case of that name"
+
+
+def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> list[str]:
+    """Preprocess into a scratch folder; returns all faults."""
+    if not cases:
+        return []
+    bar = tqdm(total=len(cases), desc="Preprocessing experts' masks", unit="case")
+    if num_processes == 1 or len(cases) == 1:
+        found = []
+        for case in cases:
+            found.append(_preprocess_case(job, case, scratch))
+            bar.update()
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(num_processes, len(cases)), context) as pool:
+            found = []
+            for faults in pool.map(_preprocess_case, *zip(*((job, case, scratch) for case in cases), strict=True)):
+                found.append(faults)
+                bar.update()
+    bar.close()
+    return [fault for faults in found for fault in faults]
+
+
+def _preprocess_case(job: _Job, case: str, scratch: Path) -> list[str]:
+    """Write the masks of a case, or return what is wrong with them."""
+    plans = PlansManager(job.plans)
+    configuration = plans.get_configuration(job.configuration)
+    properties = load_pickle(str(job.preprocessed / f"{case}.pkl"))
+    # How nnU-Net's reader saw the image, before its axes were transposed.
+    shape = [properties["shape_before_cropping"][axis] for axis in plans.transpose_backward]
+    faults: list[str] = []
+    answers = np.full((len(job.masks.experts), *shape), MISSING, dtype=np.int16)
+    for answer, expert in zip(answers, job.masks.experts, strict=True):
+        try:
+            labels = job.masks.read(expert, case, properties)
+            if labels is not None and labels.shape != answer.shape:
+                raise ValueError(
+                    f"{job.masks.file(expert, case)}: shape {labels.shape}, but the image has {answer.shape}"
+                )
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            answer[...] = answer if labels is None else labels
+    if not faults:
+        dataset = infer_dataset_class(str(job.preprocessed))(str(job.preprocessed), [case])
+        masks = _like_the_case(answers, properties, plans, configuration, dataset[case][1].shape[1:])
+        blocks, chunks = comp_blosc2_params(masks.shape, tuple(configuration.patch_size), masks.itemsize)
+        nnUNetDatasetBlosc2.save_seg(masks, str(scratch / case), chunks_seg=chunks, blocks_seg=blocks)
+    return faults
+
+
+def _like_the_case(
+    answers: np.ndarray,
+    properties: Mapping[str, Any],
+    plans: PlansManager,
+    configuration: ConfigurationManager,
+    shape: Sequence[int],
+) -> np.ndarray:
+    """Masks (J, *S) in the axis order of the reader as the preprocessed case has it: int16 (J, *shape)."""
+    answers = answers.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
+    answers = answers[(slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))]
+    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+    target = list(configuration.spacing)
+    target = target if len(target) == len(shape) else [spacing[0], *target]
+    resampled = configuration.resampling_fn_seg(np.ascontiguousarray(answers), shape, spacing, target)
+    return np.ascontiguousarray(resampled, dtype=np.int16)

@@ -1,0 +1,192 @@
+"""Masks of real experts on disk: which there are, whether they fit their images, and their labels for a case.
+
+    <folder>/<expert>/<case><file_ending>
+
+such as `expertsTr` of a dataset, whose `dataset.json` declares `"experts": ["ann", "bob"]`, or the answers that were
+simulated for an evaluation. A case that an expert did not annotate is simply absent; where a mask holds the dataset's
+ignore label, the expert has left the voxel out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from nnunetv2_deferral.labels import MISSING
+
+if TYPE_CHECKING:
+    from nnunetv2_deferral.predictions import DatasetFiles
+
+FOLDER = "expertsTr"
+DATASET_KEY = "experts"
+
+
+class MaskReader(Protocol):
+    """What of nnU-Net's reader-writers masks are read with."""
+
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
+        """The mask (1, *S) and its properties."""
+
+
+def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """The experts that a dataset.json declares under `"experts"`, in this order; empty if it declares none.
+
+    Raises:
+        ValueError: If what stands there is not a list of different names that can be folders.
+    """
+    declared = dataset_json.get(DATASET_KEY, [])
+    is_list = isinstance(declared, list) and all(isinstance(name, str) for name in declared)
+    if not is_list or len(set(declared)) != len(declared) or not all(map(_can_be_folder, declared)):
+        raise ValueError(
+            f'"{DATASET_KEY}" in dataset.json must be a list of different names, one for each folder in {FOLDER}, '
+            f"got {declared!r}"
+        )
+    return tuple(declared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertMasks:
+    """A folder of experts' masks and how to read it.
+
+    Attributes:
+        folder: `<folder>/<expert>/<case><file_ending>`.
+        experts: The names of the J experts in routing order.
+        file_ending: The dataset's.
+        reader: nnU-Net's reader for these files.
+        label_values: All labels with background, without the ignore label.
+        ignore_label: The label of voxels that an expert left out, or None.
+    """
+
+    folder: Path
+    experts: tuple[str, ...]
+    file_ending: str
+    reader: MaskReader
+    label_values: tuple[int, ...]
+    ignore_label: int | None = None
+
+    @classmethod
+    def of(cls, folder: Path, experts: Sequence[str], files: DatasetFiles) -> ExpertMasks:
+        """The masks in a folder, read as the label files of a dataset are."""
+        return cls(
+            folder=folder,
+            experts=tuple(experts),
+            file_ending=files.file_ending,
+            reader=files.reader,
+            label_values=files.label_values,
+            ignore_label=files.label_manager.ignore_label,
+        )
+
+    def check_asked(self, experts: Sequence[str]) -> None:
+        """Refuse experts who were asked and have no masks at all.
+
+        Raises:
+            ValueError: Naming their folders, and those that are there.
+        """
+        empty = [str(self.folder / expert) for expert in experts if not self.cases(expert)]
+        if empty:
+            there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())
+            raise ValueError(
+                f"voxels are routed to experts without masks: no *{self.file_ending} in {', '.join(empty)} "
+                f"(folders there: {', '.join(there) or 'none'})"
+            )
+
+    def file(self, expert: str, case: str) -> Path:
+        """Where the mask of an expert for a case is, if there is one."""
+        return self.folder / expert / f"{case}{self.file_ending}"
+
+    def cases(self, expert: str) -> list[str]:
+        """The cases that an expert annotated, sorted; empty if there is no such folder."""
+        files = self.folder.joinpath(expert).glob(f"*{self.file_ending}")
+        return sorted(file.name.removesuffix(self.file_ending) for file in files if not file.name.startswith("."))
+
+    def read(self, expert: str, case: str, properties: Mapping[str, Any] | None = None) -> np.ndarray | None:
+        """The labels of an expert for a case, or None if there are none.
+
+        Args:
+            expert: The name of the expert.
+            case: The case identifier.
+            properties: nnU-Net's properties of the case's image or mask, to compare the geometry with, or None.
+
+        Returns:
+            int16 in the axis order of nnU-Net's readers, (Z, Y, X) or (1, Y, X); `MISSING` where the expert left a
+            voxel out.
+
+        Raises:
+            ValueError: If the file cannot be read, has labels that are not in dataset.json, or another geometry; the
+                message names the file and all that is wrong with it.
+        """
+        file = self.file(expert, case)
+        if not file.is_file():
+            return None
+        try:
+            values, found = self.reader.read_seg(str(file))
+        except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        faults = list(self._label_faults(values))
+        if properties is not None:
+            faults += geometry_differences(found, properties)
+        if faults:
+            raise ValueError(f"{file}: {'; '.join(faults)}")
+        labels = np.rint(values[0]).astype(np.int16)
+        if self.ignore_label is not None:
+            labels[labels == self.ignore_label] = MISSING
+        return labels
+
+    def answers(self, case: str, shape: Sequence[int], properties: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The labels of all experts for a case, (J, *S) int16, `MISSING` where one has none.
+
+        Raises:
+            ValueError: See :meth:`read`; also for a mask of another shape than `shape`.
+        """
+        answers = np.full((len(self.experts), *shape), MISSING, dtype=np.int16)
+        for answer, expert in zip(answers, self.experts, strict=True):
+            labels = self.read(expert, case, properties)
+            if labels is None:
+                continue
+            if labels.shape != tuple(shape):
+                raise ValueError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
+            answer[...] = labels
+        return answers
+
+    def _label_faults(self, values: np.ndarray) -> Iterator[str]:
+        if values.ndim != 4 or values.shape[0] != 1:
+            yield f"no label map of one channel, nnU-Net reads shape {values.shape}"
+            return
+        known = [*self.label_values, *([] if self.ignore_label is None else [self.ignore_label])]
+        unknown = np.setdiff1d(values, known)
+        if unknown.size:
+            listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
+            yield f"holds labels that are not in dataset.json: {listed}"
+
+
+def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """In what nnU-Net's properties of two files differ: spacing, origin, direction or affine, as far as both have them.
+
+    Returns:
+        One phrase a difference, such as `"origin (0.0, 0.0) instead of (1.0, 0.0)"`.
+    """
+    ours, theirs = _geometry(properties), _geometry(expected)
+    return [
+        f"{name} {_text(value)} instead of {_text(theirs[name])}"
+        for name, value in ours.items()
+        if name in theirs and (np.shape(value) != np.shape(theirs[name]) or not np.allclose(value, theirs[name]))
+    ]
+
+
+def _geometry(properties: Mapping[str, Any]) -> dict[str, Any]:
+    sitk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
+    found = {"spacing": properties["spacing"]}
+    found |= {name: sitk[name] for name in ("origin", "direction") if name in sitk}
+    return found | ({"affine": nibabel["original_affine"]} if "original_affine" in nibabel else {})
+
+
+def _text(value: Any) -> str:
+    return "(" + ", ".join(f"{number:g}" for number in np.ravel(value)) + ")"
+
+
+def _can_be_folder(name: str) -> bool:
+    return name.strip(". ") != "" and not set(name) & set("/\\")
