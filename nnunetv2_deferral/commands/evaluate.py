@@ -1,0 +1,316 @@
+"""`nnUNetv2_deferral_evaluate`: score predictions of a deferral model against references and its experts."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.evaluation.budgets import BUDGETS
+from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
+from nnunetv2_deferral.evaluation.summary import Case
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile, expert_set
+from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.panel import Panel
+from nnunetv2_deferral.predictions import PredictionFolder, same_cases
+from nnunetv2_deferral.raters import ExpertMasks
+
+COMMAND = "nnUNetv2_deferral_evaluate"
+SUMMARY_NAME = "deferral_summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """Where everything is that an evaluation reads.
+
+    Attributes:
+        predictions: The predictions.
+        references: The folder of the references, named as the predictions.
+        panel: The experts.
+        has_probabilities: Whether the model's probabilities (npz) lie beside all masks.
+        fold_folders: Folders of the masks of single folds; may be empty.
+    """
+
+    predictions: PredictionFolder
+    references: Path
+    panel: Panel
+    has_probabilities: bool
+    fold_folders: tuple[Path, ...] = ()
+
+    def read(self, case: str) -> ScoredCase:
+        """Read a case.
+
+        Raises:
+            ValueError: If a file is missing, cannot be read or has another shape or geometry than the prediction.
+        """
+        folder = self.predictions
+        model, properties = folder.model(case)
+        reference = folder.files.read_like(self.references / folder.mask_file(case).name, model, properties)
+        folds = [folder.files.read_like(each / folder.mask_file(case).name, model, properties)
+                 for each in self.fold_folders]  # fmt: skip
+        return ScoredCase(
+            case=Case(case, reference, model, self.panel.answers(case, reference, properties), folder.route(case)),
+            probability=folder.probability(case),
+            expert=folder.expert(case),
+            spacing_mm=[float(size) for size in properties["spacing"]],
+            probabilities=folder.softmax(case) if self.has_probabilities else None,
+            fold_masks=np.stack(folds) if folds else None,
+        )
+
+
+def open_inputs(
+    predictions: Path,
+    references: Path,
+    *,
+    experts: str | None = None,
+    seed: int | None = None,
+    error_model: str | None = None,
+    dataset_json: Path | None = None,
+    fold_folders: Sequence[Path] = (),
+) -> EvaluationInputs:
+    """Find everything that an evaluation needs, and refuse before anything is computed.
+
+    Args:
+        predictions: A folder that a deferral model has predicted into.
+        references: The label files.
+        experts: A folder `<expert>/<case>`, the name of a set of simulated experts, or None for the simulated experts
+            that the model was trained with.
+        seed: Of simulated experts; None for that of the model's settings.
+        error_model: Let simulated experts err in this manner instead of their own.
+        dataset_json: See :meth:`.PredictionFolder.open`.
+        fold_folders: Masks predicted by single folds, one folder a fold.
+
+    Raises:
+        ValueError: For predictions without maps, cases without reference or without any expert's mask, or experts who
+            do not go with the model's.
+    """
+    folder = PredictionFolder.open(predictions, dataset_json)
+    if not references.is_dir():
+        raise ValueError(f"there is no folder of references {references}")
+    same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))
+    for each in fold_folders:
+        same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
+    has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
+    return EvaluationInputs(
+        predictions=folder,
+        references=references,
+        panel=_panel(folder, experts, seed, error_model),
+        has_probabilities=all(has_probabilities),
+        fold_folders=tuple(fold_folders),
+    )
+
+
+def evaluate(
+    inputs: EvaluationInputs,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    groups: Mapping[str, Any] | None = None,
+    bootstrap_seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate, one case in memory at a time.
+
+    Returns:
+        What `deferral_summary.json` holds: see docs/evaluation.md.
+    """
+    folder, panel = inputs.predictions, inputs.panel
+    labels = folder.files.label_manager
+    evaluation = Evaluation(
+        folder.files.regions, panel.names, has_regions=labels.has_regions, ignore_label=labels.ignore_label
+    )
+    for case in tqdm(folder.cases, desc="Evaluating", unit="case"):
+        evaluation.update(inputs.read(case))
+    summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
+    return summary | {
+        "experts": panel.to_dict(),
+        "model_identity": folder.index["model"],
+        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+    }
+
+
+def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write `deferral_summary.json`, `cases.csv` and `budgets.csv`, each whole or not at all; returns the files."""
+    write_json(summary, output / SUMMARY_NAME)
+    tables = {"cases.csv": _case_rows(summary), "budgets.csv": _budget_rows(summary)}
+    with written_whole(output) as scratch:
+        for name, rows in tables.items():
+            with (scratch / name).open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+    return [output / SUMMARY_NAME, *(output / name for name in tables)]
+
+
+def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that maps each case to its group, such as its patient.
+
+    Raises:
+        ValueError: If it is not such a file or lacks cases.
+    """
+    try:
+        groups = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(groups, dict):
+        raise ValueError(f"{file} must map cases to groups, got a {type(groups).__name__}")
+    same_cases(f"cases without a group in {file}", cases, list(groups))
+    return {case: groups[case] for case in cases}
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """The figures that are looked at first, for people."""
+    intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
+    total = summary["deferred"]["total"]
+    lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
+    lines += [
+        f"  deferred {deferral['rate']:.2%} of the voxels; of these the model had "
+        f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, asking fixed "
+        f"{_share(total['fixed'], total['deferred'])} and made {_share(total['worsened'], total['deferred'])} worse",
+    ]
+    if total["unanswered"]:
+        lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
+    lines.append("  System Dice (part of the oracle's gain) at matched budgets:")
+    budgets = [row["budget"] for row in summary["budgets"]["learned"]]
+    lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
+    for name, rows in summary["budgets"].items():
+        cells = (f"{row['Dice']:.3f} ({_number(row['recovered'], '.2f')})" for row in rows)
+        lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
+    return "\n".join(["Dice, mean over foreground, with 95 % intervals", *lines])
+
+
+def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None) -> Panel:
+    settings = folder.index["settings"]
+    how: dict[str, Any] = {
+        "label_values": folder.files.label_values,
+        "ignore_label": folder.files.label_manager.ignore_label,
+        "seed": settings["evaluation_seed"] if seed is None else seed,
+        "boundary_width": settings["boundary_width"],
+    }
+    if experts is not None and experts not in EXPERT_SETS:
+        masks = ExpertMasks.of(Path(experts), folder.experts, folder.files)
+        if not Path(experts).is_dir():
+            raise ValueError(
+                f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})"
+            )
+        masks.check_asked(folder.asked())
+        without = [case for case in folder.cases if not any(masks.file(each, case).is_file() for each in masks.experts)]
+        if without:
+            same_cases(f"predicted cases without any expert's mask in {experts}", folder.cases, sorted(
+                set(folder.cases) - set(without)))  # fmt: skip
+        return Panel(experts=folder.experts, masks=masks, **how)
+    profiles: tuple[ExpertProfile, ...]
+    if experts is not None:
+        profiles = expert_set(experts, len(folder.experts))
+    elif any(isinstance(expert, str) for expert in settings["experts"]):
+        raise ValueError(
+            f"this model asks raters ({', '.join(folder.experts)}): give the folder of their masks, -experts"
+        )
+    else:
+        profiles = tuple(ExpertProfile.from_dict(expert) for expert in settings["experts"])
+    if tuple(profile.name for profile in profiles) != folder.experts:
+        raise ValueError(
+            f"the model asks {', '.join(folder.experts)}, but the set {experts} has "
+            f"{', '.join(profile.name for profile in profiles)}"
+        )
+    if error_model is not None:
+        profiles = tuple(ExpertProfile.from_dict(each.to_dict() | {"error_model": error_model}) for each in profiles)
+    return Panel(experts=profiles, **how)
+
+
+def _case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = {"model": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
+    rows = []
+    for case, rates in summary["deferral"]["per_case"].items():
+        row: dict[str, Any] = {"case": case, "deferral_rate": rates["deferral_rate"]}
+        row |= {f"share_{name}": share for name, share in rates["share"].items()}
+        for name, part in parts.items():
+            metrics = next((each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {})
+            for region in summary["system"]["mean"]:
+                for score in ("Dice", "IoU", "Sensitivity"):
+                    row[f"{score}_{name}_{region}"] = metrics.get(region, {}).get(score, math.nan)
+        rows.append(row | summary["deferred"]["per_case"][case])
+    return rows
+
+
+def _budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    keys = ("budget", "own_rate", "rate", "Dice", "low", "high", "recovered")
+    return [
+        {"ranking": name} | {key: row[key] for key in keys} | {f"Dice_{key}": v for key, v in row["per_region"].items()}
+        for name, found in summary["budgets"].items()
+        for row in found
+    ]
+
+
+def _named(name: str) -> str:
+    return name.replace("model_everywhere", "model alone")
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    low, high = (_number(found[key], ".3f") for key in ("low", "high"))
+    return f"{_number(found['estimate'], '.3f'):>7}  [{low}, {high}]"
+
+
+def _number(value: float, how: str) -> str:
+    return "–" if math.isnan(value) else format(value, how)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "–"
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Score predictions of a deferral model: model, experts and system, what was deferred and what came "
+        "of it, and how its ranking of voxels compares with others at the same budgets.",
+    )
+    add = parser.add_argument
+    add("-ref", metavar="LABELS", type=Path, required=True, help="folder of the references")
+    add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
+    sets = f"a set of simulated experts ({', '.join(EXPERT_SETS)})"
+    add("-experts", metavar="EXPERTS", help=f"folder of the experts' masks, or {sets}. Default: those of the training")
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    add("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the model's settings")
+    add("-error_model", choices=ERROR_MODEL_NAMES, help="manner in which simulated experts err. Default: their own")
+    add("-djfile", metavar="DATASET_JSON", type=Path, help="default: the one beside the predictions")
+    add("-groups", metavar="JSON", type=Path, help="case -> group (patient), drawn together for the intervals")
+    add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help="masks of single folds, to compare")
+    add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
+    add("-bootstrap_seed", type=int, default=0, help="seed of the intervals. Default: %(default)s")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    parser = _make_parser()
+    given = parser.parse_args(arguments)
+    try:
+        if not all(0 <= budget <= 1 for budget in given.budgets):
+            raise ValueError(f"budgets are shares of the voxels in [0, 1], got {given.budgets}")
+        inputs = open_inputs(
+            given.i,
+            given.ref,
+            experts=given.experts,
+            seed=given.seed,
+            error_model=given.error_model,
+            dataset_json=given.djfile,
+            fold_folders=given.folds,
+        )
+        groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
+        summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
+        files = write_results(summary, given.o)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(text(summary))
+    if not inputs.has_probabilities:
+        print("  Without probabilities beside all masks (--save_probabilities, --npz): no max softmax, no entropy")
+    print("\n".join(f"  {file}" for file in files))

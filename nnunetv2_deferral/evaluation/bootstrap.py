@@ -1,0 +1,184 @@
+"""Confidence intervals by the percentile bootstrap over cases, or over groups of cases such as patients.
+
+Groups are drawn with replacement, as many as there are, each with all of its cases, and the statistic is computed
+again; the interval lies between percentiles of these values (Efron & Tibshirani 1993). Cases of one patient are alike,
+so where a patient has several, groups must be given, or the intervals come out too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Statistic = Callable[[np.ndarray], float]
+
+_MAX_WEIGHTS = 2**22  # at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval; `low` and `high` are NaN where there is none."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def mean_over_cases(values: np.ndarray) -> float:
+    """The mean over cases, NaN left out; of several columns the mean of their means, as nnU-Net's foreground mean.
+
+    Args:
+        values: (N,) or (N, R) for R regions.
+
+    Returns:
+        NaN where nothing is defined.
+    """
+    columns = _columns(np.asarray(values, dtype=np.float64))
+    return float(_weighted_means(columns, np.ones((1, len(columns))))[0])
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    statistic: Statistic = mean_over_cases,
+    *,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None = None,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """The percentile interval of a statistic of per-case values.
+
+    Args:
+        values: (N,) or (N, K), a row for each case; NaN where undefined.
+        statistic: From the rows drawn, (M,) or (M, K), to a number. It must not depend on their order. The default is
+            fast; any other is called once a resample.
+        generator: All randomness comes from it.
+        groups: For each case what it is drawn with, such as its patient, (N,); or None for each case by itself.
+        num_resamples: How many resamples to draw.
+        level: The coverage of the interval, in (0, 1).
+
+    Returns:
+        The statistic of all cases, and the interval. Resamples in which it is NaN are left out. The interval is NaN
+        where it is NaN in all, and where fewer than two groups have any value that is not NaN: drawing one group again
+        and again tells nothing about others.
+
+    Raises:
+        ValueError: If `groups` has another length, or an option is out of its range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    return _bootstrap((values,), statistic, generator, groups, num_resamples, level)
+
+
+def bootstrap_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    statistic: Statistic = mean_over_cases,
+    *,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None = None,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """The interval of statistic(first) - statistic(second), where both are of the same cases (paired).
+
+    Each resample draws the same cases for both. A value that is NaN in one is left out of that one only, so that the
+    estimate is the difference of what is reported for each.
+
+    Args:
+        first: (N,) or (N, K), as in :func:`bootstrap_interval`.
+        second: The same for another method, the cases in the same order.
+        statistic: See :func:`bootstrap_interval`, like everything below.
+        generator: See there.
+        groups: See there.
+        num_resamples: See there.
+        level: See there.
+
+    Returns:
+        See there; here two groups need to have values that are not NaN in both.
+
+    Raises:
+        ValueError: If the shapes differ, and as there.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values have one shape, got {first.shape} and {second.shape}")
+    return _bootstrap((first, second), statistic, generator, groups, num_resamples, level)
+
+
+def _bootstrap(
+    samples: tuple[np.ndarray, ...],
+    statistic: Statistic,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None,
+    num_resamples: int,
+    level: float,
+) -> Interval:
+    """The interval of the statistic of one sample, or of the first less that of the second."""
+    number = len(samples[0])
+    group = _number_groups(groups, number)
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    estimate = _less(*(_resampled(sample, statistic, np.ones((1, number), dtype=np.int64)) for sample in samples))[0]
+    defined = np.all([~np.isnan(_columns(sample)).all(1) for sample in samples], axis=0)
+    if len(np.unique(group[defined])) < 2:
+        return Interval(float(estimate), float("nan"), float("nan"))
+    drawn = []
+    for start in range(0, num_resamples, rows := max(_MAX_WEIGHTS // number, 1)):
+        weights = _draw(group, min(rows, num_resamples - start), generator)
+        drawn.append(_less(*(_resampled(sample, statistic, weights) for sample in samples)))
+    found = np.concatenate(drawn)
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return Interval(float(estimate), float("nan"), float("nan"))
+    low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(float(estimate), float(low), float(high))
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    """Per-case values as (N, R), also without cases."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _number_groups(groups: Sequence[Hashable] | None, number: int) -> np.ndarray:
+    """The groups of the cases as integers from 0, in order of appearance."""
+    if groups is None:
+        return np.arange(number)
+    if len(groups) != number:
+        raise ValueError(f"each of the {number} cases needs a group, got {len(groups)} groups")
+    names: dict[Hashable, int] = {}
+    return np.array([names.setdefault(name, len(names)) for name in groups], dtype=np.int64)
+
+
+def _draw(group: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each case (N,) is drawn in each resample: int64 (rows, N)."""
+    number = int(group.max()) + 1
+    return generator.multinomial(number, np.full(number, 1 / number), size=rows)[:, group]
+
+
+def _resampled(values: np.ndarray, statistic: Statistic, weights: np.ndarray) -> np.ndarray:
+    """The statistic of each resample (rows,), given how often it holds each case."""
+    if statistic is mean_over_cases:
+        return _weighted_means(_columns(values), weights)
+    return np.array([statistic(np.repeat(values, row, axis=0)) for row in weights], dtype=np.float64)
+
+
+def _weighted_means(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """For each row of weights (M, N), the mean over columns of the weighted means of (N, R), NaN left out: (M,)."""
+    defined = ~np.isnan(columns)
+    means = _ratio(weights @ np.where(defined, columns, 0), weights @ defined.astype(np.float64))
+    has_mean = ~np.isnan(means)
+    return _ratio(np.where(has_mean, means, 0).sum(1), has_mean.sum(1))
+
+
+def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """NaN where the number is 0."""
+    return np.divide(sums, numbers, out=np.full(sums.shape, np.nan), where=numbers > 0)
+
+
+def _less(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+    return first if second is None else first - second

@@ -1,0 +1,291 @@
+"""Matched budgets: how good the system is when a given fraction of the voxels may be deferred.
+
+A *ranking* says which voxels are deferred first; the voxels deferred at a budget are those with the highest scores of
+the whole dataset. Rankings differ in the score that is handed over, all with the answer of the expert who would be
+asked at each voxel:
+
+    learned         the probability of deferral, or the expected gain
+    max-softmax     1 - the largest softmax probability
+    entropy         of the softmax
+    random          a constant, so that all voxels are one tie
+    oracle          :func:`oracle_score`, with `positive_only`
+
+No voxel is stored. Of each case is kept how true positives and predicted voxels of each region change when the voxels
+of one score bin (:mod:`score_bins`) are answered by the expert, for those bins only where expert and model differ.
+That takes 8 (2 R + 1) bytes a bin and case for R regions, and 8 MiB for the dataset: at most
+8 (2 R + 1) min(voxels where they differ, cases x bins that occur).
+
+Within the bin that crosses the budget a fraction of the voxels is deferred. Counts are then those expected over a
+random choice of them, linear in the fraction, and Dice is the Dice of expected counts. For the random ranking so is
+everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
+
+from nnunetv2_deferral.evaluation.overlap import Region, overlap, summarize
+from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, check_bool, check_same_shape, in_chunks, score_bins
+from nnunetv2_deferral.labels import MISSING
+
+BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def oracle_score(reference: np.ndarray, model: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """1 where deferring makes a wrong label right, 0 elsewhere: uint8 of shape S.
+
+    For :class:`BudgetStatistics` with `positive_only`: the oracle defers no voxel that the expert leaves as wrong as it
+    was or makes worse, and stops when nothing is left to be gained. It ranks by right and wrong, not by what Dice gives
+    for a voxel, so that a ranking which prefers voxels of small objects can do better.
+
+    Args:
+        reference: Label map, integer of shape S.
+        model: The model's label map, of the same shape.
+        answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where there is none.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    check_same_shape(reference=reference, model=model, answer=answer)
+    return ((model != reference) & (answer == reference)).astype(np.uint8)
+
+
+def recovered_gain(dice: float, dice_without: float, dice_oracle: float) -> float:
+    """The fraction of the oracle's gain that a ranking reaches at the same budget.
+
+    Args:
+        dice: Of the ranking at the budget.
+        dice_without: Of the model alone, budget 0.
+        dice_oracle: Of the oracle at the budget.
+
+    Returns:
+        (dice - dice_without) / (dice_oracle - dice_without): negative where deferring harms, NaN where the oracle gains
+        nothing or a Dice is NaN.
+    """
+    gain = dice_oracle - dice_without
+    return (dice - dice_without) / gain if gain > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """The system at one budget.
+
+    Attributes:
+        budget: The fraction of all counted voxels that may be deferred.
+        rate: The fraction that is: less where fewer voxels can be.
+        cases: The N cases.
+        regions: The R regions, as nnU-Net's summaries name them.
+        dice: float64 (N, R), NaN where neither reference nor system has the region.
+    """
+
+    budget: float
+    rate: float
+    cases: tuple[str, ...]
+    regions: tuple[str, ...]
+    dice: np.ndarray
+
+    @property
+    def foreground_mean(self) -> float:
+        """Mean over the regions of the mean over cases, as nnU-Net has it: NaN left out, NaN if nothing is defined."""
+        return self.summary()["foreground_mean"]["Dice"]
+
+    def summary(self) -> dict[str, Any]:
+        """`budget`, `rate` and the scores in the nesting of :func:`overlap.summarize`, with Dice only."""
+        metrics = {
+            case: {region: {"Dice": float(dice)} for region, dice in zip(self.regions, row, strict=True)}
+            for case, row in zip(self.cases, self.dice, strict=True)
+        }
+        return {"budget": self.budget, "rate": self.rate, **summarize(metrics)}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is kept of a case.
+
+    Attributes:
+        own: int64 (3, R), the model's true positives and predicted voxels of each region, and those of the reference.
+        bins: int64 (B,), the bins where expert and model differ, ascending.
+        changes: int64 (2 R, B), what the true positives of each region, then its predicted voxels, gain in each bin.
+    """
+
+    own: np.ndarray
+    bins: np.ndarray
+    changes: np.ndarray
+
+    def dice(self, crossing_bins: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+        """Dice (M, R) at M budgets: all voxels of the bins above one are deferred, and a fraction of those of that one.
+
+        Args:
+            crossing_bins: int64 (M,).
+            fractions: float64 (M,).
+        """
+        from_top = np.zeros((len(self.changes), self.bins.size + 1), dtype=np.int64)
+        from_top[:, :-1] = np.cumsum(self.changes[:, ::-1], axis=1)[:, ::-1]
+        including = from_top[:, np.searchsorted(self.bins, crossing_bins)]
+        above = from_top[:, np.searchsorted(self.bins, crossing_bins + 1)]
+        gained = (above + fractions * (including - above)).reshape(2, -1, fractions.size)
+        true_positives, predicted = self.own[:2, :, None] + gained
+        total = predicted + self.own[2, :, None]
+        return np.divide(2 * true_positives, total, out=np.full(total.shape, np.nan), where=total > 0).T
+
+
+class BudgetStatistics:
+    """What one ranking needs to be scored at any budget, gathered case by case."""
+
+    def __init__(self, regions: Sequence[Region], *, positive_only: bool = False) -> None:
+        """Start without cases.
+
+        Args:
+            regions: The foreground labels, or tuples of labels, to score.
+            positive_only: Never defer a voxel with score 0: a budget is an upper limit then.
+
+        Raises:
+            ValueError: If there are no regions.
+        """
+        if not regions:
+            raise ValueError(f"at least one region is needed, got {regions}")
+        self.regions = tuple(regions)
+        self.positive_only = positive_only
+        self._num_voxels = 0
+        self._deferrable = np.zeros(NUM_BINS, dtype=np.int64)
+        self._cases: dict[str, _Case] = {}
+
+    def update(
+        self,
+        case: str,
+        scores: np.ndarray,
+        *,
+        reference: np.ndarray,
+        model: np.ndarray,
+        answer: np.ndarray,
+        counts: np.ndarray | None = None,
+    ) -> None:
+        """Add a case.
+
+        Args:
+            case: Its name.
+            scores: Shape S, finite and not negative (:func:`score_bins`) where the voxel counts and has an answer,
+                anything elsewhere. High is deferred first.
+            reference: Label map, integer of shape S.
+            model: The model's label map, of the same shape.
+            answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where that expert
+                has none. Such a voxel counts, but is never deferred.
+            counts: Bool of shape S, or None for all voxels.
+
+        Raises:
+            ValueError: If the shapes differ, a score is not as above or the case was added before; nothing is added.
+        """
+        if case in self._cases:
+            raise ValueError(f"case {case} was added before")
+        check_same_shape(scores=scores, reference=reference, model=model, answer=answer, counts=counts)
+        check_bool(counts=counts)
+        own, num_voxels = self._count_own(reference, model, counts)
+        bins, changes, deferrable = self._count_changes(scores, reference, model, answer, counts)
+        self._cases[case] = _Case(own, bins, changes)
+        self._num_voxels += num_voxels
+        self._deferrable += deferrable
+
+    def merge(self, other: BudgetStatistics) -> None:
+        """Add the cases of another, as if :meth:`update` had seen them here.
+
+        Raises:
+            ValueError: If the regions or `positive_only` differ, or a case is in both.
+        """
+        for name in ("regions", "positive_only"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"{name} differ: {getattr(self, name)} and {getattr(other, name)}")
+        if twice := self._cases.keys() & other._cases.keys():
+            raise ValueError(f"cases {sorted(twice)} are in both")
+        self._cases |= other._cases
+        self._num_voxels += other._num_voxels
+        self._deferrable += other._deferrable
+
+    def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
+        """The system at each budget; budget 0 is the model alone.
+
+        Args:
+            budgets: Fractions of all counted voxels, each in [0, 1].
+
+        Raises:
+            ValueError: If a budget is outside [0, 1] or there is no case.
+        """
+        if not self._cases:
+            raise ValueError("no case was added")
+        limits = np.array(list(budgets), dtype=np.float64)
+        for budget in limits:
+            if not 0 <= budget <= 1:
+                raise ValueError(f"a budget is a fraction in [0, 1], got {budget}")
+        num_deferred, crossing_bins, fractions = self._fill(limits * self._num_voxels)
+        dice = np.stack([case.dice(crossing_bins, fractions) for case in self._cases.values()])
+        return [
+            BudgetResult(
+                budget=float(budget),
+                rate=float(number / max(self._num_voxels, 1)),
+                cases=tuple(self._cases),
+                regions=tuple(label_or_region_to_key(region) for region in self.regions),
+                dice=dice[:, place],
+            )
+            for place, (budget, number) in enumerate(zip(limits, num_deferred, strict=True))
+        ]
+
+    def _fill(self, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many voxels are deferred when at most so many (M,) may be, the lowest bin that is, and its fraction."""
+        from_top = np.cumsum(self._deferrable[::-1])
+        num_deferred = np.minimum(most, from_top[-1])
+        place = np.searchsorted(from_top, num_deferred)
+        crossing_bins = NUM_BINS - 1 - place
+        inside = self._deferrable[crossing_bins]
+        above = from_top[place] - inside
+        fractions = np.divide(num_deferred - above, inside, out=np.zeros(most.shape), where=inside > 0)
+        return num_deferred, crossing_bins, fractions
+
+    def _count_own(self, reference: np.ndarray, model: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """`own` of :class:`_Case`, and how many voxels count."""
+        own, num_voxels = np.zeros((3, len(self.regions)), dtype=np.int64), 0
+        for truth, labels, where in in_chunks(reference, model, counts):
+            metrics = overlap(truth, labels, self.regions, where).values()
+            own += np.array([[scores[key] for scores in metrics] for key in ("TP", "n_pred", "n_ref")], dtype=np.int64)
+            num_voxels += np.count_nonzero(where)
+        return own, num_voxels
+
+    def _count_changes(
+        self,
+        scores: np.ndarray,
+        reference: np.ndarray,
+        model: np.ndarray,
+        answer: np.ndarray,
+        counts: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`bins` and `changes` of :class:`_Case`, and the number of voxels in each bin that can be deferred."""
+        deferrable = np.zeros(NUM_BINS, dtype=np.int64)
+        pieces = [(np.zeros(0, dtype=np.int64), np.zeros((2 * len(self.regions), 0), dtype=np.int64))]
+        for ranked, truth, own, asked, where in in_chunks(scores, reference, model, answer, counts):
+            open_to = where & (asked != MISSING)
+            if self.positive_only:
+                open_to &= ranked != 0
+            bins = score_bins(ranked[open_to])
+            deferrable += np.bincount(bins, minlength=NUM_BINS)
+            differ = open_to & (own != asked)
+            truth, own, asked = truth[differ], own[differ], asked[differ]
+            gains = self._hits(truth, asked).astype(np.int8) - self._hits(truth, own)
+            pieces.append(_sum_by_bin(bins[differ[open_to]], gains))
+        bins, changes = (np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True))
+        return *_sum_by_bin(bins, changes), deferrable
+
+    def _hits(self, reference: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Bool (2 R, n): where `labels` is a true positive of each region, then where it has the region at all."""
+        has = np.stack([region_or_label_to_mask(labels, region) for region in self.regions])
+        truly = np.stack([region_or_label_to_mask(reference, region) for region in self.regions])
+        return np.concatenate([has & truly, has])
+
+
+def _sum_by_bin(bins: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins (B,) that occur among (n,), ascending, and for each the sums (V, B) of its values (V, n), int64."""
+    occurring, index = np.unique(bins, return_inverse=True)
+    sums = [np.bincount(index, weights=row, minlength=occurring.size) for row in values]
+    return occurring.astype(np.int64), np.stack(sums).astype(np.int64)

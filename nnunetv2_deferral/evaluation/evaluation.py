@@ -1,0 +1,290 @@
+"""Everything that is said about a deferral system, gathered case by case: :class:`Evaluation`.
+
+Model, experts and system are scored by :mod:`summary`; what was deferred and what came of it is counted by
+:mod:`deferred`; the ranking of voxels is compared with others at the same budgets by :mod:`budgets`, and as a ranking
+of errors by :mod:`risk_coverage`; whether it tells which cases went wrong is asked by :mod:`failure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.evaluation import failure
+from nnunetv2_deferral.evaluation.bootstrap import Interval, bootstrap_difference, bootstrap_interval
+from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
+from nnunetv2_deferral.evaluation.location import LocationStatistics
+from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
+from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
+from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
+from nnunetv2_deferral.evaluation.uncertainty import entropy, one_minus_max
+
+LEARNED, RANDOM, ORACLE = "learned", "random", "oracle"
+MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
+# Along a curve of Dice over budget, for the report.
+CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredCase:
+    """A case with the scores by which voxels can be ranked, all of the case's shape S.
+
+    Attributes:
+        case: Label maps and route.
+        probability: float32 in [0, 1], the probability that a voxel is deferred.
+        expert: Integers in [1, J], whom to ask if a voxel were deferred.
+        probabilities: The model's (K, *S) for classes or regions, or None where they were not saved.
+        spacing_mm: Size of a voxel along each axis of S.
+        fold_masks: The masks of single folds (F, *S), or None.
+    """
+
+    case: Case
+    probability: np.ndarray
+    expert: np.ndarray
+    spacing_mm: Sequence[float]
+    probabilities: np.ndarray | None = None
+    fold_masks: np.ndarray | None = None
+
+
+class Evaluation:
+    """Scores of a deferral system over cases that are looked at one at a time.
+
+    Rankings at matched budgets: by the learned probability of deferral, by 1 - max softmax and entropy of the model
+    (where its probabilities were saved), and at random, each with the expert whom the model would ask; by the learned
+    probability with always the same expert; and the oracle, which asks whoever is right where the model is wrong.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        experts: Sequence[str],
+        *,
+        has_regions: bool = False,
+        ignore_label: int | None = None,
+    ) -> None:
+        """Start without cases.
+
+        Args:
+            regions: The foreground labels or regions to score.
+            experts: The names of the J experts in routing order.
+            has_regions: Whether the model's probabilities are those of regions.
+            ignore_label: The reference label whose voxels count nowhere, or None.
+        """
+        self.experts = tuple(experts)
+        self.regions = tuple(regions)
+        self.has_regions = has_regions
+        self.ignore_label = ignore_label
+        self._summary = SummaryStatistics(regions, experts, ignore_label)
+        self._deferred: dict[str, DeferralCounts] = {}
+        self._budgets: dict[str, BudgetStatistics] = {}
+        self._histograms: dict[str, ScoreHistogram] = {}
+        self._case_scores: dict[str, dict[str, float]] = {}
+        self._location = LocationStatistics()
+
+    def update(self, scored: ScoredCase) -> None:
+        """Add a case.
+
+        Raises:
+            ValueError: If it has the scores that cases before it lack, or the other way round, or shapes differ.
+        """
+        case = scored.case
+        counts = np.ones(case.route.shape, bool) if self.ignore_label is None else case.reference != self.ignore_label
+        self._summary.update(case)
+        self._deferred[case.name] = count_deferred(
+            case.reference, case.model, case.experts, case.route, self.experts, counts
+        )
+        scores = self._scores(scored)
+        self._update_budgets(scored, scores, counts)
+        wrong = case.model != case.reference
+        for name, values in scores.items():
+            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, counts)
+        self._update_cases(scored, scores, counts)
+        self._location.update(
+            scored.probability,
+            reference=case.reference,
+            wrong=wrong,
+            deferred=case.route > 0,
+            counts=counts,
+            spacing_mm=scored.spacing_mm,
+        )
+
+    def summary(
+        self,
+        *,
+        budgets: Iterable[float] = BUDGETS,
+        groups: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        num_resamples: int = 2000,
+    ) -> dict[str, Any]:
+        """All scores, as `deferral_summary.json` has them.
+
+        Args:
+            budgets: The budgets to compare rankings at, beside the model's own rate.
+            groups: For each case what is drawn together in the bootstrap, such as its patient; None for each by itself.
+            seed: Of the bootstrap.
+            num_resamples: Of the bootstrap.
+
+        Returns:
+            What :func:`.summary.summarize_deferral` returns, and `intervals`, `deferred`, `budgets`, `curve`,
+            `risk_coverage`, `failure_detection` and `location`; docs/evaluation.md explains them.
+
+        Raises:
+            ValueError: If there is no case, or one without a group.
+        """
+        summary = self._summary.summary()
+        cases = list(self._deferred)
+        if not cases:
+            raise ValueError("there is no case to evaluate")
+        group = None if groups is None else [_group_of(case, groups) for case in cases]
+        draw = {"groups": group, "num_resamples": num_resamples}
+        dice = {part: self._dice(summary[part]) for part in ("model_everywhere", "system")}
+        dice |= {name: self._dice(part) for name, part in summary["expert_everywhere"].items()}
+        counts = add_counts(self._deferred.values(), self.experts)
+        own_rate = summary["deferral"]["rate"]
+        return {
+            **summary,
+            "intervals": _intervals(dice, seed, draw)
+            | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
+            "deferred": dict(counts) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
+            "budgets": self._budget_rows([*budgets, own_rate], seed, draw),
+            "curve": self._curve(),
+            "risk_coverage": {
+                name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}
+                for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in self._histograms.items())
+            },
+            "failure_detection": self._failure_detection(
+                dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True))
+            ),
+            "location": self._location.summary(),
+        }
+
+    def _scores(self, scored: ScoredCase) -> dict[str, np.ndarray]:
+        """What voxels are ranked by, apart from chance and truth."""
+        scores = {LEARNED: scored.probability}
+        if scored.probabilities is not None:
+            scores[MAX_SOFTMAX] = one_minus_max(scored.probabilities, has_regions=self.has_regions)
+            scores[ENTROPY] = entropy(scored.probabilities, has_regions=self.has_regions)
+        if self._histograms and scores.keys() != self._histograms.keys():
+            differing = sorted(scores.keys() ^ self._histograms.keys())
+            raise ValueError(f"case {scored.case.name} and those before it do not all have {', '.join(differing)}")
+        return scores
+
+    def _update_budgets(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
+        case = scored.case
+        asked = np.take_along_axis(case.experts, scored.expert[None].astype(np.int64) - 1, axis=0)[0]
+        someone_right = (case.experts == case.reference).any(0)
+        best = np.where(someone_right, case.reference, case.model)
+        rankings = {name: (values, asked) for name, values in scores.items()}
+        rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
+        rankings[ORACLE] = (oracle_score(case.reference, case.model, best), best)
+        for name, labels in zip(self.experts, case.experts, strict=True):
+            rankings[f"{LEARNED}, always {name}"] = (scored.probability, labels)
+        for name, (values, answer) in rankings.items():
+            statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=name == ORACLE))
+            statistics.update(
+                case.name, values, reference=case.reference, model=case.model, answer=answer, counts=counts
+            )
+
+    def _update_cases(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
+        case = scored.case
+        for name, values in scores.items():
+            found = {
+                "mean": failure.mean_score(values, counts),
+                "foreground": failure.mean_foreground_score(values, case.model, counts),
+                "off_boundary": failure.mean_score_off_boundary(values, case.model, counts),
+            }
+            for how, value in found.items():
+                self._case_scores.setdefault(f"{name}, {how}", {})[case.name] = value
+        if scored.fold_masks is not None:
+            disagreement = failure.fold_disagreement(scored.fold_masks, self.regions, counts)
+            self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
+
+    def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
+        """Dice (N, R) of a part of the summary; NaN for cases that it lacks."""
+        rows = {row["case"]: [scores["Dice"] for scores in row["metrics"].values()] for row in part["metric_per_case"]}
+        nothing = [float("nan")] * len(self.regions)
+        return np.array([rows.get(case, nothing) for case in self._deferred], dtype=np.float64)
+
+    def _budget_rows(self, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
+        """For each ranking a row a budget; the last is the model's own rate."""
+        results = {name: statistics.at([0.0, *budgets]) for name, statistics in self._budgets.items()}
+        rows: dict[str, Any] = {}
+        for name, (without, *found) in results.items():
+            rows[name] = []
+            for place, result in enumerate(found):
+                interval = bootstrap_interval(result.dice, generator=np.random.default_rng(seed), **draw)
+                learned, oracle = results[LEARNED][place + 1], results[ORACLE][place + 1]
+                row = {
+                    "budget": result.budget,
+                    "own_rate": place == len(found) - 1,
+                    "rate": result.rate,
+                    "Dice": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "per_region": {key: scores["Dice"] for key, scores in result.summary()["mean"].items()},
+                    "recovered": recovered_gain(interval.estimate, without.foreground_mean, oracle.foreground_mean),
+                }
+                if name != LEARNED:
+                    difference = bootstrap_difference(
+                        learned.dice, result.dice, generator=np.random.default_rng(seed), **draw
+                    )
+                    row["learned_minus_this"] = _as_dict(difference)
+                rows[name].append(row)
+        return rows
+
+    def _curve(self) -> dict[str, Any]:
+        """Dice of every ranking along budgets, without intervals; the learned one also with them."""
+        budgets = (0.0, *CURVE_BUDGETS)
+        return {
+            "budget": list(budgets),
+            "Dice": {name: [r.foreground_mean for r in found.at(budgets)] for name, found in self._budgets.items()},
+        }
+
+    def _failure_detection(self, dice: Mapping[str, float]) -> dict[str, Any]:
+        found = {}
+        for name, scores in self._case_scores.items():
+            detection = failure.failure_detection(scores, dice)
+            found[name] = {
+                "AURC": detection.aurc.to_dict(),
+                "AUGRC": detection.augrc.to_dict(),
+                "num_cases": detection.num_cases,
+                "undefined": list(detection.undefined),
+                "per_case": scores,
+            }
+        return found
+
+
+def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
+    """Foreground mean Dice with its interval, of everyone and of the system less everyone else."""
+    found = {
+        name: _as_dict(bootstrap_interval(values, generator=np.random.default_rng(seed), **draw))
+        for name, values in dice.items()
+    }
+    less = {
+        f"system - {name}": _as_dict(
+            bootstrap_difference(dice["system"], values, generator=np.random.default_rng(seed), **draw)
+        )
+        for name, values in dice.items()
+        if name != "system"
+    }
+    return {"Dice": found | less}
+
+
+def _row_means(values: np.ndarray) -> list[float]:
+    """The mean of each row, NaN left out, NaN where nothing is defined."""
+    return [float(np.mean(row[~np.isnan(row)])) if (~np.isnan(row)).any() else float("nan") for row in values]
+
+
+def _as_dict(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _group_of(case: str, groups: Mapping[str, Any]) -> Any:
+    if case not in groups:
+        raise ValueError(f"case {case} is not among the groups")
+    return groups[case]

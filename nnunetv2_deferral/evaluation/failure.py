@@ -1,0 +1,198 @@
+"""Case-level failure detection: does one number a case, without a reference, tell which segmentations are bad?
+
+A voxel score (probability of deferral, entropy, 1 - max softmax) is averaged to a score of the case, or the folds of an
+ensemble are compared with each other. Here as everywhere in :mod:`risk_coverage`, high means uncertain. What it is
+worth are its AURC and AUGRC with the loss 1 - Dice (Zenk et al. 2025, "Comparative benchmarking of failure detection
+methods in medical image segmentation").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import combinations
+
+import numpy as np
+from scipy import ndimage
+
+from nnunetv2_deferral.evaluation.overlap import Region, overlap
+from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_coverage_of_cases
+from nnunetv2_deferral.evaluation.score_bins import check_bool, check_same_shape
+
+
+class NoVoxels(Enum):
+    """What the score of a case is when a mean has no voxel to be taken over, as over an empty predicted foreground.
+
+    HIGHEST: The highest voxel score of the case: an empty mask is as uncertain as the voxel that came closest to being
+        in it. Like a mean over foreground, it is not diluted by background.
+    WHOLE_IMAGE: The mean over all voxels. Empty masks look more certain than any other.
+    UNDEFINED: NaN; the case is left out, and empty masks of cases with foreground, the worst failures, with it.
+    """
+
+    HIGHEST = "highest"
+    WHOLE_IMAGE = "whole_image"
+    UNDEFINED = "undefined"
+
+
+def mean_score(scores: np.ndarray, counts: np.ndarray | None = None) -> float:
+    """The mean over all voxels.
+
+    Args:
+        scores: Real, any shape S; high means uncertain.
+        counts: Bool of shape S, the voxels that count, or None for all.
+
+    Returns:
+        A float in the unit of the scores, NaN where no voxel counts.
+
+    Raises:
+        ValueError: If the shapes differ, `counts` is not bool, or a score is not finite.
+    """
+    return _mean_where(scores, None, counts, NoVoxels.UNDEFINED)
+
+
+def mean_foreground_score(
+    scores: np.ndarray,
+    prediction: np.ndarray,
+    counts: np.ndarray | None = None,
+    *,
+    no_voxels: NoVoxels = NoVoxels.HIGHEST,
+) -> float:
+    """The mean over the predicted foreground, all labels but 0.
+
+    Args:
+        scores: Real, any shape S; high means uncertain.
+        prediction: Label map, integer of shape S.
+        counts: Bool of shape S, the voxels that count, or None for all.
+        no_voxels: What it is without predicted foreground.
+
+    Returns:
+        A float in the unit of the scores, NaN where no voxel counts.
+
+    Raises:
+        ValueError: If the shapes differ, `counts` is not bool, or a score is not finite.
+    """
+    return _mean_where(scores, prediction != 0, counts, no_voxels)
+
+
+def mean_score_off_boundary(
+    scores: np.ndarray,
+    prediction: np.ndarray,
+    counts: np.ndarray | None = None,
+    *,
+    width_voxels: int = 2,
+    no_voxels: NoVoxels = NoVoxels.HIGHEST,
+) -> float:
+    """The mean over the voxels that do not lie in a band around predicted boundaries, where scores are always high.
+
+    Args:
+        scores: Real, any shape S; high means uncertain.
+        prediction: Label map, integer of shape S.
+        counts: Bool of shape S, the voxels that count, or None for all.
+        width_voxels: The depth of the band on each side; it holds the voxels with another label within this Chebyshev
+            distance, as `expert_sim.regions.boundary_band` has it. 0 for no band.
+        no_voxels: What it is where the band holds all voxels.
+
+    Returns:
+        A float in the unit of the scores, NaN where no voxel counts.
+
+    Raises:
+        ValueError: If the shapes differ, `counts` is not bool, the width is negative, or a score is not finite.
+    """
+    if width_voxels < 0:
+        raise ValueError(f"width_voxels must be at least 0, got {width_voxels}")
+    size = 2 * width_voxels + 1
+    same = ndimage.maximum_filter(prediction, size) == ndimage.minimum_filter(prediction, size)
+    return _mean_where(scores, same, counts, no_voxels)
+
+
+def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], counts: np.ndarray | None = None) -> float:
+    """1 - the mean Dice between the masks of all pairs of folds (Roy et al. 2019; Zenk et al. 2025).
+
+    The Dice of a pair is its mean over regions, without those that neither mask has. Two masks without any of the
+    regions agree: their Dice is 1.
+
+    Args:
+        masks: Label maps, integer (F, *S), one a fold, at least two.
+        regions: The foreground labels, or tuples of labels.
+        counts: Bool of shape S, the voxels that count, or None for all.
+
+    Returns:
+        A float in [0, 1]; 0 where no voxel counts.
+
+    Raises:
+        ValueError: If there is only one mask, a shape differs or `counts` is not bool.
+    """
+    if len(masks) < 2:
+        raise ValueError(f"at least two masks are needed, got {len(masks)}")
+    check_same_shape(masks=masks[0], counts=counts)
+    check_bool(counts=counts)
+    dice = []
+    for first, second in combinations(masks, 2):
+        by_region = [scores["Dice"] for scores in overlap(first, second, regions, counts).values()]
+        defined = [value for value in by_region if not np.isnan(value)]
+        dice.append(float(np.mean(defined)) if defined else 1.0)
+    return float(1 - np.mean(dice))
+
+
+@dataclass(frozen=True)
+class FailureDetection:
+    """How well a score of cases finds those with a low Dice.
+
+    Attributes:
+        aurc: Area under the selective risk-coverage curve, the loss being 1 - Dice.
+        augrc: Area under the generalised one.
+        num_cases: The number of cases in them.
+        undefined: The cases left out because their score or their Dice is NaN.
+    """
+
+    aurc: RiskCoverageArea
+    augrc: RiskCoverageArea
+    num_cases: int
+    undefined: tuple[str, ...]
+
+
+def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) -> FailureDetection:
+    """AURC and AUGRC over cases with the loss 1 - Dice.
+
+    Args:
+        scores: For each case a score; high means that it is probably bad. NaN where undefined.
+        dice: For each case Dice in [0, 1], such as the foreground mean; NaN without foreground in reference and
+            prediction, as nnU-Net has it.
+
+    Returns:
+        The areas over the cases with score and Dice, NaN without any. Compare scores on the same cases only: see
+        `undefined`.
+
+    Raises:
+        ValueError: If the cases differ or a Dice is outside [0, 1].
+    """
+    if scores.keys() != dice.keys():
+        raise ValueError(f"cases with a score and cases with a Dice differ in {sorted(scores.keys() ^ dice.keys())}")
+    for case, value in dice.items():
+        if not (np.isnan(value) or 0 <= value <= 1):
+            raise ValueError(f"Dice lies in [0, 1], got {value} for case {case}")
+    cases = [case for case in scores if not (np.isnan(scores[case]) or np.isnan(dice[case]))]
+    found = risk_coverage_of_cases(
+        np.array([scores[case] for case in cases]), np.array([1 - dice[case] for case in cases])
+    )
+    undefined = tuple(case for case in scores if case not in set(cases))
+    return FailureDetection(found.aurc(), found.augrc(), len(cases), undefined)
+
+
+def _mean_where(scores: np.ndarray, where: np.ndarray | None, counts: np.ndarray | None, no_voxels: NoVoxels) -> float:
+    """The mean over the voxels that count and are in `where` (None: all)."""
+    check_same_shape(scores=scores, prediction=where, counts=counts)
+    check_bool(counts=counts)
+    counted = np.ones(scores.shape, dtype=bool) if counts is None else counts
+    chosen = scores[counted if where is None else where & counted]
+    if not chosen.size and no_voxels is not NoVoxels.UNDEFINED:
+        chosen = scores[counted]
+        if no_voxels is NoVoxels.HIGHEST and chosen.size:
+            chosen = chosen.max(keepdims=True)
+    if not chosen.size:
+        return float("nan")
+    mean = float(chosen.mean(dtype=np.float64))
+    if not np.isfinite(mean):
+        raise ValueError(f"scores must be finite, got a mean of {mean}")
+    return mean

@@ -1,0 +1,90 @@
+"""Where voxels are deferred and where the model errs: by distance to the border of the reference, and by score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+DISTANCES_MM = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, np.inf)
+NUM_SCORE_BINS = 20
+
+
+def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Distance of each voxel to the nearest voxel of another label, from centre to centre.
+
+    Args:
+        labels: Label map, integer of shape S.
+        spacing_mm: Size of a voxel along each axis of S.
+
+    Returns:
+        float64 of shape S in mm, infinite where all voxels have one label.
+    """
+    distance = np.full(labels.shape, np.inf)
+    values = np.unique(labels)
+    if values.size < 2:
+        return distance
+    for value in values:
+        inside = labels == value
+        distance[inside] = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[inside]
+    return distance
+
+
+class LocationStatistics:
+    """Numbers of voxels, of deferred ones and of errors by distance and by score, over any number of cases."""
+
+    def __init__(self) -> None:
+        self._by_distance = np.zeros((3, len(DISTANCES_MM) - 1), dtype=np.int64)
+        self._by_score = np.zeros((2, NUM_SCORE_BINS), dtype=np.int64)
+
+    def update(
+        self,
+        scores: np.ndarray,
+        *,
+        reference: np.ndarray,
+        wrong: np.ndarray,
+        deferred: np.ndarray,
+        counts: np.ndarray,
+        spacing_mm: Sequence[float],
+    ) -> None:
+        """Add a case.
+
+        Args:
+            scores: Probability of deferral in [0, 1], shape S.
+            reference: Label map, integer of shape S.
+            wrong: Bool of shape S, where the model is wrong.
+            deferred: Bool of shape S.
+            counts: Bool of shape S, the voxels that count.
+            spacing_mm: Size of a voxel along each axis of S.
+        """
+        distance = border_distance_mm(reference, spacing_mm)[counts]
+        place = np.clip(np.searchsorted(DISTANCES_MM, distance, side="left") - 1, 0, len(DISTANCES_MM) - 2)
+        for row, weights in enumerate((None, deferred[counts], wrong[counts])):
+            self._by_distance[row] += np.bincount(place, weights, len(DISTANCES_MM) - 1).astype(np.int64)
+        place = np.minimum((scores[counts] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
+        for row, weights in enumerate((None, wrong[counts])):
+            self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
+
+    def summary(self) -> dict[str, list[dict[str, Any]]]:
+        """`by_distance`: for each band (`above_mm`, `up_to_mm`; None is infinity) the numbers of `voxels`, `deferred`
+        and `model_wrong`. `by_score`: for each interval of the score `voxels` and `model_wrong`."""
+        bands = zip(DISTANCES_MM[:-1], DISTANCES_MM[1:], self._by_distance.T, strict=True)
+        edges = np.linspace(0, 1, NUM_SCORE_BINS + 1)
+        return {
+            "by_distance": [
+                {
+                    "above_mm": low,
+                    "up_to_mm": None if np.isinf(high) else high,
+                    "voxels": int(voxels),
+                    "deferred": int(deferred),
+                    "model_wrong": int(wrong),
+                }
+                for low, high, (voxels, deferred, wrong) in bands
+            ],
+            "by_score": [
+                {"from": round(float(low), 4), "to": round(float(high), 4), "voxels": int(n), "model_wrong": int(wrong)}
+                for low, high, (n, wrong) in zip(edges[:-1], edges[1:], self._by_score.T, strict=True)
+            ],
+        }

@@ -1,0 +1,210 @@
+r"""Risk-coverage curves and their areas: how well a score tells which answers to keep.
+
+A *high* score means uncertain: such items are deferred first and kept last. At coverage c the fraction c with the
+lowest scores is kept. With n items, the generalised risk is the sum of their losses / n, the selective risk the sum /
+(c n), that is their mean. AUGRC and AURC are the areas below the two over all coverages from 0 to 1.
+
+Ties. A curve has points only where the score changes. Between two points some of a group of equal scores are kept;
+over a random order of the group, the expected generalised risk G is then linear in c. Both areas are exact integrals
+of this piecewise linear G, and so the expected areas over all orders of the ties:
+
+.. math:: AUGRC = \int_0^1 G(c)\, dc, \qquad AURC = \int_0^1 G(c) / c \; dc
+
+The trapezoidal rule gives the first. For the second, selective risk follows a hyperbola between points (Traub et al.,
+"non-linear interpolation") and is constant up to the first, where G(c) / c is the mean loss of the first group. That
+makes the known values hold for every n, not just in the limit: with the mean loss e, a constant score has AUGRC e / 2
+and AURC e, and for losses of 0 and 1 the best score has e^2 / 2 and e + (1 - e) ln(1 - e). Averages of the selective
+risk over the n coverages (Geifman & El-Yaniv) and trapezoids of it (fd-shifts' default) differ in O(ln n / n).
+
+Sources: Traub et al. 2024, "Overcoming common flaws in the evaluation of selective classification systems" (AUGRC);
+Geifman & El-Yaniv 2017 and Jaeger et al. 2023, fd-shifts (AURC).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram, check_same_shape
+
+
+@dataclass(frozen=True)
+class RiskCoverageArea:
+    """An area below a risk-coverage curve, in units of the loss, with what it can be compared with.
+
+    Attributes:
+        area: Of the score; lower is better.
+        optimum: Of the best possible score, which sorts by the loss itself.
+        random: Of a constant score; the expected area of a random one.
+    """
+
+    area: float
+    optimum: float
+    random: float
+
+    @property
+    def excess(self) -> float:
+        """How far the score is from the optimum."""
+        return self.area - self.optimum
+
+    def to_dict(self) -> dict[str, float]:
+        """All four, by name."""
+        return {"area": self.area, "optimum": self.optimum, "random": self.random, "excess": self.excess}
+
+
+@dataclass(frozen=True)
+class RiskCoverageCurve:
+    """Points of a risk-coverage curve, float64 (P,) each.
+
+    Attributes:
+        coverage: Fraction of the items that is kept, rising from 0 to 1.
+        generalised_risk: Sum of the losses kept / number of all items; starts with 0.
+        selective_risk: Mean of the losses kept; at coverage 0 what it is at the first point above.
+    """
+
+    coverage: np.ndarray
+    generalised_risk: np.ndarray
+    selective_risk: np.ndarray
+
+
+class Groups(NamedTuple):
+    """Items in groups, in some order; no group is empty.
+
+    Attributes:
+        items: int64 (G,), the number of items in each group.
+        losses: int64 or float64 (G,), the sum of their losses.
+    """
+
+    items: np.ndarray
+    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The sufficient statistics of curves and areas: n items, sorted twice.
+
+    Attributes:
+        by_score: Groups of equal score, the lowest score first.
+        by_loss: Groups of equal loss, the lowest loss first: what the best score would make of the same items.
+    """
+
+    by_score: Groups
+    by_loss: Groups
+
+    def augrc(self) -> RiskCoverageArea:
+        """Area under the generalised risk-coverage curve; NaN without items."""
+        return RiskCoverageArea(_augrc(self.by_score), _augrc(self.by_loss), random=_mean_loss(self.by_score) / 2)
+
+    def aurc(self) -> RiskCoverageArea:
+        """Area under the selective risk-coverage curve; NaN without items."""
+        return RiskCoverageArea(_aurc(self.by_score), _aurc(self.by_loss), random=_mean_loss(self.by_score))
+
+    def curve(self, max_points: int = 1000) -> RiskCoverageCurve:
+        """The curve to be drawn, thinned to points that lie evenly along it.
+
+        Args:
+            max_points: At most so many points, at least 2. The areas do not depend on it.
+
+        Returns:
+            The first point (coverage 0) and the last (coverage 1) always, and all if there are few. No points without
+            items.
+
+        Raises:
+            ValueError: If `max_points` is less than 2.
+        """
+        if max_points < 2:
+            raise ValueError(f"a curve has at least 2 points, got max_points {max_points}")
+        if not self.by_score.items.size:
+            return RiskCoverageCurve(np.zeros(0), np.zeros(0), np.zeros(0))
+        coverage, risk = _generalised_risk(self.by_score)
+        selective = risk.copy()
+        selective[1:] /= coverage[1:]
+        selective[0] = selective[1]
+        chosen = _evenly_along(coverage + risk / (risk[-1] or 1), max_points)
+        return RiskCoverageCurve(coverage[chosen], risk[chosen], selective[chosen])
+
+
+def risk_coverage_of_voxels(histogram: ScoreHistogram) -> RiskCoverage:
+    """Risk and coverage of voxels, whose loss is 1 where the answer is wrong and 0 elsewhere.
+
+    Args:
+        histogram: Scores and errors of the voxels. Voxels of one bin are a tie.
+    """
+    occurring = histogram.voxels > 0
+    by_score = Groups(histogram.voxels[occurring], histogram.errors[occurring])
+    number, wrong = int(by_score.items.sum()), int(by_score.losses.sum())
+    items, losses = np.array([number - wrong, wrong]), np.array([0, wrong])
+    return RiskCoverage(by_score, Groups(items[items > 0], losses[items > 0]))
+
+
+def risk_coverage_of_cases(scores: np.ndarray, losses: np.ndarray) -> RiskCoverage:
+    """Risk and coverage of a few items that are all at hand, such as cases; scores are told apart exactly.
+
+    Args:
+        scores: (n,), finite; high means uncertain.
+        losses: (n,), finite and not negative, such as 1 - Dice.
+
+    Raises:
+        ValueError: If a shape differs or a value is not as above.
+    """
+    scores, losses = np.asarray(scores), np.asarray(losses, dtype=np.float64)
+    check_same_shape(scores=scores, losses=losses)
+    if scores.ndim != 1:
+        raise ValueError(f"one score an item is needed, shape (n,), got {scores.shape}")
+    for name, values, right in (
+        ("scores must be finite", scores, np.isfinite(scores)),
+        ("losses must be finite and not negative", losses, np.isfinite(losses) & (losses >= 0)),
+    ):
+        if not right.all():
+            raise ValueError(f"{name}, got {values[~right][0]}")
+    return RiskCoverage(_grouped(scores, losses), _grouped(losses, losses))
+
+
+def _grouped(keys: np.ndarray, losses: np.ndarray) -> Groups:
+    """Groups of equal key, the keys ascending."""
+    _, group, items = np.unique(keys, return_inverse=True, return_counts=True)
+    return Groups(items, np.bincount(group, weights=losses, minlength=items.size))
+
+
+def _mean_loss(groups: Groups) -> float:
+    return float(groups.losses.sum() / groups.items.sum()) if groups.items.size else float("nan")
+
+
+def _generalised_risk(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage and generalised risk at the ends of the groups, float64 (G + 1,), both 0 first."""
+    number = groups.items.sum()
+    coverage, risk = np.zeros(groups.items.size + 1), np.zeros(groups.items.size + 1)
+    coverage[1:], risk[1:] = np.cumsum(groups.items) / number, np.cumsum(groups.losses) / number
+    return coverage, risk
+
+
+def _augrc(groups: Groups) -> float:
+    """The integral of G(c), where G is linear between the groups' ends."""
+    if not groups.items.size:
+        return float("nan")
+    coverage, risk = _generalised_risk(groups)
+    return float(np.sum(np.diff(coverage) * (risk[1:] + risk[:-1]) / 2))
+
+
+def _aurc(groups: Groups) -> float:
+    """The integral of G(c) / c, where G is linear between the groups' ends.
+
+    On a group with the mean loss b that begins at (c0, G0), G(c) / c = b + (G0 - b c0) / c. The first terms of all
+    groups add up to the mean loss; the second term of the first group is 0.
+    """
+    if not groups.items.size:
+        return float("nan")
+    coverage, risk = _generalised_risk(groups)
+    start, width = coverage[1:-1], np.diff(coverage)[1:]
+    hyperbolas = (risk[1:-1] - (groups.losses / groups.items)[1:] * start) * np.log1p(width / start)
+    return float(risk[-1] + np.sum(hyperbolas))
+
+
+def _evenly_along(position: np.ndarray, max_points: int) -> np.ndarray:
+    """Indices of at most `max_points` of rising positions: the first, the last and evenly between."""
+    if position.size <= max_points:
+        return np.arange(position.size)
+    inner = np.searchsorted(position, np.linspace(position[0], position[-1], max_points)[1:-1])
+    return np.unique(np.concatenate(([0], inner, [position.size - 1])))

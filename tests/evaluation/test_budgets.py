@@ -1,0 +1,296 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from nnunetv2_deferral.evaluation import score_bins
+from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.overlap import overlap, summarize
+from nnunetv2_deferral.evaluation.score_bins import NUM_BINS
+from nnunetv2_deferral.labels import MISSING
+
+REGIONS = (1, (1, 2))
+
+
+def make_cases(seed, *, num_levels=None, missing=0.0, masked=False, shapes=((4, 5), (3, 2, 4))):
+    """Cases by name: scores, of so many levels or all distinct, and labels 0 to 2."""
+    generator = np.random.default_rng(seed)
+    total = sum(math.prod(shape) for shape in shapes)
+    ranks, cases = iter(generator.permutation(total)), {}
+    for number, shape in enumerate(shapes):
+        if num_levels:
+            scores = generator.integers(0, num_levels, shape).astype(np.float32)
+        else:
+            scores = np.array([next(ranks) for _ in range(math.prod(shape))], np.float32).reshape(shape)
+        reference, model, answer = generator.integers(0, 3, (3, *shape))
+        answer[generator.random(shape) < missing] = MISSING
+        counts = generator.random(shape) < 0.7 if masked else None
+        cases[f"case{number}"] = {
+            "scores": scores,
+            "reference": reference,
+            "model": model,
+            "answer": answer,
+            "counts": counts,
+        }
+    return cases
+
+
+def statistics_of(cases, regions=REGIONS, **options):
+    found = BudgetStatistics(regions, **options)
+    for name, case in cases.items():
+        found.update(name, **case)
+    return found
+
+
+def counted(case):
+    return np.ones(case["scores"].shape, bool) if case["counts"] is None else case["counts"]
+
+
+def order_of_deferral(cases):
+    """All voxels that can be deferred, (score, case, index), the highest score first."""
+    voxels = [
+        (float(case["scores"][index]), name, index)
+        for name, case in cases.items()
+        for index in np.ndindex(case["scores"].shape)
+        if counted(case)[index] and case["answer"][index] != MISSING
+    ]
+    return sorted(voxels, key=lambda voxel: -voxel[0])
+
+
+def scores_after(cases, deferred, regions=REGIONS):
+    """Summary of the masks when just these voxels are answered by the expert."""
+    systems = {name: case["model"].copy() for name, case in cases.items()}
+    for _, name, index in deferred:
+        systems[name][index] = cases[name]["answer"][index]
+    return {name: overlap(case["reference"], systems[name], regions, counted(case)) for name, case in cases.items()}
+
+
+def assert_same_scores(result, metrics):
+    summary, expected = result.summary(), summarize(metrics)
+    for region, scores in expected["mean"].items():
+        assert summary["mean"][region]["Dice"] == pytest.approx(scores["Dice"], nan_ok=True)
+        assert summary["mean"][region]["n_undefined"] == scores["n_undefined"]
+    assert result.foreground_mean == pytest.approx(expected["foreground_mean"]["Dice"], nan_ok=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("missing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_budget_scores_the_masks_with_the_highest_scores_deferred(seed, missing, masked):
+    cases = make_cases(seed, missing=missing, masked=masked)
+    order, number = order_of_deferral(cases), sum(int(counted(case).sum()) for case in cases.values())
+    results = statistics_of(cases).at(np.arange(number + 1) / number)
+    for num_deferred, result in enumerate(results):
+        assert_same_scores(result, scores_after(cases, order[:num_deferred]))
+        assert result.rate == pytest.approx(min(num_deferred, len(order)) / number)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_within_a_tie_counts_are_the_means_over_all_choices(seed):
+    cases = make_cases(seed, num_levels=2, shapes=((5,), (4,)), missing=0.1)
+    order = order_of_deferral(cases)
+    top = [voxel for voxel in order if voxel[0] == order[0][0]]
+    results = statistics_of(cases).at(np.arange(len(top) + 1) / 9)
+    for num_deferred, result in enumerate(results):
+        chosen = [scores_after(cases, some) for some in itertools.combinations(top, num_deferred)]
+        for row, name in zip(result.dice, cases, strict=True):
+            for dice, region in zip(row, result.regions, strict=True):
+                tp, fp, fn = (np.mean([metrics[name][region][key] for metrics in chosen]) for key in ("TP", "FP", "FN"))
+                expected = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
+                assert dice == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_fraction_of_a_voxel_is_a_fraction_of_its_counts():
+    case = {"reference": np.array([1, 1]), "model": np.array([1, 0]), "answer": np.array([1, 1])}
+    (result,) = statistics_of({"a": case | {"scores": np.array([0, 1]), "counts": None}}, [1]).at([0.25])
+    assert result.foreground_mean == pytest.approx(2 * 1.5 / (1.5 + 2))
+    assert result.rate == 0.25
+
+
+def test_a_random_ranking_changes_counts_in_proportion():
+    cases = make_cases(0, num_levels=1)
+    nothing, half, everything = statistics_of(cases, [1]).at([0, 0.5, 1])
+    for name, at_0, at_half, at_1 in zip(cases, nothing.dice, half.dice, everything.dice, strict=True):
+        case = cases[name]
+        reference = (case["reference"] == 1).sum()
+        predicted = [(case[who] == 1).sum() for who in ("model", "answer")]
+        hits = [dice * (number + reference) / 2 for dice, number in zip((at_0, at_1), predicted, strict=True)]
+        assert at_half == pytest.approx(2 * np.mean(hits) / (np.mean(predicted) + reference))
+
+
+def test_budget_zero_is_the_model_alone_and_one_the_experts_wherever_they_answer():
+    cases = make_cases(1, missing=0.4)
+    nothing, everything = statistics_of(cases).at([0, 1])
+    assert_same_scores(nothing, scores_after(cases, []))
+    assert_same_scores(everything, scores_after(cases, order_of_deferral(cases)))
+    assert nothing.rate == 0
+    assert everything.rate == pytest.approx(len(order_of_deferral(cases)) / 44)
+
+
+def test_the_usual_budgets_come_by_themselves():
+    assert [result.budget for result in statistics_of(make_cases(0)).at()] == list(BUDGETS)
+
+
+def test_an_undefined_dice_is_left_out_and_counted():
+    empty = {"reference": np.zeros(2, int), "model": np.array([1, 0]), "answer": np.zeros(2, int)}
+    full = {"reference": np.array([1, 1]), "model": np.array([1, 0]), "answer": np.array([1, 0])}
+    cases = {"empty": empty, "full": full}
+    found = statistics_of({name: case | {"scores": np.ones(2), "counts": None} for name, case in cases.items()}, [1])
+    before, after = found.at([0, 1])
+    assert before.foreground_mean == pytest.approx((0 + 2 / 3) / 2)
+    assert after.foreground_mean == pytest.approx(2 / 3)
+    assert after.summary()["mean"]["1"]["n_undefined"] == 1
+
+
+def oracle(cases, **options):
+    ranked = {
+        name: case | {"scores": oracle_score(case["reference"], case["model"], case["answer"])}
+        for name, case in cases.items()
+    }
+    return statistics_of(ranked, positive_only=True, **options)
+
+
+def test_the_oracle_scores_what_the_expert_makes_right():
+    score = oracle_score(np.array([1, 1, 1, 1, 0]), np.array([1, 1, 0, 0, 2]), np.array([1, 0, 1, 0, MISSING]))
+    assert score.tolist() == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_oracle_stops_when_nothing_more_is_to_be_gained(seed):
+    cases = make_cases(seed, missing=0.2, masked=True)
+    helpful = [
+        voxel
+        for voxel in order_of_deferral(cases)
+        if cases[voxel[1]]["model"][voxel[2]]
+        != cases[voxel[1]]["answer"][voxel[2]]
+        == cases[voxel[1]]["reference"][voxel[2]]
+    ]
+    number = sum(int(counted(case).sum()) for case in cases.values())
+    at_limit, everything = oracle(cases).at([len(helpful) / number, 1])
+    assert at_limit.rate == everything.rate == pytest.approx(len(helpful) / number)
+    assert everything.foreground_mean == at_limit.foreground_mean
+    assert_same_scores(everything, scores_after(cases, helpful))
+
+
+def test_without_positive_only_a_score_of_zero_is_deferred_last():
+    case = {"reference": np.array([1, 1]), "model": np.array([1, 1]), "answer": np.array([0, 0])}
+    cases = {"a": case | {"scores": np.zeros(2), "counts": None}}
+    assert statistics_of(cases, [1]).at([1])[0].foreground_mean == 0
+    assert statistics_of(cases, [1], positive_only=True).at([1])[0].foreground_mean == 1
+
+
+@pytest.mark.parametrize(
+    ("dice", "without", "oracle_dice", "expected"),
+    [
+        (0.8, 0.7, 0.9, 0.5),
+        (0.7, 0.7, 0.9, 0),
+        (0.6, 0.7, 0.9, -0.5),
+        (0.9, 0.7, 0.9, 1),
+        (0.8, 0.8, 0.8, math.nan),
+        (0.9, 0.8, 0.7, math.nan),
+        (0.9, math.nan, 0.7, math.nan),
+    ],
+)
+def test_what_is_recovered_is_a_fraction_of_the_oracles_gain(dice, without, oracle_dice, expected):
+    assert recovered_gain(dice, without, oracle_dice) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("num_levels", [None, 4])
+def test_merging_order_and_chunks_make_no_difference(num_levels, monkeypatch):
+    cases = make_cases(2, num_levels=num_levels, missing=0.2, masked=True, shapes=((6, 7), (5, 5), (3, 4, 5)))
+    budgets = np.linspace(0, 1, 23)
+    whole = statistics_of(cases).at(budgets)
+    monkeypatch.setattr(score_bins, "CHUNK_VOXELS", 5)
+    generator, shuffled = np.random.default_rng(0), {}
+    for name, case in cases.items():
+        order = generator.permutation(case["scores"].size)
+        shuffled[name] = {key: array.ravel()[order] for key, array in case.items()}
+    parts = statistics_of({"case0": shuffled["case0"]})
+    parts.merge(statistics_of({name: shuffled[name] for name in ("case1", "case2")}))
+    for first, second in zip(parts.at(budgets), whole, strict=True):
+        np.testing.assert_allclose(first.dice, second.dice)
+        assert (first.rate, first.cases) == (second.rate, second.cases)
+
+
+def test_voxels_that_cannot_be_deferred_need_no_score():
+    cases = make_cases(3, missing=0.3, masked=True)
+    expected = statistics_of(cases).at()
+    for case in cases.values():
+        case["scores"][(case["answer"] == MISSING) | ~case["counts"]] = np.nan
+    for positive_only in (False, True):
+        statistics_of(cases, positive_only=positive_only)
+    for first, second in zip(statistics_of(cases).at(), expected, strict=True):
+        np.testing.assert_array_equal(first.dice, second.dice)
+
+
+def test_a_case_where_nothing_counts_scores_nothing():
+    case = {key: np.zeros((2, 0), int) for key in ("scores", "reference", "model", "answer")} | {"counts": None}
+    (result,) = statistics_of({"a": case}).at([0.5])
+    assert result.rate == 0
+    assert math.isnan(result.foreground_mean)
+
+
+def test_what_is_kept_of_a_case_is_bounded_by_its_bins():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 10, 10_000).astype(np.uint8)
+    reference, model, answer = generator.integers(0, 2, (3, 10_000))
+    found = BudgetStatistics([1])
+    found.update("a", scores, reference=reference, model=model, answer=answer)
+    assert found._cases["a"].changes.shape == (2, 10)
+    assert found._deferrable.shape == (NUM_BINS,)
+
+
+def bad_case(**changes):
+    return {key: np.zeros(3, int) for key in ("scores", "reference", "model", "answer")} | {"counts": None} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": np.zeros(4)}, r"scores \(4,\), reference \(3,\)"),
+        ({"answer": np.zeros((1, 3), int)}, r"answer \(1, 3\)"),
+        ({"counts": np.ones(3, int)}, "counts must be bool"),
+        ({"scores": np.array([0.1, np.nan, 0.2])}, "got nan"),
+        ({"scores": np.array([0.1, -2.0, 0.2])}, "got -2.0"),
+    ],
+)
+@pytest.mark.parametrize("positive_only", [False, True])
+def test_a_case_that_cannot_be_scored_is_refused_and_leaves_nothing(changes, message, positive_only):
+    found = BudgetStatistics([1], positive_only=positive_only)
+    with pytest.raises(ValueError, match=message):
+        found.update("a", **bad_case(**changes))
+    with pytest.raises(ValueError, match="no case"):
+        found.at()
+
+
+def test_cases_are_added_once():
+    found = statistics_of({"a": bad_case()})
+    with pytest.raises(ValueError, match="case a was added before"):
+        found.update("a", **bad_case())
+    with pytest.raises(ValueError, match=r"\['a'\] are in both"):
+        found.merge(statistics_of({"a": bad_case()}))
+
+
+def test_only_like_can_be_merged():
+    found = statistics_of({"a": bad_case()})
+    with pytest.raises(ValueError, match="regions differ"):
+        found.merge(BudgetStatistics([1]))
+    with pytest.raises(ValueError, match="positive_only differ"):
+        found.merge(BudgetStatistics(REGIONS, positive_only=True))
+
+
+@pytest.mark.parametrize("budget", [-0.1, 1.5, math.nan])
+def test_budgets_are_fractions(budget):
+    with pytest.raises(ValueError, match=f"got {budget}"):
+        statistics_of(make_cases(0)).at([budget])
+
+
+def test_at_least_one_region_is_needed():
+    with pytest.raises(ValueError, match="at least one region"):
+        BudgetStatistics([])
+
+
+def test_labels_of_different_shapes_have_no_oracle():
+    with pytest.raises(ValueError, match=r"answer \(2,\)"):
+        oracle_score(np.zeros(3), np.zeros(3), np.zeros(2))
