@@ -88,11 +88,11 @@ def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
 
 
 def routing_decision(routing: Array, axis: int = 1) -> Array:
-    """The route of every voxel: argmax over the routing logits or probabilities (Sec. 4.2.1).
+    """The highest of the channels along an axis, such as the route of every voxel (Sec. 4.2.1).
 
-    Ties go to the lower route, so that the model keeps what nobody does better.
+    Ties go to the lower channel, so that the model keeps what nobody does better.
 
     Returns:
-        Integers in [0, J], without the channel axis.
+        Integers, without the channel axis.
     """
     return routing.argmax(axis)

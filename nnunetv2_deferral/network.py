@@ -30,6 +30,7 @@ class DeferralHead(nn.Module):
         available: Who can be asked, one an expert; their number is J. No voxel is routed to the others.
         hidden_channels: Width of each of the two hidden layers.
         has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
+        initial_logit: Where the routing logits start.
         trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
             logits that routing looks at carry none in any case.
     """
@@ -44,6 +45,7 @@ class DeferralHead(nn.Module):
         hidden_channels: int,
         has_regions: bool,
         trains_decoder: bool,
+        initial_logit: float = 0.0,
     ) -> None:
         super().__init__()
         convolution = type(segmentation)
@@ -63,6 +65,7 @@ class DeferralHead(nn.Module):
         # Routing starts undecided. Where everyone is right its optimum is nearly uniform and the decision hangs on
         # hundredths, which a random start of the last layer buries for hundreds of steps.
         nn.init.zeros_(self.routing.weight)
+        nn.init.constant_(self.routing.bias, initial_logit)
         # Not among the weights: who can be asked is a matter of the plans, also of those beside a trained model.
         open_to = torch.tensor(available).view(1, -1, *[1] * (self.routing.weight.ndim - 2))
         self.register_buffer("available", open_to, persistent=False)
@@ -131,6 +134,7 @@ def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_reg
         hidden_channels=settings.head_channels,
         has_regions=has_regions,
         trains_decoder=settings.routing_trains_decoder,
+        initial_logit=settings.rule.initial_logit,
     )
     return network
 

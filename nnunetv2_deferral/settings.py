@@ -14,9 +14,11 @@ from typing import Any
 
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
 
 PLANS_KEY = "deferral"
 DEFAULT_NUM_EXPERTS = 3
+OBJECTIVES = (COLLABORATION, ONE_VS_ALL)
 SEGMENTATION_LOSSES = ("nnunet", "cross_entropy")
 # Raters agree with a reference made of their own masks nearly everywhere. Deferring for free then means deferring
 # nearly everything; simulated experts have no cost in the paper.
@@ -34,10 +36,12 @@ class DeferralSettings:
     Attributes:
         experts: The J experts in routing order (route j is `experts[j - 1]`): a profile is a simulated expert, a string
             names a rater, whose masks lie in `expertsTr/<rater>` of the dataset.
-        costs: c_j in [0, 1], one an expert: what is taken from the reward for asking an expert who is right. An expert
-            must be that much better than the model to be asked.
+        costs: c_j in [0, 1], one an expert. With `collaboration` it is taken from the reward for asking an expert who
+            is right, with `one_vs_all` from the probability that the expert is; the expert must be that much better.
         unavailable: Names of experts who cannot be asked: no voxel is routed to them, in training or prediction.
         boundary_width: Width in voxels of the band around label changes where an expert's boundary accuracy holds.
+        objective: `"collaboration"`, the paper's DC with its softmax over routes, or `"one_vs_all"`: how likely the
+            model and each expert are to be right, each for itself.
         lambda_coherence: Weight of the spatial-coherence loss, lambda_1 of Eq. (10). 0 switches it off.
         lambda_balance: Weight of the load-balancing penalty, lambda_2 of Eq. (10). 0 switches it off.
         beta_consistency: Weight of the squared difference in the spatial-coherence loss, beta_1 of Eq. (7).
@@ -61,6 +65,7 @@ class DeferralSettings:
     costs: tuple[float, ...]
     unavailable: tuple[str, ...] = ()
     boundary_width: int = DEFAULT_BOUNDARY_WIDTH
+    objective: str = COLLABORATION
     lambda_coherence: float = 1.0
     lambda_balance: float = 5.0
     beta_consistency: float = 0.5
@@ -102,6 +107,10 @@ class DeferralSettings:
             raise ValueError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"deferral settings: objective is {self.objective!r}, but must be one of {', '.join(OBJECTIVES)}"
+            )
         if self.segmentation_loss not in SEGMENTATION_LOSSES:
             raise ValueError(
                 f"deferral settings: segmentation_loss is {self.segmentation_loss!r}, but must be one of "
@@ -127,6 +136,11 @@ class DeferralSettings:
     def profiles(self) -> tuple[ExpertProfile, ...]:
         """The profiles of the experts who are simulated, in routing order."""
         return tuple(expert for expert in self.experts if not isinstance(expert, str))
+
+    @property
+    def rule(self) -> RoutingRule:
+        """What the routing logits mean."""
+        return routing_rule(self.objective, self.costs)
 
     @property
     def available(self) -> tuple[bool, ...]:

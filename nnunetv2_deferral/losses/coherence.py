@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnunetv2_deferral.channels import routing_decision
 from nnunetv2_deferral.losses.reduction import mean_over_voxels
 
 
 def coherence_loss(
     aggregated: Tensor,
-    log_routing: Tensor,
+    deferred: Tensor,
+    soft_deferred: Tensor,
     *,
     beta_consistency: float,
     beta_rate: float,
@@ -23,11 +23,13 @@ def coherence_loss(
 
     .. math:: \frac{1}{N} \sum_i \mathrm{BCE}(A, \bar M) + \beta_1 (A - \sum_{j>0} M_j)^2 + \beta_2 A
 
-    with A = sigmoid(aggregated) and the target M-bar = [argmax_j M_j != 0] of Eq. (6), which carries no gradient.
+    with A = sigmoid(aggregated) and the target M-bar = [argmax_j M_j != 0] of Eq. (6), which carries no gradient. With
+    one-vs-all probabilities M-bar is that rule's decision, and its score takes the place of the sum.
 
     Args:
         aggregated: Aggregated deferral logit (B, 1, *S), any floating dtype.
-        log_routing: log M, float32 (B, J + 1, *S).
+        deferred: M-bar, bool (B, *S).
+        soft_deferred: The sum over the experts' M_j, float32 (B, *S).
         beta_consistency: beta_1, the weight of the squared difference.
         beta_rate: beta_2, the weight of the deferral rate.
         trains_routing: True is the paper's form, whose squared term has a gradient to the routing logits as well.
@@ -38,10 +40,8 @@ def coherence_loss(
     """
     logit = aggregated[:, 0].float()
     probability = torch.sigmoid(logit)
-    deferred = (routing_decision(log_routing.detach()) != 0).float()
-    soft_deferred = -torch.expm1(log_routing[:, 0])
     if not trains_routing:
         soft_deferred = soft_deferred.detach()
-    values = functional.binary_cross_entropy_with_logits(logit, deferred, reduction="none")
+    values = functional.binary_cross_entropy_with_logits(logit, deferred.float(), reduction="none")
     values = values + beta_consistency * (probability - soft_deferred).square() + beta_rate * probability
     return mean_over_voxels(values, counts)

@@ -1,4 +1,8 @@
-"""The learning objective, Eq. (10): L = segmentation + DC + lambda_1 SC + lambda_2 LB."""
+"""The learning objective, Eq. (10): L = segmentation + DC + lambda_1 SC + lambda_2 LB.
+
+With the one-vs-all objective its loss takes the place of DC, and there is no LB: its probabilities say how often each
+expert is right, not how often each is to be asked.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,17 @@ from nnunetv2_deferral.labels import MISSING, LabelSpace, is_right
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import collaboration_loss
+from nnunetv2_deferral.losses.one_vs_all import one_vs_all_loss
+from nnunetv2_deferral.rules import ONE_VS_ALL
 from nnunetv2_deferral.settings import DeferralSettings
 
 
 class ObjectiveTerms(NamedTuple):
-    """The objective and its unweighted terms, each a scalar tensor."""
+    """The objective and its unweighted terms, each a scalar tensor; `routing` is DC or the one-vs-all loss."""
 
     total: Tensor
     segmentation: Tensor
-    collaboration: Tensor
+    routing: Tensor
     coherence: Tensor
     balance: Tensor
 
@@ -38,6 +44,7 @@ class DeferralObjective(nn.Module):
 
     lower: Tensor
     upper: Tensor
+    available: Tensor
     costs: Tensor
 
     def __init__(
@@ -50,6 +57,7 @@ class DeferralObjective(nn.Module):
         self.layout = ChannelLayout(labels.num_segmentation_heads, settings.num_experts)
         self.register_buffer("lower", torch.tensor(settings.lower))
         self.register_buffer("upper", torch.tensor(settings.upper))
+        self.register_buffer("available", torch.tensor(settings.available))
         self.register_buffer("costs", torch.tensor(settings.costs))
 
     def forward(
@@ -81,24 +89,43 @@ class DeferralObjective(nn.Module):
         expert_right = is_right(self.labels.encode(experts), reference).transpose(0, 1)
 
         settings = self.settings
-        # Simulated experts answer everywhere; only with raters is there anything to look for.
-        known = experts != MISSING if settings.raters else None
+        known = self._known(experts)
         routing = parts.routing if known is None else close_routes(parts.routing, known)
-        log_routing = routing_log_probabilities(routing)
-        collaboration = collaboration_loss(
-            log_routing, expert_right, model_right, counts=counts, known=known, costs=self.costs
-        )
+        routing_loss, balance = self._routing_terms(routing, expert_right, model_right, counts, known)
+        probabilities = settings.rule.probabilities(routing)
         coherence = coherence_loss(
             parts.aggregated,
-            log_routing,
+            settings.rule.decision(probabilities.detach()) != 0,
+            settings.rule.score(probabilities),
             beta_consistency=settings.beta_consistency,
             beta_rate=settings.beta_rate,
             trains_routing=settings.coherence_trains_routing,
             counts=counts,
         )
-        balance = balance_loss(routing_ratio(log_routing, counts, known), self.lower, self.upper)
         # A term of weight 0 stays in the sum: its parameters then have a gradient (of 0), which DDP insists on.
-        deferral = collaboration + settings.lambda_coherence * coherence + settings.lambda_balance * balance
-        return ObjectiveTerms(
-            segmentation + deferral_weight * deferral, segmentation, collaboration, coherence, balance
+        deferral = routing_loss + settings.lambda_coherence * coherence + settings.lambda_balance * balance
+        return ObjectiveTerms(segmentation + deferral_weight * deferral, segmentation, routing_loss, coherence, balance)
+
+    def _known(self, experts: Tensor) -> Tensor | None:
+        """Where each expert can be asked, bool (B, J, *S), or None if everywhere; simulated ones answer everywhere."""
+        if not self.settings.raters and all(self.settings.available):
+            return None
+        return (experts != MISSING) & self.available.view(1, -1, *[1] * (experts.ndim - 2))
+
+    def _routing_terms(
+        self,
+        routing: Tensor,
+        expert_right: Tensor,
+        model_right: Tensor,
+        counts: Tensor | None,
+        known: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """DC and LB, or the one-vs-all loss and 0."""
+        if self.settings.objective == ONE_VS_ALL:
+            loss = one_vs_all_loss(routing, expert_right, model_right, counts=counts, known=known)
+            return loss, torch.zeros_like(loss)
+        log_routing = routing_log_probabilities(routing)
+        collaboration = collaboration_loss(
+            log_routing, expert_right, model_right, counts=counts, known=known, costs=self.costs
         )
+        return collaboration, balance_loss(routing_ratio(log_routing, counts, known), self.lower, self.upper)

@@ -14,9 +14,9 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits a
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_deferral.channels import routing_decision, routing_log_probabilities
 from nnunetv2_deferral.maps import ModelIdentity, check_folder, write_maps
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+from nnunetv2_deferral.rules import RoutingRule
 
 
 def export_prediction_from_logits(
@@ -48,7 +48,10 @@ def export_prediction_from_logits(
         check_folder(file.parent, model)
         logits = torch.as_tensor(predicted_array_or_file)
         parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
-        routing_maps = maps_from_routing(parts.routing, properties_dict, configuration_manager, plans_manager)
+        settings = plans_manager.settings
+        routing_maps = maps_from_routing(
+            parts.routing, settings.rule, properties_dict, configuration_manager, plans_manager
+        )
         write_maps(
             file.parent,
             file.name,
@@ -57,7 +60,7 @@ def export_prediction_from_logits(
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
             model=model,
-            settings=plans_manager.settings,
+            settings=settings,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
@@ -77,8 +80,9 @@ class RoutingMaps(NamedTuple):
 
     Attributes:
         route: uint8, 0 the model, j expert j.
-        probability: float32, the probability 1 - M_0 that the voxel is deferred.
-        expert: uint8 in [1, J], the expert of the highest M_j, whether the voxel is deferred or not.
+        probability: float32 in [0, 1], the score of the model's rule: the probability 1 - M_0 that the voxel is
+            deferred, or with one-vs-all the probability that deferring it helps.
+        expert: uint8 in [1, J], the expert whom the rule prefers, whether the voxel is deferred or not.
     """
 
     route: np.ndarray
@@ -88,6 +92,7 @@ class RoutingMaps(NamedTuple):
 
 def maps_from_routing(
     routing: Tensor,
+    rule: RoutingRule,
     properties: dict[str, Any],
     configuration_manager: ConfigurationManager,
     plans_manager: PlansManager,
@@ -99,6 +104,7 @@ def maps_from_routing(
 
     Args:
         routing: Logits (J + 1, *S) in the shape of the preprocessed case.
+        rule: What they mean.
         properties: nnU-Net's properties of the case.
         configuration_manager: The configuration that was predicted with.
         plans_manager: Its plans.
@@ -108,7 +114,7 @@ def maps_from_routing(
     shape = properties["shape_after_cropping_and_before_resampling"]
     target = list(configuration_manager.spacing)
     predicted_spacing = target if len(target) == len(shape) else [spacing[0], *target]
-    predicted = routing_log_probabilities(routing, dim=0).exp()
+    predicted = rule.probabilities(routing, dim=0)
     probabilities: np.ndarray = np.asarray(
         configuration_manager.resampling_fn_probabilities(predicted, shape, predicted_spacing, spacing)
     )
@@ -119,9 +125,9 @@ def maps_from_routing(
         return whole.transpose(plans_manager.transpose_backward)
 
     return RoutingMaps(
-        in_image(routing_decision(probabilities, axis=0).astype(np.uint8)),
-        in_image(np.clip(1 - probabilities[0], 0, 1, dtype=np.float32)),
-        in_image(1 + routing_decision(probabilities[1:], axis=0).astype(np.uint8), outside=1),
+        in_image(rule.decision(probabilities, axis=0).astype(np.uint8)),
+        in_image(np.clip(rule.score(probabilities, axis=0), 0, 1, dtype=np.float32)),
+        in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1),
     )
 
 

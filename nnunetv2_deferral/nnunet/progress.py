@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.settings import DeferralSettings
 
-TERMS = ("segmentation", "collaboration", "coherence", "balance")
+TERMS = ("segmentation", "routing", "coherence", "balance")
 KEYS = (
     *(f"{phase}_loss_{term}" for phase in ("train", "val") for term in TERMS),
     "mean_fg_dice_system",
@@ -23,7 +23,7 @@ KEYS = (
 )
 _TITLES = {
     "segmentation": "segmentation loss",
-    "collaboration": "deferral collaboration loss (DC)",
+    "routing": "routing loss (DC or one-vs-all)",
     "coherence": "spatial-coherence loss (SC)",
     "balance": "load-balancing penalty (LB)",
 }

@@ -18,7 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_deferral.channels import ChannelLayout, close_routes, routing_decision
+from nnunetv2_deferral.channels import ChannelLayout, close_routes
 from nnunetv2_deferral.fusion import fuse
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
@@ -244,7 +244,8 @@ class DeferralTrainer(nnUNetTrainer):
         reference, counts = self.labels.reference(target)
         model = self.labels.answer(parts.segmentation)
         routing = close_routes(parts.routing, experts != MISSING) if self.settings.raters else parts.routing
-        route = routing_decision(routing)
+        rule = self.settings.rule
+        route = rule.decision(rule.probabilities(routing))
         answers = torch.cat((model[None], self.labels.encode(experts)))
         system = fuse(answers, route[:, None])
         mask = None if counts is None else counts[:, None].float()

@@ -41,7 +41,7 @@ class TestLabels:
         with torch.no_grad():
             counts = trainer.validation_step(batch)
         assert all(np.isfinite(value) for value in losses.values())
-        assert losses["collaboration"] > 0
+        assert losses["routing"] > 0
         assert counts["tp_hard"].shape == (2,)
         assert counts["system_counts"].shape == (3, 2)
         target = batch["target"][0]

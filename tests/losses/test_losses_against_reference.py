@@ -64,7 +64,7 @@ def test_coherence_equals_the_sum_over_voxels_of_equation_7(shape, with_mask):
         total += 0.5 * (predicted - sum(probability[1:])) ** 2 + 0.1 * predicted
     loss = coherence_loss(
         aggregated,
-        routing_log_probabilities(logits),
+        *decided(routing_log_probabilities(logits)),
         beta_consistency=0.5,
         beta_rate=0.1,
         trains_routing=True,
@@ -85,12 +85,17 @@ def test_balance_equals_equations_8_and_9(with_mask):
     assert balance_loss(measured, torch.tensor(lower), torch.tensor(upper)).item() == pytest.approx(expected, abs=1e-6)
 
 
+def decided(log_routing):
+    """The paper's decision whether a voxel is deferred, and how likely it is to be."""
+    return log_routing.argmax(1) != 0, 1 - log_routing[:, 0].exp()
+
+
 def losses_of(logits, aggregated, expert_right, model_right, counts):
     log_routing = routing_log_probabilities(logits)
     bounds = torch.full((expert_right.shape[1],), 0.2), torch.full((expert_right.shape[1],), 0.25)
     yield collaboration_loss(log_routing, expert_right, model_right, counts=counts)
     yield coherence_loss(
-        aggregated, log_routing, beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
+        aggregated, *decided(log_routing), beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
     )
     yield balance_loss(routing_ratio(log_routing, counts), *bounds)
 
@@ -126,7 +131,12 @@ def test_gradients_agree_with_finite_differences(monkeypatch):
 
     def coherence(values, prediction):
         return coherence_loss(
-            prediction, log_routing(values), beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
+            prediction,
+            *decided(log_routing(values)),
+            beta_consistency=0.5,
+            beta_rate=0.1,
+            trains_routing=True,
+            counts=counts,
         )
 
     def balance(values):
@@ -171,7 +181,7 @@ def test_coherence_reaches_the_routing_only_in_the_form_of_the_paper():
         values = logits.clone().requires_grad_()
         loss = coherence_loss(
             aggregated.requires_grad_(),
-            routing_log_probabilities(values),
+            *decided(routing_log_probabilities(values)),
             beta_consistency=0.5,
             beta_rate=0.1,
             trains_routing=trains_routing,

@@ -28,7 +28,7 @@ def test_the_total_is_the_weighted_sum_of_equation_10():
     )
     objective = DeferralObjective(settings, LabelSpace(2), segmentation_loss)
     terms = objective(*make_batch())
-    expected = terms.segmentation + terms.collaboration + 0.5 * terms.coherence + 7.0 * terms.balance
+    expected = terms.segmentation + terms.routing + 0.5 * terms.coherence + 7.0 * terms.balance
     assert terms.balance > 0
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -39,7 +39,7 @@ def test_during_the_warm_up_only_the_segmentation_is_trained():
     terms = objective(output, target, experts, deferral_weight=0.0)
     terms.total.backward()
     assert terms.total.item() == pytest.approx(terms.segmentation.item())
-    assert terms.collaboration != 0
+    assert terms.routing != 0
     assert (output.grad[:, :2] != 0).all()
     assert (output.grad[:, 2:] == 0).all()
 
@@ -51,7 +51,7 @@ def test_deep_supervision_gives_every_scale_to_the_segmentation_loss_and_only_th
     single = objective(output, target, experts)
     deep = objective([output, coarse], [target, coarse_target], experts)
     assert deep.segmentation.item() == pytest.approx((single.segmentation + coarse.square().mean()).item(), rel=1e-6)
-    assert deep.collaboration == single.collaboration
+    assert deep.routing == single.routing
     assert deep.coherence == single.coherence
 
 
@@ -79,5 +79,5 @@ def test_ignored_voxels_change_no_deferral_loss(regions):
     changed = output.detach().clone()
     changed[ignored.unsqueeze(1).expand_as(changed)] += 5.0
     first, second = objective(output, target, experts), objective(changed, target, experts)
-    for term in ("collaboration", "coherence", "balance"):
+    for term in ("routing", "coherence", "balance"):
         assert getattr(first, term).item() == pytest.approx(getattr(second, term).item(), rel=1e-6)

@@ -1,0 +1,41 @@
+"""The one-vs-all loss: a binary problem for the model and for each expert (Verma & Nalisnick 2022, Eq. 9, by voxel)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnunetv2_deferral.losses.reduction import mean_over_voxels
+
+
+def one_vs_all_loss(
+    routing: Tensor,
+    expert_right: Tensor,
+    model_right: Tensor,
+    *,
+    counts: Tensor | None = None,
+    known: Tensor | None = None,
+) -> Tensor:
+    r"""Learn where the model is right and where each expert is.
+
+    .. math:: \frac{1}{N} \sum_i \mathrm{BCE}(f_0, [\hat y = y]) + \sum_{j=1}^{J} \mathrm{BCE}(f_j, [m_j = y])
+
+    A proper loss for each of the J + 1 probabilities by itself, so that sigmoid(f_j) is calibrated where the head can
+    tell voxels apart, whatever the others are. No gradient flows through the indicators.
+
+    Args:
+        routing: Logits f, (B, J + 1, *S), any floating dtype; computed with in float32.
+        expert_right: Bool (B, J, *S), where each expert's label equals the reference.
+        model_right: Bool (B, *S), where the model's does.
+        counts: Bool (B, *S), the voxels that count (not ignored), or None for all.
+        known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
+
+    Returns:
+        A scalar; 0 where no voxel counts.
+    """
+    right = torch.cat((model_right.unsqueeze(1), expert_right), dim=1).float()
+    # softplus(f) - f [right] = -log sigmoid(f) or -log(1 - sigmoid(f)), finite for any logit.
+    values = functional.binary_cross_entropy_with_logits(routing.float(), right, reduction="none")
+    experts = values[:, 1:] if known is None else torch.where(known, values[:, 1:], 0)
+    return mean_over_voxels(values[:, 0] + experts.sum(1), counts)

@@ -1,0 +1,114 @@
+"""What the J + 1 routing logits of a voxel mean, and when it is deferred to whom.
+
+Two objectives, two rules. Either turns logits into J + 1 probabilities, which may be averaged and resampled, and reads
+decision, score and preferred expert off these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunetv2_deferral.channels import Array, routing_decision, routing_log_probabilities
+
+COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
+
+
+class RoutingRule(Protocol):
+    """How routes are decided."""
+
+    initial_logit: float
+    """What the routing logits are before anything is learned."""
+
+    def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
+        """float32 probabilities in [0, 1] from routing logits, J + 1 along `dim`."""
+
+    def decision(self, probabilities: Array, axis: int = 1) -> Array:
+        """The route of every voxel, integers in [0, J], without the channel axis."""
+
+    def score(self, probabilities: Array, axis: int = 1) -> Array:
+        """How much speaks for deferring a voxel, in [0, 1], without the channel axis."""
+
+    def expert(self, probabilities: Array, axis: int = 1) -> Array:
+        """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis."""
+
+
+@dataclass(frozen=True)
+class SoftmaxRule:
+    """DeferredSeg's: M = softmax over the model and the experts, argmax decides (Eq. 5, Sec. 4.2.1).
+
+    The score is the probability 1 - M_0 that the voxel is deferred.
+    """
+
+    initial_logit: float = 0.0
+
+    def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
+        return routing_log_probabilities(routing, dim).exp()
+
+    def decision(self, probabilities: Array, axis: int = 1) -> Array:
+        return routing_decision(probabilities, axis)
+
+    def score(self, probabilities: Array, axis: int = 1) -> Array:
+        return 1 - _channel(probabilities, 0, axis)
+
+    def expert(self, probabilities: Array, axis: int = 1) -> Array:
+        return 1 + routing_decision(_experts(probabilities, axis), axis)
+
+
+@dataclass(frozen=True)
+class OneVsAllRule:
+    """a_0 = P(the model is right here) and a_j = P(expert j is right here), each for itself (Verma & Nalisnick 2022).
+
+    Deferred to the expert of the highest a_j - c_j where that exceeds a_0; ties stay with the model. The score is the
+    probability that deferring helps, (1 - a_0) a_j for that expert: that the model is wrong and the expert right, if
+    both err independently of each other given the image.
+
+    Attributes:
+        costs: c_j, one an expert.
+    """
+
+    costs: tuple[float, ...]
+    # Nearly every voxel is right, whoever answers. Starting there leaves the gradient to those that are not.
+    initial_logit: float = 4.0
+
+    def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
+        return torch.sigmoid(routing.float())
+
+    def decision(self, probabilities: Array, axis: int = 1) -> Array:
+        return routing_decision(self._less_costs(probabilities, axis), axis)
+
+    def score(self, probabilities: Array, axis: int = 1) -> Array:
+        preferred = self.expert(probabilities, axis)
+        if isinstance(probabilities, Tensor):
+            asked = probabilities.gather(axis, preferred.unsqueeze(axis)).squeeze(axis)
+        else:
+            asked = np.take_along_axis(probabilities, np.expand_dims(preferred, axis), axis).squeeze(axis)
+        return (1 - _channel(probabilities, 0, axis)) * asked
+
+    def expert(self, probabilities: Array, axis: int = 1) -> Array:
+        return 1 + routing_decision(_experts(self._less_costs(probabilities, axis), axis), axis)
+
+    def _less_costs(self, probabilities: Array, axis: int) -> Array:
+        shape = [1] * probabilities.ndim
+        shape[axis] = -1
+        costs = np.array((0.0, *self.costs), dtype=np.float32).reshape(shape)
+        if isinstance(probabilities, Tensor):
+            return probabilities - torch.from_numpy(costs).to(probabilities.device)
+        return probabilities - costs
+
+
+def routing_rule(objective: str, costs: tuple[float, ...]) -> RoutingRule:
+    """The rule that goes with an objective, `COLLABORATION` or `ONE_VS_ALL`."""
+    return OneVsAllRule(costs) if objective == ONE_VS_ALL else SoftmaxRule()
+
+
+def _channel(values: Array, channel: int, axis: int) -> Array:
+    return values[(slice(None),) * axis + (channel,)]
+
+
+def _experts(values: Array, axis: int) -> Array:
+    return values[(slice(None),) * axis + (slice(1, None),)]
