@@ -1,0 +1,71 @@
+"""LiTS: liver and liver tumours in CT, 131 training and 70 test cases.
+
+Expected, at any depth below the folder, `.nii` or `.nii.gz`:
+
+    Training Batch 1/volume-0.nii     segmentation-0.nii    ...   0 to 27
+    Training Batch 2/volume-28.nii    segmentation-28.nii   ...   28 to 130
+    LITS-Challenge-Test-Data/test-volume-0.nii              ...   0 to 69, without segmentations
+
+Sources: the challenge (https://competitions.codalab.org/competitions/17094), nnU-Net v1's
+`Task029_LiverTumorSegmentationChallenge.py`, and the loaders of kaiko-ai/eva and neuro-ml/amid. The archives unpack
+into `media/nas/01_Datasets/CT/LITS/Training Batch 1`; mirrors keep the names of the files and change the folders. So
+the folders do not count.
+
+Known of the published headers, and left as it is: the images 28 to 47 have a spacing of 1 mm in all directions
+(PatrickChrist/LITS-CHALLENGE#14), and the axes of test volume 59 are in another order (reported by MedIMeta). Some
+segmentations have an identity matrix for their geometry, such as the 53rd of MIC-DKFZ/nnUNet#2751 (see also #850): they
+are refused, unless `ignore_label_geometry` says to pair them with their images voxel by voxel, as all public loaders
+do. Look at the overlays afterwards (`nnUNetv2_plot_overlay_pngs`).
+
+Inferred, as the data was not at hand: in those segmentations only the header is wrong, not the order of the voxels; and
+all hold 0, 1 (liver) and 2 (tumour) alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, require_folder, visible_files
+from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, pair_volumes
+
+INFO = DatasetInfo(
+    name="LiTS",
+    channel_names={"0": "CT"},
+    labels={"background": 0, "liver": 1, "tumor": 2},
+    file_ending=FILE_ENDING,
+    reference="https://competitions.codalab.org/competitions/17094",
+    licence="CC BY-NC-ND 4.0",
+    num_published=131,
+)
+
+_FILE = re.compile(r"(test-)?(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORECASE)
+
+
+def find_lits(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
+    """The cases below a folder, `LiTS_000` for volume 0 and `LiTS_test_000` for test volume 0.
+
+    Args:
+        folder: Where the archives were unpacked.
+        ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
+
+    Raises:
+        FileNotFoundError: There is no folder, or no training case in it.
+        ValueError: Images and segmentations do not pair up; names all of them.
+    """
+    require_folder(folder)
+    values = tuple(INFO.labels.values())
+    cases = pair_volumes(_volumes(folder), values, ignore_label_geometry=ignore_label_geometry)
+    if not any(case.split == "Tr" for case in cases):
+        raise FileNotFoundError(f"There are no training cases of LiTS (volume-0.nii, ...) in {folder}.")
+    return INFO, cases
+
+
+def _volumes(folder: Path) -> Iterator[FoundVolume]:
+    for file in visible_files(folder):
+        match = _FILE.fullmatch(file.name)
+        if match is not None:
+            is_test, number = match[1] is not None, int(match[3])
+            name = f"LiTS_test_{number:03d}" if is_test else f"LiTS_{number:03d}"
+            yield FoundVolume(name, "Ts" if is_test else "Tr", match[2].lower() == "segmentation", file)

@@ -1,0 +1,69 @@
+"""PROMISE12: the prostate in T2-weighted MRI, 50 training cases.
+
+Expected, at any depth below the folder:
+
+    training_data/Case00.mhd  Case00.raw  Case00_segmentation.mhd  Case00_segmentation.raw  ...
+    test_data/Case00.mhd ...                 with or without segmentations
+    livechallenge_test_data/Case00.mhd ...   likewise
+
+Sources: the challenge (https://promise12.grand-challenge.org) and Zenodo record 8026660, whose three archives have
+these names; nnU-Net v1's `Task024_Promise2012.py` and public loaders of both releases. The older release has the
+folders `TrainingData_Part1` to `TrainingData_Part3` and `TestData`. A file belongs to the live challenge or to the test
+set if a folder below the given one says "live" or "test", else to the training set. Unpack each archive into a folder
+of its own, as public scripts disagree on whether they bring one along.
+
+Inferred, as the data was not at hand: the segmentations hold 0 and 1 alone (one public script speaks of 2 as well), lie
+on the grid of their images, and those of the test sets came with the Zenodo release only.
+
+Test cases are named `TestCase00`, `LiveCase00`, because all sets count from `Case00`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, require_folder, visible_files
+from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, pair_volumes
+
+INFO = DatasetInfo(
+    name="PROMISE12",
+    channel_names={"0": "T2"},
+    labels={"background": 0, "prostate": 1},
+    file_ending=FILE_ENDING,
+    reference="https://zenodo.org/records/8026660",
+    licence="see LICENSE.TXT of https://zenodo.org/records/8026660",
+    num_published=50,
+)
+
+_FILE = re.compile(r"(Case\d+)(_segmentation)?\.mhd", re.IGNORECASE)
+
+
+def find_promise12(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
+    """The cases below a folder.
+
+    Args:
+        folder: Where the archives were unpacked.
+        ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
+
+    Raises:
+        FileNotFoundError: There is no folder, or no training case in it.
+        ValueError: Images and segmentations do not pair up; names all of them.
+    """
+    require_folder(folder)
+    values = tuple(INFO.labels.values())
+    cases = pair_volumes(_volumes(folder), values, ignore_label_geometry=ignore_label_geometry)
+    if not any(case.split == "Tr" for case in cases):
+        raise FileNotFoundError(f"There are no training cases of PROMISE12 (Case00.mhd, ...) in {folder}.")
+    return INFO, cases
+
+
+def _volumes(folder: Path) -> Iterator[FoundVolume]:
+    for file in visible_files(folder):
+        match = _FILE.fullmatch(file.name)
+        if match is None:
+            continue
+        parents = "/".join(file.relative_to(folder).parts[:-1]).lower()
+        origin = next((name for name in ("Live", "Test") if name.lower() in parents), "")
+        yield FoundVolume(origin + match[1].capitalize(), "Ts" if origin else "Tr", match[2] is not None, file)
