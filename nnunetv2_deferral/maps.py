@@ -106,6 +106,7 @@ def write_maps(
     properties: dict[str, Any],
     model: ModelIdentity,
     settings: DeferralSettings,
+    budget: float | None = None,
 ) -> None:
     """Write the maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
 
@@ -120,6 +121,7 @@ def write_maps(
         properties: nnU-Net's properties of the case, which hold its geometry.
         model: Which model made the maps.
         settings: The effective settings of the model.
+        budget: The budget that the route was made within, or None if there was none.
     """
     if scale := full_scale(file_ending, route.shape):
         probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
@@ -130,7 +132,8 @@ def write_maps(
     ):
         with written_whole(file.parent) as scratch:
             writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
-    _enter_case(folder, case, deferral_rates(route, model.experts), model, settings)
+    rates = deferral_rates(route, model.experts) | ({} if budget is None else {"budget": budget})
+    _enter_case(folder, case, rates, model, settings)
 
 
 def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:

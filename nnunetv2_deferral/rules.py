@@ -33,6 +33,9 @@ class RoutingRule(Protocol):
     def score(self, probabilities: Array, axis: int = 1) -> Array:
         """How much speaks for deferring a voxel, in [0, 1], without the channel axis."""
 
+    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
+        """Where deferring may be expected to gain anything, whatever it costs: bool, without the channel axis."""
+
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis."""
 
@@ -41,7 +44,7 @@ class RoutingRule(Protocol):
 class SoftmaxRule:
     """DeferredSeg's: M = softmax over the model and the experts, argmax decides (Eq. 5, Sec. 4.2.1).
 
-    The score is the probability 1 - M_0 that the voxel is deferred.
+    The score is the probability 1 - M_0 that the voxel is deferred. It does not tell where nothing can be gained.
     """
 
     initial_logit: float = 0.0
@@ -54,6 +57,9 @@ class SoftmaxRule:
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 - _channel(probabilities, 0, axis)
+
+    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
+        return self.score(probabilities, axis) > 0
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 + routing_decision(_experts(probabilities, axis), axis)
@@ -88,6 +94,9 @@ class OneVsAllRule:
         else:
             asked = np.take_along_axis(probabilities, np.expand_dims(preferred, axis), axis).squeeze(axis)
         return (1 - _channel(probabilities, 0, axis)) * asked
+
+    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
+        return routing_decision(probabilities, axis) > 0
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 + routing_decision(_experts(self._less_costs(probabilities, axis), axis), axis)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from nnunetv2_deferral.budget import check_budget
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
@@ -56,6 +57,8 @@ class DeferralSettings:
         head_channels: Width of the hidden layer of the two deferral predictors.
         head_learning_rate: Initial learning rate of the head's own Adam (cosine schedule).
         warmup: Share of the epochs, from the first, in which only the segmentation network is trained.
+        budget: Share in [0, 1] of the voxels of a case that may be deferred, whatever the rule says: those with the
+            highest score. None lets the rule decide.
         evaluation_seed: Seed of the simulated experts that the final validation is scored with.
     """
 
@@ -76,6 +79,7 @@ class DeferralSettings:
     head_channels: int = 8
     head_learning_rate: float = 3e-3
     warmup: float = 0.1
+    budget: float | None = None
     evaluation_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +111,8 @@ class DeferralSettings:
             raise ValueError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
+        if self.budget is not None:
+            check_budget(self.budget, named="deferral settings: budget")
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"deferral settings: objective is {self.objective!r}, but must be one of {', '.join(OBJECTIVES)}"

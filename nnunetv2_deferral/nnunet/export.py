@@ -14,9 +14,11 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits a
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral.budget import budget_of_environment, route_within_budget
 from nnunetv2_deferral.maps import ModelIdentity, check_folder, write_maps
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.rules import RoutingRule
+from nnunetv2_deferral.settings import DeferralSettings
 
 
 def export_prediction_from_logits(
@@ -49,8 +51,9 @@ def export_prediction_from_logits(
         logits = torch.as_tensor(predicted_array_or_file)
         parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
         settings = plans_manager.settings
+        budget = effective_budget(settings)
         routing_maps = maps_from_routing(
-            parts.routing, settings.rule, properties_dict, configuration_manager, plans_manager
+            parts.routing, settings.rule, properties_dict, configuration_manager, plans_manager, budget=budget
         )
         write_maps(
             file.parent,
@@ -61,6 +64,7 @@ def export_prediction_from_logits(
             properties=properties_dict,
             model=model,
             settings=settings,
+            budget=budget,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
@@ -96,6 +100,8 @@ def maps_from_routing(
     properties: dict[str, Any],
     configuration_manager: ConfigurationManager,
     plans_manager: PlansManager,
+    *,
+    budget: float | None = None,
 ) -> RoutingMaps:
     """Routing logits of a preprocessed case as maps in the geometry of its image.
 
@@ -108,6 +114,7 @@ def maps_from_routing(
         properties: nnU-Net's properties of the case.
         configuration_manager: The configuration that was predicted with.
         plans_manager: Its plans.
+        budget: Share of the image's voxels that may be deferred, or None to leave it to the rule.
 
     """
     spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
@@ -124,11 +131,18 @@ def maps_from_routing(
         whole = insert_crop_into_image(whole, cropped, properties["bbox_used_for_cropping"])
         return whole.transpose(plans_manager.transpose_backward)
 
-    return RoutingMaps(
-        in_image(rule.decision(probabilities, axis=0).astype(np.uint8)),
-        in_image(np.clip(rule.score(probabilities, axis=0), 0, 1, dtype=np.float32)),
-        in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1),
-    )
+    score = in_image(np.clip(rule.score(probabilities, axis=0), 0, 1, dtype=np.float32))
+    expert = in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1)
+    if budget is None:
+        return RoutingMaps(in_image(rule.decision(probabilities, axis=0).astype(np.uint8)), score, expert)
+    worthwhile = in_image(rule.worthwhile(probabilities, axis=0))
+    return RoutingMaps(route_within_budget(score, expert, worthwhile, budget), score, expert)
+
+
+def effective_budget(settings: DeferralSettings) -> float | None:
+    """The budget that the environment asks for, else that of the settings, else None."""
+    asked = budget_of_environment()
+    return settings.budget if asked is None else asked
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:

@@ -123,6 +123,8 @@ def preprocess_raters(
     Raises:
         ValueError: If masks do not fit their images; all faults are listed, and nothing is written.
     """
+    if num_processes < 1:
+        raise ValueError(f"preprocessing experts' masks needs at least one process, got {num_processes}")
     folder = experts_folder(preprocessed)
     folder.mkdir(exist_ok=True)
     with FileLock(folder / ".lock"):

@@ -88,3 +88,20 @@ def test_probabilities_stay_within_zero_and_one_in_half_precision():
     _, probability, _ = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
     assert probability.min() >= 0
     assert probability.max() <= 1
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.3])
+def test_a_budget_is_a_share_of_the_whole_image(budget):
+    configuration, plans = make_managers((1, 1, 1))
+    properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
+    routing = torch.randn(3, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+    free = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    route, probability, expert = maps_from_routing(
+        routing, SoftmaxRule(), properties, configuration, plans, budget=budget
+    )
+    assert np.array_equal(probability, free.probability)
+    assert np.array_equal(expert, free.expert)
+    deferred = route > 0
+    assert deferred.sum() == min(int(budget * 120), 30)
+    assert (probability[deferred] > 0).all()
+    assert probability[deferred].min(initial=1) >= probability[~deferred & (probability > 0)].max(initial=0)
