@@ -68,9 +68,8 @@ def time_steps(options: argparse.Namespace) -> dict[str, float]:
         trainer.network.train()
     for iteration in range(options.warm + options.n):
         for kind, trainer in trainers.items():
-            # Equal seeds give both the same cases, and each batch is drawn once before it counts, since whoever reads a
-            # case first reads it from disk. Drawing experts shifts the augmentations of a batch's later samples, and a
-            # rotation in 3D costs far more than the experts: in 3D the loader's ratio needs many draws (-n).
+            # Equal seeds give both the same cases and augmentations. Each batch is drawn once before it counts, since
+            # whoever reads a case first reads it from disk.
             for _ in range(2):
                 np.random.seed(iteration)
                 torch.manual_seed(iteration)
@@ -161,6 +160,7 @@ def main() -> None:
     parser.add_argument("-d", required=True, help="dataset id, preprocessed")
     parser.add_argument("-c", required=True, help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
+    parser.add_argument("-tr", default=TRAINERS["deferral"], help="deferral trainer. Default: %(default)s")
     parser.add_argument("-patch", type=int, nargs="+", help="another patch size than the plans'")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("-n", type=int, default=20, help="measured steps")
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("-images", type=int, default=8, help="images of a prediction")
     parser.add_argument("--memory-of", choices=tuple(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    TRAINERS["deferral"] = options.tr
     if options.memory_of:
         print(f"PEAK {measure_memory(options.memory_of, options)}")
         return
@@ -181,6 +182,7 @@ def main() -> None:
     }
     content = {
         "what": f"Dataset{int(options.d):03d} {options.c} {options.p} patch {options.patch or 'as planned'}",
+        "trainer": options.tr,
         "ratios": ratios,
         "machine": describe_machine(options),
         "date": date.today().isoformat(),

@@ -57,6 +57,24 @@ def test_numpy_seeds_govern_the_experts():
     assert not torch.equal(results[0], results[2])
 
 
+def test_everything_else_is_drawn_as_it_is_without_experts():
+    np.random.seed(4)
+    expected = np.random.random(5), torch.rand(5, generator=torch.manual_seed(4))
+    np.random.seed(4)
+    torch.manual_seed(4)
+    make()(**sample())
+    assert np.array_equal(np.random.random(5), expected[0])
+    assert torch.equal(torch.rand(5), expected[1])
+
+
+def test_samples_differ_even_if_nothing_else_draws_from_numpy_in_between():
+    transform, data = make(), sample()
+    np.random.seed(4)
+    first = transform(**data)["experts"]
+    np.random.seed(4)
+    assert not torch.equal(transform(**data)["experts"], first)
+
+
 def test_what_lies_outside_the_image_is_background():
     data = sample()
     padded = data["segmentation"].clone()

@@ -74,9 +74,9 @@ def test_voxels_from_outside_the_image_are_background_to_the_experts():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_numpys_seed_governs_the_experts_of_a_sample(seed):
     imperfect = [{"name": "e1", "foreground": 0.5, "background": 0.5, "boundary": 0.5}]
-    pipeline = with_experts(nnUNetTrainer.get_validation_transforms(None), imperfect)
     drawn = []
     for state in (seed, seed, seed + 1):
+        pipeline = with_experts(nnUNetTrainer.get_validation_transforms(None), imperfect)
         np.random.seed(state)
         drawn.append(pipeline(**make_sample())["segmentation"][-1])
     assert torch.equal(drawn[0], drawn[1])
