@@ -13,22 +13,24 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.demo_data import DATASET_NAME, FILE_ENDING
+from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.report import figures
-from nnunetv2_deferral.report.page import Page, Picture, Section, write_page
+from nnunetv2_deferral.report.page import Commands, Note, Page, Picture, Section, SideBySide, write_page
 from nnunetv2_deferral.report.tables import (
-    deferral_effect,
     dice_by_case,
     markdown_tables,
     percent_text,
     result_table,
+    result_tables,
     score_text,
     telling_order,
     without_nan,
 )
+from nnunetv2_deferral.report.views import CaseView
 
 REGIONS = (1,)
 NUM_OVERVIEW = 3
@@ -105,7 +107,8 @@ def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]]
     experts = _expert_names(files)
     cases = [_read_case(files, file.name.removesuffix(FILE_ENDING), experts) for file in sorted(files.labels.iterdir())]
     summary = summarize_deferral(cases, REGIONS, experts)
-    table = result_table(summary, deferral_effect(cases), stock=_score_stock(files, cases))
+    counted = [count_deferred(case.reference, case.model, case.experts, case.route, experts) for case in cases]
+    table = result_table(summary, add_counts(counted, experts)["total"], stock=_score_stock(files, cases))
     write_json(without_nan(table), files.table_json)
     (files.out / "table.md").write_text(markdown_tables(table) + "\n", encoding="utf-8")
     _write_fused(files, cases)
@@ -151,12 +154,12 @@ def _write_fused(files: DemoFiles, cases: Sequence[Case]) -> None:
             NaturalImage2DIO().write_seg(system[None], str(scratch / f"{case.name}{FILE_ENDING}"), {})
 
 
-def _view(files: DemoFiles, case: Case, model_dice: float, system_dice: float) -> figures.CaseView:
+def _view(files: DemoFiles, case: Case, model_dice: float, system_dice: float) -> CaseView:
     image = NaturalImage2DIO().read_images([str(files.images / f"{case.name}_0000{FILE_ENDING}")])[0][0, 0]
-    return figures.CaseView(case=case, image=image, spacing=(1.0, 1.0), model_dice=model_dice, system_dice=system_dice)
+    return CaseView(case=case, image=image, spacing=(1.0, 1.0), model_dice=model_dice, system_dice=system_dice)
 
 
-def _case_picture(files: DemoFiles, view: figures.CaseView, why: str, experts: Sequence[str]) -> Picture:
+def _case_picture(files: DemoFiles, view: CaseView, why: str, experts: Sequence[str]) -> Picture:
     png = figures.to_png(figures.draw_case(view, experts), dpi=100)
     with written_whole(files.out / "cases") as scratch:
         (scratch / f"{view.case.name}.png").write_bytes(png)
@@ -195,40 +198,51 @@ def _page(
             "the image. The image says where the border is uncertain, but not where it runs. No network can know it; "
             "an expert can, because the reference defines what is right.",
         ),
-        table=table,
-        notes=(
-            f"Test cases: {len(pictures)}. Both networks were trained for {epochs} epochs on the same fold with the "
-            "same plans. The model alone is the deferral network without its experts; it and stock nnU-Net were "
-            "trained with other random numbers, and on so few cases a few hundredths between them mean nothing. The "
-            "experts err independently from voxel to voxel with fixed accuracies, unlike people, whose errors hang "
-            "together; an expert alone would have labelled every voxel of every image.",
-            "A demonstration of how things work, not evidence that deferral helps on your data.",
-        ),
         sections=(
+            _numbers(table, num_cases=len(pictures), epochs=epochs),
             Section(
                 heading="Case by case",
-                paragraphs=(
+                parts=(
                     "From left to right: the image, the reference (yellow), the model's answer with its errors, who "
                     "was asked where (the black line is the model's border), and the system's answer with the errors "
                     "that are left.",
+                    *pictures,
                 ),
-                pictures=pictures,
             ),
-            Section(heading="Training", pictures=(progress,)),
+            Section(heading="Training", parts=(progress,)),
             Section(
                 heading="What was run",
-                paragraphs=(f"In this order; what the commands printed is in {files.logs.name}/ beside this page.",),
-                commands="\n".join(_shown(files, arguments) for _, arguments in steps),
+                parts=(
+                    f"In this order; what the commands printed is in {files.logs.name}/ beside this page.",
+                    Commands("\n".join(_shown(files, arguments) for _, arguments in steps)),
+                ),
             ),
             Section(
                 heading="With your own data",
-                paragraphs=(
+                parts=(
                     "Put your data set into nnUNet_raw as nnU-Net wants it, say as number 501, and tell nnU-Net where "
                     "the trainers are (the doctor prints the line to type). In training, experts are simulated "
                     "from your labels. Maps of who should be asked lie in out/deferral beside the masks.",
+                    Commands(_OWN_DATA),
                 ),
-                commands=_OWN_DATA,
             ),
+        ),
+    )
+
+
+def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
+    return Section(
+        heading="The numbers",
+        parts=(
+            SideBySide(result_tables(table)),
+            Note(
+                f"Test cases: {num_cases}. Both networks were trained for {epochs} epochs on the same fold with the "
+                "same plans. The model alone is the deferral network without its experts; it and stock nnU-Net were "
+                "trained with other random numbers, and on so few cases a few hundredths between them mean nothing. "
+                "The experts err independently from voxel to voxel with fixed accuracies, unlike people, whose errors "
+                "hang together; an expert alone would have labelled every voxel of every image."
+            ),
+            Note("A demonstration of how things work, not evidence that deferral helps on your data."),
         ),
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
@@ -24,6 +25,8 @@ from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.panel import Panel
 from nnunetv2_deferral.predictions import PredictionFolder, same_cases
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
+from nnunetv2_deferral.report.strips import case_pictures, check_images
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
@@ -148,6 +151,17 @@ def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
                 writer.writeheader()
                 writer.writerows(rows)
     return [output / SUMMARY_NAME, *(output / name for name in tables)]
+
+
+def write_report(summary: Mapping[str, Any], inputs: EvaluationInputs, file: Path, images: Path | None = None) -> None:
+    """Write the page about an evaluation; with a folder of images it shows a few cases, which are read again.
+
+    Raises:
+        ValueError: If an image cannot be read or does not fit its case.
+    """
+    cases = None if images is None else case_pictures(summary, inputs.predictions, inputs.read, images)
+    without_spacing = isinstance(inputs.predictions.files.reader, NaturalImage2DIO)
+    write_evaluation_page(summary, file, cases=cases, unit="pixels" if without_spacing else "mm")
 
 
 def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
@@ -286,6 +300,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help="masks of single folds, to compare")
     add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
     add("-bootstrap_seed", type=int, default=0, help="seed of the intervals. Default: %(default)s")
+    add("--report", metavar="HTML", type=Path, help="also write a page with figures, one file that opens anywhere")
+    add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
     return parser
 
 
@@ -305,9 +321,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset_json=given.djfile,
             fold_folders=given.folds,
         )
+        if given.images is not None:
+            if given.report is None:
+                raise ValueError("-images are shown in a report: give --report FILE as well")
+            check_images(given.images, inputs.predictions)
         groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
         summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
         files = write_results(summary, given.o)
+        if given.report is not None:
+            write_report(summary, inputs, given.report, given.images)
+            files.append(given.report)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(text(summary))

@@ -2,7 +2,8 @@
 
 A row of panels tells the story of a case from left to right: image, reference, what the model got wrong, who was asked
 where, what the system answered. Whatever is told by colour is told by lightness or hatching as well, so the pictures
-survive grey printing and colour-blind readers (colours of Okabe and Ito). Volumes are shown in one slice.
+survive grey printing and colour-blind readers (colours of Okabe and Ito). Volumes are shown in one slice, and where
+little of a picture matters, that part alone is shown.
 """
 
 from __future__ import annotations
@@ -14,64 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nnunetv2_deferral.evaluation.summary import Case
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.maps import deferral_rates
+from nnunetv2_deferral.report.style import INK, RULE, expert_fill, new_figure, plain
+from nnunetv2_deferral.report.tables import share_text
+from nnunetv2_deferral.report.views import CaseView, error_kinds, fullest_slice, telling_part
 
 PANELS = ("image", "reference", "model", "who was asked", "system")
 
-_EXPERT_STYLES = (
-    ("#0072B2", ""),
-    ("#E69F00", "////"),
-    ("#CC79A7", "...."),
-    ("#009E73", "xxxx"),
-    ("#F0E442", "----"),
-    ("#D55E00", "++++"),
-    ("#56B4E9", "\\\\\\\\"),
-)
 _ERROR_STYLES = {
     "added": ("#D55E00", "", "added: not in the reference"),
     "missed": ("#56B4E9", "////", "missed: only in the reference"),
     "confused": ("#F0E442", "xxxx", "another label than the reference"),
 }
 _OUTLINE = "#FFD60A"
-_INK = "#222222"
+_KEY_HEIGHT = 0.24  # inches a row
 _FINEST = 1600  # screen pixels along the longer side of an outline, no more is ever seen
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CaseView:
-    """A case with what it takes to draw it.
-
-    Attributes:
-        case: Label maps and route, all of shape (Y, X) or (Z, Y, X); nnU-Net's (1, Y, X) for 2D will do as well.
-        image: One channel of the image, any real type, same shape.
-        spacing: Size of a voxel in the order of the axes, any unit, as many as axes.
-        model_dice: Dice of the model's mask, NaN where undefined.
-        system_dice: Dice of the fused mask, NaN where undefined.
-    """
-
-    case: Case
-    image: np.ndarray
-    spacing: tuple[float, ...]
-    model_dice: float
-    system_dice: float
-
-    def __post_init__(self) -> None:
-        shape = self.case.reference.shape
-        if self.image.shape != shape or len(self.spacing) != len(shape):
-            raise ValueError(
-                f"case {self.case.name}: masks of shape {shape} do not go with an image of shape {self.image.shape} "
-                f"and {len(self.spacing)} spacings"
-            )
-        if len(shape) not in (2, 3):
-            raise ValueError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,24 +48,7 @@ class _Slice:
     system: np.ndarray
     route: np.ndarray
     aspect: float
-
-
-def fullest_slice(route: np.ndarray) -> int:
-    """Index along the first axis of the slice with the most deferred voxels, the middle one if nothing is deferred."""
-    deferred = (route > 0).reshape(route.shape[0], -1).sum(1)
-    return int(deferred.argmax()) if deferred.any() else route.shape[0] // 2
-
-
-def error_kinds(reference: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
-    """Where an answer is wrong, by the kind of error.
-
-    Returns:
-        Bool masks of the shape of `reference`: `added` (background in the reference), `missed` (background in the
-        answer) and `confused` (two different foreground labels).
-    """
-    wrong = reference != answer
-    added, missed = wrong & (reference == 0), wrong & (answer == 0)
-    return {"added": added, "missed": missed, "confused": wrong & ~added & ~missed}
+    place: str
 
 
 def draw_case(view: CaseView, experts: Sequence[str]) -> Figure:
@@ -112,9 +59,9 @@ def draw_case(view: CaseView, experts: Sequence[str]) -> Figure:
         experts: Names of the J experts in routing order.
 
     Raises:
-        ValueError: If there are more than seven experts, or routes to experts without a name.
+        ValueError: If there are routes to experts without a name.
     """
-    return _draw_rows([view], experts, width=13.0, with_names=False)
+    return _draw_rows([view], experts, width=11.7, with_names=False)
 
 
 def draw_overview(views: Sequence[CaseView], experts: Sequence[str]) -> Figure:
@@ -141,9 +88,9 @@ def _draw_rows(views: Sequence[CaseView], experts: Sequence[str], *, width: floa
     panel = width / len(PANELS)
     shapes = [part.aspect * part.image.shape[0] / part.image.shape[1] for part in slices]
     heights = [panel * min(max(shape, 0.4), 1.6) for shape in shapes]
-    title, legend = 0.42, 0.5
-    figure = Figure(figsize=(width, sum(heights) + title * len(views) + legend))
-    FigureCanvasAgg(figure)
+    keys = _keys(views, slices, experts, width)
+    title, legend = 0.42, 0.26 + _KEY_HEIGHT * sum(math.ceil(len(entries) / columns) for entries, columns in keys)
+    figure = new_figure(width, sum(heights) + title * len(views) + legend)
     total = figure.get_figheight()
     top = total
     for row, (view, part, height) in enumerate(zip(views, slices, heights, strict=True)):
@@ -153,12 +100,12 @@ def _draw_rows(views: Sequence[CaseView], experts: Sequence[str], *, width: floa
             box = (column * panel + gap, top - height + gap, panel - 2 * gap, height - 2 * gap)
             axes = figure.add_axes((box[0] / width, box[1] / total, box[2] / width, box[3] / total))
             _draw_panel(axes, name, part)
-            axes.set_title(_title(name, view, show_case=with_names), fontsize=10, color=_INK, pad=4)
+            axes.set_title(_title(name, view, part, show_case=with_names), fontsize=10, color=INK, pad=4)
             _frame(axes)
         top -= height
         if row + 1 < len(views):
             figure.add_artist(_rule(top / total))
-    _add_legend(figure, views, slices, experts)
+    _add_keys(figure, keys)
     return figure
 
 
@@ -176,9 +123,9 @@ def _draw_panel(axes: Axes, name: str, part: _Slice) -> None:
             _fill(axes, where, *_ERROR_STYLES[kind][:2], opacity=0.75)
         _outline(axes, answer)
     elif name == "who was asked":
-        for route, (colour, hatch) in enumerate(_EXPERT_STYLES, start=1):
-            _fill(axes, part.route == route, colour, hatch, opacity=0.9)
-        _outline(axes, part.model, colour=_INK)
+        for route in np.unique(part.route[part.route > 0]):
+            _fill(axes, part.route == route, *expert_fill(int(route) - 1), opacity=0.9)
+        _outline(axes, part.model, colour=INK)
 
 
 def _fill(axes: Axes, where: np.ndarray, colour: str, hatch: str, *, opacity: float) -> None:
@@ -193,7 +140,7 @@ def _fill(axes: Axes, where: np.ndarray, colour: str, hatch: str, *, opacity: fl
         hatched = axes.contourf(
             fine, levels=[0.5, 1.5], colors="none", hatches=[hatch], extent=extent, origin="upper", antialiased=True
         )
-        hatched.set_edgecolor(_INK)
+        hatched.set_edgecolor(INK)
         hatched.set_linewidth(0.0)
 
 
@@ -219,26 +166,39 @@ def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, f
 def _slice(view: CaseView) -> _Slice:
     case = view.case
     system = fuse_masks(case.model, case.experts, case.route)
-    where = fullest_slice(case.route) if case.route.ndim == 3 else ...
+    masks = [case.reference, case.model, system, case.route]
+    if view.counts is not None:
+        masks = [np.where(view.counts, mask, 0) for mask in masks]
+    image, place = view.image, ""
+    if image.ndim == 3:
+        index = fullest_slice(masks[3], masks[0] != masks[1], masks[0])
+        place = f"slice {index + 1} of {len(image)}" if len(image) > 1 else ""
+        image, masks = image[index], [mask[index] for mask in masks]
+    part = telling_part(*masks)
+    reference, model, system, route = (mask[part] for mask in masks)
+    if image[part].size < image.size:
+        place = ", ".join(filter(None, [place, "cropped"]))
     return _Slice(
-        image=view.image[where],
-        reference=case.reference[where],
-        model=case.model[where],
-        system=system[where],
-        route=case.route[where],
+        image=image[part],
+        reference=reference,
+        model=model,
+        system=system,
+        route=route,
         aspect=view.spacing[-2] / view.spacing[-1],
+        place=place,
     )
 
 
-def _title(name: str, view: CaseView, *, show_case: bool) -> str:
+def _title(name: str, view: CaseView, part: _Slice, *, show_case: bool) -> str:
     if name == "image":
-        return view.case.name if show_case else "image"
+        return plain(view.case.name) if show_case else ", ".join(filter(None, ["image", part.place]))
     if name == "model":
         return f"model: Dice {_score(view.model_dice)}"
     if name == "system":
         return f"system: Dice {_score(view.system_dice)}"
     if name == "who was asked":
-        return f"deferred: {np.mean(view.case.route > 0) if view.case.route.size else 0:.1%}"
+        route = view.counted_route
+        return f"deferred: {share_text(float(np.mean(route > 0)) if route.size else 0.0)}"
     return name
 
 
@@ -256,40 +216,63 @@ def _frame(axes: Axes) -> None:
 
 
 def _rule(height: float) -> Line2D:
-    return Line2D([0.006, 0.994], [height, height], color="0.85", linewidth=0.8)
+    return Line2D([0.006, 0.994], [height, height], color=RULE, linewidth=0.8)
 
 
-def _add_legend(figure: Figure, views: Sequence[CaseView], slices: Sequence[_Slice], experts: Sequence[str]) -> None:
-    rates = [deferral_rates(view.case.route, experts)["share"] for view in views]
-    entries: list[Patch] = []
-    for name, (colour, hatch) in zip(experts, _EXPERT_STYLES, strict=False):
-        share = f" ({rates[0][name]:.1%})" if len(views) == 1 else ""
-        entries.append(_swatch(colour, hatch, f"asked {name}{share}"))
+def _keys(
+    views: Sequence[CaseView], slices: Sequence[_Slice], experts: Sequence[str], width: float
+) -> list[tuple[list[Patch], int]]:
+    """What is explained below, as rows of entries with their numbers of columns: one if all fits, else two."""
+    rates = [deferral_rates(view.counted_route, experts)["share"] for view in views]
+    asked, errors = [], []
+    for place, name in enumerate(experts):
+        share = f" ({share_text(rates[0][name])})" if len(views) == 1 else ""
+        asked.append(_swatch(*expert_fill(place), f"asked {plain(name)}{share}"))
     answers = [(part.reference, answer) for part in slices for answer in (part.model, part.system)]
     for kind, (colour, hatch, label) in _ERROR_STYLES.items():
         if kind != "confused" or any(error_kinds(*pair)[kind].any() for pair in answers):
-            entries.append(_swatch(colour, hatch, label))
-    legend = figure.legend(
-        handles=entries,
-        loc="lower center",
-        ncols=len(entries),
-        frameon=False,
-        fontsize=9,
-        handlelength=1.6,
-        columnspacing=1.4,
-        borderaxespad=0.5,
-    )
-    for text in legend.get_texts():
-        text.set_color(_INK)
+            errors.append(_swatch(colour, hatch, label))
+    if _columns(asked + errors, width) == len(asked + errors):
+        return [(asked + errors, len(asked + errors))]
+    return [(asked, _columns(asked, width)), (errors, len(errors))]
+
+
+def _columns(entries: Sequence[Patch], width: float) -> int:
+    """How many columns of a legend fit into a figure `width` inches wide: each is as wide as its longest label."""
+    labels = [str(entry.get_label()) for entry in entries]
+    for columns in range(len(labels), 1, -1):
+        rows = math.ceil(len(labels) / columns)
+        longest = [max(map(len, labels[first : first + rows])) for first in range(0, len(labels), rows)]
+        if sum(0.5 + 0.07 * letters for letters in longest) <= width:
+            return columns
+    return 1
+
+
+def _add_keys(figure: Figure, keys: Sequence[tuple[list[Patch], int]]) -> None:
+    height = 0.09
+    for entries, columns in reversed(keys):
+        legend = figure.legend(
+            handles=entries,
+            loc="lower center",
+            bbox_to_anchor=(0.5, height / figure.get_figheight()),
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
+            handlelength=1.6,
+            columnspacing=1.4,
+            borderaxespad=0,
+            borderpad=0,
+        )
+        height += _KEY_HEIGHT * math.ceil(len(entries) / columns)
+        for text in legend.get_texts():
+            text.set_color(INK)
 
 
 def _swatch(colour: str, hatch: str, label: str) -> Patch:
-    return Patch(facecolor=colour, edgecolor=_INK, linewidth=0.0, hatch=hatch, label=label)
+    return Patch(facecolor=colour, edgecolor=INK, linewidth=0.0, hatch=hatch, label=label)
 
 
 def _check_experts(views: Sequence[CaseView], experts: Sequence[str]) -> None:
-    if len(experts) > len(_EXPERT_STYLES):
-        raise ValueError(f"there are styles for {len(_EXPERT_STYLES)} experts, got {len(experts)}")
     for view in views:
         highest = int(view.case.route.max(initial=0))
         if highest > len(experts):

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a deferral system: plain words, the numbers, the pictures.
+"""One self-contained HTML page: plain words, tables, pictures.
 
 The page loads nothing: no scripts, no fonts, no style sheets, and every picture is inside it. It can be mailed, printed
 and opened in ten years.
@@ -7,14 +7,12 @@ and opened in ten years.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from nnunetv2_deferral.files import written_whole
-from nnunetv2_deferral.report.tables import deferral_rows, score_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +35,64 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        caption: Shown above it.
+        rows: Cells as text, of which line feeds are kept.
+        head: The headings of the columns; may be empty.
+        highlighted: The first cell of the row that stands out.
+    """
+
+    caption: str
+    rows: Sequence[Sequence[str]]
+    head: Sequence[str] = ()
+    highlighted: str = ""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Tables beside each other where there is room."""
+
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph of small print."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Text shown as it is to be typed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Words, and what they mean here."""
+
+    meanings: Sequence[tuple[str, str]]
+
+
+Part = str | Picture | Table | SideBySide | Note | Commands | Definitions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page under its own heading, in this order.
+    """A part of a page under its own heading.
 
     Attributes:
         heading: Its heading.
-        paragraphs: Plain text, one string a paragraph.
-        commands: Shown as they are to be typed; may be empty.
-        pictures: Below the text.
+        parts: What it consists of, in this order; a string is a paragraph.
     """
 
     heading: str
-    paragraphs: Sequence[str] = ()
-    commands: str = ""
-    pictures: Sequence[Picture] = ()
+    parts: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +101,14 @@ class Page:
 
     Attributes:
         title: Of the page.
-        introduction: What was done, one string a paragraph; shown above the numbers.
-        table: From :func:`nnunetv2_deferral.report.tables.result_table`.
-        highlighted: The `who` of the row that stands out.
-        notes: Small print below the numbers, one string a paragraph.
+        headline: What came out, in a sentence or two; may be empty.
+        introduction: One string a paragraph.
         sections: What follows.
     """
 
     title: str
-    introduction: Sequence[str]
-    table: Mapping[str, Any]
-    highlighted: str = "system (model + experts asked)"
-    notes: Sequence[str] = ()
+    headline: str = ""
+    introduction: Sequence[str] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
@@ -84,40 +122,40 @@ def render_page(page: Page) -> str:
     """The page as HTML. All text is escaped, so names of cases and experts may hold any character."""
     body = [
         f"<h1>{escape(page.title)}</h1>",
-        *(f'<p class="lead">{escape(text)}</p>' for text in page.introduction),
-        "<h2>The numbers</h2>",
-        '<div class="tables">',
-        _scores(page),
-        _deferral(page),
-        "</div>",
-        *(f'<p class="note">{escape(text)}</p>' for text in page.notes),
-        *(_section(section) for section in page.sections),
+        *([f'<p class="headline">{escape(page.headline)}</p>'] if page.headline else []),
+        *(f"<p>{escape(text)}</p>" for text in page.introduction),
     ]
+    for section in page.sections:
+        body += [f"<h2>{escape(section.heading)}</h2>", *(_part(part) for part in section.parts)]
     return _FRAME.format(title=escape(page.title), style=_STYLE, body="\n".join(body))
 
 
-def _scores(page: Page) -> str:
-    head, *rows = score_rows(page.table)
-    lines = ["<table><caption>Overlap with the reference, mean over the cases</caption>", _row(head, "th")]
-    lines += [_row(row, "td", marked=row[0] == page.highlighted) for row in rows]
-    return "\n".join([*lines, "</table>"])
+def _part(part: Part) -> str:
+    if isinstance(part, Picture):
+        return _picture(part)
+    if isinstance(part, Table):
+        return f'<div class="tables">\n{_table(part)}\n</div>'
+    if isinstance(part, SideBySide):
+        return "\n".join(['<div class="tables">', *(_table(table) for table in part.tables), "</div>"])
+    if isinstance(part, Note):
+        return f'<p class="note">{escape(part.text)}</p>'
+    if isinstance(part, Commands):
+        return f"<pre>{escape(part.text)}</pre>"
+    if isinstance(part, Definitions):
+        lines = (f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in part.meanings)
+        return "\n".join(["<dl>", *lines, "</dl>"])
+    return f"<p>{escape(part)}</p>"
 
 
-def _deferral(page: Page) -> str:
-    rows = [_row(row, "td") for row in deferral_rows(page.table)]
-    return "\n".join(["<table><caption>What was deferred, and what came of it</caption>", *rows, "</table>"])
+def _table(table: Table) -> str:
+    head = [_row(table.head, "th")] if table.head else []
+    rows = [_row(row, "td", marked=bool(row) and row[0] == table.highlighted) for row in table.rows]
+    return "\n".join([f"<table><caption>{escape(table.caption)}</caption>", *head, *rows, "</table>"])
 
 
 def _row(cells: Sequence[str], tag: str, *, marked: bool = False) -> str:
     inner = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
     return f'<tr class="marked">{inner}</tr>' if marked else f"<tr>{inner}</tr>"
-
-
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.heading)}</h2>", *(f"<p>{escape(text)}</p>" for text in section.paragraphs)]
-    if section.commands:
-        parts.append(f"<pre>{escape(section.commands)}</pre>")
-    return "\n".join([*parts, *(_picture(picture) for picture in section.pictures)])
 
 
 def _picture(picture: Picture) -> str:
@@ -134,26 +172,32 @@ _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; max-width: 64rem; padding: 2.5rem 1.5rem 4rem; background: #fff; color: #222;
   font: 16px/1.55 "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; font-weight: 650; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; font-weight: 650; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .7rem; padding-top: 1rem; border-top: 1px solid #ddd; font-weight: 650; }
-h3 { font-size: 1rem; margin: 0 0 .5rem; font-weight: 600; }
+h3 { font-size: 1rem; margin: 0 0 .5rem; font-weight: 600; overflow-wrap: anywhere; }
 p { max-width: 46rem; margin: 0 0 .8rem; }
+p.headline { font-size: 1.2rem; line-height: 1.45; font-weight: 600; border-left: .3rem solid #222;
+  padding-left: .9rem; margin: 0 0 1.1rem; }
 p.note { font-size: .88rem; color: #555; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.3rem; max-width: 56rem; margin: 0 0 1rem;
+  font-size: .95rem; }
+dt { font-weight: 600; max-width: 14rem; }
+dd { margin: 0; white-space: pre-line; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
-table { border-collapse: collapse; font-size: .95rem; margin: .4rem 0 1rem; }
+table { border-collapse: collapse; font-size: .92rem; margin: .4rem 0 1rem; line-height: 1.4; }
 caption { text-align: left; color: #555; font-size: .88rem; padding-bottom: .4rem; }
-th, td { text-align: right; padding: .34rem 0 .34rem 1.3rem; border-bottom: 1px solid #e4e4e4;
-  font-variant-numeric: tabular-nums; }
-th { font-weight: 600; border-bottom-color: #999; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th, td { text-align: right; padding: .34rem 0 .34rem 1.15rem; border-bottom: 1px solid #e4e4e4; vertical-align: top;
+  font-variant-numeric: tabular-nums; white-space: pre-line; }
+th { font-weight: 600; border-bottom-color: #999; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
 tr.marked td { font-weight: 650; background: #eef4f8; }
 figure { margin: 1.4rem 0 2.2rem; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }
-figcaption { color: #555; font-size: .88rem; margin-top: .4rem; max-width: 46rem; }
+figcaption { color: #555; font-size: .88rem; margin-top: .4rem; max-width: 52rem; }
 pre { background: #f6f6f4; border: 1px solid #e2e2de; padding: .8rem 1rem; white-space: pre-wrap;
   font: 13.5px/1.5 Consolas, "DejaVu Sans Mono", Menlo, monospace; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
-  tr.marked td { background: none; } }
+@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } h2, h3, caption { break-after: avoid; }
+  tr { break-inside: avoid; } tr.marked td { background: none; } }
 """
 
 _FRAME = """<!DOCTYPE html>

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.evaluation.summary import Case
-from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.report.page import Table
 
 SCORES = ("Dice", "IoU", "Sensitivity")
 DASH = "–"
-
-
-def deferral_effect(cases: Iterable[Case], ignore_label: int | None = None) -> dict[str, int]:
-    """Count what asking the experts changed, voxel by voxel over all cases.
-
-    Args:
-        cases: The cases; held one at a time.
-        ignore_label: The reference label whose voxels count nowhere, or None.
-
-    Returns:
-        Numbers of voxels: `voxels` (all that count), `model_wrong` (wrong labels of the model, anywhere), `deferred`,
-        and of the deferred `deferred_model_wrong`, `fixed` (the model wrong, the expert right) and `worsened` (the
-        model right, the expert wrong). All 0 without cases.
-    """
-    effect = dict.fromkeys(("voxels", "model_wrong", "deferred", "deferred_model_wrong", "fixed", "worsened"), 0)
-    for case in cases:
-        counts = np.ones(case.route.shape, bool) if ignore_label is None else case.reference != ignore_label
-        deferred = counts & (case.route > 0)
-        model_wrong = case.model != case.reference
-        system_wrong = fuse_masks(case.model, case.experts, case.route) != case.reference
-        for key, where in {
-            "voxels": counts,
-            "model_wrong": counts & model_wrong,
-            "deferred": deferred,
-            "deferred_model_wrong": deferred & model_wrong,
-            "fixed": deferred & model_wrong & ~system_wrong,
-            "worsened": deferred & ~model_wrong & system_wrong,
-        }.items():
-            effect[key] += int(where.sum())
-    return effect
+SYSTEM = "system (model + experts asked)"
 
 
 def result_table(
@@ -52,7 +22,7 @@ def result_table(
 
     Args:
         summary: From :func:`nnunetv2_deferral.evaluation.summary.summarize_deferral`.
-        effect: From :func:`deferral_effect`, for the same cases.
+        effect: The `total` of :func:`nnunetv2_deferral.evaluation.deferred.add_counts`, for the same cases.
         stock: Scores of a stock nnU-Net on the same cases, from :func:`nnunetv2_deferral.evaluation.overlap.summarize`.
 
     Returns:
@@ -60,7 +30,7 @@ def result_table(
         means over the foreground, NaN where undefined.
     """
     parts = {} if stock is None else {"stock nnU-Net": stock}
-    parts |= {"model alone": summary["model_everywhere"], "system (model + experts asked)": summary["system"]}
+    parts |= {"model alone": summary["model_everywhere"], SYSTEM: summary["system"]}
     parts |= {f"{name} alone": part for name, part in summary["expert_everywhere"].items()}
     rows = [{"who": who} | {score: part["foreground_mean"][score] for score in SCORES} for who, part in parts.items()]
     deferral = {"rate": summary["deferral"]["rate"], "share": dict(summary["deferral"]["share"])}
@@ -80,11 +50,22 @@ def deferral_rows(table: Mapping[str, Any]) -> list[list[str]]:
     rows = [["voxels deferred", percent_text(found["rate"])]]
     rows += [[f"asked of {name}", percent_text(share)] for name, share in found["share"].items()]
     wrong = "of the deferred voxels, the model had wrong"
+    if found["unanswered"]:
+        rows.append(["of the deferred voxels, no answer", percent_text(ratio(found["unanswered"], deferred))])
     return rows + [
-        [wrong, percent_text(_ratio(found["deferred_model_wrong"], deferred))],
-        ["of the deferred voxels, deferring fixed", percent_text(_ratio(found["fixed"], deferred))],
-        ["of the deferred voxels, deferring made wrong", percent_text(_ratio(found["worsened"], deferred))],
-        ["of the model's errors, deferring fixed", percent_text(_ratio(found["fixed"], found["model_wrong"]))],
+        [wrong, percent_text(ratio(found["deferred_model_wrong"], deferred))],
+        ["of the deferred voxels, deferring fixed", percent_text(ratio(found["fixed"], deferred))],
+        ["of the deferred voxels, deferring made wrong", percent_text(ratio(found["worsened"], deferred))],
+        ["of the model's errors, deferring fixed", percent_text(ratio(found["fixed"], found["model_wrong"]))],
+    ]
+
+
+def result_tables(table: Mapping[str, Any]) -> list[Table]:
+    """Both as tables of a page."""
+    head, *rows = score_rows(table)
+    return [
+        Table(caption="Overlap with the reference, mean over the cases", head=head, rows=rows, highlighted=SYSTEM),
+        Table(caption="What was deferred, and what came of it", rows=deferral_rows(table)),
     ]
 
 
@@ -110,14 +91,19 @@ def telling_order(model: Mapping[str, float], system: Mapping[str, float]) -> li
         system: Dice of the system, for the same cases. NaN is looked at last.
 
     Returns:
-        Pairs of case and why it is shown, in the order: the most improved, the worst and the median of the system,
-        then the others by name with an empty reason. A case appears once, with all its reasons.
+        Pairs of case and why it is shown, in the order: the most improved and the most harmed (where asking changed
+        any), the worst and the median of the system, then the others by name with an empty reason. A case appears
+        once, with all its reasons.
     """
     defined = sorted((case for case in system if not math.isnan(system[case])), key=lambda case: (system[case], case))
     gains = {case: system[case] - model[case] for case in defined if not math.isnan(model[case])}
     reasons: dict[str, list[str]] = {}
     if gains:
-        reasons.setdefault(max(gains, key=lambda case: gains[case]), []).append("most improved by asking")
+        best, worst = max(gains, key=lambda case: gains[case]), min(gains, key=lambda case: gains[case])
+        if gains[best] > 0:
+            reasons.setdefault(best, []).append("most improved by asking")
+        if gains[worst] < 0:
+            reasons.setdefault(worst, []).append("most harmed by asking")
     if defined:
         reasons.setdefault(defined[0], []).append("worst result of the system")
         reasons.setdefault(defined[len(defined) // 2], []).append("median result of the system")
@@ -139,12 +125,32 @@ def score_text(value: float) -> str:
     return DASH if math.isnan(value) else f"{value:.3f}"
 
 
+def signed_text(value: float) -> str:
+    """Three decimals with their sign, a dash for NaN; no sign where it rounds to zero."""
+    if math.isnan(value):
+        return DASH
+    return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
+
+
 def percent_text(value: float) -> str:
     """Per cent with two decimals, a dash for NaN."""
     return DASH if math.isnan(value) else f"{value:.2%}".replace("%", " %")
 
 
-def _ratio(numerator: int, denominator: int) -> float:
+def share_text(value: float) -> str:
+    """Per cent with as many decimals as it needs to be told from none and from all, a dash for NaN."""
+    if math.isnan(value) or value in (0, 1):
+        return DASH if math.isnan(value) else f"{value:.0%}".replace("%", " %")
+    if value < 1e-6:
+        return "< 0.0001 %"
+    if 0.995 <= value < 1:
+        return f"{min(value, 0.9999):.2%}".replace("%", " %")
+    decimals = 1 if abs(value) >= 0.1 else max(1, 1 - math.floor(math.log10(abs(value) * 100)))
+    return f"{100 * value:.{decimals}f} %"
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """The quotient, NaN for a denominator of zero."""
     return numerator / denominator if denominator else float("nan")
 
 

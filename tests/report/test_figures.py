@@ -5,14 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from nnunetv2_deferral.evaluation.summary import Case
-from nnunetv2_deferral.report.figures import (
-    CaseView,
-    draw_case,
-    draw_overview,
-    error_kinds,
-    fullest_slice,
-    to_png,
-)
+from nnunetv2_deferral.report.figures import draw_case, draw_overview, to_png
+from nnunetv2_deferral.report.views import CaseView, error_kinds, fullest_slice, telling_part
 
 NAN = float("nan")
 
@@ -34,7 +28,7 @@ def titles(figure):
 
 
 def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    return [text.get_text() for key in reversed(figure.legends) for text in key.get_texts()]
 
 
 def test_errors_are_told_apart_by_kind():
@@ -57,12 +51,44 @@ def test_without_deferral_the_middle_slice_is_shown():
     assert fullest_slice(np.zeros((5, 4, 4), np.uint8)) == 2
 
 
+def test_the_slice_is_chosen_by_the_first_that_has_anything():
+    nothing, wrong = np.zeros((4, 2, 2), np.uint8), np.zeros((4, 2, 2), bool)
+    wrong[3, 0, 0] = True
+    assert fullest_slice(nothing, wrong) == 3
+
+
+def test_a_small_finding_is_shown_large_and_whole():
+    marked = np.zeros((200, 300), bool)
+    marked[50:70, 280:290] = True
+    rows, columns = telling_part(marked)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (40, 40)
+    assert marked[rows, columns].sum() == marked.sum()
+    assert rows.start <= 45 and columns.stop == 300
+
+
+def test_a_large_finding_is_shown_in_the_whole_image():
+    marked = np.zeros((60, 60), bool)
+    marked[10:45, 10:45] = True
+    assert telling_part(marked) == telling_part(np.zeros((60, 60), bool)) == (slice(0, 60), slice(0, 60))
+
+
+def test_voxels_that_do_not_count_are_neither_drawn_nor_counted():
+    counts = np.ones((12, 16), bool)
+    counts[:6] = False
+    route = np.zeros((12, 16), np.uint8)
+    route[:9] = 1
+    figure = draw_case(make_view(route=route, counts=counts), ["ann", "bob"])
+    assert titles(figure)[3] == "deferred: 50.0 %"
+    layer = figure.axes[3].get_images()[1].get_array()
+    assert not layer[:6].any() and layer[6:9, :, 3].all()
+
+
 def test_a_case_shows_both_dice_and_the_share_of_each_expert():
     route = np.zeros((12, 16), np.uint8)
     route[:3], route[3:4, :8] = 1, 2
     figure = draw_case(make_view(route=route), ["ann", "bob"])
-    assert titles(figure) == ["image", "reference", "model: Dice 0.500", "deferred: 29.2%", "system: Dice 1.000"]
-    assert legend(figure)[:2] == ["asked ann (25.0%)", "asked bob (4.2%)"]
+    assert titles(figure) == ["image", "reference", "model: Dice 0.500", "deferred: 29.2 %", "system: Dice 1.000"]
+    assert legend(figure)[:2] == ["asked ann (25.0 %)", "asked bob (4.2 %)"]
 
 
 def test_undefined_dice_is_a_dash():
@@ -71,7 +97,7 @@ def test_undefined_dice_is_a_dash():
 
 def test_experts_differ_in_more_than_colour():
     figure = draw_case(make_view(num_experts=5), list("abcde"))
-    hatches = [patch.get_hatch() for patch in figure.legends[0].get_patches()][:5]
+    hatches = [patch.get_hatch() for patch in figure.legends[-1].get_patches()][:5]
     assert len(set(hatches)) == 5
 
 
@@ -110,9 +136,25 @@ def test_a_route_to_an_expert_without_a_name_is_refused():
         draw_case(view, ["ann"])
 
 
-def test_more_experts_than_styles_are_refused():
-    with pytest.raises(ValueError, match="got 8"):
-        draw_case(make_view(num_experts=8), list("abcdefgh"))
+def test_eight_experts_all_look_different():
+    patches = draw_case(make_view(num_experts=8), list("abcdefgh")).legends[-1].get_patches()[:8]
+    assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in patches}) == 8
+
+
+def test_a_long_legend_has_several_rows():
+    experts = [f"the radiologist number {number}" for number in range(8)]
+    figure = draw_case(make_view(num_experts=8), experts)
+    figure.canvas.draw()
+    boxes = [key.get_window_extent().transformed(figure.transFigure.inverted()) for key in figure.legends]
+    assert all(box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0 for box in boxes)
+    assert boxes[0].y1 <= boxes[1].y0
+    assert len(draw_case(make_view(), ["ann", "bob"]).legends) == 1
+
+
+def test_names_are_no_mathematics():
+    figure = draw_case(make_view(), ["$x_", "b$"])
+    assert to_png(figure).startswith(b"\x89PNG")
+    assert r"asked \$x_" in legend(figure)[0]
 
 
 def test_an_image_of_another_shape_is_refused():

@@ -6,15 +6,29 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
-from nnunetv2_deferral.report.page import Page, Picture, Section, render_page, write_page
+from nnunetv2_deferral.report.page import (
+    Commands,
+    Definitions,
+    Note,
+    Page,
+    Picture,
+    Section,
+    SideBySide,
+    Table,
+    render_page,
+    write_page,
+)
 from nnunetv2_deferral.report.tables import (
-    deferral_effect,
     deferral_rows,
     dice_by_case,
     markdown_tables,
     result_table,
+    result_tables,
     score_rows,
+    share_text,
+    signed_text,
     telling_order,
     without_nan,
 )
@@ -34,11 +48,15 @@ def make_cases():
 
 def make_table(cases=None, experts=("ann",), stock=None):
     cases = make_cases() if cases is None else cases
-    return result_table(summarize_deferral(cases, (1,), experts), deferral_effect(cases), stock=stock)
+    counted = [count_deferred(case.reference, case.model, case.experts, case.route, experts) for case in cases]
+    effect = add_counts(counted, experts)["total"]
+    return result_table(summarize_deferral(cases, (1,), experts), effect, stock=stock)
 
 
-def make_page(**changes):
-    return Page(**{"title": "Title", "introduction": ("Words.",), "table": make_table()} | changes)
+def make_page(*parts, table=None, **changes):
+    tables = SideBySide(result_tables(table or make_table()))
+    section = Section(heading="Numbers", parts=(tables, *parts))
+    return Page(**{"title": "Title", "introduction": ("Words.",), "sections": (section,)} | changes)
 
 
 class Reader(HTMLParser):
@@ -63,27 +81,6 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if self._in_cell:
             self.rows[-1][-1] += data
-
-
-def test_the_effect_of_deferring_is_counted_voxel_by_voxel():
-    assert deferral_effect(make_cases()) == {
-        "voxels": 8,
-        "model_wrong": 3,
-        "deferred": 4,
-        "deferred_model_wrong": 2,
-        "fixed": 1,
-        "worsened": 1,
-    }
-
-
-def test_ignored_voxels_have_no_effect():
-    cases = [Case("one", np.array([2, 1]), np.array([0, 0]), np.array([[1, 1]]), np.array([1, 1], np.uint8))]
-    effect = deferral_effect(cases, ignore_label=2)
-    assert effect == dict.fromkeys(effect, 1) | {"worsened": 0}
-
-
-def test_the_effect_without_cases_is_zero():
-    assert set(deferral_effect([]).values()) == {0}
 
 
 def test_the_numbers_shown_are_those_of_the_summary():
@@ -116,8 +113,7 @@ def test_undefined_numbers_are_dashes():
 
 
 def test_the_page_loads_nothing():
-    pictures = (Picture(png=PNG, title="a", caption="b"),)
-    html = render_page(make_page(sections=(Section(heading="h", pictures=pictures, commands="do it"),)))
+    html = render_page(make_page(Picture(png=PNG, title="a", caption="b"), Commands("do it"), Note("n")))
     tags = Reader(html).tags
     assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "embed", "base"}
     sources = [value for _, attributes in tags for key, value in attributes.items() if key in ("src", "href", "srcset")]
@@ -126,10 +122,8 @@ def test_the_page_loads_nothing():
 
 
 def test_pictures_have_a_text_for_those_who_do_not_see_them():
-    section = Section(heading="h", pictures=(Picture(png=PNG, title='the "a"', caption=""),))
-    assert ('the "a"') in [
-        attributes.get("alt") for _, attributes in Reader(render_page(make_page(sections=(section,)))).tags
-    ]
+    html = render_page(make_page(Picture(png=PNG, title='the "a"', caption="")))
+    assert ('the "a"') in [attributes.get("alt") for _, attributes in Reader(html).tags]
 
 
 def test_names_are_escaped():
@@ -137,6 +131,33 @@ def test_names_are_escaped():
     html = render_page(page)
     assert "<script" not in html
     assert "<h1>&lt;b&gt;&amp;</h1>" in html
+
+
+def test_every_kind_of_part_is_escaped():
+    bad = "<script>&"
+    parts = (bad, Note(bad), Commands(bad), Definitions([(bad, bad)]), Picture(png=PNG, title=bad, caption=bad))
+    html = render_page(make_page(*parts, Table(caption=bad, head=[bad], rows=[[bad]]), headline=bad))
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;&amp;") == 12
+
+
+def test_parts_keep_their_order():
+    html = render_page(make_page("first", Note("second"), "third"))
+    assert html.index("first") < html.index("second") < html.index("third")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 %"), (1, "100 %"), (0.1234, "12.3 %"), (0.0123, "1.2 %"), (0.00123, "0.12 %"), (1.7e-5, "0.0017 %"),
+     (1e-9, "< 0.0001 %"), (0.99999, "99.99 %"), (NAN, "–")],
+)  # fmt: skip
+def test_shares_are_told_from_none_and_from_all(value, text):
+    assert share_text(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0123, "+0.012"), (-0.5, "−0.500"), (-0.0001, "0.000"), (NAN, "–")])
+def test_differences_have_a_sign(value, text):
+    assert signed_text(value) == text
 
 
 def test_the_page_is_written_as_it_is_rendered(tmp_path):
@@ -167,6 +188,20 @@ def test_the_most_telling_cases_come_first_and_only_once():
         ("a", ""),
         ("b", ""),
         ("e", ""),
+    ]
+
+
+def test_a_case_that_asking_harmed_is_among_the_first():
+    order = telling_order({"a": 0.5, "b": 0.9, "c": 0.7}, {"a": 0.6, "b": 0.8, "c": 0.7})
+    assert order[1] == ("b", "most harmed by asking")
+
+
+def test_where_asking_changed_nothing_no_case_is_called_improved_or_harmed():
+    dice = {"a": 0.5, "b": 0.9, "c": 0.7}
+    assert [why for _, why in telling_order(dice, dice)] == [
+        "worst result of the system",
+        "median result of the system",
+        "",
     ]
 
 

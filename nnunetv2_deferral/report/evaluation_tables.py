@@ -1,0 +1,179 @@
+"""The tables of an evaluation's page, from its summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2_deferral.evaluation.evaluation import LEARNED
+from nnunetv2_deferral.report.outcomes import unchanged
+from nnunetv2_deferral.report.page import Table
+from nnunetv2_deferral.report.statements import RANKING_NAMES, interval_text
+from nnunetv2_deferral.report.tables import DASH, SYSTEM, ratio, score_text, share_text, signed_text
+
+_HOW_CASES_ARE_SCORED = {
+    "mean": "mean over all voxels",
+    "foreground": "mean over what the model calls foreground",
+    "off_boundary": "mean away from the model's borders",
+}
+
+
+def ranking_name(name: str) -> str:
+    """What a ranking is called on the page."""
+    return RANKING_NAMES.get(name, name)
+
+
+def scores_table(summary: Mapping[str, Any]) -> Table:
+    """Model, system and every expert alone."""
+    dice, num_cases = summary["intervals"]["Dice"], len(summary["deferred"]["per_case"])
+    parts = {"model alone": ("model_everywhere", summary["model_everywhere"]), SYSTEM: ("system", summary["system"])}
+    parts |= {f"{name} alone": (name, part) for name, part in summary["expert_everywhere"].items()}
+    rows = []
+    for who, (key, part) in parts.items():
+        mean = part["foreground_mean"]
+        less = interval_text(dice[f"system - {key}"], signed=True) if key != "system" else ""
+        seen = len(part["metric_per_case"])
+        rows.append(
+            [who, interval_text(dice[key]), less, score_text(mean["IoU"]), score_text(mean["Sensitivity"]),
+             str(seen) if seen == num_cases else f"{seen} of {num_cases}"]
+        )  # fmt: skip
+    return Table(
+        caption="Overlap with the reference, mean over cases and labels, with 95 % intervals",
+        head=["who answers", "Dice", "system less this", "IoU", "sensitivity", "cases"],
+        rows=rows,
+        highlighted=SYSTEM,
+    )
+
+
+def regions_table(summary: Mapping[str, Any]) -> Table | None:
+    """Dice by label, where there are several."""
+    regions = list(summary["system"]["mean"])
+    if len(regions) < 2:
+        return None
+    parts = {"model alone": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
+    rows = [
+        [
+            f"label {region}",
+            *(score_text(part["mean"].get(region, {}).get("Dice", math.nan)) for part in parts.values()),
+        ]
+        for region in regions
+    ]
+    return Table(caption="Dice by label, mean over cases", head=["", *parts], rows=rows)
+
+
+def budgets_table(summary: Mapping[str, Any]) -> Table:
+    """Dice and recovered gain of every ranking at matched budgets."""
+    rows = []
+    for name, found in summary["budgets"].items():
+        cells = [
+            _with_interval(row["Dice"], row["low"], row["high"]) + f"\n{_per_cent(row['recovered'])}" for row in found
+        ]
+        rows.append([ranking_name(name), *cells])
+    return Table(
+        caption="At matched budgets: Dice of the system, 95 % interval, recovered gain",
+        head=["what is deferred first", *_budget_heads(summary)],
+        rows=rows,
+        highlighted=ranking_name(LEARNED),
+    )
+
+
+def differences_table(summary: Mapping[str, Any]) -> Table:
+    """The learned ranking less the others at matched budgets."""
+    rows = []
+    for name, found in summary["budgets"].items():
+        if name == LEARNED:
+            continue
+        cells = [
+            _with_interval(row["learned_minus_this"]["estimate"], row["learned_minus_this"]["low"],
+                           row["learned_minus_this"]["high"], signed=True)
+            for row in found
+        ]  # fmt: skip
+        rows.append([ranking_name(name), *cells])
+    return Table(
+        caption="At matched budgets: Dice of the learned ranking less that of the others, paired, with 95 % intervals",
+        head=["learned less", *_budget_heads(summary)],
+        rows=rows,
+    )
+
+
+def load_table(summary: Mapping[str, Any]) -> Table:
+    """Load and benefit of every expert."""
+    counts = summary["deferred"]
+    voxels, deferred = counts["total"]["voxels"], counts["total"]["deferred"]
+    rows = []
+    for name, found in {**counts["experts"], "all": counts["total"]}.items():
+        asked = found["deferred"]
+        kinds = (found["deferred_model_wrong"], found["fixed"], unchanged(found), found["worsened"],
+                 found["unanswered"])  # fmt: skip
+        rows.append(
+            [name, f"{asked:,}\n{share_text(ratio(asked, voxels))}", share_text(ratio(asked, deferred)),
+             *(f"{number:,}\n{share_text(ratio(number, asked))}" for number in kinds),
+             _signed(found["fixed"] - found["worsened"])]
+        )  # fmt: skip
+    return Table(
+        caption="Load and benefit: numbers of voxels. Below them, for those asked the share of all voxels, for the "
+        "others the share of those asked of this expert",
+        head=["expert", "asked", "of the\ndeferred", "model was\nwrong", "fixed", "no change", "made worse",
+              "unanswered", "fixed less\nmade worse"],
+        rows=rows,
+        highlighted="all",
+    )  # fmt: skip
+
+
+def errors_table(summary: Mapping[str, Any]) -> Table:
+    """How well scores rank the model's wrong voxels first."""
+    rows = [
+        [
+            ranking_name(name),
+            *(_thousandfold(found[area][key]) for area in ("AUGRC", "AURC") for key in ("area", "optimum", "random")),
+        ]
+        for name, found in summary["risk_coverage"].items()
+    ]
+    return Table(
+        caption="Do high scores find the model's wrong voxels? Areas under risk-coverage curves, times 1000; low is "
+        "good",
+        head=["score", "AUGRC", "best\npossible", "by chance", "AURC", "best\npossible", "by chance"],
+        rows=rows,
+    )
+
+
+def cases_table(summary: Mapping[str, Any]) -> Table:
+    """How well scores of cases tell where the model's Dice is low."""
+    rows = []
+    for name, found in summary["failure_detection"].items():
+        score, _, how = name.partition(", ")
+        label = f"{ranking_name(score)}, {_HOW_CASES_ARE_SCORED[how]}" if how in _HOW_CASES_ARE_SCORED else name
+        label = "disagreement of the folds" if name == "fold_disagreement" else label
+        areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]
+        rows.append([label, *areas, str(found["num_cases"])])
+    return Table(
+        caption="Area under the generalised risk-coverage curve (AUGRC) over cases, risk 1 − Dice of the model; low is "
+        "good",
+        head=["score of a case", "AUGRC", "best possible", "by chance", "cases"],
+        rows=rows,
+    )
+
+
+def _budget_heads(summary: Mapping[str, Any]) -> list[str]:
+    rows = summary["budgets"][LEARNED]
+    return [
+        f"{share_text(row['budget'])}\n(own rate)" if row["own_rate"] else f"{100 * row['budget']:g} %" for row in rows
+    ]
+
+
+def _with_interval(estimate: float, low: float, high: float, *, signed: bool = False) -> str:
+    text = signed_text if signed else score_text
+    return text(estimate) if math.isnan(low) else f"{text(estimate)}\n[{text(low)}, {text(high)}]"
+
+
+def _per_cent(value: float) -> str:
+    return DASH if math.isnan(value) else f"{value:.0%}".replace("%", " %").replace("-", "−")
+
+
+def _signed(number: int) -> str:
+    return f"{number:+,}".replace("-", "−") if number else "0"
+
+
+def _thousandfold(value: float) -> str:
+    return DASH if math.isnan(value) else f"{1000 * value:.3g}"

@@ -1,0 +1,99 @@
+"""A case to be drawn, and what of it to show: the slice and the part where something happens, and kinds of errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnunetv2_deferral.evaluation.summary import Case
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseView:
+    """A case with what it takes to draw it.
+
+    Attributes:
+        case: Label maps and route, all of shape (Y, X) or (Z, Y, X); nnU-Net's (1, Y, X) for 2D will do as well.
+        image: One channel of the image, any real type, same shape.
+        spacing: Size of a voxel in the order of the axes, any unit, as many as axes.
+        model_dice: Dice of the model's mask, NaN where undefined.
+        system_dice: Dice of the fused mask, NaN where undefined.
+        counts: Bool of the same shape, the voxels that count, or None for all. Elsewhere only the image is shown.
+    """
+
+    case: Case
+    image: np.ndarray
+    spacing: tuple[float, ...]
+    model_dice: float
+    system_dice: float
+    counts: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.case.reference.shape
+        if self.image.shape != shape or len(self.spacing) != len(shape):
+            raise ValueError(
+                f"case {self.case.name}: masks of shape {shape} do not go with an image of shape {self.image.shape} "
+                f"and {len(self.spacing)} spacings"
+            )
+        if len(shape) not in (2, 3):
+            raise ValueError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
+
+    @property
+    def counted_route(self) -> np.ndarray:
+        """The route of the voxels that count, one-dimensional."""
+        return self.case.route.ravel() if self.counts is None else self.case.route[self.counts]
+
+
+def fullest_slice(*marked: np.ndarray) -> int:
+    """Which slice along the first axis to show.
+
+    Args:
+        marked: Arrays of shape (Z, Y, X), the most telling first, such as the route and where the model is wrong.
+
+    Returns:
+        The slice with most voxels that are not 0 in the first array that has any; the middle one if none has.
+    """
+    for each in marked:
+        numbers = np.count_nonzero(each.reshape(each.shape[0], -1), axis=1)
+        if numbers.any():
+            return int(numbers.argmax())
+    return marked[0].shape[0] // 2
+
+
+def telling_part(*marked: np.ndarray, margin: float = 0.35, smallest: int = 40) -> tuple[slice, slice]:
+    """The part of an image (Y, X) that shows all that is not 0 in any of `marked`, with room around.
+
+    Args:
+        marked: Arrays of shape (Y, X).
+        margin: Room on each side, as a fraction of the longer side of what is marked.
+        smallest: The shortest side of the part in pixels, where the image has as many.
+
+    Returns:
+        Rows and columns; the whole image if nothing is marked or the part would be over three quarters of each side.
+    """
+    whole = (slice(0, marked[0].shape[0]), slice(0, marked[0].shape[1]))
+    found = np.logical_or.reduce([each != 0 for each in marked])
+    if not found.any():
+        return whole
+    ranges = [np.flatnonzero(found.any(1 - axis))[[0, -1]] for axis in (0, 1)]
+    side = max(smallest, round((1 + 2 * margin) * max(last + 1 - first for first, last in ranges)))
+    part = []
+    for (first, last), size in zip(ranges, marked[0].shape, strict=True):
+        begin = max(0, min((first + last + 1 - side) // 2, size - side))
+        part.append(slice(int(begin), int(min(size, begin + side))))
+    if all(4 * side > 3 * size for size in marked[0].shape):
+        return whole
+    return part[0], part[1]
+
+
+def error_kinds(reference: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
+    """Where an answer is wrong, by the kind of error.
+
+    Returns:
+        Bool masks of the shape of `reference`: `added` (background in the reference), `missed` (background in the
+        answer) and `confused` (two different foreground labels).
+    """
+    wrong = reference != answer
+    added, missed = wrong & (reference == 0), wrong & (answer == 0)
+    return {"added": added, "missed": missed, "confused": wrong & ~added & ~missed}

@@ -1,0 +1,294 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nnunetv2_deferral.report import statements
+from nnunetv2_deferral.report.evaluation_page import WITHOUT_IMAGES, evaluation_page, write_evaluation_page
+from nnunetv2_deferral.report.evaluation_tables import load_table, scores_table
+from nnunetv2_deferral.report.page import render_page
+from nnunetv2_deferral.report.statements import headline, interval_text, limits, remarks
+from nnunetv2_deferral.report.strips import chosen_cases
+
+NAN = float("nan")
+
+
+class Reader(HTMLParser):
+    """Collects tables (rows of cells), all text, and every tag with its attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.rows, self.text, self._inside = [], [], "", ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._inside = tag
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside in ("td", "th"):
+            self.rows[-1][-1] += data
+        if self._inside != "style":
+            self.text += data
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pages without drawing, for tests of their text."""
+    for name in ("draw_curves", "draw_load", "draw_location"):
+        monkeypatch.setattr(f"nnunetv2_deferral.report.evaluation_page.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("nnunetv2_deferral.report.evaluation_page.to_png", lambda *_, **__: b"\x89PNG\r\n\x1a\n")
+
+
+def read(summary, **options):
+    return Reader(render_page(evaluation_page(summary, **options)))
+
+
+def with_change(summary, estimate, low, high):
+    summary["intervals"]["Dice"]["system - model_everywhere"] = {"estimate": estimate, "low": low, "high": high}
+    return summary
+
+
+EDGE_CASES = {
+    "nothing deferred": {"rate": 0},
+    "everything deferred": {"rate": 1},
+    "one case": {"num_cases": 1},
+    "one expert": {"experts": ("ann",)},
+    "eight experts": {"experts": tuple("abcdefgh")},
+    "no probabilities": {"with_probabilities": False},
+    "no Dice": {"empty": True},
+    "two labels": {"labels": 2},
+}
+
+
+@pytest.mark.parametrize("options", EDGE_CASES.values(), ids=EDGE_CASES)
+def test_every_evaluation_has_a_page_without_nan_and_with_all_figures(make_summary, options):
+    page = read(make_summary(**options))
+    assert [tag for tag, _ in page.tags].count("img") == 3
+    assert not re.search(r"\bnan\b|\binf\b|None", page.text)
+
+
+def test_the_page_is_self_contained(make_summary):
+    html = render_page(evaluation_page(make_summary()))
+    tags = Reader(html).tags
+    assert not {tag for tag, _ in tags} & {"script", "link", "iframe", "object", "embed", "base"}
+    assert not [key for _, attributes in tags for key in attributes if key.startswith("on")]
+    sources = [value for _, attributes in tags for key, value in attributes.items() if key in ("src", "href", "srcset")]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert all(attributes["alt"] for tag, attributes in tags if tag == "img")
+
+
+def test_scores_are_those_of_the_summary(make_summary, quick):
+    summary = make_summary()
+    rows, dice = read(summary).rows, summary["intervals"]["Dice"]
+    for who, key in (("model alone", "model_everywhere"), ("ann alone", "ann"), ("bob alone", "bob")):
+        part = summary.get(key) or summary["expert_everywhere"][key]
+        assert [
+            who,
+            f"{dice[key]['estimate']:.3f} [{dice[key]['low']:.3f}, {dice[key]['high']:.3f}]",
+            interval_text(dice[f"system - {key}"], signed=True),
+            f"{part['foreground_mean']['IoU']:.3f}",
+            f"{part['foreground_mean']['Sensitivity']:.3f}",
+            "4",
+        ] in rows
+
+
+def test_matched_budgets_are_those_of_the_summary(make_summary, quick):
+    summary = make_summary()
+    rows = read(summary).rows
+    for name, shown in (("learned", "learned (this model)"), ("oracle", "oracle"), ("random", "random")):
+        cells = next(row for row in rows if row[0] == shown)[1:]
+        assert len(cells) == len(summary["budgets"][name]) == 6
+        for cell, found in zip(cells, summary["budgets"][name], strict=True):
+            assert cell.split("\n")[:2] == [f"{found['Dice']:.3f}", f"[{found['low']:.3f}, {found['high']:.3f}]"]
+            assert cell.split("\n")[2] == f"{found['recovered']:.0%}".replace("%", " %").replace("-", "−")
+
+
+def test_load_is_that_of_the_summary(make_summary):
+    summary = make_summary(rate=0.4)
+    counts = summary["deferred"]["experts"]["ann"]
+    row = next(row for row in load_table(summary).rows if row[0] == "ann")
+    numbers = [cell.split("\n")[0] for cell in row]
+    no_change = counts["deferred"] - counts["fixed"] - counts["worsened"] - counts["unanswered"]
+    assert numbers[1] == str(counts["deferred"])
+    assert numbers[3:8] == [
+        str(number) for number in (counts["deferred_model_wrong"], counts["fixed"], no_change, counts["worsened"],
+                                   counts["unanswered"])
+    ]  # fmt: skip
+    assert load_table(summary).rows[-1][1].split("\n")[0] == f"{summary['deferred']['total']['deferred']:,}"
+
+
+def test_an_expert_who_labelled_some_cases_only_is_shown_so(make_summary):
+    summary = make_summary()
+    del summary["expert_everywhere"]["ann"]["metric_per_case"][0]
+    assert next(row for row in scores_table(summary).rows if row[0] == "ann alone")[-1] == "3 of 4"
+
+
+def test_an_expert_without_any_label_has_no_row(make_summary, quick):
+    summary = make_summary()
+    for part in (summary["expert_everywhere"], summary["intervals"]["Dice"]):
+        del part["bob"]
+    del summary["intervals"]["Dice"]["system - bob"]
+    page = read(summary)
+    assert "bob alone" not in [row[0] for row in page.rows]
+    assert "ann alone" in [row[0] for row in page.rows]
+
+
+def test_names_are_escaped(make_summary, quick):
+    bad = "<script>alert(1)</script>"
+    summary = make_summary(experts=(bad, "a&b"))
+    summary["model_identity"]["dataset"] = "<b>"
+    html = render_page(evaluation_page(summary))
+    assert "<script" not in html and "<b>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; alone" in html
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "not_said"),
+    [
+        ((0.002, -0.01, 0.02), "Deferring changed Dice by +0.002 [−0.010, +0.020]", "raised"),
+        ((0.002, -0.01, 0.02), "no gain shown", "harm"),
+        ((0.05, 0.03, 0.07), "raised Dice by +0.050 [+0.030, +0.070]", "no gain"),
+        ((-0.05, -0.07, -0.03), "lowered Dice by −0.050 [−0.070, −0.030]", "raised"),
+        ((0.05, NAN, NAN), "no gain shown", "raised"),
+        ((NAN, NAN, NAN), "no gain can be shown", "raised"),
+    ],
+)
+def test_the_headline_says_plainly_whether_deferring_helped(make_summary, change, said, not_said):
+    text = headline(with_change(make_summary(), *change))
+    assert said in text and not_said not in text
+
+
+def test_the_headline_of_a_model_that_defers_nothing(make_summary):
+    text = headline(make_summary(rate=0))
+    assert text.startswith("The model deferred nothing") and text.endswith("No gain shown.")
+
+
+def test_everything_deferred_is_said(make_summary):
+    summary = make_summary(rate=1)
+    assert headline(summary).startswith("All voxels were deferred")
+    assert any("the model hardly answers itself" in text for text in remarks(summary))
+
+
+def test_a_collapse_of_routing_is_said(make_summary):
+    summary = make_summary()
+    assert not any("collapsed" in text for text in remarks(summary))
+    total = summary["deferred"]["total"]["deferred"]
+    for name, number in (("ann", total - 1), ("bob", 1)):
+        summary["deferred"]["experts"][name]["deferred"] = number
+    assert any("one of 2 experts, ann: routing has collapsed" in text for text in remarks(summary))
+
+
+def test_a_single_expert_is_no_collapse(make_summary):
+    assert not any("collapsed" in text for text in remarks(make_summary(experts=("ann",))))
+
+
+def test_the_learned_ranking_is_compared_at_the_models_own_rate(make_summary):
+    summary = make_summary()
+    row = summary["budgets"]["max_softmax"][-1]
+    text = remarks(summary)[0]
+    assert f"ranking by the model's own uncertainty ({row['Dice']:.3f}; difference" in text
+    assert interval_text(row["learned_minus_this"], signed=True) in text
+
+
+def test_the_best_expert_alone_is_named(make_summary):
+    summary = make_summary()
+    dice = summary["intervals"]["Dice"]
+    best = max(("ann", "bob"), key=lambda name: dice[name]["estimate"])
+    assert f"The best expert alone, labelling everything, is {best}" in remarks(summary)[1]
+
+
+def test_raters_and_simulated_experts_are_told_apart(make_summary):
+    summary = make_summary()
+    assert statements.experts_text(summary) == "Raters, whose labels were read from files: ann, bob."
+    assert any("made from these raters' own labels" in text for text in limits(summary))
+    summary["experts"] = {
+        "experts": [
+            {"name": "ann", "foreground": 0.92, "background": 0.98, "boundary": 0.9, "error_model": "independent"},
+            {"name": "bob", "foreground": 0.9, "background": 0.9, "edge_boost": -0.1, "error_model": "correlated"},
+        ],
+        "seed": 7,
+        "boundary_width": 2,
+    }
+    text = statements.experts_text(summary)
+    assert "seed 7" in text
+    assert "ann, right in 92 % of the foreground, 98 % of the background and 90 % of borders, erring each voxel" in text
+    assert "−10 points at borders, erring in spatially correlated patches" in text
+    assert any("Simulated experts err as they are told" in text for text in limits(summary))
+
+
+def simulated(name):
+    return {"name": name, "foreground": 0.9, "background": 0.9, "boundary": 0.9, "error_model": "independent"}
+
+
+@pytest.mark.parametrize(
+    ("experts", "said"),
+    [
+        (["ann", "bob"], None),
+        ([simulated("ann")], "The expert is simulated"),
+        ([simulated("ann"), simulated("bob")], "The experts are simulated"),
+        ([simulated("ann"), "bob"], "1 of the 2 experts is simulated"),
+    ],
+)
+def test_that_experts_are_simulated_is_said_at_the_top(make_summary, experts, said):
+    summary = make_summary()
+    summary["experts"]["experts"] = experts
+    first = remarks(summary)[0]
+    assert first.startswith(said) if said else "simulated" not in first
+
+
+def test_how_the_intervals_were_drawn_is_told(make_summary):
+    by_case = statements.intervals_text(make_summary())
+    assert "100 resamples (seed 0) of the 4 cases, each by itself" in by_case
+    groups = {f"case_{number}": number // 2 for number in range(4)}
+    by_group = statements.intervals_text(make_summary(groups=groups))
+    assert "the 2 groups (such as patients) that the 4 cases belong to" in by_group
+    assert any("Only 2" in text for text in limits(make_summary(groups=groups)))
+
+
+def test_undefined_cases_are_counted(make_summary):
+    assert any("label: 1: 4" in text for text in limits(make_summary(empty=True)))
+    assert not any("undefined" in text for text in limits(make_summary()))
+
+
+def test_model_and_versions_are_named(make_summary, quick):
+    text = read(make_summary()).text
+    for word in ("Dataset701_Small", "nnUNetTrainerDeferral", "nnUNetPlans", "3d_fullres", "nnunetv2 2.8.1"):
+        assert word in text
+
+
+def test_without_images_the_page_says_how_to_get_cases(make_summary, quick):
+    assert WITHOUT_IMAGES in read(make_summary()).text
+
+
+def test_without_probabilities_the_page_says_what_is_missing(make_summary, quick):
+    assert "--save_probabilities" in read(make_summary(with_probabilities=False)).text
+    assert "--save_probabilities" not in read(make_summary()).text
+
+
+def test_labels_are_listed_where_there_are_several(make_summary, quick):
+    assert "Dice by label" in read(make_summary(labels=2)).text
+    assert "Dice by label" not in read(make_summary()).text
+
+
+def test_a_summary_that_was_written_and_read_gives_the_same_page(make_summary, tmp_path):
+    summary = make_summary(num_cases=1)
+    write_evaluation_page(summary, tmp_path / "a.html")
+    write_evaluation_page(json.loads(json.dumps(summary)), tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_between_three_and_six_cases_are_shown(make_summary):
+    assert 3 <= len(chosen_cases(make_summary(num_cases=9))) <= 6
+    assert len(chosen_cases(make_summary(num_cases=9, rate=0))) == 3
+    assert len(chosen_cases(make_summary(num_cases=2))) == 2
