@@ -65,7 +65,8 @@ class DeferralHead(nn.Module):
         # Routing starts undecided. Where everyone is right its optimum is nearly uniform and the decision hangs on
         # hundredths, which a random start of the last layer buries for hundreds of steps.
         nn.init.zeros_(self.routing.weight)
-        nn.init.constant_(self.routing.bias, initial_logit)
+        if self.routing.bias is not None:
+            nn.init.constant_(self.routing.bias, initial_logit)
         # Not among the weights: who can be asked is a matter of the plans, also of those beside a trained model.
         open_to = torch.tensor(available).view(1, -1, *[1] * (self.routing.weight.ndim - 2))
         self.register_buffer("available", open_to, persistent=False)

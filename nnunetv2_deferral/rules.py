@@ -21,8 +21,9 @@ COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
 class RoutingRule(Protocol):
     """How routes are decided."""
 
-    initial_logit: float
-    """What the routing logits are before anything is learned."""
+    @property
+    def initial_logit(self) -> float:
+        """What the routing logits are before anything is learned."""
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
         """float32 probabilities in [0, 1] from routing logits, J + 1 along `dim`."""

@@ -15,6 +15,7 @@ from typing import Any
 from nnunetv2_deferral.budget import check_budget
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.raters import RESERVED_NAMES
 from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
 
 PLANS_KEY = "deferral"
@@ -88,6 +89,11 @@ class DeferralSettings:
         names = self.expert_names
         if len(set(names)) != len(names):
             raise ValueError(f"deferral settings: two experts have the same name: {', '.join(names)}")
+        if reserved := [name for name in names if name in RESERVED_NAMES]:
+            raise ValueError(
+                f"deferral settings: no expert can be called {', '.join(reserved)}, which means something else in "
+                "summaries"
+            )
         if strangers := [name for name in self.unavailable if name not in names]:
             raise ValueError(
                 f"deferral settings: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"

@@ -58,3 +58,142 @@ def test_what_the_trainer_fixes_wins_over_the_plans():
 def test_what_cannot_be_is_refused_and_named(block, num_experts, message):
     with pytest.raises(ValueError, match=message):
         resolve_settings(block, num_experts=num_experts)
+
+
+PROFILE = {"name": "sim", "foreground": 0.9, "background": 0.8, "boundary": 0.7}
+RATERS = ("ann", "bob", "eve")
+
+
+class TestRaters:
+    def test_without_a_word_in_the_plans_the_experts_are_the_datasets_raters_in_its_order(self):
+        settings = resolve_settings(None, raters=["eve", "ann"])
+        assert settings.experts == settings.raters == settings.expert_names == ("eve", "ann")
+        assert settings.profiles == ()
+        assert (len(settings.lower), len(settings.upper)) == (2, 2)
+
+    def test_a_dataset_without_raters_has_the_three_of_the_paper(self):
+        assert resolve_settings(None, raters=[]) == resolve_settings(None)
+
+    def test_a_named_set_in_the_plans_simulates_them_though_the_dataset_has_raters(self):
+        settings = resolve_settings({"experts": "complementary"}, raters=RATERS)
+        assert settings.raters == ()
+        assert settings.num_experts == 3
+
+    def test_a_list_in_the_plans_chooses_among_the_datasets_raters(self):
+        assert resolve_settings({"experts": ["eve", "ann"]}, raters=RATERS, num_experts=2).raters == ("eve", "ann")
+
+    def test_a_list_may_mix_raters_and_simulated_experts_and_keeps_its_order(self):
+        settings = resolve_settings({"experts": ["eve", PROFILE, "ann"]}, raters=RATERS)
+        assert settings.expert_names == ("eve", "sim", "ann")
+        assert settings.raters == ("eve", "ann")
+        assert [profile.foreground for profile in settings.profiles] == [0.9]
+        assert settings.available == (True, True, True)
+
+    def test_where_the_dataset_is_not_at_hand_the_plans_are_believed(self):
+        assert resolve_settings({"experts": ["someone", PROFILE]}).raters == ("someone",)
+
+    @pytest.mark.parametrize(
+        "block",
+        [
+            {"experts": ["eve", PROFILE, "ann"]},
+            {"experts": ["eve", PROFILE], "costs": [0.2, 0.1], "unavailable": ["sim"]},
+            {},
+        ],
+    )
+    def test_the_written_block_is_read_back_unchanged(self, block):
+        settings = resolve_settings(block, raters=RATERS)
+        written = json.loads(json.dumps(settings.to_dict()))
+        assert written["experts"][0] == settings.expert_names[0]
+        assert resolve_settings(written) == resolve_settings(written, raters=RATERS) == settings
+
+    @pytest.mark.parametrize(
+        ("block", "how", "sides"),
+        [
+            ({}, {"num_experts": 2}, ["the trainer says 2", '"experts" in dataset.json (ann, bob, eve) says 3']),
+            (
+                {"num_experts": 5},
+                {},
+                ['"num_experts" in the plans\' "deferral" block says 5', '"experts" in dataset.json (ann, bob, eve)'],
+            ),
+            (
+                {"experts": ["ann", "bob"]},
+                {"num_experts": 3},
+                ["the trainer says 3", 'the list "experts" in the plans\' "deferral" block says 2'],
+            ),
+            (
+                {"experts": ["ann", PROFILE], "num_experts": 4},
+                {"num_experts": 1},
+                ["the trainer says 1", '"num_experts" in the plans\' "deferral" block says 4', "says 2"],
+            ),
+        ],
+    )
+    def test_a_conflict_names_both_sides(self, block, how, sides):
+        with pytest.raises(ValueError, match="the number of experts is in conflict") as refused:
+            resolve_settings(block, raters=RATERS, **how)
+        assert all(side in str(refused.value) for side in sides)
+
+    def test_the_advice_against_a_conflict_with_the_dataset_can_be_followed(self):
+        with pytest.raises(ValueError, match='"experts": a list of raters, or a named set such as "standard"'):
+            resolve_settings(None, raters=RATERS, num_experts=2)
+        assert resolve_settings({"experts": ["ann", "bob"]}, raters=RATERS, num_experts=2).num_experts == 2
+        assert resolve_settings({"experts": "standard"}, raters=RATERS, num_experts=2).num_experts == 2
+
+    @pytest.mark.parametrize(
+        ("raters", "message"),
+        [
+            (RATERS, "names the raters 'joe', 'moe', but dataset.json declares ann, bob, eve"),
+            ((), "names the raters 'joe', 'moe', 'ann', but dataset.json declares no experts"),
+        ],
+    )
+    def test_raters_whom_the_dataset_does_not_declare_are_refused(self, raters, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_settings({"experts": ["joe", "moe", "ann"]}, raters=raters)
+
+    @pytest.mark.parametrize("experts", [["ann", "ann"], ["sim", PROFILE]])
+    def test_two_experts_of_one_name_are_refused(self, experts):
+        with pytest.raises(ValueError, match="two experts have the same name: (ann, ann|sim, sim)"):
+            resolve_settings({"experts": experts})
+
+
+class TestCosts:
+    def test_asking_a_simulated_expert_costs_nothing_and_asking_a_rater_a_little(self):
+        assert resolve_settings(None).costs == (0.0, 0.0, 0.0)
+        assert resolve_settings({"experts": ["ann", PROFILE, "bob"]}).costs == (0.05, 0.0, 0.05)
+
+    def test_a_person_may_set_them(self):
+        settings = resolve_settings({"experts": ["ann", PROFILE], "costs": [0, 1]})
+        assert settings.costs == (0, 1)
+
+    @pytest.mark.parametrize("costs", [[0.1], [0.1, 0.2, 0.3], [0.1, -0.1], [0.1, 1.1], [0.1, float("nan")]])
+    def test_other_than_one_in_0_to_1_an_expert_are_refused(self, costs):
+        with pytest.raises(ValueError, match="costs must be 2 numbers in .0, 1., one an expert, got ") as refused:
+            resolve_settings({"experts": ["ann", PROFILE], "costs": costs})
+        assert str(costs) in str(refused.value)
+
+
+class TestUnavailable:
+    def test_everyone_is_available_unless_the_plans_say_otherwise(self):
+        assert resolve_settings(None).available == (True, True, True)
+        settings = resolve_settings({"experts": ["ann", PROFILE, "bob"], "unavailable": ["bob", "sim"]})
+        assert settings.available == (True, False, False)
+        assert settings.num_experts == 3
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["eve", "joe", "ann"], "unavailable names eve, joe, but the experts are ann, bob"),
+            (["ann", "bob"], "all experts are unavailable, so there is nobody to defer to"),
+        ],
+    )
+    def test_strangers_and_everyone_are_refused(self, names, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_settings({"experts": ["ann", "bob"], "unavailable": names})
+
+
+@pytest.mark.parametrize("name", ["system", "model", "model_everywhere"])
+def test_an_expert_may_not_be_called_what_means_something_else_in_summaries(name):
+    profile = {"name": name, "foreground": 1, "background": 1, "boundary": 1}
+    with pytest.raises(ValueError, match=f"no expert can be called {name}"):
+        resolve_settings({"experts": [profile]})
+    with pytest.raises(ValueError, match=f"no expert can be called {name}"):
+        resolve_settings({"experts": [name]})

@@ -27,6 +27,7 @@ from nnunetv2_deferral.predictions import PredictionFolder, same_cases
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.strips import case_pictures, check_images
+from nnunetv2_deferral.report.tables import share_text
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
@@ -247,7 +248,9 @@ def _case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"case": case, "deferral_rate": rates["deferral_rate"]}
         row |= {f"share_{name}": share for name, share in rates["share"].items()}
         for name, part in parts.items():
-            metrics = next((each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {})
+            metrics: Mapping[str, Any] = next(
+                (each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {}
+            )
             for region in summary["system"]["mean"]:
                 for score in ("Dice", "IoU", "Sensitivity"):
                     row[f"{score}_{name}_{region}"] = metrics.get(region, {}).get(score, math.nan)
@@ -278,7 +281,7 @@ def _number(value: float, how: str) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "–"
+    return share_text(part / whole if whole else math.nan)
 
 
 def _make_parser() -> argparse.ArgumentParser:
