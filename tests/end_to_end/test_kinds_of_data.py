@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FLAT, LABELS, SOLID, Workplace, preprocess, read, variant_of_flat
+from workplace import FLAT, LABELS, SOLID, Workplace, preprocess, read, variant_of_flat
 
 TESTED = ("test_6", "test_7")
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}

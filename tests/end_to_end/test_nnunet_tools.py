@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLAT, Workplace, read
+from workplace import FLAT, Workplace, read
 
 TESTED = ("test_6", "test_7")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FLAT, Workplace, predictor_of
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from workplace import FLAT, Workplace, predictor_of
 
 from nnunetv2_deferral.network import add_deferral_head
 from nnunetv2_deferral.settings import resolve_settings

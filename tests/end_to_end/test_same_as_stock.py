@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FLAT, SOLID, Workplace, predictor_of, read, write_stock_twin
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from workplace import FLAT, SOLID, Workplace, predictor_of, read, write_stock_twin
 
 TESTED = ("test_6", "test_7")
 LAST = "decoder.seg_layers.1."

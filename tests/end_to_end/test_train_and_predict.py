@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import FLAT, SOLID, Workplace, read
+from workplace import FLAT, SOLID, Workplace, read
 
 VALIDATED = ("train_4", "train_5")
 TESTED = ("test_6", "test_7")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FLAT, Workplace, read
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
+from workplace import FLAT, Workplace, read
 
 from nnunetv2_deferral.nnunet.progress import KEYS
 

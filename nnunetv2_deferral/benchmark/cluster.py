@@ -1,0 +1,98 @@
+"""Trainings as jobs of a SLURM cluster (or, to try it, of this machine) through submitit, an optional dependency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_deferral.benchmark.training import Training
+
+# submitit's own default is five minutes.
+_TIMEOUT_MIN = 2 * 24 * 60
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Requeued:
+    """A training that submitit submits again when its job is preempted or runs out of time: it resumes."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def __call__(self) -> None:
+        """Train."""
+        self.training()
+
+    def checkpoint(self) -> Any:
+        """What submitit submits in the job's place."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class ClusterExecutor:
+    """Submits trainings and waits for them. What was submitted is cancelled when the waiting is interrupted.
+
+    Args:
+        logs: A folder that this machine and those of the jobs see, for submitit's files.
+        cluster: `"slurm"` or `"local"`.
+        parameters: As submitit's `update_parameters` takes them, such as `slurm_partition`, `gpus_per_node`,
+            `cpus_per_task`, `mem_gb`, `timeout_min` (two days without a word).
+
+    Raises:
+        ValueError: If submitit is not installed, there is no SLURM, or a parameter is unknown.
+    """
+
+    def __init__(self, logs: Path, *, cluster: str = "slurm", parameters: Mapping[str, Any] | None = None) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ValueError(
+                f"-executor {cluster} needs submitit, which is not installed: pip install nnunetv2-deferral[slurm]"
+            ) from error
+        try:
+            self._executor = submitit.AutoExecutor(folder=logs / "submitit", cluster=cluster)
+            self._executor.update_parameters(
+                **({"name": "nnunet_benchmark", "timeout_min": _TIMEOUT_MIN} | dict(parameters or {}))
+            )
+        except (NameError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"submitit refuses -executor {cluster}: {error}") from error
+
+    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
+        """Submit all at once, wait for all, return the failures."""
+        jobs = {training: self._executor.submit(Requeued(training)) for training in trainings}
+        try:
+            while not all(job.done() for job in jobs.values()):
+                watch()
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        except BaseException:
+            for job in jobs.values():
+                job.cancel()
+            raise
+        found = {training: job.exception() for training, job in jobs.items()}
+        return {
+            training: f"{training} (job {jobs[training].job_id}): {_last_of(str(error))}"
+            for training, error in found.items()
+            if error is not None
+        }
+
+
+def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
+    """`["slurm_partition=gpu", "mem_gb=32"]` as a dictionary; whole numbers become such.
+
+    Raises:
+        ValueError: For anything that is not KEY=VALUE.
+    """
+    parameters: dict[str, Any] = {}
+    for pair in given:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ValueError(f"parameters of jobs are written KEY=VALUE, got {pair!r}")
+        parameters[key] = int(value) if value.isdigit() else value
+    return parameters
+
+
+def _last_of(message: str, lines: int = 25) -> str:
+    """submitit's errors hold the whole trace of the job; its end tells."""
+    return "\n".join(message.strip().splitlines()[-lines:])

@@ -1,0 +1,71 @@
+"""What must be there before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_deferral.benchmark.experiment import SPLITS, Experiment, Method, read_json
+from nnunetv2_deferral.benchmark.trainers import find_trainer
+from nnunetv2_deferral.files import write_json
+
+
+def prepare(experiment: Experiment, methods: Sequence[Method]) -> None:
+    """Check that all methods can be trained, and write nnU-Net's splits if there are none yet.
+
+    nnU-Net writes them when the first training starts; several that start at once would get into each other's way.
+
+    Raises:
+        ValueError: With all that is missing: trainers, plans, their configuration, preprocessed data.
+    """
+    faults = _faults(experiment, methods)
+    if faults:
+        raise ValueError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
+    if not (experiment.preprocessed / SPLITS).is_file():
+        folder = str(experiment.preprocessed / _data_identifier(experiment, methods[0].plans))
+        cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
+        write_json(
+            [{part: list(map(str, names)) for part, names in fold.items()} for fold in generate_crossval_split(cases)],
+            experiment.preprocessed / SPLITS,
+        )
+
+
+def _faults(experiment: Experiment, methods: Sequence[Method]) -> list[str]:
+    faults = []
+    for trainer in dict.fromkeys(method.trainer for method in methods):
+        try:
+            find_trainer(trainer)
+        except ValueError as error:
+            faults.append(str(error))
+    for plans in dict.fromkeys(method.plans for method in methods):
+        try:
+            identifier = _data_identifier(experiment, plans)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        folder = experiment.preprocessed / identifier
+        if not folder.is_dir() or not any(folder.glob("*.pkl")):
+            number = experiment.dataset.split("_")[0].removeprefix("Dataset")
+            faults.append(
+                f"{folder} has no preprocessed cases (nnUNetv2_preprocess -d {number} -plans_name {plans} "
+                f"-c {experiment.configuration})"
+            )
+    return faults
+
+
+def _data_identifier(experiment: Experiment, plans: str) -> str:
+    """Where the preprocessed data of plans lies.
+
+    Raises:
+        ValueError: If there are no such plans, or they lack the configuration.
+    """
+    manager = PlansManager(read_json(experiment.preprocessed / f"{plans}.json"))
+    if experiment.configuration not in manager.available_configurations:
+        raise ValueError(
+            f"{plans} has no configuration {experiment.configuration}, only "
+            f"{', '.join(manager.available_configurations)}"
+        )
+    return manager.get_configuration(experiment.configuration).data_identifier

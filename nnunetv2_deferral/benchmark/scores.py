@@ -1,0 +1,249 @@
+"""From validation masks to the scores of each method, all methods over the same cases and the same experts.
+
+Cases are gone through once: reference and experts' answers are made once a case, for all methods that ask the same
+experts. One case is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_deferral.benchmark.experiment import Experiment, Method, differences, is_deferral_model, listed, read_json
+from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
+from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
+from nnunetv2_deferral.panel import Panel
+from nnunetv2_deferral.predictions import DatasetFiles, PredictionFolder
+from nnunetv2_deferral.raters import FOLDER, ExpertMasks
+
+_COUNTS = ("TP", "FP", "FN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScores:
+    """The scores of a method over all cases of all folds.
+
+    Attributes:
+        method: Whose they are.
+        experts: The names of the experts it asks; empty for a stock model.
+        summary: For a deferral model what :func:`.summarize_deferral` returns; for a stock model `model_everywhere`.
+        panel: Who answered for the experts, see :meth:`.Panel.to_dict`; None for a stock model.
+    """
+
+    method: Method
+    experts: tuple[str, ...]
+    summary: Mapping[str, Any]
+    panel: Mapping[str, Any] | None = None
+
+
+@dataclass(kw_only=True)
+class _Scoring:
+    """A method while its cases are gone through."""
+
+    method: Method
+    validations: Mapping[int, Path]
+    written: Mapping[int, Mapping[str, Any]]
+    predictions: Mapping[int, PredictionFolder] = field(default_factory=dict)
+    panel: Panel | None = None
+    statistics: SummaryStatistics | None = None
+    model: dict[str, CaseMetrics] = field(default_factory=dict)
+
+    def finish(self) -> MethodScores:
+        if self.statistics is None or self.panel is None:
+            return MethodScores(method=self.method, experts=(), summary={"model_everywhere": summarize(self.model)})
+        return MethodScores(
+            method=self.method,
+            experts=self.panel.names,
+            summary=self.statistics.summary(),
+            panel=self.panel.to_dict(),
+        )
+
+
+def score_methods(
+    experiment: Experiment,
+    methods: Sequence[Method],
+    *,
+    panel: str | None = None,
+    seed: int | None = None,
+    tables: Sequence[Sequence[Method]] | None = None,
+) -> list[MethodScores]:
+    """Score methods that have been verified.
+
+    Args:
+        experiment: What they are compared on.
+        methods: The methods.
+        panel: A folder of experts' masks `<expert>/<case>` or the name of a set of simulated experts, for all deferral
+            models; None for each model's own: raters are read from `expertsTr` of the raw dataset.
+        seed: Of simulated experts; None for `evaluation_seed` of each model's settings.
+        tables: The methods that are set against each other, if not all are: those of a table that ask equally many
+            experts must be answered by the same.
+
+    Raises:
+        ValueError: With all faults: files that cannot be read or do not fit, scores that are not those that nnU-Net
+            wrote into summary.json, folds of other experts or settings, and models of equally many experts that would
+            be answered by different ones.
+    """
+    cases = experiment.cases()
+    first = experiment.reference(next(case for names in cases.values() for case in names))
+    files = DatasetFiles.of(experiment.preprocessed / "dataset.json", first)
+    faults: list[str] = []
+    scorings = []
+    for method in methods:
+        try:
+            scorings.append(_open(experiment, method, files, panel, seed))
+        except (KeyError, TypeError, ValueError) as error:
+            faults.append(f"{method}: {error}")
+    for table in [methods] if tables is None else tables:
+        faults += _differing_panels([scoring for scoring in scorings if scoring.method in table])
+    if not faults:
+        bar = tqdm(total=sum(map(len, cases.values())), desc="Scoring", unit="case")
+        with bar:
+            for fold, names in cases.items():
+                for case in names:
+                    faults += _score_case(experiment, scorings, files, fold, case)
+                    bar.update()
+    if faults:
+        raise ValueError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
+    return [scoring.finish() for scoring in scorings]
+
+
+def _open(experiment: Experiment, method: Method, files: DatasetFiles, panel: str | None, seed: int | None) -> _Scoring:
+    validations = {fold: experiment.validation(method, fold) for fold in experiment.folds}
+    written = {
+        fold: {
+            Path(row["prediction_file"]).name.removesuffix(files.file_ending): row["metrics"]
+            for row in read_json(folder / "summary.json")["metric_per_case"]
+        }
+        for fold, folder in validations.items()
+    }
+    scoring = _Scoring(method=method, validations=validations, written=written)
+    if not is_deferral_model(experiment.model(method)):
+        return scoring
+    model_json = experiment.model(method) / "dataset.json"
+    scoring.predictions = {fold: PredictionFolder.open(folder, model_json) for fold, folder in validations.items()}
+    fold, opened = next(iter(scoring.predictions.items()))
+    for other, prediction in scoring.predictions.items():
+        if differing := differences(prediction.index["settings"], opened.index["settings"]):
+            raise ValueError(f"fold {other} was trained with other settings than fold {fold}: {'; '.join(differing)}")
+    scoring.panel = _panel(experiment, opened, panel, seed)
+    manager = files.label_manager
+    scoring.statistics = SummaryStatistics(files.regions, scoring.panel.names, manager.ignore_label)
+    return scoring
+
+
+def _panel(experiment: Experiment, folder: PredictionFolder, panel: str | None, seed: int | None) -> Panel:
+    """Who answers for the experts of a model."""
+    settings, files = folder.index["settings"], folder.files
+    experts: tuple[ExpertProfile | str, ...]
+    masks = experiment.raw / FOLDER
+    if panel is None:
+        experts = tuple(e if isinstance(e, str) else ExpertProfile.from_dict(e) for e in settings["experts"])
+    elif panel in EXPERT_SETS:
+        experts = expert_set(panel, len(folder.experts))
+        if (names := tuple(expert.name for expert in experts)) != folder.experts:
+            raise ValueError(f"the model asks {', '.join(folder.experts)}, but the set {panel} has {', '.join(names)}")
+    else:
+        experts, masks = folder.experts, Path(panel)
+    named = [expert for expert in experts if isinstance(expert, str)]
+    if named and not masks.is_dir():
+        sets = "" if panel is None else f", and no set of that name ({', '.join(EXPERT_SETS)})"
+        raise ValueError(f"there is no folder of the experts' masks {masks}{sets}")
+    return Panel(
+        experts=experts,
+        label_values=files.label_values,
+        ignore_label=files.label_manager.ignore_label,
+        masks=ExpertMasks.of(masks, named, files) if named else None,
+        seed=settings["evaluation_seed"] if seed is None else seed,
+        boundary_width=settings["boundary_width"],
+    )
+
+
+def _differing_panels(scorings: Sequence[_Scoring]) -> list[str]:
+    """Methods that ask as many experts as one before them, but would be answered by others."""
+    faults: list[str] = []
+    first: dict[int, tuple[Method, dict[str, Any]]] = {}
+    for scoring in scorings:
+        if scoring.panel is None:
+            continue
+        answering = scoring.panel.to_dict()
+        method, before = first.setdefault(len(scoring.panel.experts), (scoring.method, answering))
+        if differing := differences(answering, before):
+            faults.append(
+                f"{scoring.method} and {method} would be answered by different experts ({'; '.join(differing)}): name "
+                "those to compare them on (-panel, -seed)"
+            )
+    return faults
+
+
+def _score_case(
+    experiment: Experiment, scorings: Sequence[_Scoring], files: DatasetFiles, fold: int, case: str
+) -> list[str]:
+    """Add a case to all methods; returns the faults."""
+    try:
+        reference, properties = files.read(experiment.reference(case))
+    except ValueError as error:
+        return [str(error)]
+    faults: list[str] = []
+    answers: dict[str, np.ndarray] = {}
+    for scoring in scorings:
+        try:
+            _score(scoring, files, fold, case, reference, properties, answers)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _score(
+    scoring: _Scoring,
+    files: DatasetFiles,
+    fold: int,
+    case: str,
+    reference: np.ndarray,
+    properties: Mapping[str, Any],
+    answers: dict[str, np.ndarray],
+) -> None:
+    file = scoring.validations[fold] / f"{case}{files.file_ending}"
+    model = _read_of_shape(files, file, reference.shape)
+    ignored = files.label_manager.ignore_label
+    found = overlap(reference, model, files.regions, None if ignored is None else reference != ignored)
+    _check_counts(scoring.validations[fold], case, found, scoring.written[fold][case])
+    scoring.model[case] = found
+    if scoring.statistics is None or scoring.panel is None:
+        return
+    route = scoring.predictions[fold].route(case)
+    if route.shape != reference.shape:
+        raise ValueError(f"the route beside {file} has shape {route.shape}, but the reference {reference.shape}")
+    key = json.dumps(scoring.panel.to_dict(), sort_keys=True)
+    if key not in answers:
+        answers[key] = scoring.panel.answers(case, reference, properties)
+    scoring.statistics.update(Case(case, reference, model, answers[key], route))
+
+
+def _read_of_shape(files: DatasetFiles, file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    labels, _ = files.read(file)
+    if labels.shape != shape:
+        raise ValueError(f"{file} has shape {labels.shape}, but its reference {shape}")
+    return labels
+
+
+def _check_counts(folder: Path, case: str, found: CaseMetrics, written: Mapping[str, Any]) -> None:
+    """Refuse a mask and a reference that are not those that nnU-Net scored."""
+    differing = [
+        f"{key} of {region} is {found[region][key]:g}, written is {written.get(region, {}).get(key)}"
+        for region in found
+        for key in _COUNTS
+        if found[region][key] != written.get(region, {}).get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder / 'summary.json'} does not tell of the mask of {case} and its reference as they are now "
+            f"({listed(differing, 3)}): the references were changed, or a validation was interrupted "
+            "(nnUNetv2_train ... --val repeats it)"
+        )

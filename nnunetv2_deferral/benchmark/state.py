@@ -1,0 +1,100 @@
+"""How far the training of a fold has come, read from what lies in its folder.
+
+nnU-Net writes checkpoints, summaries and masks in place, so an interruption can leave any of them cut short. A
+checkpoint is a zip whose directory is written last, and summary.json is written after all masks: what is whole is seen
+from these.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.benchmark.experiment import is_deferral_model, listed, read_json
+
+FINAL = "checkpoint_final.pth"
+# In the order in which nnU-Net looks for one to continue from.
+_UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+class Stage(Enum):
+    """What is left to do."""
+
+    START = "nothing is trained"
+    RESUME = "the training is not finished"
+    VALIDATE = "the validation is not complete"
+    DONE = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldState:
+    """How far a fold is.
+
+    Attributes:
+        stage: What is left to do.
+        problem: What is missing, for people; empty when done.
+        broken: Checkpoints that are cut short.
+    """
+
+    stage: Stage
+    problem: str = ""
+    broken: tuple[Path, ...] = ()
+
+
+def fold_state(folder: Path, cases: Sequence[str], file_ending: str) -> FoldState:
+    """The state of a fold.
+
+    Args:
+        folder: The fold's, which need not be there.
+        cases: Its validation cases.
+        file_ending: The dataset's.
+    """
+    checkpoints = [folder / name for name in (FINAL, *_UNFINISHED)]
+    there = [file for file in checkpoints if file.is_file()]
+    broken = tuple(file for file in there if not zipfile.is_zipfile(file))
+    whole = [file.name for file in there if file not in broken]
+    if FINAL in whole:
+        problem = validation_problem(folder, cases, file_ending)
+        return FoldState(stage=Stage.VALIDATE if problem else Stage.DONE, problem=problem, broken=broken)
+    cut = f"; {listed(map(str, broken))} cut short" if broken else ""
+    if whole:
+        return FoldState(
+            stage=Stage.RESUME, problem=f"{folder} was not trained to the end ({FINAL} is missing{cut})", broken=broken
+        )
+    return FoldState(stage=Stage.START, problem=f"{folder} was not trained{cut}", broken=broken)
+
+
+def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> str:
+    """What is missing in the validation of a fold, empty if it is complete."""
+    folder = fold / "validation"
+    if not (folder / "summary.json").is_file():
+        return f"{folder} has no summary.json: the validation is missing or was interrupted"
+    try:
+        rows = read_json(folder / "summary.json")["metric_per_case"]
+        scored = {Path(row["prediction_file"]).name.removesuffix(file_ending) for row in rows}
+        deferral = is_deferral_model(fold.parent)
+        entered = set(read_json(maps.index_file(folder))["cases"]) if deferral else set(cases)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"{folder} is not complete: {error}"
+    if missing := [case for case in cases if case not in scored]:
+        return f"{folder / 'summary.json'} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
+    if missing := [case for case in cases if case not in entered]:
+        return f"{maps.index_file(folder)} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
+    files = [folder / f"{case}{file_ending}" for case in cases]
+    if deferral:
+        kinds = (maps.route_file, maps.probability_file, maps.expert_file)
+        files += [path(folder, case, file_ending) for case in cases for path in kinds]
+    if empty := [str(file) for file in files if not file.is_file() or not file.stat().st_size]:
+        return f"{len(empty)} files are missing or empty: {listed(empty, 3)}"
+    return ""
+
+
+def other_cases(fold: Path, cases: Sequence[str], file_ending: str) -> list[str]:
+    """The cases in the validation folder that are not among the fold's, sorted."""
+    files = (fold / "validation").glob(f"*{file_ending}")
+    found = {file.name.removesuffix(file_ending) for file in files if not file.name.startswith(".")}
+    return sorted(found - set(cases))

@@ -1,0 +1,130 @@
+"""The tables of the paper: which trainers on which plans make their rows.
+
+With the names of our trainers, LB is on unless `_noLB` says otherwise, and SC unless `_noSC` does. SC trains the
+aggregated predictor alone, so its weight does not move the routing; where the paper's own form matters, rows have
+`_paperSC`: one more row a number of experts in the ablation, and the whole grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nnunetv2_deferral.benchmark.experiment import Experiment, Method, read_json
+from nnunetv2_deferral.benchmark.plans import PlansChange, plans_with, use_expert_set, use_weights
+from nnunetv2_deferral.nnunet.naming import BASE_NAME, MAX_EXPERTS
+from nnunetv2_deferral.nnunet.rater_data import dataset_raters
+from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
+
+LAMBDAS = (0.1, 1.0, 5.0, 10.0)
+"""The values of lambda_1 and lambda_2 in Table C.8."""
+
+_ABLATION = (
+    (1, "DC", "_noSC"),
+    (1, "+ SC", ""),
+    (1, "+ SC as in the paper", "_paperSC"),
+    (3, "DC", "_noSC_noLB"),
+    (3, "+ SC", "_noLB"),
+    (3, "+ LB", "_noSC"),
+    (3, "+ SC, LB", ""),
+    (3, "+ SC as in the paper, LB", "_paperSC"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row (or in the scalability table a column).
+
+    Attributes:
+        headings: What stands beside the scores, by the heading of its column.
+        method: Whose scores they are.
+    """
+
+    headings: Mapping[str, str]
+    method: Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table of the paper.
+
+    Attributes:
+        name: `"ablation"`, `"grid"` or `"experts"`.
+        title: For people.
+        rows: In the paper's order.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+
+class StudyMaker:
+    """Makes studies for a dataset and plans; the plans that they need are derived from these."""
+
+    def __init__(self, experiment: Experiment, plans: str, *, name: Callable[[str], str], write: bool) -> None:
+        """Prepare.
+
+        Args:
+            experiment: What methods are compared on.
+            plans: Name of the plans that the others are derived from.
+            name: From a trainer's name without a length to the one to train.
+            write: Write derived plans that are not there yet.
+        """
+        self._folder = experiment.preprocessed
+        self._plans = plans
+        self._name = name
+        self._write = write
+        self._raters = dataset_raters(experiment.dataset, experiment.dataset_json)
+
+    def ablation(self, expert_set: str = "standard") -> Study:
+        """Table 6, with one and three simulated experts.
+
+        Raises:
+            ValueError: See :func:`plans_with`, here and below.
+        """
+        change = use_expert_set(expert_set)
+        rows = [
+            Row(headings={"J": str(number), "Loss": loss}, method=self._method(number, options, change))
+            for number, loss, options in _ABLATION
+        ]
+        return Study(name="ablation", title="Ablation of the losses (the paper's Table 6)", rows=tuple(rows))
+
+    def grid(self, lambdas: Sequence[float] = LAMBDAS) -> Study:
+        """Table C.8, with the experts of the plans, in the paper's form of SC."""
+        block = read_json(self._folder / f"{self._plans}.json").get(PLANS_KEY)
+        number = resolve_settings(block, raters=self._raters).num_experts
+        pairs = [(coherence, balance) for coherence in lambdas for balance in lambdas]
+        rows = [
+            Row(
+                headings={"Group": group, "λ1": f"{coherence:.2f}", "λ2": f"{balance:.2f}"},
+                method=self._method(number, "_paperSC", use_weights(coherence, balance)),
+            )
+            for group, (coherence, balance) in zip(_letters(), pairs, strict=False)
+        ]
+        title = f"Weights of coherence (λ1) and balance (λ2), J = {number} (the paper's Table C.8)"
+        return Study(name="grid", title=title, rows=tuple(rows))
+
+    def experts(self, numbers: Sequence[int], expert_set: str = "scalability") -> Study:
+        """Table D.10 (E.12 with the complementary set): numbers of simulated experts."""
+        if unknown := [number for number in numbers if not 1 <= number <= MAX_EXPERTS]:
+            raise ValueError(f"there are trainers for 1 to {MAX_EXPERTS} experts, not for {unknown}")
+        change = use_expert_set(expert_set)
+        rows = [Row(headings={"J": str(number)}, method=self._method(number, "", change)) for number in numbers]
+        table = {"scalability": " (the paper's Table D.10)", "complementary": " (the paper's Table E.12)"}
+        title = f"Numbers of experts, set {expert_set}{table.get(expert_set, '')}"
+        return Study(name="experts", title=title, rows=tuple(rows))
+
+    def _method(self, number: int, options: str, change: PlansChange) -> Method:
+        named = number if number <= MAX_EXPERTS else None
+        plans = plans_with(change, self._folder, self._plans, num_experts=named, raters=self._raters, write=self._write)
+        experts = "" if named is None else f"{number}Expert{'s' if number > 1 else ''}"
+        return Method(trainer=self._name(f"{BASE_NAME}{experts}{options}"), plans=plans)
+
+
+def _letters() -> Iterator[str]:
+    """A, B, ... as the paper names its groups; any number of them."""
+    number = 0
+    while True:
+        yield (chr(ord("A") + number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+        number += 1

@@ -1,0 +1,169 @@
+"""What training and prediction take. On a CPU only ratios are told: its seconds say more of what else it was doing."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from nnunetv2_deferral.benchmark.experiment import Experiment, Method, listed, read_json
+from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, find_script, last_lines
+from nnunetv2_deferral.benchmark.verification import training_logs
+
+_EPOCH_OR_TIME = re.compile(r"Epoch (\d+)\s*$|Epoch time: ([0-9.]+) s", re.MULTILINE)
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """What a method took.
+
+    Attributes:
+        device: What it was trained on: the name of the GPU, or such as `cpu (hostname)`; empty if unknown or if folds
+            differ.
+        iterations: Training steps an epoch, 0 if unknown or if folds differ.
+        seconds_per_epoch: Median over epochs of all folds; NaN on anything but a GPU.
+        epoch_ratio: The same divided by that of the first method; NaN if device or steps differ or are unknown.
+        seconds_prediction: Of nnUNetv2_predict for the validation images of the first fold, start included; NaN on
+            anything but a GPU, or if it was not measured.
+        prediction_ratio: The same divided by that of the first method, in the same run.
+    """
+
+    device: str = ""
+    iterations: int = 0
+    seconds_per_epoch: float = _NAN
+    epoch_ratio: float = _NAN
+    seconds_prediction: float = _NAN
+    prediction_ratio: float = _NAN
+
+
+def method_times(
+    experiment: Experiment, methods: Sequence[Method], *, predictions: Sequence[float] | None = None, device: str = ""
+) -> list[Times]:
+    """What methods took, the first one as the measure of the others.
+
+    Args:
+        experiment: What they were trained on.
+        methods: The methods.
+        predictions: Seconds of each from :func:`time_predictions`, if they were measured.
+        device: What these were measured on, as nnU-Net's commands take it.
+    """
+    trained = [_training(experiment, method) for method in methods]
+    times = []
+    for place, (where, iterations, seconds) in enumerate(trained):
+        same = bool(where) and bool(iterations) and (where, iterations) == trained[0][:2]
+        prediction = _NAN if predictions is None else predictions[place]
+        times.append(
+            Times(
+                device=where,
+                iterations=iterations,
+                seconds_per_epoch=_NAN if not where or where.startswith(("cpu", "mps")) else seconds,
+                epoch_ratio=seconds / trained[0][2] if same else _NAN,
+                seconds_prediction=prediction if device == "cuda" else _NAN,
+                prediction_ratio=_NAN if predictions is None else prediction / predictions[0],
+            )
+        )
+    return times
+
+
+def epoch_seconds(fold: Path) -> list[float]:
+    """The seconds of each epoch of a fold by nnU-Net's logs, the first of each log left out where there are more.
+
+    A training that was interrupted has several logs; an epoch that was repeated counts as it was repeated.
+    """
+    seconds: dict[int, float] = {}
+    for log in training_logs(fold):
+        epoch, first, found = -1, -1, {}
+        for begun, took in _EPOCH_OR_TIME.findall(log.read_text(errors="replace")):
+            if begun:
+                epoch = int(begun)
+                first = epoch if first < 0 else first
+            elif epoch >= 0:
+                found[epoch] = float(took)
+        # It compiles, fills caches and starts workers.
+        seconds |= {each: took for each, took in found.items() if each != first or len(found) == 1}
+    return list(seconds.values())
+
+
+def time_predictions(experiment: Experiment, methods: Sequence[Method], *, device: str, logs: Path) -> list[float]:
+    """Seconds that nnUNetv2_predict takes for the validation images of the first fold, for each method once.
+
+    They are wall time from the start of the command to its end, so of few and small images most of it is the start.
+
+    Raises:
+        ValueError: If the raw images are not there.
+        TrainingError: If a prediction fails.
+    """
+    fold = experiment.folds[0]
+    images = {case: _raw_images(experiment, case) for case in experiment.cases()[fold]}
+    if missing := [str(file) for files in images.values() for file in files if not file.is_file()]:
+        raise ValueError(f"{len(missing)} raw images are missing, which predictions are timed on: {listed(missing, 3)}")
+    folder = logs / experiment.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = []
+    with tempfile.TemporaryDirectory(prefix="predict_") as scratch:
+        source = Path(scratch, "images")
+        source.mkdir()
+        for case, files in images.items():
+            for channel, file in enumerate(files):
+                (source / f"{case}_{channel:04d}{experiment.file_ending}").symlink_to(file)
+        for number, method in enumerate(methods):
+            words = ["-d", experiment.dataset, "-c", experiment.configuration, "-f", str(fold), "-device", device]
+            words += ["-tr", method.trainer, "-p", method.plans, "-i", str(source)]
+            words += ["-o", str(Path(scratch, str(number)))]
+            log = folder / f"predict__{method.trainer}__{method.plans}.log"
+            seconds.append(_time([find_script("nnUNetv2_predict"), *words], log))
+    return seconds
+
+
+def _raw_images(experiment: Experiment, case: str) -> list[Path]:
+    """The files of a case, one a channel. nnU-Net's own function for this starts processes by forking."""
+    content = read_json(experiment.raw / "dataset.json")
+    if "dataset" in content:
+        names = content["dataset"].get(case, {}).get("images", [f"images of {case}"])
+        return [(experiment.raw / os.path.expandvars(name)).resolve() for name in names]
+    channels = range(len(content["channel_names"]))
+    names = [f"{case}_{channel:04d}{experiment.file_ending}" for channel in channels]
+    return [(experiment.raw / "imagesTr" / name).resolve() for name in names]
+
+
+def _time(command: Sequence[str], log: Path) -> float:
+    with log.open("wb") as output:
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
+        )
+        try:
+            process.wait()
+        finally:
+            end_group(process)
+        seconds = time.monotonic() - begin
+    if process.returncode:
+        raise TrainingError(f"nnUNetv2_predict failed with exit code {process.returncode}:\n{last_lines(log)}")
+    return seconds
+
+
+def _training(experiment: Experiment, method: Method) -> tuple[str, int, float]:
+    """Device, steps an epoch and median seconds an epoch; empty, 0 and NaN where unknown."""
+    folders = [experiment.fold(method, fold) for fold in experiment.folds]
+    devices = {_device(folder) for folder in folders}
+    where, iterations = devices.pop() if len(devices) == 1 else ("", 0)
+    seconds = [took for folder in folders for took in epoch_seconds(folder)]
+    return where, iterations, median(seconds) if seconds else math.nan
+
+
+def _device(fold: Path) -> tuple[str, int]:
+    """What a fold was trained on, by nnU-Net's debug.json."""
+    try:
+        debug = read_json(fold / "debug.json")
+        name = debug.get("gpu_name") or f"{debug['device'].split(':')[0]} ({debug['hostname']})"
+        return name, int(debug["num_iterations_per_epoch"])
+    except (KeyError, TypeError, ValueError):
+        return "", 0
