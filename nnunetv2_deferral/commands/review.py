@@ -1,0 +1,109 @@
+"""``nnUNetv2_deferral_review``: experts answer in the browser what the model asks them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_deferral.predictions import PredictionFolder
+
+DEFAULT_PORT = 8765
+
+
+def review(
+    predictions: str | Path,
+    images: str | Path,
+    output_folder: str | Path,
+    *,
+    references: str | Path | None = None,
+    dataset_json: str | Path | None = None,
+    port: int = DEFAULT_PORT,
+) -> None:
+    """Serve the review page on 127.0.0.1 until interrupted, printing one link an expert.
+
+    Args:
+        predictions: Folder of masks with deferral maps, from nnUNetv2_predict or a final validation.
+        images: Folder of the images, `<case>_0000<file_ending>` and so on.
+        output_folder: Where answers go, see docs/review.md; a review that was begun there goes on.
+        references: Folder of reference masks, for the scores of step 3; None for no scores.
+        dataset_json: The model's dataset.json, if it is not beside the predictions.
+        port: Of 127.0.0.1.
+
+    Raises:
+        ValueError: If an input is missing or does not fit, answers would come to lie among inputs, or another server
+            has the folder open.
+        ImportError: If the packages of the extra `review` are not installed.
+    """
+    # Only this command needs the packages of the extra.
+    from nnunetv2_deferral.review.access import Access
+    from nnunetv2_deferral.review.server import create_app, serve
+    from nnunetv2_deferral.review.service import Review
+    from nnunetv2_deferral.review.store import ReviewStore
+    from nnunetv2_deferral.review.study import Study
+
+    inputs = [Path(folder) for folder in (predictions, images, references) if folder is not None]
+    _check_folders(inputs, Path(output_folder))
+    opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
+    _check_experts(opened.experts)
+    study = Study(opened, Path(images), Path(references) if references else None)
+    store = ReviewStore(Path(output_folder), opened.files.file_ending)
+    try:
+        access = Access(store.hidden, study.experts, port)
+        app = create_app(Review(study, store), access, port)
+        print(f"{len(study.infos)} cases. One link each; whoever has it can answer in that name:\n")
+        links = access.links(f"http://127.0.0.1:{port}")
+        width = max(len(person.name) for person, _ in links)
+        for person, link in links:
+            print(f"  {person.name:{width}}  {link}")
+        print("\nStop with Ctrl+C. What is saved stays saved.", flush=True)
+        serve(app, port)
+    finally:
+        store.close()
+
+
+def _check_folders(inputs: Sequence[Path], output: Path) -> None:
+    for folder in inputs:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        ours, theirs = output.resolve(), folder.resolve()
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise ValueError(f"the answers in {output} would lie among the inputs in {folder}; choose another folder")
+
+
+def _check_experts(experts: Sequence[str]) -> None:
+    for name in experts:
+        if name.startswith(".") or not name.strip() or set(name) & set("/\\\0") or name == "review.json":
+            raise ValueError(f"the expert {name!r} cannot have a folder of that name")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Let experts answer what the model asks them: serves one page on this machine and prints a link "
+        "for each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Needs the extra [review]."
+    )
+    parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
+    parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the images that were predicted")
+    parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
+    parser.add_argument(
+        "-o", metavar="REVIEWS", required=True, help="folder for the answers; goes on where it was left"
+    )
+    parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port of 127.0.0.1. Default: {DEFAULT_PORT}")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        review(
+            options.i, options.images, options.o, references=options.ref, dataset_json=options.djfile, port=options.port
+        )
+    except ImportError as error:
+        parser.error(f"{error}; install it with: pip install 'nnunetv2-deferral[review]'")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))

@@ -1,0 +1,121 @@
+"""Step 3: what the experts' answers make of the model's mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.evaluation.overlap import overlap
+from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.predictions import DatasetFiles
+from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.review.store import ReviewStore
+from nnunetv2_deferral.review.study import LoadedCase, Study
+
+
+def fused_mask(study: Study, store: ReviewStore, case: LoadedCase) -> np.ndarray:
+    """The model's mask with the submitted answers, (Z, Y, X), by the rule of `nnUNetv2_deferral_fuse`."""
+    return fuse_masks(case.model, _answers(study, store, case), case.route)
+
+
+def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str, Any]:
+    """What changed in a case, who answered, and the scores where there is a reference.
+
+    Returns:
+        `experts` (one entry an expert with voxels, whether submitted, changed voxels, minutes), `changed_voxels`,
+        `unanswered_voxels`, and `scores` (a list of region, Dice of the model, Dice of the system; None without a
+        reference), `corrected_voxels` and `spoiled_voxels`.
+    """
+    name = case.info.name
+    answers = _answers(study, store, case)
+    fused = fuse_masks(case.model, answers, case.route)
+    experts = []
+    for number, expert in enumerate(study.experts, start=1):
+        asked = case.route == number
+        experts.append(
+            {
+                "expert": expert,
+                "voxels": case.info.voxels[number - 1],
+                "regions": case.info.regions[number - 1],
+                "submitted": store.is_submitted(expert, name),
+                "changed_voxels": int((asked & (fused != case.model)).sum()),
+                "minutes": (store.record(expert, name) or {}).get("minutes"),
+            }
+        )
+    result: dict[str, Any] = {
+        "experts": experts,
+        "deferred_voxels": int((case.route > 0).sum()),
+        "changed_voxels": int((fused != case.model).sum()),
+        "unanswered_voxels": int(unanswered(answers, case.route).sum()),
+        "scores": None,
+    }
+    reference = study.reference(name)
+    if reference is not None:
+        result |= _scores(study.predictions.files, reference, case.model, fused)
+    return result
+
+
+def total_result(study: Study, store: ReviewStore) -> dict[str, Any]:
+    """For every expert: cases, voxels and minutes, asked and submitted."""
+    experts = []
+    for place, expert in enumerate(study.experts):
+        cases = [info for info in study.infos.values() if info.voxels[place]]
+        records = [store.record(expert, info.name) for info in cases]
+        made = [record for record in records if record is not None]
+        experts.append(
+            {
+                "expert": expert,
+                "cases": len(cases),
+                "submitted": sum(store.is_submitted(expert, info.name) for info in cases),
+                "voxels": sum(info.voxels[place] for info in cases),
+                "answered_voxels": sum(record["voxels"] for record in made),
+                "changed_voxels": sum(record["changed_voxels"] for record in made),
+                "minutes": sum(record["minutes"] for record in made),
+            }
+        )
+    return {"experts": experts}
+
+
+def label_names(files: DatasetFiles) -> list[dict[str, Any]]:
+    """Every label with background: its number and its name; with region-based training the regions it is in."""
+    named: Mapping[str, int | Sequence[int]] = files.content["labels"]
+    entries = []
+    for label in files.label_values:
+        own = [name for name, value in named.items() if value == label]
+        within = [name for name, value in named.items() if isinstance(value, list | tuple) and label in value]
+        entries.append({"label": label, "name": own[0] if own else " + ".join(within) or f"label {label}"})
+    return entries
+
+
+def plain(content: Any) -> Any:
+    """The content with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused: np.ndarray) -> dict[str, Any]:
+    ignore = files.label_manager.ignore_label
+    counts = np.ones(reference.shape, dtype=bool) if ignore is None else reference != ignore
+    before = overlap(reference, model, files.regions, counts)
+    after = overlap(reference, fused, files.regions, counts)
+    names = {str(entry["label"]): entry["name"] for entry in label_names(files)}
+    return {
+        "scores": [
+            {"region": names.get(region, region), "model": before[region]["Dice"], "system": after[region]["Dice"]}
+            for region in before
+        ],
+        "corrected_voxels": int((counts & (model != reference) & (fused == reference)).sum()),
+        "spoiled_voxels": int((counts & (model == reference) & (fused != reference)).sum()),
+    }
+
+
+def _answers(study: Study, store: ReviewStore, case: LoadedCase) -> np.ndarray:
+    masks = ExpertMasks.of(store.folder, study.experts, study.predictions.files)
+    shape = case.orientation.to_file(case.model).shape
+    return case.orientation.to_canonical(masks.answers(case.info.name, shape, case.properties))

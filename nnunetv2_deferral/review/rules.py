@@ -1,0 +1,178 @@
+"""What an expert may change, and the refusals of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_SECONDS_PER_SAVE = 3600.0
+
+
+class RefusedError(Exception):
+    """A request that is refused whole; nothing on disk has changed.
+
+    Attributes:
+        status: The HTTP status.
+        reason: For the person at the screen.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What a page asks to save.
+
+    Attributes:
+        revision: The revision that the page started from.
+        key: Chosen by the page for this save, so that a repeated one is known for what it is.
+        runs: int64 (N, 3): start and length in the flat volume of the browser's orientation, and the label.
+        done: The numbers of the regions that are answered.
+        seconds: Working time since the last save.
+    """
+
+    revision: int
+    key: str
+    runs: np.ndarray
+    done: tuple[int, ...]
+    seconds: float
+
+
+def parse_edit(content: Any) -> Edit:
+    """The edit in the body of a request.
+
+    Raises:
+        RefusedError: If a field is missing or of another kind.
+    """
+    if not isinstance(content, Mapping):
+        raise RefusedError(400, "The request is no JSON object.")
+    revision, key, runs = content.get("revision"), content.get("key"), content.get("runs")
+    done, seconds = content.get("done"), content.get("seconds")
+    if not _is_count(revision):
+        raise RefusedError(400, f"revision must be a whole number, got {revision!r}.")
+    if not isinstance(key, str) or not 8 <= len(key) <= 64:
+        raise RefusedError(400, "key must be a text of 8 to 64 characters.")
+    if not isinstance(runs, list) or not all(
+        isinstance(run, list) and len(run) == 3 and all(map(_is_count, run)) for run in runs
+    ):
+        raise RefusedError(400, "runs must be a list of [start, length, label], whole numbers from 0 on.")
+    if not isinstance(done, list) or not all(map(_is_count, done)):
+        raise RefusedError(400, "done must be a list of region numbers.")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS_PER_SAVE:
+        raise RefusedError(400, f"seconds must be between 0 and {MAX_SECONDS_PER_SAVE:.0f}, got {seconds!r}.")
+    return Edit(
+        revision=int(revision),  # type: ignore[arg-type]
+        key=key,
+        runs=np.array(runs, dtype=np.int64).reshape(-1, 3),
+        done=tuple(sorted(set(done))),
+        seconds=float(seconds),
+    )
+
+
+def apply_edit(
+    edit: Edit, labels: np.ndarray, asked: np.ndarray, shape: Sequence[int], known_labels: Sequence[int], regions: int
+) -> np.ndarray:
+    """The expert's labels after an edit.
+
+    Args:
+        edit: What shall change.
+        labels: uint8 (V,), the labels of the V voxels that the expert is asked about.
+        asked: int64 (V,), where they lie in the flat volume, ascending.
+        shape: (Z, Y, X) of the volume.
+        known_labels: All labels with background.
+        regions: How many regions the expert has.
+
+    Returns:
+        A changed copy of `labels`.
+
+    Raises:
+        RefusedError: If a run leaves the volume, overlaps another, has an unknown label or touches a voxel that the
+            expert is not asked about; or if `edit.done` names a region that does not exist.
+    """
+    start, length, label = edit.runs.T
+    if (length < 1).any():
+        raise RefusedError(422, "A run must have at least one voxel.")
+    size = int(np.prod(shape))
+    if (start >= size).any() or (length > size - start).any():
+        raise RefusedError(422, f"An edit lies outside of the volume of {_by(shape)} voxels.")
+    if (start[1:] < start[:-1] + length[:-1]).any():
+        raise RefusedError(422, "Runs must be in order and must not overlap.")
+    unknown = sorted(set(label.tolist()) - set(known_labels))
+    if unknown:
+        raise RefusedError(422, f"The dataset has no label {', '.join(map(str, unknown[:5]))}.")
+    if edit.done and not 1 <= min(edit.done) <= max(edit.done) <= regions:
+        raise RefusedError(422, f"There are {regions} regions, but region {max(edit.done)} is said to be answered.")
+    offsets = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
+    voxels = np.repeat(start, length) + offsets
+    places = np.searchsorted(asked, voxels)
+    inside = (places < asked.size) & (asked[np.minimum(places, asked.size - 1)] == voxels)
+    if not inside.all():
+        outside = voxels[~inside]
+        raise RefusedError(
+            422,
+            f"{outside.size} of the {voxels.size} voxels to change are not yours to answer, "
+            f"the first at {_place(outside[0], shape)}.",
+        )
+    changed = labels.copy()
+    changed[places] = np.repeat(label, length).astype(labels.dtype)
+    return changed
+
+
+def check_whole_mask(mask: np.ndarray, model: np.ndarray, asked: np.ndarray, known_labels: Sequence[int]) -> np.ndarray:
+    """An expert's labels from a mask of the whole volume, such as one that was drawn in another program.
+
+    Args:
+        mask: Integer, (Z, Y, X) in the browser's orientation.
+        model: The model's mask of the same shape.
+        asked: int64 (V,), where the voxels lie that the expert is asked about.
+        known_labels: All labels with background.
+
+    Returns:
+        uint8 (V,).
+
+    Raises:
+        RefusedError: If it has unknown labels, or differs from the model's mask where the expert is not asked.
+    """
+    unknown = np.setdiff1d(mask, known_labels)
+    if unknown.size:
+        raise RefusedError(422, f"The file holds labels that the dataset has not: {', '.join(map(str, unknown[:5]))}.")
+    differs = (mask != model).ravel()
+    differs[asked] = False
+    outside = np.flatnonzero(differs)
+    if outside.size:
+        raise RefusedError(
+            422,
+            f"The file differs from the model's mask in {outside.size} voxels that are not yours to answer, the first "
+            f"at {_place(outside[0], mask.shape)}. Start from the mask that can be downloaded here.",
+        )
+    return mask.ravel()[asked].astype(np.uint8)
+
+
+def runs_between(before: np.ndarray, after: np.ndarray, asked: np.ndarray) -> list[list[int]]:
+    """What changed, as :attr:`Edit.runs`; adjacent voxels of one label are joined. Arguments as above, (V,)."""
+    at = np.flatnonzero(before != after)
+    if not at.size:
+        return []
+    voxels, labels = asked[at], after[at]
+    first = np.flatnonzero(np.r_[True, (np.diff(voxels) != 1) | (np.diff(labels.astype(np.int64)) != 0)])
+    lengths = np.diff(np.r_[first, at.size])
+    return np.stack([voxels[first], lengths, labels[first]], axis=1).astype(int).tolist()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _place(voxel: int, shape: Sequence[int]) -> str:
+    z, y, x = np.unravel_index(int(voxel), tuple(shape))
+    return f"slice {z + 1}, row {y + 1}, column {x + 1}"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

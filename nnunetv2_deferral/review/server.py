@@ -1,0 +1,249 @@
+"""The server of the review page: Starlette on 127.0.0.1.
+
+Concurrency. One process, one event loop; `ReviewStore` holds a lock on the folder, so that no second server can write
+there. Requests are read on the loop and worked on in Starlette's threads. What changes the answers of one expert for
+one case happens under a lock of its own, and names the revision that it starts from: of two tabs, the second to save
+is refused. Reading needs no lock, because files are put in place by renaming. The log is written under one lock.
+
+Limits. A save may have 32 MiB, an upload 256 MiB, both only with a Content-Length that is met to the byte. The few
+cases used last are kept in memory. There are no WebSockets, no cookies beside the session's, and no request to any
+other machine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from nnunetv2_deferral.review.access import Access, Guard, Person
+from nnunetv2_deferral.review.rules import RefusedError
+from nnunetv2_deferral.review.service import Review
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+MAX_SAVE_BYTES = 32 * 2**20
+MAX_UPLOAD_BYTES = 256 * 2**20
+PERSON_HEADER = "x-review-person"
+"""Whom the page believes to act for; another link opened in the same browser must not change that unseen."""
+
+
+def create_app(review: Review, access: Access, port: int) -> Starlette:
+    """The application, which answers under 127.0.0.1:port and localhost:port only."""
+    handlers = _Handlers(review, access)
+    case = "/api/cases/{case}"
+    routes = [
+        Route("/", handlers.page),
+        Route("/api/enter", handlers.enter, methods=["POST"]),
+        Route("/api/me", handlers.me),
+        Route("/api/cases", handlers.cases),
+        Route("/api/totals", handlers.totals),
+        Route(case, handlers.details),
+        Route(f"{case}/volumes/{{which}}", handlers.volume),
+        Route(f"{case}/result", handlers.result),
+        Route(f"{case}/download/{{what}}", handlers.download),
+        Route(f"{case}/save", handlers.save, methods=["POST"]),
+        Route(f"{case}/upload", handlers.upload, methods=["POST"]),
+        Route(f"{case}/submit", handlers.submit, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, hosts=hosts)],
+        exception_handlers={
+            RefusedError: _refuse,
+            OSError: _disk_failed,
+            ValueError: _unreadable,
+            HTTPException: _not_found,
+        },
+    )
+
+
+def serve(app: Starlette, port: int) -> None:
+    """Serve until interrupted."""
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+    )
+
+
+class _Handlers:
+    """One method a route: reads the request, asks the review, answers."""
+
+    def __init__(self, review: Review, access: Access) -> None:
+        self._review, self._access = review, access
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    async def enter(self, request: Request) -> Response:
+        content = _parse_json(await _read_body(request, 4096))
+        entered = self._access.enter(content["secret"]) if isinstance(content.get("secret"), str) else None
+        if entered is None:
+            raise RefusedError(403, "This link is not valid. Ask for a new one.")
+        person, cookie = entered
+        response = JSONResponse(_introduce(person))
+        response.set_cookie(self._access.cookie_name, cookie, httponly=True, samesite="strict", path="/")
+        return response
+
+    async def me(self, request: Request) -> Response:
+        return JSONResponse(_introduce(self._person(request, named=False)))
+
+    async def cases(self, request: Request) -> Response:
+        return await self._answer(self._review.listing, self._person(request))
+
+    async def totals(self, request: Request) -> Response:
+        return await self._answer(self._review.totals, self._person(request))
+
+    async def details(self, request: Request) -> Response:
+        return await self._answer(self._review.details, self._person(request), request.path_params["case"])
+
+    async def result(self, request: Request) -> Response:
+        return await self._answer(self._review.result, self._person(request), request.path_params["case"])
+
+    async def volume(self, request: Request) -> Response:
+        person, case, which = self._person(request), request.path_params["case"], request.path_params["which"]
+
+        def pack() -> tuple[bytes, dict[str, str]]:
+            content = self._review.volume(person, case, which).tobytes()
+            if which.startswith("image"):
+                return content, {}
+            return gzip.compress(content, compresslevel=1), {"Content-Encoding": "gzip"}
+
+        content, headers = await run_in_threadpool(pack)
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    async def download(self, request: Request) -> Response:
+        # A link cannot carry a header; the case and person are checked all the same.
+        person = self._person(request, named=False)
+        case, what = request.path_params["case"], request.path_params["what"]
+        name = f"{case}_{what}{self._review.study.predictions.files.file_ending}"
+
+        def write() -> bytes:
+            with tempfile.TemporaryDirectory(prefix="review_download_") as folder:
+                file = Path(folder) / f"mask{self._review.study.predictions.files.file_ending}"
+                self._review.write_download(person, case, what, file)
+                return file.read_bytes()
+
+        content = await run_in_threadpool(write)
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}"}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    async def save(self, request: Request) -> Response:
+        person = self._person(request)
+        content = _parse_json(await _read_body(request, MAX_SAVE_BYTES))
+        return await self._answer(self._review.save, person, request.path_params["case"], content)
+
+    async def upload(self, request: Request) -> Response:
+        person = self._person(request)
+        revision, key, file_name = (request.query_params.get(name, "") for name in ("revision", "key", "name"))
+        if not (revision.isascii() and revision.isdigit()):
+            raise RefusedError(400, "revision must be a whole number.")
+        body = await _read_body(request, MAX_UPLOAD_BYTES)
+        if hashlib.sha256(body).hexdigest() != request.headers.get("x-content-sha256", ""):
+            raise RefusedError(400, "The file did not arrive as it was sent. Try again.")
+        case = request.path_params["case"]
+        return await self._answer(self._review.upload, person, case, int(revision), key[:64], file_name, body)
+
+    async def submit(self, request: Request) -> Response:
+        person = self._person(request)
+        revision = _parse_json(await _read_body(request, 4096)).get("revision")
+        if isinstance(revision, bool) or not isinstance(revision, int):
+            raise RefusedError(400, "revision must be a whole number.")
+        return await self._answer(self._review.submit, person, request.path_params["case"], revision)
+
+    def _person(self, request: Request, *, named: bool = True) -> Person:
+        person = self._access.person(request.headers.get("cookie", ""))
+        if person is None:
+            raise RefusedError(401, "Open the link that you were given.")
+        if named and unquote(request.headers.get(PERSON_HEADER, "")) != person.name:
+            raise RefusedError(
+                409, f"This browser is now signed in as {person.name}. Reload to go on as {person.name}."
+            )
+        return person
+
+    async def _answer(self, work: Callable[..., Any], *arguments: Any) -> Response:
+        return JSONResponse(await run_in_threadpool(work, *arguments))
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        RefusedError: If its length is not announced, is above the limit, or is not what was announced.
+    """
+    announced = request.headers.get("content-length", "")
+    if not (announced.isascii() and announced.isdigit()):
+        raise RefusedError(411, "The length of the request must be announced.")
+    if int(announced) > limit:
+        raise RefusedError(413, f"The request has {int(announced)} bytes, more than the {limit} that are allowed.")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > int(announced):
+                break
+    except ClientDisconnect:
+        raise RefusedError(400, "The request ended before its end.") from None
+    if len(body) != int(announced):
+        raise RefusedError(400, f"The request has {len(body)} bytes, but announced {int(announced)}.")
+    return bytes(body)
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "The request is no JSON.") from None
+    if not isinstance(content, dict):
+        raise RefusedError(400, "The request is no JSON object.")
+    return content
+
+
+def _introduce(person: Person) -> dict[str, Any]:
+    return {"name": person.name, "role": "coordinator" if person.expert is None else "expert"}
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    status, reason = (error.status, error.reason) if isinstance(error, RefusedError) else (500, str(error))
+    return JSONResponse({"reason": reason}, status_code=status)
+
+
+async def _not_found(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return JSONResponse({"reason": "There is nothing here."}, status_code=status)
+
+
+async def _unreadable(_: Request, error: Exception) -> Response:
+    logger.error("%s", error)
+    return JSONResponse({"reason": f"A file of this review is damaged: {error}"}, status_code=500)
+
+
+async def _disk_failed(_: Request, error: Exception) -> Response:
+    logger.error("Not saved: %s", error)
+    reason = f"Nothing was saved: {getattr(error, 'strerror', None) or 'the disk failed'}. Free some space, then go on."
+    return JSONResponse({"reason": reason}, status_code=507)

@@ -1,0 +1,292 @@
+"""What a person may see and do, apart from HTTP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.review.access import Person
+from nnunetv2_deferral.review.results import case_result, fused_mask, label_names, plain, total_result
+from nnunetv2_deferral.review.rules import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.store import Draft, ReviewStore
+from nnunetv2_deferral.review.study import Asked, LoadedCase, Study
+from nnunetv2_deferral.review.upload import read_uploaded_mask
+
+SLACK_SECONDS = 5.0
+
+
+class Review:
+    """The review: a study, its store, and the order in which they may be used.
+
+    Attributes:
+        study: What is reviewed.
+        store: What is kept.
+    """
+
+    def __init__(self, study: Study, store: ReviewStore) -> None:
+        self.study, self.store = study, store
+        self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def listing(self, person: Person) -> list[dict[str, Any]]:
+        """The cases that a person works with: all for the coordinator, those with questions for an expert."""
+        entries = []
+        for info in self.study.infos.values():
+            size = int(np.prod(info.shape))
+            experts = [
+                self._status(expert, info.name, voxels, regions, size)
+                for expert, voxels, regions in zip(self.study.experts, info.voxels, info.regions, strict=True)
+                if person.expert in (None, expert)
+            ]
+            if person.expert is None or experts[0]["voxels"]:
+                rate = sum(info.voxels) / size if person.expert is None else experts[0]["share"]
+                entries.append({"case": info.name, "shape": info.shape, "rate": rate, "experts": experts})
+        return entries
+
+    def details(self, person: Person, name: str) -> dict[str, Any]:
+        """All that the page must know of a case before it loads volumes."""
+        case = self._visible(person, name)
+        image, files = self.study.image(name), self.study.predictions.files
+        colour = self.study.is_colour(name)
+        channels = files.content.get("channel_names", {})
+        names = ["RGB"] if colour else [str(channels.get(str(place), place)) for place in range(len(image))]
+        content: dict[str, Any] = {
+            "case": name,
+            "shape": case.info.shape,
+            "spacing": case.orientation.spacing_mm,
+            "named": case.orientation.named,
+            "oblique": case.orientation.oblique_degrees,
+            "colour": colour,
+            "channels": names,
+            "kind": str(image.dtype),
+            "labels": label_names(files),
+            "experts": self.study.experts,
+            "has_reference": case.info.reference is not None,
+        }
+        if person.expert is not None:
+            asked, draft = self.study.asked(name, person.expert), self._draft(person.expert, case)
+            self._seen[person.expert, name] = time.monotonic()
+            content |= {
+                "number": self.study.experts.index(person.expert) + 1,
+                "regions": asked.listing,
+                "revision": draft.revision,
+                "done": draft.done,
+                "seconds": draft.seconds,
+                "submitted": self.store.is_submitted(person.expert, name),
+                "endings": files.reader.supported_file_endings,
+            }
+        return content
+
+    def volume(self, person: Person, name: str, which: str) -> np.ndarray:
+        """A volume (Z, Y, X) or one channel of the image.
+
+        Raises:
+            RefusedError: If it does not exist, or is not for this person (yet).
+        """
+        case = self._visible(person, name)
+        if which.startswith("image"):
+            image, channel = self.study.image(name), which.removeprefix("image")
+            if not channel.isascii() or not channel.isdigit() or int(channel) >= len(image):
+                raise RefusedError(404, "There is no such channel.")
+            return image[int(channel)]
+        if which == "model":
+            return case.model
+        if which == "route" and person.expert is None:
+            return case.route
+        if which == "regions" and person.expert is not None:
+            return self.study.asked(name, person.expert).regions
+        if which == "labels" and person.expert is not None:
+            return self._mask(case, person.expert, case.model)
+        if which in ("fused", "reference"):
+            self._check_may_see_result(person, name)
+            found = fused_mask(self.study, self.store, case) if which == "fused" else self.study.reference(name)
+            if found is not None:
+                return found.astype(np.uint8)
+        raise RefusedError(404, "There is no such volume.")
+
+    def result(self, person: Person, name: str) -> dict[str, Any]:
+        """Step 3 for a case: scores, what changed, who answered what."""
+        case = self._visible(person, name)
+        self._check_may_see_result(person, name)
+        return plain(case_result(self.study, self.store, case))
+
+    def totals(self, person: Person) -> dict[str, Any]:
+        """Minutes and voxels per expert over all cases, for the coordinator."""
+        if person.expert is not None:
+            raise RefusedError(403, "Only the coordinator sees the figures of all experts.")
+        return plain(total_result(self.study, self.store))
+
+    def save(self, person: Person, name: str, content: Any) -> dict[str, Any]:
+        """Keep an edit of the page.
+
+        Raises:
+            RefusedError: If any part of it is not allowed; then nothing has changed.
+        """
+        edit = parse_edit(content)
+        expert, case, asked = self._answerable(person, name)
+        with self._locks[expert, name]:
+            draft = self._draft(expert, case)
+            if edit.revision + 1 == draft.revision and edit.key == draft.key:
+                return _receipt(draft)  # the same request again: its first answer was lost on the way
+            self._check_open(expert, name, edit.revision, draft)
+            labels = apply_edit(
+                edit, draft.labels, asked.voxels, case.info.shape, self.study.labels, len(asked.listing)
+            )
+            seconds = draft.seconds + self._worked(expert, name, edit.seconds)
+            return self._keep(expert, case, asked, draft, labels, edit.done, edit.key, seconds, "saved")
+
+    def upload(self, person: Person, name: str, revision: int, key: str, file_name: str, body: bytes) -> dict[str, Any]:
+        """Take a whole mask that was drawn in another program; all regions count as answered.
+
+        Raises:
+            RefusedError: If the file does not fit in any way; then nothing has changed.
+        """
+        expert, case, asked = self._answerable(person, name)
+        with self._locks[expert, name]:
+            draft = self._draft(expert, case)
+            self._check_open(expert, name, revision, draft)
+            mask = read_uploaded_mask(body, file_name, case, self.study.predictions.files)
+            if (ignore := self._ignore_label) is not None:
+                outside = np.ones(mask.size, dtype=bool)
+                outside[asked.voxels] = False
+                left_out = outside.reshape(mask.shape) & (mask == ignore)
+                mask = np.where(left_out, case.model, mask)
+            labels = check_whole_mask(mask, case.model, asked.voxels, self.study.labels)
+            done = tuple(range(1, len(asked.listing) + 1))
+            seconds = draft.seconds + self._worked(expert, name, float("inf"))
+            return self._keep(expert, case, asked, draft, labels, done, key, seconds, "uploaded")
+
+    def submit(self, person: Person, name: str, revision: int) -> None:
+        """Make the saved answers the expert's mask; afterwards they cannot be changed.
+
+        Raises:
+            RefusedError: If regions are open or the page has not seen the last revision.
+        """
+        expert, case, asked = self._answerable(person, name)
+        with self._locks[expert, name]:
+            draft = self._draft(expert, case)
+            self._check_open(expert, name, revision, draft)
+            still_open = len(asked.listing) - len(draft.done)
+            if still_open:
+                raise RefusedError(409, f"{still_open} of {len(asked.listing)} regions have no answer yet.")
+            record = {
+                "regions": len(asked.listing),
+                "voxels": int(asked.voxels.size),
+                "changed_voxels": int((draft.labels != case.model.ravel()[asked.voxels]).sum()),
+                "minutes": round(draft.seconds / 60, 2),
+                "revisions": draft.revision,
+            }
+            ignore = self._ignore_label
+            base = case.model if ignore is None else np.full_like(case.model, ignore)
+            mask = self._mask(case, expert, base)
+            self.store.submit(expert, name, lambda file: self._write(mask, case, file), record)
+
+    def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
+        """Write what a person downloads, in the dataset's format: `mask` (their own so far), `regions` or `fused`."""
+        case = self._visible(person, name)
+        if what == "mask" and person.expert is not None:
+            self._write(self._mask(case, person.expert, case.model), case, file)
+        elif what == "regions" and person.expert is not None:
+            self._write(self.study.asked(name, person.expert).regions, case, file)
+        elif what == "fused":
+            self._write(self.volume(person, name, "fused"), case, file)
+        else:
+            raise RefusedError(404, "There is no such file.")
+
+    @property
+    def _ignore_label(self) -> int | None:
+        return self.study.predictions.files.label_manager.ignore_label
+
+    def _visible(self, person: Person, name: str) -> LoadedCase:
+        case = self.study.case(name)
+        if person.expert is not None and not case.info.voxels[self.study.experts.index(person.expert)]:
+            raise RefusedError(404, "There is no such case.")
+        return case
+
+    def _answerable(self, person: Person, name: str) -> tuple[str, LoadedCase, Asked]:
+        if person.expert is None:
+            raise RefusedError(403, "The coordinator gives no answers.")
+        case = self._visible(person, name)
+        return person.expert, case, self.study.asked(name, person.expert)
+
+    def _check_may_see_result(self, person: Person, name: str) -> None:
+        if person.expert is not None and not self.store.is_submitted(person.expert, name):
+            raise RefusedError(403, "The result can be seen once you have submitted this case.")
+
+    def _check_open(self, expert: str, name: str, revision: int, draft: Draft) -> None:
+        if self.store.is_submitted(expert, name):
+            raise RefusedError(409, "This case is submitted and cannot be changed any more.")
+        if revision != draft.revision:
+            raise RefusedError(
+                409,
+                "This case has been changed in another tab or window "
+                f"(saved {draft.revision} times, this page knows of {revision}).",
+            )
+
+    def _draft(self, expert: str, case: LoadedCase) -> Draft:
+        """The saved draft, or the model's labels as revision 0."""
+        draft = self.store.draft(expert, case.info.name)
+        if draft is None:
+            asked = self.study.asked(case.info.name, expert)
+            labels = case.model.ravel()[asked.voxels]
+            return Draft(revision=0, key="", digest=case.digest, labels=labels, done=(), seconds=0.0)
+        if draft.digest != case.digest:
+            raise RefusedError(
+                409, "The predictions have changed since this review was begun. Ask for them to be put back."
+            )
+        return draft
+
+    def _mask(self, case: LoadedCase, expert: str, base: np.ndarray) -> np.ndarray:
+        mask = base.copy()
+        mask.ravel()[self.study.asked(case.info.name, expert).voxels] = self._draft(expert, case).labels
+        return mask
+
+    def _write(self, mask: np.ndarray, case: LoadedCase, file: Path) -> None:
+        self.study.predictions.files.reader.write_seg(case.orientation.to_file(mask), str(file), case.properties)
+
+    def _keep(
+        self,
+        expert: str,
+        case: LoadedCase,
+        asked: Asked,
+        draft: Draft,
+        labels: np.ndarray,
+        done: tuple[int, ...],
+        key: str,
+        seconds: float,
+        event: str,
+    ) -> dict[str, Any]:
+        runs = runs_between(draft.labels, labels, asked.voxels)
+        kept = Draft(
+            revision=draft.revision + 1, key=key, digest=case.digest, labels=labels, done=done, seconds=seconds
+        )
+        self.store.save(expert, case.info.name, kept, event, runs)
+        return _receipt(kept)
+
+    def _worked(self, expert: str, name: str, seconds: float) -> float:
+        """Working time cannot be longer than the time since the page was last heard of."""
+        now = time.monotonic()
+        longest = now - self._seen.get((expert, name), now) + SLACK_SECONDS
+        self._seen[expert, name] = now
+        return min(seconds, longest)
+
+    def _status(self, expert: str, name: str, voxels: int, regions: int, size: int) -> dict[str, Any]:
+        draft = self.store.draft(expert, name) if voxels else None
+        return {
+            "expert": expert,
+            "voxels": voxels,
+            "share": voxels / size,
+            "regions": regions,
+            "done": len(draft.done) if draft else 0,
+            "minutes": draft.seconds / 60 if draft else 0.0,
+            "submitted": self.store.is_submitted(expert, name),
+        }
+
+
+def _receipt(draft: Draft) -> dict[str, Any]:
+    return {"revision": draft.revision, "done": draft.done, "seconds": draft.seconds}

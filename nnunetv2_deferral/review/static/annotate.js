@@ -1,0 +1,337 @@
+/** Step 2: the expert answers region by region. */
+
+import * as api from "./api.js";
+import { cached } from "./assign.js";
+import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour, pale } from "./colours.js";
+import { ask, toast } from "./dialogs.js";
+import { bar, h, plural } from "./dom.js";
+import { PaintSession } from "./paint.js";
+import { neighbourRegion, nextOpenRegion } from "./regions.js";
+import { Saver } from "./saver.js";
+import { Stopwatch } from "./stopwatch.js";
+import { Painter } from "./tools.js";
+import { ToolPanel } from "./tool_panel.js";
+import { Viewer } from "./viewer.js";
+
+export class Annotation {
+  /**
+   * @param {object} options
+   * @param {object} options.details
+   * @param {import("./scene.js").Scene} options.scene
+   * @param {Uint8Array} options.model
+   * @param {Uint16Array} options.regions
+   * @param {Uint8Array} options.labels    the expert's answers so far
+   * @param {(state: string, reason?: string) => void} options.onState  of saving
+   * @param {() => void} options.onProgress
+   * @param {() => void} options.onSubmitted
+   * @param {() => void} options.onReplaced  another mask was uploaded, so the case must be loaded again
+   */
+  constructor({ details, scene, model, regions, labels, onState, onProgress, onSubmitted, onReplaced }) {
+    Object.assign(this, { details, scene, onProgress, onSubmitted, onReplaced });
+    this.done = new Set(details.done);
+    this.current = null;
+    this.session = new PaintSession({ labels, model, regions });
+    this.stopwatch = new Stopwatch();
+    this.saver = new Saver({
+      session: this.session,
+      revision: details.revision,
+      send: (body) => api.save(details.case, body),
+      done: () => [...this.done],
+      takeSeconds: () => this.stopwatch.take(),
+      onState: (state, reason) => {
+        onState(state, reason);
+        if (state === "refused") {
+          this.painter.locked = true;
+          this._update();
+        }
+      },
+    });
+    const first = details.labels.find(({ label }) => label > 0);
+    this.painter = new Painter({
+      session: this.session,
+      scene,
+      label: first.label,
+      onTouched: (view, touched) => this._touched(view, touched),
+      onStroke: () => this._changed(),
+    });
+    this._makeLayers(model, regions, labels);
+    this.viewer = new Viewer(scene, [[this.labelLayer, this.modelLayer, this.regionLayer]], {
+      tool: this.painter,
+      solid: labels,
+      labels: details.labels,
+    });
+    this.tools = new ToolPanel(this);
+    this.progress = h("div");
+    this.list = h("div.regions");
+    this.panel = h(
+      "aside.panel",
+      {},
+      this.progress,
+      this.list,
+      this._regionActions(),
+      this.tools.element,
+      this._files(),
+    );
+    this._update();
+  }
+
+  /** The page is shown: begin with the first open region. */
+  start() {
+    const { details, scene } = this;
+    this.visit(nextOpenRegion(details.regions, this.done, scene.position, scene.spacing) ?? details.regions[0]);
+  }
+
+  /** Go to a region. */
+  visit(region) {
+    if (!region) return;
+    this.painter.cancel();
+    this.current = region;
+    this.scene.moveTo(region.centre);
+    for (const view of this.viewer.views) view.frame(region.box);
+    this._update();
+  }
+
+  visitNext() {
+    const { regions } = this.details;
+    const next = nextOpenRegion(regions, this.done, this.scene.position, this.scene.spacing, this.current?.number);
+    if (next) this.visit(next);
+    else toast("All regions are answered. Submit the case when you are ready.");
+  }
+
+  /** The region at hand is answered as it is painted. */
+  finishRegion() {
+    if (this.painter.locked || !this.current) return;
+    this.done.add(this.current.number);
+    this.saver.touch();
+    this.visitNext();
+    this._update();
+  }
+
+  /** The region at hand is answered: as the model has it. */
+  acceptModel() {
+    if (this.painter.locked || !this.current) return;
+    this.session.begin();
+    this.session.setRegion(this.current, this.scene.shape, null);
+    this.session.commit();
+    this.viewer.changed(this.labelLayer);
+    this.finishRegion();
+  }
+
+  /** Take an answer back, so that the region is open again. */
+  reopen(number) {
+    if (this.painter.locked) return;
+    this.done.delete(number);
+    this._changed();
+  }
+
+  undo() {
+    if (!this.painter.locked && this.session.undo()) this._repainted();
+  }
+
+  redo() {
+    if (!this.painter.locked && this.session.redo()) this._repainted();
+  }
+
+  onKey(event) {
+    const key = event.key.toLowerCase();
+    const withControl = event.ctrlKey || event.metaKey;
+    if (withControl) {
+      if (key === "z") event.shiftKey ? this.redo() : this.undo();
+      else if (key === "y") this.redo();
+      else return false;
+      return true;
+    }
+    if (key === "enter" && this.painter.isOpen) this.painter.close();
+    else if (key === "enter") this.finishRegion();
+    else if (key === "escape") this.painter.cancel();
+    else if (key === "m") this.acceptModel();
+    else if (key === "n" || key === " ") this.visitNext();
+    else if (key === "," || key === ".")
+      this.visit(neighbourRegion(this.details.regions, this.current?.number, key === "," ? -1 : 1));
+    else if (!this.tools.onKey(event)) return this.viewer.onKey(event);
+    this.viewer.main.request();
+    return true;
+  }
+
+  /** Save what is left before the page shows something else. @returns {Promise<boolean>} whether it may */
+  async leave() {
+    const saved = await this.saver.flush();
+    if (!saved && this.saver.state === "lost") {
+      const go = await ask("Leave without saving?", "Your last changes could not be saved yet.", "Leave");
+      if (!go) return false;
+    }
+    this.saver.stop();
+    this.stopwatch.stop();
+    return true;
+  }
+
+  async submit() {
+    if (!(await this.saver.flush())) return;
+    const regions = plural(this.details.regions.length, "region");
+    const text = `Your answers to ${regions} become final and you will see the result.`;
+    if (!(await ask("Submit this case?", text, "Submit"))) return;
+    try {
+      await api.submit(this.details.case, this.saver.revision);
+    } catch (error) {
+      toast(error.message, "error");
+      return;
+    }
+    this.saver.stop();
+    this.onSubmitted();
+  }
+
+  _makeLayers(model, regions, labels) {
+    this.labelLayer = {
+      data: labels,
+      visible: true,
+      fill: cached((label) => [...labelColour(label), 80]),
+      outline: cached((label) => ({ colour: css(labelColour(label)), width: 1.5 })),
+    };
+    this.modelLayer = {
+      data: model,
+      visible: true,
+      outline: cached((label) => ({ colour: css(pale(labelColour(label))), width: 1.25, dash: [3, 3], halo: true })),
+    };
+    const styles = {
+      open: { colour: OPEN_REGION, width: 1.75, halo: true },
+      done: { colour: DONE_REGION, width: 1.5, halo: true },
+      current: { colour: CURRENT_REGION, width: 2, halo: true },
+    };
+    this.regionLayer = {
+      data: regions,
+      visible: true,
+      outline: (number) =>
+        styles[number === this.current?.number ? "current" : this.done.has(number) ? "done" : "open"],
+    };
+  }
+
+  _touched(view, { changed, blocked, rect }) {
+    if (changed && rect) this.viewer.changedIn(view, this.labelLayer, rect);
+    if (blocked.length && !changed) {
+      view.showBlocked(blocked);
+      toast("Outside of your regions: nothing is painted here.", "warning", 1400);
+    } else if (blocked.length) {
+      view.showBlocked(blocked);
+    }
+  }
+
+  _changed() {
+    this.saver.touch();
+    this._update();
+  }
+
+  _repainted() {
+    this.viewer.changed(this.labelLayer);
+    this._changed();
+  }
+
+  _update() {
+    const { regions } = this.details;
+    const [done, all] = [this.done.size, regions.length];
+    this.progress.replaceChildren(
+      h("h2", {}, "Your regions"),
+      h("p.figure", {}, `${done} of ${all}`, h("span", {}, " answered")),
+      bar(all ? done / all : 1, DONE_REGION),
+    );
+    const rows = regions.slice(0, 400).map((region) => this._row(region));
+    this.list.replaceChildren(...rows);
+    this.list.querySelector(".current")?.scrollIntoView({ block: "nearest" });
+    this.acceptButton.disabled = this.finishButton.disabled = this.painter.locked || !this.current;
+    this.submitButton.disabled = this.painter.locked || done < all;
+    this.tools.update();
+    this.scene.redraw();
+    this.onProgress(done);
+  }
+
+  _row(region) {
+    const isDone = this.done.has(region.number);
+    const row = h(
+      "div.region",
+      {},
+      h(
+        "button.region-name",
+        { title: "Go to this region", on: { click: () => this.visit(region) } },
+        h("span.state", {}, isDone ? "✓" : ""),
+        `Region ${region.number}`,
+        h("span.size", {}, plural(region.voxels, "voxel")),
+      ),
+      isDone
+        ? h(
+            "button.quiet",
+            { title: "Take the answer back", on: { click: () => this.reopen(region.number) } },
+            "Reopen",
+          )
+        : null,
+    );
+    row.classList.toggle("current", region === this.current);
+    row.classList.toggle("done", isDone);
+    return row;
+  }
+
+  _regionActions() {
+    this.finishButton = h(
+      "button.primary",
+      { on: { click: () => this.finishRegion() } },
+      "Answered, next",
+      h("kbd", {}, "Enter"),
+    );
+    this.acceptButton = h(
+      "button",
+      { on: { click: () => this.acceptModel() } },
+      "The model is right here",
+      h("kbd", {}, "M"),
+    );
+    this.nextButton = h("button", { on: { click: () => this.visitNext() } }, "Next open region", h("kbd", {}, "N"));
+    return h("div.actions", {}, this.finishButton, this.acceptButton, this.nextButton);
+  }
+
+  _files() {
+    this.submitButton = h("button.primary", { on: { click: () => this.submit() } }, "Submit case");
+    const picker = h("input", {
+      type: "file",
+      hidden: true,
+      accept: this.details.endings.map((ending) => `.${ending.split(".").at(-1)}`).join(),
+      on: { change: (event) => this._upload(event.target) },
+    });
+    const path = (what) => api.downloadPath(this.details.case, what);
+    return h(
+      "div",
+      {},
+      h(
+        "details",
+        {},
+        h("summary", {}, "Work in ITK-SNAP or 3D Slicer instead"),
+        h(
+          "p",
+          {},
+          "Download the mask, change it inside of your regions only and upload it. All regions then count as answered.",
+        ),
+        h(
+          "div.row",
+          {},
+          h("a.button", { href: path("mask") }, "Mask"),
+          h("a.button", { href: path("regions") }, "Regions"),
+          h("button", { on: { click: () => picker.click() } }, "Upload mask…"),
+          picker,
+        ),
+      ),
+      h("div.submit", {}, this.submitButton),
+    );
+  }
+
+  async _upload(picker) {
+    const [file] = picker.files;
+    picker.value = "";
+    if (!file || !(await this.saver.flush())) return;
+    const go = await ask("Replace your answers?", `All your regions take their labels from ${file.name}.`, "Upload");
+    if (!go) return;
+    try {
+      await api.upload(this.details.case, this.saver.revision, file);
+    } catch (error) {
+      toast(error.message, "error", 12000);
+      return;
+    }
+    this.saver.stop();
+    this.onReplaced();
+  }
+}

@@ -1,0 +1,72 @@
+/** Requests to the server that served this page, and to no other. */
+
+export class ApiError extends Error {
+  /**
+   * @param {string} message   for the person at the screen
+   * @param {boolean} refused  whether asking again is of no use
+   */
+  constructor(message, refused) {
+    super(message);
+    this.refused = refused;
+  }
+}
+
+const TEMPORARY = new Set([502, 503, 504, 507]);
+let person = "";
+
+async function request(path, options = {}) {
+  let response;
+  try {
+    const headers = { "X-Review-Person": encodeURIComponent(person), ...options.headers };
+    response = await fetch(path, { credentials: "same-origin", ...options, headers });
+  } catch {
+    throw new ApiError("The review server cannot be reached.", false);
+  }
+  if (response.ok) return response;
+  const { reason } = await response.json().catch(() => ({}));
+  throw new ApiError(reason ?? `The server answered ${response.status}.`, !TEMPORARY.has(response.status));
+}
+
+const json = async (path, options) => (await request(path, options)).json();
+const post = (path, content) =>
+  json(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
+const casePath = (name, rest = "") => `/api/cases/${encodeURIComponent(name)}${rest}`;
+
+/** Exchange the secret of a link for a session. */
+export const enter = (secret) => post("/api/enter", { secret });
+
+/** Who this browser is signed in as. All further requests are made in this name. */
+export async function whoAmI() {
+  const me = await json("/api/me");
+  person = me.name;
+  return me;
+}
+
+export const listCases = () => json("/api/cases");
+export const readTotals = () => json("/api/totals");
+export const readCase = (name) => json(casePath(name));
+export const readResult = (name) => json(casePath(name, "/result"));
+export const save = (name, body) => post(casePath(name, "/save"), body);
+export const submit = (name, revision) => post(casePath(name, "/submit"), { revision });
+export const downloadPath = (name, what) => casePath(name, `/download/${what}`);
+
+const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
+
+/** A volume as a typed array. */
+export async function readVolume(name, which, kind = "uint8") {
+  const buffer = await (await request(casePath(name, `/volumes/${which}`))).arrayBuffer();
+  return new KINDS[kind](buffer);
+}
+
+/** Send a mask file that was drawn in another program. */
+export async function upload(name, revision, file) {
+  const content = await file.arrayBuffer();
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+  const hex = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  const query = new URLSearchParams({ revision, key: crypto.randomUUID(), name: file.name });
+  return json(casePath(name, `/upload?${query}`), {
+    method: "POST",
+    headers: { "Content-Type": "application/octet-stream", "X-Content-SHA256": hex },
+    body: content,
+  });
+}

@@ -1,0 +1,320 @@
+/** The page: who is here, the list of cases, and the step of the case at hand. */
+
+import * as api from "./api.js";
+import { Annotation } from "./annotate.js";
+import { createAssignment } from "./assign.js";
+import { css, expertColour } from "./colours.js";
+import { showKeys, toast } from "./dialogs.js";
+import { bar, count, h, minutes, percent } from "./dom.js";
+import { createFusion } from "./fusion.js";
+import { Scene } from "./scene.js";
+
+const STEPS = [
+  [1, "Assignment"],
+  [2, "Annotation"],
+  [3, "Fusion"],
+];
+const STATES = {
+  saved: "Saved",
+  unsaved: "Not saved yet",
+  saving: "Saving…",
+  lost: "Not saved",
+  refused: "Not saved",
+};
+
+class App {
+  constructor(me) {
+    this.me = me;
+    this.cases = [];
+    this.step = null;
+    this.shown = null;
+    this.list = h("nav.cases");
+    this.steps = h("div.steps");
+    this.state = h("span.save-state");
+    this.banner = h("div.banner", { hidden: true });
+    this.stage = h("main");
+    const role = me.role === "coordinator" ? "Coordinator" : me.name;
+    document.body.append(
+      h(
+        "header",
+        {},
+        h("h1", {}, "Expert review"),
+        this.steps,
+        h("span.fill"),
+        this.state,
+        h("span.person", {}, role),
+        h("button.help", { title: "Keys and mouse (?)", on: { click: showKeys } }, "?"),
+      ),
+      this.banner,
+      h("div.body", {}, this.list, this.stage),
+    );
+    window.addEventListener("hashchange", () => this.navigate());
+    window.addEventListener("keydown", (event) => this._onKey(event));
+    window.addEventListener("beforeunload", (event) => {
+      if (this.step?.saver && !this.step.saver.isSafe) event.preventDefault();
+    });
+    // After a click with the mouse, keys mean the image again and not the button.
+    document.addEventListener("click", (event) => {
+      const focused = document.activeElement;
+      if (event.detail > 0 && focused?.matches("button, summary, input")) focused.blur();
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) this.step?.saver?.flush();
+    });
+  }
+
+  async start() {
+    await this._readCases();
+    await this.navigate();
+  }
+
+  /** Show what the address names; without a name, the first case that is still open. */
+  async navigate() {
+    const [, name, step] = location.hash.split("/");
+    const wanted = this.cases.find((entry) => entry.case === decodeURIComponent(name ?? ""));
+    const entry = wanted ?? this.cases.find((each) => !isFinished(each)) ?? this.cases[0];
+    if (!entry) {
+      this.stage.replaceChildren(
+        h("p.empty", {}, "There is nothing for you to answer: no voxel of any case was routed to you."),
+      );
+      return;
+    }
+    const number = this._allowed(entry, Number(step));
+    const address = `#/${encodeURIComponent(entry.case)}/${number}`;
+    if (location.hash !== address) history.replaceState(null, "", address);
+    if (this.shown === address) return;
+    if (this.step && !(await this.step.leave())) {
+      history.replaceState(null, "", this.shown);
+      return;
+    }
+    this._close();
+    this.shown = address;
+    await this._show(entry, number, address);
+  }
+
+  _allowed(entry, step) {
+    const allowed = STEPS.map(([number]) => number).filter((number) => this._mayShow(entry, number));
+    if (allowed.includes(step)) return step;
+    if (this.me.role === "coordinator") return 1;
+    return entry.experts[0].submitted ? 3 : step ? 1 : 2;
+  }
+
+  _mayShow(entry, step) {
+    if (this.me.role === "coordinator") return step !== 2;
+    return step === 1 || (step === 3) === entry.experts[0].submitted;
+  }
+
+  async _show(entry, number, address) {
+    this._drawSteps(entry, number);
+    this._drawList(entry);
+    this.stage.replaceChildren(h("p.empty", {}, "Loading…"));
+    try {
+      const step = await this._makeStep(entry, number);
+      if (this.shown !== address) {
+        step.viewer.remove();
+        return;
+      }
+      this.step = step;
+      this.stage.replaceChildren(step.viewer.element, step.panel);
+      step.start();
+    } catch (error) {
+      this.shown = null;
+      this.stage.replaceChildren(h("p.empty.error", {}, error.message));
+      if (!(error instanceof api.ApiError)) throw error;
+    }
+  }
+
+  async _makeStep(entry, number) {
+    const { me } = this;
+    const name = entry.case;
+    const details = await api.readCase(name);
+    const planes = details.colour ? 3 : details.channels.length;
+    const channels = await Promise.all(
+      Array.from({ length: planes }, (_, i) => api.readVolume(name, `image${i}`, details.kind)),
+    );
+    const scene = new Scene(details, channels);
+    const model = await api.readVolume(name, "model");
+    if (number === 1) {
+      const isExpert = me.role === "expert";
+      const route = await api.readVolume(name, isExpert ? "regions" : "route", isExpert ? "uint16" : "uint8");
+      return createAssignment({ me, entry, details, scene, model, route });
+    }
+    if (number === 3) {
+      const [fused, result] = await Promise.all([api.readVolume(name, "fused"), api.readResult(name)]);
+      const reference = details.has_reference ? await api.readVolume(name, "reference") : null;
+      return createFusion({ details, scene, model, fused, reference, result });
+    }
+    const regions = await api.readVolume(name, "regions", "uint16");
+    const labels = await api.readVolume(name, "labels");
+    const reload = async () => {
+      this._close();
+      this.shown = null;
+      await this._readCases();
+      await this.navigate();
+    };
+    return new Annotation({
+      details,
+      scene,
+      model,
+      regions,
+      labels,
+      onState: (state, reason) => this._showState(state, reason),
+      onProgress: (done) => {
+        entry.experts[0].done = done;
+        this._drawList(entry);
+      },
+      onSubmitted: async () => {
+        toast("Submitted. Thank you.");
+        history.replaceState(null, "", `#/${encodeURIComponent(name)}/3`);
+        await reload();
+      },
+      onReplaced: async () => {
+        toast("The mask is taken over.");
+        await reload();
+      },
+    });
+  }
+
+  async _readCases() {
+    this.cases = await api.listCases();
+    this.totals = this.me.role === "coordinator" ? await api.readTotals() : null;
+  }
+
+  _close() {
+    this.step?.viewer.remove();
+    this.step = null;
+    this.state.textContent = "";
+    this.banner.hidden = true;
+  }
+
+  _showState(state, reason) {
+    this.state.textContent = STATES[state];
+    this.state.dataset.state = state;
+    this.banner.hidden = state !== "lost" && state !== "refused";
+    if (state === "lost") {
+      this.banner.replaceChildren(
+        `Your last changes are not saved yet. ${reason} Keep this page open; it tries again by itself.`,
+      );
+    } else if (state === "refused") {
+      this.banner.replaceChildren(
+        `Not saved. ${reason} `,
+        h("button", { on: { click: () => location.reload() } }, "Reload"),
+      );
+    }
+  }
+
+  _drawSteps(entry, current) {
+    this.steps.replaceChildren(
+      ...STEPS.filter(([number]) => this.me.role === "expert" || number !== 2).map(([number, title]) => {
+        const address = `#/${encodeURIComponent(entry.case)}/${number}`;
+        const item = h(
+          this._mayShow(entry, number) ? "a" : "span",
+          { href: address },
+          h("b", {}, String(number)),
+          title,
+        );
+        item.classList.toggle("on", number === current);
+        return item;
+      }),
+    );
+  }
+
+  _drawList(current) {
+    const finished = this.cases.filter(isFinished).length;
+    this.list.replaceChildren(
+      h("h2", {}, `Cases  ${finished} / ${this.cases.length}`),
+      ...this.cases.map((entry) => {
+        const item = h("a.case", { href: `#/${encodeURIComponent(entry.case)}` }, ...this._caseLines(entry));
+        item.classList.toggle("on", entry === current);
+        return item;
+      }),
+      ...(this.totals ? [this._totals()] : []),
+    );
+    this.list.querySelector(".on")?.scrollIntoView({ block: "nearest" });
+  }
+
+  _caseLines(entry) {
+    const name = h("span.case-name", {}, entry.case);
+    if (this.me.role === "expert") {
+      const [{ done, regions, submitted }] = entry.experts;
+      const text = submitted ? "Submitted" : `${done} of ${regions}`;
+      const state = h(`span.case-state${submitted ? ".done" : ""}`, {}, text);
+      return [name, state, bar(submitted ? 1 : done / Math.max(1, regions))];
+    }
+    const asked = entry.experts.filter(({ voxels }) => voxels > 0);
+    const submitted = asked.filter((status) => status.submitted).length;
+    const shares = h(
+      "span.bar",
+      {},
+      ...entry.experts.map(({ share }, i) => {
+        const part = h("span.bar-fill");
+        part.style.width = `${entry.rate ? (100 * share) / entry.rate : 0}%`;
+        part.style.background = css(expertColour(i + 1));
+        return part;
+      }),
+    );
+    const state = h(`span.case-state${isFinished(entry) ? ".done" : ""}`, {}, `${submitted}/${asked.length}`);
+    return [name, state, h("span.case-rate", {}, `${percent(entry.rate)} deferred`), shares];
+  }
+
+  _totals() {
+    return h(
+      "div.totals",
+      {},
+      h("h2", {}, "Experts"),
+      h(
+        "table",
+        {},
+        h(
+          "tbody",
+          {},
+          ...this.totals.experts.map((row, i) => {
+            const dot = h("span.swatch");
+            dot.style.background = css(expertColour(i + 1));
+            return h(
+              "tr",
+              { title: `${count(row.answered_voxels)} of ${count(row.voxels)} voxels answered` },
+              h("td", {}, dot, row.expert),
+              h("td.number", {}, `${row.submitted}/${row.cases}`),
+              h("td.number", {}, minutes(row.minutes)),
+            );
+          }),
+        ),
+      ),
+    );
+  }
+
+  _onKey(event) {
+    if (document.querySelector("dialog[open]") || event.altKey) return;
+    const isTyping = event.target.matches?.("select, textarea, input:not([type=checkbox]):not([type=range])");
+    // Whoever has come to a button with the Tab key means the button.
+    const isPressing =
+      ["Enter", " "].includes(event.key) && event.target.matches?.(":is(button, a, summary):focus-visible");
+    if (isTyping || isPressing) return;
+    if (event.key === "?") {
+      showKeys();
+      event.preventDefault();
+    } else if (this.step?.onKey(event)) {
+      event.preventDefault();
+      document.activeElement?.blur?.();
+    }
+  }
+}
+
+const isFinished = (entry) => entry.experts.every(({ voxels, submitted }) => submitted || voxels === 0);
+
+async function start() {
+  const secret = location.hash.match(/^#enter=(.+)$/)?.[1];
+  try {
+    if (secret) {
+      await api.enter(secret);
+      history.replaceState(null, "", location.pathname);
+    }
+    await new App(await api.whoAmI()).start();
+  } catch (error) {
+    document.body.replaceChildren(h("p.empty", {}, error.message));
+    if (!(error instanceof api.ApiError)) throw error;
+  }
+}
+
+start();

@@ -1,0 +1,82 @@
+/** Colours, and grey values as the eye shall see them. */
+
+/** Labels 1, 2, ... as [r, g, b]. */
+const LABELS = [
+  [64, 196, 255],
+  [255, 110, 180],
+  [190, 242, 100],
+  [255, 170, 80],
+  [167, 139, 250],
+  [94, 234, 212],
+  [248, 113, 113],
+  [250, 220, 90],
+];
+/** Experts 1, 2, ... */
+const EXPERTS = [
+  [255, 179, 71],
+  [186, 140, 255],
+  [150, 220, 120],
+  [255, 135, 165],
+  [240, 230, 120],
+];
+
+export const OPEN_REGION = "#ffb347";
+export const DONE_REGION = "#5fbf8a";
+export const CURRENT_REGION = "#ffffff";
+export const REFERENCE = "#f4f1de";
+
+/** The colour of a label as [r, g, b]. */
+export const labelColour = (label) => LABELS[(label - 1) % LABELS.length];
+
+/** The colour of an expert, counted from 1, as [r, g, b]. */
+export const expertColour = (number) => EXPERTS[(number - 1) % EXPERTS.length];
+
+/** A colour half way to white: the model's, beside the expert's own of the same label. */
+export const pale = (colour) => colour.map((part) => Math.round((part + 255) / 2));
+
+/** [r, g, b] as CSS. */
+export const css = ([r, g, b], alpha = 1) => `rgba(${r}, ${g}, ${b}, ${alpha})`;
+
+/**
+ * A window that shows most of an image: between its 0.5 and 99.5 percentile.
+ *
+ * @param {ArrayLike<number>} values
+ * @returns {{centre: number, width: number}}
+ */
+export function defaultWindow(values) {
+  if (values instanceof Uint8Array || values instanceof Uint8ClampedArray) return { centre: 127.5, width: 255 };
+  const step = Math.max(1, Math.floor(values.length / 100000));
+  const sample = [];
+  for (let i = 0; i < values.length; i += step) if (Number.isFinite(values[i])) sample.push(values[i]);
+  sample.sort((a, b) => a - b);
+  const low = sample[Math.floor(0.005 * (sample.length - 1))] ?? 0;
+  const high = sample[Math.ceil(0.995 * (sample.length - 1))] ?? 1;
+  return { centre: (low + high) / 2, width: Math.max(high - low, 1e-6) };
+}
+
+/** Window presets for CT in Hounsfield units. */
+export const CT_WINDOWS = [
+  { name: "Lung", centre: -600, width: 1500 },
+  { name: "Soft tissue", centre: 40, width: 400 },
+  { name: "Brain", centre: 40, width: 80 },
+  { name: "Bone", centre: 480, width: 2500 },
+];
+
+/**
+ * Grey values as RGBA.
+ *
+ * @param {ArrayLike<number>[]} channels  one, or red, green and blue
+ * @param {{centre: number, width: number}} window
+ * @param {Uint8ClampedArray} rgba
+ */
+export function applyWindow(channels, { centre, width }, rgba) {
+  const scale = 255 / width;
+  const low = centre - width / 2;
+  const [red, green, blue] = channels.length === 3 ? channels : [channels[0], channels[0], channels[0]];
+  for (let i = 0, at = 0; i < red.length; i++, at += 4) {
+    rgba[at] = (red[i] - low) * scale;
+    rgba[at + 1] = (green[i] - low) * scale;
+    rgba[at + 2] = (blue[i] - low) * scale;
+    rgba[at + 3] = 255;
+  }
+}

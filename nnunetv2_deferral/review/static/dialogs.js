@@ -1,0 +1,100 @@
+/** Questions, short messages, and the list of keys. */
+
+import { h } from "./dom.js";
+
+/** Ask before something that cannot be taken back. @returns {Promise<boolean>} */
+export function ask(title, text, yes) {
+  return new Promise((resolve) => {
+    const close = (answer) => {
+      dialog.close();
+      dialog.remove();
+      resolve(answer);
+    };
+    const confirm = h("button.primary", { on: { click: () => close(true) } }, yes);
+    const dialog = h(
+      "dialog",
+      { on: { cancel: () => close(false) } },
+      h("h2", {}, title),
+      h("p", {}, text),
+      h("div.row.end", {}, h("button", { on: { click: () => close(false) } }, "Cancel"), confirm),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+    confirm.focus();
+  });
+}
+
+let shown = null;
+
+/** Show a message for a while. */
+export function toast(text, kind = "info", duration = 3500) {
+  shown?.remove();
+  const element = h(`div.toast.${kind}`, { role: "status" }, text);
+  shown = element;
+  document.body.append(element);
+  setTimeout(() => element.remove(), duration);
+}
+
+const KEYS = [
+  [
+    "Regions",
+    [
+      ["Enter", "Region is answered as painted, go to the next"],
+      ["M", "The model is right here"],
+      ["N or Space", "Next open region"],
+      [", and .", "Region before and after"],
+    ],
+  ],
+  [
+    "Drawing",
+    [
+      ["B  G  E  P  F", "Brush, smart brush, eraser, polygon, fill"],
+      ["0 … 9", "Label"],
+      ["[ and ]", "Size of the brush"],
+      ["Enter, Esc", "Close, drop the polygon"],
+      ["Ctrl+Z, Ctrl+Shift+Z", "Undo, redo"],
+    ],
+  ],
+  [
+    "Looking",
+    [
+      ["Wheel, ↑ ↓, Page ↑ ↓", "Slices"],
+      ["Ctrl+wheel, + −", "Zoom"],
+      ["Shift+drag, middle drag", "Pan"],
+      ["Right drag", "Window (left–right) and level (up–down)"],
+      ["Alt+click", "Go through this point"],
+      ["A  C  S", "Axial, coronal, sagittal"],
+      ["R", "Reset view and window"],
+      ["H  O  K", "Show or hide your mask, the model's outline, region borders"],
+    ],
+  ],
+];
+
+/** The list of keys. */
+export function showKeys() {
+  if (document.querySelector("dialog.keys")) return;
+  const close = () => {
+    dialog.close();
+    dialog.remove();
+  };
+  const dialog = h(
+    "dialog.keys",
+    { on: { cancel: close, click: (event) => event.target === dialog && close() } },
+    h("h2", {}, "Keys and mouse"),
+    h(
+      "div.columns",
+      {},
+      ...KEYS.map(([title, keys]) =>
+        h(
+          "section",
+          {},
+          h("h3", {}, title),
+          h("dl", {}, ...keys.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)])),
+        ),
+      ),
+    ),
+    h("div.row.end", {}, h("button", { on: { click: close } }, "Close")),
+  );
+  document.body.append(dialog);
+  dialog.showModal();
+}

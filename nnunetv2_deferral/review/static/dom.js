@@ -1,0 +1,40 @@
+/** Making elements. */
+
+/**
+ * @param {string} tag        name, with classes after dots: "div.panel.wide"
+ * @param {object} [options]  properties; `on` holds listeners, `data` and `aria` attributes
+ * @param {...(Node|string|null|undefined|false)} children
+ * @returns {HTMLElement}
+ */
+export function h(tag, options = {}, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  element.classList.add(...classes);
+  const { on = {}, data = {}, aria = {}, ...properties } = options;
+  for (const [event, listener] of Object.entries(on)) element.addEventListener(event, listener);
+  Object.assign(element.dataset, data);
+  for (const [key, value] of Object.entries(aria)) element.setAttribute(`aria-${key}`, value);
+  Object.assign(element, properties);
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** A small square in a colour. */
+export function swatch(colour) {
+  const element = h("span.swatch");
+  element.style.background = colour;
+  return element;
+}
+
+/** A bar that is filled to a share of 0 to 1. */
+export function bar(share, colour) {
+  const inner = h("span.bar-fill");
+  inner.style.width = `${Math.round(100 * share)}%`;
+  if (colour) inner.style.background = colour;
+  return h("span.bar", {}, inner);
+}
+
+export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
+export const count = (number) => number.toLocaleString("en-US");
+export const minutes = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1)} min`);
+export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

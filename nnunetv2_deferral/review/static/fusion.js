@@ -1,0 +1,207 @@
+/** Step 3: the fused mask beside the model's, and what the experts changed. */
+
+import * as api from "./api.js";
+import { cached } from "./assign.js";
+import { REFERENCE, css, expertColour, labelColour } from "./colours.js";
+import { count, h, minutes, plural, swatch } from "./dom.js";
+import { extentOf } from "./regions.js";
+import { Viewer } from "./viewer.js";
+
+const CHANGED = [255, 214, 10];
+
+/**
+ * @param {object} options
+ * @param {object} options.details
+ * @param {import("./scene.js").Scene} options.scene
+ * @param {Uint8Array} options.model
+ * @param {Uint8Array} options.fused
+ * @param {Uint8Array|null} options.reference
+ * @param {object} options.result  from the server
+ */
+export function createFusion({ details, scene, model, fused, reference, result }) {
+  const maskLayer = (data) => ({
+    data,
+    visible: true,
+    fill: cached((label) => [...labelColour(label), 70]),
+    outline: cached((label) => ({ colour: css(labelColour(label)), width: 1.75, halo: true })),
+  });
+  const changes = Uint8Array.from(model, (label, voxel) => (label === fused[voxel] ? 0 : 1));
+  const changed = { data: changes, visible: result.changed_voxels > 0, fill: cached(() => [...CHANGED, 120]) };
+  const truth = {
+    data: reference ?? new Uint8Array(model.length),
+    visible: reference !== null,
+    outline: cached(() => ({ colour: REFERENCE, width: 1.5, dash: [4, 3], halo: true })),
+  };
+  const viewer = new Viewer(
+    scene,
+    [
+      [maskLayer(model), truth],
+      [maskLayer(fused), changed, truth],
+    ],
+    {
+      titles: ["Before: model", "After: model and experts"],
+      solid: fused,
+      labels: details.labels,
+    },
+  );
+  const start = () => {
+    const extent = extentOf(changes, details.shape) ?? extentOf(fused, details.shape);
+    if (!extent) return;
+    scene.moveTo(extent.centre);
+    viewer.main.frame(extent.box);
+  };
+  const toggle = (text, layer, colour) =>
+    h(
+      "label.check",
+      {},
+      h("input", {
+        type: "checkbox",
+        checked: layer.visible,
+        on: {
+          change: (event) => {
+            layer.visible = event.target.checked;
+            scene.redraw();
+          },
+        },
+      }),
+      swatch(colour),
+      text,
+    );
+  const missing = result.experts.filter(({ voxels, submitted }) => voxels && !submitted).map(({ expert }) => expert);
+  const panel = h(
+    "aside.panel",
+    {},
+    result.scores
+      ? scoreTable(result)
+      : h("p.note", {}, "There is no reference for this case, so there are no scores."),
+    h("h2", {}, "What changed"),
+    h(
+      "dl",
+      {},
+      h("dt", {}, "Deferred"),
+      h("dd", {}, plural(result.deferred_voxels, "voxel")),
+      h("dt", {}, "Changed"),
+      h("dd", {}, plural(result.changed_voxels, "voxel")),
+      ...(result.scores
+        ? [
+            h("dt", {}, "Corrected"),
+            h("dd.good", {}, plural(result.corrected_voxels, "voxel")),
+            h("dt", {}, "Made wrong"),
+            h("dd.bad", {}, plural(result.spoiled_voxels, "voxel")),
+          ]
+        : []),
+    ),
+    missing.length
+      ? h("p.note", {}, `Not submitted yet: ${missing.join(", ")}. Where they are asked, the model's label stands.`)
+      : null,
+    h("h2", {}, "Experts"),
+    h(
+      "table",
+      {},
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", {}, "Expert"),
+          h("th.number", {}, "Voxels"),
+          h("th.number", {}, "Changed"),
+          h("th.number", {}, "Time"),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        ...result.experts.map((row, i) =>
+          h(
+            "tr",
+            {},
+            h("td", {}, swatch(css(expertColour(i + 1))), row.expert),
+            h("td.number", {}, count(row.voxels)),
+            h("td.number", {}, row.submitted ? count(row.changed_voxels) : "–"),
+            h("td.number", {}, minutes(row.minutes)),
+          ),
+        ),
+      ),
+    ),
+    h("h2", {}, "Shown"),
+    toggle("Changed voxels", changed, css(CHANGED)),
+    reference ? toggle("Reference", truth, REFERENCE) : null,
+    h(
+      "div.legend",
+      {},
+      ...details.labels
+        .filter(({ label }) => label > 0)
+        .map(({ label, name }) => h("span", {}, swatch(css(labelColour(label))), name)),
+    ),
+    h("h2", {}, "Download"),
+    h(
+      "div.row",
+      {},
+      h("a.button", { href: api.downloadPath(details.case, "fused") }, "Fused mask"),
+      h("button", { on: { click: () => savePicture(viewer, details.case) } }, "Picture (PNG)"),
+    ),
+  );
+  return { viewer, panel, start, onKey: (event) => viewer.onKey(event), leave: async () => true };
+}
+
+function scoreTable({ scores }) {
+  const number = (value) => (value === null ? "–" : value.toFixed(3));
+  const rows = scores.map(({ region, model, system }) => {
+    const gain = model === null || system === null ? null : system - model;
+    const sign = gain > 0 ? "+" : gain < 0 ? "−" : "±";
+    return h(
+      "tr",
+      {},
+      h("td", {}, region),
+      h("td.number", {}, number(model)),
+      h("td.number.strong", {}, number(system)),
+      h(
+        `td.number.${gain > 0 ? "good" : gain < 0 ? "bad" : "even"}`,
+        {},
+        gain === null ? "–" : `${sign}${Math.abs(gain).toFixed(3)}`,
+      ),
+    );
+  });
+  return h(
+    "div",
+    {},
+    h("h2", {}, "Dice with the reference"),
+    h(
+      "table",
+      {},
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", {}, "Label"),
+          h("th.number", {}, "Model"),
+          h("th.number", {}, "System"),
+          h("th.number", {}, "Gain"),
+        ),
+      ),
+      h("tbody", {}, ...rows),
+    ),
+  );
+}
+
+/** Both views side by side, as a PNG file. */
+async function savePicture(viewer, name) {
+  const views = viewer.large.map(({ canvas }) => canvas);
+  const picture = document.createElement("canvas");
+  picture.width = views.reduce((sum, { width }) => sum + width, 0);
+  picture.height = Math.max(...views.map(({ height }) => height));
+  const context = picture.getContext("2d");
+  let left = 0;
+  for (const view of views) {
+    context.drawImage(view, left, 0);
+    left += view.width;
+  }
+  const blob = await new Promise((resolve) => picture.toBlob(resolve, "image/png"));
+  const url = URL.createObjectURL(blob);
+  h("a", { href: url, download: `${name}_before_after.png` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}

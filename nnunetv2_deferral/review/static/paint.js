@@ -1,0 +1,275 @@
+/**
+ * The paint engine: what strokes do to the labels of a volume, undo and redo, and what is to be saved.
+ *
+ * Only voxels of the expert's own regions ever change. A stroke costs what its own rectangle costs, whatever the size
+ * of the volume: it writes into the one array of labels and remembers the voxels it changed.
+ */
+
+import { indexOf } from "./planes.js";
+
+const UNDO_STEPS = 200;
+
+/**
+ * @typedef {object} Touched       what a step of a stroke did
+ * @property {number} changed      voxels that have another label now
+ * @property {number[]} blocked    voxels under the brush that are not the expert's own, in the flat array
+ * @property {number[]|null} rect  [u0, v0, u1, v1] (inclusive) that is to be drawn again, or null
+ */
+
+export class PaintSession {
+  /**
+   * @param {object} options
+   * @param {Uint8Array} options.labels    the expert's mask, changed in place
+   * @param {Uint8Array} options.model     the model's mask
+   * @param {Uint16Array} options.regions  0 where the expert is not asked, else the number of the region
+   */
+  constructor({ labels, model, regions }) {
+    this.labels = labels;
+    this.model = model;
+    this.regions = regions;
+    this.saved = labels.slice();
+    /** Counts the changes, so that others can tell whether there were any. */
+    this.version = 0;
+    this._undo = [];
+    this._redo = [];
+    this._stroke = null;
+    this._unsaved = [];
+  }
+
+  /** Begin a stroke: what follows until `commit` is undone at once. */
+  begin() {
+    this._stroke = { voxels: [], before: [], after: [] };
+  }
+
+  /** End a stroke. @returns {boolean} whether it changed anything */
+  commit() {
+    const stroke = this._stroke;
+    this._stroke = null;
+    if (!stroke || stroke.voxels.length === 0) return false;
+    this._undo.push(stroke);
+    if (this._undo.length > UNDO_STEPS) this._undo.shift();
+    this._redo = [];
+    this._unsaved.push(stroke.voxels);
+    return true;
+  }
+
+  /**
+   * Draw with a round brush from one point to another.
+   *
+   * @param {import("./planes.js").Plane} plane
+   * @param {number} w           slice
+   * @param {number[]} from      [u, v] in columns and rows; whole numbers are the middles of voxels
+   * @param {number[]} to        the same
+   * @param {number} radius      mm
+   * @param {number} label
+   * @param {(voxel: number) => boolean} [accepts]  voxels to leave alone even inside the regions
+   * @returns {Touched}
+   */
+  brush(plane, w, from, to, radius, label, accepts) {
+    const { spacingU, spacingV } = plane;
+    const reachU = radius / spacingU;
+    const reachV = radius / spacingV;
+    const u0 = Math.max(0, Math.ceil(Math.min(from[0], to[0]) - reachU));
+    const u1 = Math.min(plane.width - 1, Math.floor(Math.max(from[0], to[0]) + reachU));
+    const v0 = Math.max(0, Math.ceil(Math.min(from[1], to[1]) - reachV));
+    const v1 = Math.min(plane.height - 1, Math.floor(Math.max(from[1], to[1]) + reachV));
+    const alongU = (to[0] - from[0]) * spacingU;
+    const alongV = (to[1] - from[1]) * spacingV;
+    const length = alongU * alongU + alongV * alongV;
+    const voxels = [];
+    for (let v = v0; v <= v1; v++) {
+      for (let u = u0; u <= u1; u++) {
+        const offU = (u - from[0]) * spacingU;
+        const offV = (v - from[1]) * spacingV;
+        const share = length === 0 ? 0 : Math.min(1, Math.max(0, (offU * alongU + offV * alongV) / length));
+        const missU = offU - share * alongU;
+        const missV = offV - share * alongV;
+        if (missU * missU + missV * missV <= radius * radius) voxels.push(indexOf(plane, u, v, w));
+      }
+    }
+    // A brush smaller than a voxel still paints the one it is on.
+    const u = Math.round(to[0]);
+    const v = Math.round(to[1]);
+    if (voxels.length === 0 && u >= 0 && v >= 0 && u < plane.width && v < plane.height) {
+      return { ...this._set([indexOf(plane, u, v, w)], label, accepts), rect: [u, v, u, v] };
+    }
+    return { ...this._set(voxels, label, accepts), rect: u1 < u0 || v1 < v0 ? null : [u0, v0, u1, v1] };
+  }
+
+  /**
+   * Fill what is inside a polygon.
+   *
+   * @param {import("./planes.js").Plane} plane
+   * @param {number} w
+   * @param {number[][]} points  corners [u, v]
+   * @param {number} label
+   * @returns {Touched}
+   */
+  polygon(plane, w, points, label) {
+    if (points.length < 3) return { changed: 0, blocked: [], rect: null };
+    const columns = points.map((point) => point[0]);
+    const rows = points.map((point) => point[1]);
+    const v0 = Math.max(0, Math.ceil(Math.min(...rows)));
+    const v1 = Math.min(plane.height - 1, Math.floor(Math.max(...rows)));
+    const voxels = [];
+    for (let v = v0; v <= v1; v++) {
+      const crossings = [];
+      for (let i = 0; i < points.length; i++) {
+        const [ua, va] = points[i];
+        const [ub, vb] = points[(i + 1) % points.length];
+        if (va <= v !== vb <= v) crossings.push(ua + ((v - va) / (vb - va)) * (ub - ua));
+      }
+      crossings.sort((a, b) => a - b);
+      for (let i = 0; i + 1 < crossings.length; i += 2) {
+        const last = Math.min(plane.width - 1, Math.floor(crossings[i + 1]));
+        for (let u = Math.max(0, Math.ceil(crossings[i])); u <= last; u++) voxels.push(indexOf(plane, u, v, w));
+      }
+    }
+    const u0 = Math.max(0, Math.floor(Math.min(...columns)));
+    const u1 = Math.min(plane.width - 1, Math.ceil(Math.max(...columns)));
+    return { ...this._set(voxels, label), rect: v1 < v0 || u1 < u0 ? null : [u0, v0, u1, v1] };
+  }
+
+  /**
+   * Fill the patch of one label, inside one region and one slice, that a point lies in.
+   *
+   * @param {import("./planes.js").Plane} plane
+   * @param {number} w
+   * @param {number[]} point  [u, v]
+   * @param {number} label
+   * @returns {Touched}
+   */
+  fill(plane, w, point, label) {
+    const start = [Math.round(point[0]), Math.round(point[1])];
+    if (start[0] < 0 || start[1] < 0 || start[0] >= plane.width || start[1] >= plane.height) {
+      return { changed: 0, blocked: [], rect: null };
+    }
+    const seed = indexOf(plane, start[0], start[1], w);
+    const region = this.regions[seed];
+    if (region === 0) return { changed: 0, blocked: [seed], rect: [...start, ...start] };
+    const old = this.labels[seed];
+    const seen = new Uint8Array(plane.width * plane.height);
+    const rect = [...start, ...start];
+    const voxels = [];
+    const queue = [start];
+    seen[start[1] * plane.width + start[0]] = 1;
+    while (queue.length > 0) {
+      const [u, v] = queue.pop();
+      voxels.push(indexOf(plane, u, v, w));
+      rect[0] = Math.min(rect[0], u);
+      rect[1] = Math.min(rect[1], v);
+      rect[2] = Math.max(rect[2], u);
+      rect[3] = Math.max(rect[3], v);
+      for (const [nu, nv] of [
+        [u - 1, v],
+        [u + 1, v],
+        [u, v - 1],
+        [u, v + 1],
+      ]) {
+        if (nu < 0 || nv < 0 || nu >= plane.width || nv >= plane.height || seen[nv * plane.width + nu]) continue;
+        seen[nv * plane.width + nu] = 1;
+        const voxel = indexOf(plane, nu, nv, w);
+        if (this.regions[voxel] === region && this.labels[voxel] === old) queue.push([nu, nv]);
+      }
+    }
+    return { ...this._set(voxels, label), rect };
+  }
+
+  /**
+   * Give a whole region one label, or the model's labels.
+   *
+   * @param {{number: number, box: number[][]}} region
+   * @param {number[]} shape
+   * @param {number|null} label  null for the model's
+   * @returns {number} voxels changed
+   */
+  setRegion({ number, box }, [, ny, nx], label) {
+    let changed = 0;
+    for (let z = box[0][0]; z <= box[1][0]; z++) {
+      for (let y = box[0][1]; y <= box[1][1]; y++) {
+        for (let x = box[0][2]; x <= box[1][2]; x++) {
+          const voxel = (z * ny + y) * nx + x;
+          if (this.regions[voxel] === number) changed += this._write(voxel, label ?? this.model[voxel]);
+        }
+      }
+    }
+    if (changed) this.version++;
+    return changed;
+  }
+
+  /** Take the last stroke back. @returns {boolean} whether there was one */
+  undo() {
+    return this._replay(this._undo, this._redo, "before");
+  }
+
+  /** Do the last stroke again that was taken back. @returns {boolean} whether there was one */
+  redo() {
+    return this._replay(this._redo, this._undo, "after");
+  }
+
+  /** Whether there is something to undo and to redo. */
+  get history() {
+    return { undo: this._undo.length > 0, redo: this._redo.length > 0 };
+  }
+
+  /**
+   * What has changed since the last save, in runs of one label.
+   *
+   * @returns {{runs: number[][], voxels: number[]}} runs [start, length, label] in order, and what `confirm` takes
+   */
+  changes() {
+    const voxels = [...new Set(this._unsaved.flat())].sort((a, b) => a - b);
+    const runs = [];
+    for (const voxel of voxels) {
+      const label = this.labels[voxel];
+      if (label === this.saved[voxel]) continue;
+      const last = runs[runs.length - 1];
+      if (last && last[0] + last[1] === voxel && last[2] === label) last[1]++;
+      else runs.push([voxel, 1, label]);
+    }
+    return { runs, voxels };
+  }
+
+  /** The runs are saved. What has been painted since they were taken stays to be saved. */
+  confirm({ runs }) {
+    for (const [start, length, label] of runs) this.saved.fill(label, start, start + length);
+    const rest = new Set();
+    for (const voxel of new Set(this._unsaved.flat())) {
+      if (this.labels[voxel] !== this.saved[voxel]) rest.add(voxel);
+    }
+    this._unsaved = rest.size ? [[...rest]] : [];
+  }
+
+  _replay(from, to, which) {
+    const stroke = from.pop();
+    if (!stroke) return false;
+    stroke.voxels.forEach((voxel, i) => {
+      this.labels[voxel] = stroke[which][i];
+    });
+    to.push(stroke);
+    this._unsaved.push(stroke.voxels);
+    this.version++;
+    return true;
+  }
+
+  _set(voxels, label, accepts) {
+    const blocked = [];
+    let changed = 0;
+    for (const voxel of voxels) {
+      if (this.regions[voxel] === 0) blocked.push(voxel);
+      else if (!accepts || accepts(voxel)) changed += this._write(voxel, label);
+    }
+    if (changed) this.version++;
+    return { changed, blocked };
+  }
+
+  _write(voxel, label) {
+    const before = this.labels[voxel];
+    if (before === label) return 0;
+    this._stroke.voxels.push(voxel);
+    this._stroke.before.push(before);
+    this._stroke.after.push(label);
+    this.labels[voxel] = label;
+    return 1;
+  }
+}

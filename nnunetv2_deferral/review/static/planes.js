@@ -1,0 +1,110 @@
+/**
+ * The three planes of a volume (Z, Y, X), index growing towards left, posterior and superior: where a point of a slice
+ * lies in the flat array. Slices are drawn as radiologists see them: patient's right on the left, anterior on top of an
+ * axial slice, superior on top of the others.
+ *
+ * @typedef {object} Plane
+ * @property {string} name
+ * @property {number} axis       the axis of the volume that the slices are counted along: 0 Z, 1 Y, 2 X
+ * @property {number} width      columns of a slice
+ * @property {number} height     rows of a slice
+ * @property {number} depth      number of slices
+ * @property {number} offset     where column 0, row 0 of slice 0 lies
+ * @property {number} strideU    to the next column
+ * @property {number} strideV    to the next row
+ * @property {number} strideW    to the next slice
+ * @property {number} spacingU   distance of columns, mm
+ * @property {number} spacingV   distance of rows, mm
+ * @property {string[]} sides    names of the left, right, top and bottom side
+ */
+
+/**
+ * @param {number[]} shape    [z, y, x]
+ * @param {number[]} spacing  the same, mm
+ * @returns {{axial: Plane, coronal: Plane, sagittal: Plane}}
+ */
+export function planesOf([nz, ny, nx], [dz, dy, dx]) {
+  const slice = nx * ny;
+  const upsideDown = (nz - 1) * slice;
+  return {
+    axial: {
+      name: "axial",
+      axis: 0,
+      width: nx,
+      height: ny,
+      depth: nz,
+      offset: 0,
+      strideU: 1,
+      strideV: nx,
+      strideW: slice,
+      spacingU: dx,
+      spacingV: dy,
+      sides: ["R", "L", "A", "P"],
+    },
+    coronal: {
+      name: "coronal",
+      axis: 1,
+      width: nx,
+      height: nz,
+      depth: ny,
+      offset: upsideDown,
+      strideU: 1,
+      strideV: -slice,
+      strideW: nx,
+      spacingU: dx,
+      spacingV: dz,
+      sides: ["R", "L", "S", "I"],
+    },
+    sagittal: {
+      name: "sagittal",
+      axis: 2,
+      width: ny,
+      height: nz,
+      depth: nx,
+      offset: upsideDown,
+      strideU: nx,
+      strideV: -slice,
+      strideW: 1,
+      spacingU: dy,
+      spacingV: dz,
+      sides: ["A", "P", "S", "I"],
+    },
+  };
+}
+
+/** Where column u, row v of slice w lies in the flat array. */
+export function indexOf(plane, u, v, w) {
+  return plane.offset + u * plane.strideU + v * plane.strideV + w * plane.strideW;
+}
+
+/** The column and row of a voxel [z, y, x] in a plane. */
+export function columnRow(plane, [z, y, x]) {
+  if (plane.axis === 0) return [x, y];
+  return [plane.axis === 1 ? x : y, plane.height - 1 - z];
+}
+
+/** The voxel [z, y, x] at column u, row v of slice w. */
+export function voxelAt(plane, u, v, w) {
+  if (plane.axis === 0) return [w, v, u];
+  const z = plane.height - 1 - v;
+  return plane.axis === 1 ? [z, w, u] : [z, u, w];
+}
+
+/**
+ * Copy a slice, row by row.
+ *
+ * @template {Uint8Array|Uint16Array|Int16Array|Float32Array} T
+ * @param {T} data
+ * @param {Plane} plane
+ * @param {number} w
+ * @returns {T}
+ */
+export function extractSlice(data, plane, w) {
+  const out = new data.constructor(plane.width * plane.height);
+  let at = 0;
+  for (let v = 0; v < plane.height; v++) {
+    let from = indexOf(plane, 0, v, w);
+    for (let u = 0; u < plane.width; u++, from += plane.strideU) out[at++] = data[from];
+  }
+  return out;
+}

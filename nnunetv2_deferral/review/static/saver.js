@@ -1,0 +1,110 @@
+/**
+ * Saving by itself: shortly after the last change, one save at a time, again after a lost connection.
+ *
+ * A save is repeated under the same key until it is answered, so that one whose answer was lost is not taken for that
+ * of another tab. A refusal ends saving: the page must be loaded again.
+ */
+
+const QUIET_MS = 1200;
+/** Whoever paints without a pause is saved after this time. */
+const LONGEST_MS = 5000;
+const RETRY_MS = [1000, 2000, 5000, 10000];
+
+export class Saver {
+  /**
+   * @param {object} options
+   * @param {import("./paint.js").PaintSession} options.session
+   * @param {number} options.revision
+   * @param {(body: object) => Promise<{revision: number}>} options.send  rejects with an error whose `refused` is true
+   *   if asking again is of no use
+   * @param {() => number[]} options.done  numbers of the answered regions
+   * @param {() => number} options.takeSeconds  working time since it was last asked for
+   * @param {(state: string, reason?: string) => void} options.onState  "saved", "unsaved", "saving", "lost", "refused"
+   */
+  constructor({ session, revision, send, done, takeSeconds, onState }) {
+    Object.assign(this, { session, revision, send, done, takeSeconds, onState });
+    this.state = "saved";
+    this._pending = null;
+    this._timer = null;
+    this._running = null;
+    this._failures = 0;
+    this._stale = false;
+    this._since = 0;
+  }
+
+  /** Something has changed. */
+  touch() {
+    if (this.state === "refused") return;
+    if (this.state === "saved") this._become("unsaved");
+    if (!this._stale) this._since = Date.now();
+    this._stale = true;
+    if (!this._running && !this._pending) this._scheduleNext();
+  }
+
+  /** Save what is unsaved now. @returns {Promise<boolean>} whether everything is saved */
+  async flush() {
+    clearTimeout(this._timer);
+    if (this.state === "refused") return false;
+    for (let tries = 0; tries < 3 && (this._stale || this._pending); tries++) {
+      this._running ??= this._run();
+      await this._running;
+      if (this.state === "refused" || this.state === "lost") return false;
+    }
+    return this.state === "saved";
+  }
+
+  /** Whether leaving the page would lose something. */
+  get isSafe() {
+    return this.state === "saved" || this.state === "refused";
+  }
+
+  /** No more saving, as the page shows another case. */
+  stop() {
+    clearTimeout(this._timer);
+    this.state = "refused";
+  }
+
+  _scheduleNext() {
+    this._schedule(Math.max(0, Math.min(QUIET_MS, this._since + LONGEST_MS - Date.now())));
+  }
+
+  _schedule(delay) {
+    clearTimeout(this._timer);
+    this._timer = setTimeout(() => {
+      this._running ??= this._run();
+    }, delay);
+  }
+
+  async _run() {
+    if (!this._pending) {
+      this._stale = false;
+      const changes = this.session.changes();
+      const body = { runs: changes.runs, done: this.done(), seconds: this.takeSeconds(), key: crypto.randomUUID() };
+      this._pending = { changes, body: { revision: this.revision, ...body } };
+    }
+    this._become("saving");
+    try {
+      const receipt = await this.send(this._pending.body);
+      this.session.confirm(this._pending.changes);
+      this.revision = receipt.revision;
+      this._pending = null;
+      this._failures = 0;
+      if (this.state !== "refused") this._become(this._stale ? "unsaved" : "saved");
+      if (this._stale) this._scheduleNext();
+    } catch (error) {
+      if (error.refused) {
+        this._become("refused", error.message);
+      } else if (this.state !== "refused") {
+        this._become("lost", error.message);
+        this._schedule(RETRY_MS[Math.min(this._failures++, RETRY_MS.length - 1)]);
+      }
+    } finally {
+      this._running = null;
+    }
+  }
+
+  _become(state, reason) {
+    this.state = state;
+    this.onState(state, reason);
+  }
+}

@@ -1,0 +1,177 @@
+/** The drawing tools, between the pointer on a view and the paint engine. */
+
+import { indexOf } from "./planes.js";
+
+export const TOOLS = [
+  { name: "brush", key: "b", title: "Brush" },
+  { name: "smart", key: "g", title: "Smart brush" },
+  { name: "eraser", key: "e", title: "Eraser" },
+  { name: "polygon", key: "p", title: "Polygon" },
+  { name: "fill", key: "f", title: "Fill" },
+];
+
+const CLOSE_PIXELS = 9;
+const DRAG_PIXELS = 4;
+
+export class Painter {
+  /**
+   * @param {object} options
+   * @param {import("./paint.js").PaintSession} options.session
+   * @param {import("./scene.js").Scene} options.scene
+   * @param {number} options.label
+   * @param {(view: object, touched: import("./paint.js").Touched) => void} options.onTouched  after each step
+   * @param {() => void} options.onStroke  after a stroke that changed something
+   */
+  constructor({ session, scene, label, onTouched, onStroke }) {
+    Object.assign(this, { session, scene, label, onTouched, onStroke });
+    this.kind = "brush";
+    this.locked = false;
+    /** Of the image's window, how far grey values may differ from the first one under the smart brush. */
+    this.tolerance = 0.12;
+    this.unit = Math.min(...scene.spacing.slice(scene.isFlat ? 1 : 0));
+    this.steps = 4;
+    this._last = null;
+    this._accepts = undefined;
+    this._corners = null;
+  }
+
+  /** Diameter of the brush, mm. */
+  get diameter() {
+    return this.steps * this.unit;
+  }
+
+  /** Bigger or smaller, in steps that grow with the size. */
+  resize(direction) {
+    const by = this.steps >= 20 ? 4 : this.steps >= 8 ? 2 : 1;
+    this.steps = Math.min(200, Math.max(1, this.steps + direction * by));
+  }
+
+  choose(kind) {
+    this.kind = kind;
+    this._corners = null;
+  }
+
+  /** Whether a polygon is being drawn. */
+  get isOpen() {
+    return this._corners !== null;
+  }
+
+  /** Drop the polygon that is being drawn. */
+  cancel() {
+    this._corners = null;
+  }
+
+  /** Fill the polygon that is being drawn. */
+  close() {
+    if (!this._corners) return;
+    const { view, slice, points } = this._corners;
+    this._corners = null;
+    this._stroke(() => this.onTouched(view, this.session.polygon(view.plane, slice, points, this.label)));
+  }
+
+  down(view, point) {
+    if (this.locked) return;
+    if (this.kind === "polygon") {
+      this._addCorner(view, point);
+    } else if (this.kind === "fill") {
+      this._stroke(() => this.onTouched(view, this.session.fill(view.plane, view.slice, point, this.label)));
+    } else {
+      this._accepts = this.kind === "smart" ? this._similarTo(view, point) : undefined;
+      this.session.begin();
+      this._last = point;
+      this._paint(view, point);
+    }
+  }
+
+  move(view, point) {
+    if (this.locked) return;
+    if (this._last) this._paint(view, point);
+    const open = this._corners;
+    if (this.kind === "polygon" && open && this._pixels(view, open.points.at(-1), point) > DRAG_PIXELS) {
+      open.points.push(point);
+      open.dragged = true;
+    }
+  }
+
+  up() {
+    if (this._last) {
+      this._last = null;
+      if (this.session.commit()) this.onStroke();
+    }
+    // A line drawn without letting go is closed when it ends; single clicks set corners.
+    if (this._corners?.dragged && this._corners.points.length > 3) this.close();
+  }
+
+  /** The shape of the tool, over the image. */
+  draw(view, context, { left, top, stepU, stepV }) {
+    const place = ([u, v]) => [left + (u + 0.5) * stepU, top + (v + 0.5) * stepV];
+    if (this._corners && this._corners.view === view && this._corners.slice === view.slice) {
+      context.beginPath();
+      for (const point of this._corners.points) context.lineTo(...place(point));
+      if (view.pointer) context.lineTo(...view.pointer);
+      context.strokeStyle = "#fff";
+      context.lineWidth = 1.5;
+      context.stroke();
+      context.strokeRect(...place(this._corners.points[0]).map((at) => at - 4), 8, 8);
+    }
+    if (!view.pointer || this.locked) return;
+    const own = this._isOwn(view, view.toSlice(...view.pointer));
+    view.canvas.classList.toggle("blocked", !own);
+    if (!["brush", "smart", "eraser"].includes(this.kind)) return;
+    context.beginPath();
+    context.arc(...view.pointer, Math.max(2, (this.diameter / 2) * view.pixelsPerMm), 0, 2 * Math.PI);
+    context.setLineDash(this.kind === "eraser" ? [4, 3] : []);
+    context.strokeStyle = own ? "#fff" : "#ff5555";
+    context.lineWidth = own ? 1.25 : 2;
+    context.stroke();
+    context.setLineDash([]);
+  }
+
+  _paint(view, point) {
+    const label = this.kind === "eraser" ? 0 : this.label;
+    const { plane, slice } = view;
+    const touched = this.session.brush(plane, slice, this._last, point, this.diameter / 2, label, this._accepts);
+    this._last = point;
+    this.onTouched(view, touched);
+  }
+
+  _stroke(work) {
+    this.session.begin();
+    work();
+    if (this.session.commit()) this.onStroke();
+  }
+
+  _addCorner(view, point) {
+    const open = this._corners;
+    if (!open || open.view !== view || open.slice !== view.slice) {
+      this._corners = { view, slice: view.slice, points: [point], dragged: false };
+    } else if (open.points.length > 2 && this._pixels(view, open.points[0], point) < CLOSE_PIXELS) {
+      this.close();
+    } else {
+      open.points.push(point);
+    }
+  }
+
+  _pixels(view, [ua, va], [ub, vb]) {
+    const { spacingU, spacingV } = view.plane;
+    return Math.hypot((ua - ub) * spacingU, (va - vb) * spacingV) * view.pixelsPerMm;
+  }
+
+  _isOwn(view, [u, v]) {
+    const [column, row] = [Math.round(u), Math.round(v)];
+    const { plane } = view;
+    if (column < 0 || row < 0 || column >= plane.width || row >= plane.height) return false;
+    return this.session.regions[indexOf(plane, column, row, view.slice)] !== 0;
+  }
+
+  _similarTo(view, [u, v]) {
+    const { plane } = view;
+    const column = Math.min(plane.width - 1, Math.max(0, Math.round(u)));
+    const row = Math.min(plane.height - 1, Math.max(0, Math.round(v)));
+    const seed = indexOf(plane, column, row, view.slice);
+    const channels = this.scene.drawn;
+    const values = channels.map((channel) => channel[seed]);
+    const reach = this.tolerance * this.scene.window.width;
+    return (voxel) => channels.every((channel, i) => Math.abs(channel[voxel] - values[i]) <= reach);
+  }
+}

@@ -1,0 +1,165 @@
+/** The views of a case side by side: one large, and for volumes the other planes beside it. */
+
+import { CT_WINDOWS } from "./colours.js";
+import { h } from "./dom.js";
+import { SliceView } from "./slice_view.js";
+import { openVolumeView } from "./volume_view.js";
+
+const PLANES = ["axial", "coronal", "sagittal"];
+export const PLANE_KEYS = { a: "axial", c: "coronal", s: "sagittal" };
+
+export class Viewer {
+  /**
+   * @param {import("./scene.js").Scene} scene
+   * @param {object[][]} stacks   the layers of each large view; one of them, or several side by side
+   * @param {object} [options]
+   * @param {string[]} [options.titles]  of the large views
+   * @param {object} [options.tool]
+   * @param {Uint8Array} [options.solid]  the mask that the 3D view shows
+   * @param {{label: number}[]} [options.labels]  its labels
+   */
+  constructor(scene, stacks, { titles = [], tool = null, solid = null, labels = [] } = {}) {
+    this.scene = scene;
+    this.solid = solid;
+    this.labels = labels.map(({ label }) => label).filter((label) => label > 0);
+    this.readout = h("span.readout");
+    const onMove = () => this._readOut();
+    this.large = stacks.map((layers, i) => new SliceView(scene, "axial", layers, { tool, title: titles[i], onMove }));
+    const withSmall = !scene.isFlat && stacks.length === 1;
+    this.small = withSmall
+      ? ["coronal", "sagittal"].map((name) => new SliceView(scene, name, stacks[0], { tool, onMove }))
+      : [];
+    for (const view of this.large) view.linked = this.large.filter((other) => other !== view);
+    this.planeButtons = PLANES.map((name) =>
+      h(
+        "button",
+        { title: `${name} (${name[0].toUpperCase()})`, on: { click: () => this.setPlane(name) } },
+        name[0].toUpperCase() + name.slice(1),
+      ),
+    );
+    this.element = h("section.viewer", {}, this._bar(), this._grid());
+    this._markPlane();
+    scene.onChange = onMove;
+    onMove();
+  }
+
+  get main() {
+    return this.large[0];
+  }
+
+  get views() {
+    return [...this.large, ...this.small];
+  }
+
+  /** Show another plane large; its small view takes the place of the former. */
+  setPlane(name) {
+    if (this.scene.isFlat || this.main.plane.name === name) return;
+    const former = this.main.plane.name;
+    for (const view of this.large) view.setPlane(name);
+    this.small.find((view) => view.plane.name === name)?.setPlane(former);
+    this._markPlane();
+  }
+
+  resetViews() {
+    for (const view of this.views) view.resetView();
+    this.scene.resetWindow();
+  }
+
+  /** A layer's data has changed everywhere. */
+  changed(layer) {
+    for (const view of this.views) view.changed(layer);
+  }
+
+  /** A layer has changed in a rectangle of one view; the others are drawn anew where they show it. */
+  changedIn(view, layer, rect) {
+    view.changed(layer, rect);
+    for (const other of this.views) if (other !== view) other.changed(layer);
+  }
+
+  remove() {
+    for (const view of this.views) view.remove();
+  }
+
+  /** Keys that work in every step. @returns {boolean} whether the key was one of them */
+  onKey(event) {
+    const key = event.key.toLowerCase();
+    if (key in PLANE_KEYS) this.setPlane(PLANE_KEYS[key]);
+    else if (key === "arrowup" || key === "pageup") this.main.step(key === "pageup" ? -5 : -1);
+    else if (key === "arrowdown" || key === "pagedown") this.main.step(key === "pagedown" ? 5 : 1);
+    else if (key === "+" || key === "=") this._zoom(1);
+    else if (key === "-") this._zoom(-1);
+    else if (key === "r") this.resetViews();
+    else return false;
+    return true;
+  }
+
+  _zoom(direction) {
+    for (const view of this.large) view.zoomAt(view.canvas.clientWidth / 2, view.canvas.clientHeight / 2, direction);
+  }
+
+  _bar() {
+    const { scene } = this;
+    const select = (title, entries, choose) =>
+      h(
+        "select",
+        { title, on: { change: (event) => choose(Number(event.target.value)) } },
+        ...entries.map((text, i) => h("option", { value: i }, text)),
+      );
+    const parts = [];
+    if (!scene.isFlat) parts.push(h("div.segmented", {}, ...this.planeButtons));
+    if (!scene.colour && scene.channels.length > 1) {
+      parts.push(
+        select("Channel", scene.channelNames, (i) => {
+          scene.channel = i;
+          scene.redraw();
+        }),
+      );
+    }
+    if (scene.channelNames[0].toUpperCase() === "CT") {
+      parts.push(
+        select("Window", ["Window: full range", ...CT_WINDOWS.map(({ name }) => name)], (i) => {
+          if (i === 0) scene.resetWindow();
+          else scene.setWindow(CT_WINDOWS[i - 1].centre, CT_WINDOWS[i - 1].width);
+        }),
+      );
+    }
+    parts.push(
+      h(
+        "button",
+        { title: "Fit to the window and reset the grey values (R)", on: { click: () => this.resetViews() } },
+        "Reset view",
+      ),
+    );
+    if (this.solid && !scene.isFlat) {
+      parts.push(
+        h(
+          "button",
+          { title: "All planes and a rendering", on: { click: () => openVolumeView(scene, this.solid, this.labels) } },
+          "3D view",
+        ),
+      );
+    }
+    return h("div.viewer-bar", {}, ...parts, this.readout);
+  }
+
+  _grid() {
+    const cell = (view) => h("div.cell", {}, view.canvas);
+    const small = this.small.length ? h("div.side", {}, ...this.small.map(cell)) : null;
+    return h(`div.grid.columns-${this.large.length}`, {}, ...this.large.map(cell), small);
+  }
+
+  _markPlane() {
+    for (const [i, button] of this.planeButtons.entries()) {
+      button.classList.toggle("on", PLANES[i] === this.main.plane.name);
+    }
+  }
+
+  _readOut() {
+    const { centre, width } = this.scene.window;
+    const digits = width < 10 ? 3 : 0;
+    const view = this.views.find((each) => each.pointer);
+    const value = view ? view.valueUnderPointer() : null;
+    const shown = value === null ? "" : `Value ${value}   `;
+    this.readout.textContent = `${shown}W ${width.toFixed(digits)}  L ${centre.toFixed(digits)}`;
+  }
+}

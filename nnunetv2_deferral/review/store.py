@@ -1,0 +1,185 @@
+"""What a review keeps on disk.
+
+    REVIEWS/<expert>/<case><file_ending>      submitted masks, in the layout of `expertsTr`
+    REVIEWS/review.json                       what was asked and answered, for every submitted mask
+    REVIEWS/.review/drafts/<expert>/<case>.npz    answers that are not submitted yet
+    REVIEWS/.review/log.jsonl                 every change, one JSON object a line, only ever appended to
+    REVIEWS/.review/access.json               the links of the experts (access.py)
+    REVIEWS/.review/server.lock               held by the one server that writes here
+
+A change is first written whole to a scratch file, then logged, then put in place by renaming, each step synced to
+disk. So a draft on disk is always one that the log knows; if a server is killed between the last two steps, the next
+one notes in the log that the change was not kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from nnunetv2_deferral.review.durable import AppendOnlyLog, write_durably, write_json_durably
+
+HIDDEN = ".review"
+INDEX = "review.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """An expert's answers for a case.
+
+    Attributes:
+        revision: Counts the saves, from 0 for none.
+        key: The page's name for the last save.
+        digest: Of the model's mask and the route that the answers belong to.
+        labels: uint8 (V,), the labels of the V voxels that the expert is asked about, in the browser's order.
+        done: The numbers of the regions that are answered.
+        seconds: Working time.
+    """
+
+    revision: int
+    key: str
+    digest: str
+    labels: np.ndarray
+    done: tuple[int, ...]
+    seconds: float
+
+
+class ReviewStore:
+    """The folder of a review, held by one server at a time.
+
+    Attributes:
+        folder: REVIEWS.
+        log: The log of changes.
+    """
+
+    def __init__(self, folder: Path, file_ending: str) -> None:
+        """Open the folder, making it if need be.
+
+        Raises:
+            ValueError: If another server has it open.
+        """
+        self.folder, self._ending = folder, file_ending
+        self.hidden = folder / HIDDEN
+        self.hidden.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.hidden / "server.lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(f"{folder} is being served by another nnUNetv2_deferral_review") from None
+        self.log = AppendOnlyLog(self.hidden / "log.jsonl")
+        self._records = self._recover()
+        self._write_index()
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        self._lock.release()
+
+    def mask_file(self, expert: str, case: str) -> Path:
+        """Where a submitted mask is or will be."""
+        return self.folder / expert / f"{case}{self._ending}"
+
+    def is_submitted(self, expert: str, case: str) -> bool:
+        """Whether there is a submitted mask."""
+        return self.mask_file(expert, case).is_file()
+
+    def record(self, expert: str, case: str) -> dict[str, Any] | None:
+        """What is known of a submitted mask; None if it was not made here or is not submitted."""
+        return self._records.get((expert, case))
+
+    def draft(self, expert: str, case: str) -> Draft | None:
+        """The saved answers, if there are any.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        file = self._draft_file(expert, case)
+        if not file.is_file():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                meta = json.loads(str(content["meta"]))
+                return Draft(labels=content["labels"], done=tuple(meta.pop("done")), **meta)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+
+    def save(self, expert: str, case: str, draft: Draft, event: str, runs: list[list[int]]) -> None:
+        """Keep a draft and log what it changed.
+
+        Raises:
+            OSError: If the disk is full or fails; then nothing has changed.
+        """
+        meta = {
+            "revision": draft.revision,
+            "key": draft.key,
+            "digest": draft.digest,
+            "done": list(draft.done),
+            "seconds": draft.seconds,
+        }
+        entry = {"revision": draft.revision, "done": list(draft.done), "seconds": round(draft.seconds, 1), "runs": runs}
+
+        def fill(file: Path) -> None:
+            with file.open("wb") as stream:
+                np.savez_compressed(stream, labels=draft.labels, meta=np.array(json.dumps(meta)))
+
+        write_durably(self._draft_file(expert, case), fill, before=lambda: self._append(event, expert, case, entry))
+
+    def submit(self, expert: str, case: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
+        """Write a mask to where finished masks are, and enter it into the index.
+
+        Args:
+            expert: The expert.
+            case: The case.
+            write: Writes the mask to the path it is given.
+            record: For the index.
+
+        Raises:
+            OSError: If the disk is full or fails; then nothing has changed.
+        """
+        entry = {**record, "submitted": _now()}
+        write_durably(
+            self.mask_file(expert, case),
+            write,
+            before=lambda: self._append("submitted", expert, case, {"record": entry}),
+        )
+        self._records[expert, case] = entry
+        self._write_index()
+
+    def _append(self, event: str, expert: str, case: str, entry: Mapping[str, Any]) -> None:
+        self.log.append({"time": _now(), "event": event, "expert": expert, "case": case, **entry})
+
+    def _draft_file(self, expert: str, case: str) -> Path:
+        return self.hidden / "drafts" / expert / f"{case}.npz"
+
+    def _recover(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """What the log says of submitted masks that exist; notes in it what a killed server had logged but not kept."""
+        revisions: dict[tuple[str, str], int] = {}
+        records = {}
+        for entry in self.log.entries():
+            of = entry["expert"], entry["case"]
+            if entry["event"] == "submitted":
+                records[of] = entry["record"]
+            else:
+                revisions[of] = entry["revision"]
+        for (expert, case), revision in revisions.items():
+            draft = self.draft(expert, case)
+            kept = draft.revision if draft else 0
+            if kept < revision:
+                self._append("not kept", expert, case, {"revision": kept})
+        return {of: record for of, record in records.items() if self.is_submitted(*of)}
+
+    def _write_index(self) -> None:
+        cases: dict[str, dict[str, Any]] = {}
+        for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
+            cases.setdefault(case, {})[expert] = record
+        write_json_durably({"cases": cases}, self.folder / INDEX)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

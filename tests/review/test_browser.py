@@ -1,0 +1,360 @@
+"""The page in headless Chromium, with real mouse and keyboard events, judged by the files that are saved."""
+
+import json
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+from skimage import io
+from small_review import running, write_pictures, write_volumes
+
+from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.raters import ExpertMasks
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--use-angle=swiftshader",  # WebGL without a graphics card
+    "--enable-unsafe-swiftshader",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Desk:
+    """One person at a browser of their own."""
+
+    def __init__(self, browser, link):
+        self.context = browser.new_context(viewport={"width": 1400, "height": 860})
+        self.page = self.context.new_page()
+        self.requests, self.errors = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.goto(link)
+        self.page.wait_for_selector("canvas.slice")
+        self.page.wait_for_timeout(300)
+
+    def show_region(self, number=1):
+        self.page.locator(".region-name", has_text=f"Region {number}").click()
+        self.page.wait_for_timeout(80)
+
+    def point(self, du=0, dv=0):
+        """The middle of the main view, `du` and `dv` pixels aside; a region that is visited lies there."""
+        box = self.page.locator(".grid > .cell canvas").first.bounding_box()
+        return box["x"] + box["width"] / 2 + du, box["y"] + box["height"] / 2 + dv
+
+    def drag(self, start, end):
+        self.page.mouse.move(*self.point(*start))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.point(*end), steps=8)
+        self.page.mouse.up()
+
+    def wait_saved(self):
+        playwright.expect(self.page.locator(".save-state")).to_have_text("Saved", timeout=8000)
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def submit(self):
+        self.page.get_by_role("button", name="Submit case").click()
+        self.page.get_by_role("button", name="Submit", exact=True).click()
+        self.page.wait_for_selector("text=What changed")
+
+
+@pytest.fixture
+def sit_down(chromium):
+    desks = []
+
+    def sit(link):
+        desks.append(Desk(chromium, link))
+        return desks[-1]
+
+    yield sit
+    for desk in desks:
+        assert desk.errors == []
+        desk.context.close()
+
+
+def masks_of(folders):
+    predictions = PredictionFolder.open(folders.predictions)
+    files = predictions.files
+    masks = ExpertMasks(
+        folder=folders.reviews,
+        experts=predictions.experts,
+        file_ending=files.file_ending,
+        reader=files.reader,
+        label_values=files.label_values,
+    )
+    return predictions, masks
+
+
+def changes_of(predictions, masks, expert, case):
+    """Where an expert's mask differs from the model's: inside of the own regions, and outside."""
+    model, properties = predictions.model(case)
+    differs = masks.read(expert, case, properties) != model
+    own = predictions.route(case) == predictions.experts.index(expert) + 1
+    return int((differs & own).sum()), int((differs & ~own).sum())
+
+
+@pytest.mark.parametrize(("write", "case"), [(write_volumes, "case_a"), (write_pictures, "photo")])
+def test_two_experts_review_a_case_and_it_is_fused_by_the_rule_of_fuse(tmp_path, sit_down, write, case):
+    folders = write(tmp_path)
+    with running(folders) as links:
+        ann, bob = sit_down(links["ann"]), sit_down(links["bob"])
+        ann.show_region(1)
+        ann.press("]", "]", "]", "1")
+        ann.drag((-60, -10), (60, 10))
+        ann.press("Enter")
+        ann.wait_saved()
+        bob.show_region(1)
+        bob.press("e")
+        bob.drag((-30, -30), (30, 30))
+        bob.press("Enter")
+        bob.wait_saved()
+        for _ in range(ann.page.locator(".region:not(.done)").count()):
+            ann.press("m")
+        ann.wait_saved()
+        ann.submit()
+        bob.submit()
+        chief = sit_down(links["coordinator"])
+        chief.page.locator("a.case", has_text=case).click()
+        chief.page.get_by_role("link", name="Fusion").click()
+        chief.page.wait_for_selector("text=Dice with the reference")
+        hosts = {
+            url.split("/")[2] for desk in (ann, bob, chief) for url in desk.requests if not url.startswith("blob:")
+        }
+        assert hosts == {links["ann"].split("/")[2]}
+        with chief.page.expect_download() as download:
+            chief.page.get_by_role("link", name="Fused mask").click()
+        predictions, masks = masks_of(folders)
+        target = tmp_path / f"fused{predictions.files.file_ending}"
+        download.value.save_as(target)
+    for expert in ("ann", "bob"):
+        inside, outside = changes_of(predictions, masks, expert, case)
+        assert inside > 0
+        assert outside == 0
+    model, properties = predictions.model(case)
+    expected = fuse_masks(model, masks.answers(case, model.shape, properties), predictions.route(case))
+    assert np.array_equal(predictions.files.read(target)[0], expected)
+    record = json.loads((folders.reviews / "review.json").read_text())["cases"][case]
+    assert set(record) == {"ann", "bob"}
+    assert record["ann"]["minutes"] > 0
+
+
+def test_a_stroke_outside_of_the_regions_is_visibly_blocked_and_changes_nothing(tmp_path, sit_down):
+    folders = write_pictures(tmp_path)
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        ann.show_region(1)
+        before = ann.page.locator(".grid > .cell canvas").first.screenshot()
+        ann.drag((300, 300), (340, 300))
+        playwright.expect(ann.page.locator(".toast.warning")).to_contain_text("Outside of your regions")
+        assert ann.page.locator(".grid > .cell canvas").first.screenshot() != before
+        ann.page.wait_for_timeout(1800)
+        assert not list(folders.reviews.rglob("*.npz"))
+
+
+def test_what_was_painted_is_there_again_after_the_page_is_loaded_anew(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        ann.show_region(1)
+        ann.drag((-80, 0), (80, 0))
+        ann.press("Enter")
+        ann.wait_saved()
+        again = sit_down(links["ann"])
+        playwright.expect(again.page.locator(".figure")).to_contain_text("1 of 2")
+        assert again.page.locator(".region.done").count() == 1
+        again.page.locator(".region-name", has_text="Region 1").click()
+        again.page.wait_for_timeout(200)
+        shots = []
+        for desk in (ann, again):
+            desk.show_region(1)
+            desk.page.mouse.move(5, 5)
+            desk.page.wait_for_timeout(300)
+            shots.append(desk.page.locator(".side canvas").first.screenshot())
+        assert shots[0] == shots[1]
+
+
+def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        page = ann.page
+        ann.show_region(1)
+
+        def saved():
+            """How many of the expert's voxels have label 1 in the saved draft."""
+            page.wait_for_timeout(200)
+            ann.wait_saved()
+            draft = np.load(folders.reviews / ".review" / "drafts" / "ann" / "case_a.npz")
+            return int((draft["labels"] == 1).sum())
+
+        predictions = PredictionFolder.open(folders.predictions)
+        model = int((predictions.model("case_a")[0][predictions.route("case_a") == 1] == 1).sum())
+        ann.drag((0, 0), (60, 0))
+        painted = saved()
+        assert painted > model
+        ann.press("Control+z")
+        assert saved() == model
+        ann.press("Control+Shift+z")
+        assert saved() == painted
+        ann.press("0", "f")
+        page.mouse.click(*ann.point())
+        filled = saved()
+        assert filled < painted
+        ann.press("1", "p")
+        for corner in ((-70, -70), (70, -70), (70, 70), (-70, 70)):
+            page.mouse.click(*ann.point(*corner))
+        ann.press("Enter")
+        assert saved() > filled
+        ann.press("e")
+        erased = saved()
+        ann.drag((0, 0), (60, 0))
+        assert saved() < erased
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="Next open region").focus()
+        ann.press("Enter")  # presses the button, and answers nothing
+        assert page.locator(".region.done").count() == 0
+        ann.show_region(1)
+        ann.press("m")
+        assert saved() == model
+        assert page.locator(".region.done").count() == 1
+        ann.press("[")
+        size = page.locator(".slider .value").inner_text()
+        ann.press("]")
+        assert page.locator(".slider .value").inner_text() != size
+        ann.press("h")
+        assert not page.get_by_label("Your mask").is_checked()
+        ann.press("c")
+        playwright.expect(page.locator("button.on", has_text="Coronal")).to_be_visible()
+        ann.press("?")
+        playwright.expect(page.locator("dialog.keys")).to_be_visible()
+        ann.press("Escape")
+        playwright.expect(page.locator("dialog.keys")).to_have_count(0)
+
+
+def test_the_second_tab_is_told_and_can_go_on_after_loading_anew(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        first, second = sit_down(links["ann"]), sit_down(links["ann"])
+        first.press("Enter")
+        first.wait_saved()
+        second.press("m")
+        playwright.expect(second.page.locator(".banner")).to_contain_text("another tab or window", timeout=8000)
+        assert second.page.get_by_role("button", name="Answered, next").is_disabled()
+        second.page.get_by_role("button", name="Reload").click()
+        second.page.wait_for_selector("canvas.slice")
+        playwright.expect(second.page.locator(".figure")).to_contain_text("1 of 2")
+        second.errors.clear()  # the browser itself reports the refused request
+
+
+def test_while_the_server_is_away_the_page_keeps_the_work_and_saves_it_later(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        ann.context.set_offline(True)
+        ann.show_region(1)
+        ann.drag((-80, 0), (80, 0))
+        playwright.expect(ann.page.locator(".banner")).to_contain_text("not saved yet", timeout=8000)
+        assert not list(folders.reviews.rglob("*.npz"))
+        ann.context.set_offline(False)
+        ann.wait_saved()
+        playwright.expect(ann.page.locator(".banner")).to_be_hidden()
+        ann.errors.clear()  # the browser itself reports the failed requests
+        assert list(folders.reviews.rglob("*.npz"))
+
+
+def test_a_mask_from_another_program_is_uploaded_or_refused_with_its_reason(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        page = ann.page
+        page.get_by_text("Work in ITK-SNAP").click()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Mask", exact=True).click()
+        mask = tmp_path / "mask.nii.gz"
+        download.value.save_as(mask)
+
+        def upload(file):
+            with page.expect_file_chooser() as chooser:
+                page.get_by_role("button", name="Upload mask").click()
+            chooser.value.set_files(file)
+            page.get_by_role("button", name="Upload", exact=True).click()
+
+        short = tmp_path / "short.nii.gz"
+        short.write_bytes(mask.read_bytes()[:100])
+        upload(short)
+        playwright.expect(page.locator(".toast.error")).to_contain_text("is it complete?")
+        ann.errors.clear()  # the browser itself reports the refused request
+        assert not list(folders.reviews.rglob("*.npz"))
+        upload(mask)
+        playwright.expect(page.locator(".figure")).to_contain_text("2 of 2")
+        ann.submit()
+        predictions, masks = masks_of(folders)
+        assert changes_of(predictions, masks, "ann", "case_a") == (0, 0)
+
+
+def test_wheel_and_right_drag_change_slice_zoom_and_window(tmp_path, sit_down):
+    with running(write_volumes(tmp_path)) as links:
+        chief = sit_down(links["coordinator"])
+        page = chief.page
+        readout = page.locator(".readout")
+        page.mouse.move(*chief.point())
+        canvas = page.locator(".grid > .cell canvas").first
+        before = (readout.inner_text(), canvas.screenshot())
+        page.mouse.wheel(0, 100)
+        page.wait_for_timeout(150)
+        moved = canvas.screenshot()
+        assert moved != before[1]
+        page.mouse.down(button="right")
+        page.mouse.move(*chief.point(90, 40), steps=4)
+        page.mouse.up(button="right")
+        page.wait_for_timeout(150)
+        assert readout.inner_text().split("W")[1] != before[0].split("W")[1]
+        windowed = canvas.screenshot()
+        page.keyboard.press("+")
+        page.wait_for_timeout(150)
+        assert canvas.screenshot() != windowed
+
+
+def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, sit_down):
+    with running(write_volumes(tmp_path)) as links:
+        chief = sit_down(links["coordinator"])
+        page = chief.page
+        assert not any("vendor" in url for url in chief.requests)
+        page.get_by_role("button", name="3D view").click()
+        playwright.expect(page.locator("dialog.volume .note")).to_contain_text("Drag in a plane", timeout=30000)
+        page.wait_for_timeout(500)
+        decoded = io.imread(BytesIO(page.locator("dialog.volume canvas").screenshot()))[..., :3].astype(int)
+        coloured = (decoded[..., 2] - decoded[..., 0]) > 40  # the mask is cyan
+        grey = (np.ptp(decoded, axis=-1) < 12) & (decoded[..., 0] > 60)
+        assert coloured.mean() > 0.005
+        assert grey.mean() > 0.02
+        assert any(url.endswith("/static/vendor/niivue.js") for url in chief.requests)
+        assert {url.split("/")[2] for url in chief.requests if url.startswith("http")} == {links["ann"].split("/")[2]}
+        page.keyboard.press("Escape")
+        playwright.expect(page.locator("dialog.volume")).to_have_count(0)
+
+
+def test_a_picture_has_no_3d_view(tmp_path, sit_down):
+    with running(write_pictures(tmp_path)) as links:
+        chief = sit_down(links["coordinator"])
+        assert chief.page.get_by_role("button", name="3D view").count() == 0

@@ -1,0 +1,72 @@
+"""nnUNetv2_deferral_review: what it says, and what it does not start with."""
+
+import json
+
+import pytest
+from small_review import write_volumes
+
+from nnunetv2_deferral.commands.review import main
+from nnunetv2_deferral.review import server
+
+
+def options(folders, **changes):
+    values = {"-i": folders.predictions, "-images": folders.images, "-ref": folders.references, "-o": folders.reviews}
+    return [str(part) for name, value in (values | changes).items() if value is not None for part in (name, value)]
+
+
+def test_it_prints_a_link_for_everyone(tmp_path, monkeypatch, capsys):
+    folders, served = write_volumes(tmp_path), []
+    monkeypatch.setattr(server, "serve", lambda app, port: served.append(port))
+    main([*options(folders), "--port", "9123"])
+    printed = capsys.readouterr().out
+    assert served == [9123]
+    for name in ("coordinator", "ann", "bob"):
+        assert f"{name:11}  http://127.0.0.1:9123/#enter=" in printed
+    assert json.loads((folders.reviews / "review.json").read_text()) == {"cases": {}}
+
+
+def fails(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["-i", "-images", "-ref"])
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys, name):
+    folders = write_volumes(tmp_path)
+    fails(capsys, options(folders, **{name: tmp_path / "nowhere"}), f"there is no folder {tmp_path / 'nowhere'}")
+
+
+@pytest.mark.parametrize("place", ["predictions", "predictions/deferral", "labels/reviews", "."])
+def test_answers_may_not_lie_among_the_inputs(tmp_path, capsys, place):
+    fails(capsys, options(write_volumes(tmp_path), **{"-o": tmp_path / place}), "among the inputs")
+
+
+def test_predictions_of_a_stock_model_are_refused(tmp_path, capsys):
+    folders = write_volumes(tmp_path)
+    (folders.predictions / "deferral" / "deferral.json").unlink()
+    fails(capsys, options(folders), "no deferral maps")
+
+
+def test_a_missing_image_is_named(tmp_path, capsys):
+    folders = write_volumes(tmp_path)
+    (folders.images / "case_b_0000.nii.gz").unlink()
+    fails(capsys, options(folders), "case_b_0000.nii.gz")
+    assert not folders.reviews.exists()
+
+
+@pytest.mark.parametrize("name", ["../ann", ".review", "a/b", " "])
+def test_experts_whose_names_are_no_folders_are_refused(tmp_path, capsys, name):
+    folders = write_volumes(tmp_path)
+    index = folders.predictions / "deferral" / "deferral.json"
+    index.write_text(index.read_text().replace('"ann"', json.dumps(name)))
+    fails(capsys, options(folders), "cannot have a folder of that name")
+
+
+def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):
+    folders = write_volumes(tmp_path)
+    hidden = folders.reviews / ".review"
+    hidden.mkdir(parents=True)
+    (hidden / "access.json").write_text("{")
+    fails(capsys, options(folders), "without it, new links are made")

@@ -1,0 +1,288 @@
+"""Nothing that was saved is lost: full disks, killed servers, two servers, files that are there already."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from small_review import write_volumes
+
+from nnunetv2_deferral.review import durable
+from nnunetv2_deferral.review.durable import AppendOnlyLog, write_durably
+from nnunetv2_deferral.review.store import ReviewStore
+
+CASE = "case_a"
+httpx = pytest.importorskip("httpx")  # `small_review` has said what is missing
+
+
+def without_index(files):
+    """The index is made from the log again at every start."""
+    return {name: content for name, content in files.items() if name != "review.json"}
+
+
+def own_voxels(browser):
+    return np.flatnonzero(browser.volume(CASE, "regions", np.uint16))
+
+
+class FullDisk:
+    """Lets some more syncs succeed and fails from then on, as a disk does that fills up."""
+
+    def __init__(self, monkeypatch):
+        self.left = None
+        genuine = os.fsync
+
+        def fsync(handle):
+            if self.left is not None:
+                if self.left == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.left -= 1
+            genuine(handle)
+
+        monkeypatch.setattr(durable.os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("successes", [0, 1])
+def test_on_a_full_disk_a_save_is_refused_and_everything_stays_as_it_was(served, snapshot, monkeypatch, successes):
+    ann, disk = served.browser("ann"), FullDisk(monkeypatch)
+    voxels = own_voxels(ann)
+    assert ann.save(CASE, 0, [[int(voxels[0]), 1, 1]]).status_code == 200
+    before = snapshot(served.folders.reviews)
+    disk.left = successes
+    refused = ann.save(CASE, 1, [[int(voxels[1]), 1, 1]], key="n" * 16)
+    assert refused.status_code == 507
+    assert "No space left" in refused.json()["reason"]
+    assert snapshot(served.folders.reviews) == before
+    disk.left = None
+    assert ann.save(CASE, 1, [[int(voxels[1]), 1, 1]], key="n" * 16).json()["revision"] == 2
+
+
+@pytest.mark.parametrize("successes", [0, 1])
+def test_on_a_full_disk_a_case_is_not_submitted(served, snapshot, monkeypatch, successes):
+    ann, disk = served.browser("ann"), FullDisk(monkeypatch)
+    ann.save(CASE, 0, done=[1, 2])
+    before = snapshot(served.folders.reviews)
+    disk.left = successes
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 507
+    assert snapshot(served.folders.reviews) == before
+    disk.left = None
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+
+
+def test_when_writing_itself_fails_nothing_is_left(tmp_path):
+    """With a real limit of the operating system on the size of files."""
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match="large"):
+            write_durably(target, lambda file: file.write_bytes(b"n" * 100_000) and None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(tmp_path):
+    log = AppendOnlyLog(tmp_path / "log.jsonl")
+    log.append({"n": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        with pytest.raises(OSError, match="large"):
+            log.append({"n": "x" * 10_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    log.append({"n": 2})
+    assert list(log.entries()) == [{"n": 1}, {"n": 2}]
+
+
+def test_the_log_alone_gives_the_answers_back(served):
+    ann = served.browser("ann")
+    voxels = own_voxels(ann)
+    random = np.random.default_rng(1)
+    for revision in range(6):
+        runs = [[int(voxel), 1, int(random.integers(2))] for voxel in voxels if random.random() < 0.3]
+        assert ann.save(CASE, revision, runs, key=f"{revision:016}").status_code == 200
+    labels = served.review.study.case(CASE).model.ravel().copy()
+    for entry in served.review.store.log.entries():
+        for start, length, label in entry["runs"]:
+            labels[start : start + length] = label
+    assert np.array_equal(labels, ann.volume(CASE, "labels"))
+
+
+def test_the_log_only_grows(served):
+    ann, file = served.browser("ann"), served.review.store.log.file
+    content = b""
+    for revision in range(3):
+        ann.save(CASE, revision, key=f"{revision:016}")
+        assert file.read_bytes().startswith(content)
+        assert len(file.read_bytes()) > len(content)
+        content = file.read_bytes()
+    entry = json.loads(content.splitlines()[-1])
+    assert (entry["event"], entry["expert"], entry["case"], entry["revision"]) == ("saved", "ann", CASE, 3)
+
+
+def test_a_torn_last_line_of_a_killed_server_is_dropped(tmp_path):
+    file = tmp_path / "log.jsonl"
+    AppendOnlyLog(file).append({"n": 1})
+    with file.open("ab") as stream:
+        stream.write(b'{"n": 2, "ru')
+    log = AppendOnlyLog(file)
+    log.append({"n": 3})
+    assert list(log.entries()) == [{"n": 1}, {"n": 3}]
+
+
+def test_a_change_that_was_logged_but_not_kept_is_noted(served):
+    ann = served.browser("ann")
+    ann.save(CASE, 0)
+    store = served.review.store
+    store.log.append({"event": "saved", "expert": "ann", "case": CASE, "revision": 2, "runs": []})
+    store.close()
+    again = ReviewStore(served.folders.reviews, ".nii.gz")
+    last = list(again.log.entries())[-1]
+    again.close()
+    assert (last["event"], last["revision"]) == ("not kept", 1)
+
+
+def test_two_servers_cannot_have_one_folder(served):
+    with pytest.raises(ValueError, match="being served by another"):
+        ReviewStore(served.folders.reviews, ".nii.gz")
+
+
+def test_a_mask_that_is_there_already_is_never_replaced(served, snapshot):
+    target = served.folders.reviews / "ann" / f"{CASE}.nii.gz"
+    target.parent.mkdir()
+    target.write_bytes((served.folders.predictions / f"{CASE}.nii.gz").read_bytes())
+    ann = served.browser("ann")
+    before = snapshot(served.folders.reviews)
+    assert ann.save(CASE, 0).status_code == 409
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 0}).status_code == 409
+    assert snapshot(served.folders.reviews) == before
+
+
+def test_answers_to_other_predictions_are_not_mixed_in(tmp_path, serve):
+    folders = write_volumes(tmp_path)
+    first = serve(folders)
+    first.browser("ann").save(CASE, 0)
+    first.review.store.close()
+    route = folders.predictions / "deferral" / "route"
+    (route / f"{CASE}.nii.gz").write_bytes((route / "case_b.nii.gz").read_bytes())
+    model = folders.predictions / f"{CASE}.nii.gz"
+    second = serve(folders)
+    reader = second.review.study.predictions.files.reader
+    values, properties = reader.read_seg(str(model))
+    reader.write_seg(1 - values[0], str(model), properties)
+    second.review.store.close()
+    answer = serve(folders).browser("ann").save(CASE, 1, key="z" * 16)
+    assert answer.status_code == 409
+    assert "predictions have changed" in answer.json()["reason"]
+
+
+def start_server(folders, port):
+    """The command in a process of its own; gives it and the secret of ann."""
+    code = "import sys; from nnunetv2_deferral.commands.review import main; main(sys.argv[1:])"
+    options = ["-i", folders.predictions, "-images", folders.images, "-ref", folders.references]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *options, "-o", folders.reviews, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    secret = ""
+    for line in process.stdout:
+        if line.split()[:1] == ["ann"]:
+            secret = line.strip().partition("#enter=")[2]
+        if line.startswith("Stop with"):
+            break
+    assert secret, process.stderr.read()
+    return process, secret
+
+
+def sign_in(port, secret):
+    origin = f"http://127.0.0.1:{port}"
+    client = httpx.Client(base_url=origin, headers={"origin": origin, "x-review-person": "ann"}, trust_env=False)
+    for _ in range(100):
+        try:
+            assert client.post("/api/enter", json={"secret": secret}).status_code == 200
+            return client
+        except httpx.ConnectError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not start")
+
+
+def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
+    folders = write_volumes(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    random = np.random.default_rng(0)
+    revision, expected = 0, None
+    for _ in range(3):
+        process, secret = start_server(folders, port)
+        client = sign_in(port, secret)
+        details = client.get(f"/api/cases/{CASE}").json()
+        # A save that was cut off may have been kept without an answer, but never half of it.
+        assert details["revision"] in (revision, revision + 1)
+        labels = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/labels").content, dtype=np.uint8)
+        if expected is not None:
+            assert any(np.array_equal(labels, version) for version in expected)
+        regions = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/regions").content, dtype=np.uint16)
+        voxels, revision, current = np.flatnonzero(regions), details["revision"], labels.copy()
+        timer = subprocess.Popen(["sh", "-c", f"sleep {random.uniform(0.1, 0.4):.2f}; kill -9 {process.pid}"])
+        while True:
+            new = current.copy()
+            new[voxels] = random.integers(0, 2, voxels.size)
+            runs = [[int(voxel), 1, int(new[voxel])] for voxel in voxels]
+            body = {"revision": revision, "runs": runs, "done": [], "key": os.urandom(8).hex(), "seconds": 0}
+            expected = (current, new)
+            try:
+                answer = client.post(f"/api/cases/{CASE}/save", json=body)
+            except httpx.TransportError:
+                break
+            assert answer.status_code == 200
+            revision, current = answer.json()["revision"], new
+        timer.wait()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert revision > 3
+    entries = [json.loads(line) for line in (folders.reviews / ".review" / "log.jsonl").read_text().splitlines()]
+    saved = [entry["revision"] for entry in entries if entry["event"] == "saved"]
+    assert set(range(1, revision + 1)) <= set(saved)
+
+
+def test_an_upload_that_breaks_off_changes_nothing(tmp_path, snapshot):
+    folders = write_volumes(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process, secret = start_server(folders, port)
+    try:
+        client = sign_in(port, secret)
+        before = snapshot(folders.reviews)
+        cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = (
+                f"POST /api/cases/{CASE}/upload?revision=0&key={'k' * 16}&name=m.nii.gz HTTP/1.1\r\n"
+                f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\nX-Review-Person: ann\r\n"
+                f"Cookie: {cookie}\r\nContent-Length: 5000\r\n\r\n"
+            )
+            connection.sendall(head.encode() + b"x" * 100)
+        time.sleep(0.3)
+        assert client.get("/api/me").status_code == 200
+        assert snapshot(folders.reviews) == before
+    finally:
+        process.terminate()
+        process.communicate()
