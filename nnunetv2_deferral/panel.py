@@ -27,6 +27,9 @@ class Panel:
         masks: Where the masks of the named experts are; None if all are simulated.
         seed: With the names of case and expert, all chance of the simulated ones.
         boundary_width: Width in voxels of the band in which a simulated expert's boundary accuracy holds.
+
+    Raises:
+        ValueError: If the masks are not those of the named experts, in their order.
     """
 
     experts: tuple[ExpertProfile | str, ...]
@@ -35,6 +38,12 @@ class Panel:
     masks: ExpertMasks | None = None
     seed: int = 0
     boundary_width: int = DEFAULT_BOUNDARY_WIDTH
+
+    def __post_init__(self) -> None:
+        named = tuple(expert for expert in self.experts if isinstance(expert, str))
+        found = () if self.masks is None else self.masks.experts
+        if named and found != named:
+            raise ValueError(f"masks of {', '.join(found) or 'nobody'} are given for the experts {', '.join(named)}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +71,7 @@ class Panel:
         """
         answers = np.full((len(self.experts), *reference.shape), MISSING, dtype=np.int16)
         places = [place for place, expert in enumerate(self.experts) if isinstance(expert, str)]
-        if places and self.masks is not None:
+        if self.masks is not None and places:
             answers[places] = self.masks.answers(case, reference.shape, properties)
         places = [place for place, expert in enumerate(self.experts) if not isinstance(expert, str)]
         if places:

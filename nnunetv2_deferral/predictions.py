@@ -76,6 +76,15 @@ class DatasetFiles:
         """A label map, int64 in the axis order of nnU-Net's readers, and its properties.
 
         Raises:
+            ValueError: See :meth:`read_values`.
+        """
+        values, properties = self.read_values(file)
+        return np.rint(values).astype(np.int64), properties
+
+    def read_values(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        """:meth:`read` for a map of any numbers, in nnU-Net's dtype (float32).
+
+        Raises:
             ValueError: If the file is missing, cannot be read, or has more than one channel.
         """
         if not file.is_file():
@@ -86,7 +95,7 @@ class DatasetFiles:
             raise ValueError(f"{file} cannot be read: {error}") from error
         if values.shape[0] != 1:
             raise ValueError(f"{file} is no label map of one channel: nnU-Net reads shape {values.shape}")
-        return np.rint(values[0]).astype(np.int64), properties
+        return values[0], properties
 
     def read_like(self, file: Path, mask: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
         """A label map that must have the shape and the geometry of another.
@@ -146,8 +155,9 @@ class PredictionFolder:
         found = dataset_json or next((file for file in candidates if file.is_file()), None)
         if found is None:
             raise ValueError(f"there is no dataset.json in {folder}; give it with -djfile")
-        ending = json.loads(found.read_text()).get("file_ending", "")
-        example = next((file for file in sorted(folder.glob(f"*{ending}")) if file.is_file()), None)
+        ending = _file_ending(found)
+        masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
+        example = next(masks, None)
         if not ending or example is None:
             raise ValueError(f"{folder} has no masks with the file ending {ending!r} of {found}")
         files = DatasetFiles.of(found, example)
@@ -158,9 +168,10 @@ class PredictionFolder:
             raise ValueError(_list("deferral maps are missing", missing))
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
 
-    def asked(self) -> tuple[str, ...]:
-        """The experts whom any voxel of these cases was routed to, as deferral.json has it."""
-        shares = [case["share"] for name, case in self.index["cases"].items() if name in self.cases]
+    def asked(self, case: str | None = None) -> tuple[str, ...]:
+        """The experts whom any voxel of a case, or of all cases, was routed to, as deferral.json has it."""
+        cases = self.cases if case is None else (case,)
+        shares = [entry["share"] for name, entry in self.index["cases"].items() if name in cases]
         return tuple(expert for expert in self.experts if any(share[expert] > 0 for share in shares))
 
     def mask_file(self, case: str) -> Path:
@@ -178,18 +189,18 @@ class PredictionFolder:
             ValueError: If it names an expert that deferral.json does not.
         """
         file = maps.route_file(self.folder, case, self.files.file_ending)
-        route = self.files.read(file)[0].astype(np.uint8)
+        route = self.files.read(file)[0]
         if route.max(initial=0) > len(self.experts):
             raise ValueError(
                 f"{file} routes voxels to expert {route.max()}, but {maps.index_file(self.folder)} names "
                 f"{len(self.experts)} experts"
             )
-        return route
+        return route.astype(np.uint8)
 
     def probability(self, case: str) -> np.ndarray:
         """float32 of shape S in [0, 1]: the probability that a voxel is deferred."""
-        values, _ = self.files.reader.read_seg(str(maps.probability_file(self.folder, case, self.files.file_ending)))
-        return (values[0] / (maps.full_scale(self.files.file_ending, values.shape[1:]) or 1)).astype(np.float32)
+        values, _ = self.files.read_values(maps.probability_file(self.folder, case, self.files.file_ending))
+        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
     def softmax_file(self, case: str) -> Path:
         """The model's probabilities, which nnU-Net saves when it is asked to (`--save_probabilities`, `--npz`)."""
@@ -225,11 +236,20 @@ def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
 def _read_index(index: Path) -> dict[str, Any]:
     try:
         content = json.loads(index.read_text())
-        if isinstance(content["model"]["experts"], list):
-            return content
-    except (KeyError, TypeError, ValueError) as error:
+        experts = content["model"]["experts"]
+        has_shares = all(set(experts) <= set(case["share"]) for case in content["cases"].values())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{index} cannot be read: {error!r}") from error
-    raise ValueError(f"{index} names no experts")
+    if not isinstance(experts, list) or not experts or not has_shares:
+        raise ValueError(f"{index} does not name the experts and their shares of every case")
+    return content
+
+
+def _file_ending(dataset_json: Path) -> str:
+    try:
+        return json.loads(dataset_json.read_text())["file_ending"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{dataset_json} is no usable dataset.json: {error!r}") from error
 
 
 def _list(what: str, items: Sequence[str]) -> str:

@@ -211,17 +211,7 @@ def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, erro
         "boundary_width": settings["boundary_width"],
     }
     if experts is not None and experts not in EXPERT_SETS:
-        masks = ExpertMasks.of(Path(experts), folder.experts, folder.files)
-        if not Path(experts).is_dir():
-            raise ValueError(
-                f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})"
-            )
-        masks.check_asked(folder.asked())
-        without = [case for case in folder.cases if not any(masks.file(each, case).is_file() for each in masks.experts)]
-        if without:
-            same_cases(f"predicted cases without any expert's mask in {experts}", folder.cases, sorted(
-                set(folder.cases) - set(without)))  # fmt: skip
-        return Panel(experts=folder.experts, masks=masks, **how)
+        return _panel_of_folder(folder, Path(experts), how)
     profiles: tuple[ExpertProfile, ...]
     if experts is not None:
         profiles = expert_set(experts, len(folder.experts))
@@ -239,6 +229,27 @@ def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, erro
     if error_model is not None:
         profiles = tuple(ExpertProfile.from_dict(each.to_dict() | {"error_model": error_model}) for each in profiles)
     return Panel(experts=profiles, **how)
+
+
+def _panel_of_folder(folder: PredictionFolder, experts: Path, how: Mapping[str, Any]) -> Panel:
+    """The experts whose masks are in a folder; those of a mixed panel who were simulated may be missing there."""
+    if not experts.is_dir():
+        raise ValueError(f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})")
+    masks = ExpertMasks.of(experts, folder.experts, folder.files)
+    trained_with = dict(zip(folder.experts, folder.index["settings"]["experts"], strict=True))
+    panel = tuple(
+        name
+        if isinstance(trained_with[name], str) or masks.cases(name)
+        else ExpertProfile.from_dict(trained_with[name])
+        for name in folder.experts
+    )
+    masks = ExpertMasks.of(experts, [expert for expert in panel if isinstance(expert, str)], folder.files)
+    masks.check_asked([name for name in folder.asked() if name in masks.experts])
+    if masks.experts == folder.experts:
+        routed = [case for case in folder.cases if folder.asked(case)]
+        answered = [case for case in routed if any(masks.file(each, case).is_file() for each in masks.experts)]
+        same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
+    return Panel(experts=panel, masks=masks, **how)
 
 
 def _case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
