@@ -1,0 +1,235 @@
+"""`nnUNetv2_deferral_evaluate` on made-up folders: what it writes, and what it refuses before it computes anything."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from small_prediction import read_mask, write_mask, write_prediction
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.commands.evaluate import SUMMARY_NAME, main
+from nnunetv2_deferral.evaluation.overlap import overlap
+from nnunetv2_deferral.expert_sim.profiles import expert_set
+from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.settings import resolve_settings
+
+
+class Folders:
+    """A prediction of two cases with references and experts beside it."""
+
+    def __init__(self, root, *, ending=".nii.gz", experts=("ann", "bob")):
+        self.root, self.ending, self.experts = root, ending, experts
+        self.predicted = write_prediction(root / "out", ending=ending, experts=experts)
+        self.reference, self.answers = {}, {}
+        for number, (case, predicted) in enumerate(self.predicted.items()):
+            random = np.random.default_rng(10 + number)
+            self.reference[case] = random.integers(0, 3, predicted.model.shape).astype(np.uint8)
+            write_mask(root / "labels" / f"{case}{ending}", self.reference[case])
+            for expert in experts:
+                labels = np.where(random.random(predicted.model.shape) < 0.8, self.reference[case], 0).astype(np.uint8)
+                self.answers[case, expert] = labels
+                write_mask(root / "experts" / expert / f"{case}{ending}", labels)
+
+    def file(self, *parts):
+        *folders, case = parts
+        return self.root.joinpath(*folders, f"{case}{self.ending}")
+
+    def options(self, *more, experts="experts"):
+        given = ["-i", self.root / "out", "-ref", self.root / "labels", "-o", self.root / "evaluation"]
+        if experts is not None:
+            given += ["-experts", self.root / experts if experts == "experts" else experts]
+        return [str(word) for word in (*given, *more)]
+
+    def evaluate(self, *more, **how):
+        main(self.options(*more, **how))
+        return json.loads((self.root / "evaluation" / SUMMARY_NAME).read_text())
+
+    def refused(self, capsys, *more, **how):
+        with pytest.raises(SystemExit) as ended:
+            main(self.options(*more, **how))
+        assert ended.value.code == 2
+        assert not (self.root / "evaluation").exists()
+        return capsys.readouterr().err
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return Folders(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+def test_system_experts_and_model_are_scored_as_their_masks_are(tmp_path, ending):
+    folders = Folders(tmp_path, ending=ending)
+    summary = folders.evaluate()
+    for case, predicted in folders.predicted.items():
+        experts = np.stack([folders.answers[case, expert] for expert in folders.experts])
+        masks = {
+            "system": fuse_masks(predicted.model, experts, predicted.route),
+            "model_everywhere": predicted.model,
+            "expert_everywhere/ann": experts[0],
+        }
+        for key, mask in masks.items():
+            part = summary
+            for name in key.split("/"):
+                part = part[name]
+            row = next(row for row in part["metric_per_case"] if row["case"] == case)
+            expected = overlap(folders.reference[case].astype(int), mask.astype(int), [1, 2])
+            assert row["metrics"]["1"]["Dice"] == pytest.approx(expected["1"]["Dice"])
+            assert row["metrics"]["2"]["TP"] == expected["2"]["TP"]
+    route = np.concatenate([predicted.route.ravel() for predicted in folders.predicted.values()])
+    assert summary["deferral"]["rate"] == pytest.approx((route > 0).mean())
+    assert summary["deferred"]["total"]["deferred"] == (route > 0).sum()
+
+
+def test_at_budget_0_of_nothing_and_at_1_of_everything_the_rankings_agree(folders):
+    summary = folders.evaluate("-budgets", 0, 1)
+    model = summary["intervals"]["Dice"]["model_everywhere"]["estimate"]
+    for name, rows in summary["budgets"].items():
+        assert rows[0]["Dice"] == pytest.approx(model), name
+    whole = {name: rows[1]["Dice"] for name, rows in summary["budgets"].items()}
+    assert whole["learned"] == pytest.approx(whole["random"])
+    assert whole["learned, always ann"] == pytest.approx(summary["intervals"]["Dice"]["ann"]["estimate"])
+    assert whole["oracle"] >= max(whole.values())
+
+
+def test_the_probabilities_beside_the_masks_bring_the_models_own_confidence(folders):
+    assert "entropy" not in folders.evaluate()["budgets"]
+    for case, predicted in folders.predicted.items():
+        probabilities = np.random.default_rng(0).dirichlet(np.ones(3), predicted.model.shape)
+        np.savez_compressed(folders.root / "out" / f"{case}.npz", probabilities=np.moveaxis(probabilities, -1, 0))
+    summary = folders.evaluate()
+    assert {"learned", "max_softmax", "entropy", "random", "oracle"} <= set(summary["budgets"])
+    assert {"learned", "max_softmax", "entropy"} == set(summary["risk_coverage"])
+
+
+def test_tables_have_a_row_a_case_and_a_row_a_ranking_and_budget(folders):
+    summary = folders.evaluate()
+    rows = list(csv.DictReader((folders.root / "evaluation" / "cases.csv").open()))
+    assert [row["case"] for row in rows] == ["x", "y"]
+    dice = summary["system"]["metric_per_case"][0]["metrics"]["1"]["Dice"]
+    assert float(rows[0]["Dice_system_1"]) == pytest.approx(dice)
+    rows = list(csv.DictReader((folders.root / "evaluation" / "budgets.csv").open()))
+    assert len(rows) == sum(len(found) for found in summary["budgets"].values())
+
+
+def test_where_an_expert_left_a_case_out_the_models_answer_counts_and_it_is_said(folders):
+    folders.file("experts", "bob", "y").unlink()
+    summary = folders.evaluate()
+    predicted = folders.predicted["y"]
+    experts = np.stack([folders.answers["y", "ann"].astype(int), np.full(predicted.model.shape, MISSING)])
+    fused = fuse_masks(predicted.model, experts, predicted.route)
+    row = summary["system"]["metric_per_case"][1]["metrics"]["1"]
+    assert row["Dice"] == pytest.approx(
+        overlap(folders.reference["y"].astype(int), fused.astype(int), [1])["1"]["Dice"]
+    )
+    assert summary["deferred"]["per_case"]["y"]["unanswered"] == (predicted.route == 2).sum()
+    assert [row["case"] for row in summary["expert_everywhere"]["bob"]["metric_per_case"]] == ["x"]
+
+
+def test_groups_are_drawn_together(folders):
+    file = folders.root / "groups.json"
+    file.write_text(json.dumps({"x": "patient", "y": "patient"}))
+    summary = folders.evaluate("-groups", file)
+    assert summary["intervals"]["num_groups"] == 1
+    assert np.isnan(summary["intervals"]["Dice"]["system"]["low"])
+
+
+def test_masks_of_folds_are_compared_with_each_other(folders):
+    for fold in ("fold_0", "fold_1"):
+        for case, predicted in folders.predicted.items():
+            write_mask(folders.file(fold, case), np.roll(predicted.model, int(fold[-1]), axis=-1))
+    summary = folders.evaluate("-folds", folders.root / "fold_0", folders.root / "fold_1")
+    found = summary["failure_detection"]["fold_disagreement"]["per_case"]
+    assert all(0 < value <= 1 for value in found.values())
+
+
+def simulated(root):
+    """Predictions of a model that was trained with two simulated experts."""
+    panel = expert_set("standard", 2)
+    folders = Folders(root, experts=tuple(profile.name for profile in panel))
+    index = maps.index_file(root / "out")
+    content = json.loads(index.read_text())
+    content["settings"] = resolve_settings({"experts": [profile.to_dict() for profile in panel]}).to_dict()
+    index.write_text(json.dumps(content))
+    return folders
+
+
+def test_without_a_folder_the_experts_of_the_training_answer_with_its_seed(tmp_path):
+    folders = simulated(tmp_path)
+    first, second = folders.evaluate(experts=None), folders.evaluate(experts="standard")
+    assert first["experts"]["seed"] == 0
+    assert first["system"] == second["system"]
+    assert folders.evaluate("-seed", 1, experts="standard")["system"] != first["system"]
+    assert folders.evaluate("-error_model", "correlated", experts=None)["system"] != first["system"]
+
+
+class TestRefusals:
+    def test_predictions_of_a_stock_model(self, folders, capsys):
+        maps.index_file(folders.root / "out").unlink()
+        assert "has no deferral maps" in folders.refused(capsys)
+
+    def test_a_case_without_a_reference(self, folders, capsys):
+        folders.file("labels", "y").unlink()
+        assert "without a reference in" in (said := folders.refused(capsys))
+        assert "(1): y" in said
+
+    def test_a_case_without_any_experts_mask_where_voxels_were_deferred(self, folders, capsys):
+        for expert in folders.experts:
+            folders.file("experts", expert, "y").unlink()
+        assert "without any expert's mask" in (said := folders.refused(capsys))
+        assert "(1): y" in said
+
+    def test_an_expert_who_was_asked_and_has_no_files(self, folders, capsys):
+        for case in ("x", "y"):
+            folders.file("experts", "bob", case).unlink()
+        assert "voxels are routed to experts without masks" in (said := folders.refused(capsys))
+        assert str(folders.root / "experts" / "bob") in said
+
+    @pytest.mark.parametrize("folder", ["labels", "experts/ann"])
+    def test_a_mask_of_another_geometry(self, folders, capsys, folder):
+        file = folders.file(*folder.split("/"), "y")
+        write_mask(file, read_mask(file).astype(np.uint8), origin=(1.0, 2.0, 3.0))
+        assert f"{file}" in (said := folders.refused(capsys))
+        assert "origin (1, 2, 3) instead of" in said
+
+    def test_a_mask_of_another_shape(self, folders, capsys):
+        file = folders.file("experts", "ann", "y")
+        write_mask(file, read_mask(file)[1:].astype(np.uint8))
+        assert f"{file}: shape (3, 6, 7) instead of (4, 6, 7)" in folders.refused(capsys)
+
+    def test_a_label_that_the_dataset_does_not_have(self, folders, capsys):
+        file = folders.file("experts", "ann", "x")
+        write_mask(file, np.full((4, 6, 7), 7, np.uint8))
+        assert f"{file}: holds labels that are not in dataset.json: 7" in folders.refused(capsys)
+
+    def test_a_file_that_was_cut_short(self, folders, capsys):
+        file = folders.file("experts", "ann", "x")
+        file.write_bytes(file.read_bytes()[:40])
+        assert f"{file} cannot be read" in folders.refused(capsys)
+
+    def test_a_route_to_an_expert_who_does_not_exist(self, folders, capsys):
+        file = maps.route_file(folders.root / "out", "x", ".nii.gz")
+        write_mask(file, np.full((4, 6, 7), 5, np.uint8))
+        assert f"{file} routes voxels to expert 5" in folders.refused(capsys)
+
+    def test_a_folder_of_experts_that_is_not_there(self, folders, capsys):
+        said = folders.refused(capsys, experts="nobody")
+        assert "there is no folder of experts nobody, and no set of that name (standard," in said
+
+    def test_a_set_of_other_experts_than_the_models(self, folders, capsys):
+        assert "the model asks ann, bob, but the set standard has expert1, expert2" in folders.refused(
+            capsys, experts="standard"
+        )
+
+    def test_raters_without_a_folder(self, folders, capsys):
+        assert "this model asks raters (ann, bob)" in folders.refused(capsys, experts=None)
+
+    def test_a_case_without_a_group(self, folders, capsys):
+        file = folders.root / "groups.json"
+        file.write_text(json.dumps({"x": 1}))
+        assert f"cases without a group in {file} (1): y" in folders.refused(capsys, "-groups", file)
+
+    def test_a_budget_that_is_none(self, folders, capsys):
+        assert "budgets are shares of the voxels in [0, 1], got [2.0]" in folders.refused(capsys, "-budgets", 2)
