@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
+from nnunetv2_deferral.labels import MISSING
+
 from .profiles import ExpertProfile
 from .regions import DEFAULT_BOUNDARY_WIDTH
 from .simulate import simulate_panel
@@ -92,7 +94,7 @@ class SplitRatersTransform(BasicTransform):
 
     ``"segmentation"`` (1 + R + C, *S) becomes (1 + C, *S), where C counts what nnU-Net itself stacks behind the
     reference in a cascade, and ``"raters"`` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with
-    -1, become background as they do in the reference.
+    -1, become background as they do in the reference, or without a label for a rater who has none in the patch.
 
     Args:
         num_raters: R.
@@ -105,7 +107,9 @@ class SplitRatersTransform(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         segmentation = data_dict["segmentation"]
         masks = segmentation[1 : 1 + self.num_raters]
-        data_dict["raters"] = torch.where(masks == -1, 0, masks).to(torch.int16)
+        labelled = (masks >= 0).flatten(1).any(1).view(-1, *[1] * (masks.ndim - 1))
+        outside = torch.where(labelled, 0, MISSING).to(torch.int16)
+        data_dict["raters"] = torch.where(masks == -1, outside, masks.to(torch.int16))
         data_dict["segmentation"] = torch.cat((segmentation[:1], segmentation[1 + self.num_raters :]))
         return data_dict
 

@@ -60,7 +60,8 @@ class ChannelLayout:
         return DeferralOutput(*output.split((self.num_segmentation_heads, self.num_routes, 1), dim=dim))
 
 
-# Low enough that the softmax is 0 in float32, and finite: nnU-Net adds up logits in float16 when it averages tiles.
+# How far below the model a closed route is: its probability is nothing then. Finite, as nnU-Net adds up logits in
+# float16 when it averages tiles.
 _NEVER = -100.0
 
 
@@ -71,8 +72,9 @@ def close_routes(routing: Tensor, open_to: Tensor) -> Tensor:
         routing: Logits (B, J + 1, *S).
         open_to: Bool, broadcastable to (B, J, *S): where each expert can be asked.
     """
-    experts = torch.where(open_to, routing[:, 1:], _NEVER)
-    return torch.cat((routing[:, :1], experts), dim=1)
+    model = routing[:, :1]
+    experts = torch.where(open_to, routing[:, 1:], (model.detach() + _NEVER).clamp(max=_NEVER))
+    return torch.cat((model, experts), dim=1)
 
 
 def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:

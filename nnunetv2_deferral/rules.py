@@ -6,6 +6,7 @@ decision, score and preferred expert off these.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,10 @@ COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
 
 class RoutingRule(Protocol):
     """How routes are decided."""
+
+    @property
+    def available(self) -> tuple[bool, ...]:
+        """Who can be asked, one an expert."""
 
     @property
     def initial_logit(self) -> float:
@@ -38,7 +43,10 @@ class RoutingRule(Protocol):
         """Where deferring may be expected to gain anything, whatever it costs: bool, without the channel axis."""
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis."""
+        """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis.
+
+        Only experts who are available, whatever the probabilities say.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,12 @@ class SoftmaxRule:
     """DeferredSeg's: M = softmax over the model and the experts, argmax decides (Eq. 5, Sec. 4.2.1).
 
     The score is the probability 1 - M_0 that the voxel is deferred. It does not tell where nothing can be gained.
+
+    Attributes:
+        available: Who can be asked, one an expert.
     """
 
+    available: tuple[bool, ...]
     initial_logit: float = 0.0
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
@@ -63,7 +75,7 @@ class SoftmaxRule:
         return self.score(probabilities, axis) > 0
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        return 1 + routing_decision(_experts(probabilities, axis), axis)
+        return 1 + routing_decision(_less(_experts(probabilities, axis), _never(self.available), axis), axis)
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,11 @@ class OneVsAllRule:
 
     Attributes:
         costs: c_j, one an expert.
+        available: Who can be asked, one an expert.
     """
 
     costs: tuple[float, ...]
+    available: tuple[bool, ...]
     # Nearly every voxel is right, whoever answers. Starting there leaves the gradient to those that are not.
     initial_logit: float = 4.0
 
@@ -86,7 +100,7 @@ class OneVsAllRule:
         return torch.sigmoid(routing.float())
 
     def decision(self, probabilities: Array, axis: int = 1) -> Array:
-        return routing_decision(self._less_costs(probabilities, axis), axis)
+        return routing_decision(_less(probabilities, (0.0, *self._costs), axis), axis)
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
         preferred = self.expert(probabilities, axis)
@@ -97,23 +111,34 @@ class OneVsAllRule:
         return (1 - _channel(probabilities, 0, axis)) * asked
 
     def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
-        return routing_decision(probabilities, axis) > 0
+        return routing_decision(_less(probabilities, (0.0, *_never(self.available)), axis), axis) > 0
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        return 1 + routing_decision(_experts(self._less_costs(probabilities, axis), axis), axis)
+        return 1 + routing_decision(_less(_experts(probabilities, axis), self._costs, axis), axis)
 
-    def _less_costs(self, probabilities: Array, axis: int) -> Array:
-        shape = [1] * probabilities.ndim
-        shape[axis] = -1
-        costs = np.array((0.0, *self.costs), dtype=np.float32).reshape(shape)
-        if isinstance(probabilities, Tensor):
-            return probabilities - torch.from_numpy(costs).to(probabilities.device)
-        return probabilities - costs
+    @property
+    def _costs(self) -> tuple[float, ...]:
+        """The costs, beyond reach for whoever cannot be asked."""
+        return tuple(max(pair) for pair in zip(self.costs, _never(self.available), strict=True))
 
 
-def routing_rule(objective: str, costs: tuple[float, ...]) -> RoutingRule:
+def routing_rule(objective: str, costs: tuple[float, ...], available: tuple[bool, ...]) -> RoutingRule:
     """The rule that goes with an objective, `COLLABORATION` or `ONE_VS_ALL`."""
-    return OneVsAllRule(costs) if objective == ONE_VS_ALL else SoftmaxRule()
+    return OneVsAllRule(costs, available) if objective == ONE_VS_ALL else SoftmaxRule(available)
+
+
+def _never(available: tuple[bool, ...]) -> tuple[float, ...]:
+    """What takes those who cannot be asked out of any comparison when it is subtracted."""
+    return tuple(0.0 if each else math.inf for each in available)
+
+
+def _less(values: Array, costs: tuple[float, ...], axis: int) -> Array:
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    subtracted = np.array(costs, dtype=np.float32).reshape(shape)
+    if isinstance(values, Tensor):
+        return values - torch.from_numpy(subtracted).to(values.device)
+    return values - subtracted
 
 
 def _channel(values: Array, channel: int, axis: int) -> Array:

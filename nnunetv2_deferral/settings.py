@@ -152,7 +152,7 @@ class DeferralSettings:
     @property
     def rule(self) -> RoutingRule:
         """What the routing logits mean."""
-        return routing_rule(self.objective, self.costs)
+        return routing_rule(self.objective, self.costs, self.available)
 
     @property
     def available(self) -> tuple[bool, ...]:
@@ -202,6 +202,7 @@ def resolve_settings(
             f'the "{PLANS_KEY}" block of the plans has unknown keys: {", ".join(unknown)}. '
             f"Known keys: {', '.join(sorted(known))}"
         )
+    _check_types(given)
     planned = given.pop("num_experts", None)
     experts = _resolve_experts(given.get("experts"), raters, trainer_num=num_experts, plans_num=planned)
     default_lower, default_upper = _default_bounds(len(experts))
@@ -211,6 +212,25 @@ def resolve_settings(
     given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(e, str) else 0.0 for e in experts]))
     given["unavailable"] = tuple(given.get("unavailable", ()))
     return DeferralSettings(**(given | dict(overrides or {})))
+
+
+def _check_types(block: Mapping[str, Any]) -> None:
+    """Refuse values of another type than the settings have, as JSON brings them."""
+    lists = {
+        "lower": (int, float), "upper": (int, float), "costs": (int, float),
+        "unavailable": (str,), "experts": (str, Mapping),
+    }  # fmt: skip
+    for key, types in lists.items():
+        value = block.get(key)
+        if value is None or (key == "experts" and isinstance(value, str)):
+            continue
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, types) for each in value):
+            raise ValueError(f"deferral settings: {key} must be a list of {_WORDS[types]}, got {value!r}")
+        if key == "experts" and not value:
+            raise ValueError("deferral settings: there must be at least one expert, got an empty list")
+
+
+_WORDS = {(int, float): "numbers", (str,): "names", (str, Mapping): "raters' names and profiles, or the name of a set"}
 
 
 def _resolve_experts(

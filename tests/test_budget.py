@@ -53,5 +53,5 @@ def test_the_environment_asks_for_a_budget(monkeypatch):
 
 def test_one_vs_all_finds_only_those_voxels_worthwhile_where_an_expert_is_likelier_right():
     probabilities = torch.tensor([[0.9, 0.5], [0.8, 0.6]])
-    assert OneVsAllRule((0.3,)).worthwhile(probabilities, axis=0).tolist() == [False, True]
-    assert SoftmaxRule().worthwhile(probabilities, axis=0).tolist() == [True, True]
+    assert OneVsAllRule((0.3,), (True,)).worthwhile(probabilities, axis=0).tolist() == [False, True]
+    assert SoftmaxRule((True,)).worthwhile(probabilities, axis=0).tolist() == [True, True]

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -106,3 +108,67 @@ def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
     seen = torch.cat((features, confidence(head.segmentation(features), has_regions=False)), 1)
     expected = head.routing(torch.relu(joined(seen)))
     assert torch.allclose(head(features)[:, 2:4], expected, atol=1e-5)
+
+
+UNAVAILABLE = resolve_settings({"unavailable": ["expert2"]})
+
+
+def eager_network(dimension, settings):
+    """A network whose head sends voxels everywhere, and most of them to the second expert."""
+    torch.manual_seed(0)
+    network = add_deferral_head(
+        make_unet(PlainConvUNet, dimension, deep_supervision=False), settings, has_regions=False
+    )
+    routing = deferral_head(network).routing
+    nn.init.normal_(routing.weight)
+    nn.init.constant_(routing.bias, 0)
+    routing.bias.data[2] = 3.0
+    return network
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_no_voxel_is_routed_to_an_expert_who_is_not_available(dimension):
+    image = torch.randn(2, 1, *[16] * dimension)
+    everyone, without = (eager_network(dimension, settings) for settings in (resolve_settings(None), UNAVAILABLE))
+    with torch.no_grad():
+        asked, told = everyone(image), without(image)
+    assert (asked[:, 3:7].argmax(1) == 2).any()
+    assert set(told[:, 3:7].argmax(1).unique().tolist()) == {0, 1, 3}
+    # All that is not that expert's is as it was.
+    others = [channel for channel in range(asked.shape[1]) if channel != 5]
+    assert torch.equal(asked[:, others], told[:, others])
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_an_expert_who_is_not_available_learns_nothing(dimension):
+    network = eager_network(dimension, UNAVAILABLE)
+    routing = network(torch.randn(1, 1, *[16] * dimension))[:, 3:7]
+    torch.log_softmax(routing, 1).square().sum().backward()
+    layer = deferral_head(network).routing
+    for gradient in (layer.weight.grad, layer.bias.grad):
+        assert (gradient[2] == 0).all()
+        assert all((gradient[route] != 0).any() for route in (0, 1, 3))
+
+
+def test_who_is_available_is_not_among_the_weights():
+    everyone, without = (eager_network(2, settings) for settings in (resolve_settings(None), UNAVAILABLE))
+    assert everyone.state_dict().keys() == without.state_dict().keys()
+    assert not [key for key in without.state_dict() if "available" in key]
+    without.load_state_dict(everyone.state_dict())
+    assert deferral_head(without).available.flatten().tolist() == [True, False, True]
+
+
+def test_who_is_available_is_read_from_the_plans_of_a_trained_model():
+    """The block beside the weights may be edited: the network of the edited block takes the same weights."""
+    trained = eager_network(2, resolve_settings(None))
+    block = json.loads(json.dumps(resolve_settings(None).to_dict())) | {"unavailable": ["expert1", "expert2"]}
+    edited = eager_network(2, resolve_settings(block))
+    edited.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        route = edited(torch.randn(2, 1, 16, 16))[:, 3:7].argmax(1)
+    assert set(route.unique().tolist()) == {0, 3}
+
+
+def test_the_buffer_of_who_is_available_goes_where_the_network_goes():
+    network = eager_network(2, UNAVAILABLE).to(torch.device("meta"))
+    assert deferral_head(network).available.device.type == "meta"

@@ -7,7 +7,8 @@ import torch
 from nnunetv2_deferral.channels import close_routes
 from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL, OneVsAllRule, SoftmaxRule, routing_rule
 
-RULES = [SoftmaxRule(), OneVsAllRule((0.0, 0.1, 0.0))]
+ALL = (True, True, True)
+RULES = [SoftmaxRule(ALL), OneVsAllRule((0.0, 0.1, 0.0), ALL)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -35,12 +36,12 @@ def test_whoever_is_asked_is_the_preferred_expert(rule):
     assert bool((decision[decision > 0] == expert[decision > 0]).all())
 
 
-@pytest.mark.parametrize("rule", [SoftmaxRule(), OneVsAllRule((0.0,) * 3)])
+@pytest.mark.parametrize("rule", [SoftmaxRule(ALL), OneVsAllRule((0.0,) * 3, ALL)])
 def test_a_voxel_where_all_are_alike_stays_the_models(rule):
     assert rule.decision(rule.probabilities(torch.zeros(1, 4, 2, 2))).sum() == 0
 
 
-@pytest.mark.parametrize("rule", [SoftmaxRule(), OneVsAllRule((0.0,) * 3)])
+@pytest.mark.parametrize("rule", [SoftmaxRule(ALL), OneVsAllRule((0.0,) * 3, ALL)])
 def test_an_expert_who_is_not_there_is_never_asked_nor_preferred(rule):
     routing = torch.randn(2, 4, 8, 8) * 5
     closed = close_routes(routing, torch.tensor([True, False, True]).view(1, 3, 1, 1))
@@ -50,7 +51,7 @@ def test_an_expert_who_is_not_there_is_never_asked_nor_preferred(rule):
 
 
 def test_one_vs_all_defers_where_the_best_expert_less_the_cost_beats_the_model():
-    rule = OneVsAllRule((0.0, 0.2))
+    rule = OneVsAllRule((0.0, 0.2), (True, True))
     model, first, second = (
         np.array(values) for values in ([0.9, 0.5, 0.5, 0.5], [0.8, 0.6, 0.6, 0.4], [1, 0.75, 0.85, 0.6])
     )
@@ -63,9 +64,18 @@ def test_one_vs_all_defers_where_the_best_expert_less_the_cost_beats_the_model()
 
 def test_the_score_of_the_softmax_is_all_that_is_not_the_models():
     probabilities = np.array([[0.6], [0.3], [0.1]])
-    assert SoftmaxRule().score(probabilities, axis=0) == pytest.approx([0.4])
+    assert SoftmaxRule((True, True)).score(probabilities, axis=0) == pytest.approx([0.4])
 
 
 def test_an_objective_has_its_rule():
-    assert routing_rule(COLLABORATION, (0.1,)) == SoftmaxRule()
-    assert routing_rule(ONE_VS_ALL, (0.1,)) == OneVsAllRule((0.1,))
+    assert routing_rule(COLLABORATION, (0.1,), (True,)) == SoftmaxRule((True,))
+    assert routing_rule(ONE_VS_ALL, (0.1,), (True,)) == OneVsAllRule((0.1,), (True,))
+
+
+@pytest.mark.parametrize("rule", [SoftmaxRule((False, True, True)), OneVsAllRule((0.0, 0.5, 0.5), (False, True, True))])
+def test_an_expert_who_cannot_be_asked_is_not_preferred_whatever_the_probabilities(rule):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(1, 4, 30, 30, generator=generator) * 0.1
+    probabilities[:, 1:3] = 0
+    assert set(rule.expert(probabilities).unique().tolist()) <= {2, 3}
+    assert set(rule.expert(probabilities.numpy()[0], axis=0).ravel().tolist()) <= {2, 3}

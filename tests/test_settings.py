@@ -197,3 +197,19 @@ def test_an_expert_may_not_be_called_what_means_something_else_in_summaries(name
         resolve_settings({"experts": [profile]})
     with pytest.raises(ValueError, match=f"no expert can be called {name}"):
         resolve_settings({"experts": [name]})
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"experts": []}, "at least one expert"),
+        ({"experts": [3]}, "experts.*3"),
+        ({"experts": {"name": "ann"}}, "experts.*ann"),
+        ({"costs": 0.1}, "costs.*0.1"),
+        ({"costs": ["a", 0, 0]}, "costs.*a"),
+        ({"unavailable": "expert1"}, "unavailable.*'expert1'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_named(block, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_settings(block)

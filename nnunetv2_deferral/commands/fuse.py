@@ -31,7 +31,7 @@ def fuse_folder(
     Args:
         predictions: A folder that a deferral model has predicted into.
         experts: The experts' masks, `<experts>/<expert>/<case><file_ending>`, with the names of deferral.json.
-        output: Where `<case><file_ending>` and fusion.json go. A file appears when it is complete.
+        output: Where `<case><file_ending>` and fusion.json go. They appear together, when the last is complete.
         dataset_json: See :meth:`.PredictionFolder.open`.
         overwrite: Replace masks that are in `output` already.
 
@@ -46,25 +46,25 @@ def fuse_folder(
     folder = PredictionFolder.open(predictions, dataset_json)
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
     masks.check_asked(folder.asked())
-    _check_output(folder, output, overwrite=overwrite)
-    cases = {}
-    for case in tqdm(folder.cases, desc="Fusing", unit="case"):
-        model, properties = folder.model(case)
-        route = folder.route(case)
-        if route.shape != model.shape:
-            raise ValueError(f"{folder.mask_file(case)} has shape {model.shape}, but its route has {route.shape}")
-        answers = masks.answers(case, model.shape, properties)
-        system = fuse_masks(model, answers, route)
-        with written_whole(output) as scratch:
-            folder.files.reader.write_seg(system, str(scratch / folder.mask_file(case).name), properties)
-        missed = np.bincount(route[unanswered(answers, route)], minlength=len(folder.experts) + 1)[1:]
-        cases[case] = {
-            "deferred": int((route > 0).sum()),
-            "changed": int((system != model).sum()),
-            "unanswered": {name: int(n) for name, n in zip(folder.experts, missed, strict=True) if n},
-        }
+    _check_output(folder, masks, output, overwrite=overwrite)
+    cases: dict[str, Any] = {}
     report = {"experts": list(folder.experts), "cases": cases}
-    write_json(report, output / REPORT_NAME)
+    with written_whole(output) as scratch:
+        for case in tqdm(folder.cases, desc="Fusing", unit="case"):
+            model, properties = folder.model(case)
+            route = folder.route(case)
+            if route.shape != model.shape:
+                raise ValueError(f"{folder.mask_file(case)} has shape {model.shape}, but its route has {route.shape}")
+            answers = masks.answers(case, model.shape, properties)
+            system = fuse_masks(model, answers, route)
+            folder.files.reader.write_seg(system, str(scratch / folder.mask_file(case).name), properties)
+            missed = np.bincount(route[unanswered(answers, route)], minlength=len(folder.experts) + 1)[1:]
+            cases[case] = {
+                "deferred": int((route > 0).sum()),
+                "changed": int((system != model).sum()),
+                "unanswered": {name: int(n) for name, n in zip(folder.experts, missed, strict=True) if n},
+            }
+        write_json(report, scratch / REPORT_NAME)
     return report
 
 
@@ -84,9 +84,12 @@ def summary(report: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
-def _check_output(folder: PredictionFolder, output: Path, *, overwrite: bool) -> None:
-    if output.resolve() == folder.folder.resolve():
-        raise ValueError(f"the fused masks would replace the model's in {output}: choose another output folder (-o)")
+def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *, overwrite: bool) -> None:
+    read_from = [folder.folder, *(masks.folder / expert for expert in masks.experts)]
+    if output.resolve() in [each.resolve() for each in read_from]:
+        raise ValueError(
+            f"the fused masks would replace those they are made of in {output}: choose another folder (-o)"
+        )
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
     if existing and not overwrite:
         raise ValueError(

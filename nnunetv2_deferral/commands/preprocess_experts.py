@@ -76,7 +76,8 @@ def preprocess_experts(
             num_processes=num_processes,
         )
         lines.append(f"  {configuration}: {len(done)} cases preprocessed, the others were up to date")
-    return [f"{name}: the experts' masks fit their images", *lines]
+    said = "fit their images" if masks is not None else "are preprocessed; the raw dataset is not on this machine"
+    return [f"{name}: the experts' masks {said}", *lines]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

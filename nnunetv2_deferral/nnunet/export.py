@@ -106,7 +106,7 @@ def maps_from_routing(
     """Routing logits of a preprocessed case as maps in the geometry of its image.
 
     Resampling, cropping and axis order are undone as nnU-Net undoes them for probabilities. What was cropped away
-    stays the model's: route 0, probability 0, and expert 1 for want of a better one.
+    stays the model's: route 0, probability 0, and the first expert who is available for want of a better one.
 
     Args:
         routing: Logits (J + 1, *S) in the shape of the preprocessed case.
@@ -132,7 +132,7 @@ def maps_from_routing(
         return whole.transpose(plans_manager.transpose_backward)
 
     score = in_image(np.clip(rule.score(probabilities, axis=0), 0, 1, dtype=np.float32))
-    expert = in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1)
+    expert = in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1 + rule.available.index(True))
     if budget is None:
         return RoutingMaps(in_image(rule.decision(probabilities, axis=0).astype(np.uint8)), score, expert)
     worthwhile = in_image(rule.worthwhile(probabilities, axis=0))

@@ -67,16 +67,16 @@ def _cases(trainer: DeferralTrainer, folder: Path, panel: Panel) -> Iterator[Cas
     ending = trainer.dataset_json["file_ending"]
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
 
-    def read(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        values, properties = reader.read_seg(str(file))
-        return np.rint(values[0]).astype(np.int64), properties
+    def read(file: Path) -> np.ndarray:
+        return np.rint(reader.read_seg(str(file))[0][0]).astype(np.int64)
 
     for case in sorted(trainer.do_split()[1]):
-        reference, properties = read(references / f"{case}{ending}")
+        reference = read(references / f"{case}{ending}")
         yield Case(
             case,
             reference,
-            read(folder / f"{case}{ending}")[0],
-            panel.answers(case, reference, properties),
-            read(maps.route_file(folder, case, ending))[0].astype(np.uint8),
+            read(folder / f"{case}{ending}"),
+            # Without geometry: the masks were compared with the images when they were preprocessed.
+            panel.answers(case, reference),
+            read(maps.route_file(folder, case, ending)).astype(np.uint8),
         )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nnunetv2_deferral.channels import routing_log_probabilities
+from nnunetv2_deferral.channels import close_routes, routing_log_probabilities
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import LOG_FLOOR, collaboration_loss
@@ -210,3 +210,120 @@ def test_minimising_collaboration_finds_the_optimum_known_in_closed_form():
     optimizer.step(closure)
     weights = torch.tensor([model_accuracy, *(2 * a - 1 for a in expert_accuracies)])
     assert torch.softmax(logits, 0).tolist() == pytest.approx((weights / weights.sum()).tolist(), abs=2e-3)
+
+
+def who_knows(num_experts, shape):
+    """Where each expert has a label: the first nowhere in the first image, the others here and there."""
+    batch, *space = shape
+    known = torch.rand(batch, num_experts, *space, generator=torch.Generator().manual_seed(7)) < 0.7
+    known[0, 0] = False
+    return known
+
+
+COSTS = (0.0, 0.05, 0.6)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_collaboration_with_costs_and_missing_labels_equals_the_sum_over_what_is_known(num_experts, shape, with_mask):
+    logits, expert_right, model_right, _, counts = make_batch(num_experts, shape, with_mask=with_mask)
+    known = who_knows(num_experts, shape)
+    places, total = voxels(counts, shape), 0.0
+    for batch, *place in places:
+        probability = softmax_at(logits, (batch, *place))
+        for expert in range(num_experts):
+            if known[(batch, expert, *place)]:
+                right = bool(expert_right[(batch, expert, *place)])
+                total += (1 - (2 - COSTS[expert]) * right) * math.log(probability[expert + 1])
+        total -= bool(model_right[(batch, *place)]) * math.log(probability[0])
+    loss = collaboration_loss(
+        routing_log_probabilities(logits),
+        expert_right,
+        model_right,
+        counts=counts,
+        known=known,
+        costs=torch.tensor(COSTS[:num_experts]),
+    )
+    assert loss.item() == pytest.approx(total / len(places), rel=1e-5)
+
+
+def test_costs_of_nothing_and_labels_everywhere_change_no_loss():
+    logits, expert_right, model_right, _, counts = make_batch(3, SHAPES[0], with_mask=True)
+    log_routing, everywhere = routing_log_probabilities(logits), torch.ones_like(expert_right)
+    how = {"known": everywhere, "costs": torch.zeros(3)}
+    plain = collaboration_loss(log_routing, expert_right, model_right, counts=counts)
+    assert collaboration_loss(log_routing, expert_right, model_right, counts=counts, **how) == plain
+    assert torch.equal(routing_ratio(log_routing, counts, everywhere), routing_ratio(log_routing, counts))
+
+
+def test_a_cost_of_1_takes_the_whole_reward_and_leaves_the_punishment():
+    logits, expert_right, model_right, _, _ = make_batch(1, SHAPES[0], with_mask=False)
+    logits = logits.requires_grad_()
+    loss = collaboration_loss(
+        routing_log_probabilities(logits), expert_right, torch.zeros_like(model_right), costs=torch.ones(1)
+    )
+    loss.backward()
+    right = expert_right[:, 0]
+    assert (logits.grad[:, 1][right] == 0).all()
+    assert (logits.grad[:, 1][~right] > 0).all()
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_load_of_an_expert_is_the_mean_over_the_voxels_that_count_and_the_expert_knows(shape, with_mask):
+    logits, _, _, _, counts = make_batch(3, shape, with_mask=with_mask)
+    known = who_knows(3, shape)
+    expected = []
+    for expert in range(3):
+        places = [voxel for voxel in voxels(counts, shape) if known[(voxel[0], expert, *voxel[1:])]]
+        expected.append(sum(softmax_at(logits, voxel)[expert + 1] for voxel in places) / len(places))
+    ratio = routing_ratio(routing_log_probabilities(logits), counts, known)
+    assert ratio.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_load_of_an_expert_who_knows_nothing_is_0():
+    logits, _, _, _, counts = make_batch(3, SHAPES[0], with_mask=True)
+    known = torch.ones(2, 3, 5, 4, dtype=torch.bool)
+    known[:, 1] = False
+    ratio = routing_ratio(routing_log_probabilities(logits), counts, known)
+    assert ratio[1] == 0
+    assert (ratio[[0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_a_missing_label_gives_no_gradient_to_that_experts_logit_and_the_others_keep_theirs(with_mask):
+    logits, expert_right, model_right, aggregated, counts = make_batch(3, SHAPES[0], with_mask=with_mask)
+    known, logits = who_knows(3, SHAPES[0]), logits.requires_grad_()
+    log_routing = routing_log_probabilities(close_routes(logits, known))
+    bounds = torch.full((3,), 0.6), torch.full((3,), 0.7)
+    losses = {
+        "collaboration": collaboration_loss(
+            log_routing, expert_right, model_right, counts=counts, known=known, costs=torch.tensor(COSTS)
+        ),
+        "coherence": coherence_loss(
+            aggregated, *decided(log_routing), beta_consistency=0.5, beta_rate=0.1, trains_routing=True, counts=counts
+        ),
+        "balance": balance_loss(routing_ratio(log_routing, counts, known), *bounds),
+    }
+    for name, loss in losses.items():
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert (gradient[:, 1:][~known] == 0).all(), name
+        everything = torch.ones(SHAPES[0], dtype=torch.bool) if counts is None else counts
+        assert (gradient[:, 1:][known & everything[:, None]] != 0).all(), name
+        assert torch.isfinite(gradient).all(), name
+
+
+def test_gradients_with_costs_and_missing_labels_agree_with_finite_differences(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    logits, expert_right, model_right, _, counts = make_batch(3, (2, 3, 2), with_mask=True)
+    known, costs = who_knows(3, (2, 3, 2)), torch.tensor(COSTS).double()
+
+    def objective(values):
+        log_routing = routing_log_probabilities(close_routes(values, known))
+        bounds = torch.tensor([0.9, 0.0, 0.2]).double(), torch.tensor([1.0, 0.05, 0.3]).double()
+        return collaboration_loss(
+            log_routing, expert_right, model_right, counts=counts, known=known, costs=costs
+        ) + balance_loss(routing_ratio(log_routing, counts, known), *bounds)
+
+    assert torch.autograd.gradcheck(objective, (logits.requires_grad_(),))

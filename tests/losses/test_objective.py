@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_deferral.labels import LabelSpace
+from nnunetv2_deferral.labels import MISSING, LabelSpace
 from nnunetv2_deferral.losses.objective import DeferralObjective
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -80,4 +80,122 @@ def test_ignored_voxels_change_no_deferral_loss(regions):
     changed[ignored.unsqueeze(1).expand_as(changed)] += 5.0
     first, second = objective(output, target, experts), objective(changed, target, experts)
     for term in ("routing", "coherence", "balance"):
+        assert getattr(first, term).item() == pytest.approx(getattr(second, term).item(), rel=1e-6)
+
+
+PROFILE = {"name": "sim", "foreground": 0.9, "background": 0.9, "boundary": 0.9}
+MIXED = {"experts": ["ann", PROFILE, "bob"], "lower": [0.4] * 2 + [0.1], "upper": [0.5] * 3}
+
+
+def missing_here_and_there(experts):
+    """The first rater has not seen the first image, the second left out a part of both."""
+    experts = experts.clone()
+    experts[0, 0] = MISSING
+    experts[:, 2, :3] = MISSING
+    return experts
+
+
+OBJECTIVES = pytest.mark.parametrize("objective_name", ["collaboration", "one_vs_all"])
+
+
+@OBJECTIVES
+@pytest.mark.parametrize("regions", [None, ((1, 2), (2,))])
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_where_a_rater_has_no_label_its_logit_changes_nothing_and_learns_nothing(regions, dimension, objective_name):
+    labels = LabelSpace(2 if regions else 3, regions)
+    settings = resolve_settings(MIXED | {"coherence_trains_routing": True, "objective": objective_name})
+    objective = DeferralObjective(settings, labels, lambda output, target: output.sum() * 0)
+    heads, space = labels.num_segmentation_heads, (8, 6, 4)[:dimension]
+    output, _, experts = make_batch(heads, size=(2, *space))
+    label_map = torch.randint(0, 3, (2, *space), generator=torch.Generator().manual_seed(1))
+    target = label_map[:, None]
+    if regions:
+        target = torch.stack([torch.isin(label_map, torch.tensor(region)) for region in regions], 1)
+    experts = missing_here_and_there(experts)
+    unknown = experts == MISSING
+    terms = objective(output, target, experts)
+    terms.total.backward()
+    routing = output.grad[:, heads + 1 : heads + 4]
+    assert (routing[unknown] == 0).all()
+    assert (routing[~unknown] != 0).all()
+
+    changed = output.detach().clone()
+    changed[:, heads + 1 : heads + 4][unknown] += 9.0
+    again = objective(changed, target, experts)
+    for term in ("routing", "coherence", "balance"):
+        assert getattr(again, term).item() == getattr(terms, term).item()
+
+
+@OBJECTIVES
+def test_an_expert_without_a_single_label_is_as_if_it_were_not_there(objective_name):
+    """But for the balance, of which every expert has a term of its own."""
+    output, target, experts = make_batch()
+    experts[:, 2] = MISSING
+    settings = resolve_settings(MIXED | {"objective": objective_name})
+    with_third = DeferralObjective(settings, LabelSpace(2), segmentation_loss)
+    alone = resolve_settings({"experts": MIXED["experts"][:2], "objective": objective_name})
+    without_third = DeferralObjective(alone, LabelSpace(2), segmentation_loss)
+    fewer = torch.cat((output[:, :5], output[:, 6:]), 1)
+    first, second = with_third(output, target, experts), without_third(fewer, target, experts[:, :2])
+    for term in ("routing", "coherence"):
+        assert getattr(first, term).item() == pytest.approx(getattr(second, term).item(), rel=1e-6)
+
+
+def test_the_load_of_a_rater_is_measured_where_it_has_labels():
+    output, target, experts = make_batch()
+    output = torch.zeros_like(output)
+    experts = missing_here_and_there(experts)
+    settings = resolve_settings(MIXED | {"lower": [0.0] * 3, "upper": [0.0] * 3})
+    balance = DeferralObjective(settings, LabelSpace(2), segmentation_loss)(output, target, experts).balance
+    # With equal logits every voxel is shared out equally among the model and the experts who know it.
+    known = experts != MISSING
+    share = 1 / (1 + known.sum(1, keepdim=True))
+    expected = sum((share.expand_as(known)[:, j][known[:, j]]).mean() for j in range(3))
+    assert balance.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("experts", [["ann", "bob", "eve"], [PROFILE | {"name": f"e{j}"} for j in range(3)]])
+def test_the_costs_of_the_settings_are_taken_from_the_reward(experts):
+    output, target, labels = make_batch()
+    free, priced = (
+        DeferralObjective(resolve_settings({"experts": experts, "costs": costs}), LabelSpace(2), segmentation_loss)
+        for costs in ([0, 0, 0], [0.0, 0.5, 0.0])
+    )
+    first, second = free(output, target, labels), priced(output, target, labels)
+    right = (labels[:, 1] == target[:, 0]).float()
+    log_probability = torch.log_softmax(output[:, 2:6], 1)[:, 2]
+    assert (second.routing - first.routing).item() == pytest.approx(
+        (0.5 * right * log_probability).mean().item(), rel=1e-5
+    )
+    assert second.coherence == first.coherence
+
+
+def test_with_collaboration_a_batch_in_which_no_rater_has_a_label_trains_the_segmentation_alone():
+    settings = resolve_settings({"experts": ["ann", "bob", "eve"]})
+    output, target, experts = make_batch()
+    terms = DeferralObjective(settings, LabelSpace(2), segmentation_loss)(
+        output, target, torch.full_like(experts, MISSING)
+    )
+    terms.total.backward()
+    assert torch.isfinite(terms.total)
+    # The model has the voxels for certain, so its own logit has nothing to learn either.
+    assert output.grad[:, 2:6].abs().max() < 1e-6
+    assert (output.grad[:, :2] != 0).any()
+
+
+@OBJECTIVES
+@pytest.mark.parametrize("experts", [["ann", "bob", "eve"], [PROFILE | {"name": f"e{j}"} for j in range(3)]])
+def test_an_expert_who_is_not_available_is_as_if_it_were_not_there(experts, objective_name):
+    """But for the balance. The head closes the route; what remains must not be a loss without a gradient."""
+    names = [expert if isinstance(expert, str) else expert["name"] for expert in experts]
+    output, target, answers = make_batch()
+    output = output.detach()
+    output[:, 5] = -100.0
+    with_third, without_third = (
+        DeferralObjective(resolve_settings(block | {"objective": objective_name}), LabelSpace(2), segmentation_loss)
+        for block in ({"experts": experts, "unavailable": names[2:]}, {"experts": experts[:2]})
+    )
+    fewer = torch.cat((output[:, :5], output[:, 6:]), 1)
+    first, second = with_third(output, target, answers), without_third(fewer, target, answers[:, :2])
+    for term in ("routing", "coherence"):
         assert getattr(first, term).item() == pytest.approx(getattr(second, term).item(), rel=1e-6)

@@ -14,6 +14,10 @@ RESAMPLING = {
 }
 
 
+def rule_of(routing):
+    return SoftmaxRule((True,) * (len(routing) - 1))
+
+
 def make_managers(spacing, transpose=(0, 1, 2)):
     plans = {"transpose_forward": list(transpose), "transpose_backward": list(np.argsort(transpose))}
     return ConfigurationManager({"architecture": {}, "spacing": list(spacing), **RESAMPLING}), PlansManager(plans)
@@ -33,7 +37,7 @@ def test_what_was_cropped_away_stays_the_models():
     properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
     routing = torch.zeros(3, 3, 5, 2)
     routing[2] = 4.0
-    route, probability, expert = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    route, probability, expert = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     inside = np.zeros((6, 5, 4), bool)
     inside[2:5, 0:5, 1:3] = True
     assert route.dtype == np.uint8
@@ -54,7 +58,7 @@ def test_axes_are_put_back_in_the_order_of_the_image():
     routing = torch.zeros(2, *transposed)
     routing[1, 3, 1, 2] = 9.0
     properties = make_properties(transposed, [[0, size] for size in transposed], (1, 1, 1))
-    route, _, _ = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    route, _, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     assert route.shape == image_shape
     assert np.argwhere(route).tolist() == [[1, 2, 3]]
 
@@ -64,7 +68,7 @@ def test_a_case_predicted_at_half_the_resolution_is_brought_back_to_its_own():
     routing = torch.zeros(2, 4, 4, 4)
     routing[1, :2], routing[0, 2:] = 6.0, 6.0
     properties = make_properties((8, 8, 8), [[0, 8]] * 3, (1, 1, 1))
-    route, probability, expert = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    route, probability, expert = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     assert (route[:3] == 1).all()
     assert (route[5:] == 0).all()
     assert ((probability > 0.5) == (route == 1)).all()
@@ -76,7 +80,7 @@ def test_in_2d_a_case_is_a_stack_of_slices_with_the_spacing_of_the_image_across_
     routing = torch.zeros(2, 3, 4, 4)
     routing[1, 1] = 6.0
     properties = make_properties((3, 8, 8), [[0, 3], [0, 8], [0, 8]], (5, 1, 1))
-    route, _, _ = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    route, _, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     assert [int(each.max()) for each in route] == [0, 1, 0]
     assert (route[1] == 1).all()
 
@@ -85,7 +89,7 @@ def test_probabilities_stay_within_zero_and_one_in_half_precision():
     configuration, plans = make_managers((1, 1, 1))
     routing = (torch.randn(4, 2, 3, 3) * 100).half()
     properties = make_properties((2, 3, 3), [[0, 2], [0, 3], [0, 3]], (1, 1, 1))
-    _, probability, _ = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    _, probability, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     assert probability.min() >= 0
     assert probability.max() <= 1
 
@@ -95,9 +99,9 @@ def test_a_budget_is_a_share_of_the_whole_image(budget):
     configuration, plans = make_managers((1, 1, 1))
     properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
     routing = torch.randn(3, 3, 5, 2, generator=torch.Generator().manual_seed(0))
-    free = maps_from_routing(routing, SoftmaxRule(), properties, configuration, plans)
+    free = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
     route, probability, expert = maps_from_routing(
-        routing, SoftmaxRule(), properties, configuration, plans, budget=budget
+        routing, rule_of(routing), properties, configuration, plans, budget=budget
     )
     assert np.array_equal(probability, free.probability)
     assert np.array_equal(expert, free.expert)
