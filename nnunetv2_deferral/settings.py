@@ -174,6 +174,7 @@ def resolve_settings(
     num_experts: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     raters: Sequence[str] | None = None,
+    asked_by: str = "the trainer",
 ) -> DeferralSettings:
     """Join the plans' block with what the trainer fixes into the effective settings.
 
@@ -184,6 +185,7 @@ def resolve_settings(
         overrides: Settings that the trainer's name fixes (ablations); they win over the plans.
         raters: The raters that dataset.json declares, empty if it declares none, or None where it is not at hand
             (then those that the block names are believed).
+        asked_by: Who fixes `num_experts`, for messages.
 
     Returns:
         The effective settings. Without a word on the experts in the plans these are the raters of the dataset, and
@@ -204,7 +206,7 @@ def resolve_settings(
         )
     _check_types(given)
     planned = given.pop("num_experts", None)
-    experts = _resolve_experts(given.get("experts"), raters, trainer_num=num_experts, plans_num=planned)
+    experts = _resolve_experts(given.get("experts"), raters, plans_num=planned, asked={asked_by: num_experts})
     default_lower, default_upper = _default_bounds(len(experts))
     given["experts"] = experts
     given["lower"] = tuple(given.get("lower", default_lower))
@@ -237,11 +239,11 @@ def _resolve_experts(
     experts: str | list[dict[str, Any] | str] | None,
     raters: Sequence[str] | None,
     *,
-    trainer_num: int | None,
     plans_num: int | None,
+    asked: Mapping[str, int | None],
 ) -> tuple[ExpertProfile | str, ...]:
     """The experts, once everyone who says how many there are says the same."""
-    said = {"the trainer": trainer_num, f'"num_experts" in the plans\' "{PLANS_KEY}" block': plans_num}
+    said = {**asked, f'"num_experts" in the plans\' "{PLANS_KEY}" block': plans_num}
     advice = "Change the plans or choose another trainer"
     if isinstance(experts, list):
         said[f'the list "experts" in the plans\' "{PLANS_KEY}" block'] = len(experts)

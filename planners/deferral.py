@@ -84,7 +84,8 @@ def default_deferral_block(
     if experts is None and not raters:
         experts = default_expert_set(DEFAULT_NUM_EXPERTS if num_experts is None else num_experts)
     chosen = experts if experts is None or isinstance(experts, str) else list(experts)
-    settings = resolve_settings({} if chosen is None else {"experts": chosen}, num_experts=num_experts, raters=raters)
+    block = {} if chosen is None else {"experts": chosen}
+    settings = resolve_settings(block, num_experts=num_experts, raters=raters, asked_by="-num_experts")
     return settings.to_dict() | ({"experts": chosen} if isinstance(chosen, str) else {})
 
 
@@ -124,9 +125,10 @@ def settle_deferral_block(
         settings = resolve_settings(found, raters=raters)
     except ValueError as error:
         raise ValueError(f"{plans_file}: {error}. Correct it, or write it anew with --overwrite_deferral") from error
-    if num_experts is not None and num_experts != settings.num_experts:
+    asked = num_experts if experts is None or isinstance(experts, str) else len(experts)
+    if asked is not None and asked != settings.num_experts:
         raise ValueError(
-            f"{plans_file} is for {settings.num_experts} experts, but {num_experts} were asked for. Choose another "
+            f"{plans_file} is for {settings.num_experts} experts, but {asked} were asked for. Choose another "
             "plans name (-overwrite_plans_name), or write its block anew with --overwrite_deferral"
         )
     number = None if experts is None and raters else settings.num_experts

@@ -295,3 +295,16 @@ def test_unknown_expert_sets_and_sizes_are_refused(tmp_path):
         default_deferral_block(num_experts=4, experts="standard")
     with pytest.raises(ValueError, match="0 experts"):
         settle_deferral_block(tmp_path / "new.json", num_experts=0)
+
+
+def test_a_number_that_is_not_the_datasets_is_said_to_be_that_of_the_option():
+    expected = r'-num_experts says 2, but "experts" in dataset.json \(ann, bob, eve\) says 3'
+    with pytest.raises(ValueError, match=expected):
+        default_deferral_block(num_experts=2, raters=("ann", "bob", "eve"))
+
+
+def test_another_list_of_raters_than_the_kept_block_has_is_refused(tmp_path):
+    file = tmp_path / "plans.json"
+    file.write_text(json.dumps({"deferral": {"experts": ["ann", "bob"]}}))
+    with pytest.raises(ValueError, match="is for 2 experts, but 1 were asked for.*--overwrite_deferral"):
+        settle_deferral_block(file, experts=["ann"], raters=("ann", "bob"))
