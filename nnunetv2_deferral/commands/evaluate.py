@@ -31,6 +31,7 @@ from nnunetv2_deferral.report.tables import share_text
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
+REVIEW_NAME = "review.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +137,40 @@ def evaluate(
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
     return summary | {
         "experts": panel.to_dict(),
+        "review": None if panel.masks is None else review_effort(panel.masks.folder, panel.names, folder.cases),
         "model_identity": folder.index["model"],
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
     }
+
+
+def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
+    """What the experts' answers cost them, where they were given on the review page.
+
+    Args:
+        experts: The folder of their masks.
+        names: The names of the experts.
+        cases: The cases of the evaluation.
+
+    Returns:
+        For each expert the number of submitted `cases` among these, their `regions`, `voxels` asked about,
+        `changed_voxels`, and the `minutes` worked; None where there is no review.json in the folder.
+
+    Raises:
+        ValueError: If review.json cannot be read.
+    """
+    index = experts / REVIEW_NAME
+    if not index.is_file():
+        return None
+    try:
+        records = json.loads(index.read_text())["cases"]
+        made = {name: [records[case][name] for case in cases if name in records.get(case, {})] for name in names}
+        keys = ("regions", "voxels", "changed_voxels", "minutes")
+        return {
+            name: {"cases": len(found)} | {key: sum(record[key] for record in found) for key in keys}
+            for name, found in made.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{index} cannot be read: {error!r}") from error
 
 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
@@ -191,6 +223,11 @@ def text(summary: Mapping[str, Any]) -> str:
         f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, asking fixed "
         f"{_share(total['fixed'], total['deferred'])} and made {_share(total['worsened'], total['deferred'])} worse",
     ]
+    for name, effort in (summary["review"] or {}).items():
+        answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
+        lines.append(
+            f"  {name} answered {answered} and changed {effort['changed_voxels']} of {effort['voxels']} voxels"
+        )
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
     lines.append("  System Dice (part of the oracle's gain) at matched budgets:")

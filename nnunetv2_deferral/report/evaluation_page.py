@@ -109,11 +109,13 @@ def _load(summary: Mapping[str, Any]) -> Section:
         "expert. Middle: voxels that asking made right, to the right, and that it made wrong, to the left. Right: "
         "what became of all voxels asked of each expert."
     )
+    effort = evaluation_tables.effort_table(summary)
     return Section(
         heading="Who was asked, and what came of it",
         parts=(
             _picture(draw_load(summary), "Load and benefit of each expert", caption),
             evaluation_tables.load_table(summary),
+            *(() if effort is None else (effort,)),
         ),
     )
 

@@ -121,6 +121,22 @@ def load_table(summary: Mapping[str, Any]) -> Table:
     )  # fmt: skip
 
 
+def effort_table(summary: Mapping[str, Any]) -> Table | None:
+    """What the answers cost the experts who gave them on the review page; None where they did not."""
+    if not summary.get("review"):
+        return None
+    return Table(
+        caption="Work on the review page: submitted cases, answered regions and their voxels, and the time worked",
+        head=["expert", "cases", "regions", "voxels", "changed", "minutes", "minutes a case"],
+        rows=[
+            [name, str(effort["cases"]), str(effort["regions"]), f"{effort['voxels']:,}",
+             f"{effort['changed_voxels']:,}\n{share_text(ratio(effort['changed_voxels'], effort['voxels']))}",
+             f"{effort['minutes']:.1f}", f"{effort['minutes'] / effort['cases']:.1f}" if effort["cases"] else DASH]
+            for name, effort in summary["review"].items()
+        ],
+    )  # fmt: skip
+
+
 def errors_table(summary: Mapping[str, Any]) -> Table:
     """How well scores rank the model's wrong voxels first."""
     rows = [

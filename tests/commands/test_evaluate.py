@@ -165,7 +165,36 @@ def test_without_a_folder_the_experts_of_the_training_answer_with_its_seed(tmp_p
     assert folders.evaluate("-error_model", "correlated", experts=None)["system"] != first["system"]
 
 
+def write_review(folders, cases):
+    (folders.root / "experts" / "review.json").write_text(json.dumps({"cases": cases}))
+
+
+def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folders, capsys):
+    ann = {"regions": 2, "voxels": 40, "changed_voxels": 10, "minutes": 1.5, "revisions": 3}
+    bob = ann | {"minutes": 0.25}
+    elsewhere = {"regions": 9, "voxels": 9, "changed_voxels": 9, "minutes": 9}
+    write_review(folders, {"x": {"ann": ann, "bob": bob}, "y": {"ann": ann}, "another": {"ann": elsewhere}})
+    report = folders.root / "report.html"
+    summary = folders.evaluate("--report", report)
+    assert summary["review"]["ann"] == {
+        "cases": 2, "regions": 4, "voxels": 80, "changed_voxels": 20, "minutes": 3.0,
+    }  # fmt: skip
+    assert summary["review"]["bob"]["minutes"] == 0.25
+    assert "ann answered 4 regions of 2 cases in 3.0 minutes and changed 20 of 80 voxels" in capsys.readouterr().out
+    assert "Work on the review page" in report.read_text()
+
+
+def test_without_a_review_nothing_is_said_of_one(folders):
+    report = folders.root / "report.html"
+    assert folders.evaluate("--report", report)["review"] is None
+    assert "Work on the review page" not in report.read_text()
+
+
 class TestRefusals:
+    def test_a_review_that_was_cut_short(self, folders, capsys):
+        (folders.root / "experts" / "review.json").write_text('{"cases": {"x": ')
+        assert "review.json cannot be read" in folders.refused(capsys)
+
     def test_predictions_of_a_stock_model(self, folders, capsys):
         maps.index_file(folders.root / "out").unlink()
         assert "has no deferral maps" in folders.refused(capsys)
