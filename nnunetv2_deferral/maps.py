@@ -40,13 +40,14 @@ class MaskWriter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """Which model made the maps of a folder."""
+    """Which model made the maps of a folder, and who could be asked."""
 
     dataset: str
     plans: str
     configuration: str
     trainer: str | None
     experts: tuple[str, ...]
+    unavailable: tuple[str, ...] = ()
 
 
 def route_file(folder: Path, case: str, file_ending: str) -> Path:
@@ -170,7 +171,7 @@ def _enter_case(
 
 
 def _as_json(model: ModelIdentity) -> dict[str, Any]:
-    return asdict(model) | {"experts": list(model.experts)}
+    return asdict(model) | {"experts": list(model.experts), "unavailable": list(model.unavailable)}
 
 
 class _Typed(np.ndarray):

@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ def test_a_folder_with_the_maps_of_another_model_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="maps of another model .plans: nnUNetPlans there, P now"):
         maps.check_folder(tmp_path, other)
+
+
+def test_maps_made_while_another_expert_was_away_are_not_mixed_with_others(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    write(tmp_path, "case", ".png", route, probability, NaturalImage2DIO(), {})
+    with pytest.raises(ValueError, match=r"unavailable: \[\] there, \['expert2'\] now"):
+        maps.check_folder(tmp_path, replace(MODEL, unavailable=("expert2",)))
 
 
 def test_a_map_that_cannot_be_written_leaves_nothing_behind(tmp_path):

@@ -158,4 +158,5 @@ def model_identity(plans_manager: DeferralPlansManager, configuration_manager: C
         configuration=names[0] if names else "unknown",
         trainer=plans_manager.trainer_name,
         experts=plans_manager.settings.expert_names,
+        unavailable=plans_manager.settings.unavailable,
     )
