@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def written_whole(folder: Path) -> Iterator[Path]:
         yield Path(scratch)
         for file in sorted(Path(scratch).iterdir()):
             file.replace(folder / file.name)
+
+
+def without_nan(content: Any) -> Any:
+    """The same data with None for every number that is not finite, which JSON does not know."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(content: Any, file: Path) -> None:

@@ -7,13 +7,33 @@ that an answer is right only if the whole region set agrees with the reference.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # An expert's label where the expert gave none. nnU-Net's own -1 is another thing: what lies outside of the image.
 MISSING = -2
+
+_UNKNOWN_LISTED = 10
+
+
+def unknown_labels(values: np.ndarray, known: Iterable[int | None]) -> str:
+    """The values that are none of the known labels, ascending, as words for a message; empty if there are none.
+
+    Args:
+        values: Of a label map, any real dtype and shape.
+        known: The labels there may be; None is passed over.
+    """
+    allowed = [label for label in known if label is not None]
+    outside = ~np.isin(values, allowed)
+    if not outside.any():
+        return ""
+    unknown = np.unique(values[outside])
+    more = ", ..." if unknown.size > _UNKNOWN_LISTED else ""
+    return ", ".join(f"{value:g}" for value in unknown[:_UNKNOWN_LISTED]) + more
 
 
 @dataclass(frozen=True)

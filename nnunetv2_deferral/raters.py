@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.labels import MISSING, unknown_labels
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.predictions import DatasetFiles
@@ -160,11 +160,8 @@ class ExpertMasks:
         if values.ndim != 4 or values.shape[0] != 1:
             yield f"no label map of one channel, nnU-Net reads shape {values.shape}"
             return
-        known = [*self.label_values, *([] if self.ignore_label is None else [self.ignore_label])]
-        unknown = np.setdiff1d(values, known)
-        if unknown.size:
-            listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if unknown.size > 10 else "")
-            yield f"holds labels that are not in dataset.json: {listed}"
+        if unknown := unknown_labels(values, (*self.label_values, self.ignore_label)):
+            yield f"holds labels that are not in dataset.json: {unknown}"
 
 
 def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,6 @@ from nnunetv2_deferral.benchmark.scores import MethodScores
 from nnunetv2_deferral.benchmark.studies import Study
 from nnunetv2_deferral.benchmark.timing import Times
 from nnunetv2_deferral.evaluation.bootstrap import (
-    Interval,
     bootstrap_difference,
     bootstrap_interval,
     mean_over_cases,
@@ -198,9 +197,5 @@ def _scores(
                 interval = bootstrap_interval(ours, **options)
             else:
                 interval = bootstrap_difference(ours, values(other, cases, chosen, score), **options)
-            result[region][score] = _as_dict(interval)
+            result[region][score] = interval.to_dict()
     return result
-
-
-def _as_dict(interval: Interval) -> dict[str, float]:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}

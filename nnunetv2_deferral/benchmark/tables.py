@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES
-from nnunetv2_deferral.files import written_whole
-from nnunetv2_deferral.report.tables import DASH, without_nan
+from nnunetv2_deferral.files import without_nan, written_whole
+from nnunetv2_deferral.report.tables import DASH
 
 NAME = "benchmark"
 _PARTS = ("system", "expert", "model")

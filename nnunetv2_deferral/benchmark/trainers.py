@@ -7,12 +7,12 @@ import io
 import os
 import re
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_extTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.nnunet.naming import trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
@@ -70,6 +70,6 @@ def expected_epochs(name: str) -> int:
 
 def trainers_path() -> str:
     """nnUNet_extTrainer with the folder of our trainers in it."""
-    ours = str(Path(import_module("nnunetv2_deferral.trainers").__path__[0]).resolve())
+    ours = str(trainers_folder())
     theirs = [path for path in (nnUNet_extTrainer.get() or "").split(os.pathsep) if path.strip()]
     return os.pathsep.join(theirs if any(Path(path).resolve() == Path(ours) for path in theirs) else [ours, *theirs])

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from nnunetv2_deferral.commands.demo_data import DATASET_NAME, write_dataset
 from nnunetv2_deferral.commands.demo_report import DemoFiles, write_report
 from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.report.tables import deferral_rows, score_rows
 
 COMMAND = "nnUNetv2_deferral_demo"
@@ -118,7 +118,7 @@ def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
 def demo_environment(out: Path) -> dict[str, str]:
     """The environment of the commands: nnU-Net folders inside `out`, our trainers, few processes."""
     folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    trainers = str(Path(import_module("nnunetv2_deferral.trainers").__path__[0]).resolve())
+    trainers = str(trainers_folder())
     return {
         **os.environ,
         **folders,

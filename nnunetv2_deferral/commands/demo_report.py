@@ -16,7 +16,7 @@ from nnunetv2_deferral.commands.demo_data import DATASET_NAME, FILE_ENDING
 from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.files import without_nan, write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.report import figures
 from nnunetv2_deferral.report.page import Commands, Note, Page, Picture, Section, SideBySide, write_page
@@ -28,7 +28,6 @@ from nnunetv2_deferral.report.tables import (
     result_tables,
     score_text,
     telling_order,
-    without_nan,
 )
 from nnunetv2_deferral.report.views import CaseView
 

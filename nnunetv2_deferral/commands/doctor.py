@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.installed import trainers_folder
 
 _PACKAGES = ("nnunetv2", "torch", "torchvision", "batchgeneratorsv2", "dynamic-network-architectures", "numpy")
 _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -23,13 +24,6 @@ class Finding(NamedTuple):
     name: str
     found: str
     advice: str | None = None
-
-
-def trainers_folder() -> Path:
-    """The folder that `nnUNet_extTrainer` must name, in the checkout or installed."""
-    import nnunetv2_deferral.trainers
-
-    return Path(next(iter(nnunetv2_deferral.trainers.__path__))).resolve()
 
 
 def examine() -> list[Finding]:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
+from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.planners import PLANNERS
 from nnunetv2_deferral.planners.deferral import DeferralBlock, settle_deferral_block
 from nnunetv2_deferral.raters import declared_raters
@@ -304,7 +304,7 @@ def _next_commands(planned: PlannedExperiment, configurations: Sequence[Configur
     if folders:
         missing = " ".join(folders.values())
         commands.append(f"nnUNetv2_preprocess -d {dataset_id} -plans_name {planned.plans_name} -c {missing}")
-    trainers = str(Path(import_module("nnunetv2_deferral.trainers").__path__[0]))
+    trainers = str(trainers_folder())
     if trainers not in (nnUNet_extTrainer.get() or "").split(os.pathsep):
         commands.append(f"export nnUNet_extTrainer={trainers}")
     names = [data.configuration for data in configurations]

@@ -12,10 +12,9 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from tqdm import tqdm
 
 from nnunetv2_deferral.expert_sim.profiles import (
     ERROR_MODEL_NAMES,
@@ -36,6 +34,8 @@ from nnunetv2_deferral.expert_sim.profiles import (
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.files import written_whole
+from nnunetv2_deferral.labels import unknown_labels
+from nnunetv2_deferral.processes import map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,14 @@ def simulate_experts_for_folder(
     _check_targets(job, label_files, overwrite=overwrite)
     for profile in profiles:
         (job.output_folder / profile.name).mkdir(parents=True, exist_ok=True)
-    written = _run(job, label_files, num_processes)
+    found = map_cases(
+        partial(_simulate_case, job),
+        label_files,
+        num_processes,
+        description="Simulating experts",
+        initializer=partial(torch.set_num_threads, 1),
+    )
+    written = [target for targets in found for target in targets]
     (job.output_folder / RECORD_NAME).write_text(json.dumps(_record(job), indent=2) + "\n")
     logger.info("Wrote the answers of %d experts for %d cases.", len(profiles), len(label_files))
     return sorted(written)
@@ -212,36 +219,14 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
         raise FileExistsError(f"{record} tells of answers made in another way; choose another output folder.")
 
 
-def _run(job: _Job, label_files: list[Path], num_processes: int) -> list[Path]:
-    written: list[Path] = []
-    progress = tqdm(total=len(label_files), desc="Simulating experts", unit="case")
-    with progress, contextlib.ExitStack() as stack:
-        if num_processes == 1:
-            answers = (_simulate_case(job, file) for file in label_files)
-        else:
-            workers, spawn = min(num_processes, len(label_files)), multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
-            stack.callback(pool.shutdown, cancel_futures=True)
-            done = as_completed([pool.submit(_simulate_case, job, file) for file in label_files])
-            answers = (future.result() for future in done)
-        for targets in answers:
-            written += targets
-            progress.update()
-    return written
-
-
 def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     """Write all experts' answers for one case; returns the files."""
     reader = job.reader()
     segmentation, properties = reader.read_seg(str(label_file))
     if segmentation.ndim != 4 or segmentation.shape[0] != 1:
         raise ValueError(f"{label_file} is no label map of one channel: nnU-Net reads shape {segmentation.shape}.")
-    known = {*job.label_values} if job.ignore_label is None else {*job.label_values, job.ignore_label}
-    outside = ~np.isin(segmentation, list(known))
-    if outside.any():
-        unknown = np.unique(segmentation[outside])
-        listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-        raise ValueError(f"{label_file} holds labels that are not in dataset.json: {listed}.")
+    if unknown := unknown_labels(segmentation, (*job.label_values, job.ignore_label)):
+        raise ValueError(f"{label_file} holds labels that are not in dataset.json: {unknown}.")
     case = label_file.name.removesuffix(job.file_ending)
     answers = simulate_case(
         torch.from_numpy(segmentation[0].astype(np.int16)),

@@ -7,11 +7,8 @@ takes the dataset's name when it is complete. Several processes share out the ca
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +16,9 @@ from typing import Protocol
 
 import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-from tqdm import tqdm
 
 from nnunetv2_deferral.files import written_whole
+from nnunetv2_deferral.processes import map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -159,19 +156,8 @@ def _check_target(nnunet_raw: Path, dataset_id: int) -> None:
 
 def _for_all(work: Callable[[Case], list[str]], cases: Sequence[Case], num_processes: int, description: str) -> None:
     """Do some work for every case, in the order of the cases; raises all faults it reports together."""
-    faults: list[str] = []
-    with tqdm(total=len(cases), desc=description, unit="case") as progress, contextlib.ExitStack() as stack:
-        found: Iterable[list[str]]
-        if num_processes == 1:
-            found = map(work, cases)
-        else:
-            workers, spawn = min(num_processes, len(cases)), multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, spawn, initializer=_use_one_thread)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            found = pool.map(work, cases)
-        for of_case in found:
-            faults += of_case
-            progress.update()
+    found = map_cases(work, cases, num_processes, description=description, initializer=_use_one_thread)
+    faults = [fault for of_case in found for fault in of_case]
     raise_faults(faults)
 
 

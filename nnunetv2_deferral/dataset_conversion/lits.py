@@ -27,8 +27,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, require_folder, visible_files
-from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, pair_volumes
+from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, visible_files
+from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, find_volumes
 
 INFO = DatasetInfo(
     name="LiTS",
@@ -44,22 +44,11 @@ _FILE = re.compile(r"(test-)?(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORE
 
 
 def find_lits(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases below a folder, `LiTS_000` for volume 0 and `LiTS_test_000` for test volume 0.
+    """The cases below a folder: `LiTS_000` is volume 0, `LiTS_test_000` test volume 0.
 
-    Args:
-        folder: Where the archives were unpacked.
-        ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
-
-    Raises:
-        FileNotFoundError: There is no folder, or no training case in it.
-        ValueError: Images and segmentations do not pair up; names all of them.
+    Arguments and errors as in :func:`find_volumes`.
     """
-    require_folder(folder)
-    values = tuple(INFO.labels.values())
-    cases = pair_volumes(_volumes(folder), values, ignore_label_geometry=ignore_label_geometry)
-    if not any(case.split == "Tr" for case in cases):
-        raise FileNotFoundError(f"There are no training cases of LiTS (volume-0.nii, ...) in {folder}.")
-    return INFO, cases
+    return find_volumes(INFO, folder, _volumes, example="volume-0.nii", ignore_label_geometry=ignore_label_geometry)
 
 
 def _volumes(folder: Path) -> Iterator[FoundVolume]:

@@ -24,8 +24,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, require_folder, visible_files
-from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, pair_volumes
+from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, visible_files
+from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, FoundVolume, VolumeCase, find_volumes
 
 INFO = DatasetInfo(
     name="PROMISE12",
@@ -41,22 +41,8 @@ _FILE = re.compile(r"(Case\d+)(_segmentation)?\.mhd", re.IGNORECASE)
 
 
 def find_promise12(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases below a folder.
-
-    Args:
-        folder: Where the archives were unpacked.
-        ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
-
-    Raises:
-        FileNotFoundError: There is no folder, or no training case in it.
-        ValueError: Images and segmentations do not pair up; names all of them.
-    """
-    require_folder(folder)
-    values = tuple(INFO.labels.values())
-    cases = pair_volumes(_volumes(folder), values, ignore_label_geometry=ignore_label_geometry)
-    if not any(case.split == "Tr" for case in cases):
-        raise FileNotFoundError(f"There are no training cases of PROMISE12 (Case00.mhd, ...) in {folder}.")
-    return INFO, cases
+    """The cases below a folder. Arguments and errors as in :func:`find_volumes`."""
+    return find_volumes(INFO, folder, _volumes, example="Case00.mhd", ignore_label_geometry=ignore_label_geometry)
 
 
 def _volumes(folder: Path) -> Iterator[FoundVolume]:

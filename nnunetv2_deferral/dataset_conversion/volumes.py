@@ -8,7 +8,7 @@ it is known that only the headers are wrong (see `lits.py`), they can be ignored
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_deferral.dataset_conversion.common import raise_faults
+from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
+from nnunetv2_deferral.labels import unknown_labels
 
 FILE_ENDING = ".nii.gz"
 
@@ -97,13 +98,8 @@ class VolumeCase:
         return [f"{self.label} is not on the grid of {self.image.name}: {', '.join(different)}{hint}"]
 
     def _value_faults(self, label: sitk.Image) -> list[str]:
-        array = sitk.GetArrayViewFromImage(label)
-        outside = ~np.isin(array, self.label_values)
-        if not outside.any():
-            return []
-        unknown = np.unique(array[outside])
-        listed = ", ".join(f"{value:g}" for value in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-        return [f"{self.label} holds unexpected labels: {listed}"]
+        unknown = unknown_labels(sitk.GetArrayViewFromImage(label), self.label_values)
+        return [f"{self.label} holds unexpected labels: {unknown}"] if unknown else []
 
 
 def pair_volumes(
@@ -137,6 +133,35 @@ def pair_volumes(
         )
         for (split, case), file in images.items()
     ]
+
+
+def find_volumes(
+    info: DatasetInfo,
+    folder: Path,
+    found: Callable[[Path], Iterable[FoundVolume]],
+    *,
+    example: str,
+    ignore_label_geometry: bool = False,
+) -> tuple[DatasetInfo, list[VolumeCase]]:
+    """The cases below a folder whose files tell by their names what they are.
+
+    Args:
+        info: The dataset.
+        folder: Where its archives were unpacked.
+        found: Finds the files of the dataset below a folder.
+        example: A file of the training set, for the message that there is none.
+        ignore_label_geometry: See :class:`VolumeCase`.
+
+    Raises:
+        FileNotFoundError: There is no folder, or no training case in it.
+        ValueError: Images and segmentations do not pair up; names all of them.
+    """
+    require_folder(folder)
+    values = tuple(info.labels.values())
+    cases = pair_volumes(found(folder), values, ignore_label_geometry=ignore_label_geometry)
+    if not any(case.split == "Tr" for case in cases):
+        raise FileNotFoundError(f"There are no training cases of {info.name} ({example}, ...) in {folder}.")
+    return info, cases
 
 
 def _corners(header: sitk.ImageFileReader | sitk.Image) -> np.ndarray:

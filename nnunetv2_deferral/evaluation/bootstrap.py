@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float]:
+        """All three, by name."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
 
 def mean_over_cases(values: np.ndarray) -> float:
     """The mean over cases, NaN left out; of several columns the mean of their means, as nnU-Net's foreground mean.

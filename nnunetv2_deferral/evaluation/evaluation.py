@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.evaluation import failure
-from nnunetv2_deferral.evaluation.bootstrap import Interval, bootstrap_difference, bootstrap_interval
+from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.location import LocationStatistics
@@ -233,7 +233,7 @@ class Evaluation:
                     difference = bootstrap_difference(
                         learned.dice, result.dice, generator=np.random.default_rng(seed), **draw
                     )
-                    row["learned_minus_this"] = _as_dict(difference)
+                    row["learned_minus_this"] = difference.to_dict()
                 rows[name].append(row)
         return rows
 
@@ -262,13 +262,13 @@ class Evaluation:
 def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
     """Foreground mean Dice with its interval, of everyone and of the system less everyone else."""
     found = {
-        name: _as_dict(bootstrap_interval(values, generator=np.random.default_rng(seed), **draw))
+        name: bootstrap_interval(values, generator=np.random.default_rng(seed), **draw).to_dict()
         for name, values in dice.items()
     }
     less = {
-        f"system - {name}": _as_dict(
-            bootstrap_difference(dice["system"], values, generator=np.random.default_rng(seed), **draw)
-        )
+        f"system - {name}": bootstrap_difference(
+            dice["system"], values, generator=np.random.default_rng(seed), **draw
+        ).to_dict()
         for name, values in dice.items()
         if name != "system"
     }
@@ -278,10 +278,6 @@ def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any
 def _row_means(values: np.ndarray) -> list[float]:
     """The mean of each row, NaN left out, NaN where nothing is defined."""
     return [float(np.mean(row[~np.isnan(row)])) if (~np.isnan(row)).any() else float("nan") for row in values]
-
-
-def _as_dict(interval: Interval) -> dict[str, float]:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
 
 
 def _group_of(case: str, groups: Mapping[str, Any]) -> Any:

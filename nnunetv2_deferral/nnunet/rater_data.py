@@ -11,10 +11,9 @@ configuration's function for segmentations. Nothing is written where stock nnU-N
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetBlosc2,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from tqdm import tqdm
 
 from nnunetv2_deferral import raters
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import ExpertMasks
 
 _INDEX = "experts.json"
@@ -221,24 +220,12 @@ def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> 
     """Preprocess into a scratch folder; returns all faults."""
     if not cases:
         return []
-    bar = tqdm(total=len(cases), desc="Preprocessing experts' masks", unit="case")
-    if num_processes == 1 or len(cases) == 1:
-        found = []
-        for case in cases:
-            found.append(_preprocess_case(job, case, scratch))
-            bar.update()
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_processes, len(cases)), context) as pool:
-            found = []
-            for faults in pool.map(_preprocess_case, *zip(*((job, case, scratch) for case in cases), strict=True)):
-                found.append(faults)
-                bar.update()
-    bar.close()
+    work = partial(_preprocess_case, job, scratch)
+    found = map_cases(work, cases, num_processes, description="Preprocessing experts' masks")
     return [fault for faults in found for fault in faults]
 
 
-def _preprocess_case(job: _Job, case: str, scratch: Path) -> list[str]:
+def _preprocess_case(job: _Job, scratch: Path, case: str) -> list[str]:
     """Write the masks of a case, or return what is wrong with them."""
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)

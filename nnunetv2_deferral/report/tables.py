@@ -111,15 +111,6 @@ def telling_order(model: Mapping[str, float], system: Mapping[str, float]) -> li
     return [(case, ", ".join(why)) for case, why in reasons.items()] + rest
 
 
-def without_nan(content: Any) -> Any:
-    """The same data with None for NaN, which JSON does not know."""
-    if isinstance(content, Mapping):
-        return {key: without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
 def score_text(value: float) -> str:
     """Three decimals, a dash for NaN."""
     return DASH if math.isnan(value) else f"{value:.3f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,15 +87,6 @@ def label_names(files: DatasetFiles) -> list[dict[str, Any]]:
         within = [name for name, value in named.items() if isinstance(value, list | tuple) and label in value]
         entries.append({"label": label, "name": own[0] if own else " + ".join(within) or f"label {label}"})
     return entries
-
-
-def plain(content: Any) -> Any:
-    """The content with None for every number that is not finite, which JSON cannot hold."""
-    if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused: np.ndarray) -> dict[str, Any]:

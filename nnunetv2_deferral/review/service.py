@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.review.access import Person
-from nnunetv2_deferral.review.results import case_result, fused_mask, label_names, plain, total_result
+from nnunetv2_deferral.review.results import case_result, fused_mask, label_names, total_result
 from nnunetv2_deferral.review.rules import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, LoadedCase, Study
@@ -113,13 +114,13 @@ class Review:
         """Step 3 for a case: scores, what changed, who answered what."""
         case = self._visible(person, name)
         self._check_may_see_result(person, name)
-        return plain(case_result(self.study, self.store, case))
+        return without_nan(case_result(self.study, self.store, case))
 
     def totals(self, person: Person) -> dict[str, Any]:
         """Minutes and voxels per expert over all cases, for the coordinator."""
         if person.expert is not None:
             raise RefusedError(403, "Only the coordinator sees the figures of all experts.")
-        return plain(total_result(self.study, self.store))
+        return without_nan(total_result(self.study, self.store))
 
     def save(self, person: Person, name: str, content: Any) -> dict[str, Any]:
         """Keep an edit of the page.

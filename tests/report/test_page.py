@@ -8,6 +8,7 @@ import pytest
 
 from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.report.page import (
     Commands,
     Definitions,
@@ -30,7 +31,6 @@ from nnunetv2_deferral.report.tables import (
     share_text,
     signed_text,
     telling_order,
-    without_nan,
 )
 
 NAN = float("nan")
