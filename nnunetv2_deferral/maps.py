@@ -4,16 +4,19 @@
     <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
     <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: probability that the voxel is deferred
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel were deferred, j as above
-    <folder>/deferral/deferral.json               experts, settings, versions, rates per case
+    <folder>/deferral/gain/<case>.nii.gz          float32: what asking that expert is expected to add to the case's Dice
+    <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
+    <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
 
 The maps lie in a subfolder because nnU-Net takes every file with the dataset's ending in the folder itself for a case.
-2D formats without floating point hold the probability as integers, 0..65535 in .png and .tif, 0..255 in .bmp.
+2D formats without floating point hold the probability as integers, 0..65535 in .png and .tif, 0..255 in .bmp, and the
+gain likewise as a share of the case's `largest_gain` in deferral.json, rounded up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.calibration.model import ModelCalibration
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.settings import DeferralSettings
 
@@ -48,6 +52,7 @@ class ModelIdentity:
     trainer: str | None
     experts: tuple[str, ...]
     unavailable: tuple[str, ...] = ()
+    calibrated: bool = False
 
 
 def route_file(folder: Path, case: str, file_ending: str) -> Path:
@@ -63,6 +68,20 @@ def probability_file(folder: Path, case: str, file_ending: str) -> Path:
 def expert_file(folder: Path, case: str, file_ending: str) -> Path:
     """The most suitable expert for every voxel of a case, deferred or not."""
     return folder / FOLDER / "expert" / f"{case}{file_ending}"
+
+
+def gain_file(folder: Path, case: str, file_ending: str) -> Path:
+    """What asking the most suitable expert about a voxel is expected to add to the Dice of a case."""
+    return folder / FOLDER / "gain" / f"{case}{file_ending}"
+
+
+# What there is of every case, each a function of folder, case and file ending.
+MAP_FILES = (route_file, probability_file, expert_file, gain_file)
+
+
+def routing_file(folder: Path, case: str) -> Path:
+    """The J + 1 probabilities that the maps of a case are made of."""
+    return folder / FOLDER / "routing" / f"{case}.npz"
 
 
 def index_file(folder: Path) -> Path:
@@ -102,12 +121,14 @@ def write_maps(
     route: np.ndarray,
     probability: np.ndarray,
     expert: np.ndarray,
+    gain: np.ndarray,
     *,
     writer: MaskWriter,
     properties: dict[str, Any],
     model: ModelIdentity,
     settings: DeferralSettings,
-    budget: float | None = None,
+    calibration: ModelCalibration | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
 
@@ -118,23 +139,43 @@ def write_maps(
         route: uint8, in the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
         probability: float32 of the same shape, in [0, 1].
         expert: uint8 of the same shape, in [1, J].
+        gain: float32 of the same shape, not negative.
         writer: nnU-Net's reader-writer for this dataset.
         properties: nnU-Net's properties of the case, which hold its geometry.
         model: Which model made the maps.
         settings: The effective settings of the model.
-        budget: The budget that the route was made within, or None if there was none.
+        calibration: What the maps were made with, or None.
+        figures: What is to be said of the case beside its rates.
     """
+    largest_gain = float(gain.max(initial=0))
     if scale := full_scale(file_ending, route.shape):
         probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
+        # Up, as a voxel where anything is to be gained must not become one where nothing is.
+        gain = np.ceil(gain.astype(np.float64) * (scale / (largest_gain or 1))).clip(max=scale)
+        gain = gain.astype(probability.dtype)
     for file, array in (
         (route_file(folder, case, file_ending), route),
         (probability_file(folder, case, file_ending), probability),
         (expert_file(folder, case, file_ending), expert),
+        (gain_file(folder, case, file_ending), gain),
     ):
         with written_whole(file.parent) as scratch:
             writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
-    rates = deferral_rates(route, model.experts) | ({} if budget is None else {"budget": budget})
-    _enter_case(folder, case, rates, model, settings)
+    entry = deferral_rates(route, model.experts) | {"largest_gain": largest_gain} | dict(figures or {})
+    _enter_case(folder, case, entry, model, settings, calibration)
+
+
+def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:
+    """Save the routing probabilities of a case, as nnU-Net saves those of the segmentation.
+
+    Args:
+        folder: The folder of the masks.
+        case: The case identifier.
+        probabilities: float32 (J + 1, *S) before calibration, NaN where nothing was predicted.
+    """
+    file = routing_file(folder, case)
+    with written_whole(file.parent) as scratch:
+        np.savez_compressed(scratch / file.name, probabilities=probabilities)
 
 
 def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +193,12 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
 
 
 def _enter_case(
-    folder: Path, case: str, rates: dict[str, Any], model: ModelIdentity, settings: DeferralSettings
+    folder: Path,
+    case: str,
+    entry: dict[str, Any],
+    model: ModelIdentity,
+    settings: DeferralSettings,
+    calibration: ModelCalibration | None,
 ) -> None:
     file = index_file(folder)
     with FileLock(file.with_name(".deferral.json.lock")):
@@ -160,12 +206,13 @@ def _enter_case(
         content = {
             "model": _as_json(model),
             "settings": settings.to_dict(),
+            "calibration": None if calibration is None else calibration.to_dict(),
             "versions": {
                 "nnunetv2_deferral": __version__,
                 "nnunetv2": version("nnunetv2"),
                 "torch": version("torch"),
             },
-            "cases": dict(sorted((cases | {case: rates}).items())),
+            "cases": dict(sorted((cases | {case: entry}).items())),
         }
         write_json(content, file)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
 
 
@@ -44,6 +46,39 @@ class Panel:
         found = () if self.masks is None else self.masks.experts
         if named and found != named:
             raise ValueError(f"masks of {', '.join(found) or 'nobody'} are given for the experts {', '.join(named)}")
+
+    @classmethod
+    def of_model(
+        cls,
+        folder: PredictionFolder,
+        experts: tuple[ExpertProfile | str, ...],
+        *,
+        masks: Path | None = None,
+        seed: int | None = None,
+    ) -> Panel:
+        """Experts who answer for those of a model.
+
+        Args:
+            folder: Its predictions.
+            experts: In routing order, see :func:`trained_with` and :func:`experts_of_set`.
+            masks: The folder `<expert>/<case>` of the masks of named experts, None if all are simulated.
+            seed: Of simulated experts; None for `evaluation_seed` of the model's settings.
+
+        Raises:
+            ValueError: If masks are needed and there is no such folder.
+        """
+        named = [expert for expert in experts if isinstance(expert, str)]
+        if named and (masks is None or not masks.is_dir()):
+            raise ValueError(f"there is no folder of the masks of {', '.join(named)}: {masks}")
+        settings, files = folder.index["settings"], folder.files
+        return cls(
+            experts=experts,
+            label_values=files.label_values,
+            ignore_label=files.label_manager.ignore_label,
+            masks=ExpertMasks.of(masks, named, files) if named and masks is not None else None,
+            seed=settings["evaluation_seed"] if seed is None else seed,
+            boundary_width=settings["boundary_width"],
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,3 +120,23 @@ class Panel:
                 ignore_label=self.ignore_label,
             ).numpy()
         return answers
+
+
+def trained_with(folder: PredictionFolder) -> tuple[ExpertProfile | str, ...]:
+    """The experts whom a model was trained with, in routing order."""
+    experts = folder.index["settings"]["experts"]
+    return tuple(expert if isinstance(expert, str) else ExpertProfile.from_dict(expert) for expert in experts)
+
+
+def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, ...]:
+    """The simulated experts of a set, as many as a model asks.
+
+    Raises:
+        ValueError: If there is no such set, or its experts have other names than the model's.
+    """
+    if name not in EXPERT_SETS:
+        raise ValueError(f"there is no set of simulated experts {name!r}: {', '.join(EXPERT_SETS)}")
+    profiles = expert_set(name, len(folder.experts))
+    if (names := tuple(profile.name for profile in profiles)) != folder.experts:
+        raise ValueError(f"the model asks {', '.join(folder.experts)}, but the set {name} has {', '.join(names)}")
+    return profiles

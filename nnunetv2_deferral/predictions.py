@@ -16,6 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.calibration.model import ModelCalibration
 from nnunetv2_deferral.raters import geometry_differences
 
 
@@ -162,9 +163,8 @@ class PredictionFolder:
             raise ValueError(f"{folder} has no masks with the file ending {ending!r} of {found}")
         files = DatasetFiles.of(found, example)
         cases = tuple(files.cases(folder))
-        paths = (maps.route_file, maps.probability_file, maps.expert_file)
-        missing = [str(file) for case in cases for path in paths if not (file := path(folder, case, ending)).is_file()]
-        if missing:
+        files_of_maps = (path(folder, case, ending) for case in cases for path in maps.MAP_FILES)
+        if missing := [str(file) for file in files_of_maps if not file.is_file()]:
             raise ValueError(_list("deferral maps are missing", missing))
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
 
@@ -202,6 +202,32 @@ class PredictionFolder:
         values, _ = self.files.read_values(maps.probability_file(self.folder, case, self.files.file_ending))
         return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
+    def gain(self, case: str) -> np.ndarray:
+        """float32 of shape S, not negative: what asking the expert of a voxel is expected to add to the case's Dice."""
+        values, _ = self.files.read_values(maps.gain_file(self.folder, case, self.files.file_ending))
+        scale = maps.full_scale(self.files.file_ending, values.shape)
+        if scale is None:
+            return values.astype(np.float32)
+        return (values * (self.index["cases"][case]["largest_gain"] / scale)).astype(np.float32)
+
+    def routing_file(self, case: str) -> Path:
+        """The routing probabilities, which are saved with the model's (`--save_probabilities`, `--npz`)."""
+        return maps.routing_file(self.folder, case)
+
+    def routing(self, case: str) -> np.ndarray:
+        """The J + 1 routing probabilities before calibration, float32 (J + 1, *S), NaN where nothing was predicted.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        return _read_probabilities(self.routing_file(case))
+
+    @property
+    def calibration(self) -> ModelCalibration | None:
+        """What the maps were calibrated with."""
+        content = self.index.get("calibration")
+        return None if content is None else ModelCalibration.from_dict(content, self.experts)
+
     def softmax_file(self, case: str) -> Path:
         """The model's probabilities, which nnU-Net saves when it is asked to (`--save_probabilities`, `--npz`)."""
         return self.folder / f"{case}.npz"
@@ -212,10 +238,7 @@ class PredictionFolder:
         Raises:
             ValueError: If the file cannot be read.
         """
-        try:
-            return np.load(self.softmax_file(case))["probabilities"].astype(np.float32)
-        except Exception as error:  # a zip that was cut short fails in several ways
-            raise ValueError(f"{self.softmax_file(case)} cannot be read: {error}") from error
+        return _read_probabilities(self.softmax_file(case))
 
     def expert(self, case: str) -> np.ndarray:
         """uint8 of shape S: whom to ask, in [1, J], if a voxel were deferred."""
@@ -233,15 +256,23 @@ def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
         raise ValueError(_list(what, missing))
 
 
+def _read_probabilities(file: Path) -> np.ndarray:
+    try:
+        return np.load(file)["probabilities"].astype(np.float32)
+    except Exception as error:  # a zip that was cut short fails in several ways
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
 def _read_index(index: Path) -> dict[str, Any]:
     try:
         content = json.loads(index.read_text())
         experts = content["model"]["experts"]
-        has_shares = all(set(experts) <= set(case["share"]) for case in content["cases"].values())
+        cases = content["cases"].values()
+        is_complete = all(set(experts) <= set(case["share"]) and "largest_gain" in case for case in cases)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{index} cannot be read: {error!r}") from error
-    if not isinstance(experts, list) or not experts or not has_shares:
-        raise ValueError(f"{index} does not name the experts and their shares of every case")
+    if not isinstance(experts, list) or not experts or not is_complete:
+        raise ValueError(f"{index} does not name the experts, their shares of every case and its largest gain")
     return content
 
 

@@ -1,7 +1,7 @@
 """What the J + 1 routing logits of a voxel mean, and when it is deferred to whom.
 
 Two objectives, two rules. Either turns logits into J + 1 probabilities, which may be averaged and resampled, and reads
-decision, score and preferred expert off these.
+decision, score, preferred expert and expected gains off these.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class RoutingRule(Protocol):
         """Who can be asked, one an expert."""
 
     @property
+    def cheapest(self) -> float:
+        """The lowest cost of an expert who can be asked."""
+
+    @property
     def initial_logit(self) -> float:
         """What the routing logits are before anything is learned."""
 
@@ -39,8 +43,12 @@ class RoutingRule(Protocol):
     def score(self, probabilities: Array, axis: int = 1) -> Array:
         """How much speaks for deferring a voxel, in [0, 1], without the channel axis."""
 
-    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
-        """Where deferring may be expected to gain anything, whatever it costs: bool, without the channel axis."""
+    def gains(self, probabilities: Array, axis: int = 1) -> Array:
+        """What is expected to be gained by asking each expert, in voxels put right: J along `axis`.
+
+        Negative where asking is expected to harm, -inf for experts who cannot be asked. Costs count as far as an expert
+        costs more than the cheapest: a level that all have in common is what a budget replaces.
+        """
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis.
@@ -53,13 +61,15 @@ class RoutingRule(Protocol):
 class SoftmaxRule:
     """DeferredSeg's: M = softmax over the model and the experts, argmax decides (Eq. 5, Sec. 4.2.1).
 
-    The score is the probability 1 - M_0 that the voxel is deferred. It does not tell where nothing can be gained.
+    The score is the probability 1 - M_0 that the voxel is deferred. Where all are right M is nearly uniform, so that it
+    is high there too; M_j - M_0 is not, and stands for the expected gain.
 
     Attributes:
         available: Who can be asked, one an expert.
     """
 
     available: tuple[bool, ...]
+    cheapest: float = 0.0
     initial_logit: float = 0.0
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
@@ -71,8 +81,8 @@ class SoftmaxRule:
     def score(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 - _channel(probabilities, 0, axis)
 
-    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
-        return self.score(probabilities, axis) > 0
+    def gains(self, probabilities: Array, axis: int = 1) -> Array:
+        return _lead(_less(_experts(probabilities, axis), _never(self.available), axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 + routing_decision(_less(_experts(probabilities, axis), _never(self.available), axis), axis)
@@ -84,7 +94,7 @@ class OneVsAllRule:
 
     Deferred to the expert of the highest a_j - c_j where that exceeds a_0; ties stay with the model. The score is the
     probability that deferring helps, (1 - a_0) a_j for that expert: that the model is wrong and the expert right, if
-    both err independently of each other given the image.
+    both err independently of each other given the image. The expected gain a_j - a_0 needs no such assumption.
 
     Attributes:
         costs: c_j, one an expert.
@@ -110,11 +120,16 @@ class OneVsAllRule:
             asked = np.take_along_axis(probabilities, np.expand_dims(preferred, axis), axis).squeeze(axis)
         return (1 - _channel(probabilities, 0, axis)) * asked
 
-    def worthwhile(self, probabilities: Array, axis: int = 1) -> Array:
-        return routing_decision(_less(probabilities, (0.0, *_never(self.available)), axis), axis) > 0
+    def gains(self, probabilities: Array, axis: int = 1) -> Array:
+        beyond = tuple(cost - self.cheapest for cost in self._costs)
+        return _lead(_less(_experts(probabilities, axis), beyond, axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         return 1 + routing_decision(_less(_experts(probabilities, axis), self._costs, axis), axis)
+
+    @property
+    def cheapest(self) -> float:
+        return min(self._costs)
 
     @property
     def _costs(self) -> tuple[float, ...]:
@@ -139,6 +154,11 @@ def _less(values: Array, costs: tuple[float, ...], axis: int) -> Array:
     if isinstance(values, Tensor):
         return values - torch.from_numpy(subtracted).to(values.device)
     return values - subtracted
+
+
+def _lead(experts: Array, probabilities: Array, axis: int) -> Array:
+    """By how much each expert's channel exceeds the model's."""
+    return experts - probabilities[(slice(None),) * axis + (slice(0, 1),)]
 
 
 def _channel(values: Array, channel: int, axis: int) -> Array:

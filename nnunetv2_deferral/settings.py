@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nnunetv2_deferral.budget import check_budget
+from nnunetv2_deferral.decision.assignment import check_capacities
+from nnunetv2_deferral.decision.limits import CASE, Limits, check_budget
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.raters import RESERVED_NAMES
@@ -58,8 +59,12 @@ class DeferralSettings:
         head_channels: Width of the hidden layer of the two deferral predictors.
         head_learning_rate: Initial learning rate of the head's own Adam (cosine schedule).
         warmup: Share of the epochs, from the first, in which only the segmentation network is trained.
-        budget: Share in [0, 1] of the voxels of a case that may be deferred, whatever the rule says: those with the
-            highest score. None lets the rule decide.
+        budget: Share in [0, 1] of the voxels that may be deferred, those with the highest expected gain. None lets the
+            rule decide.
+        capacities: Share in [0, 1] of the voxels that may go to each expert, None for no limit to one. None for no
+            limit to any.
+        budget_over: `"case"` or `"dataset"`, what budget and capacities are shares of, see :class:`.budget.Limits`.
+        min_region_mm: Equivalent diameter of the smallest region that is deferred. None decides voxel by voxel.
         evaluation_seed: Seed of the simulated experts that the final validation is scored with.
     """
 
@@ -81,6 +86,9 @@ class DeferralSettings:
     head_learning_rate: float = 3e-3
     warmup: float = 0.1
     budget: float | None = None
+    capacities: tuple[float | None, ...] | None = None
+    budget_over: str = CASE
+    min_region_mm: float | None = None
     evaluation_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,6 +127,11 @@ class DeferralSettings:
             raise ValueError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
         if self.budget is not None:
             check_budget(self.budget, named="deferral settings: budget")
+        check_capacities(self.capacities, self.num_experts, named="deferral settings: capacities")
+        try:
+            self.limits.to_dict()
+        except ValueError as error:
+            raise ValueError(f"deferral settings: {error}") from error
         if self.objective not in OBJECTIVES:
             raise ValueError(
                 f"deferral settings: objective is {self.objective!r}, but must be one of {', '.join(OBJECTIVES)}"
@@ -153,6 +166,16 @@ class DeferralSettings:
     def rule(self) -> RoutingRule:
         """What the routing logits mean."""
         return routing_rule(self.objective, self.costs, self.available)
+
+    @property
+    def limits(self) -> Limits:
+        """How much may be deferred."""
+        return Limits(
+            budget=self.budget,
+            capacities=self.capacities,
+            over=self.budget_over,
+            min_region_mm=self.min_region_mm,
+        )
 
     @property
     def available(self) -> tuple[bool, ...]:
@@ -213,26 +236,34 @@ def resolve_settings(
     given["upper"] = tuple(given.get("upper", default_upper))
     given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(e, str) else 0.0 for e in experts]))
     given["unavailable"] = tuple(given.get("unavailable", ()))
+    if given.get("capacities") is not None:
+        given["capacities"] = tuple(given["capacities"])
     return DeferralSettings(**(given | dict(overrides or {})))
 
 
 def _check_types(block: Mapping[str, Any]) -> None:
     """Refuse values of another type than the settings have, as JSON brings them."""
-    lists = {
-        "lower": (int, float), "upper": (int, float), "costs": (int, float),
-        "unavailable": (str,), "experts": (str, Mapping),
-    }  # fmt: skip
-    for key, types in lists.items():
+    for key, (types, words) in _LISTS.items():
         value = block.get(key)
         if value is None or (key == "experts" and isinstance(value, str)):
             continue
         if not isinstance(value, (list, tuple)) or not all(isinstance(each, types) for each in value):
-            raise ValueError(f"deferral settings: {key} must be a list of {_WORDS[types]}, got {value!r}")
+            raise ValueError(f"deferral settings: {key} must be a list of {words}, got {value!r}")
         if key == "experts" and not value:
             raise ValueError("deferral settings: there must be at least one expert, got an empty list")
+    for key in ("budget", "min_region_mm"):
+        if not isinstance(block.get(key), int | float | None):
+            raise ValueError(f"deferral settings: {key} must be a number, got {block[key]!r}")
 
 
-_WORDS = {(int, float): "numbers", (str,): "names", (str, Mapping): "raters' names and profiles, or the name of a set"}
+_LISTS: dict[str, tuple[tuple[type, ...], str]] = {
+    "lower": ((int, float), "numbers"),
+    "upper": ((int, float), "numbers"),
+    "costs": ((int, float), "numbers"),
+    "capacities": ((int, float, type(None)), "numbers, or null for no limit"),
+    "unavailable": ((str,), "names"),
+    "experts": ((str, Mapping), "raters' names and profiles, or the name of a set"),
+}
 
 
 def _resolve_experts(

@@ -32,6 +32,7 @@ class PredictedCase(NamedTuple):
     route: np.ndarray
     probability: np.ndarray
     expert: np.ndarray
+    gain: np.ndarray
 
 
 def reader_of(ending: str) -> Any:
@@ -62,6 +63,7 @@ def write_prediction(
             random.choice(routes, shape).astype(np.uint8),
             random.random(shape, dtype=np.float32),
             random.integers(1, len(experts) + 1, shape).astype(np.uint8),
+            random.random(shape, dtype=np.float32) / 100,
         )
         maps.write_maps(
             folder, case, ending, *predicted[1:],

@@ -30,7 +30,7 @@ def make_maps(shape, seed=0):
 def write(folder, case, ending, route, probability, writer, properties, model=MODEL):
     expert = np.maximum(route, 1)
     how = {"writer": writer, "properties": properties, "model": model, "settings": SETTINGS}
-    maps.write_maps(folder, case, ending, route, probability, expert, **how)
+    maps.write_maps(folder, case, ending, route, probability, expert, probability / 50, **how)
 
 
 @pytest.mark.parametrize("writer", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])

@@ -73,7 +73,10 @@ class TestReading:
     def test_those_who_are_asked_have_voxels_of_these_cases(self, tmp_path):
         write_prediction(tmp_path, experts=("ann", "bob", "eve"), routes_to=(0, 1, 3))
         assert PredictionFolder.open(tmp_path).asked() == ("ann", "eve")
-        edit_index(tmp_path, lambda index: index["cases"].update(gone={"share": {"ann": 0, "bob": 1, "eve": 0}}))
+        edit_index(
+            tmp_path,
+            lambda index: index["cases"].update(gone={"share": {"ann": 0, "bob": 1, "eve": 0}, "largest_gain": 0.0}),
+        )
         assert PredictionFolder.open(tmp_path).asked() == ("ann", "eve")
 
     def test_files_that_only_accompany_the_masks_are_no_cases(self, tmp_path):

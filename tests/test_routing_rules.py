@@ -79,3 +79,29 @@ def test_an_expert_who_cannot_be_asked_is_not_preferred_whatever_the_probabiliti
     probabilities[:, 1:3] = 0
     assert set(rule.expert(probabilities).unique().tolist()) <= {2, 3}
     assert set(rule.expert(probabilities.numpy()[0], axis=0).ravel().tolist()) <= {2, 3}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gains_say_who_is_preferred_and_where_something_is_deferred(rule):
+    probabilities = rule.probabilities(torch.randn(2, 4, 30, 30))
+    gains = rule.gains(probabilities)
+    assert gains.shape == (2, 3, 30, 30)
+    assert torch.equal(1 + gains.argmax(1), rule.expert(probabilities))
+    assert torch.equal(gains.amax(1) > rule.cheapest, rule.decision(probabilities) > 0)
+    assert np.allclose(gains[1].numpy(), rule.gains(probabilities[1].numpy(), axis=0))
+
+
+def test_a_cost_that_all_have_in_common_is_left_to_the_budget():
+    probabilities = np.array([[0.5], [0.7], [0.8]], dtype=np.float32)
+    free, dear = OneVsAllRule((0.0, 0.2), (True, True)), OneVsAllRule((0.1, 0.3), (True, True))
+    assert free.gains(probabilities, axis=0).ravel() == pytest.approx([0.2, 0.1])
+    assert dear.gains(probabilities, axis=0).ravel() == pytest.approx([0.2, 0.1])
+    assert (free.cheapest, dear.cheapest) == (0.0, 0.1)
+
+
+def test_nothing_is_gained_by_an_expert_who_cannot_be_asked():
+    probabilities = np.array([[0.1], [0.9], [0.8]], dtype=np.float32)
+    for rule in (OneVsAllRule((0.0, 0.3), (False, True)), SoftmaxRule((False, True))):
+        gains = rule.gains(probabilities, axis=0).ravel()
+        assert gains[0] == -np.inf
+        assert gains[1] == pytest.approx(0.7)  # the only one is the cheapest

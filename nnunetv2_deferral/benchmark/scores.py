@@ -18,10 +18,10 @@ from tqdm import tqdm
 from nnunetv2_deferral.benchmark.experiment import Experiment, Method, differences, is_deferral_model, listed, read_json
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
 from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
-from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
-from nnunetv2_deferral.panel import Panel
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
+from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
 from nnunetv2_deferral.predictions import DatasetFiles, PredictionFolder
-from nnunetv2_deferral.raters import FOLDER, ExpertMasks
+from nnunetv2_deferral.raters import FOLDER
 
 _COUNTS = ("TP", "FP", "FN")
 
@@ -140,29 +140,14 @@ def _open(experiment: Experiment, method: Method, files: DatasetFiles, panel: st
 
 def _panel(experiment: Experiment, folder: PredictionFolder, panel: str | None, seed: int | None) -> Panel:
     """Who answers for the experts of a model."""
-    settings, files = folder.index["settings"], folder.files
-    experts: tuple[ExpertProfile | str, ...]
-    masks = experiment.raw / FOLDER
     if panel is None:
-        experts = tuple(e if isinstance(e, str) else ExpertProfile.from_dict(e) for e in settings["experts"])
-    elif panel in EXPERT_SETS:
-        experts = expert_set(panel, len(folder.experts))
-        if (names := tuple(expert.name for expert in experts)) != folder.experts:
-            raise ValueError(f"the model asks {', '.join(folder.experts)}, but the set {panel} has {', '.join(names)}")
-    else:
-        experts, masks = folder.experts, Path(panel)
-    named = [expert for expert in experts if isinstance(expert, str)]
-    if named and not masks.is_dir():
-        sets = "" if panel is None else f", and no set of that name ({', '.join(EXPERT_SETS)})"
-        raise ValueError(f"there is no folder of the experts' masks {masks}{sets}")
-    return Panel(
-        experts=experts,
-        label_values=files.label_values,
-        ignore_label=files.label_manager.ignore_label,
-        masks=ExpertMasks.of(masks, named, files) if named else None,
-        seed=settings["evaluation_seed"] if seed is None else seed,
-        boundary_width=settings["boundary_width"],
-    )
+        return Panel.of_model(folder, trained_with(folder), masks=experiment.raw / FOLDER, seed=seed)
+    if panel in EXPERT_SETS:
+        return Panel.of_model(folder, experts_of_set(folder, panel), seed=seed)
+    if not Path(panel).is_dir():
+        sets = ", ".join(EXPERT_SETS)
+        raise ValueError(f"there is no folder of the experts' masks {panel}, and no set of that name ({sets})")
+    return Panel.of_model(folder, folder.experts, masks=Path(panel), seed=seed)
 
 
 def _differing_panels(scorings: Sequence[_Scoring]) -> list[str]:

@@ -86,7 +86,7 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
         return f"{maps.index_file(folder)} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
     files = [folder / f"{case}{file_ending}" for case in cases]
     if deferral:
-        kinds = (maps.route_file, maps.probability_file, maps.expert_file)
+        kinds = maps.MAP_FILES
         files += [path(folder, case, file_ending) for case in cases for path in kinds]
     if empty := [str(file) for file in files if not file.is_file() or not file.stat().st_size]:
         return f"{len(empty)} files are missing or empty: {listed(empty, 3)}"

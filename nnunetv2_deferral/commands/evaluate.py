@@ -20,14 +20,15 @@ from nnunetv2_deferral import __version__
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
 from nnunetv2_deferral.evaluation.summary import Case
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile, expert_set
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
 from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.panel import Panel
+from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
 from nnunetv2_deferral.predictions import PredictionFolder, same_cases
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.strips import case_pictures, check_images
 from nnunetv2_deferral.report.tables import share_text
+from nnunetv2_deferral.rules import ONE_VS_ALL
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
@@ -44,6 +45,7 @@ class EvaluationInputs:
         panel: The experts.
         has_probabilities: Whether the model's probabilities (npz) lie beside all masks.
         fold_folders: Folders of the masks of single folds; may be empty.
+        has_routing: Whether all cases have routing probabilities beside their maps that say who is right (one-vs-all).
     """
 
     predictions: PredictionFolder
@@ -51,6 +53,7 @@ class EvaluationInputs:
     panel: Panel
     has_probabilities: bool
     fold_folders: tuple[Path, ...] = ()
+    has_routing: bool = False
 
     def read(self, case: str) -> ScoredCase:
         """Read a case.
@@ -66,11 +69,20 @@ class EvaluationInputs:
         return ScoredCase(
             case=Case(case, reference, model, self.panel.answers(case, reference, properties), folder.route(case)),
             probability=folder.probability(case),
+            gain=folder.gain(case),
             expert=folder.expert(case),
             spacing_mm=[float(size) for size in properties["spacing"]],
             probabilities=folder.softmax(case) if self.has_probabilities else None,
             fold_masks=np.stack(folds) if folds else None,
+            routing=self._routing(case, model.shape) if self.has_routing else None,
         )
+
+    def _routing(self, case: str, shape: tuple[int, ...]) -> np.ndarray:
+        folder, expected = self.predictions, (len(self.panel.names) + 1, *shape)
+        routing = folder.routing(case)
+        if routing.shape != expected:
+            raise ValueError(f"{folder.routing_file(case)} has shape {routing.shape} instead of {expected}")
+        return routing
 
 
 def open_inputs(
@@ -106,12 +118,15 @@ def open_inputs(
     for each in fold_folders:
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
     has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
+    has_routing = [folder.routing_file(case).is_file() for case in folder.cases]
     return EvaluationInputs(
         predictions=folder,
         references=references,
         panel=_panel(folder, experts, seed, error_model),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
+        # Those of the other objective are the probabilities of routes, and nothing that happens or not.
+        has_routing=all(has_routing) and folder.index["settings"].get("objective") == ONE_VS_ALL,
     )
 
 
@@ -128,9 +143,13 @@ def evaluate(
         What `deferral_summary.json` holds: see docs/evaluation.md.
     """
     folder, panel = inputs.predictions, inputs.panel
-    labels = folder.files.label_manager
+    labels, calibration = folder.files.label_manager, folder.calibration
     evaluation = Evaluation(
-        folder.files.regions, panel.names, has_regions=labels.has_regions, ignore_label=labels.ignore_label
+        folder.files.regions,
+        panel.names,
+        has_regions=labels.has_regions,
+        ignore_label=labels.ignore_label,
+        calibration=None if calibration is None else calibration.heads,
     )
     for case in tqdm(folder.cases, desc="Evaluating", unit="case"):
         evaluation.update(inputs.read(case))
@@ -230,6 +249,7 @@ def text(summary: Mapping[str, Any]) -> str:
         )
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
+    lines += _reliability_lines(summary["reliability"])
     lines.append("  System Dice (part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
     lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
@@ -239,46 +259,55 @@ def text(summary: Mapping[str, Any]) -> str:
     return "\n".join(["Dice, mean over foreground, with 95 % intervals", *lines])
 
 
+def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
+    """A line a head over the voxels where the model is least sure, and one about the gain; none without reliability."""
+    if reliability is None:
+        return []
+    is_calibrated = all(head["all"]["after"] is not None for head in reliability["heads"].values())
+    lines = [
+        "  ECE of the probabilities of being right, where the model is least sure "
+        f"({share_text(_or_nan(reliability['least_certain']['share']))} of the voxels"
+        f"{'; before -> after calibration' if is_calibrated else ''}):"
+    ]
+    for name, head in reliability["heads"].items():
+        found = head["least_certain"]
+        errors = (_number(_or_nan(each["ece"]), ".4f") for each in found.values() if each is not None)
+        lines.append(f"    {name:<32} {' -> '.join(errors)}")
+    gain = reliability["gain"]
+    if gain["voxels"]:
+        lines.append(
+            f"  of the deferred voxels with an answer, asking was to put right {gain['promised']:.2%} more than it "
+            f"made worse, and did {gain['kept']:.2%}"
+        )
+    return lines
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None) -> Panel:
-    settings = folder.index["settings"]
-    how: dict[str, Any] = {
-        "label_values": folder.files.label_values,
-        "ignore_label": folder.files.label_manager.ignore_label,
-        "seed": settings["evaluation_seed"] if seed is None else seed,
-        "boundary_width": settings["boundary_width"],
-    }
     if experts is not None and experts not in EXPERT_SETS:
-        return _panel_of_folder(folder, Path(experts), how)
-    profiles: tuple[ExpertProfile, ...]
-    if experts is not None:
-        profiles = expert_set(experts, len(folder.experts))
-    elif any(isinstance(expert, str) for expert in settings["experts"]):
+        return _panel_of_folder(folder, Path(experts), seed)
+    profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
+    if any(isinstance(expert, str) for expert in profiles):
         raise ValueError(
             f"this model asks raters ({', '.join(folder.experts)}): give the folder of their masks, -experts"
         )
-    else:
-        profiles = tuple(ExpertProfile.from_dict(expert) for expert in settings["experts"])
-    if tuple(profile.name for profile in profiles) != folder.experts:
-        raise ValueError(
-            f"the model asks {', '.join(folder.experts)}, but the set {experts} has "
-            f"{', '.join(profile.name for profile in profiles)}"
-        )
     if error_model is not None:
-        profiles = tuple(ExpertProfile.from_dict(each.to_dict() | {"error_model": error_model}) for each in profiles)
-    return Panel(experts=profiles, **how)
+        simulated = (expert.to_dict() for expert in profiles if not isinstance(expert, str))
+        profiles = tuple(ExpertProfile.from_dict(each | {"error_model": error_model}) for each in simulated)
+    return Panel.of_model(folder, profiles, seed=seed)
 
 
-def _panel_of_folder(folder: PredictionFolder, experts: Path, how: Mapping[str, Any]) -> Panel:
+def _panel_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) -> Panel:
     """The experts whose masks are in a folder; those of a mixed panel who were simulated may be missing there."""
     if not experts.is_dir():
         raise ValueError(f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})")
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
-    trained_with = dict(zip(folder.experts, folder.index["settings"]["experts"], strict=True))
     panel = tuple(
-        name
-        if isinstance(trained_with[name], str) or masks.cases(name)
-        else ExpertProfile.from_dict(trained_with[name])
-        for name in folder.experts
+        name if isinstance(trained, str) or masks.cases(name) else trained
+        for name, trained in zip(folder.experts, trained_with(folder), strict=True)
     )
     masks = ExpertMasks.of(experts, [expert for expert in panel if isinstance(expert, str)], folder.files)
     masks.check_asked([name for name in folder.asked() if name in masks.experts])
@@ -286,7 +315,7 @@ def _panel_of_folder(folder: PredictionFolder, experts: Path, how: Mapping[str, 
         routed = [case for case in folder.cases if folder.asked(case)]
         answered = [case for case in routed if any(masks.file(each, case).is_file() for each in masks.experts)]
         same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
-    return Panel(experts=panel, masks=masks, **how)
+    return Panel.of_model(folder, panel, masks=experts, seed=seed)
 
 
 def _case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Model, experts and system are scored by :mod:`summary`; what was deferred and what came of it is counted by
 :mod:`deferred`; the ranking of voxels is compared with others at the same budgets by :mod:`budgets`, and as a ranking
-of errors by :mod:`risk_coverage`; whether it tells which cases went wrong is asked by :mod:`failure`.
+of errors by :mod:`risk_coverage`; whether it tells which cases went wrong is asked by :mod:`failure`, and whether its
+probabilities mean what they say by :mod:`reliability`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.maps import CalibrationMap
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.location import LocationStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
 from nnunetv2_deferral.evaluation.uncertainty import entropy, one_minus_max
+from nnunetv2_deferral.labels import MISSING
 
-LEARNED, RANDOM, ORACLE = "learned", "random", "oracle"
+LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
 MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
 # Along a curve of Dice over budget, for the report.
 CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
@@ -36,27 +40,33 @@ class ScoredCase:
 
     Attributes:
         case: Label maps and route.
-        probability: float32 in [0, 1], the probability that a voxel is deferred.
+        probability: float32 in [0, 1], the probability that a voxel is deferred, or that deferring it helps.
+        gain: float32, not negative: what asking the expert is expected to gain.
         expert: Integers in [1, J], whom to ask if a voxel were deferred.
         probabilities: The model's (K, *S) for classes or regions, or None where they were not saved.
         spacing_mm: Size of a voxel along each axis of S.
         fold_masks: The masks of single folds (F, *S), or None.
+        routing: How probably model and experts are right, before calibration: float32 (J + 1, *S), NaN where nothing
+            was predicted. None where this was not saved, and for other objectives than one-vs-all.
     """
 
     case: Case
     probability: np.ndarray
+    gain: np.ndarray
     expert: np.ndarray
     spacing_mm: Sequence[float]
     probabilities: np.ndarray | None = None
     fold_masks: np.ndarray | None = None
+    routing: np.ndarray | None = None
 
 
 class Evaluation:
     """Scores of a deferral system over cases that are looked at one at a time.
 
-    Rankings at matched budgets: by the learned probability of deferral, by 1 - max softmax and entropy of the model
-    (where its probabilities were saved), and at random, each with the expert whom the model would ask; by the learned
-    probability with always the same expert; and the oracle, which asks whoever is right where the model is wrong.
+    Rankings at matched budgets: by the learned expected gain, where there is any; by the probability map, by 1 - max
+    softmax and entropy of the model (where its probabilities were saved), and at random, each with the expert whom the
+    model would ask; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks whoever
+    is right where the model is wrong.
     """
 
     def __init__(
@@ -66,6 +76,7 @@ class Evaluation:
         *,
         has_regions: bool = False,
         ignore_label: int | None = None,
+        calibration: Sequence[CalibrationMap] | None = None,
     ) -> None:
         """Start without cases.
 
@@ -74,6 +85,10 @@ class Evaluation:
             experts: The names of the J experts in routing order.
             has_regions: Whether the model's probabilities are those of regions.
             ignore_label: The reference label whose voxels count nowhere, or None.
+            calibration: The J + 1 maps that the route was made with, the model's first, or None.
+
+        Raises:
+            ValueError: If there are more or fewer maps.
         """
         self.experts = tuple(experts)
         self.regions = tuple(regions)
@@ -85,6 +100,8 @@ class Evaluation:
         self._histograms: dict[str, ScoreHistogram] = {}
         self._case_scores: dict[str, dict[str, float]] = {}
         self._location = LocationStatistics()
+        self._reliability = ReliabilityStatistics((MODEL, *self.experts), calibration)
+        self._has_routing: bool | None = None
 
     def update(self, scored: ScoredCase) -> None:
         """Add a case.
@@ -112,6 +129,7 @@ class Evaluation:
             counts=counts,
             spacing_mm=scored.spacing_mm,
         )
+        self._update_reliability(scored, counts)
 
     def summary(
         self,
@@ -131,7 +149,8 @@ class Evaluation:
 
         Returns:
             What :func:`.summary.summarize_deferral` returns, and `intervals`, `deferred`, `budgets`, `curve`,
-            `risk_coverage`, `failure_detection` and `location`; docs/evaluation.md explains them.
+            `risk_coverage`, `failure_detection`, `location` and `reliability` (None without routing probabilities);
+            docs/evaluation.md explains them.
 
         Raises:
             ValueError: If there is no case, or one without a group.
@@ -161,11 +180,12 @@ class Evaluation:
                 dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True))
             ),
             "location": self._location.summary(),
+            "reliability": self._reliability.summary() if self._has_routing else None,
         }
 
     def _scores(self, scored: ScoredCase) -> dict[str, np.ndarray]:
         """What voxels are ranked by, apart from chance and truth."""
-        scores = {LEARNED: scored.probability}
+        scores = {PROBABILITY: scored.probability}
         if scored.probabilities is not None:
             scores[MAX_SOFTMAX] = one_minus_max(scored.probabilities, has_regions=self.has_regions)
             scores[ENTROPY] = entropy(scored.probabilities, has_regions=self.has_regions)
@@ -179,13 +199,17 @@ class Evaluation:
         asked = np.take_along_axis(case.experts, scored.expert[None].astype(np.int64) - 1, axis=0)[0]
         someone_right = (case.experts == case.reference).any(0)
         best = np.where(someone_right, case.reference, case.model)
-        rankings = {name: (values, asked) for name, values in scores.items()}
+        rankings = {LEARNED: (scored.gain, asked)} | {name: (values, asked) for name, values in scores.items()}
         rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
         rankings[ORACLE] = (oracle_score(case.reference, case.model, best), best)
         for name, labels in zip(self.experts, case.experts, strict=True):
-            rankings[f"{LEARNED}, always {name}"] = (scored.probability, labels)
+            rankings[f"{LEARNED}, always {name}"] = (scored.gain, labels)
+            if MAX_SOFTMAX in scores:
+                rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
         for name, (values, answer) in rankings.items():
-            statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=name == ORACLE))
+            # Nobody would ask where nothing is to be gained.
+            positive_only = name == ORACLE or name.startswith(LEARNED)
+            statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
             statistics.update(
                 case.name, values, reference=case.reference, model=case.model, answer=answer, counts=counts
             )
@@ -203,6 +227,18 @@ class Evaluation:
         if scored.fold_masks is not None:
             disagreement = failure.fold_disagreement(scored.fold_masks, self.regions, counts)
             self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
+
+    def _update_reliability(self, scored: ScoredCase, counts: np.ndarray) -> None:
+        has_routing = scored.routing is not None
+        if self._has_routing not in (None, has_routing):
+            raise ValueError(f"case {scored.case.name} and those before it do not all have routing probabilities")
+        self._has_routing = has_routing
+        if scored.routing is None:
+            return
+        case = scored.case
+        labels = np.concatenate((case.model[None], case.experts))
+        known = counts & (labels != MISSING)
+        self._reliability.update(case.name, scored.routing, labels == case.reference, known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
         """Dice (N, R) of a part of the summary; NaN for cases that it lacks."""

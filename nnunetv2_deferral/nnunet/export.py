@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits as stock_export
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_deferral.budget import budget_of_environment, route_within_budget
-from nnunetv2_deferral.maps import ModelIdentity, check_folder, write_maps
-from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
-from nnunetv2_deferral.rules import RoutingRule
-from nnunetv2_deferral.settings import DeferralSettings
+from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.decision.assignment import check_capacities
+from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.limits import DATASET, ENVIRONMENT_CAPACITIES, Limits, limits_of_environment
+from nnunetv2_deferral.maps import ModelIdentity, check_folder, save_routing, write_maps
+from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
+from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
 
 
 def export_prediction_from_logits(
@@ -32,6 +33,8 @@ def export_prediction_from_logits(
     num_threads_torch: int = default_num_processes,
 ) -> None:
     """nnU-Net's export, with the same signature; for a deferral model it also writes the deferral maps.
+
+    With `save_probabilities` the routing probabilities are saved beside the maps, as nnU-Net saves its own.
 
     Masks and npz files are written by nnU-Net's own function from the first K channels. The maps come first: a mask
     that exists tells a continued prediction that its case is done.
@@ -48,23 +51,32 @@ def export_prediction_from_logits(
         )
         file, model = Path(output_file_truncated), model_identity(plans_manager, configuration_manager)
         check_folder(file.parent, model)
-        logits = torch.as_tensor(predicted_array_or_file)
-        parts = plans_manager.get_label_manager(dataset_json).layout.split(logits, dim=0)
-        settings = plans_manager.settings
-        budget = effective_budget(settings)
-        routing_maps = maps_from_routing(
-            parts.routing, settings.rule, properties_dict, configuration_manager, plans_manager, budget=budget
+        labels = plans_manager.get_label_manager(dataset_json)
+        parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
+        geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
+        rule = plans_manager.settings.rule
+        probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
+        decision = decide(
+            probabilities,
+            foreground_worth(parts.segmentation, labels, geometry),
+            rule=rule,
+            limits=effective_limits(plans_manager),
+            spacing_mm=geometry.spacing_mm,
+            calibration=plans_manager.calibration,
         )
+        if save_probabilities:
+            save_routing(file.parent, file.name, probabilities)
         write_maps(
             file.parent,
             file.name,
             dataset_json["file_ending"],
-            *routing_maps,
+            *decision.maps,
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
             model=model,
-            settings=settings,
-            budget=budget,
+            settings=plans_manager.settings,
+            calibration=plans_manager.calibration,
+            figures=decision.figures,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
@@ -79,70 +91,44 @@ def export_prediction_from_logits(
     )
 
 
-class RoutingMaps(NamedTuple):
-    """The deferral maps of a case, in the axis order of nnU-Net's writers.
+def foreground_worth(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
+    """What each voxel of the image is worth, by the areas that the segmentation logits (K, *S) lead to expect.
 
-    Attributes:
-        route: uint8, 0 the model, j expert j.
-        probability: float32 in [0, 1], the score of the model's rule: the probability 1 - M_0 that the voxel is
-            deferred, or with one-vs-all the probability that deferring it helps.
-        expert: uint8 in [1, J], the expert whom the rule prefers, whether the voxel is deferred or not.
+    Returns:
+        float32 in the shape of the image, or (1, 1, ...) where all voxels are worth the same.
     """
+    probabilities = torch.as_tensor(labels.apply_inference_nonlin(segmentation))
+    foreground = probabilities if labels.has_regions else probabilities[1:]
+    weight = dice_weight(foreground, num_voxels=math.prod(geometry.cropped_shape))
+    return weight[0].numpy() if weight.numel() == 1 else geometry.channels_in_image(weight, outside=0)[0]
 
-    route: np.ndarray
-    probability: np.ndarray
-    expert: np.ndarray
 
+def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
+    """The limits that the environment sets, else those of the model's settings.
 
-def maps_from_routing(
-    routing: Tensor,
-    rule: RoutingRule,
-    properties: dict[str, Any],
-    configuration_manager: ConfigurationManager,
-    plans_manager: PlansManager,
-    *,
-    budget: float | None = None,
-) -> RoutingMaps:
-    """Routing logits of a preprocessed case as maps in the geometry of its image.
-
-    Resampling, cropping and axis order are undone as nnU-Net undoes them for probabilities. What was cropped away
-    stays the model's: route 0, probability 0, and the first expert who is available for want of a better one.
-
-    Args:
-        routing: Logits (J + 1, *S) in the shape of the preprocessed case.
-        rule: What they mean.
-        properties: nnU-Net's properties of the case.
-        configuration_manager: The configuration that was predicted with.
-        plans_manager: Its plans.
-        budget: Share of the image's voxels that may be deferred, or None to leave it to the rule.
-
+    Raises:
+        ValueError: If the environment asks for what cannot be.
     """
-    spacing = [properties["spacing"][axis] for axis in plans_manager.transpose_forward]
-    shape = properties["shape_after_cropping_and_before_resampling"]
-    target = list(configuration_manager.spacing)
-    predicted_spacing = target if len(target) == len(shape) else [spacing[0], *target]
-    predicted = rule.probabilities(routing, dim=0)
-    probabilities: np.ndarray = np.asarray(
-        configuration_manager.resampling_fn_probabilities(predicted, shape, predicted_spacing, spacing)
-    )
-
-    def in_image(cropped: np.ndarray, outside: int = 0) -> np.ndarray:
-        whole = np.full(properties["shape_before_cropping"], outside, dtype=cropped.dtype)
-        whole = insert_crop_into_image(whole, cropped, properties["bbox_used_for_cropping"])
-        return whole.transpose(plans_manager.transpose_backward)
-
-    score = in_image(np.clip(rule.score(probabilities, axis=0), 0, 1, dtype=np.float32))
-    expert = in_image(rule.expert(probabilities, axis=0).astype(np.uint8), outside=1 + rule.available.index(True))
-    if budget is None:
-        return RoutingMaps(in_image(rule.decision(probabilities, axis=0).astype(np.uint8)), score, expert)
-    worthwhile = in_image(rule.worthwhile(probabilities, axis=0))
-    return RoutingMaps(route_within_budget(score, expert, worthwhile, budget), score, expert)
+    settings = plans_manager.settings
+    limits = limits_of_environment(settings.limits)
+    check_capacities(limits.capacities, settings.num_experts, named=ENVIRONMENT_CAPACITIES)
+    return limits
 
 
-def effective_budget(settings: DeferralSettings) -> float | None:
-    """The budget that the environment asks for, else that of the settings, else None."""
-    asked = budget_of_environment()
-    return settings.budget if asked is None else asked
+def check_limits(plans_manager: DeferralPlansManager) -> None:
+    """Refuse limits that a prediction could not keep.
+
+    Raises:
+        ValueError: If they are over a dataset and no thresholds were fitted for them.
+    """
+    limits = effective_limits(plans_manager)
+    if limits.over == DATASET:
+        if plans_manager.calibration is None:
+            raise ValueError(
+                "a budget over a dataset needs thresholds from validation cases, and this model has none. Fit them: "
+                "nnUNetv2_deferral_calibrate ... -budgets"
+            )
+        plans_manager.calibration.thresholds_for(limits)
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:
@@ -159,4 +145,5 @@ def model_identity(plans_manager: DeferralPlansManager, configuration_manager: C
         trainer=plans_manager.trainer_name,
         experts=plans_manager.settings.expert_names,
         unavailable=plans_manager.settings.unavailable,
+        calibrated=plans_manager.calibration is not None,
     )

@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.labels import LabelSpace
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
@@ -79,6 +80,16 @@ class DeferralPlansManager(PlansManager):
                 "not those of a deferral model. Was plans.json in the model folder replaced?"
             )
         return resolve_settings(self.plans[PLANS_KEY])
+
+    @property
+    def calibration(self) -> ModelCalibration | None:
+        """What was fitted on the model's validation cases, None if nothing was.
+
+        Raises:
+            ValueError: If it is of a model with other experts.
+        """
+        content = self.plans.get(CALIBRATION_KEY)
+        return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
 
     @property
     def trainer_name(self) -> str | None:

@@ -20,7 +20,7 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.nnunet.export import effective_budget, export_prediction_from_logits, model_identity
+from nnunetv2_deferral.nnunet.export import check_limits, export_prediction_from_logits, model_identity
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 
 TESTED_NNUNET = ("2.8", "2.9")
@@ -46,13 +46,13 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Look at output folder and budget as soon as nnU-Net knows the folder, before the first case is predicted."""
+    """Look at output folder and limits as soon as nnU-Net knows the folder, before the first case is predicted."""
 
     @wraps(stock)
     def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
         lists = stock(self, *args, **kwargs)
         if isinstance(self.plans_manager, DeferralPlansManager):
-            effective_budget(self.plans_manager.settings)  # refuses what is no budget
+            check_limits(self.plans_manager)
             model = model_identity(self.plans_manager, self.configuration_manager)
             for folder in {Path(file).parent for file in lists[1] or ()}:
                 maps.check_folder(folder, model)

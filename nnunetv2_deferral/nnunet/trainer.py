@@ -18,7 +18,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
+from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, calibration_of_other_folds
 from nnunetv2_deferral.channels import ChannelLayout, close_routes
+from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import fuse
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
@@ -201,7 +203,11 @@ class DeferralTrainer(nnUNetTrainer):
             )
         if self.settings.raters:
             self._prepare_raters()
+        plans_file = Path(self.output_folder_base) / "plans.json"
+        kept = calibration_of_other_folds(plans_file, self.fold)
         super().on_train_start()
+        if self.local_rank == 0 and kept is not None:
+            write_json({**self.plans_manager.plans, CALIBRATION_KEY: kept}, plans_file)
         names = ", ".join(
             f"{expert} (rater)" if isinstance(expert, str) else f"{expert.name} ({expert.error_model})"
             for expert in self.settings.experts

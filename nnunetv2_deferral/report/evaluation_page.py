@@ -13,6 +13,7 @@ from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.outcomes import FEW_VOXELS, draw_load, draw_location
 from nnunetv2_deferral.report.page import Definitions, Note, Page, Part, Picture, Section, write_page
+from nnunetv2_deferral.report.reliability import draw_reliability, reliability_texts
 
 _DPI = 150
 WITHOUT_IMAGES = (
@@ -47,6 +48,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
             _budgets(summary),
             _load(summary),
             _location(summary, unit),
+            *_reliability(summary),
             _cases(cases),
             _failures(summary),
             Section(heading="Words", parts=(Definitions(statements.DEFINITIONS),)),
@@ -122,7 +124,7 @@ def _load(summary: Mapping[str, Any]) -> Section:
 
 def _location(summary: Mapping[str, Any], unit: str) -> Section:
     caption = (
-        "Left: the share of voxels that the model has wrong, by the learned probability of deferral, with the number "
+        "Left: the share of voxels that the model has wrong, by the probability of deferral, with the number "
         f"of voxels above; a useful score rises to the right. Pale: fewer than {FEW_VOXELS} voxels. Right: by the "
         f"distance to the border of the reference in {unit}, the share deferred and the share that the model has "
         "wrong; the numbers on the bars are per cent. Deferral that knows where the model errs is high where errors "
@@ -135,6 +137,31 @@ def _location(summary: Mapping[str, Any], unit: str) -> Section:
             evaluation_tables.errors_table(summary),
         ),
     )
+
+
+def _reliability(summary: Mapping[str, Any]) -> list[Section]:
+    table = evaluation_tables.reliability_table(summary)
+    if table is None:
+        return []
+    caption = (
+        "For every voxel the network says how probable it is that the model, and each expert, is right there. Among "
+        "the voxels where the model is least sure, those of similar probability are taken together: across what is "
+        "said, upwards how often it was right, with larger marks for more voxels. On the diagonal probabilities mean "
+        "what they say; below it they are too high. Every panel has axes of its own. The expected calibration error "
+        "(ECE) is the mean distance from the diagonal. Where no open mark is seen beside a filled one, calibration "
+        "left the probabilities as they were. Neighbouring voxels are right or wrong together, so that a few cases can "
+        "bend a curve."
+    )
+    return [
+        Section(
+            heading="Do the probabilities mean what they say?",
+            parts=(
+                *reliability_texts(summary),
+                _picture(draw_reliability(summary), "What was said, and what happened", caption),
+                table,
+            ),
+        )
+    ]
 
 
 def _cases(pictures: Sequence[Picture] | None) -> Section:

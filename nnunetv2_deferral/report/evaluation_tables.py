@@ -9,6 +9,7 @@ from typing import Any
 from nnunetv2_deferral.evaluation.evaluation import LEARNED
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
+from nnunetv2_deferral.report.reliability import bias_text, error_text
 from nnunetv2_deferral.report.statements import RANKING_NAMES, interval_text
 from nnunetv2_deferral.report.tables import DASH, SYSTEM, ratio, score_text, share_text, signed_text
 
@@ -168,6 +169,34 @@ def cases_table(summary: Mapping[str, Any]) -> Table:
         "good",
         head=["score of a case", "AUGRC", "best possible", "by chance", "cases"],
         rows=rows,
+    )
+
+
+def reliability_table(summary: Mapping[str, Any]) -> Table | None:
+    """How far probabilities of being right are from what happens; None where there are none of that meaning."""
+    reliability = summary.get("reliability")
+    if reliability is None:
+        return None
+    times = ["before", "after"] if all(each["all"]["after"] for each in reliability["heads"].values()) else ["before"]
+    parts = {"least_certain": "least sure", "all": "all voxels"}
+    cells = [(part, score, time) for part in parts for score in ("ece", "bias") for time in times]
+    texts = {"ece": error_text, "bias": bias_text}
+    return Table(
+        caption="Probabilities of being right: expected calibration error (ECE, low is good) and bias (the mean less "
+        "how often it was right: + for too sure), over the voxels where the model is least sure and over all",
+        head=[
+            "who",
+            *(
+                "\n".join(
+                    [parts[part], score.upper() if score == "ece" else score, *([time] if len(times) > 1 else [])]
+                )
+                for part, score, time in cells
+            ),
+        ],
+        rows=[
+            [name, *(texts[score](head[part][time][score]) for part, score, time in cells)]
+            for name, head in reliability["heads"].items()
+        ],
     )
 
 

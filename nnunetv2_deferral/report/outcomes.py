@@ -176,7 +176,7 @@ def _draw_scores(numbers: Axes, errors: Axes, summary: Mapping[str, Any]) -> Non
     errors.set_ylim(bottom=0)
     errors.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     errors.set_ylabel("model wrong")
-    errors.set_xlabel("learned probability of deferral")
+    errors.set_xlabel("probability of deferral")
     set_title(numbers, "Is the model wrong where the score is high?")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_deferral.evaluation.evaluation import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
+from nnunetv2_deferral.evaluation.evaluation import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, PROBABILITY, RANDOM
 from nnunetv2_deferral.report.tables import DASH, ratio, score_text, share_text, signed_text
 
 FEW_GROUPS = 20
@@ -14,7 +14,8 @@ COLLAPSED = 0.9
 _NO_DIFFERENCE = 0.0005  # of Dice: 0.000 on the page
 
 RANKING_NAMES = {
-    LEARNED: "learned (this model)",
+    LEARNED: "learned: expected gain (this model)",
+    PROBABILITY: "its probability map, gain or not",
     MAX_SOFTMAX: "model's uncertainty (1 − max softmax)",
     ENTROPY: "model's uncertainty (entropy)",
     RANDOM: "random",
@@ -199,7 +200,7 @@ def _against_rankings(summary: Mapping[str, Any]) -> str:
     budget = f"Had {share_text(learned['budget'])} been deferred" if nothing else "With the same share deferred"
     reaches = "would have reached" if nothing else "reaches"
     return (
-        f"{budget}, ranking voxels by the learned probability {reaches} a Dice of {score_text(learned['Dice'])}: "
+        f"{budget}, ranking voxels by the expected gain {reaches} a Dice of {score_text(learned['Dice'])}: "
         f"{', and '.join(parts)}. The learned ranking recovers {_recovered(learned)} of the oracle's gain."
     )
 

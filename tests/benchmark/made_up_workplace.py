@@ -118,7 +118,8 @@ class Workplace:
             expert = np.maximum(where, 1)
             probability = (where > 0).astype(np.float32)
             io = {"writer": NaturalImage2DIO(), "properties": {"spacing": (999, 1, 1)}}
-            maps.write_maps(folder, case, ".png", where, probability, expert, model=identity, settings=settings, **io)
+            made = (where, probability, expert, probability)
+            maps.write_maps(folder, case, ".png", *made, model=identity, settings=settings, **io)
 
 
 def write_plans(here: Workplace, name: str, **changes: Any) -> None:

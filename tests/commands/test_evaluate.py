@@ -8,6 +8,8 @@ import pytest
 from small_prediction import read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.calibration.maps import Temperature
+from nnunetv2_deferral.calibration.model import ModelCalibration
 from nnunetv2_deferral.commands.evaluate import SUMMARY_NAME, main
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.expert_sim.profiles import expert_set
@@ -101,7 +103,7 @@ def test_the_probabilities_beside_the_masks_bring_the_models_own_confidence(fold
         np.savez_compressed(folders.root / "out" / f"{case}.npz", probabilities=np.moveaxis(probabilities, -1, 0))
     summary = folders.evaluate()
     assert {"learned", "max_softmax", "entropy", "random", "oracle"} <= set(summary["budgets"])
-    assert {"learned", "max_softmax", "entropy"} == set(summary["risk_coverage"])
+    assert {"probability", "max_softmax", "entropy"} == set(summary["risk_coverage"])
 
 
 def test_tables_have_a_row_a_case_and_a_row_a_ranking_and_budget(folders):
@@ -165,6 +167,68 @@ def test_without_a_folder_the_experts_of_the_training_answer_with_its_seed(tmp_p
     assert folders.evaluate("-error_model", "correlated", experts=None)["system"] != first["system"]
 
 
+def one_vs_all(folders, *, heads=None, objective="one_vs_all", number=None):
+    """Routing probabilities beside the maps of a one-vs-all model, of all cases or the first `number`."""
+    index = maps.index_file(folders.root / "out")
+    content = json.loads(index.read_text())
+    content["settings"]["objective"] = objective
+    if heads is not None:
+        calibration = ModelCalibration(experts=folders.experts, heads=tuple(heads))
+        content["calibration"] = calibration.to_dict()
+    index.write_text(json.dumps(content))
+    written = {}
+    for case, predicted in list(folders.predicted.items())[:number]:
+        shape = (len(folders.experts) + 1, *predicted.model.shape)
+        written[case] = np.random.default_rng(5).uniform(0.2, 0.9, shape).astype(np.float32)
+        written[case][:, 0, 0] = np.nan
+        maps.save_routing(folders.root / "out", case, written[case])
+    return written
+
+
+def test_what_a_one_vs_all_model_says_is_compared_with_what_happened(folders, capsys):
+    said = one_vs_all(folders)
+    found = folders.evaluate()["reliability"]
+    right = {
+        "model": [folders.predicted[case].model == folders.reference[case] for case in said],
+        "bob": [folders.answers[case, "bob"] == folders.reference[case] for case in said],
+    }
+    for name, place in (("model", 0), ("bob", 2)):
+        predicted = [~np.isnan(each[place]) for each in said.values()]
+        bias = np.concatenate(
+            [
+                each[place][where] - was[where]
+                for each, where, was in zip(said.values(), predicted, right[name], strict=True)
+            ]
+        )
+        head = found["heads"][name]["all"]
+        assert head["before"]["bias"] == pytest.approx(bias.mean(), abs=1e-4)
+        assert head["after"] is None
+    ece = found["heads"]["bob"]["least_certain"]["before"]["ece"]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["bob", f"{ece:.4f}"] for line in lines)
+    assert any(f"and did {found['gain']['kept']:.2%}" in line for line in lines)
+
+
+def test_the_calibration_of_the_prediction_is_that_of_its_reliability(folders, capsys):
+    one_vs_all(folders, heads=[Temperature(1.0), Temperature(4.0), Temperature(1.0)])
+    report = folders.root / "report.html"
+    heads = folders.evaluate("--report", report)["reliability"]["heads"]
+    assert heads["ann"]["all"]["after"]["ece"] != heads["ann"]["all"]["before"]["ece"]
+    assert heads["bob"]["all"]["after"]["ece"] == pytest.approx(heads["bob"]["all"]["before"]["ece"])
+    ece = [f"{heads['ann']['least_certain'][when]['ece']:.4f}" for when in ("before", "after")]
+    assert f"{ece[0]} -> {ece[1]}" in capsys.readouterr().out
+    assert "Do the probabilities mean what they say?" in report.read_text()
+
+
+@pytest.mark.parametrize("how", [{"objective": "collaboration"}, {"number": 1}, {"number": 0}])
+def test_without_probabilities_of_being_right_for_all_cases_nothing_is_said_of_them(folders, capsys, how):
+    one_vs_all(folders, **how)
+    report = folders.root / "report.html"
+    assert folders.evaluate("--report", report)["reliability"] is None
+    assert "ECE" not in capsys.readouterr().out
+    assert "Do the probabilities mean what they say?" not in report.read_text()
+
+
 def write_review(folders, cases):
     (folders.root / "experts" / "review.json").write_text(json.dumps({"cases": cases}))
 
@@ -191,6 +255,13 @@ def test_without_a_review_nothing_is_said_of_one(folders):
 
 
 class TestRefusals:
+    def test_routing_probabilities_of_other_experts(self, folders, capsys):
+        one_vs_all(folders)
+        maps.save_routing(folders.root / "out", "y", np.full((2, 4, 6, 7), 0.5, np.float32))
+        said = folders.refused(capsys)
+        file = maps.routing_file(folders.root / "out", "y")
+        assert f"{file} has shape (2, 4, 6, 7) instead of (3, 4, 6, 7)" in said
+
     def test_a_review_that_was_cut_short(self, folders, capsys):
         (folders.root / "experts" / "review.json").write_text('{"cases": {"x": ')
         assert "review.json cannot be read" in folders.refused(capsys)

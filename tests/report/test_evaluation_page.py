@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_summary(make_summary, quick):
 def test_matched_budgets_are_those_of_the_summary(make_summary, quick):
     summary = make_summary()
     rows = read(summary).rows
-    for name, shown in (("learned", "learned (this model)"), ("oracle", "oracle"), ("random", "random")):
+    for name, shown in (("learned", "learned: expected gain (this model)"), ("oracle", "oracle"), ("random", "random")):
         cells = next(row for row in rows if row[0] == shown)[1:]
         assert len(cells) == len(summary["budgets"][name]) == 6
         for cell, found in zip(cells, summary["budgets"][name], strict=True):

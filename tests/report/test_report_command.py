@@ -41,7 +41,7 @@ def make_folder(tmp_path):
             expert = generator.integers(1, len(experts) + 1, shape).astype(np.uint8)
             route = np.where(probability > 0.5, expert, 0).astype(np.uint8)
             maps.write_maps(
-                out, case, ending, route, probability, expert,
+                out, case, ending, route, probability, expert, probability / 50,
                 writer=writer, properties=GEOMETRY, model=model, settings=resolve_settings({"experts": list(experts)}),
             )  # fmt: skip
             writer.write_seg(mask, str(out / f"{case}{ending}"), GEOMETRY)

@@ -1,0 +1,100 @@
+"""`nnUNetv2_deferral_calibrate`: fit a model's probabilities and budget thresholds on its validation cases.
+
+What is fitted goes into the plans.json of the model folder, where prediction finds it. It is fitted on what the final
+validation saved with `--npz`, for cases that the network of a fold has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_deferral.benchmark.experiment import Experiment, Method
+from nnunetv2_deferral.calibration.fitting import ValidationCases, calibrate, write_calibration
+from nnunetv2_deferral.calibration.model import ModelCalibration
+from nnunetv2_deferral.commands.evaluate import read_groups
+from nnunetv2_deferral.decision.assignment import check_capacities
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
+
+COMMAND = "nnUNetv2_deferral_calibrate"
+
+
+def text(calibration: ModelCalibration) -> str:
+    """What was fitted, for people."""
+    report = calibration.report
+    lines = [f"{len(report['cases'])} validation cases of fold {', '.join(map(str, report['folds']))}"]
+    if report["heads"]:
+        lines.append(
+            f"  is right with the probability it says?   map          ECE of the {LEAST_CERTAIN:.0%} least certain "
+            "voxels   of all voxels"
+        )
+    for name, head in report["heads"].items():
+        found = [head[part][when]["ece"] for part in ("least_certain", "all") for when in ("before", "after")]
+        errors = ["–" if error is None else f"{error:.4f}" for error in found]
+        lines.append(
+            f"  {name:<40} {head['map']['kind']:<12} {errors[0]} -> {errors[1]}"
+            f"                        {errors[2]} -> {errors[3]}"
+        )
+    for each in calibration.thresholds:
+        limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
+        if each.capacities is not None:
+            words = ("no limit" if capacity is None else f"{capacity:.2%}" for capacity in each.capacities)
+            limits.append(f"capacities {', '.join(words)}")
+        prices = ", ".join(f"{value:.3g}" for value in each.thresholds)
+        lines.append(f"  {' and '.join(limits)} over the dataset: gain above {prices}; {each.rate:.2%} deferred here")
+    return "\n".join(lines)
+
+
+def _capacity(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Fit on a model's validation cases how probable it is that model and experts are right, and the "
+        "thresholds that keep a budget over a dataset; prediction then uses both. Needs a final validation with --npz.",
+    )
+    add = parser.add_argument
+    add("-d", required=True, metavar="DATASET", help="dataset id or name")
+    add("-c", required=True, metavar="CONFIGURATION", help="configuration")
+    add("-f", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
+    add("-tr", required=True, metavar="TRAINER", help="trainer")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
+    add("-experts", metavar="SET", help="set of simulated experts to fit with. Default: those of the training")
+    add("-groups", metavar="JSON", type=Path, help="case -> group (patient), held back together")
+    add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
+    add(
+        "-capacities", metavar="C", type=_capacity, nargs="+",
+        help="share of all voxels that may go to each expert at most, one an expert, or none: thresholds keep them too",
+    )  # fmt: skip
+    add("--thresholds_only", action="store_true", help="leave the probabilities as they are")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    parser = _make_parser()
+    given = parser.parse_args(arguments)
+    try:
+        capacities = None if given.capacities is None else tuple(given.capacities)
+        budgets: list[float | None] = list(given.budgets)
+        if not budgets and capacities is not None:
+            budgets = [None]
+        limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
+        if given.thresholds_only and not limits:
+            raise ValueError("--thresholds_only needs -budgets or -capacities")
+        experiment = Experiment.find(given.d, given.c, given.f)
+        method = Method(trainer=given.tr, plans=given.p)
+        names = [case for found in experiment.cases().values() for case in found]
+        groups = None if given.groups is None else read_groups(given.groups, names)
+        cases = ValidationCases(experiment, method, panel=given.experts, groups=groups)
+        check_capacities(capacities, cases.settings.num_experts, named="-capacities")
+        calibration = calibrate(cases, limits, maps=not given.thresholds_only)
+        file = write_calibration(calibration, cases.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(text(calibration))
+    print(f"  {file}: predictions of this model use it from now on")

@@ -1,0 +1,116 @@
+"""What of an image is deferred to whom: from probabilities to the maps, under all limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunetv2_deferral.calibration.model import ModelCalibration
+from nnunetv2_deferral.decision.assignment import route_within_limits
+from nnunetv2_deferral.decision.limits import DATASET, Limits
+from nnunetv2_deferral.decision.regions import expected_gain, route_regions
+from nnunetv2_deferral.rules import RoutingRule
+
+
+class RoutingMaps(NamedTuple):
+    """The deferral maps of a case, all of shape S.
+
+    Attributes:
+        route: uint8, 0 the model, j expert j.
+        probability: float32 in [0, 1], the score of the model's rule: the probability 1 - M_0 that the voxel is
+            deferred, or with one-vs-all the probability that deferring it helps.
+        expert: uint8 in [1, J], the expert whom the rule prefers, whether the voxel is deferred or not.
+        gain: float32, not negative: by how much asking that expert is expected to raise the case's mean Dice.
+    """
+
+    route: np.ndarray
+    probability: np.ndarray
+    expert: np.ndarray
+    gain: np.ndarray
+
+
+class Decision(NamedTuple):
+    """What becomes of a case.
+
+    Attributes:
+        maps: Its maps.
+        figures: What is said of the route: its `expected_gain`, the sum over the voxels deferred; the `limits` it was
+            made under, if any; and where regions are deferred, what is `lost_by_regions`, against the best choice of
+            single voxels under the same limits (less what asking costs, where costs or thresholds set its price).
+    """
+
+    maps: RoutingMaps
+    figures: dict[str, Any]
+
+
+def decide(
+    probabilities: np.ndarray,
+    worth: np.ndarray,
+    *,
+    rule: RoutingRule,
+    limits: Limits,
+    spacing_mm: Sequence[float],
+    calibration: ModelCalibration | None = None,
+) -> Decision:
+    """Decide what of a case is deferred to whom.
+
+    What was not predicted stays the model's: route 0, probability and gain 0, and the first expert who is available
+    for want of a better one.
+
+    Args:
+        probabilities: float32 (J + 1, *S), the rule's before any calibration; NaN where nothing was predicted.
+        worth: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`.
+        rule: What the probabilities mean.
+        limits: How much may be deferred.
+        spacing_mm: Size of a voxel along each axis of S.
+        calibration: What was fitted on validation cases, or None.
+
+    Raises:
+        ValueError: If the limits are over a dataset, and there is a calibration without thresholds for them. Without
+            any calibration the rule decides, as in the validation that thresholds are fitted on.
+    """
+    unknown = np.isnan(probabilities[0])
+    # The model is right there and nobody else is, until the end.
+    certain = np.eye(len(probabilities), 1, dtype=np.float32).reshape(-1, *[1] * unknown.ndim)
+    known = np.where(unknown, certain, probabilities)
+    if calibration is not None:
+        known = calibration.apply(known)
+    gains = np.where(unknown, np.float32(-np.inf), rule.gains(known, axis=0) * worth).astype(np.float32)
+    score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
+    expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
+    if limits.over == DATASET and calibration is None:
+        limits = Limits(min_region_mm=limits.min_region_mm)
+    if limits == Limits():
+        route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
+        figures: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
+    else:
+        # Without a budget to set the price of asking, the costs do.
+        priced = gains if limits.limits_amount else gains - rule.cheapest * worth
+        route, figures = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), figures)
+
+
+def _route_within(
+    gains: np.ndarray,
+    priced: np.ndarray,
+    limits: Limits,
+    calibration: ModelCalibration | None,
+    spacing_mm: Sequence[float],
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The route by gains (J, *S) less prices, and what is said of it."""
+    budget, capacities = limits.budget, limits.capacities
+    if limits.over == DATASET and calibration is not None:
+        budget = capacities = None
+        thresholds = calibration.thresholds_for(limits)  # float64, as they lie between gains
+        priced = priced - thresholds.reshape(-1, *[1] * (priced.ndim - 1))
+    route = route_within_limits(priced, budget=budget, capacities=capacities)
+    figures: dict[str, Any] = {"limits": limits.to_dict()}
+    if limits.min_region_mm is not None:
+        by_voxel = route
+        route = route_regions(
+            priced, spacing_mm=spacing_mm, budget=budget, min_diameter_mm=limits.min_region_mm, capacities=capacities
+        )
+        figures["lost_by_regions"] = expected_gain(priced, by_voxel) - expected_gain(priced, route)
+    return route, figures | {"expected_gain": expected_gain(gains, route)}

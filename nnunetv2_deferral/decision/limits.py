@@ -1,0 +1,125 @@
+"""How much may be deferred: the limits of a prediction, as the plans or the environment set them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+ENVIRONMENT = "nnUNet_deferral_budget"
+ENVIRONMENT_OVER = "nnUNet_deferral_budget_over"
+ENVIRONMENT_CAPACITIES = "nnUNet_deferral_capacities"
+ENVIRONMENT_REGION = "nnUNet_deferral_min_region_mm"
+
+CASE, DATASET = "case", "dataset"
+OVER = (CASE, DATASET)
+_NO_LIMIT = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much may be deferred, and in what pieces. Without any limit the rule alone decides.
+
+    Attributes:
+        budget: The share in [0, 1] of the voxels that may be deferred; None for no limit.
+        capacities: The share in [0, 1] of the voxels that may go to each expert, None for no limit to one; None for no
+            limit to any.
+        over: `"case"`: the shares are of each case and never exceeded. `"dataset"`: they are of all cases together, and
+            kept by thresholds that were fitted on validation cases (`nnUNetv2_deferral_calibrate`), on average.
+        min_region_mm: People look at regions: whole regions of at least this equivalent diameter are deferred, to one
+            expert each. None decides voxel by voxel.
+
+    Raises:
+        ValueError: For a value out of its range, or limits over a dataset where nothing is limited.
+    """
+
+    budget: float | None = None
+    capacities: tuple[float | None, ...] | None = None
+    over: str = CASE
+    min_region_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_budget(self.budget)
+        for capacity in self.capacities or ():
+            if capacity is not None:
+                check_budget(capacity, named="a capacity")
+        if self.over not in OVER:
+            raise ValueError(f"a budget is over a {' or a '.join(OVER)}, got {self.over!r}")
+        if self.budget is not None and self.budget > _most(self.capacities):
+            raise ValueError(
+                f"the budget {self.budget} cannot be met: the experts' capacities {list(self.capacities or ())} add up "
+                f"to {_most(self.capacities):g}"
+            )
+        if self.over == DATASET and not self.limits_amount:
+            raise ValueError("a budget over a dataset needs a budget or capacities")
+        if self.min_region_mm is not None and not 0 <= self.min_region_mm < math.inf:
+            raise ValueError(f"the smallest region is a diameter in mm, not negative, got {self.min_region_mm}")
+
+    @property
+    def limits_amount(self) -> bool:
+        """Whether there is a budget or a capacity."""
+        return self.budget is not None or any(capacity is not None for capacity in self.capacities or ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The limits as JSON, without those that are not set; empty if there is none."""
+        found = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.capacities is not None:
+            found["capacities"] = list(self.capacities)
+        if not self.limits_amount:
+            del found["over"]
+        return found
+
+
+def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
+    """The limits, with those in their place that environment variables set.
+
+    `nnUNet_deferral_budget`, `nnUNet_deferral_capacities` (shares separated by commas, one an expert, `none` for no
+    limit), `nnUNet_deferral_budget_over` (`case` or `dataset`) and `nnUNet_deferral_min_region_mm`.
+
+    Raises:
+        ValueError: If one is not what it should be; the message names the variable.
+    """
+    asked: dict[str, Any] = {}
+    if text := environment.get(ENVIRONMENT, "").strip():
+        asked["budget"] = _share(text, ENVIRONMENT)
+    if text := environment.get(ENVIRONMENT_CAPACITIES, "").strip():
+        asked["capacities"] = tuple(
+            None if each.strip() == _NO_LIMIT else _share(each, ENVIRONMENT_CAPACITIES) for each in text.split(",")
+        )
+    if text := environment.get(ENVIRONMENT_OVER, "").strip():
+        asked["over"] = text
+        if text not in OVER:
+            raise ValueError(f"{ENVIRONMENT_OVER} is one of {', '.join(OVER)}, got {text!r}")
+    if text := environment.get(ENVIRONMENT_REGION, "").strip():
+        try:
+            asked["min_region_mm"] = float(text)
+        except ValueError:
+            raise ValueError(f"{ENVIRONMENT_REGION} is a diameter in mm, got {text!r}") from None
+    return replace(limits, **asked)
+
+
+def check_budget(budget: float, named: str = "a budget") -> float:
+    """The budget, if it is one.
+
+    Raises:
+        ValueError: If it is not a share in [0, 1]; `named` says where it stands.
+    """
+    if not 0 <= budget <= 1:
+        raise ValueError(f"{named} is a share of the voxels in [0, 1], got {budget}")
+    return budget
+
+
+def _most(capacities: Sequence[float | None] | None) -> float:
+    """What all experts together can take, as a share of the voxels."""
+    total = sum(1.0 if capacity is None else capacity for capacity in capacities or (None,))
+    return total + 1e-9  # 0.1 + 0.2 is a budget of 0.3
+
+
+def _share(text: str, variable: str) -> float:
+    try:
+        return check_budget(float(text))
+    except ValueError:
+        raise ValueError(f"{variable} is a share of the voxels in [0, 1], got {text.strip()!r}") from None

@@ -1,0 +1,197 @@
+"""Whether model and experts are right as often as a one-vs-all network says, before and after calibration.
+
+Nearly everywhere everybody is right, so that the mean over all voxels says little about where deferral is decided:
+among the voxels where the model is least sure. Which these are is known after the last case only, and no case is read
+twice. So voxels are counted by the coarse logit of the model's probability, and whole coarse bins are taken from below.
+The model's probability before calibration says which; a calibration never falls where it rises, and would say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from nnunetv2_deferral.calibration.maps import IDENTITY, CalibrationMap
+from nnunetv2_deferral.calibration.reliability import reliability
+from nnunetv2_deferral.calibration.statistics import BIN_WIDTH, NUM_BINS, SMALLEST, Bins, HeadStatistics
+from nnunetv2_deferral.evaluation.score_bins import check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.files import without_nan
+
+LEAST_CERTAIN = 0.02
+MODEL = "model"
+# At most 162 groups of 40 KB a head; between 0.9 and 0.95 there are about four bins.
+_COARSE_WIDTH = 0.2
+_NUM_COARSE = round(NUM_BINS * BIN_WIDTH / _COARSE_WIDTH)
+_LOWEST = -_NUM_COARSE * _COARSE_WIDTH / 2
+
+
+class ReliabilityStatistics:
+    """What is needed of the cases to tell how reliable the heads of a one-vs-all network are, gathered case by case.
+
+    Memory does not grow with the number of voxels or cases: at most 6 MiB a head.
+
+    Attributes:
+        names: Of the J + 1 heads.
+        heads: How they were calibrated, or None.
+    """
+
+    def __init__(self, names: Sequence[str], heads: Sequence[CalibrationMap] | None = None) -> None:
+        """Start without cases.
+
+        Args:
+            names: The names of the J + 1 heads: the model's, then those of the experts in routing order.
+            heads: A calibration map for each, or None where there is no calibration.
+
+        Raises:
+            ValueError: If two names are the same, or there are more or fewer maps.
+        """
+        self.names = tuple(names)
+        self.heads = None if heads is None else tuple(heads)
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise ValueError(f"every head needs a name of its own, got {list(self.names)}")
+        if self.heads is not None and len(self.heads) != len(self.names):
+            raise ValueError(f"got {len(self.heads)} calibration maps for the heads {', '.join(self.names)}")
+        self._counted = [HeadStatistics() for _ in self.names]
+        self._asked, self._promised, self._kept = 0, 0.0, 0
+
+    def update(
+        self, case: str, probabilities: np.ndarray, right: np.ndarray, known: np.ndarray, route: np.ndarray
+    ) -> None:
+        """Add a case.
+
+        Args:
+            case: Its name, for messages.
+            probabilities: Real floating point (J + 1, *S) before calibration, in [0, 1], or NaN where nothing was
+                predicted: these voxels count nowhere.
+            right: Bool (J + 1, *S), whether the model, and each expert, is right.
+            known: Bool (J + 1, *S), where that is known: not where the expert gave no label or the reference is
+                ignored.
+            route: Integers in [0, J] of shape S: 0 the model, j expert j.
+
+        Raises:
+            ValueError: If shapes differ, or a dtype or value is not as above; the message names the case.
+        """
+        num_heads = len(self.names)
+        try:
+            check_same_shape(probabilities=probabilities, right=right, known=known)
+            check_bool(right=right, known=known)
+            if probabilities.shape != (num_heads, *route.shape):
+                raise ValueError(
+                    f"probabilities of shape {probabilities.shape} for {num_heads} heads and a route of shape "
+                    f"{route.shape}"
+                )
+            if route.size and not 0 <= route.min() <= route.max() < num_heads:
+                raise ValueError(f"routes lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
+            for some in in_chunks(*probabilities, *right, *known, route):
+                inside = ~np.isnan(some[0])
+                said, was_right = some[:num_heads], some[num_heads : 2 * num_heads]
+                is_known = [each & inside for each in some[2 * num_heads : -1]]
+                self._count(said, was_right, is_known, np.flatnonzero(inside))
+                self._compare(said, was_right, is_known, some[-1])
+        except ValueError as error:
+            raise ValueError(f"case {case}: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """How reliable the heads are, in JSON's types, None for what is undefined without voxels.
+
+        Returns:
+            `least_certain`: the share of the voxels that was aimed at (`wanted`), the `share` that was taken, which is
+            larger as bins are taken whole, and `below` which probability of the model these voxels lie.
+
+            `heads`: by name `all` and `least_certain`, each with `before` and `after` calibration (None without one) as
+            :meth:`.Reliability.to_dict` has it: ece, bias, and the bins as lists (probability, right, voxels).
+
+            `gain`: over the voxels that were deferred and answered, by how much the expert was said to be more probably
+            right than the model (`promised`, after calibration), how much more often the expert was (`kept`), and the
+            number of `voxels`.
+        """
+        groups, chosen = self._least_certain()
+        heads = {}
+        for place, (name, statistics) in enumerate(zip(self.names, self._counted, strict=True)):
+            parts = {"all": statistics, "least_certain": _Part(statistics, groups)}
+            heads[name] = {part: self._before_and_after(place, found) for part, found in parts.items()}
+        asked = self._asked or math.nan
+        gain = {"promised": self._promised / asked, "kept": self._kept / asked, "voxels": self._asked}
+        return without_nan({"least_certain": chosen, "heads": heads, "gain": gain})
+
+    def _count(
+        self,
+        said: Sequence[np.ndarray],
+        right: Sequence[np.ndarray],
+        known: Sequence[np.ndarray],
+        inside: np.ndarray,
+    ) -> None:
+        """Add voxels (n,) of all heads, those with the indices `inside`, by coarse bin of the model's logit."""
+        bins = _coarse_bins(said[0][inside])
+        order = inside[np.argsort(bins, kind="stable")]
+        ends = np.cumsum(np.bincount(bins, minlength=_NUM_COARSE))
+        for statistics, *arrays in zip(self._counted, said, right, known, strict=True):
+            pieces = zip(*(np.split(array[order], ends[:-1]) for array in arrays), strict=True)
+            for number, piece in enumerate(pieces):
+                if piece[0].size:
+                    statistics.update(_group(number), *piece)
+
+    def _compare(
+        self, said: Sequence[np.ndarray], right: Sequence[np.ndarray], known: Sequence[np.ndarray], route: np.ndarray
+    ) -> None:
+        """Add what was promised and kept where an expert was asked and answered."""
+        for expert in range(1, len(self.names)):
+            where = (route == expert) & known[0] & known[expert]
+            promised = self._map(expert)(said[expert][where]) - self._map(0)(said[0][where])
+            self._asked += int(np.count_nonzero(where))
+            self._promised += float(promised.sum(dtype=np.float64))
+            self._kept += int(np.count_nonzero(right[expert][where])) - int(np.count_nonzero(right[0][where]))
+
+    def _least_certain(self) -> tuple[list[str], dict[str, Any]]:
+        """The groups of the least certain voxels, and what is said of them."""
+        model = self._counted[0]
+        voxels = np.array([model.bins([group]).voxels.sum() for group in model.groups])
+        chosen: dict[str, Any] = {"wanted": LEAST_CERTAIN, "share": math.nan, "below": math.nan}
+        if not voxels.size:
+            return [], chosen
+        reached = np.cumsum(voxels) / voxels.sum()
+        # Rounding must not ask for one more bin where a bin ends on the share.
+        last = int(np.searchsorted(reached, LEAST_CERTAIN - 1e-12))
+        groups = list(model.groups[: last + 1])
+        edge = _LOWEST + (int(groups[-1]) + 1) * _COARSE_WIDTH
+        return groups, chosen | {"share": float(reached[last]), "below": float(expit(edge))}
+
+    def _before_and_after(self, head: int, statistics: HeadStatistics) -> dict[str, Any]:
+        before = reliability(statistics).to_dict()
+        return {
+            "before": before,
+            "after": None if self.heads is None else reliability(statistics, self.heads[head]).to_dict(),
+        }
+
+    def _map(self, head: int) -> CalibrationMap:
+        return IDENTITY if self.heads is None else self.heads[head]
+
+
+class _Part(HeadStatistics):
+    """Some groups of a head, for :func:`.calibration.reliability`, which asks for all that there are."""
+
+    def __init__(self, whole: HeadStatistics, groups: Collection[str]) -> None:
+        super().__init__()
+        self._whole, self._chosen = whole, tuple(group for group in whole.groups if group in groups)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self._chosen
+
+    def bins(self, groups: Sequence[str] | None = None) -> Bins:
+        return self._whole.bins(self._chosen if groups is None else groups)
+
+
+def _coarse_bins(probabilities: np.ndarray) -> np.ndarray:
+    """uint8 in [0, `_NUM_COARSE`), never falling where probabilities rise; as uint8 they are sorted in linear time."""
+    logits = logit(np.clip(probabilities, SMALLEST, 1 - SMALLEST, dtype=np.float64))
+    return ((logits - _LOWEST) / _COARSE_WIDTH).astype(np.uint8)
+
+
+def _group(number: int) -> str:
+    """A name of a coarse bin; names have the order of the numbers."""
+    return f"{number:03d}"

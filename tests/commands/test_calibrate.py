@@ -1,0 +1,553 @@
+"""`nnUNetv2_deferral_calibrate` on the validation folders of a made-up model: what it fits, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.special import expit, logit
+from small_prediction import GEOMETRY, LABELS, reader_of, write_mask
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.benchmark.experiment import Experiment, Method
+from nnunetv2_deferral.calibration.fitting import ValidationCases
+from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.commands.calibrate import COMMAND, main
+from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.settings import resolve_settings
+
+DATASET, TRAINER = "Dataset903_MadeUp", "nnUNetTrainerDeferral_OvA"
+CASES = ("a", "b", "c", "d", "e", "f")
+SPLITS = [{"train": CASES[3:], "val": CASES[:3]}, {"train": CASES[:3], "val": CASES[3:]}]
+EXPERTS = ("ann", "bob")
+SHAPE = (4, 40, 42)
+UNKNOWN = 3  # columns at the edge that were not predicted
+# How probable it really is that model, ann and bob are right, from what they say: all but bob are too sure or unsure.
+TRUTHS = (lambda said: expit(0.5 * logit(said) - 0.2), lambda said: expit(2.0 * logit(said) + 0.3), lambda said: said)
+
+
+class Workplace:
+    """nnU-Net's folders with a model of two folds that were validated with --npz."""
+
+    def __init__(self, root, *, said=None, **block):
+        self.root = root
+        self.raw, self.preprocessed = root / "raw" / DATASET, root / "preprocessed" / DATASET
+        self.model = root / "results" / DATASET / f"{TRAINER}__nnUNetPlans__2d"
+        self.settings = resolve_settings({"experts": list(EXPERTS), "objective": "one_vs_all", **block})
+        for folder in (self.raw, self.preprocessed, self.model):
+            folder.mkdir(parents=True)
+        dataset_json = {"channel_names": {"0": "image"}, "labels": LABELS, "file_ending": ".nii.gz", "numTraining": 6}
+        for folder in (self.raw, self.preprocessed, self.model):
+            (folder / "dataset.json").write_text(json.dumps(dataset_json))
+        (self.preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
+        self.write_plans(
+            dataset_name=DATASET,
+            plans_name="nnUNetPlans",
+            configurations={"2d": {"spacing": [1, 1]}},
+            deferral=self.settings.to_dict(),
+            deferral_model={"trainer": TRAINER, "has_regions": False},
+        )
+        self.said, self.right = {}, {}
+        for number, case in enumerate(CASES):
+            self._write_case(case, np.random.default_rng(number), said or random_probabilities)
+
+    def _write_case(self, case, generator, said):
+        reference = disc(generator)
+        self.said[case] = probabilities = said(generator).astype(np.float32)
+        right = np.stack([truth(each) for truth, each in zip(TRUTHS, probabilities, strict=True)])
+        self.right[case] = right = generator.random(right.shape) < right
+        model, *answers = np.where(right, reference, (reference + 1) % 3).astype(np.uint8)
+        probabilities[..., :UNKNOWN] = np.nan
+        write_mask(self.preprocessed / "gt_segmentations" / f"{case}.nii.gz", reference.astype(np.uint8))
+        for expert, answer in zip(EXPERTS, answers, strict=True):
+            write_mask(self.raw / "expertsTr" / expert / f"{case}.nii.gz", answer)
+        folder = self.validation(case)
+        write_mask(folder / f"{case}.nii.gz", model)
+        softmax = np.where(np.arange(3)[:, None, None, None] == model, 0.8, 0.1).astype(np.float32)
+        np.savez_compressed(folder / f"{case}.npz", probabilities=softmax)
+        maps.save_routing(folder, case, probabilities)
+        made = decide(probabilities, np.ones((1, 1, 1), np.float32), rule=self.settings.rule, limits=Limits(),
+                      spacing_mm=GEOMETRY["spacing"])  # fmt: skip
+        identity = maps.ModelIdentity(
+            dataset=DATASET, plans="nnUNetPlans", configuration="2d", trainer=TRAINER, experts=EXPERTS
+        )
+        how = {"writer": reader_of(".nii.gz"), "properties": GEOMETRY, "settings": self.settings}
+        maps.write_maps(folder, case, ".nii.gz", *made.maps, model=identity, **how)
+
+    def validation(self, case):
+        return self.model / f"fold_{CASES.index(case) // 3}" / "validation"
+
+    @property
+    def plans_file(self):
+        return self.model / "plans.json"
+
+    @property
+    def plans(self):
+        return json.loads(self.plans_file.read_text())
+
+    def write_plans(self, **content):
+        self.plans_file.write_text(json.dumps(content))
+
+    def options(self, *more, folds=(0, 1)):
+        return [str(word) for word in ("-d", 903, "-c", "2d", "-f", *folds, "-tr", TRAINER, *more)]
+
+    def calibrate(self, *more, **how):
+        """What the command writes into the plans."""
+        main(self.options(*more, **how))
+        return ModelCalibration.from_dict(self.plans[CALIBRATION_KEY], EXPERTS)
+
+    def refused(self, capsys, *more, **how):
+        """The one line that the command says when it leaves everything as it was."""
+        before = {file: file.read_bytes() for file in self.root.rglob("*") if file.is_file()}
+        with pytest.raises(SystemExit) as ended:
+            main(self.options(*more, **how))
+        assert ended.value.code == 2
+        assert {file: file.read_bytes() for file in self.root.rglob("*") if file.is_file()} == before
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        usage, said = err.split(f"{COMMAND}: error: ")
+        assert said.count("\n") == 1
+        return said
+
+    def worth(self, case):
+        softmax = np.load(self.validation(case) / f"{case}.npz")["probabilities"]
+        return dice_weight(torch.from_numpy(softmax[1:])).numpy()[0]
+
+    def decided(self, case, limits, calibration):
+        """What a prediction of this case makes of it."""
+        return decide(self.said[case], self.worth(case), rule=self.settings.rule, limits=limits,
+                      spacing_mm=GEOMETRY["spacing"], calibration=calibration)  # fmt: skip
+
+    def pooled(self, limits, calibration):
+        """How many of all voxels each expert is asked about."""
+        routes = np.concatenate([self.decided(case, limits, calibration).maps.route.ravel() for case in CASES])
+        return np.bincount(routes, minlength=len(EXPERTS) + 1)[1:]
+
+
+NUM_VOXELS = len(CASES) * math.prod(SHAPE)
+
+
+def disc(generator):
+    _, rows, columns = np.indices(SHAPE)
+    distance = np.hypot(rows - generator.uniform(15, 25), columns - generator.uniform(15, 25))
+    return (distance < 12).astype(np.int64) + (distance < 6)
+
+
+def random_probabilities(generator):
+    """(J + 1, *S), smooth, mostly high."""
+    noise = np.stack([ndimage.gaussian_filter(generator.normal(size=SHAPE), (0, 1, 1)) for _ in range(3)])
+    return expit(noise / noise.std() * 1.5 + np.array([1.0, 0.5, 1.0])[:, None, None, None])
+
+
+def levels(*values):
+    """Probabilities around some levels, all different, so that nothing ties."""
+
+    def said(generator):
+        return np.array(values)[:, None, None, None] + generator.uniform(-0.04, 0.04, (3, *SHAPE))
+
+    return said
+
+
+def calibration_error(said, right, num_bins=15):
+    """Expected calibration error in bins of equally many voxels."""
+    order = np.argsort(said, kind="stable")
+    bins = zip(np.array_split(said[order], num_bins), np.array_split(right[order], num_bins), strict=True)
+    return sum(abs(each.mean() - happened.mean()) * each.size for each, happened in bins) / said.size
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Written once; nobody but `workplace` may use it."""
+    return Workplace(tmp_path_factory.mktemp("finished"))
+
+
+def environment(root, monkeypatch):
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(root / name))
+
+
+@pytest.fixture
+def workplace(finished, tmp_path, monkeypatch):
+    """A copy of the model and all it was validated with."""
+    shutil.copytree(finished.root, tmp_path, dirs_exist_ok=True)
+    environment(tmp_path, monkeypatch)
+    here = Workplace.__new__(Workplace)
+    vars(here).update(vars(finished))
+    here.root = tmp_path
+    for name in ("raw", "preprocessed", "model"):
+        setattr(here, name, tmp_path / getattr(finished, name).relative_to(finished.root))
+    return here
+
+
+@pytest.fixture
+def another(tmp_path, monkeypatch):
+    """Makes a workplace of another kind."""
+
+    def make(**how):
+        environment(tmp_path, monkeypatch)
+        return Workplace(tmp_path, **how)
+
+    return make
+
+
+class TestPlans:
+    def test_hold_what_was_fitted_and_all_that_they_held_before(self, workplace, capsys):
+        before = workplace.plans
+        main(workplace.options("-budgets", 0.01, 0.05))
+        after = workplace.plans
+        assert list(after) == [*before, CALIBRATION_KEY]
+        assert {key: after[key] for key in before} == before
+        calibration = ModelCalibration.from_dict(after[CALIBRATION_KEY], EXPERTS)
+        assert [each.budget for each in calibration.thresholds] == [0.01, 0.05]
+        assert calibration.report["folds"] == [0, 1]
+        assert calibration.report["cases"] == list(CASES)
+        assert calibration.report["dataset"] == DATASET
+        assert calibration.report["experts"]["experts"] == list(EXPERTS)
+        said = capsys.readouterr().out
+        for words in (
+            "6 validation cases of fold 0, 1",
+            "model",
+            "ann",
+            "bob",
+            "budget 1.00%",
+            str(workplace.plans_file),
+        ):
+            assert words in said
+
+    def test_are_written_whole_and_nothing_else_is(self, workplace):
+        before = {file: file.read_bytes() for file in workplace.root.rglob("*") if file.is_file()}
+        workplace.calibrate()
+        after = {file: file.read_bytes() for file in workplace.root.rglob("*") if file.is_file()}
+        assert before.keys() == after.keys()
+        assert [file for file in before if before[file] != after[file]] == [workplace.plans_file]
+
+    def test_are_the_same_for_the_same_call_and_forget_the_call_before(self, workplace):
+        first = workplace.calibrate("-budgets", 0.05)
+        assert workplace.calibrate("-budgets", 0.05) == first
+        assert workplace.calibrate().thresholds == ()
+        assert workplace.calibrate().heads == first.heads
+
+    def test_of_some_folds_are_fitted_on_their_cases(self, workplace):
+        calibration = workplace.calibrate(folds=(1,))
+        assert calibration.report["folds"] == [1]
+        assert calibration.report["cases"] == list(CASES[3:])
+        assert calibration.heads != workplace.calibrate().heads
+
+
+class TestProbabilities:
+    def test_come_to_mean_what_they_say(self, workplace):
+        calibration = workplace.calibrate()
+        known = [~np.isnan(workplace.said[case][0]) for case in CASES]
+        for head in range(3):
+            said = np.concatenate([workplace.said[case][head][where] for case, where in zip(CASES, known, strict=True)])
+            right = np.concatenate(
+                [workplace.right[case][head][where] for case, where in zip(CASES, known, strict=True)]
+            )
+            calibrated = calibration.heads[head](said)
+            before, after = calibration_error(said, right), calibration_error(calibrated, right)
+            report = calibration.report["heads"][("model", *EXPERTS)[head]]
+            assert report["all"]["before"]["ece"] == pytest.approx(before, abs=0.003)
+            assert report["all"]["after"]["ece"] == pytest.approx(after, abs=0.003)
+            assert after < 0.01
+            truth = TRUTHS[head](said)
+            assert np.abs(calibrated - truth).mean() < 0.015
+            if head < 2:  # those who do not keep their word
+                assert before > 0.05
+                assert np.abs(said - truth).mean() > 0.05
+                assert report["least_certain"]["after"]["ece"] < report["least_certain"]["before"]["ece"]
+            else:
+                assert report["map"] == {"kind": "none"}
+
+    def test_say_in_which_direction_they_were_wrong(self, workplace):
+        heads = workplace.calibrate().report["heads"]
+        assert heads["model"]["all"]["before"]["bias"] > 0.05
+        assert heads["ann"]["all"]["before"]["bias"] < -0.02
+        for head in heads.values():
+            assert head["all"]["after"]["bias"] == pytest.approx(0, abs=0.005)
+
+    def test_stay_as_they_are_where_thresholds_alone_are_wanted(self, workplace):
+        calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.05)
+        assert [head.kind for head in calibration.heads] == ["none"] * 3
+        assert calibration.report["heads"] == {}
+        said = workplace.said["a"][..., UNKNOWN:]
+        assert np.array_equal(calibration.apply(said), said)
+
+    def test_of_voxels_that_count_nowhere_are_not_looked_at(self, workplace):
+        labels = LABELS | {"ignore": 3}
+        for folder in (workplace.preprocessed, workplace.model):
+            content = json.loads((folder / "dataset.json").read_text())
+            (folder / "dataset.json").write_text(json.dumps(content | {"labels": labels}))
+        file = workplace.preprocessed / "gt_segmentations" / "a.nii.gz"
+        reference = reader_of(".nii.gz").read_seg(str(file))[0][0].astype(np.uint8)
+        reference[1, :10] = 3
+        write_mask(file, reference)
+        (workplace.raw / "expertsTr" / "bob" / "a.nii.gz").unlink()
+        case = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans")).read(
+            0, "a"
+        )
+        expected = ~np.isnan(workplace.said["a"][0]) & (reference != 3)
+        assert np.array_equal(case.known[0], expected)
+        assert np.array_equal(case.known[1], expected)
+        assert not case.known[2].any()
+        assert np.array_equal(case.right[:2][:, expected], workplace.right["a"][:2][:, expected])
+
+    def test_are_held_back_by_group(self, workplace):
+        file = workplace.root / "groups.json"
+        file.write_text(json.dumps({case: number // 2 for number, case in enumerate(CASES)}))
+        by_case, by_group = workplace.calibrate(), workplace.calibrate("-groups", file)
+        assert by_case.report["heads"]["model"]["log_loss"] != by_group.report["heads"]["model"]["log_loss"]
+        assert by_case.report["heads"]["model"]["map"]["kind"] == by_group.report["heads"]["model"]["map"]["kind"]
+
+
+class TestThresholds:
+    @pytest.mark.parametrize("options", [(), ("--thresholds_only",)], ids=["calibrated", "thresholds only"])
+    def test_keep_a_budget_to_the_voxel_where_it_binds(self, workplace, options):
+        budgets = (0.001, 0.02, 0.1)
+        calibration = workplace.calibrate("-budgets", *budgets, *options)
+        for budget, fitted in zip(budgets, calibration.thresholds, strict=True):
+            deferred = workplace.pooled(Limits(budget=budget, over="dataset"), calibration).sum()
+            assert budget * NUM_VOXELS - 1 <= deferred <= budget * NUM_VOXELS
+            assert fitted.rate * NUM_VOXELS == pytest.approx(deferred)
+            assert len(set(fitted.thresholds)) == 1
+            assert fitted.thresholds[0] > 0
+        prices = [fitted.thresholds[0] for fitted in calibration.thresholds]
+        assert prices == sorted(prices, reverse=True)
+
+    def test_give_more_to_cases_where_more_is_to_be_gained(self, workplace):
+        calibration = workplace.calibrate("-budgets", 0.05)
+        limits = Limits(budget=0.05, over="dataset")
+        rates = [(workplace.decided(case, limits, calibration).maps.route > 0).mean() for case in CASES]
+        assert min(rates) < 0.05 < max(rates)
+
+    def test_keep_capacities_too(self, workplace):
+        calibration = workplace.calibrate("-budgets", 0.1, "-capacities", 0.02, "none")
+        (fitted,) = calibration.thresholds
+        assert fitted.capacities == (0.02, None)
+        ann, bob = workplace.pooled(Limits(budget=0.1, capacities=(0.02, None), over="dataset"), calibration)
+        assert ann == pytest.approx(0.02 * NUM_VOXELS, abs=2)
+        assert ann + bob == pytest.approx(0.1 * NUM_VOXELS, abs=2)
+        assert fitted.thresholds[0] > fitted.thresholds[1] > 0
+
+    def test_are_fitted_for_capacities_alone(self, workplace):
+        calibration = workplace.calibrate("-capacities", 0.01, 0)
+        (fitted,) = calibration.thresholds
+        assert fitted.budget is None
+        assert fitted.thresholds[1] == math.inf
+        assert workplace.plans[CALIBRATION_KEY]["thresholds"][0]["thresholds"][1] is None
+        ann, bob = workplace.pooled(Limits(capacities=(0.01, 0.0), over="dataset"), calibration)
+        assert ann == pytest.approx(0.01 * NUM_VOXELS, abs=1)
+        assert bob == 0
+
+    def test_are_zero_where_the_budget_does_not_bind(self, workplace):
+        calibration = workplace.calibrate("-budgets", 1)
+        (fitted,) = calibration.thresholds
+        assert fitted.thresholds == (0.0, 0.0)
+        free = sum(workplace.pooled(Limits(budget=1.0), calibration))
+        assert 0 < free < NUM_VOXELS
+        assert fitted.rate * NUM_VOXELS == pytest.approx(free)
+
+    def test_where_nobody_is_worth_asking_are_zero_and_nothing_is_deferred(self, another):
+        workplace = another(said=levels(0.95, 0.4, 0.5))
+        calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.05)
+        (fitted,) = calibration.thresholds
+        assert fitted.thresholds == (0.0, 0.0)
+        assert fitted.rate == 0
+        assert workplace.pooled(Limits(budget=0.05, over="dataset"), calibration).sum() == 0
+
+    @pytest.mark.parametrize("budget", [0.05, 1])
+    def test_where_everything_should_be_asked_keep_the_budget(self, another, budget):
+        workplace = another(said=levels(0.1, 0.8, 0.9))
+        calibration = workplace.calibrate("-budgets", budget)
+        (fitted,) = calibration.thresholds
+        possible = NUM_VOXELS * (1 - UNKNOWN / SHAPE[-1])
+        deferred = workplace.pooled(Limits(budget=float(budget), over="dataset"), calibration).sum()
+        assert deferred == pytest.approx(min(possible, budget * NUM_VOXELS), abs=1)
+        assert fitted.rate * NUM_VOXELS == pytest.approx(deferred)
+
+    def test_can_be_fitted_for_the_papers_objective(self, another):
+        def said(generator):
+            odds = random_probabilities(generator)
+            return odds / odds.sum(0)
+
+        workplace = another(said=said, objective="collaboration")
+        calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.02)
+        deferred = workplace.pooled(Limits(budget=0.02, over="dataset"), calibration).sum()
+        assert 0.02 * NUM_VOXELS - 1 <= deferred <= 0.02 * NUM_VOXELS
+
+    def test_can_be_fitted_on_a_single_case(self, workplace):
+        split = [{"train": CASES[1:], "val": CASES[:1]}]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(split))
+        calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.1, folds=(0,))
+        assert calibration.report["cases"] == ["a"]
+        assert calibration.thresholds[0].rate == pytest.approx(0.1, abs=1 / math.prod(SHAPE))
+
+
+def remove_validation(here):
+    shutil.rmtree(here.model / "fold_1" / "validation")
+
+
+def remove_model(here):
+    shutil.rmtree(here.model)
+
+
+def make_stock(here):
+    plans = here.plans
+    del plans["deferral"], plans["deferral_model"]
+    here.write_plans(**plans)
+
+
+def make_collaborating(here):
+    plans = here.plans
+    here.write_plans(**plans | {"deferral": plans["deferral"] | {"objective": "collaboration"}})
+
+
+def take_maps_of_another_model(here):
+    index = maps.index_file(here.model / "fold_1" / "validation")
+    index.write_text(index.read_text().replace(TRAINER, "nnUNetTrainerDeferral2Experts"))
+
+
+def take_maps_of_a_stock_model(here):
+    shutil.rmtree(here.model / "fold_0" / "validation" / maps.FOLDER)
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def validate_one_case(here):
+    (here.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("spoil", "words"),
+        [
+            (remove_validation, ["there is no folder", "fold_1/validation"]),
+            (remove_model, ["plans.json is missing", TRAINER]),
+            (make_stock, ["is no deferral model", "no deferral block"]),
+            (make_collaborating, ['"collaboration"', "_OvA", "--thresholds_only -budgets"]),
+            (
+                take_maps_of_another_model,
+                ["fold_1/validation holds the deferral maps of another model", "nnUNetTrainerDeferral2Experts"],
+            ),
+            (take_maps_of_a_stock_model, ["fold_0/validation has no deferral maps", "stock model"]),
+            (lambda here: shutil.rmtree(here.preprocessed), ["has no dataset.json: plan and preprocess"]),
+            (lambda here: (here.model / "dataset.json").unlink(), ["dataset.json"]),
+            (lambda here: (here.preprocessed / "splits_final.json").unlink(), ["splits_final.json is missing"]),
+            (lambda here: shutil.rmtree(here.raw / "expertsTr"), ["no folder of the masks of ann, bob", "expertsTr"]),
+            (lambda here: (here.preprocessed / "gt_segmentations" / "e.nii.gz").unlink(), ["e.nii.gz is missing"]),
+            (
+                lambda here: write_mask(here.raw / "expertsTr" / "bob" / "e.nii.gz", np.zeros((2, 40, 42), np.uint8)),
+                ["bob/e.nii.gz: shape (2, 40, 42) instead of (4, 40, 42)"],
+            ),
+            (
+                lambda here: write_mask(here.preprocessed / "gt_segmentations" / "e.nii.gz", np.zeros(SHAPE, np.uint8),
+                                        origin=(0.0, 0.0, 0.0)),
+                ["e.nii.gz does not fit its prediction: origin (0, 0, 0) instead of"],
+            ),
+            (lambda here: cut_short(here.plans_file), ["plans.json cannot be read"]),
+            (lambda here: cut_short(maps.routing_file(here.validation("b"), "b")), ["routing/b.npz cannot be read"]),
+            (
+                lambda here: maps.save_routing(here.validation("b"), "b", np.full((2, *SHAPE), 0.5, np.float32)),
+                ["routing/b.npz has shape (2, 4, 40, 42) for 2 experts", "mask of shape (4, 40, 42)"],
+            ),
+        ],
+    )  # fmt: skip
+    def test_what_is_not_as_a_validation_leaves_it(self, workplace, capsys, spoil, words):
+        spoil(workplace)
+        said = workplace.refused(capsys)
+        for word in words:
+            assert word in said
+
+    @pytest.mark.parametrize("case", ["b", "f"])
+    @pytest.mark.parametrize("of", ["routes", "classes", "mask"])
+    def test_a_case_without_probabilities_with_the_command_that_writes_them(self, workplace, capsys, case, of):
+        folder = workplace.validation(case)
+        file = {
+            "routes": maps.routing_file(folder, case),
+            "classes": folder / f"{case}.npz",
+            "mask": folder / f"{case}.nii.gz",
+        }[of]
+        file.unlink()
+        said = workplace.refused(capsys)
+        assert f"{file} is missing" in said
+        fold = CASES.index(case) // 3
+        assert f"nnUNetv2_train {DATASET} 2d {fold} -tr {TRAINER} -p nnUNetPlans --val --npz writes them" in said
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--thresholds_only"], ["--thresholds_only needs -budgets or -capacities"]),
+            (["-budgets", 1.5], ["budget is a share of the voxels in [0, 1], got 1.5"]),
+            (["-budgets", 0.1, -0.1], ["budget is a share of the voxels in [0, 1], got -0.1"]),
+            (["-budgets", "nan"], ["budget is a share of the voxels in [0, 1], got nan"]),
+            (["-budgets", "some"], ["-budgets", "'some'"]),
+            (["-capacities", 0.1, 0.1, 0.1], ["-capacities need one entry for each of 2 experts", "(0.1, 0.1, 0.1)"]),
+            (["-capacities", 0.1], ["-capacities need one entry for each of 2 experts", "(0.1,)"]),
+            (["-capacities", 0.1, 1.1], ["capacity is a share of the voxels in [0, 1], got 1.1"]),
+            (["-capacities", "some", 0.1], ["-capacities", "'some'"]),
+            (
+                ["-budgets", 0.05, 0.5, "-capacities", 0.1, 0.2],
+                ["the budget 0.5 cannot be met", "[0.1, 0.2] add up to 0.3"],
+            ),
+            (["-experts", "standard"], ["the model asks ann, bob, but the set standard has expert1, expert2"]),
+            (["-experts", "unheard_of"], ["no set of simulated experts 'unheard_of'", "standard"]),
+            (["-p", "nnUNetResEncUNetMPlans"], ["nnUNetResEncUNetMPlans__2d/plans.json is missing"]),
+        ],
+    )
+    def test_options_that_make_no_sense(self, workplace, capsys, options, words):
+        said = workplace.refused(capsys, *options)
+        for word in words:
+            assert word in said
+
+    def test_a_fold_that_does_not_exist(self, workplace, capsys):
+        assert "splits_final.json has 2 folds, there is no fold 2" in workplace.refused(capsys, folds=(0, 1, 2))
+        assert "different numbers from 0" in workplace.refused(capsys, folds=(0, 0))
+
+    def test_a_single_case(self, workplace, capsys):
+        validate_one_case(workplace)
+        said = workplace.refused(capsys, folds=(0,))
+        assert "at least two cases (patients), to hold some back, got a" in said
+
+    def test_a_single_group(self, workplace, capsys):
+        file = workplace.root / "groups.json"
+        file.write_text(json.dumps(dict.fromkeys(CASES, "eve")))
+        assert "at least two cases (patients), to hold some back, got eve" in workplace.refused(capsys, "-groups", file)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (json.dumps(dict.fromkeys(CASES[:-1], "eve")), "(1): f"),
+            (json.dumps(list(CASES)), "must map cases to groups, got a list"),
+            ('{"a": ', "cannot be read"),
+            (None, "cannot be read"),
+        ],
+        ids=["lacking", "list", "cut short", "missing"],
+    )
+    def test_groups_that_are_none(self, workplace, capsys, content, words):
+        file = workplace.root / "groups.json"
+        if content is not None:
+            file.write_text(content)
+        said = workplace.refused(capsys, "-groups", file)
+        assert str(file) in said
+        assert words in said
+
+    def test_what_was_fitted_before_stays_when_a_later_call_is_refused(self, workplace, capsys):
+        workplace.calibrate("-budgets", 0.05)
+        capsys.readouterr()
+        before = workplace.plans[CALIBRATION_KEY]
+        remove_validation(workplace)
+        workplace.refused(capsys, "-budgets", 0.1)
+        assert workplace.plans[CALIBRATION_KEY] == before
+
+    def test_an_expert_who_answered_no_case_is_named(self, workplace, capsys):
+        shutil.rmtree(workplace.raw / "expertsTr" / "bob")
+        assert "bob" in workplace.refused(capsys)

@@ -1,0 +1,91 @@
+"""What may limit a prediction, and what is refused."""
+
+import re
+
+import pytest
+
+from nnunetv2_deferral.decision.limits import (
+    ENVIRONMENT,
+    ENVIRONMENT_CAPACITIES,
+    ENVIRONMENT_OVER,
+    ENVIRONMENT_REGION,
+    Limits,
+    limits_of_environment,
+)
+from nnunetv2_deferral.settings import resolve_settings
+
+
+def test_without_limits_there_is_nothing_to_say():
+    assert resolve_settings(None).limits == Limits()
+    assert Limits().to_dict() == {}
+    assert not Limits().limits_amount
+    assert not Limits(capacities=(None, None), min_region_mm=3).limits_amount
+
+
+def test_the_plans_set_limits_and_keep_them():
+    block = {"budget": 0.02, "capacities": [0.01, None, 0.0], "budget_over": "dataset", "min_region_mm": 4}
+    settings = resolve_settings(block)
+    assert settings.limits == Limits(budget=0.02, capacities=(0.01, None, 0.0), over="dataset", min_region_mm=4)
+    assert resolve_settings(settings.to_dict()) == settings
+    assert settings.limits.to_dict() == {
+        "budget": 0.02, "capacities": [0.01, None, 0.0], "over": "dataset", "min_region_mm": 4,
+    }  # fmt: skip
+
+
+def test_the_environment_wins_over_the_plans_where_it_says_something():
+    planned = Limits(budget=0.02, min_region_mm=4)
+    assert limits_of_environment(planned, {}) == planned
+    asked = {ENVIRONMENT: "0.05", ENVIRONMENT_CAPACITIES: "0.1, none,0", ENVIRONMENT_OVER: "dataset"}
+    assert limits_of_environment(planned, asked) == Limits(
+        budget=0.05, capacities=(0.1, None, 0.0), over="dataset", min_region_mm=4
+    )
+    assert limits_of_environment(planned, {ENVIRONMENT_REGION: "0"}) == Limits(budget=0.02, min_region_mm=0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (ENVIRONMENT, "2", r"is a share of the voxels in \[0, 1\], got '2'"),
+        (ENVIRONMENT, "-1", "got '-1'"),
+        (ENVIRONMENT, "one percent", "got 'one percent'"),
+        (ENVIRONMENT, "nan", "got 'nan'"),
+        (ENVIRONMENT_CAPACITIES, "0.1,1.1,0", "got '1.1'"),
+        (ENVIRONMENT_CAPACITIES, "0.1,,0", "got ''"),
+        (ENVIRONMENT_OVER, "patient", "one of case, dataset, got 'patient'"),
+        (ENVIRONMENT_REGION, "big", "a diameter in mm, got 'big'"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(variable, value, message):
+    with pytest.raises(ValueError, match=f"{variable} .*{message}"):
+        limits_of_environment(Limits(), {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"budget": -0.1}, r"deferral settings: budget is a share of the voxels in \[0, 1\], got -0.1"),
+        ({"budget": float("nan")}, "got nan"),
+        ({"budget": "0.1"}, "budget must be a number, got '0.1'"),
+        ({"capacities": [0.1, 0.1]}, "deferral settings: capacities.* 3 experts"),
+        ({"capacities": [0.1, 0.1, 7]}, r"capacities\[2\].*got 7"),
+        ({"capacities": 0.1}, "capacities must be a list of numbers, or null for no limit, got 0.1"),
+        (
+            {"budget": 0.5, "capacities": [0.1, 0.2, 0.1]},
+            r"budget 0.5 cannot be met: .* add up to 0.4",
+        ),
+        ({"budget_over": "dataset"}, "over a dataset needs a budget or capacities"),
+        ({"budget_over": "scan", "budget": 0.1}, "over a case or a dataset, got 'scan'"),
+        ({"min_region_mm": -1}, "diameter in mm, not negative, got -1"),
+        ({"min_region_mm": "4"}, "min_region_mm must be a number, got '4'"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_a_training(block, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_settings(block)
+
+
+def test_a_budget_that_one_expert_without_limit_can_take_is_met():
+    assert Limits(budget=0.5, capacities=(0.1, None)).budget == 0.5
+    assert Limits(budget=0.3, capacities=(0.1, 0.2)).budget == 0.3
+    with pytest.raises(ValueError, match=re.escape("the budget 0.31 cannot be met")):
+        Limits(budget=0.31, capacities=(0.1, 0.2))

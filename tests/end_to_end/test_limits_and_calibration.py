@@ -1,0 +1,336 @@
+"""A one-vs-all model is calibrated on its validation, and predicts within every limit, all with the same masks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from workplace import FLAT, Workplace, predictor_of
+
+from nnunetv2_deferral.calibration.model import CALIBRATION_KEY
+from nnunetv2_deferral.commands.calibrate import main as calibrate
+from nnunetv2_deferral.decision.limits import ENVIRONMENT, ENVIRONMENT_CAPACITIES, ENVIRONMENT_OVER, ENVIRONMENT_REGION
+from nnunetv2_deferral.decision.regions import label_regions
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.settings import resolve_settings
+
+PLANS, TRAINER = "nnUNetOneVsAllPlans", "TinyDeferral3Experts"
+VALIDATED, TESTED = ("train_4", "train_5"), ("test_6", "test_7")
+BUDGET, CAPACITIES = 0.06, "0.02,none,0.01"
+LIMITS: dict[str, dict[str, str]] = {
+    "plain": {},
+    "budget": {ENVIRONMENT: "0.031"},
+    "capacities": {ENVIRONMENT_CAPACITIES: CAPACITIES},
+    "budget and capacities": {ENVIRONMENT: "0.025", ENVIRONMENT_CAPACITIES: CAPACITIES},
+    "regions": {ENVIRONMENT: "0.1", ENVIRONMENT_REGION: "5"},
+    "dataset": {ENVIRONMENT: str(BUDGET), ENVIRONMENT_OVER: "dataset"},
+    "dataset, regions": {ENVIRONMENT: str(BUDGET), ENVIRONMENT_OVER: "dataset", ENVIRONMENT_REGION: "4"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(workplace: Workplace) -> Path:
+    """The folder of a one-vs-all model of fold 0, calibrated with a budget."""
+    workplace.derive_plans(FLAT, PLANS, lambda plans: plans.update(deferral={"objective": "one_vs_all"}))
+    fold = workplace.train(FLAT, "2d", 0, TRAINER, "--npz", plans=PLANS)
+    before = json.loads((fold.parent / "plans.json").read_text())
+    calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "-budgets", str(BUDGET), "0.01"])
+    after = json.loads((fold.parent / "plans.json").read_text())
+    assert {**after, CALIBRATION_KEY: None} == {**before, CALIBRATION_KEY: None}
+    assert CALIBRATION_KEY not in before
+    return fold.parent
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Any:
+    """nnU-Net's predictor with that model."""
+    return predictor_of(model)
+
+
+@pytest.fixture(scope="module")
+def predictions(
+    workplace: Workplace, predictor: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, PredictionFolder]:
+    """The test images, predicted within all limits."""
+    root, images = tmp_path_factory.mktemp("predictions"), workplace.raw / FLAT / "imagesTs"
+    return {
+        name: predict_with(predictor, images, root / str(number), environment)
+        for number, (name, environment) in enumerate(LIMITS.items())
+    }
+
+
+def predict_with(predictor: Any, images: Path, output: Path, environment: dict[str, str]) -> PredictionFolder:
+    """What nnUNetv2_predict --save_probabilities does, in this process."""
+    output.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
+    return PredictionFolder.open(output)
+
+
+def calibration_in(model: Path) -> Any:
+    return json.loads((model / "plans.json").read_text()).get(CALIBRATION_KEY)
+
+
+def copy_of(model: Path, target: Path, **changes: Any) -> Path:
+    """A copy of the model with other entries in its plans; None removes one."""
+    shutil.copytree(model, target, ignore=shutil.ignore_patterns("validation"))
+    plans = json.loads((target / "plans.json").read_text()) | changes
+    plans = {key: value for key, value in plans.items() if value is not None}
+    (target / "plans.json").write_text(json.dumps(plans))
+    return target
+
+
+def settings_in(model: Path) -> dict[str, Any]:
+    return json.loads((model / "plans.json").read_text())["deferral"]
+
+
+def limits_of(folder: PredictionFolder) -> list[Any]:
+    return [entry.get("limits") for entry in folder.index["cases"].values()]
+
+
+def masks_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
+
+
+class TestPrediction:
+    def test_masks_are_the_same_under_any_limits(self, predictions: dict[str, PredictionFolder]) -> None:
+        expected = masks_of(predictions["plain"].folder)
+        assert sorted(expected) == [f"{case}.png" for case in TESTED]
+        for name, found in predictions.items():
+            assert masks_of(found.folder) == expected, name
+
+    def test_routes_are_others_under_any_limits(self, predictions: dict[str, PredictionFolder]) -> None:
+        routes = {name: b"".join(found.route(case).tobytes() for case in TESTED) for name, found in predictions.items()}
+        assert len(set(routes.values())) == len(LIMITS)
+
+    def test_is_calibrated_and_says_with_what(self, model: Path, predictions: dict[str, PredictionFolder]) -> None:
+        for found in predictions.values():
+            assert found.index["model"]["calibrated"] is True
+            assert found.index["calibration"] == calibration_in(model)
+        assert limits_of(predictions["plain"]) == [None, None]
+        rule, plain = resolve_settings(settings_in(model)).rule, predictions["plain"]
+        assert plain.calibration is not None
+        changed = 0
+        for case in TESTED:
+            raw = plain.routing(case)
+            known = ~np.isnan(raw[0])
+            calibrated = plain.calibration.apply(raw[:, known])
+            assert np.array_equal(plain.route(case)[known], rule.decision(calibrated, axis=0))
+            assert plain.probability(case)[known] == pytest.approx(rule.score(calibrated, axis=0), abs=1e-5)
+            assert not plain.route(case)[~known].any()
+            changed += np.count_nonzero(rule.decision(calibrated, axis=0) != rule.decision(raw[:, known], axis=0))
+        assert changed
+
+    def test_final_validations_are_what_is_fitted_on_and_not_calibrated(self, model: Path) -> None:
+        validation = PredictionFolder.open(model / "fold_0" / "validation")
+        assert validation.index["model"]["calibrated"] is False
+        assert validation.calibration is None
+        assert tuple(validation.cases) == VALIDATED
+
+    @pytest.mark.parametrize("name", ["budget", "budget and capacities", "regions"])
+    def test_a_budget_of_each_case_is_never_exceeded(self, predictions: dict[str, PredictionFolder], name: str) -> None:
+        budget = float(LIMITS[name][ENVIRONMENT])
+        for case in TESTED:
+            route = predictions[name].route(case)
+            deferred = np.count_nonzero(route)
+            assert deferred <= budget * route.size
+            assert deferred > (0 if name == "regions" else budget * route.size - 1)
+            assert predictions[name].index["cases"][case]["deferral_rate"] == pytest.approx(deferred / route.size)
+
+    @pytest.mark.parametrize("name", ["capacities", "budget and capacities"])
+    def test_capacities_are_never_exceeded(self, predictions: dict[str, PredictionFolder], name: str) -> None:
+        free = predictions["plain"]
+        shares = [1.0 if text == "none" else float(text) for text in CAPACITIES.split(",")]
+        for case in TESTED:
+            rates = [np.mean(predictions[name].route(case) == expert) for expert in (1, 2, 3)]
+            assert all(rate <= share for rate, share in zip(rates, shares, strict=True))
+            wanted = [np.mean(free.route(case) == expert) for expert in (1, 2, 3)]
+            assert any(want > share for want, share in zip(wanted, shares, strict=True))
+        assert limits_of(predictions["capacities"]) == [{"capacities": [0.02, None, 0.01], "over": "case"}] * 2
+
+    @pytest.mark.parametrize("name", ["regions", "dataset, regions"])
+    def test_regions_have_the_size_that_is_asked_for(self, predictions: dict[str, PredictionFolder], name: str) -> None:
+        smallest = float(LIMITS[name][ENVIRONMENT_REGION])
+        found = 0
+        for case in TESTED:
+            route = predictions[name].route(case)
+            regions = label_regions(route, spacing_mm=(999, 1, 1))
+            assert all(region.diameter_mm >= smallest for region in regions)
+            found += len(regions)
+            figures = predictions[name].index["cases"][case]
+            assert figures["limits"]["min_region_mm"] == smallest
+            if name == "regions":  # where thresholds are prices these two do not compare, see test_decision.py
+                assert figures["lost_by_regions"] >= 0
+        assert found
+
+    def test_limits_in_the_plans_of_the_model_hold_and_the_environment_wins(
+        self, workplace: Workplace, model: Path, tmp_path: Path
+    ) -> None:
+        edited = copy_of(model, tmp_path / "model", deferral=settings_in(model) | {"budget": 0.02})
+        predictor, images = predictor_of(edited), workplace.raw / FLAT / "imagesTs"
+        for name, environment, budget in (("plans", {}, 0.02), ("environment", LIMITS["budget"], 0.031)):
+            found = predict_with(predictor, images, tmp_path / name, environment)
+            assert limits_of(found) == [{"budget": budget, "over": "case"}] * 2
+            for case in TESTED:
+                route = found.route(case)
+                assert np.count_nonzero(route) == math.floor(budget * route.size)
+
+
+class TestABudgetOverADataset:
+    def test_is_kept_by_the_cases_it_was_fitted_on(
+        self, workplace: Workplace, model: Path, predictor: Any, tmp_path: Path
+    ) -> None:
+        images = tmp_path / "images"
+        images.mkdir()
+        for case in VALIDATED:
+            shutil.copy(workplace.raw / FLAT / "imagesTr" / f"{case}_0000.png", images)
+        found = predict_with(predictor, images, tmp_path / "out", LIMITS["dataset"])
+        rates = [np.mean(found.route(case) > 0) for case in VALIDATED]
+        fitted = calibration_in(model)["thresholds"][0]
+        assert fitted["budget"] == BUDGET
+        assert np.mean(rates) == pytest.approx(fitted["rate"], abs=0.002)
+        assert fitted["rate"] == pytest.approx(BUDGET, abs=1 / (2 * 40 * 48))
+        assert limits_of(found) == [{"budget": BUDGET, "over": "dataset"}] * 2
+
+    @pytest.mark.parametrize(
+        ("environment", "words"),
+        [
+            (
+                {ENVIRONMENT: "0.05", ENVIRONMENT_OVER: "dataset"},
+                ["no thresholds were fitted for a budget of 0.05", "fitted: budget of 0.06; budget of 0.01"],
+            ),
+            (
+                {ENVIRONMENT: "0.01", ENVIRONMENT_CAPACITIES: "0.01,0.01,0.01", ENVIRONMENT_OVER: "dataset"},
+                ["budget of 0.01 with capacities of 0.01, 0.01, 0.01", "fitted: budget of 0.06; budget of 0.01"],
+            ),
+            ({ENVIRONMENT_OVER: "dataset"}, ["needs a budget or capacities"]),
+            ({ENVIRONMENT: "2"}, [ENVIRONMENT, "share of the voxels in [0, 1], got '2'"]),
+            ({ENVIRONMENT_CAPACITIES: "0.1,0.1"}, [ENVIRONMENT_CAPACITIES, "3 experts"]),
+        ],
+        ids=["another", "with capacities", "no budget", "no share", "two capacities"],
+    )
+    def test_that_was_not_fitted_is_refused_before_the_first_case(
+        self,
+        workplace: Workplace,
+        predictor: Any,
+        tmp_path: Path,
+        environment: dict[str, str],
+        words: list[str],
+    ) -> None:
+        with pytest.raises(ValueError) as refused:
+            predict_with(predictor, workplace.raw / FLAT / "imagesTs", tmp_path / "out", environment)
+        for word in words:
+            assert word in str(refused.value)
+        assert not [path for path in (tmp_path / "out").iterdir() if path.suffix == ".png" or path.is_dir()]
+
+    def test_of_a_model_without_calibration_is_refused(self, workplace: Workplace, model: Path, tmp_path: Path) -> None:
+        bare = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: None})
+        with pytest.raises(ValueError, match="this model has none. Fit them: nnUNetv2_deferral_calibrate"):
+            predict_with(predictor_of(bare), workplace.raw / FLAT / "imagesTs", tmp_path / "out", LIMITS["dataset"])
+        assert not list((tmp_path / "out").glob("*.png"))
+
+
+class TestModelFolder:
+    def test_maps_of_the_model_before_it_was_calibrated_are_not_mixed_with_others(
+        self, workplace: Workplace, model: Path, predictions: dict[str, PredictionFolder], tmp_path: Path
+    ) -> None:
+        output = tmp_path / "taken"
+        shutil.copytree(predictions["plain"].folder, output)
+        before = {file: file.read_bytes() for file in (output / "deferral").rglob("*") if file.is_file()}
+        bare = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: None})
+        with pytest.raises(ValueError, match="maps of another model .*calibrated: True there, False now"):
+            predictor_of(bare).predict_from_files_sequential(str(workplace.raw / FLAT / "imagesTs"), str(output))
+        assert {file: file.read_bytes() for file in (output / "deferral").rglob("*") if file.is_file()} == before
+
+    @pytest.mark.parametrize(("fold", "kept"), [(1, True), (0, False)])
+    def test_a_training_that_starts_keeps_what_was_fitted_on_other_folds(
+        self, workplace: Workplace, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fold: int, kept: bool
+    ) -> None:
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        there = copy_of(model, tmp_path / FLAT / model.name)
+        before = json.loads((there / "plans.json").read_text())
+        workplace.trainer(TRAINER, FLAT, "2d", fold, PLANS).on_train_start()
+        assert calibration_in(there) == (calibration_in(model) if kept else None)
+        after = json.loads((there / "plans.json").read_text())
+        assert {**after, CALIBRATION_KEY: None} == {**before, CALIBRATION_KEY: None}
+
+    @pytest.mark.parametrize("what", ["experts", "threshold"])
+    def test_a_calibration_that_does_not_fit_the_model_is_refused_before_the_first_case(
+        self, workplace: Workplace, model: Path, tmp_path: Path, what: str
+    ) -> None:
+        calibration = calibration_in(model)
+        if what == "experts":
+            calibration["experts"][0] = "eve"
+        else:
+            calibration["thresholds"][0]["thresholds"].append(0.1)
+        edited = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: calibration})
+        with pytest.raises(ValueError, match=f'"{CALIBRATION_KEY}" entry of the plans'):
+            predict_with(predictor_of(edited), workplace.raw / FLAT / "imagesTs", tmp_path / "out", {})
+        assert not list((tmp_path / "out").glob("*.png"))
+
+
+@pytest.mark.slow
+class TestTheStockCommands:
+    @pytest.fixture(scope="class")
+    def installed(self, workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A results folder that the model was exported to and installed in."""
+        results = tmp_path_factory.mktemp("elsewhere")
+        archive = results / "model.zip"
+        workplace.command(
+            "nnUNetv2_export_model_to_zip", "-d", FLAT, "-o", archive, "-c", "2d", "-tr", TRAINER, "-p", PLANS, "-f", 0
+        )
+        workplace.command("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(results))
+        assert calibration_in(results / FLAT / model.name) == calibration_in(model)
+        return results
+
+    @pytest.mark.parametrize("name", ["plain", "budget", "capacities", "regions", "dataset, regions"])
+    def test_an_exported_model_predicts_alike_within_all_limits(
+        self, workplace: Workplace, installed: Path, predictions: dict[str, PredictionFolder], tmp_path: Path, name: str
+    ) -> None:
+        """In processes that are started anew and import everything for themselves."""
+        elsewhere = {"nnUNet_results": str(installed)}
+        workplace.predict(FLAT, "2d", TRAINER, tmp_path / "out", plans=PLANS, **elsewhere, **LIMITS[name])
+        expected, found = predictions[name], PredictionFolder.open(tmp_path / "out")
+        assert masks_of(found.folder) == masks_of(predictions["plain"].folder)
+        for case in TESTED:
+            assert np.array_equal(found.route(case), expected.route(case))
+        assert found.index["calibration"] == expected.index["calibration"]
+        assert limits_of(found) == limits_of(expected)
+
+    def test_another_budget_is_refused_in_the_last_line(
+        self, workplace: Workplace, model: Path, tmp_path: Path
+    ) -> None:
+        assert calibration_in(model) is not None
+        limits = {ENVIRONMENT: "0.5", ENVIRONMENT_OVER: "dataset"}
+        done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "out", plans=PLANS, fails=True, **limits)
+        last = done.stdout.strip().splitlines()[-1]
+        assert last.startswith("ValueError: no thresholds were fitted for a budget of 0.5 over a dataset (fitted: ")
+        assert not list((tmp_path / "out").glob("*.png"))
+
+    def test_calibrating_changes_the_plans_and_a_training_of_the_same_fold_undoes_it(
+        self, workplace: Workplace, model: Path
+    ) -> None:
+        """On a model of its own: the other tests need theirs calibrated."""
+        plans = workplace.derive_plans(FLAT, "nnUNetAnewPlans", lambda plans: plans.update(deferral=settings_in(model)))
+        words = ["-d", FLAT, "-c", "2d", "-f", 0, "-tr", TRAINER, "-p", plans]
+        folder = workplace.train(FLAT, "2d", 0, TRAINER, "--npz", plans=plans).parent
+        before = json.loads((folder / "plans.json").read_text())
+        done = workplace.command("nnUNetv2_deferral_calibrate", *words, "-budgets", BUDGET)
+        assert "2 validation cases of fold 0" in done.stdout
+        fitted = calibration_in(folder)
+        assert fitted["report"]["folds"] == [0]
+
+        workplace.train(FLAT, "2d", 0, TRAINER, "--val", "--npz", plans=plans)  # no training
+        assert calibration_in(folder) == fitted
+        workplace.train(FLAT, "2d", 1, TRAINER, "--npz", plans=plans)
+        assert calibration_in(folder) == fitted
+        assert PredictionFolder.open(folder / "fold_1" / "validation").calibration is None
+        workplace.train(FLAT, "2d", 0, TRAINER, plans=plans)
+        assert json.loads((folder / "plans.json").read_text()) == before
