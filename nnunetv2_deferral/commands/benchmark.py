@@ -1,7 +1,7 @@
 """`nnUNetv2_deferral_benchmark`: stock nnU-Net and deferral trainings on the same folds, run, checked and compared.
 
 What is trained is found in nnUNet_results; with `--run` what is missing is trained first, through nnUNetv2_train. The
-same call can be made again at any time: after an interruption it goes on from there.
+same call can be made again at any time: after an interruption it goes on from there. `--report` writes a page as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nnunetv2_deferral.benchmark.training import TrainingError, trainings_of
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
 from nnunetv2_deferral.commands.evaluate import read_groups
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
+from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
 
 COMMAND = "nnUNetv2_deferral_benchmark"
 LOGS = "logs"
@@ -109,6 +110,17 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     return compare(experiment, scores, times, studies=studies, resampling=resampling)
 
 
+def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
+    """Write the page about a benchmark, with the groups that its intervals were drawn by.
+
+    Raises:
+        ValueError: If these cannot be read, or are no longer those that the intervals were drawn by.
+    """
+    cases = [case for names in results["cases"].values() for case in names]
+    groups = None if given.groups is None else read_groups(given.groups, cases)
+    write_benchmark_page(results, given.report, groups=groups)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; bad input ends with exit code 2, failed trainings with 1, an interruption with 130."""
     parser = _make_parser()
@@ -117,8 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with _ended_by_signals():
+            if given.report is not None:
+                check_report(given.report)
             results = benchmark(given)
             files = write_tables(results, given.o)
+            if given.report is not None:
+                write_report(results, given)
+                files.append(given.report)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except TrainingError as error:
@@ -161,6 +178,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all. Default: %(default)s")
     add("-epochs", type=int, metavar="N", help="append _Nepochs to all trainers' names; 1000 is nnU-Net's own")
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    add("--report", metavar="HTML", type=Path, help="also write a page with figures, one file that opens anywhere")
     tables = parser.add_argument_group("tables of the paper, on plans derived from -p where these say otherwise")
     tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
     words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"

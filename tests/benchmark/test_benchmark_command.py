@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+from html import unescape
 
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_raters_are_read_from_the_raw_dataset(workplace):
 def test_missing_raters_are_named(workplace, capsys):
     workplace.write_model(DEFERRAL, route=ask_where_wrong, experts=["ann"])
     text = refused([*workplace.arguments, "-tr", DEFERRAL.trainer], capsys)
-    assert "there is no folder of the experts' masks" in text
+    assert "there is no folder of the masks of" in text
 
 
 def test_models_of_different_experts_are_compared_only_on_the_same(workplace, capsys):
@@ -260,3 +262,60 @@ def test_one_case_has_no_interval(trained):
     assert math.isnan(interval["low"])
     assert found["regions"] == {"1": "rim", "2": "core"}
     assert set(LABELS) >= set(found["regions"].values())
+
+
+def test_the_report_has_the_numbers_of_the_results_and_replaces_an_older_one(trained, capsys):
+    report = trained.root / "pages" / "report.html"
+    report.parent.mkdir()
+    report.write_text("older")
+    main([*trained.arguments, *TRAINERS, "--report", str(report)])
+    assert str(report) in capsys.readouterr().out
+    text = unescape(re.sub(r"<[^>]+>", " ", report.read_text()))
+    assert "older" not in text
+    stock, deferral = results(trained)["methods"]
+    wanted = [deferral["minus_first"]["system"][region]["Dice"] for region in ("foreground_mean", "1", "2")]
+    for found in [stock["scores"]["model_everywhere"]["2"]["IoU"], *wanted]:
+        for number in found.values():
+            assert f"{number:.3f}" in text
+    for part in ("class rim", "class core", f"{100 * deferral['deferral']['rate']:.1f} %", "ann: 100 %", "is better"):
+        assert part in text
+    assert {file.name for file in (trained.root / "out").iterdir()} == {
+        "benchmark.json", "benchmark.csv", "benchmark.md",
+    }  # fmt: skip
+    assert [file.name for file in report.parent.iterdir()] == ["report.html"]
+
+
+def test_the_report_has_a_section_for_each_table_of_the_paper(workplace):
+    workplace.write_model(STOCK)
+    workplace.write_model(DEFERRAL, errors=30, route=ask_where_wrong)
+    one = Method(trainer="nnUNetTrainerDeferral1Expert_5epochs", plans="nnUNetPlans")
+    workplace.write_model(one, errors=20, route=ask_where_wrong, num_experts=1)
+    report = workplace.root / "report.html"
+    arguments = ["-epochs", "5", "--experts", "1", "3", "-expert_set", "standard", "--report", str(report)]
+    main([*workplace.arguments, *arguments])
+    headings = re.findall("<h2>(.*?)</h2>", report.read_text())
+    assert headings[0] == results(workplace)["studies"][0]["title"]
+    assert "<td>J 3</td>" in report.read_text()
+
+
+def test_the_report_draws_experts_alone_by_the_groups_of_the_results(trained):
+    groups, report = trained.root / "groups.json", trained.root / "report.html"
+    groups.write_text(json.dumps({case: number // 2 for number, case in enumerate(CASES)}))
+    main([*trained.arguments, *TRAINERS, "-groups", str(groups), "--report", str(report)])
+    text = report.read_text()
+    assert "in 3 groups" in text
+    assert re.search(r"<td>experts, labelling everything</td><td>ann alone</td><td>[^<[]+\[", text)
+
+
+@pytest.mark.parametrize("place", ["folder", "file/report.html"])
+def test_a_report_that_cannot_be_written_is_refused_before_any_training(workplace, capsys, monkeypatch, place):
+    def trained_nevertheless(*_):
+        raise AssertionError("a training was started")
+
+    monkeypatch.setattr("nnunetv2_deferral.commands.benchmark.run_missing", trained_nevertheless)
+    (workplace.root / "folder").mkdir()
+    (workplace.root / "file").write_text("")
+    report = str(workplace.root / place)
+    text = refused([*workplace.arguments, *TRAINERS, "--run", "--report", report], capsys)
+    assert f"the report {report} cannot be written" in text
+    assert not (workplace.root / "out").exists()
