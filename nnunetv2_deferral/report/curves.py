@@ -204,7 +204,7 @@ def _set_shares(axes: Axes, shares: Sequence[float], rate: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in _ticks(low, high) if low * 0.999 <= tick <= high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axes.set_xlabel("share of all voxels deferred")
+    axes.set_xlabel("share of all voxels that may be deferred")
 
 
 def _ticks(low: float, high: float) -> list[float]:

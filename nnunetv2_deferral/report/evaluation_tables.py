@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_deferral.evaluation.evaluation import LEARNED
+from nnunetv2_deferral.evaluation.evaluation import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.reliability import bias_text, error_text
@@ -22,7 +22,7 @@ _HOW_CASES_ARE_SCORED = {
 
 def ranking_name(name: str) -> str:
     """What a ranking is called on the page."""
-    return RANKING_NAMES.get(name, name)
+    return RANKING_NAMES.get(name, name).replace(f"{MAX_SOFTMAX},", "model's uncertainty,")
 
 
 def scores_table(summary: Mapping[str, Any]) -> Table:

@@ -15,7 +15,7 @@ _NO_DIFFERENCE = 0.0005  # of Dice: 0.000 on the page
 
 RANKING_NAMES = {
     LEARNED: "learned: expected gain (this model)",
-    PROBABILITY: "its probability map, gain or not",
+    PROBABILITY: "probability map (this model)",
     MAX_SOFTMAX: "model's uncertainty (1 − max softmax)",
     ENTROPY: "model's uncertainty (entropy)",
     RANDOM: "random",

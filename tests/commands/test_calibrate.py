@@ -15,7 +15,8 @@ from small_prediction import GEOMETRY, LABELS, reader_of, write_mask
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.benchmark.experiment import Experiment, Method
-from nnunetv2_deferral.calibration.fitting import ValidationCases
+from nnunetv2_deferral.calibration.fitting import ValidationCases, case_gains
+from nnunetv2_deferral.calibration.maps import IDENTITY, Isotonic
 from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.decision.area import dice_weight
@@ -320,6 +321,16 @@ class TestThresholds:
             assert fitted.thresholds[0] > 0
         prices = [fitted.thresholds[0] for fitted in calibration.thresholds]
         assert prices == sorted(prices, reverse=True)
+
+    def test_are_fitted_on_what_was_predicted_whatever_the_maps_say_elsewhere(self, workplace):
+        cases = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans"))
+        bob_is_always_right = (IDENTITY, IDENTITY, Isotonic((-16.5,), (0.9,)))
+        gains = case_gains(cases, 0, "a", bob_is_always_right).reshape(2, *SHAPE)
+        known = ~np.isnan(workplace.said["a"][0])
+        assert np.isneginf(gains[:, ~known]).all()
+        calibrated = [head(each[known]) for head, each in zip(bob_is_always_right, workplace.said["a"], strict=True)]
+        worth = np.broadcast_to(workplace.worth("a"), SHAPE)[known]
+        assert gains[1, known] == pytest.approx((calibrated[2] - calibrated[0]) * worth, abs=1e-9)
 
     def test_give_more_to_cases_where_more_is_to_be_gained(self, workplace):
         calibration = workplace.calibrate("-budgets", 0.05)

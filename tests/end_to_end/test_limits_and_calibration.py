@@ -166,8 +166,7 @@ class TestPrediction:
             found += len(regions)
             figures = predictions[name].index["cases"][case]
             assert figures["limits"]["min_region_mm"] == smallest
-            if name == "regions":  # where thresholds are prices these two do not compare, see test_decision.py
-                assert figures["lost_by_regions"] >= 0
+            assert figures["lost_by_regions"] >= 0
         assert found
 
     def test_limits_in_the_plans_of_the_model_hold_and_the_environment_wins(
