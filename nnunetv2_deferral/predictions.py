@@ -256,6 +256,22 @@ def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
         raise ValueError(_list(what, missing))
 
 
+def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that maps each case to its group, such as its patient.
+
+    Raises:
+        ValueError: If it is not such a file or lacks cases.
+    """
+    try:
+        groups = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(groups, dict):
+        raise ValueError(f"{file} must map cases to groups, got a {type(groups).__name__}")
+    same_cases(f"cases without a group in {file}", cases, list(groups))
+    return {case: groups[case] for case in cases}
+
+
 def _read_probabilities(file: Path) -> np.ndarray:
     try:
         return np.load(file)["probabilities"].astype(np.float32)

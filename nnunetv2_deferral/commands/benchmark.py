@@ -28,8 +28,8 @@ from nnunetv2_deferral.benchmark.timing import method_times, time_predictions
 from nnunetv2_deferral.benchmark.trainers import with_epochs
 from nnunetv2_deferral.benchmark.training import TrainingError, trainings_of
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
-from nnunetv2_deferral.commands.evaluate import read_groups
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
+from nnunetv2_deferral.predictions import read_groups
 from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
 
 COMMAND = "nnUNetv2_deferral_benchmark"

@@ -13,10 +13,10 @@ from pathlib import Path
 from nnunetv2_deferral.benchmark.experiment import Experiment, Method
 from nnunetv2_deferral.calibration.fitting import ValidationCases, calibrate, write_calibration
 from nnunetv2_deferral.calibration.model import ModelCalibration
-from nnunetv2_deferral.commands.evaluate import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
+from nnunetv2_deferral.predictions import read_groups
 
 COMMAND = "nnUNetv2_deferral_calibrate"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,11 +22,11 @@ from nnunetv2_deferral.evaluation.summary import Case
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
-from nnunetv2_deferral.predictions import PredictionFolder, same_cases
+from nnunetv2_deferral.predictions import PredictionFolder, read_groups, same_cases
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
+from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
 from nnunetv2_deferral.report.strips import case_pictures, check_images
-from nnunetv2_deferral.report.tables import share_text
 from nnunetv2_deferral.rules import ONE_VS_ALL
 
 COMMAND = "nnUNetv2_deferral_evaluate"
@@ -195,7 +194,7 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
     """Write `deferral_summary.json`, `cases.csv` and `budgets.csv`, each whole or not at all; returns the files."""
     write_json(summary, output / SUMMARY_NAME)
-    tables = {"cases.csv": _case_rows(summary), "budgets.csv": _budget_rows(summary)}
+    tables = {"cases.csv": case_rows(summary), "budgets.csv": budget_rows(summary)}
     with written_whole(output) as scratch:
         for name, rows in tables.items():
             with (scratch / name).open("w", newline="", encoding="utf-8") as file:
@@ -214,76 +213,6 @@ def write_report(summary: Mapping[str, Any], inputs: EvaluationInputs, file: Pat
     cases = None if images is None else case_pictures(summary, inputs.predictions, inputs.read, images)
     without_spacing = isinstance(inputs.predictions.files.reader, NaturalImage2DIO)
     write_evaluation_page(summary, file, cases=cases, unit="pixels" if without_spacing else "mm")
-
-
-def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
-    """A JSON file that maps each case to its group, such as its patient.
-
-    Raises:
-        ValueError: If it is not such a file or lacks cases.
-    """
-    try:
-        groups = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(groups, dict):
-        raise ValueError(f"{file} must map cases to groups, got a {type(groups).__name__}")
-    same_cases(f"cases without a group in {file}", cases, list(groups))
-    return {case: groups[case] for case in cases}
-
-
-def text(summary: Mapping[str, Any]) -> str:
-    """The figures that are looked at first, for people."""
-    intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
-    total = summary["deferred"]["total"]
-    lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
-    lines += [
-        f"  deferred {deferral['rate']:.2%} of the voxels; of these the model had "
-        f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, asking fixed "
-        f"{_share(total['fixed'], total['deferred'])} and made {_share(total['worsened'], total['deferred'])} worse",
-    ]
-    for name, effort in (summary["review"] or {}).items():
-        answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
-        lines.append(
-            f"  {name} answered {answered} and changed {effort['changed_voxels']} of {effort['voxels']} voxels"
-        )
-    if total["unanswered"]:
-        lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
-    lines += _reliability_lines(summary["reliability"])
-    lines.append("  System Dice (part of the oracle's gain) at matched budgets:")
-    budgets = [row["budget"] for row in summary["budgets"]["learned"]]
-    lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
-    for name, rows in summary["budgets"].items():
-        cells = (f"{row['Dice']:.3f} ({_number(row['recovered'], '.2f')})" for row in rows)
-        lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
-    return "\n".join(["Dice, mean over foreground, with 95 % intervals", *lines])
-
-
-def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
-    """A line a head over the voxels where the model is least sure, and one about the gain; none without reliability."""
-    if reliability is None:
-        return []
-    is_calibrated = all(head["all"]["after"] is not None for head in reliability["heads"].values())
-    lines = [
-        "  ECE of the probabilities of being right, where the model is least sure "
-        f"({share_text(_or_nan(reliability['least_certain']['share']))} of the voxels"
-        f"{'; before -> after calibration' if is_calibrated else ''}):"
-    ]
-    for name, head in reliability["heads"].items():
-        found = head["least_certain"]
-        errors = (_number(_or_nan(each["ece"]), ".4f") for each in found.values() if each is not None)
-        lines.append(f"    {name:<32} {' -> '.join(errors)}")
-    gain = reliability["gain"]
-    if gain["voxels"]:
-        lines.append(
-            f"  of the deferred voxels with an answer, asking was to put right {gain['promised']:.2%} more than it "
-            f"made worse, and did {gain['kept']:.2%}"
-        )
-    return lines
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None) -> Panel:
@@ -316,49 +245,6 @@ def _panel_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) 
         answered = [case for case in routed if any(masks.file(each, case).is_file() for each in masks.experts)]
         same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
     return Panel.of_model(folder, panel, masks=experts, seed=seed)
-
-
-def _case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    parts = {"model": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
-    rows = []
-    for case, rates in summary["deferral"]["per_case"].items():
-        row: dict[str, Any] = {"case": case, "deferral_rate": rates["deferral_rate"]}
-        row |= {f"share_{name}": share for name, share in rates["share"].items()}
-        for name, part in parts.items():
-            metrics: Mapping[str, Any] = next(
-                (each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {}
-            )
-            for region in summary["system"]["mean"]:
-                for score in ("Dice", "IoU", "Sensitivity"):
-                    row[f"{score}_{name}_{region}"] = metrics.get(region, {}).get(score, math.nan)
-        rows.append(row | summary["deferred"]["per_case"][case])
-    return rows
-
-
-def _budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    keys = ("budget", "own_rate", "rate", "Dice", "low", "high", "recovered")
-    return [
-        {"ranking": name} | {key: row[key] for key in keys} | {f"Dice_{key}": v for key, v in row["per_region"].items()}
-        for name, found in summary["budgets"].items()
-        for row in found
-    ]
-
-
-def _named(name: str) -> str:
-    return name.replace("model_everywhere", "model alone")
-
-
-def _interval(found: Mapping[str, float]) -> str:
-    low, high = (_number(found[key], ".3f") for key in ("low", "high"))
-    return f"{_number(found['estimate'], '.3f'):>7}  [{low}, {high}]"
-
-
-def _number(value: float, how: str) -> str:
-    return "–" if math.isnan(value) else format(value, how)
-
-
-def _share(part: int, whole: int) -> str:
-    return share_text(part / whole if whole else math.nan)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -413,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             files.append(given.report)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(text(summary))
+    print(evaluation_text(summary))
     if not inputs.has_probabilities:
         print("  Without probabilities beside all masks (--save_probabilities, --npz): no max softmax, no entropy")
     print("\n".join(f"  {file}" for file in files))

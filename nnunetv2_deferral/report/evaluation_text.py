@@ -1,0 +1,108 @@
+"""An evaluation in words and rows: what the command prints, and its CSV files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2_deferral.report.tables import share_text
+
+
+def evaluation_text(summary: Mapping[str, Any]) -> str:
+    """The figures that are looked at first, for people."""
+    intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
+    total = summary["deferred"]["total"]
+    lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
+    lines += [
+        f"  deferred {deferral['rate']:.2%} of the voxels; of these the model had "
+        f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, asking fixed "
+        f"{_share(total['fixed'], total['deferred'])} and made {_share(total['worsened'], total['deferred'])} worse",
+    ]
+    for name, effort in (summary["review"] or {}).items():
+        answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
+        lines.append(
+            f"  {name} answered {answered} and changed {effort['changed_voxels']} of {effort['voxels']} voxels"
+        )
+    if total["unanswered"]:
+        lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
+    lines += _reliability_lines(summary["reliability"])
+    lines.append("  System Dice (part of the oracle's gain) at matched budgets:")
+    budgets = [row["budget"] for row in summary["budgets"]["learned"]]
+    lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
+    for name, rows in summary["budgets"].items():
+        cells = (f"{row['Dice']:.3f} ({_number(row['recovered'], '.2f')})" for row in rows)
+        lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
+    return "\n".join(["Dice, mean over foreground, with 95 % intervals", *lines])
+
+
+def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a case of `cases.csv`: rates, scores of everyone, and what was deferred."""
+    parts = {"model": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
+    rows = []
+    for case, rates in summary["deferral"]["per_case"].items():
+        row: dict[str, Any] = {"case": case, "deferral_rate": rates["deferral_rate"]}
+        row |= {f"share_{name}": share for name, share in rates["share"].items()}
+        for name, part in parts.items():
+            metrics: Mapping[str, Any] = next(
+                (each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {}
+            )
+            for region in summary["system"]["mean"]:
+                for score in ("Dice", "IoU", "Sensitivity"):
+                    row[f"{score}_{name}_{region}"] = metrics.get(region, {}).get(score, math.nan)
+        rows.append(row | summary["deferred"]["per_case"][case])
+    return rows
+
+
+def budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a ranking and budget of `budgets.csv`."""
+    keys = ("budget", "own_rate", "rate", "Dice", "low", "high", "recovered")
+    return [
+        {"ranking": name} | {key: row[key] for key in keys} | {f"Dice_{key}": v for key, v in row["per_region"].items()}
+        for name, found in summary["budgets"].items()
+        for row in found
+    ]
+
+
+def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
+    """A line a head over the voxels where the model is least sure, and one about the gain; none without reliability."""
+    if reliability is None:
+        return []
+    is_calibrated = all(head["all"]["after"] is not None for head in reliability["heads"].values())
+    lines = [
+        "  ECE of the probabilities of being right, where the model is least sure "
+        f"({share_text(_or_nan(reliability['least_certain']['share']))} of the voxels"
+        f"{'; before -> after calibration' if is_calibrated else ''}):"
+    ]
+    for name, head in reliability["heads"].items():
+        found = head["least_certain"]
+        errors = (_number(_or_nan(each["ece"]), ".4f") for each in found.values() if each is not None)
+        lines.append(f"    {name:<32} {' -> '.join(errors)}")
+    gain = reliability["gain"]
+    if gain["voxels"]:
+        lines.append(
+            f"  of the deferred voxels with an answer, asking was to put right {gain['promised']:.2%} more than it "
+            f"made worse, and did {gain['kept']:.2%}"
+        )
+    return lines
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _named(name: str) -> str:
+    return name.replace("model_everywhere", "model alone")
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    low, high = (_number(found[key], ".3f") for key in ("low", "high"))
+    return f"{_number(found['estimate'], '.3f'):>7}  [{low}, {high}]"
+
+
+def _number(value: float, how: str) -> str:
+    return "–" if math.isnan(value) else format(value, how)
+
+
+def _share(part: int, whole: int) -> str:
+    return share_text(part / whole if whole else math.nan)
