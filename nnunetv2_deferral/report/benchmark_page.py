@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,22 @@ from typing import Any
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES, Resampling
 from nnunetv2_deferral.report import benchmark_figures as figures
 from nnunetv2_deferral.report import statements
-from nnunetv2_deferral.report.benchmark_figures import SCORE
+from nnunetv2_deferral.report.benchmark_statements import (
+    MOST_IN_HEADLINE,
+    headline,
+    method_names,
+    panels,
+    remarks,
+    verdict,
+)
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.page import Definitions, Note, Page, Part, Picture, Section, Table, write_page
-from nnunetv2_deferral.report.statements import COLLAPSED, FEW_GROUPS, interval_text
+from nnunetv2_deferral.report.statements import interval_text
 from nnunetv2_deferral.report.tables import DASH, ratio, share_text
 
 _DPI = 150
-_MOST_IN_HEADLINE = 3
 _MOST_PANELS = 24  # more are no figure
 _MOST_COLUMNS = 4  # of intervals beside each other
-_SAME = 0.0005  # of Dice: 0.000 on the page
 _COLUMNS = {
     "model_everywhere": "alone",
     "system": "system",
@@ -91,10 +95,10 @@ def write_benchmark_page(results: Mapping[str, Any], file: Path, *, groups: Mapp
 def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | None = None) -> Page:
     """The page; arguments as in :func:`write_benchmark_page`."""
     results = _with_nan(results)
-    resampling, names = _resampling(results, groups), _names(results["methods"])
+    resampling, names = _resampling(results, groups), method_names(results["methods"])
     sections: list[Section] = []
-    verdicts = [(names[place], _verdict(results, place)) for place in range(1, len(names))]
-    if len(verdicts) > _MOST_IN_HEADLINE:
+    verdicts = [(names[place], verdict(results, place)) for place in range(1, len(names))]
+    if len(verdicts) > MOST_IN_HEADLINE:
         sections.append(Section(heading="Method by method", parts=(Definitions(verdicts),)))
     for group in _groups(results, names):
         parts = (_compared(results, group, resampling), _asked(results, group), _scores(results, group))
@@ -105,8 +109,8 @@ def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | No
             sections += [Section(heading=heading, parts=found) for heading, found in zip(headings, parts, strict=True)]
     return Page(
         title=f"Trainings compared: {results['dataset']}, {results['configuration']}",
-        headline=_headline(results, verdicts),
-        introduction=_remarks(results, names),
+        headline=headline(results, verdicts),
+        introduction=remarks(results, names),
         sections=(
             *(section for section in sections if section.parts),
             _times(results, names),
@@ -148,7 +152,7 @@ def _compared(results: Mapping[str, Any], group: _Group, resampling: Resampling 
     blocks.append(figures.Block(heading="experts, labelling everything", lines=alone))
     if not (blocks := [block for block in blocks if block.lines]):
         return []
-    first = _names(results["methods"])[0]
+    first = method_names(results["methods"])[0]
     caption = (
         f"Dots are differences in Dice to {first} on the same cases, bars their 95 % intervals: right of the line is "
         "better, and a bar across the line leaves open which is. Hollow: there is no interval. An arrow stands for an "
@@ -240,98 +244,9 @@ def _times(results: Mapping[str, Any], names: Sequence[str]) -> Section:
     return Section(heading="Time", parts=(Table(caption=caption, head=head, rows=rows), Note(note)))
 
 
-def _headline(results: Mapping[str, Any], verdicts: Sequence[tuple[str, str]]) -> str:
-    """What came out of every method, or where there are many of how many."""
-    methods = results["methods"]
-    first, name = methods[0], _names(methods)[0]
-    found = interval_text(first["scores"]["model_everywhere"][FOREGROUND][SCORE])
-    if first["deferral_model"]:
-        system = interval_text(first["scores"]["system"][FOREGROUND][SCORE])
-        found += f", as a system {system} with {share_text(first['deferral']['rate'])} of the voxels deferred"
-    if not verdicts:
-        return f"Nothing is compared: only {name} was given. Its mask has a Dice of {found}."
-    texts = [f"Dice against {name}, whose mask has {found}."]
-    if len(verdicts) <= _MOST_IN_HEADLINE:
-        texts += [f"{name}: {said[0].lower()}{said[1:]}" for name, said in verdicts]
-    else:
-        for part, what in (("model_everywhere", "masks"), ("system", "systems")):
-            signs = [_sign(method["minus_first"][part][FOREGROUND][SCORE]) for method in methods[1:]
-                     if part in method["minus_first"]]  # fmt: skip
-            if signs:
-                texts.append(
-                    f"Of {len(signs)} {what}, {signs.count(1)} are shown to be better and {signs.count(-1)} to be "
-                    f"worse; of the other {signs.count(0)} neither is shown."
-                )
-    if not any(method["deferral_model"] for method in methods):
-        texts.append("There is no deferral model among them.")
-    return " ".join(texts)
-
-
-def _verdict(results: Mapping[str, Any], place: int) -> str:
-    """Whether the mask is as good as the first method's, and whether the system is better."""
-    method, few = results["methods"][place], results["intervals"]["num_groups"] < FEW_GROUPS
-    found = method["minus_first"]["model_everywhere"][FOREGROUND][SCORE]
-    number, sign = interval_text(found, signed=True), _sign(found)
-    if math.isnan(found["low"]):
-        text = f"Of its mask nothing is shown ({number}, without an interval)"
-    elif max(abs(found["low"]), abs(found["high"])) < _SAME:
-        text = f"Its mask scores the same ({number})"
-    elif sign:
-        text = f"Its mask is {'better' if sign > 0 else 'worse'} ({number})"
-    elif few:
-        text = f"Its mask is shown neither to be as good nor to be worse ({number})"
-    else:
-        text = f"Its mask is not shown to differ ({number}), and no worse by more than {max(-found['low'], 0.001):.3f}"
-    if not method["deferral_model"]:
-        return f"{text}."
-    rate = method["deferral"]["rate"]
-    if not rate:
-        return f"{text}; it deferred nothing, so its system is its mask."
-    found = method["minus_first"]["system"][FOREGROUND][SCORE]
-    word = {1: "is better", -1: "is worse", 0: "is not shown to be better"}[_sign(found)]
-    number = interval_text(found, signed=True) + (", without an interval" if math.isnan(found["low"]) else "")
-    return f"{text}; its system, with {share_text(rate)} of the voxels deferred, {word} ({number})."
-
-
 def _broken(found: Mapping[str, float], *, signed: bool = False) -> str:
     """An estimate, and below it its interval in one line."""
     return interval_text(found, signed=signed).replace(" [", "\n[").replace(", ", ",\N{NO-BREAK SPACE}")
-
-
-def _sign(found: Mapping[str, float]) -> int:
-    """1 or -1 if the whole interval is above or below zero, else 0."""
-    return int(found["low"] > 0) - int(found["high"] < 0)
-
-
-def _remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """What should be known with the headline: how many cases, who the experts were, whether routing collapsed."""
-    folds, number, drawn = results["folds"], results["num_cases"], results["intervals"]["num_groups"]
-    text = (
-        f"{number} validation case{'' if number == 1 else 's'} of fold{'' if len(folds) == 1 else 's'} "
-        f"{', '.join(map(str, folds))}, each counted once"
-    )
-    text += "." if drawn == number else f", in {drawn} groups (such as patients)."
-    if drawn < FEW_GROUPS:
-        text += f" Only {drawn} cases or groups: intervals from so few are rough, and tend to be too narrow."
-    texts = [text]
-    if any(not isinstance(expert, str) for panel in _panels(results) for expert in panel["experts"]):
-        texts.append("Experts are simulated: this shows whether routing works, not what asking people would gain.")
-    busy, collapsed = [], []
-    for name, method in zip(names, results["methods"], strict=True):
-        rate, shares = method["deferral"].get("rate", 0), method["deferral"].get("share", {})
-        if rate >= COLLAPSED:
-            busy.append(f"{name} ({share_text(rate)})")
-        most = max(shares, key=lambda expert: shares[expert], default="")
-        if len(shares) > 1 and rate and shares[most] / rate >= COLLAPSED:
-            collapsed.append(f"{name} ({share_text(shares[most] / rate)} to {most})")
-    if busy:
-        texts.append(f"Nearly all voxels were deferred, so that the model hardly answers itself: {'; '.join(busy)}.")
-    if collapsed:
-        texts.append(
-            "Nearly all that was deferred went to one of several experts, so that routing has collapsed unless the "
-            f"others are of no use there: {'; '.join(collapsed)}."
-        )
-    return texts
 
 
 def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
@@ -355,13 +270,13 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
     if undefined:
         numbers = ", ".join(f"{title}: {number}" for title, number in undefined.items())
         limits.append(f"Cases left out of the mean of {names[0]} because a score is undefined, by class: {numbers}.")
-    panels = _panels(results)
-    if panels:
+    answering = panels(results)
+    if answering:
         limits.append(
             "An expert alone would have labelled every voxel of every image: a reference, not an alternative at the "
             "same effort. A share of voxels is not a measure of working time either."
         )
-    if any(isinstance(expert, str) for panel in panels for expert in panel["experts"]):
+    if any(isinstance(expert, str) for panel in answering for expert in panel["experts"]):
         limits.append(
             "If the reference was made from these raters' own labels, they are right partly by construction; this page "
             "cannot know."
@@ -371,7 +286,7 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
         ("data", f"{results['dataset']}, configuration {results['configuration']}"),
         ("folds", ", ".join(f"{fold} ({len(found)} cases)" for fold, found in cases.items())),
         ("methods", "\n".join(methods)),
-        ("experts", "\n".join(statements.experts_text({"experts": panel}) for panel in panels) or "none"),
+        ("experts", "\n".join(statements.experts_text({"experts": panel}) for panel in answering) or "none"),
         ("intervals", statements.intervals_text(drawn)),
         ("limits", "\n".join(limits)),
         ("made with", f"{versions}; {results['machine']}; {results['date']}"),
@@ -381,18 +296,6 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
         "experts alone, which are made of the scores by case in benchmark.json."
     )
     return Section(heading="How this was done, and what it cannot tell", parts=(Definitions(meanings), note))
-
-
-def _panels(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Who answered, each once."""
-    found = [method["answered_by"] for method in results["methods"] if method["deferral_model"]]
-    return list({json.dumps(panel, sort_keys=True): panel for panel in found}.values())
-
-
-def _names(methods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The trainers, with their plans where they are not those of all."""
-    differ = len({method["plans"] for method in methods}) > 1
-    return [f"{method['trainer']} ({method['plans']})" if differ else method["trainer"] for method in methods]
 
 
 def _regions(results: Mapping[str, Any]) -> dict[str, str]:
