@@ -44,7 +44,7 @@ class MaskWriter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """Which model made the maps of a folder, and who could be asked."""
+    """Which model made the maps of a folder, who could be asked, and with which calibration (its fingerprint)."""
 
     dataset: str
     plans: str
@@ -52,7 +52,7 @@ class ModelIdentity:
     trainer: str | None
     experts: tuple[str, ...]
     unavailable: tuple[str, ...] = ()
-    calibrated: bool = False
+    calibration: str | None = None
 
 
 def route_file(folder: Path, case: str, file_ending: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -87,10 +88,16 @@ class ModelCalibration:
             if (fitted.budget, fitted.capacities) == (limits.budget, limits.capacities):
                 return np.array(fitted.thresholds)
         raise ValueError(
-            f"no thresholds were fitted for a {_words(limits.budget, limits.capacities)} over a dataset "
+            f"no thresholds were fitted for {_words(limits.budget, limits.capacities)} over a dataset "
             f"(fitted: {'; '.join(_words(each.budget, each.capacities) for each in self.thresholds) or 'none'}). "
             "Fit them on the validation cases: nnUNetv2_deferral_calibrate ... -budgets"
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Short, and another one for whatever makes other maps: what was fitted, not the report on it."""
+        fitted = {key: value for key, value in self.to_dict().items() if key != "report"}
+        return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, :meth:`from_dict` reads it back."""
@@ -148,7 +155,7 @@ def calibration_of_other_folds(plans_file: Path, fold: int | str) -> dict[str, A
 
 
 def _words(budget: float | None, capacities: Sequence[float | None] | None) -> str:
-    words = [] if budget is None else [f"budget of {budget:g}"]
+    words = [] if budget is None else [f"a budget of {budget:g}"]
     if capacities is not None:
         words.append(f"capacities of {', '.join('none' if each is None else f'{each:g}' for each in capacities)}")
     return " with ".join(words) or "no limit"

@@ -145,5 +145,5 @@ def model_identity(plans_manager: DeferralPlansManager, configuration_manager: C
         trainer=plans_manager.trainer_name,
         experts=plans_manager.settings.expert_names,
         unavailable=plans_manager.settings.unavailable,
-        calibrated=plans_manager.calibration is not None,
+        calibration=None if (found := plans_manager.calibration) is None else found.fingerprint,
     )

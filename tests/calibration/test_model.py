@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,8 +96,8 @@ class TestThresholds:
         assert message.startswith("no thresholds were fitted for ")
         assert f"{asked} (fitted: " in message
         assert (
-            "(fitted: budget of 0.01; capacities of 0.1, 0; budget of 0.2 with capacities of none, 0.05; "
-            "budget of 0.01 with capacities of 0.005, none)" in message
+            "(fitted: a budget of 0.01; capacities of 0.1, 0; a budget of 0.2 with capacities of none, 0.05; "
+            "a budget of 0.01 with capacities of 0.005, none)" in message
         )
         assert "nnUNetv2_deferral_calibrate ... -budgets" in message
 
@@ -104,6 +105,14 @@ class TestThresholds:
         none = ModelCalibration(experts=EXPERTS, heads=(IDENTITY,) * 3)
         with pytest.raises(ValueError, match=r"budget of 0.1 over a dataset \(fitted: none\)"):
             none.thresholds_for(Limits(budget=0.1, over="dataset"))
+
+
+def test_the_fingerprint_is_that_of_what_was_fitted_and_not_of_the_report():
+    again = ModelCalibration.from_dict(as_json(), EXPERTS)
+    assert again.fingerprint == FITTED.fingerprint
+    assert replace(FITTED, report={"cases": 5}).fingerprint == FITTED.fingerprint
+    assert replace(FITTED, thresholds=()).fingerprint != FITTED.fingerprint
+    assert replace(FITTED, heads=(IDENTITY,) * 3).fingerprint != FITTED.fingerprint
 
 
 class TestRefusals:

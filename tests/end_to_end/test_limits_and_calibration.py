@@ -112,7 +112,7 @@ class TestPrediction:
 
     def test_is_calibrated_and_says_with_what(self, model: Path, predictions: dict[str, PredictionFolder]) -> None:
         for found in predictions.values():
-            assert found.index["model"]["calibrated"] is True
+            assert found.index["model"]["calibration"] == found.calibration.fingerprint
             assert found.index["calibration"] == calibration_in(model)
         assert limits_of(predictions["plain"]) == [None, None]
         rule, plain = resolve_settings(settings_in(model)).rule, predictions["plain"]
@@ -130,7 +130,7 @@ class TestPrediction:
 
     def test_final_validations_are_what_is_fitted_on_and_not_calibrated(self, model: Path) -> None:
         validation = PredictionFolder.open(model / "fold_0" / "validation")
-        assert validation.index["model"]["calibrated"] is False
+        assert validation.index["model"]["calibration"] is None
         assert validation.calibration is None
         assert tuple(validation.cases) == VALIDATED
 
@@ -203,11 +203,11 @@ class TestABudgetOverADataset:
         [
             (
                 {ENVIRONMENT: "0.05", ENVIRONMENT_OVER: "dataset"},
-                ["no thresholds were fitted for a budget of 0.05", "fitted: budget of 0.06; budget of 0.01"],
+                ["no thresholds were fitted for a budget of 0.05", "fitted: a budget of 0.06; a budget of 0.01"],
             ),
             (
                 {ENVIRONMENT: "0.01", ENVIRONMENT_CAPACITIES: "0.01,0.01,0.01", ENVIRONMENT_OVER: "dataset"},
-                ["budget of 0.01 with capacities of 0.01, 0.01, 0.01", "fitted: budget of 0.06; budget of 0.01"],
+                ["a budget of 0.01 with capacities of 0.01, 0.01, 0.01", "fitted: a budget of 0.06; a budget of 0.01"],
             ),
             ({ENVIRONMENT_OVER: "dataset"}, ["needs a budget or capacities"]),
             ({ENVIRONMENT: "2"}, [ENVIRONMENT, "share of the voxels in [0, 1], got '2'"]),
@@ -244,7 +244,7 @@ class TestModelFolder:
         shutil.copytree(predictions["plain"].folder, output)
         before = {file: file.read_bytes() for file in (output / "deferral").rglob("*") if file.is_file()}
         bare = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: None})
-        with pytest.raises(ValueError, match="maps of another model .*calibrated: True there, False now"):
+        with pytest.raises(ValueError, match=r"maps of another model .*calibration: \w{12} there, None now"):
             predictor_of(bare).predict_from_files_sequential(str(workplace.raw / FLAT / "imagesTs"), str(output))
         assert {file: file.read_bytes() for file in (output / "deferral").rglob("*") if file.is_file()} == before
 
