@@ -112,5 +112,6 @@ def _route_within(
         route = route_regions(
             priced, spacing_mm=spacing_mm, budget=budget, min_diameter_mm=limits.min_region_mm, capacities=capacities
         )
-        figures["lost_by_regions"] = expected_gain(priced, by_voxel) - expected_gain(priced, route)
+        lost = expected_gain(priced, by_voxel) - expected_gain(priced, route)
+        figures["lost_by_regions"] = max(lost, 0.0)  # nothing lost may come out just below 0
     return route, figures | {"expected_gain": expected_gain(gains, route)}
