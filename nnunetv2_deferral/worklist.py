@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.decision.regions import Region, label_regions, region_labels
+from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
 from nnunetv2_deferral.review.geometry import Orientation
 from nnunetv2_deferral.rules import ONE_VS_ALL
 
@@ -145,8 +145,8 @@ class ListedRegion:
 
 def find_items(maps: CaseMaps, time: WorkTime) -> list[WorkItem]:
     """All regions of a case in the order of their first voxels; empty where nothing is deferred."""
-    regions = label_regions(maps.route, spacing_mm=maps.spacing)
     labels = region_labels(maps.route)
+    regions = describe_regions(labels, maps.route, spacing_mm=maps.spacing)
     where = labels > 0
     numbers, voxels = labels[where], np.array([0, *(region.voxels for region in regions)])
 

@@ -18,6 +18,7 @@ from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, FittedThreshold
 from nnunetv2_deferral.calibration.statistics import HeadStatistics
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
+from nnunetv2_deferral.decision.decide import image_gains
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
 from nnunetv2_deferral.files import without_nan, write_json
@@ -126,7 +127,7 @@ class ValidationCases:
         model, properties = folder.model(case)
         reference = self.files.read_like(self.experiment.reference(case), model, properties)
         answers = self.panel.answers(case, reference, properties)
-        probabilities = folder.routing(case)
+        probabilities = self.routing(fold, case)
         if probabilities.shape != (len(answers) + 1, *model.shape):
             raise ValueError(
                 f"{folder.routing_file(case)} has shape {probabilities.shape} for {len(answers)} experts and a mask of "
@@ -145,6 +146,10 @@ class ValidationCases:
             counts=counts,
             spacing_mm=tuple(float(size) for size in properties["spacing"]),
         )
+
+    def routing(self, fold: int, case: str) -> np.ndarray:
+        """The probabilities of model and experts before calibration, float32 (J + 1, *S), NaN where not predicted."""
+        return self._folders[fold].routing(case)
 
     def softmax(self, fold: int, case: str) -> np.ndarray:
         """The model's probabilities, float32 (K, *S), of classes or regions."""
@@ -245,11 +250,11 @@ def _fit(name: str, statistics: HeadStatistics) -> Fit:
 
 def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[CalibrationMap]) -> np.ndarray:
     """What is expected to be gained in a case, float32 (J, n) for its n voxels, as a prediction ranks them."""
-    found = cases.read(fold, case).probabilities
+    found = cases.routing(fold, case)
     unknown = np.isnan(found[0])
     known = apply(heads, np.where(unknown, 0, found))
-    gains = cases.settings.rule.gains(known, axis=0) * cases.worth(fold, case)
-    return np.where(unknown, -np.inf, gains).astype(np.float32).reshape(len(gains), -1)
+    gains = image_gains(known, unknown, cases.worth(fold, case), cases.settings.rule)
+    return gains.reshape(len(gains), -1)
 
 
 def _fit_thresholds(

@@ -77,7 +77,7 @@ def decide(
     known = np.where(unknown, certain, probabilities)
     if calibration is not None:
         known = calibration.apply(known)
-    gains = np.where(unknown, np.float32(-np.inf), rule.gains(known, axis=0) * worth).astype(np.float32)
+    gains = image_gains(known, unknown, worth, rule)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:
@@ -90,6 +90,22 @@ def decide(
         priced = gains if limits.limits_amount else gains - rule.cheapest * worth
         route, figures = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
     return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), figures)
+
+
+def image_gains(probabilities: np.ndarray, unknown: np.ndarray, worth: np.ndarray, rule: RoutingRule) -> np.ndarray:
+    """What is expected to be gained in an image by asking each expert, in mean Dice: what voxels are ranked by.
+
+    Args:
+        probabilities: float32 (J + 1, *S), calibrated; anything in [0, 1] where nothing was predicted.
+        unknown: Bool of shape S, where nothing was predicted.
+        worth: What a voxel is worth, float32 that broadcasts to S.
+        rule: What the probabilities mean.
+
+    Returns:
+        float32 (J, *S), -inf where nothing was predicted.
+    """
+    gains = np.where(unknown, np.float32(-np.inf), rule.gains(probabilities, axis=0) * worth)
+    return gains.astype(np.float32)
 
 
 def _route_within(

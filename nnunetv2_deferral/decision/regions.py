@@ -137,7 +137,11 @@ def label_regions(route: np.ndarray, *, spacing_mm: Sequence[float]) -> list[Reg
     Raises:
         ValueError: If S has another number of axes, or the spacing does not fit it or is not positive.
     """
-    labels = region_labels(route)
+    return describe_regions(region_labels(route), route, spacing_mm=spacing_mm)
+
+
+def describe_regions(labels: np.ndarray, route: np.ndarray, *, spacing_mm: Sequence[float]) -> list[Region]:
+    """:func:`label_regions` where :func:`region_labels` of the route is at hand."""
     spacing = _check_spacing(spacing_mm, route.ndim)
     regions = []
     for number, box in enumerate(_boxes(labels), start=1):

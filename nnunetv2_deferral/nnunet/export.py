@@ -54,7 +54,8 @@ def export_prediction_from_logits(
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
         geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
-        rule = plans_manager.settings.rule
+        settings, calibration = plans_manager.settings, plans_manager.calibration  # parsed anew at each access
+        rule = settings.rule
         probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
         decision = decide(
             probabilities,
@@ -62,7 +63,7 @@ def export_prediction_from_logits(
             rule=rule,
             limits=effective_limits(plans_manager),
             spacing_mm=geometry.spacing_mm,
-            calibration=plans_manager.calibration,
+            calibration=calibration,
         )
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
@@ -74,8 +75,8 @@ def export_prediction_from_logits(
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
             model=model,
-            settings=plans_manager.settings,
-            calibration=plans_manager.calibration,
+            settings=settings,
+            calibration=calibration,
             figures=decision.figures,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()

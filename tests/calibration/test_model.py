@@ -170,20 +170,6 @@ class TestRefusals:
         ],
         ids=["kind", "number", "temperature", "threshold"],
     )
-    def test_a_value_that_cannot_be_is_refused(self, content):
-        with pytest.raises(ValueError):
-            ModelCalibration.from_dict(content, EXPERTS)
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            as_json(heads=[{"kind": "spline"}] * 3),
-            as_json(heads=[5, 5, 5]),
-            as_json(heads=[{"kind": "temperature", "temperature": -1.0}] * 3),
-            as_json(thresholds=[{"budget": 0.1, "capacities": None, "thresholds": ["low", 0.1], "rate": 0.1}]),
-        ],
-        ids=["kind", "number", "temperature", "threshold"],
-    )
     def test_a_value_that_cannot_be_names_the_key(self, content):
         with pytest.raises(ValueError, match=CALIBRATION_KEY):
             ModelCalibration.from_dict(content, EXPERTS)

@@ -1,12 +1,12 @@
 import copy
 import json
 import re
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.colors import same_color
+from page_reader import Reader
 
 from nnunetv2_deferral.benchmark.comparison import Resampling, compare
 from nnunetv2_deferral.benchmark.experiment import Method
@@ -28,34 +28,6 @@ from nnunetv2_deferral.report.style import expert_fill
 NAN = float("nan")
 SIMULATED = {"name": "ann", "foreground": 0.9, "background": 0.9, "boundary": 0.9, "error_model": "independent"}
 STOCK, ONE, TWO = "nnUNetTrainer", "nnUNetTrainerDeferral", "nnUNetTrainerDeferral_OvA"
-
-
-class Reader(HTMLParser):
-    """Collects rows of cells, headings, all text but styles, and every tag with its attributes."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.rows, self.headings, self.text, self._inside = [], [], [], "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self._inside = tag
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside in ("td", "th"):
-            self.rows[-1][-1] += data
-        if self._inside == "h2":
-            self.headings.append(data)
-        if self._inside != "style":
-            self.text += data
 
 
 def reference(number, labels, empty):

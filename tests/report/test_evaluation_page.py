@@ -1,8 +1,8 @@
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
+from page_reader import Reader
 
 from nnunetv2_deferral.report import statements
 from nnunetv2_deferral.report.evaluation_page import WITHOUT_IMAGES, evaluation_page, write_evaluation_page
@@ -12,32 +12,6 @@ from nnunetv2_deferral.report.statements import headline, interval_text, limits,
 from nnunetv2_deferral.report.strips import chosen_cases
 
 NAN = float("nan")
-
-
-class Reader(HTMLParser):
-    """Collects tables (rows of cells), all text, and every tag with its attributes."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.rows, self.text, self._inside = [], [], "", ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self._inside = tag
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside in ("td", "th"):
-            self.rows[-1][-1] += data
-        if self._inside != "style":
-            self.text += data
 
 
 @pytest.fixture
