@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,9 @@ class Progress:
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
-        self._bar = tqdm(total=self.total, initial=self.epochs, desc="Training", unit="epoch")
+        # In a log file every update is a line of its own.
+        seconds = 0.1 if sys.stderr.isatty() else 60.0
+        self._bar = tqdm(total=self.total, initial=self.epochs, desc="Training", unit="epoch", mininterval=seconds)
         return self
 
     def __exit__(

@@ -1,8 +1,9 @@
 """The tables of the paper: which trainers on which plans make their rows.
 
-With the names of our trainers, LB is on unless `_noLB` says otherwise, and SC unless `_noSC` does. SC trains the
-aggregated predictor alone, so its weight does not move the routing; where the paper's own form matters, rows have
-`_paperSC`: one more row a number of experts in the ablation, and the whole grid.
+Names ask for the paper's objective (`_DC`), whatever the plans say. LB is on unless `_noLB` says otherwise, and SC
+unless `_noSC` does. SC trains the aggregated predictor alone, so its weight does not move the routing; where the
+paper's own form matters, rows have `_paperSC`: one more row a number of experts in the ablation, and the whole grid.
+One-vs-all, which the paper does not have, closes the ablation.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ LAMBDAS = (0.1, 1.0, 5.0, 10.0)
 """The values of lambda_1 and lambda_2 in Table C.8."""
 
 _ABLATION = (
-    (1, "DC", "_noSC"),
-    (1, "+ SC", ""),
-    (1, "+ SC as in the paper", "_paperSC"),
-    (3, "DC", "_noSC_noLB"),
-    (3, "+ SC", "_noLB"),
-    (3, "+ LB", "_noSC"),
-    (3, "+ SC, LB", ""),
-    (3, "+ SC as in the paper, LB", "_paperSC"),
+    (1, "DC", "_DC_noSC"),
+    (1, "+ SC", "_DC"),
+    (1, "+ SC as in the paper", "_DC_paperSC"),
+    (1, "one-vs-all", "_OvA"),
+    (3, "DC", "_DC_noSC_noLB"),
+    (3, "+ SC", "_DC_noLB"),
+    (3, "+ LB", "_DC_noSC"),
+    (3, "+ SC, LB", "_DC"),
+    (3, "+ SC as in the paper, LB", "_DC_paperSC"),
+    (3, "one-vs-all", "_OvA"),
 )
 
 
@@ -68,7 +71,7 @@ class StudyMaker:
         Args:
             experiment: What methods are compared on.
             plans: Name of the plans that the others are derived from.
-            name: From a trainer's name without a length to the one to train.
+            name: From a trainer's name without a length to the one to train: with a length, on a frozen network.
             write: Write derived plans that are not there yet.
         """
         self._folder = experiment.preprocessed
@@ -98,7 +101,7 @@ class StudyMaker:
         rows = [
             Row(
                 headings={"Group": group, "λ1": f"{coherence:.2f}", "λ2": f"{balance:.2f}"},
-                method=self._method(number, "_paperSC", use_weights(coherence, balance)),
+                method=self._method(number, "_DC_paperSC", use_weights(coherence, balance)),
             )
             for group, (coherence, balance) in zip(_letters(), pairs, strict=False)
         ]
@@ -110,7 +113,7 @@ class StudyMaker:
         if unknown := [number for number in numbers if not 1 <= number <= MAX_EXPERTS]:
             raise ValueError(f"there are trainers for 1 to {MAX_EXPERTS} experts, not for {unknown}")
         change = use_expert_set(expert_set)
-        rows = [Row(headings={"J": str(number)}, method=self._method(number, "", change)) for number in numbers]
+        rows = [Row(headings={"J": str(number)}, method=self._method(number, "_DC", change)) for number in numbers]
         table = {"scalability": " (the paper's Table D.10)", "complementary": " (the paper's Table E.12)"}
         title = f"Numbers of experts, set {expert_set}{table.get(expert_set, '')}"
         return Study(name="experts", title=title, rows=tuple(rows))

@@ -16,11 +16,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_deferral.benchmark.experiment import SPLITS, Experiment, Method, differences, listed, read_json
 from nnunetv2_deferral.benchmark.state import Stage, fold_state, other_cases
 from nnunetv2_deferral.benchmark.trainers import find_trainer
+from nnunetv2_deferral.calibration.model import CALIBRATION_KEY
 
-# What may differ between plans of methods that are compared: their names, who planned, and the deferral itself.
+# What may differ between plans of methods that are compared: their names, who planned, and the deferral itself (also
+# its calibration, which comes after training and which no final validation uses).
 _FREE_KEYS = {
     *("plans_name", "configurations", "experiment_planner_used", "continue_training"),
-    *("deferral", "deferral_model", "deferral_planner_used"),
+    *("deferral", "deferral_model", "deferral_planner_used", CALIBRATION_KEY),
 }
 _LABEL_KEYS = ("labels", "regions_class_order", "channel_names", "file_ending")
 _SPLIT_SIZES = re.compile(r"This split has (\d+) training and (\d+) validation cases")

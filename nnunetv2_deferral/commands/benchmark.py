@@ -55,7 +55,10 @@ def studies_of(given: argparse.Namespace, experiment: Experiment) -> list[Study]
     Raises:
         ValueError: See :class:`.StudyMaker`.
     """
-    maker = StudyMaker(experiment, given.p, name=lambda trainer: with_epochs(trainer, given.epochs), write=given.run)
+    options = "_frozen" if given.frozen else ""
+    maker = StudyMaker(
+        experiment, given.p, name=lambda trainer: with_epochs(f"{trainer}{options}", given.epochs), write=given.run
+    )
     studies = []
     if given.ablation:
         studies.append(maker.ablation())
@@ -91,8 +94,13 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """
     experiment = Experiment.find(given.d, given.c, given.f)
     studies = studies_of(given, experiment)
+    if given.frozen and not studies:
+        raise ValueError(
+            "--frozen is for the tables; name frozen trainers by -tr: nnUNetTrainerDeferral3Experts_frozen"
+        )
     trainers = given.tr or (["nnUNetTrainer"] if studies else [])
-    methods = methods_of(trainers, given.p, given.epochs, studies)
+    epochs = None if given.frozen else given.epochs
+    methods = methods_of(trainers, given.p, epochs, studies)
     if given.run:
         run_missing(given, experiment, methods)
     verify(experiment, methods)
@@ -100,7 +108,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     if groups is not None:
         groups = read_groups(groups, [case for cases in experiment.cases().values() for case in cases])
     in_studies = [[row.method for row in study.rows] for study in studies]
-    named = methods_of(trainers, given.p, given.epochs) if trainers else []
+    named = methods_of(trainers, given.p, epochs) if trainers else []
     scores = score_methods(experiment, methods, panel=given.panel, seed=given.seed, tables=[named, *in_studies])
     predictions = None
     if given.time_prediction:
@@ -176,7 +184,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-f", metavar="FOLD", type=int, nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
     add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default with a table below: nnUNetTrainer")
     add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all. Default: %(default)s")
-    add("-epochs", type=int, metavar="N", help="append _Nepochs to all trainers' names; 1000 is nnU-Net's own")
+    words = "append _Nepochs to trainers' names (with --frozen, of the tables alone); 1000 is nnU-Net's own"
+    add("-epochs", type=int, metavar="N", help=words)
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
     add("--report", metavar="HTML", type=Path, help="also write a page with figures, one file that opens anywhere")
     tables = parser.add_argument_group("tables of the paper, on plans derived from -p where these say otherwise")
@@ -184,6 +193,8 @@ def _make_parser() -> argparse.ArgumentParser:
     words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"
     tables.add_argument("--grid", metavar="LAMBDA", type=float, nargs="*", help=words)
     tables.add_argument("--experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
+    words = "of these tables, train the heads alone, on the networks of the first stock trainer"
+    tables.add_argument("--frozen", action="store_true", help=words)
     words = "the simulated experts of --experts. Default: %(default)s"
     tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
     running = parser.add_argument_group("running")

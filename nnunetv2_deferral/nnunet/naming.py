@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
-from nnunetv2_deferral.rules import ONE_VS_ALL
+from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL
 
 BASE_NAME = "nnUNetTrainerDeferral"
 MAX_EXPERTS = 5
@@ -32,6 +32,7 @@ class Option(NamedTuple):
 
 OPTIONS: dict[str, Option] = {
     "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
+    "DC": Option("the paper's objective: DC with SC and LB", {}, {"objective": COLLABORATION}),
     "OvA": Option("one-vs-all probabilities in place of DC and LB", {}, {"objective": ONE_VS_ALL}),
     "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
     "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),

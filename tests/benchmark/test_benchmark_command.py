@@ -287,9 +287,12 @@ def test_the_report_has_the_numbers_of_the_results_and_replaces_an_older_one(tra
 
 def test_the_report_has_a_section_for_each_table_of_the_paper(workplace):
     workplace.write_model(STOCK)
-    workplace.write_model(DEFERRAL, errors=30, route=ask_where_wrong)
-    one = Method(trainer="nnUNetTrainerDeferral1Expert_5epochs", plans="nnUNetPlans")
-    workplace.write_model(one, errors=20, route=ask_where_wrong, num_experts=1)
+    for number, trainer in (
+        (1, "nnUNetTrainerDeferral1Expert_DC_5epochs"),
+        (3, "nnUNetTrainerDeferral3Experts_DC_5epochs"),
+    ):
+        method = Method(trainer=trainer, plans="nnUNetPlans")
+        workplace.write_model(method, errors=10 + number, route=ask_where_wrong, num_experts=number)
     report = workplace.root / "report.html"
     arguments = ["-epochs", "5", "--experts", "1", "3", "-expert_set", "standard", "--report", str(report)]
     main([*workplace.arguments, *arguments])

@@ -28,17 +28,38 @@ def settings_of(here, method, number):
 
 def test_the_ablation_has_the_rows_of_table_6(maker):
     rows = maker().ablation().rows
-    assert [tuple(row.headings.values()) for row in rows if "paper" not in row.headings["Loss"]] == [
+    ours = ("one-vs-all", "+ SC as in the paper", "+ SC as in the paper, LB")
+    assert [tuple(row.headings.values()) for row in rows if row.headings["Loss"] not in ours] == [
         *(("1", "DC"), ("1", "+ SC")),
         *(("3", "DC"), ("3", "+ SC"), ("3", "+ LB"), ("3", "+ SC, LB")),
     ]
     full = next(row.method.trainer for row in rows if tuple(row.headings.values()) == ("3", "+ SC, LB"))
-    assert full == "nnUNetTrainerDeferral3Experts_5epochs"
+    assert full == "nnUNetTrainerDeferral3Experts_DC_5epochs"
     for row in rows:
         overrides = find_trainer(row.method.trainer).settings_overrides
+        if row.headings["Loss"] == "one-vs-all":
+            assert overrides == {"objective": "one_vs_all"}
+            continue
+        assert overrides["objective"] == "collaboration"  # whatever the plans say
         assert ("lambda_coherence" in overrides) == ("SC" not in row.headings["Loss"])
         if row.headings["J"] == "3":
             assert ("lambda_balance" in overrides) == ("LB" not in row.headings["Loss"])
+
+
+def test_frozen_tables_train_heads_on_the_stock_network(workplace, capsys):
+    """-epochs is then the length of the heads; the stock trainer is named as it is."""
+    with pytest.raises(SystemExit):
+        main([*workplace.arguments, "-tr", STOCK.trainer, "--ablation", "--frozen", "-epochs", "20"])
+    message = capsys.readouterr().err
+    assert "nnUNetTrainerDeferral3Experts_DC_noLB_frozen_20epochs" in message
+    assert "nnUNetTrainerDeferral1Expert_OvA_frozen_20epochs" in message
+    assert f"{STOCK.trainer}_20epochs" not in message
+
+
+def test_frozen_without_a_table_is_refused(workplace, capsys):
+    with pytest.raises(SystemExit):
+        main([*workplace.arguments, "-tr", STOCK.trainer, "--frozen"])
+    assert "--frozen is for the tables" in capsys.readouterr().err
 
 
 def test_stock_plans_need_no_derived_ones_for_the_ablation(maker):
@@ -56,7 +77,7 @@ def test_plans_that_name_three_experts_get_others_for_one(workplace, maker):
 def test_scalability_has_the_sets_of_table_d9(workplace, maker):
     rows = maker().experts([1, 2, 3, 4, 5]).rows
     for number, row in enumerate(rows, start=1):
-        assert row.method.trainer == f"nnUNetTrainerDeferral{number}Expert{'s' * (number > 1)}_5epochs"
+        assert row.method.trainer == f"nnUNetTrainerDeferral{number}Expert{'s' * (number > 1)}_DC_5epochs"
         assert settings_of(workplace, row.method, number).experts == expert_set("scalability", number)
 
 
@@ -139,7 +160,7 @@ def test_tables_are_laid_out_as_in_the_paper(workplace, maker):
     assert "| Metric | Predictor | J = 1 | J = 3 |" in text
     content = json.loads((workplace.root / "out" / "benchmark.json").read_text())
     assert [(study["name"], len(study["rows"])) for study in content["studies"]] == [
-        ("ablation", 8),
+        ("ablation", 10),
         ("grid", 4),
         ("experts", 2),
     ]

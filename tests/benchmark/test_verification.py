@@ -62,6 +62,12 @@ def test_a_training_on_other_plans_is_refused(trained):
         verify(trained.experiment(), BOTH)
 
 
+def test_a_model_that_was_calibrated_since_is_still_compared(trained):
+    file = trained.experiment().model(DEFERRAL) / "plans.json"
+    edit(file, lambda plans: plans.update(deferral_calibration={"folds": [0]}))
+    verify(trained.experiment(), BOTH)
+
+
 def test_plans_of_other_names_are_compared_by_what_is_in_them(workplace):
     other = Method(trainer=DEFERRAL.trainer, plans="nnUNetOtherPlans")
     write_plans(workplace, "nnUNetOtherPlans", deferral={"num_experts": 3})

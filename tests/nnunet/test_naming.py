@@ -37,6 +37,7 @@ def test_every_listed_name_is_a_trainer_that_can_be_pickled(name):
         ("nnUNetTrainerDeferral3Experts_3epoch", "_3epoch means nothing. .* followed by any of .*_5epochs"),
         ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "contradict"),
         ("nnUNetTrainerDeferral3Experts_noSC_noSC", "repeat"),
+        ("nnUNetTrainerDeferral3Experts_DC_OvA", "contradict"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused_with_what_exists(name, message):

@@ -122,16 +122,16 @@ def test_apart_from_block_and_names_small_data_is_planned_as_nnunet_plans_it(nnu
 
 
 @pytest.mark.parametrize("num_experts", [1, 2, 3, 4, 5])
-def test_the_written_block_means_the_default_settings_and_names_the_expert_set(nnunet, num_experts):
+def test_the_written_block_is_one_vs_all_with_the_default_settings_and_names_the_expert_set(nnunet, num_experts):
     block = plan(nnUNetPlannerDeferral, FLAT, num_experts=num_experts)["deferral"]
     assert block["num_experts"] == num_experts
     assert block["experts"] == ("standard" if num_experts <= 3 else "scalability")
-    assert resolve_settings(block) == resolve_settings(None, num_experts=num_experts)
+    assert resolve_settings(block) == resolve_settings({"objective": "one_vs_all"}, num_experts=num_experts)
 
 
 def test_every_setting_stands_in_the_block(nnunet):
     block = plan(nnUNetPlannerDeferral, FLAT, num_experts=3, experts="complementary")["deferral"]
-    settings = resolve_settings({"experts": "complementary"}, num_experts=3)
+    settings = resolve_settings({"experts": "complementary", "objective": "one_vs_all"}, num_experts=3)
     assert set(block) == set(settings.to_dict())
     assert resolve_settings(block) == settings
 
@@ -250,7 +250,7 @@ def test_a_block_shortened_to_what_matters_stays_short(nnunet):
     plan(nnUNetPlannerDeferral, FLAT)
     file = nnunet / FLAT / "nnUNetDeferralPlans.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"deferral": {"num_experts": 2}}))
-    assert nnUNetPlannerDeferral(FLAT).deferral.kept == ()
+    assert nnUNetPlannerDeferral(FLAT).deferral.kept == ('objective is "collaboration", not "one_vs_all"',)
     assert plan(nnUNetPlannerDeferral, FLAT)["deferral"] == {"num_experts": 2}
 
 
