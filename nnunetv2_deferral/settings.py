@@ -63,7 +63,7 @@ class DeferralSettings:
             rule decide.
         capacities: Share in [0, 1] of the voxels that may go to each expert, None for no limit to one. None for no
             limit to any.
-        budget_over: `"case"` or `"dataset"`, what budget and capacities are shares of, see :class:`.budget.Limits`.
+        budget_over: `"case"` or `"dataset"`, what budget and capacities are shares of, see :class:`.limits.Limits`.
         min_region_mm: Equivalent diameter of the smallest region that is deferred. None decides voxel by voxel.
         evaluation_seed: Seed of the simulated experts that the final validation is scored with.
     """

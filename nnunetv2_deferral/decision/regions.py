@@ -55,7 +55,9 @@ def route_regions(
     mean (`skimage.segmentation.watershed`) splits them into pieces of at least the minimum size. Pairs of piece and
     expert are taken by gain per voxel, as for a knapsack (Dantzig 1957); where there is no room for a piece, its core.
     That is tried for all candidates and for the best of them only, as many as the budget allows or twice as many, for
-    the cores of many regions may gain more than a few regions as a whole; what gains most stays. Holes are filled last.
+    the cores of many regions may gain more than a few regions as a whole; what gains most stays. Small holes are filled
+    last. What is larger than the smallest region is no hole but the model's: often only the border of an object is in
+    doubt, and to have its inside redrawn would harm.
 
     Args:
         gains: Real (J, *S), S being (Z, Y, X), (1, Y, X) or (Y, X): what asking expert j is expected to gain over the
@@ -69,8 +71,9 @@ def route_regions(
 
     Returns:
         uint8 of shape S: 0 the model, j expert j. All 0 where nobody is expected to help. Each connected component of
-        an expert (full connectivity) has the minimum size, a positive summed gain, and no hole that could be filled
-        within budget and capacity with its gain still positive. What goes to others in a hole stays with them.
+        an expert (full connectivity) has the minimum size, a positive summed gain, and no hole below the minimum size
+        that could be filled within budget and capacity with its gain still positive. What goes to others in a hole
+        stays with them.
 
     Raises:
         ValueError: If the shape is another, a gain is NaN or +inf, the spacing does not fit or is not positive, the
@@ -97,7 +100,7 @@ def route_regions(
         route, rest = _take(gains, pieces, level, room, smallest, spacing)
         if (gain := expected_gain(gains, route)) > highest:
             chosen, left, highest = route, rest, gain
-    while _fill_holes(chosen, gains, left):  # one filled may make another worth it
+    while _fill_holes(chosen, gains, left, smallest):  # one filled may make another worth it
         pass
     return chosen.reshape(shape)
 
@@ -290,8 +293,8 @@ def _core(piece: np.ndarray, level: np.ndarray, number: int, spacing: Sequence[f
     return components == components[tuple(peak)]
 
 
-def _fill_holes(route: np.ndarray, gains: np.ndarray, room: np.ndarray) -> bool:
-    """Fill the regions' holes in place, the least harmful first, where room and gain allow; whether there was one."""
+def _fill_holes(route: np.ndarray, gains: np.ndarray, room: np.ndarray, smallest: int) -> bool:
+    """Fill the regions' small holes in place, the least harmful first, where room and gain allow; whether any was."""
     before = room[0]
     regions = region_labels(route)
     for number, box in enumerate(_boxes(regions) if before else [], start=1):
@@ -307,7 +310,7 @@ def _fill_holes(route: np.ndarray, gains: np.ndarray, room: np.ndarray) -> bool:
         sizes, added = np.bincount(holes.ravel()), np.bincount(holes.ravel(), gain.ravel())
         inner = ndimage.find_objects(holes)
         for hole in np.argsort(-added, kind="stable"):
-            if hole and 0 < sizes[hole] <= min(room[0], room[expert]) and total + added[hole] > 0:
+            if hole and 0 < sizes[hole] <= min(room[0], room[expert], smallest - 1) and total + added[hole] > 0:
                 route[box][inner[hole - 1]][holes[inner[hole - 1]] == hole] = expert
                 room[[0, expert]] -= sizes[hole]
                 total += added[hole]
