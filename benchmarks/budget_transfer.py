@@ -267,7 +267,7 @@ def main() -> None:
     add("-budgets", type=float, nargs="+", default=list(BUDGETS))
     add("-error_model", choices=ERROR_MODEL_NAMES, help="in which simulated experts err. Default: as in training")
     add("-region_mm", type=float, default=3.0)
-    add("-name", help="of the file in benchmarks/results. Default: made of dataset, trainer and plans")
+    add("-name", help="of the file in benchmarks/results. Default: made of dataset, trainer, plans and error model")
     given = parser.parse_args()
     experiment = Experiment.find(given.d, given.c, given.f)
     method = Method(trainer=given.tr, plans=given.p)
@@ -285,7 +285,8 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU needed",
         **found,
     }
-    name = given.name or f"budget_transfer_{experiment.dataset}_{given.c}_{given.tr}_{given.p}"
+    errors = f"_{given.error_model}" if given.error_model else ""
+    name = given.name or f"budget_transfer_{experiment.dataset}_{given.c}_{given.tr}_{given.p}{errors}"
     write_json(without_nan(result), RESULTS / f"{name}.json")
     print(text(result))
     print(f"\n{RESULTS / name}.json")
