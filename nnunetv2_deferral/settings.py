@@ -215,9 +215,9 @@ def resolve_settings(
         where it has none the paper's three simulated ones of Table 2.
 
     Raises:
-        ValueError: For an unknown key, a value out of its range, a rater that the dataset does not have, or a number of
-            experts on which the trainer, the plans, the dataset and the list of experts disagree; the message names
-            both sides.
+        ValueError: For an unknown key, a value out of its range, a rater that the dataset does not have, a number of
+            experts on which the trainer, the plans, the dataset and the list of experts disagree (the message names
+            both sides), or a trainer's name that is about load balancing where the objective has none.
     """
     given = dict(block or {})
     known = {field.name for field in fields(DeferralSettings)} | {"num_experts"}
@@ -238,7 +238,13 @@ def resolve_settings(
     given["unavailable"] = tuple(given.get("unavailable", ()))
     if given.get("capacities") is not None:
         given["capacities"] = tuple(given["capacities"])
-    return DeferralSettings(**(given | dict(overrides or {})))
+    settings = DeferralSettings(**(given | dict(overrides or {})))
+    if settings.objective == ONE_VS_ALL and "lambda_balance" in (overrides or {}):
+        raise ValueError(
+            "the one-vs-all objective has no load balancing that could be left out (_noLB). For the paper's objective, "
+            "which has, name it: _DC_noLB"
+        )
+    return settings
 
 
 def _check_types(block: Mapping[str, Any]) -> None:

@@ -213,3 +213,12 @@ def test_an_expert_may_not_be_called_what_means_something_else_in_summaries(name
 def test_a_value_of_another_type_is_refused_and_named(block, message):
     with pytest.raises(ValueError, match=message):
         resolve_settings(block)
+
+
+def test_load_balancing_cannot_be_left_out_where_there_is_none():
+    """Plans that say one-vs-all and a trainer ..._noLB: the name would promise an ablation that is none."""
+    without = {"lambda_balance": 0.0}
+    with pytest.raises(ValueError, match="no load balancing that could be left out.*_DC_noLB"):
+        resolve_settings({"objective": "one_vs_all"}, overrides=without)
+    settings = resolve_settings({"objective": "one_vs_all"}, overrides=without | {"objective": "collaboration"})
+    assert (settings.objective, settings.lambda_balance) == ("collaboration", 0.0)
