@@ -54,10 +54,10 @@ def route_regions(
     diameter where the mean gain around (Gaussian, sigma a quarter of that diameter) is positive. A watershed of this
     mean (`skimage.segmentation.watershed`) splits them into pieces of at least the minimum size. Pairs of piece and
     expert are taken by gain per voxel, as for a knapsack (Dantzig 1957); where there is no room for a piece, its core.
-    That is tried for all candidates and for the best of them only, as many as the budget allows or twice as many, for
-    the cores of many regions may gain more than a few regions as a whole; what gains most stays. Small holes are filled
-    last. What is larger than the smallest region is no hole but the model's: often only the border of an object is in
-    doubt, and to have its inside redrawn would harm.
+    That is tried for all candidates and for the best of them only, as many as the budget allows, twice as many, or so
+    few that the gaps fit in, too, for parts of many regions may gain more than a few regions as a whole; what gains
+    most stays. Small holes are filled last. What is larger than the smallest region is no hole but the model's: often
+    only the border of an object is in doubt, and to have its inside redrawn would harm.
 
     Args:
         gains: Real (J, *S), S being (Z, Y, X), (1, Y, X) or (Y, X): what asking expert j is expected to gain over the
@@ -95,11 +95,16 @@ def route_regions(
     sigma = np.where(np.array(best.shape) > 1, min_diameter_mm / 4 / np.array(spacing), 0)
 
     chosen, left, highest = np.zeros(best.shape, dtype=np.uint8), room, 0.0
-    for price in _prices(best, int(min(room[0], room[1:].sum()))):
-        pieces, level = _pieces(best, price, sigma, smallest)
+    values, number = best[best > 0], int(min(room[0], room[1:].sum()))
+    trials = [values.size] if number else []
+    trials += [many for many in (2 * number, number) if 0 < many < values.size]
+    for many in trials:
+        pieces, level = _pieces(best, _price(values, many), sigma, smallest)
         route, rest = _take(gains, pieces, level, room, smallest, spacing)
         if (gain := expected_gain(gains, route)) > highest:
             chosen, left, highest = route, rest, gain
+        if many == number and (with_gaps := np.count_nonzero(pieces)) > number:
+            trials.append(number**2 // with_gaps)  # so few that there should be room for the gaps, too
     while _fill_holes(chosen, gains, left, smallest):  # one filled may make another worth it
         pass
     return chosen.reshape(shape)
@@ -178,11 +183,10 @@ def region_labels(route: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _prices(best: np.ndarray, number: int) -> list[float]:
-    """0, and the gain that the best `number` of voxels, or twice as many, have at least; none where none may be."""
-    values = best[best > 0]
-    ranks = [values.size - many for many in (2 * number, number) if 0 < many < values.size]
-    return [0.0] * bool(number) + (np.partition(values, ranks)[ranks].tolist() if ranks else [])
+def _price(values: np.ndarray, number: int) -> float:
+    """What the highest `number` of some positive gains are above, roughly: 0 where these are all."""
+    place = values.size - number
+    return float(np.partition(values, place)[place]) if 0 < place < values.size else 0.0
 
 
 def _pieces(best: np.ndarray, price: float, sigma: np.ndarray, smallest: int) -> tuple[np.ndarray, np.ndarray]:

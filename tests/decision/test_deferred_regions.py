@@ -459,3 +459,16 @@ def test_a_spacing_that_does_not_fit_the_route_is_refused():
             label_regions(route, spacing_mm=spacing)
     with pytest.raises(ValueError, match=r"got the shape \(4,\)"):
         label_regions(route[0], spacing_mm=(1,))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_of_a_border_in_doubt_most_of_what_the_budget_can_gain_is_gained(share):
+    """A rough shell is one large region: with all its gaps it exceeds the budget, and pieces of it leave out much."""
+    grid = np.meshgrid(*(np.arange(length) - (length - 1) / 2 for length in (24, 40, 40)), indexing="ij")
+    distance = np.sqrt(sum(np.square(each) for each in grid)) - 11
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=distance.shape), 0.5)
+    gains = (np.exp(-(distance**2) / 2) * (1 + noise / noise.std()) - 0.1).astype(np.float32)[None]
+    budget = share * np.mean(gains > 0)
+    route = route_regions(gains, spacing_mm=(1, 1, 1), budget=budget, min_diameter_mm=4)
+    best = np.sort(gains[gains > 0])[::-1][: int(budget * distance.size)]
+    assert expected_gain(gains, route) > 0.9 * best.sum(dtype=float)
