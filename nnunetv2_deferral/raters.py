@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = "expertsTr"
 DATASET_KEY = "experts"
+REVIEW_NAME = "review.json"  # in a folder of experts that the review page fills
 # Beside these the experts stand in summaries and tables.
 RESERVED_NAMES = ("system", "model", "model_everywhere", "expert", "expert_everywhere")
 # Tools round a geometry differently: NIfTI keeps a direction as a quaternion in single precision, for one.
@@ -87,9 +88,14 @@ class ExpertMasks:
     def check_asked(self, experts: Sequence[str]) -> None:
         """Refuse experts who were asked and have no masks at all.
 
+        In the folder of a review they have not answered yet, or nothing of theirs was on its worklist; their voxels
+        are then unanswered.
+
         Raises:
             ValueError: Naming their folders, and those that are there.
         """
+        if (self.folder / REVIEW_NAME).is_file():
+            return
         empty = [str(self.folder / expert) for expert in experts if not self.cases(expert)]
         if empty:
             there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())

@@ -18,6 +18,8 @@ from nnunetv2_deferral.decision.regions import Region, describe_regions, region_
 from nnunetv2_deferral.review.geometry import Orientation
 from nnunetv2_deferral.rules import ONE_VS_ALL
 
+JSON_NAME, MASKS = "worklist.json", "masks"  # of the folder that a list is written to and read from
+
 _ROUNDING = 1e-9  # minutes: sums of decimal fractions may miss a limit that they should just meet
 
 
@@ -231,6 +233,11 @@ def region_masks(route: np.ndarray, listed: Iterable[ListedRegion]) -> dict[int,
         table = values.setdefault(each.item.region.expert, np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.uint32))
         table[each.item.number] = each.label
     return {expert: table[numbers] for expert, table in sorted(values.items())}
+
+
+def mask_name(expert: str, file_name: str) -> str:
+    """Where the mask of an expert for a case is in the folder of a list, given the name of the model's mask file."""
+    return f"{MASKS}/{expert}/{file_name}"
 
 
 def to_canonical(voxels: Any, maps: CaseMaps) -> np.ndarray:

@@ -164,6 +164,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"no \*.nii.gz in .*/bob, .*/eve \(folders there: ann, eve\)"):
             masks.check_asked(["ann", "bob", "eve"])
 
+    def test_experts_who_have_not_answered_in_a_review_yet(self, tmp_path):
+        (tmp_path / "review.json").write_text("{}")
+        masks_in(tmp_path, experts=("ann", "bob")).check_asked(["ann", "bob"])
+
     def test_a_folder_of_experts_that_is_empty(self, tmp_path):
         with pytest.raises(ValueError, match=r"folders there: none"):
             masks_in(tmp_path).check_asked(["ann"])

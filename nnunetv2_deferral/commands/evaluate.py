@@ -23,7 +23,7 @@ from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
 from nnunetv2_deferral.predictions import PredictionFolder, read_groups, same_cases
-from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
 from nnunetv2_deferral.report.strips import case_pictures, check_images
@@ -31,7 +31,6 @@ from nnunetv2_deferral.rules import ONE_VS_ALL
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
-REVIEW_NAME = "review.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,13 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.raters import REVIEW_NAME
+
+if TYPE_CHECKING:
+    from nnunetv2_deferral.review.study import Study
 
 DEFAULT_PORT = 8765
 
@@ -18,6 +23,7 @@ def review(
     output_folder: str | Path,
     *,
     references: str | Path | None = None,
+    worklist: str | Path | None = None,
     dataset_json: str | Path | None = None,
     port: int = DEFAULT_PORT,
 ) -> None:
@@ -28,31 +34,36 @@ def review(
         images: Folder of the images, `<case>_0000<file_ending>` and so on.
         output_folder: Where answers go, see docs/review.md; a review that was begun there goes on.
         references: Folder of reference masks, for the scores of step 3; None for no scores.
+        worklist: Folder of nnUNetv2_deferral_worklist: only its regions are asked about; None for all.
         dataset_json: The model's dataset.json, if it is not beside the predictions.
         port: Of 127.0.0.1.
 
     Raises:
-        ValueError: If an input is missing or does not fit, answers would come to lie among inputs, or another server
-            has the folder open.
+        ValueError: If an input is missing or does not fit, answers would come to lie among inputs, the review was begun
+            with another worklist, or another server has the folder open.
         ImportError: If the packages of the extra `review` are not installed.
     """
     # Only this command needs the packages of the extra.
     from nnunetv2_deferral.review.access import Access
+    from nnunetv2_deferral.review.listed import Worklist
     from nnunetv2_deferral.review.server import create_app, serve
     from nnunetv2_deferral.review.service import Review
     from nnunetv2_deferral.review.store import ReviewStore
     from nnunetv2_deferral.review.study import Study
 
-    inputs = [Path(folder) for folder in (predictions, images, references) if folder is not None]
+    inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
     _check_folders(inputs, Path(output_folder))
     opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
     _check_experts(opened.experts)
-    study = Study(opened, Path(images), Path(references) if references else None)
+    listed = Worklist.open(Path(worklist), opened) if worklist else None
+    study = Study(opened, Path(images), Path(references) if references else None, listed)
     store = ReviewStore(Path(output_folder), opened.files.file_ending)
     try:
+        served = Review(study, store)
+        served.check_begun()
         access = Access(store.hidden, study.experts, port)
-        app = create_app(Review(study, store), access, port)
-        print(f"{len(study.infos)} cases. One link each; whoever has it can answer in that name:\n")
+        app = create_app(served, access, port)
+        print(f"{_summary(study)}\nOne link each; whoever has it can answer in that name:\n")
         links = access.links(f"http://127.0.0.1:{port}")
         width = max(len(person.name) for person, _ in links)
         for person, link in links:
@@ -61,6 +72,20 @@ def review(
         serve(app, port)
     finally:
         store.close()
+
+
+def _summary(study: Study) -> str:
+    infos = study.infos.values()
+    if study.worklist is None:
+        return f"{len(infos)} cases."
+    asked, regions = sum(any(info.voxels) for info in infos), sum(sum(info.regions) for info in infos)
+    lines = [f"{len(infos)} cases, {regions} regions of {asked} cases listed in {study.worklist.folder}."]
+    for place, expert in enumerate(study.experts):
+        if not any(info.voxels[place] for info in infos):
+            lines.append(f"Nothing is listed for {expert}.")
+    if study.predictions.files.label_manager.ignore_label is None:
+        lines.append("The dataset has no ignore label: what is not listed counts as answered, with the model's label.")
+    return "\n".join(lines)
 
 
 def _check_folders(inputs: Sequence[Path], output: Path) -> None:
@@ -74,7 +99,7 @@ def _check_folders(inputs: Sequence[Path], output: Path) -> None:
 
 def _check_experts(experts: Sequence[str]) -> None:
     for name in experts:
-        if name.startswith(".") or not name.strip() or set(name) & set("/\\\0") or name == "review.json":
+        if name.startswith(".") or not name.strip() or set(name) & set("/\\\0") or name == REVIEW_NAME:
             raise ValueError(f"the expert {name!r} cannot have a folder of that name")
 
 
@@ -86,6 +111,9 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
     parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the images that were predicted")
     parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
+    parser.add_argument(
+        "-worklist", metavar="LIST", help="folder of nnUNetv2_deferral_worklist: ask about its regions only"
+    )
     parser.add_argument(
         "-o", metavar="REVIEWS", required=True, help="folder for the answers; goes on where it was left"
     )
@@ -101,7 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         review(
-            options.i, options.images, options.o, references=options.ref, dataset_json=options.djfile, port=options.port
+            options.i,
+            options.images,
+            options.o,
+            references=options.ref,
+            worklist=options.worklist,
+            dataset_json=options.djfile,
+            port=options.port,
         )
     except ImportError as error:
         parser.error(f"{error}; install it with: pip install 'nnunetv2-deferral[review]'")

@@ -26,10 +26,10 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.report.strips import check_images, image_file
 from nnunetv2_deferral.review.geometry import orientation_of
-from nnunetv2_deferral.worklist import CaseMaps, ListedRegion, WorkItem, WorkTime
+from nnunetv2_deferral.worklist import JSON_NAME, MASKS, CaseMaps, ListedRegion, WorkItem, WorkTime
 
 COMMAND = "nnUNetv2_deferral_worklist"
-JSON_NAME, CSV_NAME, PICTURES, MASKS = "worklist.json", "worklist.csv", "pictures", "masks"
+CSV_NAME, PICTURES = "worklist.csv", "pictures"
 ROWS_SHOWN = 10
 
 
@@ -159,7 +159,7 @@ def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dic
         unit=_unit(folder),
         why=regions.reason(item, expert, names, objective),
         picture=f"{PICTURES}/{each.rank:04d}_{item.case}_{expert}.png" if pictures else None,
-        mask=f"{MASKS}/{expert}/{folder.mask_file(item.case).name}",
+        mask=regions.mask_name(expert, folder.mask_file(item.case).name),
     )
 
 

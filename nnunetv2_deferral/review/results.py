@@ -24,9 +24,10 @@ def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str,
     """What changed in a case, who answered, and the scores where there is a reference.
 
     Returns:
-        `experts` (one entry an expert with voxels, whether submitted, changed voxels, minutes), `changed_voxels`,
-        `unanswered_voxels`, and `scores` (a list of region, Dice of the model, Dice of the system; None without a
-        reference), `corrected_voxels` and `spoiled_voxels`.
+        `experts` (one entry an expert with voxels, whether submitted, changed voxels, minutes), `deferred_voxels`,
+        `left_out_voxels` (the deferred ones that a worklist does not list), `changed_voxels`, `unanswered_voxels` (of
+        those that experts are asked about), and `scores` (a list of region, Dice of the model, Dice of the system; None
+        without a reference), `corrected_voxels` and `spoiled_voxels`.
     """
     name = case.info.name
     answers = _answers(study, store, case)
@@ -46,7 +47,8 @@ def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str,
         )
     result: dict[str, Any] = {
         "experts": experts,
-        "deferred_voxels": int((case.route > 0).sum()),
+        "deferred_voxels": int((case.route > 0).sum()) + sum(case.left_out),
+        "left_out_voxels": sum(case.left_out),
         "changed_voxels": int((fused != case.model).sum()),
         "unanswered_voxels": int(unanswered(answers, case.route).sum()),
         "scores": None,

@@ -15,7 +15,7 @@ from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.results import case_result, fused_mask, label_names, total_result
 from nnunetv2_deferral.review.rules import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.store import Draft, ReviewStore
-from nnunetv2_deferral.review.study import Asked, LoadedCase, Study
+from nnunetv2_deferral.review.study import Asked, CaseInfo, LoadedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 
 SLACK_SECONDS = 5.0
@@ -35,19 +35,51 @@ class Review:
         self._seen: dict[tuple[str, str], float] = {}
 
     def listing(self, person: Person) -> list[dict[str, Any]]:
-        """The cases that a person works with: all for the coordinator, those with questions for an expert."""
+        """The cases that a person works with.
+
+        All of them by name for the coordinator; for an expert those with questions, the most useful first: by the best
+        rank that a region of theirs has on the worklist, without a worklist by the expected gain of all of them.
+        """
         entries = []
-        for info in self.study.infos.values():
+        for info in self._in_order(person):
             size = int(np.prod(info.shape))
             experts = [
-                self._status(expert, info.name, voxels, regions, size)
-                for expert, voxels, regions in zip(self.study.experts, info.voxels, info.regions, strict=True)
+                self._status(place, info, size)
+                for place, expert in enumerate(self.study.experts)
                 if person.expert in (None, expert)
             ]
             if person.expert is None or experts[0]["voxels"]:
-                rate = sum(info.voxels) / size if person.expert is None else experts[0]["share"]
-                entries.append({"case": info.name, "shape": info.shape, "rate": rate, "experts": experts})
+                left_out = sum(each["left_out"] for each in experts)
+                deferred = sum(info.voxels) + left_out if person.expert is None else experts[0]["voxels"]
+                entries.append(
+                    {
+                        "case": info.name,
+                        "shape": info.shape,
+                        "rate": deferred / size,
+                        "left_out": left_out,
+                        "experts": experts,
+                    }
+                )
         return entries
+
+    def check_begun(self) -> None:
+        """Refuse a review that was begun with other regions: with another worklist, without one, or with one.
+
+        Raises:
+            ValueError: Naming the first of such answers. Nothing has changed.
+        """
+        now = f"the worklist {self.study.worklist.folder}" if self.study.worklist else "no worklist"
+        for info in self.study.infos.values():
+            for expert, listed in zip(self.study.experts, info.listings, strict=True):
+                draft = self.store.draft(expert, info.name)
+                if draft is None or draft.listed == listed:
+                    continue
+                begun = "with other regions of a worklist" if draft.listed else "without a worklist"
+                raise ValueError(
+                    f"{self.store.draft_file(expert, info.name)}: the answers of {expert} to {info.name} were begun "
+                    f"{begun}, and now there is {now}. Go on with what they were begun with, or choose another folder "
+                    "(-o)"
+                )
 
     def details(self, person: Person, name: str) -> dict[str, Any]:
         """All that the page must know of a case before it loads volumes."""
@@ -178,6 +210,7 @@ class Review:
             record = {
                 "regions": len(asked.listing),
                 "voxels": int(asked.voxels.size),
+                "left_out_voxels": case.left_out[self.study.experts.index(expert)],
                 "changed_voxels": int((draft.labels != case.model.ravel()[asked.voxels]).sum()),
                 "minutes": round(draft.seconds / 60, 2),
                 "revisions": draft.revision,
@@ -235,7 +268,9 @@ class Review:
         if draft is None:
             asked = self.study.asked(case.info.name, expert)
             labels = case.model.ravel()[asked.voxels]
-            return Draft(revision=0, key="", digest=case.digest, labels=labels, done=(), seconds=0.0)
+            return Draft(
+                revision=0, key="", digest=case.digest, labels=labels, done=(), seconds=0.0, listed=asked.listed
+            )
         if draft.digest != case.digest:
             raise RefusedError(
                 409, "The predictions have changed since this review was begun. Ask for them to be put back."
@@ -264,7 +299,13 @@ class Review:
     ) -> dict[str, Any]:
         runs = runs_between(draft.labels, labels, asked.voxels)
         kept = Draft(
-            revision=draft.revision + 1, key=key, digest=case.digest, labels=labels, done=done, seconds=seconds
+            revision=draft.revision + 1,
+            key=key,
+            digest=case.digest,
+            labels=labels,
+            done=done,
+            seconds=seconds,
+            listed=asked.listed,
         )
         self.store.save(expert, case.info.name, kept, event, runs)
         return _receipt(kept)
@@ -276,13 +317,23 @@ class Review:
         self._seen[expert, name] = now
         return min(seconds, longest)
 
-    def _status(self, expert: str, name: str, voxels: int, regions: int, size: int) -> dict[str, Any]:
+    def _in_order(self, person: Person) -> list[CaseInfo]:
+        infos = list(self.study.infos.values())
+        if person.expert is None:
+            return infos
+        place = self.study.experts.index(person.expert)
+        return sorted(infos, key=lambda info: (info.ranks[place] or 0, -info.gains[place], info.name))
+
+    def _status(self, place: int, info: CaseInfo, size: int) -> dict[str, Any]:
+        expert, name, voxels = self.study.experts[place], info.name, info.voxels[place]
         draft = self.store.draft(expert, name) if voxels else None
         return {
             "expert": expert,
             "voxels": voxels,
             "share": voxels / size,
-            "regions": regions,
+            "regions": info.regions[place],
+            "left_out": info.left_out[place],
+            "gain": info.gains[place],
             "done": len(draft.done) if draft else 0,
             "minutes": draft.seconds / 60 if draft else 0.0,
             "submitted": self.store.is_submitted(expert, name),

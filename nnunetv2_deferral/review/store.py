@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.review.durable import AppendOnlyLog, write_durably, write_json_durably
 
 HIDDEN = ".review"
-INDEX = "review.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,11 @@ class Draft:
     Attributes:
         revision: Counts the saves, from 0 for none.
         key: The page's name for the last save.
-        digest: Of the model's mask and the route that the answers belong to.
+        digest: Of the model's mask, the route and the gain that the answers belong to.
         labels: uint8 (V,), the labels of the V voxels that the expert is asked about, in the browser's order.
         done: The numbers of the regions that are answered.
         seconds: Working time.
+        listed: With a worklist, a digest of the regions that it lists for expert and case; else empty.
     """
 
     revision: int
@@ -49,6 +50,7 @@ class Draft:
     labels: np.ndarray
     done: tuple[int, ...]
     seconds: float
+    listed: str = ""
 
 
 class ReviewStore:
@@ -85,6 +87,10 @@ class ReviewStore:
         """Where a submitted mask is or will be."""
         return self.folder / expert / f"{case}{self._ending}"
 
+    def draft_file(self, expert: str, case: str) -> Path:
+        """Where the saved answers are or will be."""
+        return self.hidden / "drafts" / expert / f"{case}.npz"
+
     def is_submitted(self, expert: str, case: str) -> bool:
         """Whether there is a submitted mask."""
         return self.mask_file(expert, case).is_file()
@@ -99,7 +105,7 @@ class ReviewStore:
         Raises:
             ValueError: If the file cannot be read.
         """
-        file = self._draft_file(expert, case)
+        file = self.draft_file(expert, case)
         if not file.is_file():
             return None
         try:
@@ -121,6 +127,7 @@ class ReviewStore:
             "digest": draft.digest,
             "done": list(draft.done),
             "seconds": draft.seconds,
+            "listed": draft.listed,
         }
         entry = {"revision": draft.revision, "done": list(draft.done), "seconds": round(draft.seconds, 1), "runs": runs}
 
@@ -128,7 +135,7 @@ class ReviewStore:
             with file.open("wb") as stream:
                 np.savez_compressed(stream, labels=draft.labels, meta=np.array(json.dumps(meta)))
 
-        write_durably(self._draft_file(expert, case), fill, before=lambda: self._append(event, expert, case, entry))
+        write_durably(self.draft_file(expert, case), fill, before=lambda: self._append(event, expert, case, entry))
 
     def submit(self, expert: str, case: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
         """Write a mask to where finished masks are, and enter it into the index.
@@ -154,9 +161,6 @@ class ReviewStore:
     def _append(self, event: str, expert: str, case: str, entry: Mapping[str, Any]) -> None:
         self.log.append({"time": _now(), "event": event, "expert": expert, "case": case, **entry})
 
-    def _draft_file(self, expert: str, case: str) -> Path:
-        return self.hidden / "drafts" / expert / f"{case}.npz"
-
     def _recover(self) -> dict[tuple[str, str], dict[str, Any]]:
         """What the log says of submitted masks that exist; notes in it what a killed server had logged but not kept."""
         revisions: dict[tuple[str, str], int] = {}
@@ -178,7 +182,7 @@ class ReviewStore:
         cases: dict[str, dict[str, Any]] = {}
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
-        write_json_durably({"cases": cases}, self.folder / INDEX)
+        write_json_durably({"cases": cases}, self.folder / REVIEW_NAME)
 
 
 def _now() -> str:

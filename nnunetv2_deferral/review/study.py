@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.geometry import Orientation, orientation_of
+from nnunetv2_deferral.review.listed import Worklist
+from nnunetv2_deferral.review.regions import MAX_REGIONS, describe_regions, find_regions
 from nnunetv2_deferral.review.rules import RefusedError
 
-REACH_VOXELS = 2
-"""Pieces of a route that lie within twice this distance are one region, so that specks are visited together."""
-MAX_REGIONS = np.iinfo(np.uint16).max
 CASES_IN_MEMORY = 3
 
 
@@ -33,6 +31,10 @@ class CaseInfo:
         shape: (Z, Y, X) in the browser's orientation.
         voxels: How many voxels each expert is asked about.
         regions: How many regions these form.
+        gains: By how much answering them is expected to raise the case's mean Dice.
+        ranks: The best place that any of them has on the worklist; None without a worklist, or where none is listed.
+        left_out: How many voxels are routed to each expert that the worklist does not list.
+        listings: What each expert is asked about, see :attr:`Asked.listed`.
         images: The files of the image, one a channel.
         reference: The file of the reference, if there is one.
     """
@@ -41,28 +43,47 @@ class CaseInfo:
     shape: tuple[int, int, int]
     voxels: tuple[int, ...]
     regions: tuple[int, ...]
+    gains: tuple[float, ...]
+    ranks: tuple[int | None, ...]
+    left_out: tuple[int, ...]
+    listings: tuple[str, ...]
     images: tuple[Path, ...]
     reference: Path | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LoadedCase:
-    """The maps of a case in the browser's orientation.
+class Maps:
+    """The maps of a case in the browser's orientation. V voxels are routed to experts, in the order of the flat volume.
 
     Attributes:
-        info: Its entry in the list.
         properties: nnU-Net's properties of the model's mask.
         orientation: How the file lies.
         model: uint8 (Z, Y, X), the model's mask.
-        route: uint8 of the same shape.
-        digest: Of both.
+        route: uint8 of the same shape; with a worklist 0 where it lists nothing, for there nobody is asked.
+        gain: float32 (V,), the gain map of these voxels.
+        labels: uint16 (V,), the worklist's labels of them; None without a worklist.
+        left_out: See :attr:`CaseInfo.left_out`.
     """
 
-    info: CaseInfo
     properties: dict[str, Any]
     orientation: Orientation
     model: np.ndarray
     route: np.ndarray
+    gain: np.ndarray
+    labels: np.ndarray | None
+    left_out: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedCase(Maps):
+    """A case that is at hand.
+
+    Attributes:
+        info: Its entry in the list.
+        digest: Of mask, route and gain.
+    """
+
+    info: CaseInfo
     digest: str
 
 
@@ -72,14 +93,16 @@ class Asked:
 
     Attributes:
         voxels: int64 (V,), where the voxels lie in the flat volume, ascending.
-        regions: uint16 (Z, Y, X): 0 not asked, else the number of the region, largest first.
-        listing: For each region its number, its size in voxels, a voxel [z, y, x] in the middle of its largest slice,
-            and the corners of its box (the second one is the last voxel inside).
+        regions: uint16 (Z, Y, X): 0 not asked, else the number of the region: those to visit first come first. Without
+            a worklist by expected gain, else by rank.
+        listing: For each region what :func:`describe_regions` says, and with a worklist its `rank`, else None.
+        listed: With a worklist, a digest of `voxels` and their regions; without one, empty.
     """
 
     voxels: np.ndarray
     regions: np.ndarray
     listing: list[dict[str, Any]]
+    listed: str
 
 
 class Study:
@@ -87,21 +110,26 @@ class Study:
 
     Attributes:
         predictions: The predictions.
+        worklist: The worklist whose regions alone are asked about, or None for all that is routed.
         infos: The cases by name.
     """
 
-    def __init__(self, predictions: PredictionFolder, images: Path, references: Path | None) -> None:
+    def __init__(
+        self, predictions: PredictionFolder, images: Path, references: Path | None, worklist: Worklist | None = None
+    ) -> None:
         """Read through all cases once.
 
         Raises:
-            ValueError: If a mask, route or image is missing or does not fit; the message names the file.
+            ValueError: If a mask, map or image is missing or does not fit, also one of the worklist; the message names
+                the file.
         """
+        self.worklist = worklist
         self.predictions = predictions
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
             raise ValueError(f"the review page knows labels up to 255, the dataset has {highest}")
         self._images, self._references = images, references
-        cases = tqdm(predictions.cases, desc="Reading the routes", unit="case")
+        cases = tqdm(predictions.cases, desc="Reading the maps", unit="case")
         self.infos = {case: self._inspect(case) for case in cases}
         self._lock = threading.Lock()
         self._case = lru_cache(CASES_IN_MEMORY)(self._read_case)
@@ -133,7 +161,7 @@ class Study:
         """What an expert is asked in a case."""
         case = self.case(name)
         with self._lock:
-            return self._asked(case, self.experts.index(expert) + 1)
+            return self._asked(case, name, expert)
 
     def image(self, name: str) -> np.ndarray:
         """The image (C, Z, Y, X), uint8 or int16 where that holds its values exactly, else float32.
@@ -174,51 +202,75 @@ class Study:
         if not images:
             raise ValueError(f"there is no image {self._images / f'{name}_0000{files.file_ending}'}")
         reference = self._references and self._references / f"{name}{files.file_ending}"
-        model, _, orientation = self._read_mask(name)
-        route = self._read_route(name, model.shape, orientation)
-        numbers = range(1, len(self.experts) + 1)
+        maps = self._read_maps(name)
+        asked = [self._find_asked(maps, name, expert) for expert in self.experts]
         return CaseInfo(
             name=name,
-            shape=model.shape,
-            voxels=tuple(int((route == number).sum()) for number in numbers),
-            regions=tuple(len(find_regions(route == number)[1]) for number in numbers),
+            shape=maps.model.shape,
+            voxels=tuple(each.voxels.size for each in asked),
+            regions=tuple(len(each.listing) for each in asked),
+            gains=tuple(math.fsum(region["gain"] for region in each.listing) for each in asked),
+            ranks=tuple(each.listing[0]["rank"] if each.listing else None for each in asked),
+            left_out=maps.left_out,
+            listings=tuple(each.listed for each in asked),
             images=images,
             reference=reference if reference and reference.is_file() else None,
         )
 
-    def _read_mask(self, name: str) -> tuple[np.ndarray, dict[str, Any], Orientation]:
-        values, properties = self.predictions.model(name)
-        if values.ndim != 3:
-            raise ValueError(f"{self.predictions.mask_file(name)} has {values.ndim} axes instead of 3")
-        unknown = np.setdiff1d(values, self.labels)
+    def _read_maps(self, name: str) -> Maps:
+        mask, properties = self.predictions.model(name)
+        if mask.ndim != 3:
+            raise ValueError(f"{self.predictions.mask_file(name)} has {mask.ndim} axes instead of 3")
+        unknown = np.setdiff1d(mask, self.labels)
         if unknown.size:
             raise ValueError(f"{self.predictions.mask_file(name)} holds unknown labels: {unknown[:5].tolist()}")
-        orientation = orientation_of(properties, values.shape)
-        return orientation.to_canonical(values.astype(np.uint8)), properties, orientation
-
-    def _read_route(self, name: str, shape: Sequence[int], orientation: Orientation) -> np.ndarray:
-        route = orientation.to_canonical(self.predictions.route(name))
-        if route.shape != tuple(shape):
-            raise ValueError(f"the route of {name} has shape {route.shape}, its mask {tuple(shape)}")
-        return route
-
-    def _read_case(self, name: str) -> LoadedCase:
-        model, properties, orientation = self._read_mask(name)
-        route = self._read_route(name, model.shape, orientation)
-        digest = hashlib.sha256(str(model.shape).encode() + model.tobytes() + route.tobytes()).hexdigest()
-        return LoadedCase(
-            info=self.infos[name],
+        route, gain = self.predictions.route(name), self.predictions.gain(name)
+        for what, values in (("route", route), ("gain", gain)):
+            if values.shape != mask.shape:
+                raise ValueError(f"the {what} of {name} has shape {values.shape}, its mask {mask.shape}")
+        if not np.isfinite(gain).all():
+            raise ValueError(f"the gain of {name} holds values that are not finite")
+        turn = orientation_of(properties, mask.shape)
+        labels, everything = None, route
+        if self.worklist is not None:
+            listed = self.worklist.labels(name, route, properties)
+            route = np.where(listed > 0, route, 0).astype(np.uint8)
+            turned = turn.to_canonical(listed)
+            labels = np.minimum(turned[turned > 0], MAX_REGIONS).astype(np.uint16)
+        numbers = range(1, len(self.experts) + 1)
+        turned_route = turn.to_canonical(route)
+        return Maps(
             properties=properties,
-            orientation=orientation,
-            model=model,
-            route=route,
-            digest=digest,
+            orientation=turn,
+            model=turn.to_canonical(mask.astype(np.uint8)),
+            route=turned_route,
+            gain=turn.to_canonical(gain)[turned_route > 0],
+            labels=labels,
+            left_out=tuple(int((everything == number).sum() - (route == number).sum()) for number in numbers),
         )
 
-    def _find_asked(self, case: LoadedCase, number: int) -> Asked:
-        mask = case.route == number
-        regions, listing = find_regions(mask)
-        return Asked(voxels=np.flatnonzero(mask), regions=regions, listing=listing)
+    def _read_case(self, name: str) -> LoadedCase:
+        maps = self._read_maps(name)
+        digest = hashlib.sha256(str(maps.model.shape).encode())
+        for each in (maps.model, maps.route, maps.gain):
+            digest.update(each.tobytes())
+        return LoadedCase(info=self.infos[name], digest=digest.hexdigest(), **vars(maps))
+
+    def _find_asked(self, maps: Maps, name: str, expert: str) -> Asked:
+        number = self.experts.index(expert) + 1
+        mask = maps.route == number
+        own = maps.route[maps.route > 0] == number
+        if maps.labels is None:
+            regions = find_regions(mask, maps.gain[own])
+        else:
+            regions = np.zeros(mask.shape, dtype=np.uint16)
+            regions[mask] = maps.labels[own]
+        voxels, listing = np.flatnonzero(mask), describe_regions(regions, maps.gain[own])
+        rows = self.worklist.rows.get((name, expert), ()) if self.worklist else ()
+        for place, region in enumerate(listing):
+            region["rank"] = rows[place].rank if rows else None
+        listed = hashlib.sha256(voxels.tobytes() + regions[mask].tobytes()).hexdigest() if self.worklist else ""
+        return Asked(voxels=voxels, regions=regions, listing=listing, listed=listed)
 
     def _read_image(self, case: LoadedCase) -> np.ndarray:
         try:
@@ -229,50 +281,6 @@ class Study:
         if turned.shape[1:] != case.info.shape:
             raise RefusedError(422, f"The image has shape {turned.shape[1:]}, the model's mask {case.info.shape}.")
         return turned
-
-
-def find_regions(mask: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The regions of a mask, see :class:`Asked`.
-
-    Args:
-        mask: Bool (Z, Y, X).
-
-    Returns:
-        :attr:`Asked.regions` and :attr:`Asked.listing`; the listing of an empty mask is empty.
-    """
-    numbers = np.zeros(mask.shape, dtype=np.uint16)
-    box = ndimage.find_objects(mask.astype(np.uint8))
-    if not box:
-        return numbers, []
-    inside = mask[box[0]]
-    padded = np.pad(inside, REACH_VOXELS)
-    joined = ndimage.binary_dilation(padded, np.ones((3, 3, 3)), iterations=REACH_VOXELS)
-    pieces, _ = ndimage.label(joined, np.ones((3, 3, 3)))
-    pieces = pieces[(slice(REACH_VOXELS, -REACH_VOXELS),) * 3] * inside
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    order = np.argsort(-sizes, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(1, order.size + 1)
-    # What is beyond the number that fits, the smallest specks of a very noisy route, shares the last number.
-    numbers[box[0]] = np.where(inside, np.minimum(rank[pieces], MAX_REGIONS), 0)
-    found = ndimage.find_objects(numbers)
-    return numbers, [_describe(numbers, number, where) for number, where in enumerate(found, start=1)]
-
-
-def _describe(numbers: np.ndarray, number: int, where: tuple[slice, slice, slice]) -> dict[str, Any]:
-    inside = numbers[where] == number
-    per_slice = inside.sum(axis=(1, 2))
-    depth = int(per_slice.argmax())
-    rows, columns = np.nonzero(inside[depth])
-    middle = int(((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin())
-    low = [edge.start for edge in where]
-    return {
-        "number": number,
-        "voxels": int(per_slice.sum()),
-        "centre": [low[0] + depth, low[1] + int(rows[middle]), low[2] + int(columns[middle])],
-        "box": [low, [edge.stop - 1 for edge in where]],
-    }
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import { mock, test } from "node:test";
 import { outlinesOf } from "./outline.js";
 import { PaintSession } from "./paint.js";
 import { columnRow, extractSlice, indexOf, planesOf, voxelAt } from "./planes.js";
-import { extentOf, neighbourRegion, nextOpenRegion } from "./regions.js";
+import { bestOpenRegion, extentOf, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
 import { applyWindow, defaultWindow } from "./colours.js";
 
@@ -215,17 +215,17 @@ test("what is painted and taken back needs no saving", () => {
   assert.deepEqual(session.changes().runs, []);
 });
 
-test("the nearest open region is next, by distance in millimetres", () => {
-  const regions = [
-    { number: 1, centre: [0, 0, 0] },
-    { number: 2, centre: [1, 0, 0] },
-    { number: 3, centre: [0, 0, 3] },
-  ];
-  const next = (done, from, current) => nextOpenRegion(regions, new Set(done), from, [10, 1, 1], current)?.number;
-  assert.equal(next([], [0, 0, 0], 1), 3);
-  assert.equal(next([3], [0, 0, 0], 1), 2);
-  assert.equal(next([2, 3], [0, 0, 0], 1), 1);
-  assert.equal(next([1, 2, 3], [0, 0, 0], 1), undefined);
+test("the first open region of the list is the best, and the one after that at hand is next", () => {
+  const regions = [{ number: 1 }, { number: 2 }, { number: 3 }];
+  const best = (done) => bestOpenRegion(regions, new Set(done))?.number;
+  assert.deepEqual([[], [1], [1, 2], [1, 2, 3]].map(best), [1, 2, 3, undefined]);
+  const next = (done, current) => nextOpenRegion(regions, new Set(done), current)?.number;
+  assert.equal(next([], 1), 2);
+  assert.equal(next([2], 1), 3);
+  assert.equal(next([], 3), 1);
+  assert.equal(next([2, 3], 1), 1);
+  assert.equal(next([1, 2, 3], 1), undefined);
+  assert.equal(next([1], undefined), 2);
   assert.equal(neighbourRegion(regions, 1, -1).number, 3);
 });
 

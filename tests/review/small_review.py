@@ -27,6 +27,7 @@ from starlette.testclient import TestClient  # noqa: E402
 from nnunetv2_deferral import maps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
 from nnunetv2_deferral.review.access import Access  # noqa: E402
+from nnunetv2_deferral.review.listed import Worklist  # noqa: E402
 from nnunetv2_deferral.review.server import create_app  # noqa: E402
 from nnunetv2_deferral.review.service import Review  # noqa: E402
 from nnunetv2_deferral.review.store import ReviewStore  # noqa: E402
@@ -64,8 +65,8 @@ def volume_arrays(depth=6, height=20, width=24):
     return image, model, route, reference
 
 
-def write_case(folders, case, *, image, model, route, reference, ending, writer, properties):
-    """Write one case to all folders."""
+def write_case(folders, case, *, image, model, route, reference, ending, writer, properties, gain=None):
+    """Write one case to all folders; without a gain, all that is asked about gains the same."""
     model_identity = maps.ModelIdentity(
         dataset="Dataset999_Test", plans="nnUNetPlans", configuration="2d", trainer="T", experts=EXPERTS
     )
@@ -88,7 +89,7 @@ def write_case(folders, case, *, image, model, route, reference, ending, writer,
         route,
         (route > 0).astype(np.float32),
         np.maximum(route, 1),
-        (route > 0).astype(np.float32),
+        np.where(route > 0, 0.001 if gain is None else gain, 0).astype(np.float32),
         writer=writer,
         properties=properties,
         model=model_identity,
@@ -112,13 +113,23 @@ def make_folders(root):
     return Folders(*(root / name for name in ("predictions", "images", "labels", "reviews")))
 
 
-def write_volumes(root, *, cases=("case_a", "case_b"), labels=None, properties=None):
-    """Oblique .nii.gz volumes."""
+def gain_of(regions):
+    """A map of the gains of a voxel in ann's two regions and in bob's, None for none."""
+    if regions is None:
+        return None
+    route, gain = volume_arrays()[2], np.zeros((6, 20, 24), dtype=np.float32)
+    gain[:, :12][route[:, :12] == 1], gain[:, 12:][route[:, 12:] == 1], gain[route == 2] = regions
+    return gain
+
+
+def write_volumes(root, *, cases=("case_a", "case_b"), labels=None, properties=None, gains=()):
+    """Oblique .nii.gz volumes; `gains` are those of :func:`gain_of` by case."""
     folders, properties = make_folders(root), properties or GEOMETRY
     names = ("image", "model", "route", "reference")
     for case in cases:
         arrays = dict(zip(names, volume_arrays(), strict=True))
-        write_case(folders, case, **arrays, ending=".nii.gz", writer=SimpleITKIO(), properties=properties)
+        write_case(folders, case, **arrays, ending=".nii.gz", writer=SimpleITKIO(), properties=properties,
+                   gain=gain_of(dict(gains).get(case)))  # fmt: skip
     write_dataset_json(folders, ".nii.gz", labels)
     return folders
 
@@ -136,10 +147,11 @@ def write_pictures(root, *, colour=False):
     return folders
 
 
-def open_review(folders, *, references=True):
+def open_review(folders, *, references=True, worklist=None):
     """The review of some folders."""
     predictions = PredictionFolder.open(folders.predictions)
-    study = Study(predictions, folders.images, folders.references if references else None)
+    listed = worklist and Worklist.open(worklist, predictions)
+    study = Study(predictions, folders.images, folders.references if references else None, listed)
     return Review(study, ReviewStore(folders.reviews, predictions.files.file_ending))
 
 

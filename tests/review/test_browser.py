@@ -6,9 +6,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
-from small_review import running, write_pictures, write_volumes
+from small_review import GEOMETRY, running, volume_arrays, write_case, write_pictures, write_volumes
 
+from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
@@ -249,6 +251,57 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
         playwright.expect(page.locator("dialog.keys")).to_be_visible()
         ann.press("Escape")
         playwright.expect(page.locator("dialog.keys")).to_have_count(0)
+
+
+def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_path, sit_down):
+    folders = write_volumes(tmp_path, cases=("case_b",), gains={"case_b": (0.001, 0.0001, 0.001)})
+    image, model, route, reference = volume_arrays()
+    route[:] = 0
+    gain = np.zeros(route.shape)
+    for columns, each in ((slice(2, 5), 0.005), (slice(10, 13), 0.001), (slice(20, 23), 0.003)):
+        route[2, 4:8, columns], gain[2, 4:8, columns] = 1, each
+    write_case(
+        folders, "case_a", image=image, model=model, route=route, reference=reference, gain=gain,
+        ending=".nii.gz", writer=SimpleITKIO(), properties=GEOMETRY,
+    )  # fmt: skip
+    with running(folders) as links:
+        page = sit_down(links["ann"]).page
+        cases = page.locator(".case-name")
+        assert cases.all_inner_texts() == ["case_a", "case_b"]
+        current = page.locator(".expected")
+        for place, gains in ((1, "0.06"), (2, "0.036"), (3, "0.012")):
+            playwright.expect(current).to_have_text(f"Region {place}: 12 voxels, expected to raise Dice by {gains}.")
+            if place < 3:
+                page.keyboard.press("n")
+                page.keyboard.press(",")
+            page.keyboard.press("Enter")
+        playwright.expect(page.locator(".figure")).to_contain_text("3 of 3")
+        page.get_by_role("link", name="case_b").click()
+        playwright.expect(current).to_contain_text("Region 1: 32 voxels")
+
+
+def test_with_a_worklist_the_page_has_its_regions_only_and_their_ranks(tmp_path, sit_down):
+    gains = {"case_a": (0.001, 0.0001, 0.001), "case_b": (0.002, 0.003, 0.001), "case_c": (0.0001, 0.0001, 0.01)}
+    folders = write_volumes(tmp_path, cases=gains, gains=gains)
+    write_worklist(folders.predictions, tmp_path / "list", images=None, max_regions=5)
+    with running(folders, worklist=tmp_path / "list") as links:
+        ann = sit_down(links["ann"])
+        cases = ann.page.locator(".case-name")
+        assert cases.all_inner_texts() == ["case_b"]
+        texts = ann.page.locator(".expected")
+        playwright.expect(texts).to_contain_text("expected to raise Dice by 0.09, number 2 of the worklist")
+        ann.press("m", "m")
+        playwright.expect(ann.page.locator(".figure")).to_contain_text("2 of 2")
+        ann.wait_saved()
+        ann.submit()
+        bob = sit_down(links["bob"])
+        cases, order = bob.page.locator(".case-name"), bob.page.locator(".order")
+        assert cases.all_inner_texts() == ["case_c", "case_a", "case_b"]
+        order.click()
+        assert cases.all_inner_texts() == ["case_a", "case_b", "case_c"]
+        playwright.expect(order).to_contain_text("Ordered by name")
+        chief = sit_down(links["coordinator"])
+        playwright.expect(chief.page.locator(".panel")).to_contain_text("62 voxels more are not on the worklist")
 
 
 def test_the_second_tab_is_told_and_can_go_on_after_loading_anew(tmp_path, sit_down):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nnunetv2_deferral.review.regions import describe_regions, find_regions
 from nnunetv2_deferral.review.rules import Edit, RefusedError, apply_edit, runs_between
-from nnunetv2_deferral.review.study import find_regions
 
 SHAPE = (4, 5, 6)
 
@@ -61,17 +61,20 @@ def test_an_edit_is_taken_if_and_only_if_all_of_it_is_allowed(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_regions_cover_the_mask_largest_first_and_are_described_as_they_are(seed):
+def test_regions_cover_the_mask_by_expected_gain_and_are_described_as_they_are(seed):
     random = np.random.default_rng(seed)
     mask = ndimage.binary_dilation(random.random((9, 40, 40)) < 0.001, iterations=2)
-    regions, listing = find_regions(mask)
+    gain = np.where(mask, random.random(mask.shape), 0)
+    regions = find_regions(mask, gain[mask])
+    listing = describe_regions(regions, gain[mask])
     assert np.array_equal(regions > 0, mask)
     assert [region["number"] for region in listing] == list(range(1, regions.max(initial=0) + 1))
-    sizes = [region["voxels"] for region in listing]
-    assert sizes == sorted(sizes, reverse=True)
+    gains = [region["gain"] for region in listing]
+    assert gains == sorted(gains, reverse=True)
     for region in listing:
         inside = regions == region["number"]
         assert inside.sum() == region["voxels"]
+        assert gain[inside].sum() == pytest.approx(region["gain"])
         assert inside[tuple(region["centre"])]
         assert inside[region["centre"][0]].sum() == inside.sum(axis=(1, 2)).max()
         places = np.argwhere(inside)
@@ -82,10 +85,18 @@ def test_regions_cover_the_mask_largest_first_and_are_described_as_they_are(seed
 def test_pieces_that_are_close_are_one_region(gap, number):
     mask = np.zeros((1, 5, 20), dtype=bool)
     mask[0, 2, 3] = mask[0, 2, 3 + gap + 1] = True
-    assert len(find_regions(mask)[1]) == number
+    assert find_regions(mask, np.ones(2)).max() == number
+
+
+def test_regions_of_the_same_gain_come_in_the_order_of_their_first_voxels():
+    mask = np.zeros((20, 20, 20), dtype=bool)
+    for place in ((0, 19, 19), (8, 8, 0), (8, 9, 9), (19, 0, 0)):
+        mask[place] = True
+    assert find_regions(mask, np.full(4, 0.5))[mask].tolist() == [1, 2, 3, 4]
+    assert find_regions(mask, np.array([0.5, 0.25, 0.75, 0.5]))[mask].tolist() == [2, 4, 1, 3]
 
 
 def test_an_empty_mask_has_no_regions():
-    regions, listing = find_regions(np.zeros(SHAPE, dtype=bool))
+    regions = find_regions(np.zeros(SHAPE, dtype=bool), np.zeros(0))
     assert not regions.any()
-    assert listing == []
+    assert describe_regions(regions, np.zeros(0)) == []

@@ -4,9 +4,9 @@ import * as api from "./api.js";
 import { cached } from "./assign.js";
 import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour, pale } from "./colours.js";
 import { ask, toast } from "./dialogs.js";
-import { bar, h, plural } from "./dom.js";
+import { bar, dice, expected, h, plural } from "./dom.js";
 import { PaintSession } from "./paint.js";
-import { neighbourRegion, nextOpenRegion } from "./regions.js";
+import { bestOpenRegion, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
 import { Stopwatch } from "./stopwatch.js";
 import { Painter } from "./tools.js";
@@ -75,10 +75,10 @@ export class Annotation {
     this._update();
   }
 
-  /** The page is shown: begin with the first open region. */
+  /** The page is shown: begin with the most useful open region. */
   start() {
-    const { details, scene } = this;
-    this.visit(nextOpenRegion(details.regions, this.done, scene.position, scene.spacing) ?? details.regions[0]);
+    const { regions } = this.details;
+    this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
   }
 
   /** Go to a region. */
@@ -91,9 +91,12 @@ export class Annotation {
     this._update();
   }
 
+  /** Leave the region at hand for later. */
   visitNext() {
-    const { regions } = this.details;
-    const next = nextOpenRegion(regions, this.done, this.scene.position, this.scene.spacing, this.current?.number);
+    this._visitOr(nextOpenRegion(this.details.regions, this.done, this.current?.number));
+  }
+
+  _visitOr(next) {
     if (next) this.visit(next);
     else toast("All regions are answered. Submit the case when you are ready.");
   }
@@ -103,7 +106,7 @@ export class Annotation {
     if (this.painter.locked || !this.current) return;
     this.done.add(this.current.number);
     this.saver.touch();
-    this.visitNext();
+    this._visitOr(bestOpenRegion(this.details.regions, this.done));
     this._update();
   }
 
@@ -232,6 +235,7 @@ export class Annotation {
       h("h2", {}, "Your regions"),
       h("p.figure", {}, `${done} of ${all}`, h("span", {}, " answered")),
       bar(all ? done / all : 1, DONE_REGION),
+      h("p.expected", {}, this.current ? `Region ${describe(this.current)}.` : ""),
     );
     const rows = regions.slice(0, 400).map((region) => this._row(region));
     this.list.replaceChildren(...rows);
@@ -250,10 +254,10 @@ export class Annotation {
       {},
       h(
         "button.region-name",
-        { title: "Go to this region", on: { click: () => this.visit(region) } },
+        { title: `Go to region ${describe(region)}`, on: { click: () => this.visit(region) } },
         h("span.state", {}, isDone ? "✓" : ""),
         `Region ${region.number}`,
-        h("span.size", {}, plural(region.voxels, "voxel")),
+        h("span.size", {}, dice(region.gain)),
       ),
       isDone
         ? h(
@@ -334,4 +338,10 @@ export class Annotation {
     this.saver.stop();
     this.onReplaced();
   }
+}
+
+/** A region in a sentence. */
+function describe({ number, voxels, gain, rank }) {
+  const place = rank === null ? "" : `, number ${rank} of the worklist`;
+  return `${number}: ${plural(voxels, "voxel")}, ${expected(gain)}${place}`;
 }

@@ -5,7 +5,7 @@ import { Annotation } from "./annotate.js";
 import { createAssignment } from "./assign.js";
 import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
-import { bar, count, h, minutes, percent } from "./dom.js";
+import { bar, count, dice, expected, h, minutes, percent } from "./dom.js";
 import { createFusion } from "./fusion.js";
 import { Scene } from "./scene.js";
 
@@ -26,6 +26,7 @@ class App {
   constructor(me) {
     this.me = me;
     this.cases = [];
+    this.byName = false;
     this.step = null;
     this.shown = null;
     this.list = h("nav.cases");
@@ -75,7 +76,7 @@ class App {
     const entry = wanted ?? this.cases.find((each) => !isFinished(each)) ?? this.cases[0];
     if (!entry) {
       this.stage.replaceChildren(
-        h("p.empty", {}, "There is nothing for you to answer: no voxel of any case was routed to you."),
+        h("p.empty", {}, "There is nothing for you to answer: in no case is anything asked of you."),
       );
       return;
     }
@@ -176,8 +177,13 @@ class App {
   }
 
   async _readCases() {
-    this.cases = await api.listCases();
+    this.useful = await api.listCases(); // an expert's most useful cases come first
+    this._sort();
     this.totals = this.me.role === "coordinator" ? await api.readTotals() : null;
+  }
+
+  _sort() {
+    this.cases = this.byName ? [...this.useful].sort((a, b) => (a.case < b.case ? -1 : 1)) : this.useful;
   }
 
   _close() {
@@ -223,6 +229,7 @@ class App {
     const finished = this.cases.filter(isFinished).length;
     this.list.replaceChildren(
       h("h2", {}, `Cases  ${finished} / ${this.cases.length}`),
+      this.me.role === "expert" && this.cases.length > 1 ? this._orderButton(current) : "",
       ...this.cases.map((entry) => {
         const item = h("a.case", { href: `#/${encodeURIComponent(entry.case)}` }, ...this._caseLines(entry));
         item.classList.toggle("on", entry === current);
@@ -233,13 +240,25 @@ class App {
     this.list.querySelector(".on")?.scrollIntoView({ block: "nearest" });
   }
 
+  _orderButton(current) {
+    const change = () => {
+      this.byName = !this.byName;
+      this._sort();
+      this._drawList(current);
+    };
+    const text = this.byName ? "Ordered by name" : "Most useful first";
+    return h("button.quiet.order", { title: "Change the order of the cases", on: { click: change } }, `${text} ⇅`);
+  }
+
   _caseLines(entry) {
     const name = h("span.case-name", {}, entry.case);
     if (this.me.role === "expert") {
-      const [{ done, regions, submitted }] = entry.experts;
+      const [{ done, regions, submitted, gain }] = entry.experts;
       const text = submitted ? "Submitted" : `${done} of ${regions}`;
       const state = h(`span.case-state${submitted ? ".done" : ""}`, {}, text);
-      return [name, state, bar(submitted ? 1 : done / Math.max(1, regions))];
+      const progress = bar(submitted ? 1 : done / Math.max(1, regions));
+      const worth = h("span.case-rate", { title: `Your answers are ${expected(gain)}` }, `${dice(gain)} expected`);
+      return [name, state, submitted ? "" : worth, progress];
     }
     const asked = entry.experts.filter(({ voxels }) => voxels > 0);
     const submitted = asked.filter((status) => status.submitted).length;

@@ -1,6 +1,6 @@
 /** Step 1: what the model defers, and to whom. */
 
-import { count, h, percent, plural, swatch } from "./dom.js";
+import { count, expected, h, percent, plural, swatch } from "./dom.js";
 import { css, expertColour, labelColour } from "./colours.js";
 import { extentOf } from "./regions.js";
 import { Viewer } from "./viewer.js";
@@ -81,6 +81,10 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
       ),
       h("tbody", {}, ...rows),
     ),
+    entry.left_out
+      ? h("p.note", {}, `${plural(entry.left_out, "voxel")} more are not on the worklist: the model's label stands.`)
+      : null,
+    isExpert ? h("p.note", {}, `Your answers are ${expected(entry.experts[0].gain)}.`) : null,
     h("h2", {}, "Shown"),
     toggle(isExpert ? "Your regions" : "Routing", routing),
     toggle("The model's mask", mask),

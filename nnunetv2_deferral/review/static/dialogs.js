@@ -39,7 +39,7 @@ const KEYS = [
   [
     "Regions",
     [
-      ["Enter", "Region is answered as painted, go to the next"],
+      ["Enter", "Region is answered as painted, go to the most useful open one"],
       ["M", "The model is right here"],
       ["N or Space", "Next open region"],
       [", and .", "Region before and after"],

@@ -35,6 +35,10 @@ export function bar(share, colour) {
 }
 
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
+/** A rise of the Dice that is expected, with as many digits as it deserves. */
+const digits = (gain) => (gain < 0.001 ? "0.001" : String(Number(gain.toPrecision(2))));
+export const expected = (gain) => `expected to raise Dice by ${gain < 0.001 ? "less than " : ""}${digits(gain)}`;
+export const dice = (gain) => `${gain < 0.001 ? "< " : "+"}${digits(gain)} Dice`;
 export const count = (number) => number.toLocaleString("en-US");
 export const minutes = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1)} min`);
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

@@ -80,6 +80,9 @@ export function createFusion({ details, scene, model, fused, reference, result }
       {},
       h("dt", {}, "Deferred"),
       h("dd", {}, plural(result.deferred_voxels, "voxel")),
+      ...(result.left_out_voxels
+        ? [h("dt", {}, "Not on the list"), h("dd", {}, plural(result.left_out_voxels, "voxel"))]
+        : []),
       h("dt", {}, "Changed"),
       h("dd", {}, plural(result.changed_voxels, "voxel")),
       ...(result.scores

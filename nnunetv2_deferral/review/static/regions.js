@@ -1,33 +1,37 @@
-/** Which region is next, and where the voxels of a mask are. */
+/** Which region is next, and where the voxels of a mask are. Regions are listed with the most useful one first. */
 
 /**
  * @typedef {object} Region
  * @property {number} number
  * @property {number} voxels
+ * @property {number} gain       by how much answering it is expected to raise the Dice of the case
+ * @property {number|null} rank  its place on the worklist, if there is one
  * @property {number[]} centre   [z, y, x]
  * @property {number[][]} box    first and last voxel
  */
 
 /**
- * The nearest region without an answer, leaving out the one at hand if there is another.
+ * The most useful region without an answer.
  *
  * @param {Region[]} regions
  * @param {Set<number>} done
- * @param {number[]} from     [z, y, x]
- * @param {number[]} spacing  mm
- * @param {number} [current]  the number of the region at hand
- * @returns {Region|null}     null if all are answered
+ * @returns {Region|null}  null if all are answered
  */
-export function nextOpenRegion(regions, done, from, spacing, current) {
-  const open = regions.filter((region) => !done.has(region.number));
-  const others = open.filter((region) => region.number !== current);
-  let best = others.length ? null : (open[0] ?? null);
-  let least = Infinity;
-  for (const region of others) {
-    const distance = region.centre.reduce((sum, at, axis) => sum + ((at - from[axis]) * spacing[axis]) ** 2, 0);
-    if (distance < least) [best, least] = [region, distance];
-  }
-  return best;
+export function bestOpenRegion(regions, done) {
+  return regions.find((region) => !done.has(region.number)) ?? null;
+}
+
+/**
+ * The region without an answer that comes after the one at hand, around the end of the list.
+ *
+ * @param {Region[]} regions
+ * @param {Set<number>} done
+ * @param {number} [current]  the number of the region at hand
+ * @returns {Region|null}     the one at hand if no other is open, null if all are answered
+ */
+export function nextOpenRegion(regions, done, current) {
+  const at = regions.findIndex((region) => region.number === current) + 1;
+  return bestOpenRegion([...regions.slice(at), ...regions.slice(0, at)], done);
 }
 
 /** The region before or after another in the list, around its ends. */
