@@ -105,12 +105,14 @@ class SplitRatersTransform(BasicTransform):
         self.num_raters = num_raters
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        segmentation = data_dict["segmentation"]
-        masks = segmentation[1 : 1 + self.num_raters]
-        labelled = (masks >= 0).flatten(1).any(1).view(-1, *[1] * (masks.ndim - 1))
-        outside = torch.where(labelled, 0, MISSING).to(torch.int16)
-        data_dict["raters"] = torch.where(masks == -1, outside, masks.to(torch.int16))
-        data_dict["segmentation"] = torch.cat((segmentation[:1], segmentation[1 + self.num_raters :]))
+        reference, masks, others = data_dict["segmentation"].tensor_split([1, 1 + self.num_raters])
+        # In place, like what nnU-Net itself does to the -1 of the reference.
+        raters = masks.numpy().astype(np.int16, copy=False)
+        missing = raters.reshape(self.num_raters, -1).max(1) < 0
+        raters[raters == -1] = 0
+        raters[missing] = MISSING
+        data_dict["raters"] = torch.from_numpy(raters)
+        data_dict["segmentation"] = torch.cat((reference, others)) if len(others) else reference
         return data_dict
 
 

@@ -125,23 +125,26 @@ def preprocess_raters(
     if num_processes < 1:
         raise ValueError(f"preprocessing experts' masks needs at least one process, got {num_processes}")
     folder = experts_folder(preprocessed)
+    cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
+    if masks is None:
+        index = _read_index(folder, declared)
+        missing = [case for case in cases if case not in index]
+        if missing:
+            raise ValueError(
+                f"the masks of {', '.join(declared)} are not preprocessed for {len(missing)} of {len(cases)} cases "
+                f"(the first is {missing[0]}), and the raw dataset is not in nnUNet_raw ({nnUNet_raw.get()})"
+            )
+        return []
+    states = {case: _state(masks, preprocessed, case) for case in cases}
+    general = list(_general_faults(masks, cases))
+    if not general and not _stale(folder, states, declared):
+        return []  # nothing is written, so that the folder may be read-only
     folder.mkdir(exist_ok=True)
     with FileLock(folder / ".lock"):
-        cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
-        index = _read_index(folder, declared)
-        if masks is None:
-            missing = [case for case in cases if case not in index]
-            if missing:
-                raise ValueError(
-                    f"the masks of {', '.join(declared)} are not preprocessed for {len(missing)} of {len(cases)} cases "
-                    f"(the first is {missing[0]}), and the raw dataset is not in nnUNet_raw ({nnUNet_raw.get()})"
-                )
-            return []
-        states = {case: _state(masks, preprocessed, case) for case in cases}
-        stale = [case for case in cases if index.get(case) != states[case] or not (folder / f"{case}.b2nd").is_file()]
+        stale = _stale(folder, states, declared)  # another process may have been at it until now
         job = _Job(masks=masks, preprocessed=preprocessed, plans=dict(plans_manager.plans), configuration=configuration)
         with written_whole(folder) as scratch:
-            faults = [*_general_faults(masks, cases), *_run(job, stale, scratch, num_processes)]
+            faults = [*general, *_run(job, stale, scratch, num_processes)]
             if faults:
                 raise ValueError(
                     f"{len(faults)} fault(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
@@ -169,9 +172,8 @@ class RaterDataset:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation (1 + J, *S), the previous stage's and properties; arrays are read when they are cut."""
         data, segmentation, previous, properties = self.dataset.load_case(identifier)
-        file = str(self.folder / f"{identifier}.b2nd")
-        how = getattr(self.dataset, "mmap_kwargs", {})
-        experts = blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
+        # A file of masks is small, and to read it whole takes less time than to map it.
+        experts = blosc2.ndarray_from_cframe((self.folder / f"{identifier}.b2nd").read_bytes())
         return data, _Stacked(segmentation, experts, self.channels), previous, properties
 
     __getitem__ = load_case
@@ -197,6 +199,12 @@ def _read_index(folder: Path, declared: Sequence[str]) -> dict[str, Any]:
     file = folder / _INDEX
     content = json.loads(file.read_text()) if file.is_file() else {}
     return content.get("cases", {}) if content.get("experts") == list(declared) else {}
+
+
+def _stale(folder: Path, states: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
+    """The cases whose masks are not preprocessed, or were made from something else than there is now."""
+    index = _read_index(folder, declared)
+    return [case for case in states if index.get(case) != states[case] or not (folder / f"{case}.b2nd").is_file()]
 
 
 def _state(masks: ExpertMasks, preprocessed: Path, case: str) -> dict[str, Any]:

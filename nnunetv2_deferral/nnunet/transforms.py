@@ -16,6 +16,7 @@ from nnunetv2_deferral.expert_sim.transform import (
     SimulateExpertsTransform,
     SplitRatersTransform,
 )
+from nnunetv2_deferral.nnunet.rater_transform import RaterSpatialTransform, follows_the_reference
 from nnunetv2_deferral.settings import DeferralSettings
 
 # The first of these ends the spatial transforms.
@@ -56,7 +57,9 @@ def add_experts(
         )
         steps.insert(_first(steps, _TARGET_TRANSFORMS), simulate)
     if settings.raters:
-        split = SplitRatersTransform(len(settings.raters))
+        num_raters = len(settings.raters)
+        steps = [RaterSpatialTransform(step, num_raters) if follows_the_reference(step) else step for step in steps]
+        split = SplitRatersTransform(num_raters)
         steps.insert(_first(steps, (*_LABEL_TRANSFORMS, SimulateExpertsTransform, *_TARGET_TRANSFORMS)), split)
     found = [*settings.raters, *(profile.name for profile in settings.profiles)]
     return ComposeTransforms([*steps, ExpertsToTargetTransform([found.index(name) for name in settings.expert_names])])

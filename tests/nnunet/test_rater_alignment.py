@@ -101,6 +101,7 @@ def loader_of(
 
 def batches(loader: nnUNetDataLoader, number: int, seed: int = 0):
     np.random.seed(seed)
+    torch.manual_seed(seed)
     for _ in range(number):
         yield next(loader)
 
