@@ -210,6 +210,7 @@ def summary(planned: PlannedExperiment) -> str:
     experts = planned.deferral.settings.expert_names
     lines = [
         f"{planned.dataset_name}: {planned.plans_name} for {len(experts)} expert(s): {', '.join(experts)}",
+        f"  objective {planned.deferral.settings.objective}",
         f"  written to {planned.plans_file}",
     ]
     if planned.deferral.kept:

@@ -144,6 +144,7 @@ def test_several_datasets_are_planned_by_id_or_name(fingerprints, capsys):
     said = capsys.readouterr().out
     assert "Dataset001_Flat: nnUNetDeferralCPUPlans for 3 expert(s): expert1, expert2, expert3" in said
     assert "Dataset002_Solid: nnUNetDeferralCPUPlans for 3 expert(s)" in said
+    assert "objective one_vs_all" in said
 
 
 def test_the_trainers_folder_is_not_exported_twice(fingerprints, monkeypatch):
