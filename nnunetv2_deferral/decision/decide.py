@@ -102,10 +102,12 @@ def image_gains(probabilities: np.ndarray, unknown: np.ndarray, worth: np.ndarra
         rule: What the probabilities mean.
 
     Returns:
-        float32 (J, *S), -inf where nothing was predicted.
+        float32 (J, *S), -inf where nothing was predicted, and for experts who cannot be asked.
     """
-    gains = np.where(unknown, np.float32(-np.inf), rule.gains(probabilities, axis=0) * worth)
-    return gains.astype(np.float32)
+    gains = rule.gains(probabilities, axis=0)
+    worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
+    # Experts who cannot be asked have -inf already, which times a worth of 0 would not be a number.
+    return np.multiply(gains, worth, out=worthwhile, where=~unknown & np.isfinite(gains))
 
 
 def _route_within(

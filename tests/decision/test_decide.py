@@ -531,3 +531,16 @@ class TestWorth:
             assert np.array_equal(each.maps.route, one.maps.route)
             assert np.array_equal(each.maps.gain, one.maps.gain / 4)
             assert each.figures["expected_gain"] == pytest.approx(one.figures["expected_gain"] / 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_a_voxel_is_worth_nothing_an_expert_who_cannot_be_asked_stays_out_of_the_question():
+    probabilities = np.full((3, 4, 5), 0.5, dtype=np.float32)
+    probabilities[1:] = 0.9
+    worth = np.zeros((4, 5), dtype=np.float32)
+    worth[0] = 0.01
+    rule = OneVsAllRule((0.0, 0.0), (False, True))
+    maps = decide(probabilities, worth, rule=rule, limits=Limits(budget=1.0), spacing_mm=(1, 1)).maps
+    assert maps.gain[0] == pytest.approx(0.4 * 0.01)
+    assert not maps.gain[1:].any()
+    assert np.array_equal(np.unique(maps.route[0]), [2])
