@@ -240,12 +240,12 @@ class TestPanels:
 class TestUnavailable:
     @pytest.fixture
     def bobs_model(self, rated_fold: Path, tmp_path: Path) -> Path:
-        """A copy of the model that sends every voxel to bob."""
+        """A copy of the model that sends every voxel to bob, and if he cannot be asked to ann."""
         model = tmp_path / "model"
         shutil.copytree(rated_fold.parent, model, ignore=shutil.ignore_patterns("validation"))
         file = model / "fold_0" / "checkpoint_final.pth"
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-        checkpoint["network_weights"][f"{LAST}routing.bias"] += torch.tensor([0.0, 0.0, 80.0])
+        checkpoint["network_weights"][f"{LAST}routing.bias"] += torch.tensor([0.0, 20.0, 40.0])
         torch.save(checkpoint, file)
         return model
 
@@ -276,7 +276,7 @@ class TestUnavailable:
         (bobs_model / "plans.json").write_text(json.dumps(plans))
         after = self.routes(workplace, bobs_model, tmp_path / "after")
         assert not (after == 2).any()
-        assert (after == 1).any() or budget is None
+        assert (after == 1).mean() > 0.5
         for case in TESTED:
             assert (read(tmp_path / "after" / "deferral" / "expert" / f"{case}.png") == 1).all()
 
