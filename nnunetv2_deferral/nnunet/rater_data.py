@@ -172,8 +172,9 @@ class RaterDataset:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation (1 + J, *S), the previous stage's and properties; arrays are read when they are cut."""
         data, segmentation, previous, properties = self.dataset.load_case(identifier)
-        # A file of masks is small, and to read it whole takes less time than to map it.
-        experts = blosc2.ndarray_from_cframe((self.folder / f"{identifier}.b2nd").read_bytes())
+        file = str(self.folder / f"{identifier}.b2nd")
+        how = getattr(self.dataset, "mmap_kwargs", {})
+        experts = blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
         return data, _Stacked(segmentation, experts, self.channels), previous, properties
 
     __getitem__ = load_case
