@@ -30,7 +30,7 @@ import torch
 from scipy import ndimage
 
 from .profiles import ExpertProfile
-from .regions import Reference, region_accuracies
+from .regions import Reference
 
 ErrorModel = Callable[[Reference, ExpertProfile, torch.Generator], torch.Tensor]
 
@@ -75,7 +75,7 @@ def correlated_errors(
     shape = tuple(reference.labels.shape)
     field = _smooth_field(shape, sigma, generator).ravel()
     wrong = np.zeros(field.size, dtype=bool)
-    for mask, accuracy in _regions(reference, profile):
+    for mask, accuracy in region_accuracies(reference, profile):
         voxels = np.flatnonzero(mask.numpy())
         wrong[_smallest(voxels, -field[voxels], _random_round(voxels.size * (1 - accuracy), generator))] = True
     steps = None
@@ -161,14 +161,13 @@ def _wrong_independently(reference: Reference, profile: ExpertProfile, generator
     This runs for every expert and sample of a training, so chance comes in 16 bits a voxel, four voxels a draw. An
     accuracy is met to within 2**-16.
     """
-    thresholds = torch.tensor(
-        [round(accuracy * 2**16) - 2**15 for accuracy in region_accuracies(profile)], dtype=torch.int32
-    )
     number = reference.labels.numel()
     draws = torch.empty(-(-number // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    chance = draws.view(torch.int16)[:number]
-    needed = thresholds.index_select(0, reference.region_index)
-    return (chance >= needed).view(reference.labels.shape)
+    chance = draws.numpy().view(np.int16)[:number].reshape(reference.labels.shape)
+    wrong = np.zeros(chance.shape, dtype=bool)
+    for mask, accuracy in region_accuracies(reference, profile):
+        wrong |= mask.numpy() & (chance >= round(accuracy * 2**16) - 2**15)
+    return torch.from_numpy(wrong)
 
 
 def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:
@@ -180,22 +179,18 @@ def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Te
         steps: int64 tensor of shape (n,) with values in [0, number of labels - 2]: how many labels to go on, beyond the
             next, from the right one; the labels are a ring. Not needed when there are two labels.
     """
-    labels, values = reference.labels, reference.label_values
-    if steps is None:
-        return torch.where(wrong, values[0] + values[1] - labels, labels)
-    table = torch.tensor(values, dtype=torch.int16)
-    right = torch.searchsorted(table, labels[wrong])
-    answers = labels.clone()
-    answers[wrong] = table[(right + 1 + steps) % len(values)]
+    answers = reference.labels.clone()
+    voxels, where = answers.numpy().reshape(-1), np.flatnonzero(wrong.numpy())
+    values = np.array(reference.label_values, dtype=np.int16)
+    ahead = np.searchsorted(values, voxels[where]) + (1 if steps is None else 1 + steps.numpy())
+    voxels[where] = values[ahead % values.size]
     return answers
 
 
-def _regions(reference: Reference, profile: ExpertProfile) -> Iterator[tuple[torch.Tensor, float]]:
-    """The masks of FG, BG and BD, without voxels to be ignored, each with its accuracy."""
-    foreground = reference.labels != 0
-    beyond = ~reference.band if reference.valid is None else ~reference.band & reference.valid
-    yield foreground & beyond, profile.foreground
-    yield ~foreground & beyond, profile.background
+def region_accuracies(reference: Reference, profile: ExpertProfile) -> Iterator[tuple[torch.Tensor, float]]:
+    """The masks of FG, BG and BD (Tables 2, D.9, E.11), without voxels to be ignored, each with its accuracy."""
+    yield reference.foreground, profile.foreground
+    yield reference.background, profile.background
     yield from _band_regions(reference, profile)
 
 

@@ -12,8 +12,6 @@ from functools import cached_property
 
 import torch
 
-from .profiles import ExpertProfile
-
 DEFAULT_BOUNDARY_WIDTH = 2
 """Half the width of the boundary band, in voxels: so many on either side of a label change."""
 
@@ -91,16 +89,6 @@ def boundary_band(
     return band
 
 
-def region_accuracies(profile: ExpertProfile) -> tuple[float, float, float, float]:
-    """An expert's accuracy by :attr:`Reference.region_index` (DeferredSeg, Tables 2, D.9 and E.11)."""
-    return (
-        profile.background,
-        profile.foreground,
-        profile.band_accuracy(profile.background),
-        profile.band_accuracy(profile.foreground),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What the error models need to know of one image; made once for all experts by :meth:`from_labels`.
@@ -122,9 +110,15 @@ class Reference:
     ignore_label: int | None
 
     @cached_property
-    def region_index(self) -> torch.Tensor:
-        """int32 tensor (n,), for each of the n voxels 0 background, 1 foreground, and 2 more in the band."""
-        return (self.labels != 0).flatten().to(torch.int32) + self.band.flatten().to(torch.int32).mul_(2)
+    def foreground(self) -> torch.Tensor:
+        """Bool tensor of the image's shape: every label but 0, outside of the band."""
+        return (self.labels != 0) & ~self.band
+
+    @cached_property
+    def background(self) -> torch.Tensor:
+        """Bool tensor of the image's shape: label 0, outside of the band and where the reference is valid."""
+        background = (self.labels == 0) & ~self.band
+        return background if self.valid is None else background & self.valid
 
     @classmethod
     def from_labels(

@@ -3,8 +3,9 @@ import itertools
 import pytest
 import torch
 
+from nnunetv2_deferral.expert_sim.errors import region_accuracies
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.expert_sim.regions import Reference, boundary_band, region_accuracies
+from nnunetv2_deferral.expert_sim.regions import Reference, boundary_band
 
 torch.set_num_threads(1)
 
@@ -92,8 +93,11 @@ def test_accuracies_follow_region_and_side(band_field, expected):
     profile = ExpertProfile(name="a", foreground=0.9, background=0.8, **band_field)
     labels = torch.tensor([[0, 0, 2, 2, 2]])
     reference = Reference.from_labels(labels, (0, 1, 2), boundary_width=1)
-    accuracies = [region_accuracies(profile)[region] for region in reference.region_index.tolist()]
-    assert accuracies == pytest.approx([*expected, expected[-1]])
+    found = torch.full(labels.shape, -1.0)
+    for mask, accuracy in region_accuracies(reference, profile):
+        assert (found[mask] == -1).all()
+        found[mask] = accuracy
+    assert found[0].tolist() == pytest.approx([*expected, expected[-1]])
 
 
 def test_a_reference_hides_ignored_voxels():
