@@ -108,9 +108,10 @@ class SplitRatersTransform(BasicTransform):
         reference, masks, others = data_dict["segmentation"].tensor_split([1, 1 + self.num_raters])
         # In place, like what nnU-Net itself does to the -1 of the reference.
         raters = masks.numpy().astype(np.int16, copy=False)
-        missing = raters.reshape(self.num_raters, -1).max(1) < 0
-        raters[raters == -1] = 0
-        raters[missing] = MISSING
+        if raters.min() < 0:
+            missing = raters.reshape(self.num_raters, -1).max(1) < 0
+            raters[raters == -1] = 0
+            raters[missing] = MISSING
         data_dict["raters"] = torch.from_numpy(raters)
         data_dict["segmentation"] = torch.cat((reference, others)) if len(others) else reference
         return data_dict

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -167,31 +167,39 @@ class RaterDataset:
         self.identifiers = dataset.identifiers
         self.folder = folder
         declared = json.loads((folder / _INDEX).read_text())["experts"]
-        self.channels = [declared.index(expert) for expert in experts]
+        self.channels = None if declared == list(experts) else [declared.index(expert) for expert in experts]
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, segmentation (1 + J, *S), the previous stage's and properties; arrays are read when they are cut."""
         data, segmentation, previous, properties = self.dataset.load_case(identifier)
-        file = str(self.folder / f"{identifier}.b2nd")
-        how = getattr(self.dataset, "mmap_kwargs", {})
-        experts = blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
+        file = self.folder / f"{identifier}.b2nd"
+        experts = _opened(str(file), file.stat().st_mtime_ns, **getattr(self.dataset, "mmap_kwargs", {}))
         return data, _Stacked(segmentation, experts, self.channels), previous, properties
 
     __getitem__ = load_case
 
 
+# Of a small patch, opening the file takes longer than reading it. An open file is 0.2 MiB and one file descriptor.
+@lru_cache(maxsize=128)
+def _opened(file: str, changed: int, **how: Any) -> Any:
+    """A file of masks, of which parts can be read; it stays open until others take its place or it has `changed`."""
+    return blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
+
+
 class _Stacked:
     """A segmentation and raters' masks as one array of 1 + J channels, of which a part is read when it is asked for."""
 
-    def __init__(self, segmentation: Any, experts: Any, channels: list[int]) -> None:
+    def __init__(self, segmentation: Any, experts: Any, channels: list[int] | None) -> None:
         self._segmentation, self._experts, self._channels = segmentation, experts, channels
-        self.shape = (1 + len(channels), *segmentation.shape[1:])
+        self.shape = (1 + (len(experts) if channels is None else len(channels)), *segmentation.shape[1:])
         self.ndim = len(self.shape)
         self.dtype = segmentation.dtype
 
     def __getitem__(self, where: tuple[slice, ...]) -> np.ndarray:
         space = (slice(None), *where[1:])
-        experts = self._experts[space][self._channels]
+        experts = self._experts[space]
+        if self._channels is not None:
+            experts = experts[self._channels]
         return np.concatenate((self._segmentation[space], experts), dtype=np.int16, casting="unsafe")[where[0]]
 
 

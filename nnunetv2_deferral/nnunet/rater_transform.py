@@ -92,7 +92,7 @@ def _move(masks: np.ndarray, reference: np.ndarray, moved: np.ndarray, grid: tor
     if len(near):
         box = [[low - _MARGIN, high + 1 + _MARGIN] for low, high in _extent(anywhere)]
         cut = crop_and_pad_nd(masks, box, _OUTSIDE)
-        points = _seen_from(box, anywhere.shape, grid.view(-1, anywhere.ndim)[near])
+        points = _seen_from(box, anywhere.shape, grid.view(-1, anywhere.ndim).numpy()[near])
         channels = cut.reshape(-1, *cut.shape[2:])
         reached = _draws_on(crop_and_pad_nd(differs, box, False).reshape(channels.shape), points)
         voxels = answers.reshape(len(channels), -1)
@@ -108,11 +108,11 @@ def _extent(mask: np.ndarray) -> list[tuple[int, int]]:
     return [(int(indices[0]), int(indices[-1])) for indices in found]
 
 
-def _seen_from(box: list[list[int]], shape: tuple[int, ...], points: torch.Tensor) -> torch.Tensor:
+def _seen_from(box: list[list[int]], shape: tuple[int, ...], points: np.ndarray) -> torch.Tensor:
     """Points (N, dim) of an image as points of a box cut out of it, as a grid (N, 1[, 1], dim)."""
     # grid_sample counts axes from the last, and from -1 to 1 between the edges.
     size, start, length = np.array([(n, low, high - low) for n, (low, high) in zip(shape, box, strict=True)][::-1]).T
-    moved = ((points.numpy() + 1) * size - 2 * start) / length - 1
+    moved = ((points + 1) * size - 2 * start) / length - 1
     return torch.from_numpy(moved.astype(np.float32)).view(-1, *[1] * (len(shape) - 1), len(shape))
 
 

@@ -405,6 +405,17 @@ class TestDataset:
         assert isinstance(own._experts, blosc2.NDArray)
         assert own._experts.chunks[0] == own._experts.blocks[0] == 1
 
+    def test_an_open_file_is_not_opened_again_unless_it_was_made_anew(self, make):
+        dataset, _, ours = self.make_both(make)
+        masks = ours["a"][1]
+        everywhere = (slice(None),) * 4
+        before = masks[everywhere]
+        assert ours["a"][1]._experts is masks._experts
+        dataset.write_mask("two", "a", np.zeros_like(dataset.reference("a")))
+        assert run(dataset, ("twin", "two")) == ["a"]
+        assert (ours["a"][1][everywhere][2] == 0).all()
+        np.testing.assert_array_equal(masks[everywhere], before)  # what a running training holds stays whole
+
     @pytest.mark.parametrize(("ending", "configuration"), KINDS)
     def test_nnunets_loader_cuts_the_same_patch_out_of_all_of_them(self, make, ending, configuration):
         dataset, stock, ours = self.make_both(make, configuration, ending=ending)
