@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from nnunetv2_deferral.benchmark.experiment import Experiment, Method, listed, read_json
 from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, find_script, last_lines
@@ -26,8 +27,8 @@ class Times:
     """What a method took.
 
     Attributes:
-        device: What it was trained on: the name of the GPU, or such as `cpu (hostname)`; empty if unknown or if folds
-            differ.
+        device: What it was trained on: the name of the GPU, or such as `cpu`; empty if unknown or if folds differ. On a
+            CPU folds differ if their machines do, but no machine is named: tables are shown to others.
         iterations: Training steps an epoch, 0 if unknown or if folds differ.
         seconds_per_epoch: Median over epochs of all folds; NaN on anything but a GPU.
         epoch_ratio: The same divided by that of the first method; NaN if device or steps differ or are unknown.
@@ -57,15 +58,15 @@ def method_times(
     """
     trained = [_training(experiment, method) for method in methods]
     times = []
-    for place, (where, iterations, seconds) in enumerate(trained):
-        same = bool(where) and bool(iterations) and (where, iterations) == trained[0][:2]
+    for place, (where, seconds) in enumerate(trained):
+        same = bool(where.device) and bool(where.iterations) and where == trained[0][0]
         prediction = _NAN if predictions is None else predictions[place]
         times.append(
             Times(
-                device=where,
-                iterations=iterations,
-                seconds_per_epoch=_NAN if not where or where.startswith(("cpu", "mps")) else seconds,
-                epoch_ratio=seconds / trained[0][2] if same else _NAN,
+                device=where.device,
+                iterations=where.iterations,
+                seconds_per_epoch=_NAN if where.device in ("", "cpu", "mps") else seconds,
+                epoch_ratio=seconds / trained[0][1] if same else _NAN,
                 seconds_prediction=prediction if device == "cuda" else _NAN,
                 prediction_ratio=_NAN if predictions is None else prediction / predictions[0],
             )
@@ -150,20 +151,28 @@ def _time(command: Sequence[str], log: Path) -> float:
     return seconds
 
 
-def _training(experiment: Experiment, method: Method) -> tuple[str, int, float]:
-    """Device, steps an epoch and median seconds an epoch; empty, 0 and NaN where unknown."""
+class _Setup(NamedTuple):
+    """What a fold was trained on, as far as it decides how long that takes; empty and 0 where unknown."""
+
+    device: str = ""
+    host: str = ""
+    iterations: int = 0
+
+
+def _training(experiment: Experiment, method: Method) -> tuple[_Setup, float]:
+    """What all folds were trained on, and the median seconds of an epoch; NaN where unknown."""
     folders = [experiment.fold(method, fold) for fold in experiment.folds]
-    devices = {_device(folder) for folder in folders}
-    where, iterations = devices.pop() if len(devices) == 1 else ("", 0)
+    setups = {_setup(folder) for folder in folders}
     seconds = [took for folder in folders for took in epoch_seconds(folder)]
-    return where, iterations, median(seconds) if seconds else math.nan
+    return setups.pop() if len(setups) == 1 else _Setup(), median(seconds) if seconds else math.nan
 
 
-def _device(fold: Path) -> tuple[str, int]:
-    """What a fold was trained on, by nnU-Net's debug.json."""
+def _setup(fold: Path) -> _Setup:
+    """By nnU-Net's debug.json. GPUs of one name are alike on any host."""
     try:
         debug = read_json(fold / "debug.json")
-        name = debug.get("gpu_name") or f"{debug['device'].split(':')[0]} ({debug['hostname']})"
-        return name, int(debug["num_iterations_per_epoch"])
+        gpu = debug.get("gpu_name")
+        device, host = (gpu, "") if gpu else (debug["device"].split(":")[0], debug["hostname"])
+        return _Setup(device, host, int(debug["num_iterations_per_epoch"]))
     except (KeyError, TypeError, ValueError):
-        return "", 0
+        return _Setup()
