@@ -97,4 +97,5 @@ def routing_decision(routing: Array, axis: int = 1) -> Array:
     Returns:
         Integers, without the channel axis.
     """
-    return routing.argmax(axis)
+    # On a CPU torch's max along an axis is ten times faster than its argmax; both have the first of equals.
+    return routing.argmax(axis) if isinstance(routing, np.ndarray) else routing.max(axis).indices

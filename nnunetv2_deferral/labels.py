@@ -53,7 +53,7 @@ class LabelSpace:
     def answer(self, segmentation_logits: Tensor) -> Tensor:
         """The model's answer (B, C, *S) from its K segmentation logits (B, K, *S); carries no gradient."""
         logits = segmentation_logits.detach()
-        return logits > 0 if self.regions is not None else logits.argmax(1, keepdim=True)
+        return logits > 0 if self.regions is not None else logits.max(1, keepdim=True).indices
 
     def encode(self, label_maps: Tensor) -> Tensor:
         """Label maps (B, J, *S), integer, as answers (J, B, C, *S)."""
