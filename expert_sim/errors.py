@@ -22,7 +22,7 @@ the expectation is exact in regions of any size. Regions that are empty are pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import scipy.fft
@@ -76,7 +76,7 @@ def correlated_errors(
     field = _smooth_field(shape, sigma, generator).ravel()
     wrong = np.zeros(field.size, dtype=bool)
     for mask, accuracy in region_accuracies(reference, profile):
-        voxels = np.flatnonzero(mask.numpy())
+        voxels = np.flatnonzero(mask)
         wrong[_smallest(voxels, -field[voxels], _random_round(voxels.size * (1 - accuracy), generator))] = True
     steps = None
     others = len(reference.label_values) - 1
@@ -105,7 +105,7 @@ def boundary_bias_errors(reference: Reference, profile: ExpertProfile, generator
         int16 label map of the same shape. Without a band, the same as independent errors.
     """
     answers = torch.where(reference.band, reference.labels, independent_errors(reference, profile, generator))
-    in_band = [(int(mask.sum()), accuracy) for mask, accuracy in _band_regions(reference, profile)]
+    in_band = [(int(mask.sum()), accuracy) for mask, accuracy in _band_accuracies(reference, profile)]
     num_wrong = _random_round(sum(count * (1 - accuracy) for count, accuracy in in_band), generator)
     if num_wrong == 0:
         return answers
@@ -166,7 +166,7 @@ def _wrong_independently(reference: Reference, profile: ExpertProfile, generator
     chance = draws.numpy().view(np.int16)[:number].reshape(reference.labels.shape)
     wrong = np.zeros(chance.shape, dtype=bool)
     for mask, accuracy in region_accuracies(reference, profile):
-        wrong |= mask.numpy() & (chance >= round(accuracy * 2**16) - 2**15)
+        wrong |= mask & (chance >= round(accuracy * 2**16) - 2**15)
     return torch.from_numpy(wrong)
 
 
@@ -179,29 +179,33 @@ def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Te
         steps: int64 tensor of shape (n,) with values in [0, number of labels - 2]: how many labels to go on, beyond the
             next, from the right one; the labels are a ring. Not needed when there are two labels.
     """
-    answers = reference.labels.clone()
-    voxels, where = answers.numpy().reshape(-1), np.flatnonzero(wrong.numpy())
-    values = np.array(reference.label_values, dtype=np.int16)
-    ahead = np.searchsorted(values, voxels[where]) + (1 if steps is None else 1 + steps.numpy())
-    voxels[where] = values[ahead % values.size]
-    return answers
+    labels, values = reference.labels.numpy(), np.array(reference.label_values, dtype=np.int16)
+    if steps is None:
+        # The bits in which two labels differ make one of the other.
+        return torch.from_numpy(labels ^ wrong.numpy() * (values[0] ^ values[1]))
+    answers = labels.copy()
+    voxels, where = answers.reshape(-1), np.flatnonzero(wrong.numpy())
+    right = np.searchsorted(values, voxels[where])
+    voxels[where] = values[(right + 1 + steps.numpy()) % values.size]
+    return torch.from_numpy(answers)
 
 
-def region_accuracies(reference: Reference, profile: ExpertProfile) -> Iterator[tuple[torch.Tensor, float]]:
+def region_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple[np.ndarray, float]]:
     """The masks of FG, BG and BD (Tables 2, D.9, E.11), without voxels to be ignored, each with its accuracy."""
-    yield reference.foreground, profile.foreground
-    yield reference.background, profile.background
-    yield from _band_regions(reference, profile)
+    beyond = [(reference.foreground, profile.foreground), (reference.background, profile.background)]
+    return beyond + _band_accuracies(reference, profile)
 
 
-def _band_regions(reference: Reference, profile: ExpertProfile) -> Iterator[tuple[torch.Tensor, float]]:
+def _band_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple[np.ndarray, float]]:
     """The band as one region, or, when the accuracy there depends on the side, as two."""
+    band = reference.band.numpy()
     if profile.boundary is not None:
-        yield reference.band, profile.boundary
-        return
-    foreground = reference.labels != 0
-    yield reference.band & foreground, profile.band_accuracy(profile.foreground)
-    yield reference.band & ~foreground, profile.band_accuracy(profile.background)
+        return [(band, profile.boundary)]
+    is_foreground = reference.labels.numpy() != 0
+    return [
+        (band & is_foreground, profile.band_accuracy(profile.foreground)),
+        (band & ~is_foreground, profile.band_accuracy(profile.background)),
+    ]
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 DEFAULT_BOUNDARY_WIDTH = 2
@@ -27,23 +28,27 @@ def _check_label_map(labels: torch.Tensor) -> None:
         raise ValueError(f"Experts are simulated on the CPU, got a label map on {labels.device}.")
 
 
-def _window_max(values: torch.Tensor, width: int) -> torch.Tensor:
+def _window_max(values: np.ndarray, width: int) -> np.ndarray:
     """The largest value within ``width`` voxels (Chebyshev) that are in the image; same shape and dtype.
 
     Args:
-        values: (N, X, Y) or (N, X, Y, Z), N images at once.
+        values: (N, X, Y) or (N, X, Y, Z), N images at once, unsigned.
         width: in voxels.
     """
-    for axis in range(1, values.ndim):
-        size = values.shape[axis]
-        widened = values.clone()
-        for shift in range(1, min(width, size - 1) + 1):
-            ahead, behind = values.narrow(axis, shift, size - shift), values.narrow(axis, 0, size - shift)
-            here, there = widened.narrow(axis, 0, size - shift), widened.narrow(axis, shift, size - shift)
-            torch.maximum(here, ahead, out=here)
-            torch.maximum(there, behind, out=there)
-        values = widened
-    return values
+    # With a margin of zeros, a step along any axis is a step in flat memory, which is fast in small images too.
+    margin = ((0, 0),) + ((width, width),) * (values.ndim - 1)
+    inside = tuple(slice(before, before + size) for (before, _), size in zip(margin, values.shape, strict=True))
+    padded = np.zeros([size + sum(added) for size, added in zip(values.shape, margin, strict=True)], values.dtype)
+    padded[inside] = values
+    flat = padded.reshape(-1)
+    for stride in padded.strides[1:]:
+        widened = flat.copy()
+        step = stride // values.itemsize
+        for shift in range(step, width * step + 1, step):
+            np.maximum(widened[:-shift], flat[shift:], out=widened[:-shift])
+            np.maximum(widened[shift:], flat[:-shift], out=widened[shift:])
+        flat = widened
+    return flat.reshape(padded.shape)[inside]
 
 
 def boundary_band(
@@ -74,16 +79,18 @@ def boundary_band(
         raise ValueError(f"Labels must lie within int16, got {lowest} to {highest}.")
     if width == 0 or lowest == highest:
         return torch.zeros(labels.shape, dtype=torch.bool)
-    upper = labels.to(torch.int16)
-    lower = -upper
-    ignored = None if ignore_label is None else labels == ignore_label
+    # How far above the lowest label, and below the highest: from 1, so that 0 is less than any.
+    values, spread = labels.numpy(), highest - lowest
+    above = (values.astype(np.int32) - (lowest - 1)).astype(np.min_scalar_type(spread + 2))
+    heights = np.stack((above, above.dtype.type(spread + 2) - above))
+    ignored = None if ignore_label is None else values == ignore_label
     if ignored is not None:  # neither the largest nor the smallest label of any window that holds another
-        upper = upper.masked_fill(ignored, _INT16.min)
-        lower = lower.masked_fill(ignored, _INT16.min)
-    largest, smallest_negated = _window_max(torch.stack((upper, lower)), width)
-    band = largest != -smallest_negated
+        heights[:, ignored] = 0
+    is_not_highest, is_not_lowest = _window_max(heights, width) != heights
+    band = is_not_highest | is_not_lowest
     if ignored is not None:
         band &= ~ignored
+    band = torch.from_numpy(band)
     if outer_only:
         band &= labels == 0
     return band
@@ -110,15 +117,15 @@ class Reference:
     ignore_label: int | None
 
     @cached_property
-    def foreground(self) -> torch.Tensor:
-        """Bool tensor of the image's shape: every label but 0, outside of the band."""
-        return (self.labels != 0) & ~self.band
+    def foreground(self) -> np.ndarray:
+        """Bool array of the image's shape: every label but 0, outside of the band."""
+        return (self.labels.numpy() != 0) & ~self.band.numpy()
 
     @cached_property
-    def background(self) -> torch.Tensor:
-        """Bool tensor of the image's shape: label 0, outside of the band and where the reference is valid."""
-        background = (self.labels == 0) & ~self.band
-        return background if self.valid is None else background & self.valid
+    def background(self) -> np.ndarray:
+        """Bool array of the image's shape: label 0, outside of the band and where the reference is valid."""
+        beyond = ~self.band if self.valid is None else ~self.band & self.valid
+        return (self.labels.numpy() == 0) & beyond.numpy()
 
     @classmethod
     def from_labels(

@@ -6,13 +6,14 @@ segmentation is turned into regions or into a list for deep supervision, :class:
 On chance: nnU-Net's augmenter starts its workers with ``seeds=None``. A forked worker then inherits torch's global
 generator in the state it had in the parent, the same in every worker, while numpy's is seeded anew from the operating
 system in each of them (and from the seed, in both libraries, when there is one). So numpy's global state is what tells
-the workers apart, as it does for the transforms of batchgeneratorsv2: each sample reads one number off it to seed a
-torch generator of its own, and puts the state back, so that everything else is drawn as it is without experts. Loaders
-of torch (>= 1.9) seed numpy in each worker too.
+the workers apart, as it does for the transforms of batchgeneratorsv2: the first sample in a process seeds a generator
+from it, which then seeds every sample, and puts the state back, so that everything else is drawn as it is without
+experts. Loaders of torch (>= 1.9) seed numpy in each worker too.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,16 +60,17 @@ class SimulateExpertsTransform(BasicTransform):
         self.label_values = tuple(int(value) for value in label_values)
         self.boundary_width = boundary_width
         self.ignore_label = ignore_label
-        self._num_drawn = 0
+        self._process: int | None = None
+        self._seeds = np.random.default_rng(0)
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Draws the seed of this sample's experts."""
-        state = np.random.get_state()
-        drawn = int(np.random.randint(0, 2**63 - 1, dtype=np.int64))
-        np.random.set_state(state)
-        # The state may be the same at the next sample, if nothing else draws from it in between.
-        self._num_drawn += 1
-        return {"seed": (drawn + self._num_drawn) % 2**63}
+        if self._process != os.getpid():
+            state = np.random.get_state()
+            self._seeds = np.random.default_rng(np.random.randint(2**31, size=4))
+            np.random.set_state(state)
+            self._process = os.getpid()
+        return {"seed": int(self._seeds.integers(2**63))}
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         segmentation = data_dict.get("segmentation")

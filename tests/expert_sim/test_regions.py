@@ -53,6 +53,13 @@ def test_any_integer_dtype_gives_the_same_band(dtype):
     assert torch.equal(boundary_band(labels.to(dtype), 2), slow_band(labels, 2))
 
 
+@pytest.mark.parametrize("spread", [1, 252, 253, 254, 255, 256, 32767, 65534])
+def test_labels_may_be_as_far_apart_as_int16_holds(spread):
+    lowest = -32767 if spread > 32767 else 0
+    labels = torch.tensor([lowest, lowest + spread, lowest + spread // 2])[random_labels((14, 15), 3, scale=4)]
+    assert torch.equal(boundary_band(labels, 1), slow_band(labels, 1))
+
+
 def test_the_band_is_as_deep_as_asked_on_each_side():
     labels = torch.zeros(20, 9, dtype=torch.int64)
     labels[10:] = 1
