@@ -192,7 +192,8 @@ def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Te
 
 def region_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple[np.ndarray, float]]:
     """The masks of FG, BG and BD (Tables 2, D.9, E.11), without voxels to be ignored, each with its accuracy."""
-    beyond = [(reference.foreground, profile.foreground), (reference.background, profile.background)]
+    foreground, background = reference.beyond
+    beyond = [(foreground, profile.foreground), (background, profile.background)]
     return beyond + _band_accuracies(reference, profile)
 
 

@@ -81,8 +81,9 @@ def boundary_band(
         return torch.zeros(labels.shape, dtype=torch.bool)
     # How far above the lowest label, and below the highest: from 1, so that 0 is less than any.
     values, spread = labels.numpy(), highest - lowest
-    above = (values.astype(np.int32) - (lowest - 1)).astype(np.min_scalar_type(spread + 2))
-    heights = np.stack((above, above.dtype.type(spread + 2) - above))
+    heights = np.empty((2, *values.shape), np.min_scalar_type(spread + 2))
+    np.subtract(values, lowest - 1, out=heights[0], casting="unsafe", dtype=np.int32)
+    np.subtract(spread + 2, heights[0], out=heights[1])
     ignored = None if ignore_label is None else values == ignore_label
     if ignored is not None:  # neither the largest nor the smallest label of any window that holds another
         heights[:, ignored] = 0
@@ -117,15 +118,12 @@ class Reference:
     ignore_label: int | None
 
     @cached_property
-    def foreground(self) -> np.ndarray:
-        """Bool array of the image's shape: every label but 0, outside of the band."""
-        return (self.labels.numpy() != 0) & ~self.band.numpy()
-
-    @cached_property
-    def background(self) -> np.ndarray:
-        """Bool array of the image's shape: label 0, outside of the band and where the reference is valid."""
-        beyond = ~self.band if self.valid is None else ~self.band & self.valid
-        return (self.labels.numpy() == 0) & beyond.numpy()
+    def beyond(self) -> tuple[np.ndarray, np.ndarray]:
+        """Foreground (every label but 0) and background outside of the band: bool arrays of the image's shape."""
+        is_foreground, beyond = self.labels.numpy() != 0, ~self.band.numpy()
+        if self.valid is not None:
+            beyond &= self.valid.numpy()
+        return beyond & is_foreground, beyond & ~is_foreground
 
     @classmethod
     def from_labels(

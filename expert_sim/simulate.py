@@ -86,7 +86,7 @@ def simulate_panel(
     generators = [generator] * len(profiles) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(profiles):
         raise ValueError(f"Each expert needs its generator: got {len(generators)} for {len(profiles)} experts.")
-    elsewhere = [str(each.device) for each in {*generators} if each.device.type != "cpu"]
+    elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
     if elsewhere:
         raise ValueError(f"Experts are simulated on the CPU, got a generator on {elsewhere[0]}.")
     reference = Reference.from_labels(

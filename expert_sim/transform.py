@@ -14,6 +14,7 @@ experts. Loaders of torch (>= 1.9) seed numpy in each worker too.
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,16 +62,16 @@ class SimulateExpertsTransform(BasicTransform):
         self.boundary_width = boundary_width
         self.ignore_label = ignore_label
         self._process: int | None = None
-        self._seeds = np.random.default_rng(0)
+        self._seeds = random.Random(0)
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Draws the seed of this sample's experts."""
         if self._process != os.getpid():
             state = np.random.get_state()
-            self._seeds = np.random.default_rng(np.random.randint(2**31, size=4))
+            self._seeds = random.Random(np.random.bytes(16))
             np.random.set_state(state)
             self._process = os.getpid()
-        return {"seed": int(self._seeds.integers(2**63))}
+        return {"seed": self._seeds.getrandbits(63)}
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         segmentation = data_dict.get("segmentation")
@@ -81,7 +82,7 @@ class SimulateExpertsTransform(BasicTransform):
             )
         labels = segmentation[0]
         data_dict["experts"] = simulate_panel(
-            labels if labels.is_floating_point() else labels.clamp(min=0),
+            labels if labels.is_floating_point() else torch.from_numpy(np.maximum(labels.numpy(), 0)),
             self.profiles,
             self.label_values,
             generator=torch.Generator().manual_seed(params["seed"]),
