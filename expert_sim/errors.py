@@ -22,6 +22,7 @@ the expectation is exact in regions of any size. Regions that are empty are pass
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -164,10 +165,11 @@ def _wrong_independently(reference: Reference, profile: ExpertProfile, generator
     number = reference.labels.numel()
     draws = torch.empty(-(-number // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     chance = draws.numpy().view(np.int16)[:number].reshape(reference.labels.shape)
-    wrong = np.zeros(chance.shape, dtype=bool)
-    for mask, accuracy in region_accuracies(reference, profile):
-        wrong |= mask & (chance >= round(accuracy * 2**16) - 2**15)
-    return torch.from_numpy(wrong)
+    # From this draw on a voxel is wrong; 2**15, which none reaches, where the expert is always right.
+    by_region = [
+        mask & (chance >= round(accuracy * 2**16) - 2**15) for mask, accuracy in region_accuracies(reference, profile)
+    ]
+    return torch.from_numpy(functools.reduce(np.logical_or, by_region))
 
 
 def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:

@@ -92,11 +92,14 @@ def simulate_panel(
     reference = Reference.from_labels(
         labels, label_values, boundary_width=boundary_width, outer_only=outer_only, ignore_label=ignore_label
     )
-    answers = torch.empty((len(profiles), *labels.shape), dtype=torch.int16)
-    for answer, profile, own_generator in zip(answers, profiles, generators, strict=True):
-        answer.copy_(ERROR_MODELS[profile.error_model](reference, profile, own_generator))
-        if reference.valid is not None and reference.ignore_label is not None:
-            answer.masked_fill_(~reference.valid, reference.ignore_label)
+    answers = torch.stack(
+        [
+            ERROR_MODELS[profile.error_model](reference, profile, own_generator)
+            for profile, own_generator in zip(profiles, generators, strict=True)
+        ]
+    )
+    if reference.valid is not None and reference.ignore_label is not None:
+        answers.masked_fill_(~reference.valid, reference.ignore_label)
     return answers
 
 
