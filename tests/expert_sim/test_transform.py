@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -162,11 +164,10 @@ def draw_in_two_workers(seeds, per_worker=2):
     augmenter = NonDetMultiThreadedAugmenter(OneSampleLoader(), None, 2, num_cached=2, seeds=seeds)
     drawn = {0: [], 1: []}
     try:
-        for _ in range(200):
+        late = time.monotonic() + 120  # on a busy machine one worker may start long after the other
+        while min(map(len, drawn.values())) < per_worker and time.monotonic() < late:
             batch = next(augmenter)
             drawn[batch["worker"]].append(torch.from_numpy(batch["experts"]))
-            if min(map(len, drawn.values())) >= per_worker:
-                break
     finally:
         augmenter._finish()
     return {worker: experts[:per_worker] for worker, experts in drawn.items()}
