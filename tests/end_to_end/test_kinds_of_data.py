@@ -51,9 +51,12 @@ class TestLabels:
     def test_experts_answer_labels_and_leave_ignored_voxels(self, workplace: Workplace, kind: tuple[str, str]) -> None:
         trainer = workplace.trainer("TinyDeferral3Experts", kind[1], "2d")
         trainer.on_train_start()
-        experts = torch.cat([next(trainer.dataloader_train)["target"][-1] for _ in range(4)])
-        assert experts.shape == (8, 3, 32, 32)
-        assert set(experts.unique().tolist()) == ({0, 1, 2} if kind[0] == "regions" else {0, 1, 2, 3})
+        seen: set[int] = set()
+        for _ in range(20):  # not every patch shows the ignore label
+            experts = next(trainer.dataloader_train)["target"][-1]
+            assert experts.shape == (2, 3, 32, 32)
+            seen |= set(experts.unique().tolist())
+        assert seen == ({0, 1, 2} if kind[0] == "regions" else {0, 1, 2, 3})
 
     @pytest.mark.slow
     def test_the_commands_train_validate_and_predict(self, workplace: Workplace, kind: tuple[str, str]) -> None:
