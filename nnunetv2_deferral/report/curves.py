@@ -132,7 +132,8 @@ def _draw_panel(
             for name in summary["deferral"]["share"]
             if name in dice
         }
-    low, high = _limits([*heights, *(row[key] for row in band for key in ("low", "high")), alone["model alone"]])
+    intervals = [row[key] for row in (*band, dice["system"]) for key in ("low", "high")]
+    low, high = _limits([*heights, *intervals, alone["model alone"]])
     _draw_alone(axes, alone, labels, low, high)
     _set_shares(axes, shares, rate)
     axes.set_ylim(low, high)

@@ -60,11 +60,13 @@ def test_a_model_that_defers_nothing_stands_at_the_left_edge(make_summary):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 1.0])
-def test_the_operating_point_is_inside_of_both_panels(make_summary, rate):
-    for axes in draw_curves(make_summary(rate=rate)).axes:
+def test_the_operating_point_is_inside_of_both_panels_with_its_interval(make_summary, rate):
+    summary = make_summary(rate=rate)
+    summary["intervals"]["Dice"]["system"] |= {"low": 0.2, "high": 1.0}
+    for axes in draw_curves(summary).axes:
         x, y = operating_point(axes)
         assert axes.get_xlim()[0] <= x <= axes.get_xlim()[1]
-        assert axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
+        assert axes.get_ylim()[0] <= 0.2 <= y <= 1.0 <= axes.get_ylim()[1]
 
 
 def test_the_band_is_the_interval_at_the_budgets(make_summary):
