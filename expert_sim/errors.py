@@ -204,10 +204,9 @@ def _band_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple
     band = reference.band.numpy()
     if profile.boundary is not None:
         return [(band, profile.boundary)]
-    is_foreground = reference.labels.numpy() != 0
     return [
-        (band & is_foreground, profile.band_accuracy(profile.foreground)),
-        (band & ~is_foreground, profile.band_accuracy(profile.background)),
+        (band & reference.is_foreground, profile.band_accuracy(profile.foreground)),
+        (band & ~reference.is_foreground, profile.band_accuracy(profile.background)),
     ]
 
 

@@ -36,15 +36,15 @@ def _window_max(values: np.ndarray, width: int) -> np.ndarray:
         width: in voxels.
     """
     # With a margin of zeros, a step along any axis is a step in flat memory, which is fast in small images too.
-    margin = ((0, 0),) + ((width, width),) * (values.ndim - 1)
-    inside = tuple(slice(before, before + size) for (before, _), size in zip(margin, values.shape, strict=True))
-    padded = np.zeros([size + sum(added) for size, added in zip(values.shape, margin, strict=True)], values.dtype)
+    reach = [0, *(min(width, size - 1) for size in values.shape[1:])]
+    padded = np.zeros([size + 2 * margin for size, margin in zip(values.shape, reach, strict=True)], values.dtype)
+    inside = tuple(slice(margin, margin + size) for size, margin in zip(values.shape, reach, strict=True))
     padded[inside] = values
     flat = padded.reshape(-1)
-    for stride in padded.strides[1:]:
+    for margin, stride in zip(reach[1:], padded.strides[1:], strict=True):
         widened = flat.copy()
         step = stride // values.itemsize
-        for shift in range(step, width * step + 1, step):
+        for shift in range(step, margin * step + 1, step):
             np.maximum(widened[:-shift], flat[shift:], out=widened[:-shift])
             np.maximum(widened[shift:], flat[:-shift], out=widened[shift:])
         flat = widened
@@ -118,12 +118,17 @@ class Reference:
     ignore_label: int | None
 
     @cached_property
+    def is_foreground(self) -> np.ndarray:
+        """Bool array of the image's shape: every label but 0."""
+        return self.labels.numpy() != 0
+
+    @cached_property
     def beyond(self) -> tuple[np.ndarray, np.ndarray]:
-        """Foreground (every label but 0) and background outside of the band: bool arrays of the image's shape."""
-        is_foreground, beyond = self.labels.numpy() != 0, ~self.band.numpy()
+        """Foreground and background outside of the band and where the reference is valid: bool arrays."""
+        beyond = ~self.band.numpy()
         if self.valid is not None:
             beyond &= self.valid.numpy()
-        return beyond & is_foreground, beyond & ~is_foreground
+        return beyond & self.is_foreground, beyond & ~self.is_foreground
 
     @classmethod
     def from_labels(

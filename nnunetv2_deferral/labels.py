@@ -53,6 +53,7 @@ class LabelSpace:
     def answer(self, segmentation_logits: Tensor) -> Tensor:
         """The model's answer (B, C, *S) from its K segmentation logits (B, K, *S); carries no gradient."""
         logits = segmentation_logits.detach()
+        # As in `channels.routing_decision`, max and not argmax.
         return logits > 0 if self.regions is not None else logits.max(1, keepdim=True).indices
 
     def encode(self, label_maps: Tensor) -> Tensor:

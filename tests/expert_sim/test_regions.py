@@ -31,7 +31,7 @@ def random_labels(shape, num_labels, seed=0, scale=5):
 
 @pytest.mark.parametrize("shape", [(17, 23), (11, 7, 9), (1, 17, 13)])
 @pytest.mark.parametrize("num_labels", [2, 4])
-@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 2, 3, 1000])
 def test_the_band_agrees_with_its_definition(shape, num_labels, width):
     labels = random_labels(shape, num_labels)
     assert torch.equal(boundary_band(labels, width), slow_band(labels, width))
