@@ -1,0 +1,408 @@
+"""The directive `result-table`: tables of the results page, computed from the files in `RESULTS` when the page is built.
+
+No figure is typed in here or in a table of the page. Machine and date are those that the files themselves name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+RESULTS = Path(__file__).parents[2] / "measurements" / "results"
+
+BUDGETS = (0.005, 0.01, 0.02, 0.05)
+_STOCK = "nnUNetTrainer_5epochs"
+_NONE = "–"
+
+Rows = list[Sequence[str]]
+
+
+def stock_and_deferral() -> str:
+    """Stock and deferral trainings of 5 epochs, fold 0, of the 2D and the 3D dataset."""
+    header = ("dataset", "trainer", "Dice of the model", "Dice of the system", "deferred", "by expert", "experts alone")
+    rows: Rows = []
+    sources = []
+    for name in ("004_3d_fullres", "501_2d"):
+        content = _json(f"compare_{name}_nnUNetDeferralCPUPlans_fold0_5epochs.json")
+        rows += [_compared(content, row) for row in content["rows"]]
+        sources.append(f"{content['dataset']}: {content['cases']} cases, {content['machine']}, {content['date']}")
+    return _table(header, rows) + f"\n\n{_small('; '.join(sources))}"
+
+
+def joint_folds() -> str:
+    """Stock and deferral trainings on two further folds."""
+    return _benchmark("dataset501_2d_joint_5epochs", {_STOCK: "stock", "nnUNetTrainerDeferral3Experts_DC_5epochs": "`_DC`"})
+
+
+def frozen() -> str:
+    """Two objectives on the same frozen network."""
+    names = {
+        _STOCK: "stock",
+        "nnUNetTrainerDeferral3Experts_frozen_5epochs": "`_DC_frozen`",
+        "nnUNetTrainerDeferral3Experts_OvA_frozen_5epochs": "`_OvA_frozen`",
+    }
+    return _benchmark("dataset501_2d_frozen_5epochs", names)
+
+
+def frozen_budgets() -> str:
+    """Rankings at matched budgets for the two objectives on the frozen network."""
+    rankings = {"learned": "expected gain", "probability": "probability map", "max_softmax": "max softmax"}
+    rows = []
+    for objective, words in (("collaboration", "`_DC`"), ("one_vs_all", "`_OvA`")):
+        found = _budgets(f"dataset501_2d_frozen_5epochs/budgets_{objective}.csv")
+        rows += [(words, name, *_cells(found[key])) for key, name in rankings.items()]
+    rows.append(("either", "oracle", *_cells(found["oracle"])))
+    return _table(("objective", "ranking", *_percents()), rows)
+
+
+def transfer() -> str:
+    """Budgets and calibrators fitted on other patients, 2D, by the experts' error model."""
+    experts = {
+        "standard": "Table 2",
+        "standard_correlated": "Table 2, correlated errors",
+        "standard_boundary_bias": "Table 2, boundary bias",
+        "complementary": "complementary (E.11)",
+    }
+    rows: Rows = []
+    for name, words in experts.items():
+        rows += [(words, *row) for row in _transfer_rows(f"budget_transfer_501_2d_{name}.json", region="3 pixels")]
+    note = _transfer_note("budget_transfer_501_2d_standard.json")
+    return _table(("experts", "deferred by", *_percents()), rows) + f"\n\n{_small(note)}"
+
+
+def transfer_3d() -> str:
+    """The same for the 3D dataset."""
+    file = "budget_transfer_004_3d_fullres_standard.json"
+    rows = list(_transfer_rows(file, region="4 mm", with_oracle=True))
+    return _table(("deferred by", *_percents()), rows) + f"\n\n{_small(_transfer_note(file))}"
+
+
+def transfer_calibration() -> str:
+    """Calibration error of each head over the least certain voxels, before and after calibrators of other patients."""
+    files = {
+        "501_2d_standard": "2D, Table 2",
+        "501_2d_standard_boundary_bias": "2D, Table 2, boundary bias",
+        "501_2d_complementary": "2D, complementary (E.11)",
+        "004_3d_fullres_standard": "3D, Table 2",
+    }
+    rows = []
+    for name, words in files.items():
+        heads = _json(f"budget_transfer_{name}.json")["calibration"].values()
+        rows.append((words, *(f"{head['ece_before']:.3f} → {head['ece_after']:.3f}" for head in heads)))
+    return _table(("experts", "model", "expert 1", "expert 2", "expert 3"), rows)
+
+
+def ablation() -> str:
+    """The paper's losses one by one, three experts."""
+    losses = {
+        "DC_noSC_noLB": "DC (`_DC_noSC_noLB`)",
+        "DC_noLB": "DC + SC (`_DC_noLB`)",
+        "DC_noSC": "DC + LB (`_DC_noSC`)",
+        "DC": "DC + SC + LB (`_DC`)",
+        "DC_paperSC": "DC + SC as in the paper + LB (`_DC_paperSC`)",
+        "OvA": "one-vs-all (`_OvA`)",
+    }
+    return _ablation(losses, trainer="nnUNetTrainerDeferral3Experts", prefix="")
+
+
+def ablation_one_expert() -> str:
+    """The same with one expert."""
+    losses = {
+        "DC_noSC": "DC (`_DC_noSC`)",
+        "DC": "DC + SC (`_DC`)",
+        "DC_paperSC": "DC + SC as in the paper (`_DC_paperSC`)",
+        "OvA": "one-vs-all (`_OvA`)",
+    }
+    return _ablation(losses, trainer="nnUNetTrainerDeferral1Expert", prefix="1_expert_")
+
+
+def numbers_of_experts() -> str:
+    """One-vs-all with one, three and five experts."""
+    files = {
+        "1": "dataset501_2d_experts/budgets_one_vs_all_1.csv",
+        "3": "dataset501_2d_frozen_5epochs/budgets_one_vs_all.csv",
+        "5": "dataset501_2d_experts/budgets_one_vs_all_5.csv",
+    }
+    rows = []
+    for number, file in files.items():
+        found = _budgets(file)
+        own = found["learned"]["own"]
+        rows.append(
+            (
+                number,
+                _interval(own),
+                _percent(float(own["rate"])),
+                _listed(found["learned"]),
+                _listed(found["max_softmax"]),
+            )
+        )
+    at = ", ".join(f"{100 * budget:g}" for budget in BUDGETS)
+    return _table(("experts", "system", "deferred", f"expected gain at {at} %", f"max softmax at {at} %"), rows)
+
+
+def readers_2d() -> str:
+    """Four real readers, 2D: rankings at matched budgets and how they rank the model's errors."""
+    folder = "dataset501_2d_real_readers"
+    found = _budgets(f"{folder}/budgets_one_vs_all.csv")
+    areas = _json(f"{folder}/evaluation_one_vs_all.json")["risk_coverage"]
+    augrc = {name: f"{1000 * area['AUGRC']['area']:.3f}" for name, area in areas.items()}
+    some = next(iter(areas.values()))["AUGRC"]
+    augrc |= {"random": f"{1000 * some['random']:.3f}", "oracle": f"{1000 * some['optimum']:.3f}"}
+    rankings = {
+        "learned": "expected gain",
+        "probability": "probability map",
+        "max_softmax": "max softmax",
+        "random": "random",
+        "oracle": "oracle",
+    }
+    rows = [(words, *_cells(found[key]), augrc.get(key, "")) for key, words in rankings.items()]
+    return _table(("ranking", *_percents(), "AUGRC × 1000"), rows)
+
+
+def readers_3d() -> str:
+    """Four real readers and a weak model, 3D."""
+    found = _budgets("dataset505_3d_real_readers/budgets_one_vs_all.csv")
+    budgets = (*BUDGETS, 0.1)
+    rankings = {
+        "learned": "expected gain",
+        "probability": "probability map",
+        "max_softmax": "max softmax",
+        "max_softmax, always rater4": "max softmax, always rater4",
+        "oracle": "oracle",
+    }
+    rows = [(words, *_cells(found[key], budgets)) for key, words in rankings.items()]
+    return _table(("ranking", *_percents(budgets)), rows)
+
+
+def overhead() -> str:
+    """What deferral adds to time and memory."""
+    rows = []
+    for name in ("501_2d", "511_2d", "004_3d_fullres"):
+        content = _json(f"overhead_{name}_cpu.json")
+        ratios, machine = content["ratios"], content["machine"]
+        rows.append(
+            (
+                content["what"].removesuffix(" patch as planned"),
+                f"`{content['trainer']}`",
+                *(_rounded(ratios[key]) for key in ("step", "loader", "prediction", "memory")),
+                f"{machine['device']}, torch {machine['torch']}, {content['date']}",
+            )
+        )
+    header = ("what", "trainer", "training step", "data loader", "prediction", "peak memory", "machine, date")
+    return _table(header, rows)
+
+
+def memory() -> str:
+    """What an evaluation takes."""
+    rows = []
+    for name in ("24x4194304", "1x100000000"):
+        content = _json(f"evaluation_memory_{name}.json")
+        machine = content["machine"]
+        rows.append(
+            (
+                content["what"],
+                f"{content['memory_mib']['peak'] / 1024:.1f} GiB",
+                *(f"{value:.1f} s" for value in content["seconds_of_one_core"].values()),
+                f"{machine['device']}, numpy {machine['numpy']}, {content['date']}",
+            )
+        )
+    header = ("what", "peak memory", "risk-coverage", "a ranking", "the oracle", "machine, date")
+    return _table(header, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        stock_and_deferral,
+        joint_folds,
+        frozen,
+        frozen_budgets,
+        transfer,
+        transfer_3d,
+        transfer_calibration,
+        ablation,
+        ablation_one_expert,
+        numbers_of_experts,
+        readers_2d,
+        readers_3d,
+        overhead,
+        memory,
+    )
+}
+
+
+def _compared(content: Mapping[str, Any], row: Mapping[str, Any]) -> Sequence[str]:
+    dataset = content["dataset"].split("_")[0]
+    if "system" not in row:
+        return (dataset, f"`{row['trainer']}`", f"{row['model']:.3f}", *[_NONE] * 4)
+    shares = ", ".join(_percent(share) for share in row["share"].values())
+    alone = ", ".join(f"{dice:.3f}" for dice in row["experts"].values())
+    scores = (f"{row['model']:.3f}", f"{row['system']:.3f}")
+    return (dataset, f"`{row['trainer']}`", *scores, _percent(row["rate"]), shares, alone)
+
+
+def _benchmark(folder: str, names: Mapping[str, str]) -> str:
+    rows = []
+    for trainer, words in names.items():
+        found = _scores(folder, trainer)
+        model = _interval(found["model_everywhere", "foreground_mean", "Dice"])
+        system = found.get(("system", "foreground_mean", "Dice"))
+        difference = _NONE if system is None else _interval(system, "minus_first")
+        system_text = _NONE if system is None else _interval(system)
+        rows.append((words, model, system_text, difference, *_deferred(found)))
+    header = ("trainer", "Dice of the model", "Dice of the system", "system − stock", "deferred", "by expert")
+    return _table(header, rows) + f"\n\n{_small(_last_line(folder))}"
+
+
+def _ablation(losses: Mapping[str, str], *, trainer: str, prefix: str) -> str:
+    folder, rows = "dataset501_2d_ablation", []
+    for name, words in losses.items():
+        found = _scores(folder, f"{trainer}_{name}_frozen_5epochs")
+        budgets = _budgets(f"{folder}/budgets_{prefix}{name}.csv")["learned"]
+        system = _interval(found["system", "foreground_mean", "Dice"])
+        rows.append((words, system, *_deferred(found), *_cells(budgets)))
+    header = ("losses", "Dice of the system", "deferred", "by expert", *_percents())
+    return _table(header, rows) + f"\n\n{_small(_last_line(folder))}"
+
+
+def _deferred(found: Mapping[tuple[str, str, str], Mapping[str, str]]) -> tuple[str, str]:
+    rates = {key[2]: float(row["estimate"]) for key, row in found.items() if key[0] == "deferral" and row["estimate"]}
+    if "rate" not in rates:
+        return _NONE, _NONE
+    experts = [_percent(value) for name, value in sorted(rates.items()) if name.startswith("share")]
+    return _percent(rates["rate"]), ", ".join(experts)
+
+
+def _transfer_rows(file: str, *, region: str, with_oracle: bool = False) -> Iterable[Sequence[str]]:
+    ways = {
+        "gain": "expected gain",
+        "gain, per case": "expected gain, budget of each case",
+        "regions": f"expected gain, regions of {region}",
+        "confidence": "confidence",
+    }
+    if with_oracle:
+        ways["oracle"] = "oracle"
+    found = {(row["way"], row["budget"]): row for row in _json(file)["rows"]}
+    for way, words in ways.items():
+        if (way, BUDGETS[0]) not in found:
+            continue
+        yield (words, *(_transfer_cell(found[way, budget]) for budget in BUDGETS))
+
+
+def _transfer_cell(row: Mapping[str, Any]) -> str:
+    dice = f"{row['Dice']['estimate']:.3f}"
+    return f"{dice} ({row['recovered']:.2f}), {_percent(row['rate'])}" if "recovered" in row else dice
+
+
+def _transfer_note(file: str) -> str:
+    content = _json(file)
+    folds = ", ".join(map(str, content["folds"]))
+    return f"{content['cases']} cases, folds {folds}; {content['machine']}, {content['date']}"
+
+
+@cache
+def _json(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _budgets(name: str) -> dict[str, dict[Any, dict[str, str]]]:
+    """Rows of a budgets.csv by ranking, and there by budget or `"own"`, the model's own rate."""
+    found: dict[str, dict[Any, dict[str, str]]] = {}
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key = "own" if row["own_rate"] == "True" else float(row["budget"])
+            found.setdefault(row["ranking"], {})[key] = row
+    return found
+
+
+@cache
+def _scores(folder: str, trainer: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    with (RESULTS / folder / "benchmark.csv").open(newline="", encoding="utf-8") as file:
+        found = [row for row in csv.DictReader(file) if row["trainer"] == trainer]
+    if not found:
+        raise ValueError(f"{folder}/benchmark.csv has no trainer {trainer}")
+    return {(row["part"], row["region"], row["score"]): row for row in found}
+
+
+def _last_line(folder: str) -> str:
+    """Versions, machine and date of a benchmark, the last line of its Markdown."""
+    return (RESULTS / folder / "benchmark.md").read_text(encoding="utf-8").strip().splitlines()[-1]
+
+
+def _cells(rows: Mapping[Any, Mapping[str, str]], budgets: Sequence[float] = BUDGETS) -> list[str]:
+    return [_cell(rows[budget]) for budget in budgets]
+
+
+def _cell(row: Mapping[str, str]) -> str:
+    dice = f"{float(row['Dice']):.3f}"
+    return dice if row["ranking"] == "oracle" else f"{dice} ({float(row['recovered']):.2f})"
+
+
+def _listed(rows: Mapping[Any, Mapping[str, str]]) -> str:
+    return ", ".join(f"{float(rows[budget]['Dice']):.3f}" for budget in BUDGETS)
+
+
+def _interval(row: Mapping[str, str], column: str = "") -> str:
+    """An estimate with its interval, of the score itself or of a difference."""
+    names = (column, f"{column}_low", f"{column}_high") if column else None
+    if names is None:
+        names = ("estimate" if "estimate" in row else "Dice", "low", "high")
+    estimate, low, high = (row[name] for name in names)
+    if not estimate:
+        return _NONE
+    text = f"{float(estimate):.3f}"
+    return f"{text} [{float(low):.3f}, {float(high):.3f}]" if low else text
+
+
+def _rounded(value: float) -> str:
+    """Two decimals of a number that the file holds with three: 1.045 is 1.05, which its binary form is just below."""
+    return str(Decimal(str(value)).quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _percents(budgets: Sequence[float] = BUDGETS) -> list[str]:
+    return [f"{100 * budget:g} %" for budget in budgets]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _small(text: str) -> str:
+    return f"*{text}.*"
+
+
+class ResultTable(SphinxDirective):
+    """One table, by its name in `TABLES`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table and the line below it."""
+        name = self.arguments[0]
+        if name not in TABLES:
+            raise self.error(f"no table {name}; there are {', '.join(TABLES)}")
+        container = nodes.Element()
+        self.state.nested_parse(StringList(TABLES[name]().splitlines(), source=name), 0, container)
+        return list(container.children)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directive."""
+    app.add_directive("result-table", ResultTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
