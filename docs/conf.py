@@ -40,7 +40,6 @@ nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_execution_timeout = 900
-nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -49,9 +48,12 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "code"
+# Curly quotes, but no dashes: options begin with two hyphens.
+smartquotes_action = "q"
 add_module_names = False
 
 html_theme = "furo"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.78rem"}}
 html_title = f"{project} {release}"
 html_show_sphinx = False
 html_copy_source = False

@@ -26,7 +26,7 @@ def command_page(script: str) -> str:
     """The section of one command, as MyST Markdown."""
     parser = parser_of(script)
     parser.prog, parser.color = script, False
-    with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
+    with mock.patch.dict(os.environ, {"COLUMNS": "94"}):
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
     lines = [f"({label_of(script)})=", f"## {script}", "", parser.description or "", "", "```text", usage, "```", ""]
     for group in parser._action_groups:

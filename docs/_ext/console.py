@@ -36,7 +36,9 @@ def own_scripts() -> tuple[str, ...]:
 @cache
 def installed_scripts() -> tuple[str, ...]:
     """All installed console scripts whose names begin with nnUNetv2_, sorted."""
-    return tuple(sorted(each.name for each in entry_points(group="console_scripts") if each.name.startswith("nnUNetv2")))
+    return tuple(
+        sorted(each.name for each in entry_points(group="console_scripts") if each.name.startswith("nnUNetv2"))
+    )
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:

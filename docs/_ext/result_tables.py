@@ -1,6 +1,6 @@
-"""The directive `result-table`: tables of the results page, computed from the files in `RESULTS` when the page is built.
+"""The directive `result-table`: the tables of the results page, from the files in `RESULTS` when the page is built.
 
-No figure is typed in here or in a table of the page. Machine and date are those that the files themselves name.
+No figure is typed in here or in a table of the page. Machine and date are those that the files name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def stock_and_deferral() -> str:
 
 def joint_folds() -> str:
     """Stock and deferral trainings on two further folds."""
-    return _benchmark("dataset501_2d_joint_5epochs", {_STOCK: "stock", "nnUNetTrainerDeferral3Experts_DC_5epochs": "`_DC`"})
+    return _benchmark(
+        "dataset501_2d_joint_5epochs", {_STOCK: "stock", "nnUNetTrainerDeferral3Experts_DC_5epochs": "`_DC`"}
+    )
 
 
 def frozen() -> str:
