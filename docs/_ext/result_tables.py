@@ -46,6 +46,12 @@ def joint_folds() -> str:
     )
 
 
+def joint_3d() -> str:
+    """Stock and deferral to one expert on the 3D dataset."""
+    names = {_STOCK: "stock", "nnUNetTrainerDeferral1Expert_DC_5epochs": "`1Expert_DC`"}
+    return _benchmark("dataset004_3d_joint_5epochs", names)
+
+
 def frozen() -> str:
     """Two objectives on the same frozen network."""
     names = {
@@ -227,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         stock_and_deferral,
         joint_folds,
+        joint_3d,
         frozen,
         frozen_budgets,
         transfer,
