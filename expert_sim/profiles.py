@@ -1,7 +1,7 @@
 """Who the simulated experts are: how often each is right, and where, and in what manner they err.
 
 A profile is plain data (it lives in the ``"deferral"`` block of a plans file); the errors themselves are drawn in
-:mod:`.errors`. The named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
+:mod:`.error_models`. The named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.names import check_expert_name
 
 ERROR_MODEL_NAMES = ("independent", "correlated", "boundary_bias", "missed_components")
 
@@ -28,10 +31,10 @@ class ExpertProfile:
         boundary: probability in [0, 1] of being right anywhere in BD (the paper's Table 2), or None.
         edge_boost: added in BD to the accuracy of the voxel's own side, the sum clipped to [0, 1] (the paper's Tables
             D.9 and E.11), or None. In [-1, 1]. Exactly one of ``boundary`` and ``edge_boost`` is given.
-        error_model: one of :data:`ERROR_MODEL_NAMES`; what each of them meets is told in :mod:`.errors`.
+        error_model: one of :data:`ERROR_MODEL_NAMES`; what each of them meets is told in :mod:`.error_models`.
 
     Raises:
-        ValueError: a number outside its range, both or neither of ``boundary`` and ``edge_boost``, an unknown error
+        InputError: a number outside its range, both or neither of ``boundary`` and ``edge_boost``, an unknown error
             model, or a name that cannot be a folder; the message names expert, field and value.
     """
 
@@ -43,12 +46,11 @@ class ExpertProfile:
     error_model: str = "independent"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or self.name.strip(". ") == "" or set(self.name) & set("/\\"):
-            raise ValueError(f"Expert {self.name!r}: name must be usable as a folder name, got {self.name!r}.")
+        check_expert_name(self.name, "expert profile")
         self._check_range("foreground", 0.0)
         self._check_range("background", 0.0)
         if (self.boundary is None) == (self.edge_boost is None):
-            raise ValueError(
+            raise InputError(
                 f"Expert {self.name!r}: exactly one of boundary and edge_boost must be given, "
                 f"got boundary={self.boundary!r} and edge_boost={self.edge_boost!r}."
             )
@@ -57,7 +59,7 @@ class ExpertProfile:
         if self.edge_boost is not None:
             self._check_range("edge_boost", -1.0)
         if self.error_model not in ERROR_MODEL_NAMES:
-            raise ValueError(
+            raise InputError(
                 f"Expert {self.name!r}: error_model must be one of {', '.join(ERROR_MODEL_NAMES)}, "
                 f"got {self.error_model!r}."
             )
@@ -66,7 +68,7 @@ class ExpertProfile:
         value = getattr(self, field)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if not is_number or not lowest <= value <= 1.0:  # NaN fails the comparison
-            raise ValueError(f"Expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}.")
+            raise InputError(f"Expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}.")
 
     def band_accuracy(self, side: float) -> float:
         """The accuracy in the boundary band, where the voxel's own side has accuracy ``side`` (FG or BG)."""
@@ -74,22 +76,22 @@ class ExpertProfile:
             return self.boundary
         return min(max(side + (self.edge_boost or 0.0), 0.0), 1.0)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """This profile as JSON-ready data; fields that are None are left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ExpertProfile:
-        """The profile that :meth:`to_dict` wrote.
+        """The profile that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: unknown or missing keys (named), or values that no profile may have.
+            InputError: unknown or missing keys (named), or values that no profile may have.
         """
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         missing = sorted({"name", "foreground", "background"} - set(data))
         if unknown or missing:
             faults = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
-            raise ValueError(f"Expert {data.get('name', '?')!r}: {' and '.join(faults)} in an expert profile.")
+            raise InputError(f"Expert {data.get('name', '?')!r}: {' and '.join(faults)} in an expert profile.")
         return cls(**data)
 
 
@@ -128,13 +130,13 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
         J profiles with independent errors, named "expert1" to "expertJ" by their place in the panel.
 
     Raises:
-        ValueError: no such set, or the set has no panel of that size; the message says what exists.
+        InputError: no such set, or the set has no panel of that size; the message says what exists.
     """
     if name not in _PANELS:
-        raise ValueError(f"Unknown expert set {name!r}; there are {', '.join(EXPERT_SETS)}.")
+        raise InputError(f"Unknown expert set {name!r}; there are {', '.join(EXPERT_SETS)}.")
     panels = _PANELS[name]
     if num_experts not in panels:
-        raise ValueError(
+        raise InputError(
             f"Expert set {name!r} has no panel of {num_experts!r} experts; "
             f"it has panels of {min(panels)} to {max(panels)}."
         )

@@ -1,6 +1,6 @@
 """Let experts answer for one image: the entry to the simulation.
 
-An image is looked at once (:class:`.regions.Reference`), then every expert of the panel answers in turn. All chance
+An image is looked at once (:class:`.zones.Reference`), then every expert of the panel answers in turn. All chance
 comes from the generators that are passed in; :func:`case_generator` makes them for evaluation, where an expert must
 give the same answers for a case in whatever order and in however many processes the cases are worked on.
 """
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .errors import ERROR_MODELS
-from .profiles import ExpertProfile
-from .regions import DEFAULT_BOUNDARY_WIDTH, Reference
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.expert_sim.error_models import ERROR_MODELS
+from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
+from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH, Reference
 
 
 def case_generator(seed: int, case: str, expert: str) -> torch.Generator:
@@ -34,12 +35,12 @@ def simulate_expert(
     outer_only: bool = False,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
-    """One expert's answer for one image; the arguments are those of :func:`simulate_panel`.
+    """One expert's answer for one image; the arguments are those of :func:`simulate_experts`.
 
     Returns:
         int16 label map of the shape of ``labels``.
     """
-    panel = simulate_panel(
+    panel = simulate_experts(
         labels,
         (profile,),
         label_values,
@@ -51,7 +52,7 @@ def simulate_expert(
     return panel[0]
 
 
-def simulate_panel(
+def simulate_experts(
     labels: torch.Tensor,
     profiles: Sequence[ExpertProfile],
     label_values: Sequence[int],
@@ -78,17 +79,17 @@ def simulate_panel(
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
 
     Raises:
-        ValueError: no experts, another number of generators than of experts, a generator that is not on the CPU, or
-            labels that :meth:`.regions.Reference.from_labels` refuses.
+        InputError: no experts, another number of generators than of experts, a generator that is not on the CPU, or
+            labels that :meth:`.zones.Reference.from_labels` refuses.
     """
     if len(profiles) == 0:
-        raise ValueError("There must be at least one expert to simulate, got no profiles.")
+        raise InputError("There must be at least one expert to simulate, got no profiles.")
     generators = [generator] * len(profiles) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(profiles):
-        raise ValueError(f"Each expert needs its generator: got {len(generators)} for {len(profiles)} experts.")
+        raise InputError(f"Each expert needs its generator: got {len(generators)} for {len(profiles)} experts.")
     elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
     if elsewhere:
-        raise ValueError(f"Experts are simulated on the CPU, got a generator on {elsewhere[0]}.")
+        raise InputError(f"Experts are simulated on the CPU, got a generator on {elsewhere[0]}.")
     reference = Reference.from_labels(
         labels, label_values, boundary_width=boundary_width, outer_only=outer_only, ignore_label=ignore_label
     )
@@ -115,12 +116,12 @@ def simulate_case(
 ) -> torch.Tensor:
     """The answers for one case of an evaluation, the same wherever and whenever they are asked for.
 
-    Every expert has the generator of (``seed``, ``case``, its name); all else is as in :func:`simulate_panel`.
+    Every expert has the generator of (``seed``, ``case``, its name); all else is as in :func:`simulate_experts`.
 
     Returns:
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
     """
-    return simulate_panel(
+    return simulate_experts(
         labels,
         profiles,
         label_values,

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
+from nnunetv2_deferral.expert_sim.simulate import simulate_experts
+from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.labels import MISSING
-
-from .profiles import ExpertProfile
-from .regions import DEFAULT_BOUNDARY_WIDTH
-from .simulate import simulate_panel
 
 
 class SimulateExpertsTransform(BasicTransform):
@@ -43,7 +43,7 @@ class SimulateExpertsTransform(BasicTransform):
         ignore_label: the label of voxels without a reference, which the answers keep there. None if there is none.
 
     Raises:
-        ValueError: no profiles; for a sample, no integer segmentation tensor, or labels that are not in the dataset.
+        InputError: no profiles; for a sample, no integer segmentation tensor, or labels that are not in the dataset.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SimulateExpertsTransform(BasicTransform):
     ) -> None:
         super().__init__()
         if len(profiles) == 0:
-            raise ValueError("There must be at least one expert to simulate, got no profiles.")
+            raise InputError("There must be at least one expert to simulate, got no profiles.")
         self.profiles = tuple(profiles)
         self.label_values = tuple(int(value) for value in label_values)
         self.boundary_width = boundary_width
@@ -76,12 +76,12 @@ class SimulateExpertsTransform(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         segmentation = data_dict.get("segmentation")
         if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
-            raise ValueError(
+            raise InputError(
                 "Experts are simulated from a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it "
                 f"becomes a list for deep supervision; got {_describe(segmentation)}."
             )
         labels = segmentation[0]
-        data_dict["experts"] = simulate_panel(
+        data_dict["experts"] = simulate_experts(
             labels if labels.is_floating_point() else torch.from_numpy(np.maximum(labels.numpy(), 0)),
             self.profiles,
             self.label_values,
@@ -131,7 +131,7 @@ class ExpertsToTargetTransform(BasicTransform):
             for that order.
 
     Raises:
-        ValueError: a sample without segmentation or without experts.
+        InputError: a sample without segmentation or without experts.
     """
 
     def __init__(self, order: Sequence[int] | None = None) -> None:
@@ -142,7 +142,7 @@ class ExpertsToTargetTransform(BasicTransform):
         answers = [data_dict.pop(key) for key in ("raters", "experts") if data_dict.get(key) is not None]
         missing = ["segmentation"] * (data_dict.get("segmentation") is None) + ["experts"] * (not answers)
         if missing:
-            raise ValueError(f"There is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}.")
+            raise InputError(f"There is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}.")
         experts = answers[0] if len(answers) == 1 else torch.cat(answers)
         segmentation = data_dict["segmentation"]
         scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]

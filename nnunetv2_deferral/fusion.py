@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 
 
@@ -23,7 +24,7 @@ def fuse(answers: Tensor, route: Tensor) -> Tensor:
         Shape S, the dtype of `answers`.
 
     Raises:
-        ValueError: If a route names an expert without an answer.
+        InputError: If a route names an expert without an answer.
     """
     _check_routes(int(route.max()) if route.numel() else 0, answers.shape[0] - 1)
     index = route.long().expand(answers.shape[1:])[None]
@@ -42,10 +43,10 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
         Shape S in the model's dtype. What was routed to an expert without a label stays the model's.
 
     Raises:
-        ValueError: If the shapes differ or a route names an expert without a mask.
+        InputError: If the shapes differ or a route names an expert without a mask.
     """
     if not (model.shape == route.shape == experts.shape[1:]):
-        raise ValueError(f"shapes differ: model {model.shape}, experts {experts.shape[1:]}, route {route.shape}")
+        raise InputError(f"shapes differ: model {model.shape}, experts {experts.shape[1:]}, route {route.shape}")
     answers = torch.from_numpy(np.concatenate([model[None].astype(np.int64), experts.astype(np.int64)]))
     asked = fuse(answers, torch.from_numpy(route.astype(np.int64))).numpy()
     return np.where(asked == MISSING, model, asked).astype(model.dtype)
@@ -61,4 +62,4 @@ def unanswered(experts: np.ndarray, route: np.ndarray) -> np.ndarray:
 
 def _check_routes(highest: int, num_experts: int) -> None:
     if highest > num_experts:
-        raise ValueError(f"a voxel is routed to expert {highest}, but there are {num_experts} experts")
+        raise InputError(f"a voxel is routed to expert {highest}, but there are {num_experts} experts")

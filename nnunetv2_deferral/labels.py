@@ -81,8 +81,8 @@ class LabelSpace:
             return target[:, :-1].bool(), ~target[:, -1].bool()
         if self.ignore_label is None:
             return target.long(), None
-        counts = target != self.ignore_label
-        return torch.where(counts, target, 0).long(), counts[:, 0]
+        valid = target != self.ignore_label
+        return torch.where(valid, target, 0).long(), valid[:, 0]
 
     def one_hot(self, answer: Tensor) -> Tensor:
         """An answer (B, C, *S) as one bool channel a head, (B, K, *S)."""

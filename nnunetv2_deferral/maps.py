@@ -15,7 +15,6 @@ gain likewise as a share of the case's `largest_gain` in deferral.json, rounded 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,8 +25,9 @@ import numpy as np
 from filelock import FileLock
 
 from nnunetv2_deferral import __version__
-from nnunetv2_deferral.calibration.model import ModelCalibration
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.settings import DeferralSettings
 
 FOLDER = "deferral"
@@ -98,17 +98,17 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
     """Refuse a folder that holds the deferral maps of another model.
 
     Raises:
-        ValueError: Naming the folder and both models.
+        InputError: Naming the folder and both models.
     """
     file = index_file(folder)
     if not file.is_file():
         return
-    theirs, ours = json.loads(file.read_text())["model"], _as_json(model)
+    theirs, ours = read_json(file)["model"], _as_json(model)
     if theirs != ours:
         differing = [
             f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
         ]
-        raise ValueError(
+        raise InputError(
             f"{folder} already holds the deferral maps of another model ({'; '.join(differing)}). Predict into another "
             f"folder, or remove {file.parent}"
         )
@@ -128,7 +128,7 @@ def write_maps(
     model: ModelIdentity,
     settings: DeferralSettings,
     calibration: ModelCalibration | None = None,
-    figures: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
 
@@ -145,7 +145,7 @@ def write_maps(
         model: Which model made the maps.
         settings: The effective settings of the model.
         calibration: What the maps were made with, or None.
-        figures: What is to be said of the case beside its rates.
+        statistics: What is to be said of the case beside its rates.
     """
     largest_gain = float(gain.max(initial=0))
     if scale := full_scale(file_ending, route.shape):
@@ -161,7 +161,7 @@ def write_maps(
     ):
         with written_whole(file.parent) as scratch:
             writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
-    entry = deferral_rates(route, model.experts) | {"largest_gain": largest_gain} | dict(figures or {})
+    entry = deferral_rates(route, model.experts) | {"largest_gain": largest_gain} | dict(statistics or {})
     _enter_case(folder, case, entry, model, settings, calibration)
 
 
@@ -202,7 +202,7 @@ def _enter_case(
 ) -> None:
     file = index_file(folder)
     with FileLock(file.with_name(".deferral.json.lock")):
-        cases = json.loads(file.read_text())["cases"] if file.is_file() else {}
+        cases = read_json(file)["cases"] if file.is_file() else {}
         content = {
             "model": _as_json(model),
             "settings": settings.to_dict(),

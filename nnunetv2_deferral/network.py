@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_deferral.channels import close_routes
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import DeferralSettings
 
 
@@ -120,11 +121,11 @@ def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_reg
         The same network, now with K + J + 2 output channels at full resolution.
 
     Raises:
-        ValueError: If the network has no decoder with segmentation layers.
+        InputError: If the network has no decoder with segmentation layers.
     """
     layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0 or not isinstance(layers[-1], (nn.Conv2d, nn.Conv3d)):
-        raise ValueError(
+        raise InputError(
             f"the architecture {type(network).__name__} of these plans cannot be extended with deferral: its decoder "
             "has no `seg_layers`. Supported are the U-Nets of dynamic_network_architectures, such as PlainConvUNet "
             "(nnUNetPlans) and ResidualEncoderUNet (nnUNetResEncUNet{M,L,XL}Plans)"
@@ -144,9 +145,9 @@ def deferral_head(network: nn.Module) -> DeferralHead:
     """The deferral head of an (unwrapped) network.
 
     Raises:
-        ValueError: If it has none.
+        InputError: If it has none.
     """
     layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
     if layers is None or not isinstance(layers[-1], DeferralHead):
-        raise ValueError(f"this {type(network).__name__} has no deferral head")
+        raise InputError(f"this {type(network).__name__} has no deferral head")
     return layers[-1]

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.labels import MISSING, unknown_labels
+from nnunetv2_deferral.names import check_expert_names
 
 if TYPE_CHECKING:
-    from nnunetv2_deferral.predictions import DatasetFiles
+    from nnunetv2_deferral.dataset import DatasetFiles
 
 FOLDER = "expertsTr"
 DATASET_KEY = "experts"
 REVIEW_NAME = "review.json"  # in a folder of experts that the review page fills
-# Beside these the experts stand in summaries and tables.
-RESERVED_NAMES = ("system", "model", "model_everywhere", "expert", "expert_everywhere")
-# Tools round a geometry differently: NIfTI keeps a direction as a quaternion in single precision, for one.
-_TOLERANCE = 1e-4
 
 
 class MaskReader(Protocol):
@@ -41,16 +40,13 @@ def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     """The experts that a dataset.json declares under `"experts"`, in this order; empty if it declares none.
 
     Raises:
-        ValueError: If what stands there is not a list of different names that can be folders.
+        InputError: If what stands there is not a list of different names that can be folders.
     """
     declared = dataset_json.get(DATASET_KEY, [])
-    is_list = isinstance(declared, list) and all(isinstance(name, str) for name in declared)
-    if not is_list or len(set(declared)) != len(declared) or not all(map(_can_be_folder, declared)):
-        raise ValueError(
-            f'"{DATASET_KEY}" in dataset.json must be a list of different names, one for each folder in {FOLDER}, '
-            f"other than {', '.join(RESERVED_NAMES)}; got {declared!r}"
-        )
-    return tuple(declared)
+    where = f'"{DATASET_KEY}" in dataset.json'
+    if not isinstance(declared, list):
+        raise InputError(f"{where} must be a list of names, one for each folder in {FOLDER}; got {declared!r}")
+    return check_expert_names(declared, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +88,14 @@ class ExpertMasks:
         are then unanswered.
 
         Raises:
-            ValueError: Naming their folders, and those that are there.
+            InputError: Naming their folders, and those that are there.
         """
         if (self.folder / REVIEW_NAME).is_file():
             return
         empty = [str(self.folder / expert) for expert in experts if not self.cases(expert)]
         if empty:
             there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())
-            raise ValueError(
+            raise InputError(
                 f"voxels are routed to experts without masks: no *{self.file_ending} in {', '.join(empty)} "
                 f"(folders there: {', '.join(there) or 'none'})"
             )
@@ -126,7 +122,7 @@ class ExpertMasks:
             voxel out.
 
         Raises:
-            ValueError: If the file cannot be read, has labels that are not in dataset.json, or another geometry; the
+            InputError: If the file cannot be read, has labels that are not in dataset.json, or another geometry; the
                 message names the file and all that is wrong with it.
         """
         file = self.file(expert, case)
@@ -135,12 +131,12 @@ class ExpertMasks:
         try:
             values, found = self.reader.read_seg(str(file))
         except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
-            raise ValueError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {error}") from error
         faults = list(self._label_faults(values))
         if properties is not None:
             faults += geometry_differences(found, properties)
         if faults:
-            raise ValueError(f"{file}: {'; '.join(faults)}")
+            raise InputError(f"{file}: {'; '.join(faults)}")
         labels = np.rint(values[0]).astype(np.int16)
         if self.ignore_label is not None:
             labels[labels == self.ignore_label] = MISSING
@@ -150,7 +146,7 @@ class ExpertMasks:
         """The labels of all experts for a case, (J, *S) int16, `MISSING` where one has none.
 
         Raises:
-            ValueError: See :meth:`read`; also for a mask of another shape than `shape`.
+            InputError: See :meth:`read`; also for a mask of another shape than `shape`.
         """
         answers = np.full((len(self.experts), *shape), MISSING, dtype=np.int16)
         for answer, expert in zip(answers, self.experts, strict=True):
@@ -158,7 +154,7 @@ class ExpertMasks:
             if labels is None:
                 continue
             if labels.shape != tuple(shape):
-                raise ValueError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
+                raise InputError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
             answer[...] = labels
         return answers
 
@@ -168,43 +164,3 @@ class ExpertMasks:
             return
         if unknown := unknown_labels(values, (*self.label_values, self.ignore_label)):
             yield f"holds labels that are not in dataset.json: {unknown}"
-
-
-def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """In what nnU-Net's properties of two files differ: spacing, origin, direction or affine, as far as both have them.
-
-    Differences below a ten thousandth, of the smallest voxel edge or of a direction cosine, are those of rounding.
-
-    Returns:
-        One phrase a difference, such as `"origin (0.0, 0.0) instead of (1.0, 0.0)"`.
-    """
-    ours, theirs = _geometry(properties), _geometry(expected)
-    edge = min(abs(length) for length in theirs["spacing"])
-
-    def agree(name: str) -> bool:
-        tolerance = _TOLERANCE * (1 if name == "direction" else edge)
-        same_shape = np.shape(ours[name]) == np.shape(theirs[name])
-        return same_shape and np.allclose(ours[name], theirs[name], atol=tolerance)
-
-    return [
-        f"{name} {_text(value)} instead of {_text(theirs[name])}"
-        for name, value in ours.items()
-        if name in theirs and not agree(name)
-    ]
-
-
-def _geometry(properties: Mapping[str, Any]) -> dict[str, Any]:
-    sitk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
-    found = {"spacing": properties["spacing"]}
-    found |= {name: sitk[name] for name in ("origin", "direction") if name in sitk}
-    # A reader that reorients hands out voxels in the order of the reoriented affine.
-    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine"))
-    return found | ({} if affine is None else {"affine": affine})
-
-
-def _text(value: Any) -> str:
-    return "(" + ", ".join(f"{number:g}" for number in np.ravel(value)) + ")"
-
-
-def _can_be_folder(name: str) -> bool:
-    return name.strip(". ") != "" and not set(name) & set("/\\") and name not in RESERVED_NAMES

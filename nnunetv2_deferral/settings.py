@@ -14,10 +14,20 @@ from typing import Any
 
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import CASE, Limits, check_budget
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
-from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
-from nnunetv2_deferral.raters import RESERVED_NAMES
-from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
+from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.experts import (
+    Expert,
+    Rater,
+    experts_from_json,
+    experts_to_json,
+    names_of,
+    profiles_of,
+    raters_of,
+)
+from nnunetv2_deferral.names import check_expert_names
+from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
 
 PLANS_KEY = "deferral"
 DEFAULT_NUM_EXPERTS = 3
@@ -37,8 +47,8 @@ class DeferralSettings:
     """Everything that shapes the training and the use of a deferral network.
 
     Attributes:
-        experts: The J experts in routing order (route j is `experts[j - 1]`): a profile is a simulated expert, a string
-            names a rater, whose masks lie in `expertsTr/<rater>` of the dataset.
+        experts: The J experts in routing order (route j is `experts[j - 1]`): simulated ones, and raters, whose masks
+            lie in `expertsTr/<rater>` of the dataset.
         costs: c_j in [0, 1], one an expert. With `collaboration` it is taken from the reward for asking an expert who
             is right, with `one_vs_all` from the probability that the expert is; the expert must be that much better.
         unavailable: Names of experts who cannot be asked: no voxel is routed to them, in training or prediction.
@@ -68,7 +78,7 @@ class DeferralSettings:
         evaluation_seed: Seed of the simulated experts that the final validation is scored with.
     """
 
-    experts: tuple[ExpertProfile | str, ...]
+    experts: tuple[Expert, ...]
     lower: tuple[float, ...]
     upper: tuple[float, ...]
     costs: tuple[float, ...]
@@ -93,51 +103,44 @@ class DeferralSettings:
 
     def __post_init__(self) -> None:
         if not self.experts:
-            raise ValueError("deferral settings: there must be at least one expert")
-        names = self.expert_names
-        if len(set(names)) != len(names):
-            raise ValueError(f"deferral settings: two experts have the same name: {', '.join(names)}")
-        if reserved := [name for name in names if name in RESERVED_NAMES]:
-            raise ValueError(
-                f"deferral settings: no expert can be called {', '.join(reserved)}, which means something else in "
-                "summaries"
-            )
+            raise InputError("deferral settings: there must be at least one expert")
+        names = check_expert_names(self.expert_names, "deferral settings")
         if strangers := [name for name in self.unavailable if name not in names]:
-            raise ValueError(
+            raise InputError(
                 f"deferral settings: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"
             )
         if set(self.unavailable) == set(names):
-            raise ValueError("deferral settings: all experts are unavailable, so there is nobody to defer to")
+            raise InputError("deferral settings: all experts are unavailable, so there is nobody to defer to")
         _check_bounds(self.lower, self.upper, self.num_experts)
         if len(self.costs) != self.num_experts or not all(0 <= cost <= 1 for cost in self.costs):
-            raise ValueError(
+            raise InputError(
                 f"deferral settings: costs must be {self.num_experts} numbers in [0, 1], one an expert, got "
                 f"{list(self.costs)}"
             )
         for name in ("lambda_coherence", "lambda_balance", "beta_consistency", "beta_rate"):
             if getattr(self, name) < 0:
-                raise ValueError(f"deferral settings: {name} must not be negative, got {getattr(self, name)}")
+                raise InputError(f"deferral settings: {name} must not be negative, got {getattr(self, name)}")
         if self.boundary_width < 0:
-            raise ValueError(f"deferral settings: boundary_width must not be negative, got {self.boundary_width}")
+            raise InputError(f"deferral settings: boundary_width must not be negative, got {self.boundary_width}")
         if self.head_channels < 1:
-            raise ValueError(f"deferral settings: head_channels must be at least 1, got {self.head_channels}")
+            raise InputError(f"deferral settings: head_channels must be at least 1, got {self.head_channels}")
         if not self.head_learning_rate > 0:
-            raise ValueError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
+            raise InputError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
+            raise InputError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
         if self.budget is not None:
             check_budget(self.budget, named="deferral settings: budget")
         check_capacities(self.capacities, self.num_experts, named="deferral settings: capacities")
         try:
             self.limits.to_dict()
-        except ValueError as error:
-            raise ValueError(f"deferral settings: {error}") from error
+        except InputError as error:
+            raise InputError(f"deferral settings: {error}") from error
         if self.objective not in OBJECTIVES:
-            raise ValueError(
+            raise InputError(
                 f"deferral settings: objective is {self.objective!r}, but must be one of {', '.join(OBJECTIVES)}"
             )
         if self.segmentation_loss not in SEGMENTATION_LOSSES:
-            raise ValueError(
+            raise InputError(
                 f"deferral settings: segmentation_loss is {self.segmentation_loss!r}, but must be one of "
                 f"{', '.join(SEGMENTATION_LOSSES)}"
             )
@@ -150,17 +153,17 @@ class DeferralSettings:
     @property
     def expert_names(self) -> tuple[str, ...]:
         """The names of the experts in routing order."""
-        return tuple(expert if isinstance(expert, str) else expert.name for expert in self.experts)
+        return names_of(self.experts)
 
     @property
     def raters(self) -> tuple[str, ...]:
         """The names of the experts whose masks are read from disk, in routing order."""
-        return tuple(expert for expert in self.experts if isinstance(expert, str))
+        return raters_of(self.experts)
 
     @property
     def profiles(self) -> tuple[ExpertProfile, ...]:
         """The profiles of the experts who are simulated, in routing order."""
-        return tuple(expert for expert in self.experts if not isinstance(expert, str))
+        return profiles_of(self.experts)
 
     @property
     def rule(self) -> RoutingRule:
@@ -184,8 +187,7 @@ class DeferralSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plans block (JSON types only); :func:`resolve_settings` reads it back unchanged."""
-        experts = [expert if isinstance(expert, str) else expert.to_dict() for expert in self.experts]
-        block = asdict(self) | {"experts": experts}
+        block = asdict(self) | {"experts": experts_to_json(self.experts)}
         return {"num_experts": self.num_experts} | {
             key: list(value) if isinstance(value, tuple) else value for key, value in block.items()
         }
@@ -215,7 +217,7 @@ def resolve_settings(
         where it has none the paper's three simulated ones of Table 2.
 
     Raises:
-        ValueError: For an unknown key, a value out of its range, a rater that the dataset does not have, a number of
+        InputError: For an unknown key, a value out of its range, a rater that the dataset does not have, a number of
             experts on which the trainer, the plans, the dataset and the list of experts disagree (the message names
             both sides), or a trainer's name that is about load balancing where the objective has none.
     """
@@ -223,7 +225,7 @@ def resolve_settings(
     known = {field.name for field in fields(DeferralSettings)} | {"num_experts"}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ValueError(
+        raise InputError(
             f'the "{PLANS_KEY}" block of the plans has unknown keys: {", ".join(unknown)}. '
             f"Known keys: {', '.join(sorted(known))}"
         )
@@ -234,13 +236,13 @@ def resolve_settings(
     given["experts"] = experts
     given["lower"] = tuple(given.get("lower", default_lower))
     given["upper"] = tuple(given.get("upper", default_upper))
-    given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(e, str) else 0.0 for e in experts]))
+    given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(expert, Rater) else 0.0 for expert in experts]))
     given["unavailable"] = tuple(given.get("unavailable", ()))
     if given.get("capacities") is not None:
         given["capacities"] = tuple(given["capacities"])
     settings = DeferralSettings(**(given | dict(overrides or {})))
     if settings.objective == ONE_VS_ALL and "lambda_balance" in (overrides or {}):
-        raise ValueError(
+        raise InputError(
             "the one-vs-all objective has no load balancing that could be left out (_noLB). For the paper's objective, "
             "which has, name it: _DC_noLB"
         )
@@ -254,12 +256,12 @@ def _check_types(block: Mapping[str, Any]) -> None:
         if value is None or (key == "experts" and isinstance(value, str)):
             continue
         if not isinstance(value, (list, tuple)) or not all(isinstance(each, types) for each in value):
-            raise ValueError(f"deferral settings: {key} must be a list of {words}, got {value!r}")
+            raise InputError(f"deferral settings: {key} must be a list of {words}, got {value!r}")
         if key == "experts" and not value:
-            raise ValueError("deferral settings: there must be at least one expert, got an empty list")
+            raise InputError("deferral settings: there must be at least one expert, got an empty list")
     for key in ("budget", "min_region_mm"):
         if not isinstance(block.get(key), int | float | None):
-            raise ValueError(f"deferral settings: {key} must be a number, got {block[key]!r}")
+            raise InputError(f"deferral settings: {key} must be a number, got {block[key]!r}")
 
 
 _LISTS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -278,7 +280,7 @@ def _resolve_experts(
     *,
     plans_num: int | None,
     asked: Mapping[str, int | None],
-) -> tuple[ExpertProfile | str, ...]:
+) -> tuple[Expert, ...]:
     """The experts, once everyone who says how many there are says the same."""
     said = {**asked, f'"num_experts" in the plans\' "{PLANS_KEY}" block': plans_num}
     advice = "Change the plans or choose another trainer"
@@ -293,19 +295,19 @@ def _resolve_experts(
     numbers = {who: number for who, number in said.items() if number is not None}
     if len(set(numbers.values())) > 1:
         sides = ", but ".join(f"{who} says {number}" for who, number in numbers.items())
-        raise ValueError(f"the number of experts is in conflict: {sides}. {advice}")
+        raise InputError(f"the number of experts is in conflict: {sides}. {advice}")
     if experts is None and raters:
         experts = list(raters)
     if isinstance(experts, list):
-        named = [expert for expert in experts if isinstance(expert, str)]
-        strangers = [] if raters is None else [rater for rater in named if rater not in raters]
+        found = experts_from_json(experts)
+        strangers = [] if raters is None else [rater for rater in raters_of(found) if rater not in raters]
         if strangers:
-            raise ValueError(
+            raise InputError(
                 f'the plans\' "{PLANS_KEY}" block names the raters {", ".join(map(repr, strangers))}, but '
                 + (f"dataset.json declares {', '.join(raters)}" if raters else "dataset.json declares no experts")
                 + f" (sets of simulated experts are {', '.join(EXPERT_SETS)}, and stand without a list)"
             )
-        return tuple(expert if isinstance(expert, str) else ExpertProfile.from_dict(expert) for expert in experts)
+        return found
     number = next(iter(numbers.values()), DEFAULT_NUM_EXPERTS)
     return expert_set(experts or default_expert_set(number), number)
 
@@ -325,13 +327,13 @@ def _default_bounds(num_experts: int) -> tuple[tuple[float, ...], tuple[float, .
 def _check_bounds(lower: tuple[float, ...], upper: tuple[float, ...], num_experts: int) -> None:
     for name, bounds in (("lower", lower), ("upper", upper)):
         if len(bounds) != num_experts:
-            raise ValueError(
+            raise InputError(
                 f"deferral settings: {name} has {len(bounds)} bounds ({list(bounds)}) for {num_experts} experts"
             )
         if not all(0 <= bound <= 1 for bound in bounds):
-            raise ValueError(f"deferral settings: {name} bounds must lie in [0, 1], got {list(bounds)}")
+            raise InputError(f"deferral settings: {name} bounds must lie in [0, 1], got {list(bounds)}")
     for expert, (low, high) in enumerate(zip(lower, upper, strict=True), start=1):
         if low > high:
-            raise ValueError(f"deferral settings: lower bound {low} of expert {expert} is above its upper bound {high}")
+            raise InputError(f"deferral settings: lower bound {low} of expert {expert} is above its upper bound {high}")
     if sum(lower) > 1:
-        raise ValueError(f"deferral settings: the lower bounds {list(lower)} sum to more than 1 and cannot be met")
+        raise InputError(f"deferral settings: the lower bounds {list(lower)} sum to more than 1 and cannot be met")

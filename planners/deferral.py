@@ -25,9 +25,11 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import default_expert_set
+from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.raters import declared_raters
-from nnunetv2_deferral.rules import ONE_VS_ALL
+from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralSettings, resolve_settings
 
 # The mixin stands in front of a planner of nnU-Net; for the type checker it is one.
@@ -80,7 +82,7 @@ def default_deferral_block(
         raters: The raters that the dataset declares.
 
     Raises:
-        ValueError: If there is no such set, none of that size, no such rater, or another number of raters.
+        InputError: If there is no such set, none of that size, no such rater, or another number of raters.
     """
     if experts is None and not raters:
         experts = default_expert_set(DEFAULT_NUM_EXPERTS if num_experts is None else num_experts)
@@ -111,14 +113,14 @@ def settle_deferral_block(
         overwrite: Write the defaults over a block found.
 
     Raises:
-        ValueError: If the plans file exists without such a block (then it is not ours to overwrite), if its block is
+        InputError: If the plans file exists without such a block (then it is not ours to overwrite), if its block is
             invalid, or if it is for another number of experts than asked for.
     """
     found = None
     if plans_file.is_file():
-        found = json.loads(plans_file.read_text()).get(PLANS_KEY)
+        found = read_json(plans_file).get(PLANS_KEY)
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f'{plans_file} exists and has no "{PLANS_KEY}" block, so it would be overwritten with other plans. '
                 "Choose another plans name (-overwrite_plans_name)"
             )
@@ -127,11 +129,11 @@ def settle_deferral_block(
         return DeferralBlock(block=block, settings=resolve_settings(block, raters=raters))
     try:
         settings = resolve_settings(found, raters=raters)
-    except ValueError as error:
-        raise ValueError(f"{plans_file}: {error}. Correct it, or write it anew with --overwrite_deferral") from error
+    except InputError as error:
+        raise InputError(f"{plans_file}: {error}. Correct it, or write it anew with --overwrite_deferral") from error
     asked = num_experts if experts is None or isinstance(experts, str) else len(experts)
     if asked is not None and asked != settings.num_experts:
-        raise ValueError(
+        raise InputError(
             f"{plans_file} is for {settings.num_experts} experts, but {asked} were asked for. Choose another "
             "plans name (-overwrite_plans_name), or write its block anew with --overwrite_deferral"
         )
@@ -204,7 +206,7 @@ class DeferralPlannerMixin(_Planner):
         overwrite_deferral: Write the defaults over an existing `"deferral"` block.
 
     Raises:
-        ValueError: See :func:`settle_deferral_block`.
+        InputError: See :func:`settle_deferral_block`.
     """
 
     default_plans_name: str
@@ -241,7 +243,7 @@ class DeferralPlannerMixin(_Planner):
             overwrite=overwrite_deferral,
         )
         stock_files = [folder / f"{name}.json" for name in self.stock_plans_names]
-        self.stock_plans = [json.loads(file.read_text()) for file in stock_files if file.is_file()]
+        self.stock_plans = [read_json(file) for file in stock_files if file.is_file()]
 
     def static_estimate_VRAM_usage(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> int:
         """nnU-Net's estimate and the head's elements. A method here, as the head depends on the settings."""

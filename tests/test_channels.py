@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_deferral.channels import ChannelLayout, close_routes, routing_decision, routing_log_probabilities
-from nnunetv2_deferral.rules import OneVsAllRule, SoftmaxRule
+from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.routing import (
+    OneVsAllRule,
+    SoftmaxRule,
+    close_routes,
+    routing_decision,
+    routing_log_probabilities,
+)
 
 
 def test_the_parts_of_an_output_are_segmentation_routing_and_aggregated():

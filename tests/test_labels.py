@@ -32,13 +32,13 @@ def test_right_and_wrong_of_several_experts_keep_their_order():
 
 def test_the_ignore_label_is_taken_out_of_classes_and_of_regions():
     target = torch.tensor([0, 1, 2, 3]).view(1, 1, 4, 1)
-    reference, counts = LabelSpace(3, ignore_label=3).reference(target)
+    reference, valid = LabelSpace(3, ignore_label=3).reference(target)
     assert reference.flatten().tolist() == [0, 1, 2, 0]
-    assert counts.flatten().tolist() == [True, True, True, False]
+    assert valid.flatten().tolist() == [True, True, True, False]
     regions = torch.stack([target[:, 0] == 1, target[:, 0] == 2, target[:, 0] == 3], 1)
-    reference, counts = LabelSpace(2, ((1,), (2,)), ignore_label=3).reference(regions)
+    reference, valid = LabelSpace(2, ((1,), (2,)), ignore_label=3).reference(regions)
     assert reference.shape == (1, 2, 4, 1)
-    assert counts.flatten().tolist() == [True, True, True, False]
+    assert valid.flatten().tolist() == [True, True, True, False]
 
 
 def test_without_an_ignore_label_every_voxel_counts():

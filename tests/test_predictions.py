@@ -8,7 +8,8 @@ import pytest
 from small_prediction import LABELS, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.predictions import PredictionFolder, same_cases
+from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.predictions import PredictionFolder
 
 ENDINGS = (".nii.gz", ".png", ".bmp")
 
@@ -132,12 +133,14 @@ class TestRefusals:
     def test_a_dataset_json_that_is_none(self, tmp_path, content):
         write_prediction(tmp_path)
         (tmp_path / "dataset.json").write_text(content)
-        with pytest.raises(ValueError, match="dataset.json is no usable dataset.json: "):
+        with pytest.raises(
+            ValueError, match="dataset.json(: nnU-Net does not accept| is not a valid dataset.json: | cannot be read: )"
+        ):
             PredictionFolder.open(tmp_path)
 
     def test_a_dataset_json_that_is_given_and_not_there(self, tmp_path):
         write_prediction(tmp_path)
-        with pytest.raises(ValueError, match="nowhere.json is no usable dataset.json"):
+        with pytest.raises(ValueError, match="nowhere.json is missing"):
             PredictionFolder.open(tmp_path, tmp_path / "nowhere.json")
 
     def test_a_folder_without_masks_of_that_ending(self, tmp_path):

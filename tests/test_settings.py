@@ -3,6 +3,7 @@ import json
 import pytest
 
 from nnunetv2_deferral.expert_sim.profiles import expert_set
+from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.settings import resolve_settings
 
 
@@ -35,11 +36,11 @@ def test_what_the_trainer_fixes_wins_over_the_plans():
     [
         ({"num_experts": 3}, 1, 'the trainer says 1, but "num_experts" in the plans.* says 3'),
         (
-            {"experts": [e.to_dict() for e in expert_set("standard", 2)]},
+            {"experts": [e.to_json() for e in expert_set("standard", 2)]},
             3,
             'trainer says 3, but the list "experts".* 2',
         ),
-        ({"experts": [expert_set("standard", 1)[0].to_dict()] * 2}, None, "same name"),
+        ({"experts": [expert_set("standard", 1)[0].to_json()] * 2}, None, "same name"),
         ({"experts": "nobody"}, None, "nobody.*standard"),
         ({"experts": "standard"}, 5, "standard.*5|5.*standard"),
         ({"lambda_sc": 1}, None, "unknown keys: lambda_sc. Known keys: .*lambda_coherence"),
@@ -67,7 +68,8 @@ RATERS = ("ann", "bob", "eve")
 class TestRaters:
     def test_without_a_word_in_the_plans_the_experts_are_the_datasets_raters_in_its_order(self):
         settings = resolve_settings(None, raters=["eve", "ann"])
-        assert settings.experts == settings.raters == settings.expert_names == ("eve", "ann")
+        assert settings.experts == (Rater("eve"), Rater("ann"))
+        assert settings.raters == settings.expert_names == ("eve", "ann")
         assert settings.profiles == ()
         assert (len(settings.lower), len(settings.upper)) == (2, 2)
 
@@ -151,7 +153,7 @@ class TestRaters:
 
     @pytest.mark.parametrize("experts", [["ann", "ann"], ["sim", PROFILE]])
     def test_two_experts_of_one_name_are_refused(self, experts):
-        with pytest.raises(ValueError, match="two experts have the same name: (ann, ann|sim, sim)"):
+        with pytest.raises(ValueError, match="two experts have the same name, '(ann|sim)'"):
             resolve_settings({"experts": experts})
 
 
@@ -193,9 +195,9 @@ class TestUnavailable:
 @pytest.mark.parametrize("name", ["system", "model", "model_everywhere"])
 def test_an_expert_may_not_be_called_what_means_something_else_in_summaries(name):
     profile = {"name": name, "foreground": 1, "background": 1, "boundary": 1}
-    with pytest.raises(ValueError, match=f"no expert can be called {name}"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of an expert"):
         resolve_settings({"experts": [profile]})
-    with pytest.raises(ValueError, match=f"no expert can be called {name}"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of an expert"):
         resolve_settings({"experts": [name]})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.benchmark.training import Training
+from nnunetv2_deferral.errors import InputError
 
 # submitit's own default is five minutes.
 _TIMEOUT_MIN = 2 * 24 * 60
@@ -41,14 +42,14 @@ class ClusterExecutor:
             `cpus_per_task`, `mem_gb`, `timeout_min` (two days without a word).
 
     Raises:
-        ValueError: If submitit is not installed, there is no SLURM, or a parameter is unknown.
+        InputError: If submitit is not installed, there is no SLURM, or a parameter is unknown.
     """
 
     def __init__(self, logs: Path, *, cluster: str = "slurm", parameters: Mapping[str, Any] | None = None) -> None:
         try:
             import submitit
         except ImportError as error:
-            raise ValueError(
+            raise InputError(
                 f"-executor {cluster} needs submitit, which is not installed: pip install nnunetv2-deferral[slurm]"
             ) from error
         try:
@@ -57,7 +58,7 @@ class ClusterExecutor:
                 **({"name": "nnunet_benchmark", "timeout_min": _TIMEOUT_MIN} | dict(parameters or {}))
             )
         except (NameError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"submitit refuses -executor {cluster}: {error}") from error
+            raise InputError(f"submitit refuses -executor {cluster}: {error}") from error
 
     def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
         """Submit all at once, wait for all, return the failures."""
@@ -82,13 +83,13 @@ def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
     """`["slurm_partition=gpu", "mem_gb=32"]` as a dictionary; whole numbers become such.
 
     Raises:
-        ValueError: For anything that is not KEY=VALUE.
+        InputError: For anything that is not KEY=VALUE.
     """
     parameters: dict[str, Any] = {}
     for pair in given:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise ValueError(f"parameters of jobs are written KEY=VALUE, got {pair!r}")
+            raise InputError(f"parameters of jobs are written KEY=VALUE, got {pair!r}")
         parameters[key] = int(value) if value.isdigit() else value
     return parameters
 

@@ -18,15 +18,11 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral import __version__
-from nnunetv2_deferral.benchmark.experiment import Experiment
 from nnunetv2_deferral.benchmark.scores import MethodScores
 from nnunetv2_deferral.benchmark.studies import Study
 from nnunetv2_deferral.benchmark.timing import Times
-from nnunetv2_deferral.evaluation.bootstrap import (
-    bootstrap_difference,
-    bootstrap_interval,
-    mean_over_cases,
-)
+from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
+from nnunetv2_deferral.nnunet.experiment import Experiment
 
 SCORES = ("Dice", "IoU", "Sensitivity")
 FOREGROUND = "foreground_mean"
@@ -153,7 +149,7 @@ def _method(
         "plans": found.method.plans,
         "deferral_model": bool(found.experts),
         "experts": list(found.experts),
-        "answered_by": found.panel,
+        "answered_by": found.answered_by,
         "deferral": deferral,
         "scores": {name: _scores(part, None, cases, regions, resampling) for name, part in parts.items()},
         "minus_first": {}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_deferral.benchmark.experiment import differences, read_json
-from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
+from nnunetv2_deferral.text import differences
 
 # All that a block says about who the experts are, one by one.
 _OF_EXPERTS = ("experts", "num_experts", "lower", "upper", "costs", "unavailable")
@@ -63,7 +64,7 @@ def plans_with(
         write: Write derived plans that are not there yet.
 
     Raises:
-        ValueError: If the base cannot be read, the change makes no valid settings, or plans of the derived name differ
+        InputError: If the base cannot be read, the change makes no valid settings, or plans of the derived name differ
             from those that would be written.
     """
     plans = read_json(folder / f"{base}.json")
@@ -73,14 +74,14 @@ def plans_with(
     try:
         if resolve_settings(block, num_experts=num_experts, raters=raters) == wanted:
             return base
-    except ValueError:
+    except InputError:
         pass  # the base is for other experts
     name = f"{base}_{change.suffix}"
     derived = plans | {"plans_name": name, PLANS_KEY: changed}
     file = folder / f"{name}.json"
     if file.is_file():
         if differing := differences(read_json(file), derived):
-            raise ValueError(
+            raise InputError(
                 f"{file} is not {base} with {change.suffix}: {'; '.join(differing)}. Remove or rename it, if it is not "
                 "needed any more"
             )

@@ -8,9 +8,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_deferral.benchmark.experiment import SPLITS, Experiment, Method, read_json
 from nnunetv2_deferral.benchmark.trainers import find_trainer
-from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json
+from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
 
 
 def prepare(experiment: Experiment, methods: Sequence[Method]) -> None:
@@ -19,11 +20,11 @@ def prepare(experiment: Experiment, methods: Sequence[Method]) -> None:
     nnU-Net writes them when the first training starts; several that start at once would get into each other's way.
 
     Raises:
-        ValueError: With all that is missing: trainers, plans, their configuration, preprocessed data.
+        InputError: With all that is missing: trainers, plans, their configuration, preprocessed data.
     """
     faults = _faults(experiment, methods)
     if faults:
-        raise ValueError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
     if not (experiment.preprocessed / SPLITS).is_file():
         folder = str(experiment.preprocessed / _data_identifier(experiment, methods[0].plans))
         cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
@@ -38,12 +39,12 @@ def _faults(experiment: Experiment, methods: Sequence[Method]) -> list[str]:
     for trainer in dict.fromkeys(method.trainer for method in methods):
         try:
             find_trainer(trainer)
-        except ValueError as error:
+        except InputError as error:
             faults.append(str(error))
     for plans in dict.fromkeys(method.plans for method in methods):
         try:
             identifier = _data_identifier(experiment, plans)
-        except ValueError as error:
+        except InputError as error:
             faults.append(str(error))
             continue
         folder = experiment.preprocessed / identifier
@@ -60,11 +61,11 @@ def _data_identifier(experiment: Experiment, plans: str) -> str:
     """Where the preprocessed data of plans lies.
 
     Raises:
-        ValueError: If there are no such plans, or they lack the configuration.
+        InputError: If there are no such plans, or they lack the configuration.
     """
     manager = PlansManager(read_json(experiment.preprocessed / f"{plans}.json"))
     if experiment.configuration not in manager.available_configurations:
-        raise ValueError(
+        raise InputError(
             f"{plans} has no configuration {experiment.configuration}, only "
             f"{', '.join(manager.available_configurations)}"
         )

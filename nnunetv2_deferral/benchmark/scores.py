@@ -15,13 +15,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method, differences, is_deferral_model, listed, read_json
+from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
 from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
-from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
-from nnunetv2_deferral.predictions import DatasetFiles, PredictionFolder
+from nnunetv2_deferral.experts import Rater
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import FOLDER
+from nnunetv2_deferral.text import differences, listed
 
 _COUNTS = ("TP", "FP", "FN")
 
@@ -34,13 +39,13 @@ class MethodScores:
         method: Whose they are.
         experts: The names of the experts it asks; empty for a stock model.
         summary: For a deferral model what :func:`.summarize_deferral` returns; for a stock model `model_everywhere`.
-        panel: Who answered for the experts, see :meth:`.Panel.to_dict`; None for a stock model.
+        answered_by: Who answered for the experts, see :meth:`.ExpertAnswers.to_dict`; None for a stock model.
     """
 
     method: Method
     experts: tuple[str, ...]
     summary: Mapping[str, Any]
-    panel: Mapping[str, Any] | None = None
+    answered_by: Mapping[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -51,18 +56,18 @@ class _Scoring:
     validations: Mapping[int, Path]
     written: Mapping[int, Mapping[str, Any]]
     predictions: Mapping[int, PredictionFolder] = field(default_factory=dict)
-    panel: Panel | None = None
+    answers: ExpertAnswers | None = None
     statistics: SummaryStatistics | None = None
     model: dict[str, CaseMetrics] = field(default_factory=dict)
 
     def finish(self) -> MethodScores:
-        if self.statistics is None or self.panel is None:
+        if self.statistics is None or self.answers is None:
             return MethodScores(method=self.method, experts=(), summary={"model_everywhere": summarize(self.model)})
         return MethodScores(
             method=self.method,
-            experts=self.panel.names,
+            experts=self.answers.names,
             summary=self.statistics.summary(),
-            panel=self.panel.to_dict(),
+            answered_by=self.answers.to_dict(),
         )
 
 
@@ -70,7 +75,7 @@ def score_methods(
     experiment: Experiment,
     methods: Sequence[Method],
     *,
-    panel: str | None = None,
+    experts: str | None = None,
     seed: int | None = None,
     tables: Sequence[Sequence[Method]] | None = None,
 ) -> list[MethodScores]:
@@ -79,14 +84,14 @@ def score_methods(
     Args:
         experiment: What they are compared on.
         methods: The methods.
-        panel: A folder of experts' masks `<expert>/<case>` or the name of a set of simulated experts, for all deferral
-            models; None for each model's own: raters are read from `expertsTr` of the raw dataset.
+        experts: A folder of experts' masks `<expert>/<case>` or the name of a set of simulated experts, for all
+            deferral models; None for each model's own: raters are read from `expertsTr` of the raw dataset.
         seed: Of simulated experts; None for `evaluation_seed` of each model's settings.
         tables: The methods that are set against each other, if not all are: those of a table that ask equally many
             experts must be answered by the same.
 
     Raises:
-        ValueError: With all faults: files that cannot be read or do not fit, scores that are not those that nnU-Net
+        InputError: With all faults: files that cannot be read or do not fit, scores that are not those that nnU-Net
             wrote into summary.json, folds of other experts or settings, and models of equally many experts that would
             be answered by different ones.
     """
@@ -97,11 +102,11 @@ def score_methods(
     scorings = []
     for method in methods:
         try:
-            scorings.append(_open(experiment, method, files, panel, seed))
-        except (KeyError, TypeError, ValueError) as error:
+            scorings.append(_open(experiment, method, files, experts, seed))
+        except (KeyError, TypeError, InputError) as error:
             faults.append(f"{method}: {error}")
     for table in [methods] if tables is None else tables:
-        faults += _differing_panels([scoring for scoring in scorings if scoring.method in table])
+        faults += _differing_experts([scoring for scoring in scorings if scoring.method in table])
     if not faults:
         bar = tqdm(total=sum(map(len, cases.values())), desc="Scoring", unit="case")
         with bar:
@@ -110,11 +115,13 @@ def score_methods(
                     faults += _score_case(experiment, scorings, files, fold, case)
                     bar.update()
     if faults:
-        raise ValueError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
     return [scoring.finish() for scoring in scorings]
 
 
-def _open(experiment: Experiment, method: Method, files: DatasetFiles, panel: str | None, seed: int | None) -> _Scoring:
+def _open(
+    experiment: Experiment, method: Method, files: DatasetFiles, experts: str | None, seed: int | None
+) -> _Scoring:
     validations = {fold: experiment.validation(method, fold) for fold in experiment.folds}
     written = {
         fold: {
@@ -131,38 +138,40 @@ def _open(experiment: Experiment, method: Method, files: DatasetFiles, panel: st
     fold, opened = next(iter(scoring.predictions.items()))
     for other, prediction in scoring.predictions.items():
         if differing := differences(prediction.index["settings"], opened.index["settings"]):
-            raise ValueError(f"fold {other} was trained with other settings than fold {fold}: {'; '.join(differing)}")
-    scoring.panel = _panel(experiment, opened, panel, seed)
+            raise InputError(f"fold {other} was trained with other settings than fold {fold}: {'; '.join(differing)}")
+    scoring.answers = _answers_of(experiment, opened, experts, seed)
     manager = files.label_manager
-    scoring.statistics = SummaryStatistics(files.regions, scoring.panel.names, manager.ignore_label)
+    scoring.statistics = SummaryStatistics(files.regions, scoring.answers.names, manager.ignore_label)
     return scoring
 
 
-def _panel(experiment: Experiment, folder: PredictionFolder, panel: str | None, seed: int | None) -> Panel:
+def _answers_of(
+    experiment: Experiment, folder: PredictionFolder, experts: str | None, seed: int | None
+) -> ExpertAnswers:
     """Who answers for the experts of a model."""
-    if panel is None:
-        return Panel.of_model(folder, trained_with(folder), masks=experiment.raw / FOLDER, seed=seed)
-    if panel in EXPERT_SETS:
-        return Panel.of_model(folder, experts_of_set(folder, panel), seed=seed)
-    if not Path(panel).is_dir():
+    if experts is None:
+        return ExpertAnswers.of_model(folder, trained_with(folder), masks=experiment.raw / FOLDER, seed=seed)
+    if experts in EXPERT_SETS:
+        return ExpertAnswers.of_model(folder, experts_of_set(folder, experts), seed=seed)
+    if not Path(experts).is_dir():
         sets = ", ".join(EXPERT_SETS)
-        raise ValueError(f"there is no folder of the experts' masks {panel}, and no set of that name ({sets})")
-    return Panel.of_model(folder, folder.experts, masks=Path(panel), seed=seed)
+        raise InputError(f"there is no folder of the experts' masks {experts}, and no set of that name ({sets})")
+    return ExpertAnswers.of_model(folder, tuple(map(Rater, folder.experts)), masks=Path(experts), seed=seed)
 
 
-def _differing_panels(scorings: Sequence[_Scoring]) -> list[str]:
+def _differing_experts(scorings: Sequence[_Scoring]) -> list[str]:
     """Methods that ask as many experts as one before them, but would be answered by others."""
     faults: list[str] = []
     first: dict[int, tuple[Method, dict[str, Any]]] = {}
     for scoring in scorings:
-        if scoring.panel is None:
+        if scoring.answers is None:
             continue
-        answering = scoring.panel.to_dict()
-        method, before = first.setdefault(len(scoring.panel.experts), (scoring.method, answering))
+        answering = scoring.answers.to_dict()
+        method, before = first.setdefault(len(scoring.answers.experts), (scoring.method, answering))
         if differing := differences(answering, before):
             faults.append(
                 f"{scoring.method} and {method} would be answered by different experts ({'; '.join(differing)}): name "
-                "those to compare them on (-panel, -seed)"
+                "those to compare them on (-experts, -seed)"
             )
     return faults
 
@@ -173,14 +182,14 @@ def _score_case(
     """Add a case to all methods; returns the faults."""
     try:
         reference, properties = files.read(experiment.reference(case))
-    except ValueError as error:
+    except InputError as error:
         return [str(error)]
     faults: list[str] = []
     answers: dict[str, np.ndarray] = {}
     for scoring in scorings:
         try:
             _score(scoring, files, fold, case, reference, properties, answers)
-        except ValueError as error:
+        except InputError as error:
             faults.append(str(error))
     return faults
 
@@ -200,21 +209,21 @@ def _score(
     found = overlap(reference, model, files.regions, None if ignored is None else reference != ignored)
     _check_counts(scoring.validations[fold], case, found, scoring.written[fold][case])
     scoring.model[case] = found
-    if scoring.statistics is None or scoring.panel is None:
+    if scoring.statistics is None or scoring.answers is None:
         return
     route = scoring.predictions[fold].route(case)
     if route.shape != reference.shape:
-        raise ValueError(f"the route beside {file} has shape {route.shape}, but the reference {reference.shape}")
-    key = json.dumps(scoring.panel.to_dict(), sort_keys=True)
+        raise InputError(f"the route beside {file} has shape {route.shape}, but the reference {reference.shape}")
+    key = json.dumps(scoring.answers.to_dict(), sort_keys=True)
     if key not in answers:
-        answers[key] = scoring.panel.answers(case, reference, properties)
+        answers[key] = scoring.answers.answers(case, reference, properties)
     scoring.statistics.update(Case(case, reference, model, answers[key], route))
 
 
 def _read_of_shape(files: DatasetFiles, file: Path, shape: tuple[int, ...]) -> np.ndarray:
     labels, _ = files.read(file)
     if labels.shape != shape:
-        raise ValueError(f"{file} has shape {labels.shape}, but its reference {shape}")
+        raise InputError(f"{file} has shape {labels.shape}, but its reference {shape}")
     return labels
 
 
@@ -227,7 +236,7 @@ def _check_counts(folder: Path, case: str, found: CaseMetrics, written: Mapping[
         if found[region][key] != written.get(region, {}).get(key)
     ]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"{folder / 'summary.json'} does not tell of the mask of {case} and its reference as they are now "
             f"({listed(differing, 3)}): the references were changed, or a validation was interrupted "
             "(nnUNetv2_train ... --val repeats it)"

@@ -14,7 +14,10 @@ from enum import Enum
 from pathlib import Path
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.benchmark.experiment import is_deferral_model, listed, read_json
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.experiment import is_deferral_model
+from nnunetv2_deferral.text import listed
 
 FINAL = "checkpoint_final.pth"
 # In the order in which nnU-Net looks for one to continue from.
@@ -78,7 +81,7 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
         scored = {Path(row["prediction_file"]).name.removesuffix(file_ending) for row in rows}
         deferral = is_deferral_model(fold.parent)
         entered = set(read_json(maps.index_file(folder))["cases"]) if deferral else set(cases)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, InputError) as error:
         return f"{folder} is not complete: {error}"
     if missing := [case for case in cases if case not in scored]:
         return f"{folder / 'summary.json'} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"

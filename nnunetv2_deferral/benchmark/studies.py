@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method, read_json
 from nnunetv2_deferral.benchmark.plans import PlansChange, plans_with, use_expert_set, use_weights
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.nnunet.naming import BASE_NAME, MAX_EXPERTS
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
@@ -84,7 +86,7 @@ class StudyMaker:
         """Table 6, with one and three simulated experts.
 
         Raises:
-            ValueError: See :func:`plans_with`, here and below.
+            InputError: See :func:`plans_with`, here and below.
         """
         change = use_expert_set(expert_set)
         rows = [
@@ -111,7 +113,7 @@ class StudyMaker:
     def experts(self, numbers: Sequence[int], expert_set: str = "scalability") -> Study:
         """Table D.10 (E.12 with the complementary set): numbers of simulated experts."""
         if unknown := [number for number in numbers if not 1 <= number <= MAX_EXPERTS]:
-            raise ValueError(f"there are trainers for 1 to {MAX_EXPERTS} experts, not for {unknown}")
+            raise InputError(f"there are trainers for 1 to {MAX_EXPERTS} experts, not for {unknown}")
         change = use_expert_set(expert_set)
         rows = [Row(headings={"J": str(number)}, method=self._method(number, "_DC", change)) for number in numbers]
         table = {"scalability": " (the paper's Table D.10)", "complementary": " (the paper's Table E.12)"}

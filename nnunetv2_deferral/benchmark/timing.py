@@ -14,9 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method, listed, read_json
-from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, find_script, last_lines
+from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, last_lines
 from nnunetv2_deferral.benchmark.verification import training_logs
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.installed import find_script
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.text import listed
 
 _EPOCH_OR_TIME = re.compile(r"Epoch (\d+)\s*$|Epoch time: ([0-9.]+) s", re.MULTILINE)
 _NAN = float("nan")
@@ -99,13 +103,13 @@ def time_predictions(experiment: Experiment, methods: Sequence[Method], *, devic
     They are wall time from the start of the command to its end, so of few and small images most of it is the start.
 
     Raises:
-        ValueError: If the raw images are not there.
+        InputError: If the raw images are not there.
         TrainingError: If a prediction fails.
     """
     fold = experiment.folds[0]
     images = {case: _raw_images(experiment, case) for case in experiment.cases()[fold]}
     if missing := [str(file) for files in images.values() for file in files if not file.is_file()]:
-        raise ValueError(f"{len(missing)} raw images are missing, which predictions are timed on: {listed(missing, 3)}")
+        raise InputError(f"{len(missing)} raw images are missing, which predictions are timed on: {listed(missing, 3)}")
     folder = logs / experiment.dataset
     folder.mkdir(parents=True, exist_ok=True)
     seconds = []
@@ -174,5 +178,5 @@ def _setup(fold: Path) -> _Setup:
         gpu = debug.get("gpu_name")
         device, host = (gpu, "") if gpu else (debug["device"].split(":")[0], debug["hostname"])
         return _Setup(device, host, int(debug["num_iterations_per_epoch"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, InputError):
         return _Setup()

@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_extTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.nnunet.naming import trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
@@ -25,7 +26,7 @@ def find_trainer(name: str) -> type:
     """The class that nnUNetv2_train would train with.
 
     Raises:
-        ValueError: If there is none of that name.
+        InputError: If there is none of that name.
     """
     try:
         return trainer_class(name)
@@ -36,7 +37,7 @@ def find_trainer(name: str) -> type:
         with contextlib.redirect_stdout(io.StringIO()):
             return recursive_find_trainer_class_by_name(name)
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"there is no trainer {name}: {error}") from error
+        raise InputError(f"there is no trainer {name}: {error}") from error
 
 
 def is_frozen(name: str) -> bool:
@@ -53,10 +54,10 @@ def with_epochs(name: str, epochs: int | None) -> str:
     """The name of the same trainer with another length; None and 1000 (nnU-Net's own) leave it as it is.
 
     Raises:
-        ValueError: If the length is no number of epochs.
+        InputError: If the length is no number of epochs.
     """
     if epochs is not None and epochs < 1:
-        raise ValueError(f"the number of epochs must be at least 1, got {epochs}")
+        raise InputError(f"the number of epochs must be at least 1, got {epochs}")
     if epochs in (None, DEFAULT_EPOCHS):
         return name
     return f"{name}_{epochs}epoch{'s' if epochs != 1 else ''}"

@@ -10,10 +10,8 @@ again knows.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
 from nnunetv2_deferral.benchmark.state import FINAL, FoldState, Stage, fold_state
 from nnunetv2_deferral.benchmark.trainers import is_deferral_trainer, is_frozen, trainers_path
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.installed import find_script
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 
 try:
     import fcntl
@@ -168,7 +168,7 @@ def trainings_of(
     A frozen trainer starts from the network of the first method that is a stock trainer.
 
     Raises:
-        ValueError: For an unknown trainer, and a frozen one without any stock trainer.
+        InputError: For an unknown trainer, and a frozen one without any stock trainer.
     """
     cases = experiment.cases()
     stock = next((method for method in methods if not is_deferral_trainer(method.trainer)), None)
@@ -176,7 +176,7 @@ def trainings_of(
     for method in methods:
         frozen = is_frozen(method.trainer)
         if frozen and stock is None:
-            raise ValueError(
+            raise InputError(
                 f"{method.trainer} starts from the network of a stock trainer: name one too (-tr nnUNetTrainer ...)"
             )
         source = stock if frozen else None
@@ -198,18 +198,6 @@ def trainings_of(
 def environment() -> dict[str, str]:
     """The environment of nnU-Net's commands: this one's, our trainers, output as it is printed."""
     return {**os.environ, "nnUNet_extTrainer": trainers_path(), "PYTHONUNBUFFERED": "1"}
-
-
-def find_script(name: str) -> str:
-    """A console script: the one beside the running Python, also in a venv that is not activated, else on the path.
-
-    Raises:
-        TrainingError: If there is none.
-    """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        raise TrainingError(f"the command {name} is neither beside {sys.executable} nor on the path")
-    return found
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

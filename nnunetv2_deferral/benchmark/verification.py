@@ -13,10 +13,13 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_deferral.benchmark.experiment import SPLITS, Experiment, Method, differences, listed, read_json
 from nnunetv2_deferral.benchmark.state import Stage, fold_state, other_cases
 from nnunetv2_deferral.benchmark.trainers import find_trainer
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
+from nnunetv2_deferral.text import differences, listed
 
 # What may differ between plans of methods that are compared: their names, who planned, and the deferral itself (also
 # its calibration, which comes after training and which no final validation uses).
@@ -32,7 +35,7 @@ def verify(experiment: Experiment, methods: Sequence[Method]) -> None:
     """Refuse methods that cannot be compared.
 
     Raises:
-        ValueError: With all faults.
+        InputError: With all faults.
     """
     cases = experiment.cases()
     faults = [
@@ -54,14 +57,14 @@ def verify(experiment: Experiment, methods: Sequence[Method]) -> None:
         faults += of_model + [state.problem for state in states if state.stage is not Stage.DONE]
     faults += _differing_models(experiment, sound)
     if faults:
-        raise ValueError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
 
 
 def verify_begun(experiment: Experiment, methods: Sequence[Method]) -> None:
     """Refuse to add to trainings that were begun on other splits, plans or labels than there are now.
 
     Raises:
-        ValueError: With all faults.
+        InputError: With all faults.
     """
     cases = experiment.cases()
     faults = _split_faults(experiment, methods)
@@ -70,7 +73,7 @@ def verify_begun(experiment: Experiment, methods: Sequence[Method]) -> None:
         if any(state.stage is not Stage.START for state in states):
             faults += _model_faults(experiment, method)
     if faults:
-        raise ValueError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
 
 
 def _split_faults(experiment: Experiment, methods: Sequence[Method]) -> list[str]:
@@ -113,7 +116,7 @@ def training_logs(fold: Path) -> list[Path]:
 def _never_trained(method: Method, model: Path) -> str:
     try:
         find_trainer(method.trainer)
-    except ValueError as error:
+    except InputError as error:
         return str(error)
     return f"there is no {model}: {method} was not trained on this dataset and configuration (--run trains it)"
 
@@ -126,7 +129,7 @@ def _model_faults(experiment: Experiment, method: Method) -> Iterator[str]:
         try:
             theirs, ours = read_json(model / name), read_json(source)
             compared = [_comparable(content, name, experiment.configuration) for content in (theirs, ours)]
-        except ValueError as error:
+        except InputError as error:
             yield str(error)
             continue
         if differing := differences(*compared):
@@ -152,12 +155,12 @@ def _comparable(content: Mapping[str, Any], name: str, configuration: str) -> di
     """What must be the same for all methods, of a plans.json or a dataset.json.
 
     Raises:
-        ValueError: For plans without the configuration.
+        InputError: For plans without the configuration.
     """
     if name == "dataset.json":
         return {key: content.get(key) for key in _LABEL_KEYS}
     if configuration not in content.get("configurations", {}):
-        raise ValueError(f"plans {content.get('plans_name')} have no configuration {configuration}")
+        raise InputError(f"plans {content.get('plans_name')} have no configuration {configuration}")
     chosen = PlansManager(dict(content)).get_configuration(configuration).configuration
     general = {key: value for key, value in content.items() if key not in _FREE_KEYS}
     return general | {f"{configuration}: {key}": value for key, value in chosen.items()}

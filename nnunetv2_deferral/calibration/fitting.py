@@ -2,179 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method, read_json
-from nnunetv2_deferral.calibration.fit import Fit, fit
-from nnunetv2_deferral.calibration.maps import IDENTITY, CalibrationMap, apply
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, FittedThresholds, ModelCalibration
-from nnunetv2_deferral.calibration.statistics import HeadStatistics
-from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.calibration.selection import Fit, fit
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
-from nnunetv2_deferral.decision.decide import image_gains
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator, apply
+from nnunetv2_deferral.decision.gains import image_gains
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedThresholds, ModelCalibration
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
-from nnunetv2_deferral.files import without_nan, write_json
-from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
-from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import FOLDER
-from nnunetv2_deferral.rules import ONE_VS_ALL
-from nnunetv2_deferral.settings import resolve_settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationCase:
-    """What a validation case tells.
-
-    Attributes:
-        name: The case.
-        group: What it is held back with, such as its patient.
-        reference: Label map, int64 of shape S.
-        labels: int64 (J + 1, *S), the model's and the experts', `MISSING` where an expert has none.
-        probabilities: float32 (J + 1, *S), of the model and the experts before calibration, NaN where nothing was
-            predicted.
-        counts: Bool of shape S, the voxels that were predicted and are not ignored.
-        spacing_mm: Size of a voxel along each axis of S.
-    """
-
-    name: str
-    group: str
-    reference: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    counts: np.ndarray
-    spacing_mm: tuple[float, ...]
-
-    @property
-    def right(self) -> np.ndarray:
-        """Bool (J + 1, *S), whether model and experts are right."""
-        return self.labels == self.reference
-
-    @property
-    def known(self) -> np.ndarray:
-        """Bool (J + 1, *S), where that is known."""
-        return self.counts & (self.labels != MISSING)
-
-
-class ValidationCases:
-    """The validation cases of the folds of a model, read one at a time."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        method: Method,
-        *,
-        panel: str | None = None,
-        groups: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Find them, and refuse before anything is computed.
-
-        Args:
-            experiment: Dataset, configuration and folds.
-            method: Trainer and plans.
-            panel: The name of a set of simulated experts, or None for those that the model was trained with; the masks
-                of raters are read from `expertsTr` of the raw dataset.
-            groups: For each case its group, such as its patient; None for each by itself.
-
-        Raises:
-            ValueError: For a model that is no deferral model, a fold without validation, maps of another model, or
-                cases without saved probabilities.
-        """
-        self.experiment, self.model = experiment, experiment.model(method)
-        plans = read_json(self.model / "plans.json")
-        if "deferral" not in plans:
-            raise ValueError(f"{self.model} is no deferral model: its plans.json has no deferral block")
-        self.settings = resolve_settings(plans["deferral"])
-        self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}
-        self.cases = [(fold, case) for fold, names in experiment.cases().items() for case in names]
-        for fold, case in self.cases:
-            folder = self._folders[fold]
-            for file in (folder.mask_file(case), folder.routing_file(case), folder.softmax_file(case)):
-                if not file.is_file():
-                    raise ValueError(
-                        f"{file} is missing: calibration needs the masks and probabilities of all validation cases. "
-                        f"nnUNetv2_train {experiment.dataset} {experiment.configuration} {fold} -tr {method.trainer} "
-                        f"-p {method.plans} --val --npz writes them"
-                    )
-        names = [case for _, case in self.cases]
-        if lacking := [] if groups is None else sorted(set(names) - set(groups)):
-            raise ValueError(f"cases without a group: {', '.join(lacking)}")
-        self._groups = {case: case for case in names} if groups is None else groups
-        opened = next(iter(self._folders.values()))
-        experts = trained_with(opened) if panel is None else experts_of_set(opened, panel)
-        self.panel = Panel.of_model(opened, experts, masks=experiment.raw / FOLDER)
-        self.files = opened.files
-
-    def __iter__(self) -> Iterator[ValidationCase]:
-        for fold, case in self.cases:
-            yield self.read(fold, case)
-
-    def read(self, fold: int, case: str) -> ValidationCase:
-        """Read a case.
-
-        Raises:
-            ValueError: If a file cannot be read or does not fit.
-        """
-        folder = self._folders[fold]
-        model, properties = folder.model(case)
-        reference = self.files.read_like(self.experiment.reference(case), model, properties)
-        answers = self.panel.answers(case, reference, properties)
-        probabilities = self.routing(fold, case)
-        if probabilities.shape != (len(answers) + 1, *model.shape):
-            raise ValueError(
-                f"{folder.routing_file(case)} has shape {probabilities.shape} for {len(answers)} experts and a mask of "
-                f"shape {model.shape}"
-            )
-        ignored = self.files.label_manager.ignore_label
-        counts = ~np.isnan(probabilities[0])
-        if ignored is not None:
-            counts &= reference != ignored
-        return ValidationCase(
-            name=case,
-            group=str(self._groups[case]),
-            reference=reference,
-            labels=np.concatenate((model[None], answers)),
-            probabilities=probabilities,
-            counts=counts,
-            spacing_mm=tuple(float(size) for size in properties["spacing"]),
-        )
-
-    def routing(self, fold: int, case: str) -> np.ndarray:
-        """The probabilities of model and experts before calibration, float32 (J + 1, *S), NaN where not predicted."""
-        return self._folders[fold].routing(case)
-
-    def softmax(self, fold: int, case: str) -> np.ndarray:
-        """The model's probabilities, float32 (K, *S), of classes or regions."""
-        return self._folders[fold].softmax(case)
-
-    def worth(self, fold: int, case: str) -> np.ndarray:
-        """What a voxel is worth in a prediction, float32 that broadcasts to S."""
-        softmax = self.softmax(fold, case)
-        foreground = softmax if self.files.label_manager.has_regions else softmax[1:]
-        return dice_weight(torch.from_numpy(foreground)).numpy()[0]
-
-    def _open(self, folder: Path, method: Method) -> PredictionFolder:
-        opened = PredictionFolder.open(folder, self.model / "dataset.json")
-        identity = opened.index["model"]
-        expected = {
-            "dataset": self.experiment.dataset,
-            "plans": method.plans,
-            "configuration": self.experiment.configuration,
-            "trainer": method.trainer,
-            "experts": list(self.settings.expert_names),
-        }
-        differing = [f"{key}: {identity.get(key)}" for key, value in expected.items() if identity.get(key) != value]
-        if differing:
-            raise ValueError(f"{folder} holds the deferral maps of another model ({'; '.join(differing)})")
-        return opened
+from nnunetv2_deferral.files import read_json, without_nan, write_json
+from nnunetv2_deferral.routing import ONE_VS_ALL
 
 
 def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bool = True) -> ModelCalibration:
@@ -190,11 +36,11 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         error before and after, over all voxels and over the least certain.
 
     Raises:
-        ValueError: If model or an expert is known in fewer than two groups of cases, or the objective has no
+        InputError: If model or an expert is known in fewer than two groups of cases, or the objective has no
             probabilities to calibrate.
     """
     if maps and cases.settings.objective != ONE_VS_ALL:
-        raise ValueError(
+        raise InputError(
             f'the probabilities of the objective "{cases.settings.objective}" are those of routes, not of being right, '
             "so there is nothing to calibrate them by. Train with one-vs-all (_OvA), or fit thresholds alone: "
             "--thresholds_only -budgets ..."
@@ -211,7 +57,7 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         "dataset": cases.experiment.dataset,
         "folds": list(cases.experiment.folds),
         "cases": [case for _, case in cases.cases],
-        "experts": cases.panel.to_dict(),
+        "experts": cases.experts.to_dict(),
         "heads": {},
     }
     if maps:
@@ -244,21 +90,21 @@ def write_calibration(calibration: ModelCalibration, model: Path) -> Path:
 def _fit(name: str, statistics: HeadStatistics) -> Fit:
     try:
         return fit(statistics)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
-def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[CalibrationMap]) -> np.ndarray:
+def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[Calibrator]) -> np.ndarray:
     """What is expected to be gained in a case, float32 (J, n) for its n voxels, as a prediction ranks them."""
     found = cases.routing(fold, case)
     unknown = np.isnan(found[0])
     known = apply(heads, np.where(unknown, 0, found))
-    gains = image_gains(known, unknown, cases.worth(fold, case), cases.settings.rule)
+    gains = image_gains(known, unknown, cases.voxel_weight(fold, case), cases.settings.rule)
     return gains.reshape(len(gains), -1)
 
 
 def _fit_thresholds(
-    cases: ValidationCases, heads: Sequence[CalibrationMap], limits: Sequence[Limits]
+    cases: ValidationCases, heads: Sequence[Calibrator], limits: Sequence[Limits]
 ) -> tuple[FittedThresholds, ...]:
     found, voxels = [], 0
     for fold, case in tqdm(cases.cases, desc="Ranking", unit="case"):

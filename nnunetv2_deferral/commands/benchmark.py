@@ -18,19 +18,20 @@ import torch
 
 from nnunetv2_deferral.benchmark.cluster import ClusterExecutor, parse_parameters
 from nnunetv2_deferral.benchmark.comparison import Resampling, compare
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
 from nnunetv2_deferral.benchmark.preparation import prepare
 from nnunetv2_deferral.benchmark.running import Executor, run_here, run_trainings
 from nnunetv2_deferral.benchmark.scores import score_methods
 from nnunetv2_deferral.benchmark.studies import LAMBDAS, Study, StudyMaker
-from nnunetv2_deferral.benchmark.tables import markdown, write_tables
 from nnunetv2_deferral.benchmark.timing import method_times, time_predictions
 from nnunetv2_deferral.benchmark.trainers import with_epochs
 from nnunetv2_deferral.benchmark.training import TrainingError, trainings_of
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
+from nnunetv2_deferral.dataset import read_groups
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
-from nnunetv2_deferral.predictions import read_groups
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
+from nnunetv2_deferral.report.benchmark_tables import markdown, write_tables
 
 COMMAND = "nnUNetv2_deferral_benchmark"
 LOGS = "logs"
@@ -40,12 +41,12 @@ def methods_of(trainers: Sequence[str], plans: str, epochs: int | None, studies:
     """All methods, each once: the trainers in their order, then the rows of the studies.
 
     Raises:
-        ValueError: If there are none.
+        InputError: If there are none.
     """
     named = [Method(trainer=with_epochs(trainer, epochs), plans=plans) for trainer in trainers]
     methods = list(dict.fromkeys([*named, *(row.method for study in studies for row in study.rows)]))
     if not methods:
-        raise ValueError("name trainers to compare (-tr), or a table of the paper (--ablation, --grid, --experts)")
+        raise InputError("name trainers to compare (-tr), or a table of the paper (--ablation, --grid, --num_experts)")
     return methods
 
 
@@ -53,7 +54,7 @@ def studies_of(given: argparse.Namespace, experiment: Experiment) -> list[Study]
     """The tables of the paper that were asked for; derives their plans with `--run`.
 
     Raises:
-        ValueError: See :class:`.StudyMaker`.
+        InputError: See :class:`.StudyMaker`.
     """
     options = "_frozen" if given.frozen else ""
     maker = StudyMaker(
@@ -64,8 +65,8 @@ def studies_of(given: argparse.Namespace, experiment: Experiment) -> list[Study]
         studies.append(maker.ablation())
     if given.grid is not None:
         studies.append(maker.grid(given.grid or LAMBDAS))
-    if given.experts is not None:
-        studies.append(maker.experts(given.experts, given.expert_set))
+    if given.num_experts is not None:
+        studies.append(maker.experts(given.num_experts, given.expert_set))
     return studies
 
 
@@ -73,7 +74,7 @@ def run_missing(given: argparse.Namespace, experiment: Experiment, methods: Sequ
     """Train what is missing, after everything that can be checked before was.
 
     Raises:
-        ValueError: If something needed is not there, or what is there does not go with what would be trained.
+        InputError: If something needed is not there, or what is there does not go with what would be trained.
         TrainingError: If trainings failed, once the others are done.
     """
     prepare(experiment, methods)
@@ -89,13 +90,13 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing if asked to, verify and compare; returns what benchmark.json holds.
 
     Raises:
-        ValueError: For bad input, and methods that cannot be compared.
+        InputError: For bad input, and methods that cannot be compared.
         TrainingError: If a command of nnU-Net failed.
     """
     experiment = Experiment.find(given.d, given.c, given.f)
     studies = studies_of(given, experiment)
     if given.frozen and not studies:
-        raise ValueError(
+        raise InputError(
             "--frozen is for the tables; name frozen trainers by -tr: nnUNetTrainerDeferral3Experts_frozen"
         )
     trainers = given.tr or (["nnUNetTrainer"] if studies else [])
@@ -109,7 +110,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         groups = read_groups(groups, [case for cases in experiment.cases().values() for case in cases])
     in_studies = [[row.method for row in study.rows] for study in studies]
     named = methods_of(trainers, given.p, epochs) if trainers else []
-    scores = score_methods(experiment, methods, panel=given.panel, seed=given.seed, tables=[named, *in_studies])
+    scores = score_methods(experiment, methods, experts=given.experts, seed=given.seed, tables=[named, *in_studies])
     predictions = None
     if given.time_prediction:
         predictions = time_predictions(experiment, methods, device=given.device, logs=given.o / LOGS)
@@ -122,7 +123,7 @@ def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
     """Write the page about a benchmark, with the groups that its intervals were drawn by.
 
     Raises:
-        ValueError: If these cannot be read, or are no longer those that the intervals were drawn by.
+        InputError: If these cannot be read, or are no longer those that the intervals were drawn by.
     """
     cases = [case for names in results["cases"].values() for case in names]
     groups = None if given.groups is None else read_groups(given.groups, cases)
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.report is not None:
                 write_report(results, given)
                 files.append(given.report)
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
     except TrainingError as error:
         sys.exit(f"{COMMAND}: {error}")
@@ -192,10 +193,11 @@ def _make_parser() -> argparse.ArgumentParser:
     tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
     words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"
     tables.add_argument("--grid", metavar="LAMBDA", type=float, nargs="*", help=words)
-    tables.add_argument("--experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
+    tables.add_argument("--num_experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
+    tables.add_argument("--experts", dest="num_experts", metavar="J", type=int, nargs="+", help=argparse.SUPPRESS)
     words = "of these tables, train the heads alone, on the networks of the first stock trainer"
     tables.add_argument("--frozen", action="store_true", help=words)
-    words = "the simulated experts of --experts. Default: %(default)s"
+    words = "the simulated experts of --num_experts. Default: %(default)s"
     tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
     running = parser.add_argument_group("running")
     running.add_argument("--run", action="store_true", help="train what is missing, or only begun")
@@ -208,7 +210,8 @@ def _make_parser() -> argparse.ArgumentParser:
     running.add_argument("--time_prediction", action="store_true", help="time nnUNetv2_predict of every trainer")
     scoring = parser.add_argument_group("scoring")
     words = f"who answers: a folder <expert>/<case>, or a set ({', '.join(EXPERT_SETS)}). Default: the models' own"
-    scoring.add_argument("-panel", metavar="EXPERTS", help=words)
+    scoring.add_argument("-experts", metavar="EXPERTS", help=words)
+    scoring.add_argument("-panel", dest="experts", metavar="EXPERTS", help=argparse.SUPPRESS)
     scoring.add_argument("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the models")
     words = "case -> group (patient), drawn together for the intervals"
     scoring.add_argument("-groups", metavar="JSON", type=Path, help=words)

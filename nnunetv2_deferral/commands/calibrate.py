@@ -10,13 +10,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
-from nnunetv2_deferral.calibration.fitting import ValidationCases, calibrate, write_calibration
-from nnunetv2_deferral.calibration.model import ModelCalibration
+from nnunetv2_deferral.calibration.fitting import calibrate, write_calibration
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
-from nnunetv2_deferral.predictions import read_groups
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 
 COMMAND = "nnUNetv2_deferral_calibrate"
 
@@ -85,16 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             budgets = [None]
         limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
         if given.thresholds_only and not limits:
-            raise ValueError("--thresholds_only needs -budgets or -capacities")
+            raise InputError("--thresholds_only needs -budgets or -capacities")
         experiment = Experiment.find(given.d, given.c, given.f)
         method = Method(trainer=given.tr, plans=given.p)
         names = [case for found in experiment.cases().values() for case in found]
         groups = None if given.groups is None else read_groups(given.groups, names)
-        cases = ValidationCases(experiment, method, panel=given.experts, groups=groups)
+        cases = ValidationCases(experiment, method, experts=given.experts, groups=groups)
         check_capacities(capacities, cases.settings.num_experts, named="-capacities")
         calibration = calibrate(cases, limits, maps=not given.thresholds_only)
         file = write_calibration(calibration, cases.model)
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
     print(text(calibration))
     print(f"  {file}: predictions of this model use it from now on")

@@ -17,6 +17,7 @@ from nnunetv2_deferral.dataset_conversion.chaksu import find_chaksu
 from nnunetv2_deferral.dataset_conversion.common import Case, DatasetInfo, write_dataset
 from nnunetv2_deferral.dataset_conversion.lits import find_lits
 from nnunetv2_deferral.dataset_conversion.promise12 import find_promise12
+from nnunetv2_deferral.errors import InputError
 
 DATASETS = ("chaksu", "promise12", "lits", "amos22")
 
@@ -46,9 +47,9 @@ def convert_dataset(
         The dataset's folder.
 
     Raises:
-        FileNotFoundError: The published folder, or something without which nothing can be converted, is missing.
-        FileExistsError: There is a dataset with this id.
-        ValueError: For faulty files, all named, and options that do not go with the dataset.
+        InputError: The published folder, or something without which nothing can be converted, is missing.
+        InputError: There is a dataset with this id.
+        InputError: For faulty files, all named, and options that do not go with the dataset.
     """
     info, cases = _find(dataset, Path(published_folder), task, ignore_label_geometry)
     return write_dataset(info, cases, Path(nnunet_raw), dataset_id, num_processes=num_processes)
@@ -58,12 +59,12 @@ def _find(
     dataset: str, folder: Path, task: int | None, ignore_label_geometry: bool
 ) -> tuple[DatasetInfo, Sequence[Case]]:
     if dataset not in DATASETS:
-        raise ValueError(f"Unknown dataset {dataset!r}; there are {', '.join(DATASETS)}.")
+        raise InputError(f"Unknown dataset {dataset!r}; there are {', '.join(DATASETS)}.")
     if task is not None and dataset != "amos22":
-        raise ValueError(f"Only amos22 has tasks, not {dataset}.")
+        raise InputError(f"Only amos22 has tasks, not {dataset}.")
     if dataset == "chaksu":
         if ignore_label_geometry:
-            raise ValueError("Photographs have no geometry that could be ignored.")
+            raise InputError("Photographs have no geometry that could be ignored.")
         return find_chaksu(folder)
     if dataset == "amos22":
         return find_amos22(folder, task=2 if task is None else task, ignore_label_geometry=ignore_label_geometry)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ignore_label_geometry=given.ignore_label_geometry,
             num_processes=given.np,
         )
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
 
 _PACKAGES = ("nnunetv2", "torch", "torchvision", "batchgeneratorsv2", "dynamic-network-architectures", "numpy")
@@ -32,7 +33,7 @@ def examine() -> list[Finding]:
     Imports come one after the other, so that the first that fails is named; later checks that need it are left out.
     """
     findings = [*_versions(), *(_folder(name) for name in _FOLDERS), _workers(), _external_trainers()]
-    for check in (_torchvision, _nnunet_version, _seam, _lookup):
+    for check in (_torchvision, _nnunet_version, _hooks, _lookup):
         findings.append(_guarded(check))
         if findings[-1].advice is not None:
             break
@@ -116,23 +117,23 @@ def _torchvision() -> Finding:
 
 
 def _nnunet_version() -> Finding:
-    from nnunetv2_deferral.nnunet.seam import TESTED_NNUNET, check_nnunet_version
+    from nnunetv2_deferral.nnunet.hooks import TESTED_NNUNET, check_nnunet_version
 
     low, high = TESTED_NNUNET
     try:
         check_nnunet_version()
-    except ValueError as error:
+    except InputError as error:
         return Finding("nnU-Net version", str(error), f"pip install 'nnunetv2>={low},<{high}'")
     return Finding("nnU-Net version", f"within >={low},<{high}")
 
 
-def _seam() -> Finding:
-    from nnunetv2_deferral.nnunet import seam
+def _hooks() -> Finding:
+    from nnunetv2_deferral.nnunet import hooks
 
-    problems = seam.misfits()
+    problems = hooks.misfits()
     if problems:
-        return Finding("seam with nnU-Net", "; ".join(problems), "install a tested nnunetv2, see above")
-    return Finding("seam with nnU-Net", f"all {len(seam.REPLACEMENTS)} replaced names are where they should be")
+        return Finding("hooks into nnU-Net", "; ".join(problems), "install a tested nnunetv2, see above")
+    return Finding("hooks into nnU-Net", f"all {len(hooks.REPLACEMENTS)} replaced names are where they should be")
 
 
 def _lookup() -> Finding:

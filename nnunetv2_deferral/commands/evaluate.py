@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.dataset import read_groups, same_cases
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
 from nnunetv2_deferral.evaluation.summary import Case
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
-from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.panel import Panel, experts_of_set, trained_with
-from nnunetv2_deferral.predictions import PredictionFolder, read_groups, same_cases
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
+from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
+from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
-from nnunetv2_deferral.report.strips import case_pictures, check_images
-from nnunetv2_deferral.rules import ONE_VS_ALL
+from nnunetv2_deferral.report.strips import case_pictures
+from nnunetv2_deferral.routing import ONE_VS_ALL
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 SUMMARY_NAME = "deferral_summary.json"
@@ -40,7 +41,7 @@ class EvaluationInputs:
     Attributes:
         predictions: The predictions.
         references: The folder of the references, named as the predictions.
-        panel: The experts.
+        experts: The experts.
         has_probabilities: Whether the model's probabilities (npz) lie beside all masks.
         fold_folders: Folders of the masks of single folds; may be empty.
         has_routing: Whether all cases have routing probabilities beside their maps that say who is right (one-vs-all).
@@ -48,7 +49,7 @@ class EvaluationInputs:
 
     predictions: PredictionFolder
     references: Path
-    panel: Panel
+    experts: ExpertAnswers
     has_probabilities: bool
     fold_folders: tuple[Path, ...] = ()
     has_routing: bool = False
@@ -57,7 +58,7 @@ class EvaluationInputs:
         """Read a case.
 
         Raises:
-            ValueError: If a file is missing, cannot be read or has another shape or geometry than the prediction.
+            InputError: If a file is missing, cannot be read or has another shape or geometry than the prediction.
         """
         folder = self.predictions
         model, properties = folder.model(case)
@@ -65,7 +66,7 @@ class EvaluationInputs:
         folds = [folder.files.read_like(each / folder.mask_file(case).name, model, properties)
                  for each in self.fold_folders]  # fmt: skip
         return ScoredCase(
-            case=Case(case, reference, model, self.panel.answers(case, reference, properties), folder.route(case)),
+            case=Case(case, reference, model, self.experts.answers(case, reference, properties), folder.route(case)),
             probability=folder.probability(case),
             gain=folder.gain(case),
             expert=folder.expert(case),
@@ -76,10 +77,10 @@ class EvaluationInputs:
         )
 
     def _routing(self, case: str, shape: tuple[int, ...]) -> np.ndarray:
-        folder, expected = self.predictions, (len(self.panel.names) + 1, *shape)
+        folder, expected = self.predictions, (len(self.experts.names) + 1, *shape)
         routing = folder.routing(case)
         if routing.shape != expected:
-            raise ValueError(f"{folder.routing_file(case)} has shape {routing.shape} instead of {expected}")
+            raise InputError(f"{folder.routing_file(case)} has shape {routing.shape} instead of {expected}")
         return routing
 
 
@@ -106,12 +107,12 @@ def open_inputs(
         fold_folders: Masks predicted by single folds, one folder a fold.
 
     Raises:
-        ValueError: For predictions without maps, cases without reference or without any expert's mask, or experts who
+        InputError: For predictions without maps, cases without reference or without any expert's mask, or experts who
             do not go with the model's.
     """
     folder = PredictionFolder.open(predictions, dataset_json)
     if not references.is_dir():
-        raise ValueError(f"there is no folder of references {references}")
+        raise InputError(f"there is no folder of references {references}")
     same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))
     for each in fold_folders:
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
@@ -120,7 +121,7 @@ def open_inputs(
     return EvaluationInputs(
         predictions=folder,
         references=references,
-        panel=_panel(folder, experts, seed, error_model),
+        experts=_answering(folder, experts, seed, error_model),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
         # Those of the other objective are the probabilities of routes, and nothing that happens or not.
@@ -140,11 +141,11 @@ def evaluate(
     Returns:
         What `deferral_summary.json` holds: see docs/evaluation.md.
     """
-    folder, panel = inputs.predictions, inputs.panel
+    folder, experts = inputs.predictions, inputs.experts
     labels, calibration = folder.files.label_manager, folder.calibration
     evaluation = Evaluation(
         folder.files.regions,
-        panel.names,
+        experts.names,
         has_regions=labels.has_regions,
         ignore_label=labels.ignore_label,
         calibration=None if calibration is None else calibration.heads,
@@ -153,8 +154,8 @@ def evaluate(
         evaluation.update(inputs.read(case))
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
     return summary | {
-        "experts": panel.to_dict(),
-        "review": None if panel.masks is None else review_effort(panel.masks.folder, panel.names, folder.cases),
+        "experts": experts.to_dict(),
+        "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
     }
@@ -173,21 +174,22 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
         `changed_voxels`, and the `minutes` worked; None where there is no review.json in the folder.
 
     Raises:
-        ValueError: If review.json cannot be read.
+        InputError: If review.json cannot be read.
     """
     index = experts / REVIEW_NAME
     if not index.is_file():
         return None
+    content = read_json(index)
     try:
-        records = json.loads(index.read_text())["cases"]
+        records = content["cases"]
         made = {name: [records[case][name] for case in cases if name in records.get(case, {})] for name in names}
         keys = ("regions", "voxels", "changed_voxels", "minutes")
         return {
             name: {"cases": len(found)} | {key: sum(record[key] for record in found) for key in keys}
             for name, found in made.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{index} cannot be read: {error!r}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{index} cannot be read: {error!r}") from error
 
 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
@@ -207,43 +209,40 @@ def write_report(summary: Mapping[str, Any], inputs: EvaluationInputs, file: Pat
     """Write the page about an evaluation; with a folder of images it shows a few cases, which are read again.
 
     Raises:
-        ValueError: If an image cannot be read or does not fit its case.
+        InputError: If an image cannot be read or does not fit its case.
     """
     cases = None if images is None else case_pictures(summary, inputs.predictions, inputs.read, images)
-    without_spacing = isinstance(inputs.predictions.files.reader, NaturalImage2DIO)
-    write_evaluation_page(summary, file, cases=cases, unit="pixels" if without_spacing else "mm")
+    write_evaluation_page(summary, file, cases=cases, unit=inputs.predictions.files.unit)
 
 
-def _panel(folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None) -> Panel:
+def _answering(
+    folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None
+) -> ExpertAnswers:
     if experts is not None and experts not in EXPERT_SETS:
-        return _panel_of_folder(folder, Path(experts), seed)
+        return _experts_of_folder(folder, Path(experts), seed)
     profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
-    if any(isinstance(expert, str) for expert in profiles):
-        raise ValueError(
+    if raters_of(profiles):
+        raise InputError(
             f"this model asks raters ({', '.join(folder.experts)}): give the folder of their masks, -experts"
         )
     if error_model is not None:
-        simulated = (expert.to_dict() for expert in profiles if not isinstance(expert, str))
-        profiles = tuple(ExpertProfile.from_dict(each | {"error_model": error_model}) for each in simulated)
-    return Panel.of_model(folder, profiles, seed=seed)
+        profiles = tuple(replace(profile, error_model=error_model) for profile in profiles_of(profiles))
+    return ExpertAnswers.of_model(folder, profiles, seed=seed)
 
 
-def _panel_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) -> Panel:
-    """The experts whose masks are in a folder; those of a mixed panel who were simulated may be missing there."""
+def _experts_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) -> ExpertAnswers:
+    """The experts whose masks are in a folder; simulated ones among raters may be missing there."""
     if not experts.is_dir():
-        raise ValueError(f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})")
+        raise InputError(f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})")
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
-    panel = tuple(
-        name if isinstance(trained, str) or masks.cases(name) else trained
-        for name, trained in zip(folder.experts, trained_with(folder), strict=True)
-    )
-    masks = ExpertMasks.of(experts, [expert for expert in panel if isinstance(expert, str)], folder.files)
+    answering = tuple(Rater(trained.name) if masks.cases(trained.name) else trained for trained in trained_with(folder))
+    masks = ExpertMasks.of(experts, raters_of(answering), folder.files)
     masks.check_asked([name for name in folder.asked() if name in masks.experts])
     if masks.experts == folder.experts:
         routed = [case for case in folder.cases if folder.asked(case)]
         answered = [case for case in routed if any(masks.file(each, case).is_file() for each in masks.experts)]
         same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
-    return Panel.of_model(folder, panel, masks=experts, seed=seed)
+    return ExpertAnswers.of_model(folder, answering, masks=experts, seed=seed)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -276,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if not all(0 <= budget <= 1 for budget in given.budgets):
-            raise ValueError(f"budgets are shares of the voxels in [0, 1], got {given.budgets}")
+            raise InputError(f"budgets are shares of the voxels in [0, 1], got {given.budgets}")
         inputs = open_inputs(
             given.i,
             given.ref,
@@ -288,15 +287,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if given.images is not None:
             if given.report is None:
-                raise ValueError("-images are shown in a report: give --report FILE as well")
-            check_images(given.images, inputs.predictions)
+                raise InputError("-images are shown in a report: give --report FILE as well")
+            inputs.predictions.files.check_images(given.images, inputs.predictions.cases)
         groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
         summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
         files = write_results(summary, given.o)
         if given.report is not None:
             write_report(summary, inputs, given.report, given.images)
             files.append(given.report)
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
     print(evaluation_text(summary))
     if not inputs.has_probabilities:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -40,7 +41,7 @@ def fuse_folder(
         it, and `unanswered` by expert.
 
     Raises:
-        ValueError: For predictions without deferral maps, an expert who was asked and has no masks at all, a mask that
+        InputError: For predictions without deferral maps, an expert who was asked and has no masks at all, a mask that
             does not fit its case (shape, geometry, labels), or an output folder that holds something already.
     """
     folder = PredictionFolder.open(predictions, dataset_json)
@@ -54,7 +55,7 @@ def fuse_folder(
             model, properties = folder.model(case)
             route = folder.route(case)
             if route.shape != model.shape:
-                raise ValueError(f"{folder.mask_file(case)} has shape {model.shape}, but its route has {route.shape}")
+                raise InputError(f"{folder.mask_file(case)} has shape {model.shape}, but its route has {route.shape}")
             answers = masks.answers(case, model.shape, properties)
             system = fuse_masks(model, answers, route)
             folder.files.reader.write_seg(system, str(scratch / folder.mask_file(case).name), properties)
@@ -87,12 +88,12 @@ def summary(report: dict[str, Any], output: Path) -> str:
 def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *, overwrite: bool) -> None:
     read_from = [folder.folder, *(masks.folder / expert for expert in masks.experts)]
     if output.resolve() in [each.resolve() for each in read_from]:
-        raise ValueError(
+        raise InputError(
             f"the fused masks would replace those they are made of in {output}: choose another folder (-o)"
         )
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
     if existing and not overwrite:
-        raise ValueError(
+        raise InputError(
             f"{output} holds masks of {len(existing)} of these cases already, the first of {existing[0]}; choose "
             "another folder (-o), or replace them (--overwrite)"
         )
@@ -113,6 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         report = fuse_folder(given.i, given.experts, given.o, dataset_json=given.djfile, overwrite=given.overwrite)
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
     print(summary(report, given.o))

@@ -7,7 +7,6 @@ writes is an ordinary plans file, which all stock commands read.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,16 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
     preprocess_dataset,
 )
 from nnunetv2.paths import nnUNet_extTrainer, nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
+from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.installed import trainers_folder
+from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.planners import PLANNERS
 from nnunetv2_deferral.planners.deferral import DeferralBlock, settle_deferral_block
 from nnunetv2_deferral.raters import declared_raters
@@ -90,24 +92,24 @@ def check_request(
     """Find what is wrong with a request before anything is computed or written. Arguments as below.
 
     Raises:
-        ValueError: For an unknown planner, for nnUNet_n_proc_DA below 1 (nnU-Net cannot plan then), and for what
+        InputError: For an unknown planner, for nnUNet_n_proc_DA below 1 (nnU-Net cannot plan then), and for what
             :func:`nnunetv2_deferral.planners.deferral.settle_deferral_block` refuses.
         RuntimeError: nnU-Net's, for an unknown dataset id.
     """
     if planner not in PLANNERS:
-        raise ValueError(f"unknown planner {planner!r}. There are: {', '.join(PLANNERS)}")
+        raise InputError(f"unknown planner {planner!r}. There are: {', '.join(PLANNERS)}")
     if get_allowed_n_proc_DA() < 1:
-        raise ValueError(
+        raise InputError(
             f"nnUNet_n_proc_DA is {get_allowed_n_proc_DA()}, but nnU-Net needs at least 1 to plan. Set it for this "
             f"command: nnUNet_n_proc_DA=1 {COMMAND} ..."
         )
-    dataset_name = str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    dataset_name = full_dataset_name(dataset_name_or_id)
     plans_file = Path(nnUNet_preprocessed, dataset_name, f"{plans_name or PLANNERS[planner].default_plans_name}.json")
     block = settle_deferral_block(
         plans_file,
         num_experts=num_experts,
         experts=experts,
-        raters=declared_raters(json.loads(Path(nnUNet_raw, dataset_name, "dataset.json").read_text())),
+        raters=declared_raters(read_json(Path(nnUNet_raw, dataset_name, "dataset.json"))),
         overwrite=overwrite_deferral,
     )
     return PlannedExperiment(dataset_name=dataset_name, plans_file=plans_file, deferral=block)
@@ -138,7 +140,7 @@ def plan_deferral_experiment(
         overwrite_target_spacing: Target spacing of 3d_fullres, three floats; None for nnU-Net's choice.
 
     Raises:
-        ValueError: See :func:`check_request`.
+        InputError: See :func:`check_request`.
     """
     asked: dict[str, Any] = {"num_experts": num_experts, "experts": experts, "overwrite_deferral": overwrite_deferral}
     planned = check_request(dataset_name_or_id, planner=planner, plans_name=plans_name, **asked)
@@ -158,7 +160,7 @@ def configuration_data(planned: PlannedExperiment) -> list[ConfigurationData]:
     """The configurations of the plans and how much of their data is there."""
     plans = PlansManager(str(planned.plans_file))
     raw = Path(nnUNet_raw, planned.dataset_name)
-    cases = get_filenames_of_train_images_and_targets(str(raw), json.loads((raw / "dataset.json").read_text()))
+    cases = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json"))
     found = []
     for name in plans.available_configurations:
         configuration = plans.get_configuration(name)
@@ -187,13 +189,13 @@ def preprocess_missing(
         The configurations that were preprocessed.
 
     Raises:
-        ValueError: For a configuration that neither the plans nor nnU-Net know, or a wrong number of processes.
+        InputError: For a configuration that neither the plans nor nnU-Net know, or a wrong number of processes.
     """
     available = [data.configuration for data in configuration_data(planned)]
     wanted = available if configurations is None else list(configurations)
     unknown = [name for name in wanted if name not in (*available, *_STOCK_CONFIGURATIONS)]
     if unknown:
-        raise ValueError(f"{planned.plans_name} has no configuration {', '.join(unknown)}, only {', '.join(available)}")
+        raise InputError(f"{planned.plans_name} has no configuration {', '.join(unknown)}, only {', '.join(available)}")
     dataset_id = convert_dataset_name_to_id(planned.dataset_name)
     done = []
     for name, processes in zip(wanted, _processes(wanted, num_processes), strict=True):
@@ -242,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_request(dataset, **asked)
         if given.preprocess:
             _processes(given.c or _STOCK_CONFIGURATIONS, given.np)
-    except ValueError as error:
+    except InputError as error:
         parser.error(str(error))
     summaries = []
     for dataset in given.d:
@@ -289,9 +291,9 @@ def _processes(configurations: Sequence[str], given: Sequence[int] | None) -> li
     if given is None:
         return [max(1, min(_NUM_PROCESSES.get(name, 4), default_num_processes)) for name in configurations]
     if any(number < 1 for number in given):
-        raise ValueError(f"the number of processes (-np) must be at least 1, got {list(given)}")
+        raise InputError(f"the number of processes (-np) must be at least 1, got {list(given)}")
     if len(given) not in (1, len(configurations)):
-        raise ValueError(f"-np has {len(given)} numbers for {len(configurations)} configurations (-c)")
+        raise InputError(f"-np has {len(given)} numbers for {len(configurations)} configurations (-c)")
     return list(given) * (len(configurations) if len(given) == 1 else 1)
 
 

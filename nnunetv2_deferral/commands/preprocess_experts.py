@@ -6,15 +6,16 @@ The first training does the same; this is for those who want to know before, and
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters, preprocess_raters, rater_masks
 from nnunetv2_deferral.raters import FOLDER
 
@@ -40,31 +41,31 @@ def preprocess_experts(
         One line for people a rater, then one a configuration.
 
     Raises:
-        ValueError: If the dataset declares no experts, is not preprocessed, or masks do not fit; all faults are listed.
+        InputError: If the dataset declares no experts, is not preprocessed, or masks do not fit; all faults are listed.
     """
-    name = str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    name = full_dataset_name(dataset_name_or_id)
     base = Path(nnUNet_preprocessed, name)
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        raise ValueError(f"{name} has no plans {plans_name}: {plans_file} is missing. Plan and preprocess it first")
+        raise InputError(f"{name} has no plans {plans_name}: {plans_file} is missing. Plan and preprocess it first")
     plans = PlansManager(str(plans_file))
-    dataset_json = json.loads((base / "dataset.json").read_text())
+    dataset_json = read_json(base / "dataset.json")
     declared = dataset_raters(name, dataset_json)
     if not declared:
-        raise ValueError(
+        raise InputError(
             f'dataset.json of {name} declares no experts ("experts": ["ann", ...], one folder in {FOLDER})'
         )
     masks = rater_masks(plans, dataset_json, declared)
     unknown = sorted(set(configurations or ()) - set(plans.available_configurations))
     if unknown:
-        raise ValueError(f"{plans_name} of {name} has no configuration {', '.join(unknown)}")
+        raise InputError(f"{plans_name} of {name} has no configuration {', '.join(unknown)}")
     folders = {
         configuration: base / plans.get_configuration(configuration).data_identifier
         for configuration in configurations or plans.available_configurations
     }
     missing = [configuration for configuration, folder in folders.items() if not folder.is_dir()]
     if configurations and missing or len(missing) == len(folders):
-        raise ValueError(f"{name} is not preprocessed for {', '.join(missing)}: run nnUNetv2_preprocess first")
+        raise InputError(f"{name} is not preprocessed for {', '.join(missing)}: run nnUNetv2_preprocess first")
     lines = [f"  {expert}: {len(masks.cases(expert))} masks" for expert in declared if masks is not None]
     for configuration in (each for each in folders if each not in missing):
         done = preprocess_raters(
@@ -96,5 +97,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dataset in given.d:
             how = {"plans_name": given.p, "configurations": given.c, "num_processes": given.np}
             print("\n".join(preprocess_experts(dataset, **how)), flush=True)
-    except (ValueError, RuntimeError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import REVIEW_NAME
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
@@ -39,22 +40,22 @@ def review(
         port: Of 127.0.0.1.
 
     Raises:
-        ValueError: If an input is missing or does not fit, answers would come to lie among inputs, the review was begun
+        InputError: If an input is missing or does not fit, answers would come to lie among inputs, the review was begun
             with another worklist, or another server has the folder open.
         ImportError: If the packages of the extra `review` are not installed.
     """
     # Only this command needs the packages of the extra.
     from nnunetv2_deferral.review.access import Access
-    from nnunetv2_deferral.review.listed import Worklist
     from nnunetv2_deferral.review.server import create_app, serve
     from nnunetv2_deferral.review.service import Review
     from nnunetv2_deferral.review.store import ReviewStore
     from nnunetv2_deferral.review.study import Study
+    from nnunetv2_deferral.worklist.reading import Worklist
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
     _check_folders(inputs, Path(output_folder))
     opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
-    _check_experts(opened.experts)
+    check_expert_names(opened.experts, str(opened.index_file))
     listed = Worklist.open(Path(worklist), opened) if worklist else None
     study = Study(opened, Path(images), Path(references) if references else None, listed)
     store = ReviewStore(Path(output_folder), opened.files.file_ending)
@@ -91,16 +92,10 @@ def _summary(study: Study) -> str:
 def _check_folders(inputs: Sequence[Path], output: Path) -> None:
     for folder in inputs:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}")
+            raise InputError(f"there is no folder {folder}")
         ours, theirs = output.resolve(), folder.resolve()
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-            raise ValueError(f"the answers in {output} would lie among the inputs in {folder}; choose another folder")
-
-
-def _check_experts(experts: Sequence[str]) -> None:
-    for name in experts:
-        if name.startswith(".") or not name.strip() or set(name) & set("/\\\0") or name == REVIEW_NAME:
-            raise ValueError(f"the expert {name!r} cannot have a folder of that name")
+            raise InputError(f"the answers in {output} would lie among the inputs in {folder}; choose another folder")
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -139,5 +134,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except ImportError as error:
         parser.error(f"{error}; install it with: pip install 'nnunetv2-deferral[review]'")
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))

@@ -24,6 +24,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import (
     ERROR_MODEL_NAMES,
     EXPERT_SETS,
@@ -31,10 +32,12 @@ from nnunetv2_deferral.expert_sim.profiles import (
     default_expert_set,
     expert_set,
 )
-from nnunetv2_deferral.expert_sim.regions import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
-from nnunetv2_deferral.files import written_whole
+from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.experts import experts_to_json, names_of
+from nnunetv2_deferral.files import read_json, written_whole
 from nnunetv2_deferral.labels import unknown_labels
+from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.processes import map_cases
 
 logger = logging.getLogger(__name__)
@@ -97,15 +100,15 @@ def simulate_experts_for_folder(
         The files written, sorted.
 
     Raises:
-        FileNotFoundError: the label folder or dataset.json is missing.
-        FileExistsError: answers for these cases, or answers made in another way, are there already.
-        ValueError: no label files, an unusable dataset.json or expert set, or a label file with values that
+        InputError: the label folder or dataset.json is missing.
+        InputError: answers for these cases, or answers made in another way, are there already.
+        InputError: no label files, an unusable dataset.json or expert set, or a label file with values that
             dataset.json does not know (the message names file and values). Cases done before it stay written.
     """
     if num_processes < 1:
-        raise ValueError(f"There must be at least one process, got {num_processes}.")
+        raise InputError(f"There must be at least one process, got {num_processes}.")
     if boundary_width < 0:
-        raise ValueError(f"The width of the boundary band must be at least 0 voxels, got {boundary_width}.")
+        raise InputError(f"The width of the boundary band must be at least 0 voxels, got {boundary_width}.")
     profiles = _choose_profiles(experts, num_experts, error_model)
     content = _read_dataset_json(Path(dataset_json))
     label_files = _find_label_files(Path(labels_folder), content["file_ending"])
@@ -143,9 +146,9 @@ def _choose_profiles(
         profiles = expert_set(default_expert_set(num_experts) if experts is None else experts, num_experts)
     else:
         profiles = tuple(experts)
-    names = [profile.name for profile in profiles]
-    if len(set(names)) != len(names) or not names:
-        raise ValueError(f"There must be at least one expert, and no two of the same name, got {names}.")
+    if not profiles:
+        raise InputError("there must be at least one expert to simulate")
+    check_expert_names(names_of(profiles), "experts to simulate")
     if error_model is not None:
         profiles = tuple(replace(profile, error_model=error_model) for profile in profiles)
     return profiles
@@ -153,14 +156,14 @@ def _choose_profiles(
 
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no dataset.json at {path}.")
+        raise InputError(f"There is no dataset.json at {path}.")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise InputError(f"{path} is not JSON: {error}.") from error
     missing = [key for key in ("labels", "file_ending") if key not in content]
     if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}; is it a dataset.json of nnU-Net v2?")
+        raise InputError(f"{path} has no {' and no '.join(missing)}; is it a dataset.json of nnU-Net v2?")
     return content
 
 
@@ -169,19 +172,19 @@ def _read_label_values(content: dict[str, Any], path: Path) -> tuple[tuple[int, 
     try:
         manager = LabelManager(content["labels"], content.get("regions_class_order"))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"nnU-Net does not accept the labels of {path}: {error}") from error
+        raise InputError(f"nnU-Net does not accept the labels of {path}: {error}") from error
     values = tuple(int(value) for value in manager.all_labels)
     if all(value == 0 for value in values):
-        raise ValueError(f"The labels of {path} have no foreground, so an expert has nothing to tell apart.")
+        raise InputError(f"The labels of {path} have no foreground, so an expert has nothing to tell apart.")
     return values, manager.ignore_label
 
 
 def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no label folder at {folder}.")
+        raise InputError(f"There is no label folder at {folder}.")
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(file_ending))
     if not files:
-        raise ValueError(f"There are no files with ending {file_ending} in {folder}.")
+        raise InputError(f"There are no files with ending {file_ending} in {folder}.")
     return files
 
 
@@ -191,11 +194,11 @@ def _find_reader(content: dict[str, Any], example: Path) -> type[BaseReaderWrite
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return determine_reader_writer_from_dataset_json(content, str(example), verbose=False)
     except RuntimeError as error:
-        raise ValueError(f"nnU-Net has no reader for {example}.") from error
+        raise InputError(f"nnU-Net has no reader for {example}.") from error
 
 
 def _record(job: _Job) -> dict[str, Any]:
-    experts = [profile.to_dict() for profile in job.profiles]
+    experts = experts_to_json(job.profiles)
     return {"experts": experts, "seed": job.seed, "boundary_width": job.boundary_width}
 
 
@@ -205,18 +208,18 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
     inputs = {file.resolve() for file in label_files}
     clash = next((target for target in targets if target.resolve() in inputs), None)
     if clash is not None:
-        raise ValueError(f"The answers would replace the labels they are made from: {clash}.")
+        raise InputError(f"The answers would replace the labels they are made from: {clash}.")
     if overwrite:
         return
     existing = [target for target in targets if target.exists()]
     if existing:
-        raise FileExistsError(
+        raise InputError(
             f"{len(existing)} of {len(targets)} files exist already, the first is {existing[0]}; "
             "ask for overwriting (--overwrite) or choose another output folder."
         )
     record = job.output_folder / RECORD_NAME
-    if record.is_file() and json.loads(record.read_text()) != _record(job):
-        raise FileExistsError(f"{record} tells of answers made in another way; choose another output folder.")
+    if record.is_file() and read_json(record) != _record(job):
+        raise InputError(f"{record} tells of answers made in another way; choose another output folder.")
 
 
 def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
@@ -224,9 +227,9 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     reader = job.reader()
     segmentation, properties = reader.read_seg(str(label_file))
     if segmentation.ndim != 4 or segmentation.shape[0] != 1:
-        raise ValueError(f"{label_file} is no label map of one channel: nnU-Net reads shape {segmentation.shape}.")
+        raise InputError(f"{label_file} is no label map of one channel: nnU-Net reads shape {segmentation.shape}.")
     if unknown := unknown_labels(segmentation, (*job.label_values, job.ignore_label)):
-        raise ValueError(f"{label_file} holds labels that are not in dataset.json: {unknown}.")
+        raise InputError(f"{label_file} holds labels that are not in dataset.json: {unknown}.")
     case = label_file.name.removesuffix(job.file_ending)
     answers = simulate_case(
         torch.from_numpy(segmentation[0].astype(np.int16)),
@@ -273,5 +276,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = vars(options)
         folders = chosen.pop("i"), chosen.pop("djfile"), chosen.pop("o")
         simulate_experts_for_folder(*folders, num_processes=chosen.pop("np"), **chosen)
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))

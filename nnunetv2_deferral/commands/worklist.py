@@ -1,278 +1,16 @@
-"""`nnUNetv2_deferral_worklist`: the list of regions that people should look at, most useful first.
-
-Beside the list, a picture of every region, and masks in which the regions are numbered, for any viewer.
-"""
+"""`nnUNetv2_deferral_worklist`: the deferred regions that people should look at, most useful first."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from tqdm import tqdm
-
-from nnunetv2_deferral import __version__
-from nnunetv2_deferral import worklist as regions
-from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.report.overlays import RegionView, draw_region
-from nnunetv2_deferral.report.strips import check_images, image_file
-from nnunetv2_deferral.review.geometry import orientation_of
-from nnunetv2_deferral.worklist import JSON_NAME, MASKS, CaseMaps, ListedRegion, WorkItem, WorkTime
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.worklist.items import WorkTime
+from nnunetv2_deferral.worklist.writing import summary, write_worklist
 
 COMMAND = "nnUNetv2_deferral_worklist"
-CSV_NAME, PICTURES = "worklist.csv", "pictures"
-ROWS_SHOWN = 10
-
-
-def write_worklist(
-    predictions: Path,
-    output: Path,
-    *,
-    images: Path | None,
-    time: WorkTime | None = None,
-    max_regions: int | None = None,
-    max_minutes: float | None = None,
-    dataset_json: Path | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """List the regions of a prediction that people should look at, one case in memory at a time.
-
-    Args:
-        predictions: A folder that a deferral model has predicted into.
-        output: Where list, pictures and masks go. They appear together, when the last is complete.
-        images: The folder of the images, or None for no pictures.
-        time: How long regions take; None for the usual figures.
-        max_regions: See :func:`.choose`.
-        max_minutes: See :func:`.choose`.
-        dataset_json: See :meth:`.PredictionFolder.open`.
-        overwrite: Replace the worklist that is in `output` already: the files it names, no others.
-
-    Returns:
-        What was written to worklist.json: see docs/worklist.md.
-
-    Raises:
-        ValueError: For predictions without deferral maps, cases without an image, files that do not fit their case or
-            cannot be read, limits that cannot be, or an output folder that holds something already.
-    """
-    time = time or WorkTime()
-    regions.check_limits(max_regions, max_minutes)
-    folder = PredictionFolder.open(predictions, dataset_json)
-    if images is not None:
-        check_images(images, folder)
-    replaced = _replaced(output, overwrite=overwrite)
-    items: list[WorkItem] = []
-    for case in tqdm(folder.cases, desc="Reading the maps", unit="case"):
-        items += regions.find_items(_read(folder, case)[0], time)
-    listed = regions.choose(items, max_regions=max_regions, max_minutes=max_minutes)
-    rows = [_row(each, folder, pictures=images is not None) for each in listed]
-    limits = {"max_regions": max_regions, "max_minutes": max_minutes}
-    content: dict[str, Any] = {
-        "arguments": {"predictions": str(predictions), "images": images and str(images)} | asdict(time) | limits,
-        "unit": _unit(folder),
-        "model": folder.index["model"],
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
-        "totals": _totals(folder, items, [each.item for each in listed]),
-        "regions": rows,
-    }
-    by_case: dict[str, list[tuple[ListedRegion, dict[str, Any]]]] = {}
-    for each, row in zip(listed, rows, strict=True):
-        by_case.setdefault(each.item.case, []).append((each, row))
-    with written_whole(output) as scratch:
-        for case, found in tqdm(by_case.items(), desc="Masks and pictures", unit="case"):
-            _write_case(folder, case, found, images, scratch)
-        content["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
-        with (scratch / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([regions.columns(_unit(folder)), *map(regions.cells, rows)])
-        write_json(content, scratch / JSON_NAME)
-        _publish(scratch, output, content["files"], replaced)
-    return content
-
-
-def summary(content: dict[str, Any], output: Path) -> str:
-    """The first rows, the totals and where everything is, for people."""
-    rows, totals = content["regions"], content["totals"]
-    listed, deferred = totals["listed"], totals["deferred"]
-    lines = []
-    if rows:
-        wide = {key: max(len(row[key]) for row in [*rows[:ROWS_SHOWN], {key: key}]) for key in ("case", "expert")}
-        head = f"{'rank':>5}  {'case':<{wide['case']}}  {'expert':<{wide['expert']}}"
-        lines.append(f"{head}  {'Dice':>8}  {'minutes':>7}  {'voxels':>8}  size")
-        for row in rows[:ROWS_SHOWN]:
-            who = f"{row['rank']:>5}  {row['case']:<{wide['case']}}  {row['expert']:<{wide['expert']}}"
-            numbers = f"{row['expected_gain']:>+8.4f}  {row['minutes']:>7.1f}  {row['voxels']:>8}"
-            lines.append(f"{who}  {numbers}  {_size_text(row, content['unit'])}")
-        lines += [f"{'...':>5}"] * (len(rows) > ROWS_SHOWN)
-    if deferred["regions"]:
-        lines.append(
-            f"{listed['regions']} of {deferred['regions']} regions in {listed['minutes']:.1f} of "
-            f"{deferred['minutes']:.1f} minutes, for {listed['expected_gain']:.4f} of {deferred['expected_gain']:.4f} "
-            f"Dice, summed over {totals['predicted_cases']} cases"
-        )
-        for name, of in totals["experts"].items():
-            numbers = f"{of['listed']['regions']} of {of['deferred']['regions']} regions"
-            lines.append(f"  {name}: {numbers}, {of['listed']['minutes']:.1f} minutes")
-    else:
-        lines.append(f"Nothing is deferred in these {totals['predicted_cases']} cases: the worklist is empty")
-    folders = sorted({Path(file).parts[0] for file in content["files"]})
-    return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
-
-
-def _read(folder: PredictionFolder, case: str) -> tuple[CaseMaps, dict[str, Any]]:
-    model, properties = folder.model(case)
-    try:
-        orientation = orientation_of(properties, model.shape)
-    except ValueError as error:
-        raise ValueError(f"{folder.mask_file(case)}: {error}") from error
-    maps = CaseMaps(
-        name=case,
-        model=model,
-        route=folder.route(case),
-        expert=folder.expert(case),
-        probability=folder.probability(case),
-        gain=folder.gain(case),
-        spacing=tuple(float(size) for size in properties["spacing"]),
-        in_mm=_unit(folder) == "mm",
-        orientation=orientation,
-    )
-    return maps, properties
-
-
-def _unit(folder: PredictionFolder) -> str:
-    return "pixels" if isinstance(folder.files.reader, NaturalImage2DIO) else "mm"
-
-
-def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dict[str, Any]:
-    item, expert = each.item, folder.experts[each.item.region.expert - 1]
-    names, objective = regions.label_names(folder.files.content), folder.index.get("settings", {}).get("objective")
-    return regions.to_row(
-        each,
-        expert=expert,
-        unit=_unit(folder),
-        why=regions.reason(item, expert, names, objective),
-        picture=f"{PICTURES}/{each.rank:04d}_{item.case}_{expert}.png" if pictures else None,
-        mask=regions.mask_name(expert, folder.mask_file(item.case).name),
-    )
-
-
-def _totals(folder: PredictionFolder, items: Sequence[WorkItem], listed: Sequence[WorkItem]) -> dict[str, Any]:
-    both = {"listed": listed, "deferred": items}
-    experts = {
-        name: {key: regions.totals([item for item in of if item.region.expert == place]) for key, of in both.items()}
-        for place, name in enumerate(folder.experts, start=1)
-    }
-    everything = {key: regions.totals(of) for key, of in both.items()}
-    return {"predicted_cases": len(folder.cases)} | everything | {"experts": experts}
-
-
-def _write_case(
-    folder: PredictionFolder,
-    case: str,
-    found: Sequence[tuple[ListedRegion, dict[str, Any]]],
-    images: Path | None,
-    scratch: Path,
-) -> None:
-    """The masks of a case and, with a folder of images, the pictures of its regions."""
-    maps, properties = _read(folder, case)
-    masks = regions.region_masks(maps.route, [each for each, _ in found])
-    files = {each.item.region.expert: scratch / row["mask"] for each, row in found}
-    for expert, mask in masks.items():
-        _write_mask(folder, mask, files[expert], properties)
-    if images is None:
-        return
-    (scratch / PICTURES).mkdir(exist_ok=True)
-    turn, spacing = maps.orientation.to_canonical, maps.orientation.spacing_mm
-    image, model = turn(_read_image(folder, images, maps)), turn(maps.model)
-    masks = {expert: turn(mask) for expert, mask in masks.items()}
-    for each, row in found:
-        region = each.item.region
-        depth = int(regions.to_canonical([region.centre], maps)[0, 0])
-        gain = f"expected gain {row['expected_gain']:.4f} Dice in {row['minutes']:.1f} minutes"
-        size = f"{row['voxels']} voxels, {_size_text(row, _unit(folder))}"
-        view = RegionView(
-            image=image[depth],
-            model=model[depth],
-            region=masks[region.expert][depth] == each.label,
-            aspect=spacing[1] / spacing[2],
-            place=region.expert - 1,
-            title=f"{each.rank}. {case}: ask {row['expert']}",
-            slice_name=f"slice {depth + 1} of {len(image)}" if len(image) > 1 else "whole image",
-            caption=(f"{gain}; {size}; centre (z, y, x) = {region.centre}", row["why"]),
-            sides="RLAP" if maps.orientation.named else "",
-        )
-        draw_region(view).savefig(scratch / row["picture"], dpi=100, facecolor="white")
-
-
-def _read_image(folder: PredictionFolder, images: Path, maps: CaseMaps) -> np.ndarray:
-    file = image_file(images, maps.name, folder.files.file_ending)
-    try:
-        image = folder.files.reader.read_images([str(file)])[0][0]
-    except Exception as error:  # readers fail in their own ways
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if image.shape != maps.model.shape:
-        raise ValueError(f"{file} has shape {image.shape}, but the mask of its case {maps.model.shape}")
-    return image
-
-
-def _write_mask(folder: PredictionFolder, mask: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    reader, numbers = folder.files.reader, int(mask.max())
-    is_small = numbers < 255  # from there on nnU-Net writes two bytes a voxel, which not every format and writer can
-    try:
-        reader.write_seg(mask, str(file), properties)
-        fits = is_small or np.array_equal(reader.read_seg(str(file))[0][0], mask)
-    except Exception:
-        if is_small:
-            raise
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"a {folder.files.file_ending} mask as nnU-Net writes it cannot number the {numbers} regions of "
-            f"{file.parent.name}/{file.name}: list fewer (-max_regions)"
-        )
-
-
-def _size_text(row: dict[str, Any], unit: str) -> str:
-    return f"{' x '.join(f'{side:.4g}' for side in row[f'size_{unit}'] if side is not None)} {unit}"
-
-
-def _replaced(output: Path, *, overwrite: bool) -> list[str]:
-    """The files of the worklist that is in a folder already and may be replaced; none where there is none."""
-    taken = [name for name in (JSON_NAME, CSV_NAME, PICTURES, MASKS) if (output / name).exists()]
-    if taken and not overwrite:
-        raise ValueError(
-            f"{output} already holds {', '.join(taken)}; choose another folder (-o), or replace the worklist that is "
-            "there (--overwrite)"
-        )
-    old = output / JSON_NAME
-    if not old.is_file():
-        return []
-    try:
-        files = [Path(file) for file in json.loads(old.read_text())["files"]]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{old} is no worklist that could be replaced: {error!r}") from error
-    return [str(file) for file in files if file.parts[0] in (PICTURES, MASKS) and ".." not in file.parts]
-
-
-def _publish(scratch: Path, output: Path, files: Sequence[str], replaced: Sequence[str]) -> None:
-    """Move pictures and masks to where they belong, instead of those replaced; the list itself is left to follow."""
-    if others := [file for file in files if file not in replaced and (output / file).exists()]:
-        raise ValueError(f"{output} holds files that are of no worklist: {', '.join(others[:5])}")
-    for name in replaced:
-        (output / name).unlink(missing_ok=True)
-    for name in files:
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (scratch / name).replace(output / name)
-    for name in (PICTURES, MASKS):
-        shutil.rmtree(scratch / name, ignore_errors=True)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -303,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         if given.images is None and not given.no_pictures:
-            raise ValueError("pictures need the images: give their folder (-images), or write none (--no_pictures)")
+            raise InputError("pictures need the images: give their folder (-images), or write none (--no_pictures)")
         content = write_worklist(
             given.i,
             given.o,
@@ -314,6 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset_json=given.djfile,
             overwrite=given.overwrite,
         )
-    except (ValueError, OSError) as error:
+    except InputError as error:
         parser.error(str(error))
     print(summary(content, given.o))

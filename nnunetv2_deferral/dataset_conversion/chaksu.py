@@ -39,6 +39,7 @@ from skimage import io
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder, visible_files
 from nnunetv2_deferral.dataset_conversion.staple import staple
+from nnunetv2_deferral.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,12 @@ class FundusCase:
         """The photograph, (Y, X, 3) uint8, the labels (Y, X) uint8 of the experts who marked something, and faults."""
         photograph = _read(self.image)
         if photograph.ndim != 3 or photograph.shape[-1] not in (3, 4) or photograph.dtype != np.uint8:
-            raise ValueError(f"{self.image} is no colour photograph: shape {photograph.shape}, {photograph.dtype}")
+            raise InputError(f"{self.image} is no colour photograph: shape {photograph.shape}, {photograph.dtype}")
         labels, faults = {}, []
         for expert, files in self.masks.items():
             try:
                 disc, cup = (_read_mask(file, photograph.shape[:2]) for file in files)
-            except ValueError as error:
+            except InputError as error:
                 faults.append(str(error))
                 continue
             label = np.where(cup, CUP, np.where(disc, RIM, 0)).astype(np.uint8)
@@ -122,8 +123,8 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
         folder: The one with `Train` and `Test`.
 
     Raises:
-        FileNotFoundError: There is no folder, no `Train` in it, or no photographs or masks where they should be.
-        ValueError: For photographs that no doctor annotated, files of the same name, and folders of masks that are
+        InputError: There is no folder, no `Train` in it, or no photographs or masks where they should be.
+        InputError: For photographs that no doctor annotated, files of the same name, and folders of masks that are
             none of the five doctors, three devices, disc and cup; names all of them.
     """
     require_folder(folder)
@@ -137,11 +138,11 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
         root = root / half if (root / half).is_dir() else root
         for part in (_PHOTOGRAPHS, _MASKS):
             if not (root / part).is_dir():
-                raise FileNotFoundError(f"There is no folder {root / part}; is {folder} the one with Train and Test?")
+                raise InputError(f"There is no folder {root / part}; is {folder} the one with Train and Test?")
         cases += _find_half(root, split, faults)
     raise_faults(faults)
     if not any(case.split == "Tr" for case in cases):
-        raise FileNotFoundError(f"There are no photographs in {folder / 'Train'}.")
+        raise InputError(f"There are no photographs in {folder / 'Train'}.")
     return INFO, cases
 
 
@@ -226,7 +227,7 @@ def _read(file: Path) -> np.ndarray:
     try:
         return np.asarray(io.imread(str(file)))
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
+        raise InputError(f"{file} cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
 
 
 def _read_mask(file: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -234,17 +235,17 @@ def _read_mask(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     mask = _read(file)
     if mask.ndim == 3:
         if (mask[..., :3] != mask[..., :1]).any():
-            raise ValueError(f"{file} is a colour picture, no mask")
+            raise InputError(f"{file} is a colour picture, no mask")
         mask = mask[..., 0]
     if mask.shape != shape:
-        raise ValueError(f"{file} has shape {mask.shape}, its photograph {shape}")
+        raise InputError(f"{file} has shape {mask.shape}, its photograph {shape}")
     if mask.dtype == bool or mask.max() <= 1:
         return mask.astype(bool)
     white = np.iinfo(mask.dtype).max if np.issubdtype(mask.dtype, np.integer) else mask.max()
     marked, grey = mask > white / 2, (mask > white / 4) & (mask < 3 * white / 4)
     if not marked.any() or grey.sum() > _MOST_GREY * marked.sum():
         values, counts = np.unique(mask[grey] if grey.any() else mask[mask > 0], return_counts=True)
-        raise ValueError(f"{file} is no mask of black and white: {counts.max()} pixels are {values[counts.argmax()]:g}")
+        raise InputError(f"{file} is no mask of black and white: {counts.max()} pixels are {values[counts.argmax()]:g}")
     return marked
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import SimpleITK as sitk
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.processes import map_cases
 
@@ -82,11 +83,11 @@ def write_dataset(
         The dataset's folder.
 
     Raises:
-        FileExistsError: There is a dataset with this id. Nothing is overwritten.
-        ValueError: For an impossible id or number of processes, and for faulty cases; names all their faults.
+        InputError: There is a dataset with this id. Nothing is overwritten.
+        InputError: For an impossible id or number of processes, and for faulty cases; names all their faults.
     """
     if num_processes < 1:
-        raise ValueError(f"There must be at least one process, got {num_processes}.")
+        raise InputError(f"There must be at least one process, got {num_processes}.")
     _check_target(nnunet_raw, dataset_id)
     num_training = sum(case.split == "Tr" for case in cases)
     if num_training != info.num_published:
@@ -118,23 +119,23 @@ def raise_faults(faults: Sequence[str]) -> None:
     """Raise a ValueError that lists the faults, if there are any.
 
     Raises:
-        ValueError: If there are faults.
+        InputError: If there are faults.
     """
     if len(faults) == 1:
-        raise ValueError(faults[0])
+        raise InputError(faults[0])
     if faults:
         more = f"; and {len(faults) - _FAULTS_LISTED} more" if len(faults) > _FAULTS_LISTED else ""
-        raise ValueError(f"{len(faults)} faults: {'; '.join(faults[:_FAULTS_LISTED])}{more}")
+        raise InputError(f"{len(faults)} faults: {'; '.join(faults[:_FAULTS_LISTED])}{more}")
 
 
 def require_folder(folder: Path) -> None:
     """Refuse what is not a folder.
 
     Raises:
-        FileNotFoundError: There is none.
+        InputError: There is none.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        raise InputError(f"There is no folder {folder}.")
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -147,11 +148,11 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 def _check_target(nnunet_raw: Path, dataset_id: int) -> None:
     if not 1 <= dataset_id <= 999:
-        raise ValueError(f"The dataset id must be between 1 and 999, got {dataset_id}.")
+        raise InputError(f"The dataset id must be between 1 and 999, got {dataset_id}.")
     # nnU-Net finds datasets by their id, so a second one with another name would make both unusable.
     existing = sorted(nnunet_raw.glob(f"Dataset{dataset_id:03d}*"))
     if existing:
-        raise FileExistsError(f"There is a dataset with id {dataset_id} already: {existing[0]}.")
+        raise InputError(f"There is a dataset with id {dataset_id} already: {existing[0]}.")
 
 
 def _for_all(work: Callable[[Case], list[str]], cases: Sequence[Case], num_processes: int, description: str) -> None:
@@ -164,14 +165,14 @@ def _for_all(work: Callable[[Case], list[str]], cases: Sequence[Case], num_proce
 def _faults_of(case: Case) -> list[str]:
     try:
         return case.faults()
-    except ValueError as error:
+    except InputError as error:
         return [str(error)]
 
 
 def _write(case: Case, folder: Path) -> list[str]:
     try:
         case.write(folder)
-    except ValueError as error:  # a file that has changed, or pixels that cannot be read although the header can
+    except InputError as error:  # a file that has changed, or pixels that cannot be read although the header can
         return [str(error)]
     return []
 

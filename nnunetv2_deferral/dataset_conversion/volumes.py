@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import unknown_labels
 
 FILE_ENDING = ".nii.gz"
@@ -108,7 +109,7 @@ def pair_volumes(
     """Cases of the images and segmentations found, in the order of their images.
 
     Raises:
-        ValueError: For a training image without segmentation, a segmentation without image and two files that are the
+        InputError: For a training image without segmentation, a segmentation without image and two files that are the
             same part of a case; names all of them.
     """
     images: dict[tuple[str, str], Path] = {}
@@ -153,14 +154,14 @@ def find_volumes(
         ignore_label_geometry: See :class:`VolumeCase`.
 
     Raises:
-        FileNotFoundError: There is no folder, or no training case in it.
-        ValueError: Images and segmentations do not pair up; names all of them.
+        InputError: There is no folder, or no training case in it.
+        InputError: Images and segmentations do not pair up; names all of them.
     """
     require_folder(folder)
     values = tuple(info.labels.values())
     cases = pair_volumes(found(folder), values, ignore_label_geometry=ignore_label_geometry)
     if not any(case.split == "Tr" for case in cases):
-        raise FileNotFoundError(f"There are no training cases of {info.name} ({example}, ...) in {folder}.")
+        raise InputError(f"There are no training cases of {info.name} ({example}, ...) in {folder}.")
     return info, cases
 
 
@@ -187,7 +188,7 @@ def _read_header(file: Path) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise ValueError(f"{file} cannot be read: {_last_line(error)}") from error
+        raise InputError(f"{file} cannot be read: {_last_line(error)}") from error
     return reader
 
 
@@ -195,7 +196,7 @@ def _read(file: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} cannot be read: {_last_line(error)}") from error
+        raise InputError(f"{file} cannot be read: {_last_line(error)}") from error
 
 
 def _write(image: sitk.Image, file: Path) -> None:

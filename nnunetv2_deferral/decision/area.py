@@ -31,12 +31,12 @@ def dice_weight(probabilities: Tensor, *, num_voxels: int | None = None) -> Tens
     scale = 1.0 if num_voxels is None else num_voxels / max(probabilities[0].numel(), 1)
     classes = len(probabilities)
     area = probabilities.sum(dim=tuple(range(1, probabilities.ndim)), dtype=torch.float64) * scale
-    worth = (0.5 / (classes * area.clamp(min=SMALLEST_AREA))).float()
+    voxel_weight = (0.5 / (classes * area.clamp(min=SMALLEST_AREA))).float()
     if classes == 1:
-        return worth.view(1, *[1] * (probabilities.ndim - 1))
+        return voxel_weight.view(1, *[1] * (probabilities.ndim - 1))
     pieces = []
     for part in probabilities.split(_SLICES_AT_ONCE, dim=1):
         # Where all are sure the doubt is about all alike.
         doubt = (part.float() * (1 - part.float())).clamp(min=1e-12)
-        pieces.append(torch.einsum("k...,k->...", doubt, worth) / doubt.sum(0))
+        pieces.append(torch.einsum("k...,k->...", doubt, voxel_weight) / doubt.sum(0))
     return torch.cat(pieces).unsqueeze(0)

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnunetv2_deferral.decision.limits import check_budget
+from nnunetv2_deferral.errors import InputError
 
 Capacities = Sequence[float | None] | None  # shares of the voxels, one an expert
 
@@ -50,7 +51,7 @@ def route_within_limits(gains: np.ndarray, *, budget: float | None, capacities: 
         uint8 of shape S: 0 the model, j expert j. Empty if S is. Optimal for gains rounded as in `_as_integers`.
 
     Raises:
-        ValueError: If a limit is not as above, a gain NaN or inf, or J not in [1, `MOST_EXPERTS`].
+        InputError: If a limit is not as above, a gain NaN or inf, or J not in [1, `MOST_EXPERTS`].
     """
     gains = _checked(gains)
     flat = gains.reshape(len(gains), math.prod(gains.shape[1:]))
@@ -76,11 +77,11 @@ def thresholds_within_limits(
         limits or without voxels that matter all are 0. inf for experts whose limits are less than one voxel.
 
     Raises:
-        ValueError: As above, and if `gains` is not (J, m) with m <= `num_voxels`.
+        InputError: As above, and if `gains` is not (J, m) with m <= `num_voxels`.
     """
     gains = _checked(gains)
     if gains.ndim != 2 or num_voxels < gains.shape[1]:
-        raise ValueError(f"gains of shape (J, m) are needed, with m <= {num_voxels} voxels, got {gains.shape}")
+        raise InputError(f"gains of shape (J, m) are needed, with m <= {num_voxels} voxels, got {gains.shape}")
     total, each = _limits(budget, capacities, len(gains), max(num_voxels, 1))
     thresholds, asked = np.full(len(gains), np.inf), each > 0
     if asked.any():
@@ -100,11 +101,11 @@ def route_by_thresholds(gains: np.ndarray, thresholds: np.ndarray) -> np.ndarray
         uint8 of shape S: 0 the model, j expert j; of equal experts the lower index. Empty if S is.
 
     Raises:
-        ValueError: If a shape or value is not as above.
+        InputError: If a shape or value is not as above.
     """
     gains, thresholds = _checked(gains), np.asarray(thresholds, dtype=np.float64)
     if thresholds.shape != gains.shape[:1] or not (thresholds >= 0).all():
-        raise ValueError(f"{len(gains)} thresholds >= 0 are needed, got {thresholds.tolist()}")
+        raise InputError(f"{len(gains)} thresholds >= 0 are needed, got {thresholds.tolist()}")
     route, most = np.zeros(gains.shape[1:], dtype=np.uint8), np.zeros(gains.shape[1:])
     for index, threshold in enumerate(thresholds):
         surplus = np.asarray(np.subtract(gains[index], threshold, dtype=np.float64))
@@ -119,12 +120,12 @@ def check_capacities(
     """The capacities, one an expert; 0 for who is not available, None where there is none or for all of None.
 
     Raises:
-        ValueError: If there are not as many as experts, or one is not a share in [0, 1]; `named` says where they stand.
+        InputError: If there are not as many as experts, or one is not a share in [0, 1]; `named` says where they stand.
     """
     each = (None,) * num_experts if capacities is None else tuple(capacities)
     can = (True,) * num_experts if available is None else tuple(available)
     if len(each) != num_experts or len(can) != num_experts:
-        raise ValueError(f"{named} need one entry for each of {num_experts} experts, got {each}, available {can}")
+        raise InputError(f"{named} need one entry for each of {num_experts} experts, got {each}, available {can}")
     for index, share in enumerate(each):
         if share is not None:
             check_budget(share, named=f"{named}[{index}]")
@@ -134,9 +135,9 @@ def check_capacities(
 def _checked(gains: np.ndarray) -> np.ndarray:
     gains = np.asarray(gains)
     if not gains.ndim or not 1 <= len(gains) <= MOST_EXPERTS:
-        raise ValueError(f"gains of 1 to {MOST_EXPERTS} experts are needed, shape (J, ...), got {gains.shape}")
+        raise InputError(f"gains of 1 to {MOST_EXPERTS} experts are needed, shape (J, ...), got {gains.shape}")
     if gains.size and not (highest := gains.max()) < np.inf:
-        raise ValueError(f"gains must be finite or -inf, got {highest}")
+        raise InputError(f"gains must be finite or -inf, got {highest}")
     return gains
 
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunetv2_deferral.calibration.model import ModelCalibration
 from nnunetv2_deferral.decision.assignment import route_within_limits
+from nnunetv2_deferral.decision.gains import expected_gain, image_gains
 from nnunetv2_deferral.decision.limits import DATASET, Limits
-from nnunetv2_deferral.decision.regions import expected_gain, route_regions
-from nnunetv2_deferral.rules import RoutingRule
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.decision.region_routing import route_regions
+from nnunetv2_deferral.routing import RoutingRule
 
 
 class RoutingMaps(NamedTuple):
@@ -36,18 +37,18 @@ class Decision(NamedTuple):
 
     Attributes:
         maps: Its maps.
-        figures: What is said of the route: its `expected_gain`, the sum over the voxels deferred; the `limits` it was
-            made under, if any; and where regions are deferred, what is `lost_by_regions`, against the best choice of
-            single voxels under the same limits (less what asking costs, where costs or thresholds set its price).
+        statistics: What is said of the route: its `expected_gain`, the sum over the voxels deferred; the `limits` it
+            was made under, if any; and where regions are deferred, what is `lost_by_regions`, against the best choice
+            of single voxels under the same limits (less what asking costs, where costs or thresholds set its price).
     """
 
     maps: RoutingMaps
-    figures: dict[str, Any]
+    statistics: dict[str, Any]
 
 
 def decide(
     probabilities: np.ndarray,
-    worth: np.ndarray,
+    voxel_weight: np.ndarray,
     *,
     rule: RoutingRule,
     limits: Limits,
@@ -61,14 +62,14 @@ def decide(
 
     Args:
         probabilities: float32 (J + 1, *S), the rule's before any calibration; NaN where nothing was predicted.
-        worth: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`.
+        voxel_weight: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`.
         rule: What the probabilities mean.
         limits: How much may be deferred.
         spacing_mm: Size of a voxel along each axis of S.
         calibration: What was fitted on validation cases, or None.
 
     Raises:
-        ValueError: If the limits are over a dataset, and there is a calibration without thresholds for them. Without
+        InputError: If the limits are over a dataset, and there is a calibration without thresholds for them. Without
             any calibration the rule decides, as in the validation that thresholds are fitted on.
     """
     unknown = np.isnan(probabilities[0])
@@ -77,37 +78,19 @@ def decide(
     known = np.where(unknown, certain, probabilities)
     if calibration is not None:
         known = calibration.apply(known)
-    gains = image_gains(known, unknown, worth, rule)
+    gains = image_gains(known, unknown, voxel_weight, rule)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
     if limits == Limits():
         route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
-        figures: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
+        statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:
         # Without a budget to set the price of asking, the costs do.
-        priced = gains if limits.limits_amount else gains - rule.cheapest * worth
-        route, figures = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), figures)
-
-
-def image_gains(probabilities: np.ndarray, unknown: np.ndarray, worth: np.ndarray, rule: RoutingRule) -> np.ndarray:
-    """What is expected to be gained in an image by asking each expert, in mean Dice: what voxels are ranked by.
-
-    Args:
-        probabilities: float32 (J + 1, *S), calibrated; anything in [0, 1] where nothing was predicted.
-        unknown: Bool of shape S, where nothing was predicted.
-        worth: What a voxel is worth, float32 that broadcasts to S.
-        rule: What the probabilities mean.
-
-    Returns:
-        float32 (J, *S), -inf where nothing was predicted, and for experts who cannot be asked.
-    """
-    gains = rule.gains(probabilities, axis=0)
-    worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
-    # Experts who cannot be asked have -inf already, which times a worth of 0 would not be a number.
-    return np.multiply(gains, worth, out=worthwhile, where=~unknown & np.isfinite(gains))
+        priced = gains if limits.limits_amount else gains - rule.cheapest * voxel_weight
+        route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), statistics)
 
 
 def _route_within(
@@ -124,12 +107,12 @@ def _route_within(
         thresholds = calibration.thresholds_for(limits)  # float64, as they lie between gains
         priced = priced - thresholds.reshape(-1, *[1] * (priced.ndim - 1))
     route = route_within_limits(priced, budget=budget, capacities=capacities)
-    figures: dict[str, Any] = {"limits": limits.to_dict()}
+    statistics: dict[str, Any] = {"limits": limits.to_dict()}
     if limits.min_region_mm is not None:
         by_voxel = route
         route = route_regions(
             priced, spacing_mm=spacing_mm, budget=budget, min_diameter_mm=limits.min_region_mm, capacities=capacities
         )
         lost = expected_gain(priced, by_voxel) - expected_gain(priced, route)
-        figures["lost_by_regions"] = max(lost, 0.0)  # nothing lost may come out just below 0
-    return route, figures | {"expected_gain": expected_gain(gains, route)}
+        statistics["lost_by_regions"] = max(lost, 0.0)  # nothing lost may come out just below 0
+    return route, statistics | {"expected_gain": expected_gain(gains, route)}

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from nnunetv2_deferral.errors import InputError
+
 ENVIRONMENT = "nnUNet_deferral_budget"
 ENVIRONMENT_OVER = "nnUNet_deferral_budget_over"
 ENVIRONMENT_CAPACITIES = "nnUNet_deferral_capacities"
@@ -32,7 +34,7 @@ class Limits:
             expert each. None decides voxel by voxel.
 
     Raises:
-        ValueError: For a value out of its range, or limits over a dataset where nothing is limited.
+        InputError: For a value out of its range, or limits over a dataset where nothing is limited.
     """
 
     budget: float | None = None
@@ -47,16 +49,16 @@ class Limits:
             if capacity is not None:
                 check_budget(capacity, named="a capacity")
         if self.over not in OVER:
-            raise ValueError(f"a budget is over a {' or a '.join(OVER)}, got {self.over!r}")
+            raise InputError(f"a budget is over a {' or a '.join(OVER)}, got {self.over!r}")
         if self.budget is not None and self.budget > _most(self.capacities):
-            raise ValueError(
+            raise InputError(
                 f"the budget {self.budget} cannot be met: the experts' capacities {list(self.capacities or ())} add up "
                 f"to {_most(self.capacities):g}"
             )
         if self.over == DATASET and not self.limits_amount:
-            raise ValueError("a budget over a dataset needs a budget or capacities")
+            raise InputError("a budget over a dataset needs a budget or capacities")
         if self.min_region_mm is not None and not 0 <= self.min_region_mm < math.inf:
-            raise ValueError(f"the smallest region is a diameter in mm, not negative, got {self.min_region_mm}")
+            raise InputError(f"the smallest region is a diameter in mm, not negative, got {self.min_region_mm}")
 
     @property
     def limits_amount(self) -> bool:
@@ -80,7 +82,7 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     limit), `nnUNet_deferral_budget_over` (`case` or `dataset`) and `nnUNet_deferral_min_region_mm`.
 
     Raises:
-        ValueError: If one is not what it should be; the message names the variable.
+        InputError: If one is not what it should be; the message names the variable.
     """
     asked: dict[str, Any] = {}
     if text := environment.get(ENVIRONMENT, "").strip():
@@ -92,12 +94,12 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     if text := environment.get(ENVIRONMENT_OVER, "").strip():
         asked["over"] = text
         if text not in OVER:
-            raise ValueError(f"{ENVIRONMENT_OVER} is one of {', '.join(OVER)}, got {text!r}")
+            raise InputError(f"{ENVIRONMENT_OVER} is one of {', '.join(OVER)}, got {text!r}")
     if text := environment.get(ENVIRONMENT_REGION, "").strip():
         try:
             asked["min_region_mm"] = float(text)
         except ValueError:
-            raise ValueError(f"{ENVIRONMENT_REGION} is a diameter in mm, got {text!r}") from None
+            raise InputError(f"{ENVIRONMENT_REGION} is a diameter in mm, got {text!r}") from None
     return replace(limits, **asked)
 
 
@@ -105,10 +107,10 @@ def check_budget(budget: float, named: str = "a budget") -> float:
     """The budget, if it is one.
 
     Raises:
-        ValueError: If it is not a share in [0, 1]; `named` says where it stands.
+        InputError: If it is not a share in [0, 1]; `named` says where it stands.
     """
     if not 0 <= budget <= 1:
-        raise ValueError(f"{named} is a share of the voxels in [0, 1], got {budget}")
+        raise InputError(f"{named} is a share of the voxels in [0, 1], got {budget}")
     return budget
 
 
@@ -122,4 +124,4 @@ def _share(text: str, variable: str) -> float:
     try:
         return check_budget(float(text))
     except ValueError:
-        raise ValueError(f"{variable} is a share of the voxels in [0, 1], got {text.strip()!r}") from None
+        raise InputError(f"{variable} is a share of the voxels in [0, 1], got {text.strip()!r}") from None

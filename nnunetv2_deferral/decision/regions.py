@@ -1,7 +1,7 @@
-"""Regions, not dust: deferral decided region by region, since experts are people and look at regions.
+"""Regions: what people look at. The one definition of them, for decisions, worklists and the review page.
 
-Voxel by voxel, what is deferred crumbles into specks of one voxel. Here it is whole regions of a minimum size, each to
-one expert, within the same budget. Knows numpy, nothing of nnU-Net or torch.
+A region is what one expert is asked about in one place of a case. Its pieces may lie apart: pieces with gaps of at most
+2 `REACH_VOXELS` voxels between them are looked at together, so that specks do not count as visits of their own.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from skimage.measure import label
-from skimage.morphology import local_maxima
-from skimage.segmentation import watershed
 
-from nnunetv2_deferral.decision.limits import check_budget
+from nnunetv2_deferral.errors import InputError
+
+REACH_VOXELS = 2
+"""Every piece is widened by this many voxels along all axes (Chebyshev); pieces that then touch are one region."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A connected component of what one expert is asked about.
+    """What one expert is asked about in one place.
 
     Attributes:
         expert: Whom to ask, in [1, J].
         voxels: How many voxels it has.
         box: (start, stop) in voxels along each axis of S.
-        centre: The voxel of the region that lies nearest to its centroid in mm.
+        centre: A voxel of the region: of its largest slice along the first axis, the one nearest to that slice's
+            centroid in mm.
         size_mm: The extent of the box along each axis.
         diameter_mm: Of the sphere of its volume; of the circle of its area where S is (Y, X) or (1, Y, X).
     """
@@ -40,121 +41,58 @@ class Region:
     diameter_mm: float
 
 
-def route_regions(
-    gains: np.ndarray,
-    *,
-    spacing_mm: Sequence[float],
-    budget: float | None,
-    min_diameter_mm: float,
-    capacities: Sequence[float | None] | None = None,
-) -> np.ndarray:
-    """Defer the regions with the highest expected gain per voxel, as many as the budget allows.
-
-    Candidates are the voxels where somebody is expected to help, and gaps between them of up to about the minimum
-    diameter where the mean gain around (Gaussian, sigma a quarter of that diameter) is positive. A watershed of this
-    mean (`skimage.segmentation.watershed`) splits them into pieces of at least the minimum size. Pairs of piece and
-    expert are taken by gain per voxel, as for a knapsack (Dantzig 1957); where there is no room for a piece, its core.
-    That is tried for all candidates and for the best of them only, as many as the budget allows, twice as many, or so
-    few that the gaps fit in, too, for parts of many regions may gain more than a few regions as a whole; what gains
-    most stays. Small holes are filled last. What is larger than the smallest region is no hole but the model's: often
-    only the border of an object is in doubt, and to have its inside redrawn would harm.
-
-    Args:
-        gains: Real (J, *S), S being (Z, Y, X), (1, Y, X) or (Y, X): what asking expert j is expected to gain over the
-            model's answer, negative where it harms, -inf where the expert cannot be asked.
-        spacing_mm: The distance of neighbouring voxels along each axis of S.
-        budget: The share in [0, 1] of the voxels of S that may be deferred, filled gaps and holes included; None for no
-            limit. It is never exceeded; what is left of it may be too little for a region.
-        min_diameter_mm: No region is smaller than the sphere of this diameter by volume, in (Y, X) and (1, Y, X) than
-            the circle by area. 0 for no minimum: nothing is smoothed and no gap is closed.
-        capacities: Such shares for each expert, None for no limit.
-
-    Returns:
-        uint8 of shape S: 0 the model, j expert j. All 0 where nobody is expected to help. Each connected component of
-        an expert (full connectivity) has the minimum size, a positive summed gain, and no hole below the minimum size
-        that could be filled within budget and capacity with its gain still positive. What goes to others in a hole
-        stays with them.
-
-    Raises:
-        ValueError: If the shape is another, a gain is NaN or +inf, the spacing does not fit or is not positive, the
-            minimum diameter is negative or not finite, or a budget or capacity is outside [0, 1].
-    """
-    if gains.ndim not in (3, 4) or not 1 <= len(gains) <= 255:
-        raise ValueError(f"gains are (J, Z, Y, X) or (J, Y, X) with J in [1, 255], got the shape {gains.shape}")
-    spacing = _check_spacing(spacing_mm, gains.ndim - 1)
-    if not 0 <= min_diameter_mm < math.inf:
-        raise ValueError(f"min_diameter_mm must be finite and at least 0, got {min_diameter_mm}")
-    shape = gains.shape[1:]
-    room = _room(math.prod(shape), len(gains), budget, capacities)
-    if gains.ndim == 4 and gains.shape[1] == 1:
-        gains, spacing = gains[:, 0], spacing[1:]
-    best = gains.max(axis=0).astype(np.float32, copy=False)
-    if best.size and not best.max() < math.inf:  # NaN spreads through both maxima
-        raise ValueError(f"gains must be finite or -inf, got {best.max()}")
-    smallest = _smallest_number_of_voxels(min_diameter_mm, spacing)
-    sigma = np.where(np.array(best.shape) > 1, min_diameter_mm / 4 / np.array(spacing), 0)
-
-    chosen, left, highest = np.zeros(best.shape, dtype=np.uint8), room, 0.0
-    values, number = best[best > 0], int(min(room[0], room[1:].sum()))
-    trials = [values.size] if number else []
-    trials += [many for many in (2 * number, number) if 0 < many < values.size]
-    for many in trials:
-        pieces, level = _pieces(best, _price(values, many), sigma, smallest)
-        route, rest = _take(gains, pieces, level, room, smallest, spacing)
-        if (gain := expected_gain(gains, route)) > highest:
-            chosen, left, highest = route, rest, gain
-        if many == number and (with_gaps := np.count_nonzero(pieces)) > number:
-            trials.append(number**2 // with_gaps)  # so few that there should be room for the gaps, too
-    while _fill_holes(chosen, gains, left, smallest):  # one filled may make another worth it
-        pass
-    return chosen.reshape(shape)
-
-
-def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:
-    """What a route is expected to gain over the model's answer, in the unit of `gains`, summed over voxels.
-
-    Args:
-        gains: Real (J, *S), as in :func:`route_regions`.
-        route: Shape S, integers in [0, J].
-
-    Returns:
-        The sum of the asked experts' gains; 0 where nothing is deferred.
-
-    Raises:
-        ValueError: If the shapes differ or a route names an expert without gains.
-    """
-    if gains.shape[1:] != route.shape:
-        raise ValueError(f"shapes differ: gains {gains.shape[1:]}, route {route.shape}")
-    where = np.nonzero(route)
-    asked = route[where].astype(np.intp)
-    if asked.size and not 1 <= asked.min() <= asked.max() <= len(gains):
-        raise ValueError(f"routes lie in [0, {len(gains)}], got {asked.min()} to {asked.max()}")
-    return float(gains[(asked - 1,) + where].sum(dtype=np.float64))
-
-
-def label_regions(route: np.ndarray, *, spacing_mm: Sequence[float]) -> list[Region]:
-    """The regions of a route: for each expert its connected components, full connectivity.
+def region_labels(route: np.ndarray) -> np.ndarray:
+    """Where the regions of a route are.
 
     Args:
         route: Integer of shape S = (Z, Y, X), (1, Y, X) or (Y, X): 0 the model, j expert j.
-        spacing_mm: The distance of neighbouring voxels along each axis of S.
 
     Returns:
-        In the order of their first voxels, as :func:`region_labels` numbers them; empty where nothing is deferred.
+        int32 of shape S: 0 the model, i the i-th region in the order of their first voxels, counted from 1.
 
     Raises:
-        ValueError: If S has another number of axes, or the spacing does not fit it or is not positive.
+        InputError: If S has neither two nor three axes.
     """
-    return describe_regions(region_labels(route), route, spacing_mm=spacing_mm)
+    if route.ndim not in (2, 3):
+        raise InputError(f"a route is (Z, Y, X) or (Y, X), got the shape {route.shape}")
+    labels = np.zeros(route.shape, dtype=np.int32)
+    highest = 0
+    for expert, box in enumerate(ndimage.find_objects(route) if route.size else [], start=1):
+        if box is None:
+            continue
+        inside = route[box] == expert
+        widened = ndimage.maximum_filter(np.pad(inside.view(np.uint8), REACH_VOXELS), size=2 * REACH_VOXELS + 1)
+        pieces, number = ndimage.label(widened, np.ones((3,) * route.ndim), output=np.int32)
+        labels[box][inside] = pieces[(slice(REACH_VOXELS, -REACH_VOXELS),) * route.ndim][inside] + highest
+        highest += number
+    asked = labels > 0
+    _, first, place = np.unique(labels[asked], return_index=True, return_inverse=True)
+    order = np.empty(first.size, dtype=np.int32)
+    order[np.argsort(first)] = np.arange(1, first.size + 1)
+    labels[asked] = order[place]
+    return labels
 
 
 def describe_regions(labels: np.ndarray, route: np.ndarray, *, spacing_mm: Sequence[float]) -> list[Region]:
-    """:func:`label_regions` where :func:`region_labels` of the route is at hand."""
-    spacing = _check_spacing(spacing_mm, route.ndim)
+    """What is to be said of the regions of a route.
+
+    Args:
+        labels: Integer of shape S, where the regions are, numbered from 1 without gaps, as by :func:`region_labels`.
+        route: Integer of shape S; within a region the same everywhere.
+        spacing_mm: The distance of neighbouring voxels along each axis of S.
+
+    Returns:
+        In the order of their numbers; empty where nothing is deferred.
+
+    Raises:
+        InputError: If the spacing does not fit S or is not positive.
+    """
+    spacing = check_spacing(spacing_mm, route.ndim)
     regions = []
-    for number, box in enumerate(_boxes(labels), start=1):
+    for number, box in enumerate(ndimage.find_objects(labels) if labels.size else [], start=1):
         inside = np.argwhere(labels[box] == number)
-        nearest = _most_central(inside, spacing)
+        largest = inside if route.ndim == 2 else inside[inside[:, 0] == np.bincount(inside[:, 0]).argmax()]
+        nearest = most_central(largest, spacing)
         centre = tuple(int(each.start + offset) for each, offset in zip(box, nearest, strict=True))
         regions.append(
             Region(
@@ -163,198 +101,30 @@ def describe_regions(labels: np.ndarray, route: np.ndarray, *, spacing_mm: Seque
                 box=tuple((each.start, each.stop) for each in box),
                 centre=centre,
                 size_mm=tuple((each.stop - each.start) * mm for each, mm in zip(box, spacing, strict=True)),
-                diameter_mm=_diameter_mm(len(inside), spacing[1:] if route.shape[0] == 1 else spacing),
+                diameter_mm=diameter_mm(len(inside), spacing[1:] if route.shape[0] == 1 else spacing),
             )
         )
     return regions
 
 
-def region_labels(route: np.ndarray) -> np.ndarray:
-    """Where the regions of :func:`label_regions` are: int32 of shape S, i for the i-th counted from 1, 0 the model.
-
-    Raises:
-        ValueError: If S has neither two nor three axes.
-    """
-    if route.ndim not in (2, 3):
-        raise ValueError(f"a route is (Z, Y, X) or (Y, X), got the shape {route.shape}")
-    labels = np.zeros(route.shape, dtype=np.int32)
-    for box in _boxes((route != 0).view(np.uint8)):  # one, or none where nothing is deferred
-        labels[box] = label(route[box], background=0, connectivity=route.ndim)
-    return labels
-
-
-def _price(values: np.ndarray, number: int) -> float:
-    """What the highest `number` of some positive gains are above, roughly: 0 where these are all."""
-    place = values.size - number
-    return float(np.partition(values, place)[place]) if 0 < place < values.size else 0.0
-
-
-def _pieces(best: np.ndarray, price: float, sigma: np.ndarray, smallest: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of what is above the price, int32 of shape S, numbered from 1, and the smoothed gain in them."""
-    pieces, level = np.zeros(best.shape, dtype=np.int32), np.zeros(best.shape, dtype=np.float32)
-    reach = np.minimum(2 * sigma, best.shape).astype(int)
-    margin = np.ceil(4 * sigma).astype(int) + 1  # nothing further away has any influence
-    highest = 0
-    for voxels in _clusters(best > price, reach):
-        low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-        if np.prod(high - low) < smallest:
-            continue
-        low, high = np.maximum(low - margin, 0), np.minimum(high + margin, best.shape)
-        box = tuple(slice(*each) for each in zip(low, high, strict=True))
-        gain = best[box]
-        candidates = np.zeros(gain.shape, dtype=bool)
-        candidates[tuple((voxels - low).T)] = True
-        mean = ndimage.gaussian_filter(np.nan_to_num(gain, neginf=-float(gain.max())), sigma, mode="nearest")
-        candidates |= _closed(candidates, reach) & (mean > price)
-        found = _split(candidates, mean, smallest)
-        inside = found > 0
-        pieces[box][inside] = found[inside] + highest
-        level[box][inside] = mean[inside]
-        highest += int(found.max())
-    return pieces, level
-
-
-def _clusters(candidates: np.ndarray, reach: np.ndarray) -> list[np.ndarray]:
-    """The candidates' indices (n, axes) in groups that closing cannot connect: of a whole CT, little is candidate."""
-    voxels = np.argwhere(candidates)
-    tile = np.maximum(2 * reach + 1, 4)
-    tiles = tuple((voxels // tile).T)
-    occupied = np.zeros(np.array(candidates.shape) // tile + 1, dtype=bool)
-    occupied[tiles] = True
-    cluster = label(occupied, connectivity=occupied.ndim)[tiles]
-    order = np.argsort(cluster, kind="stable")
-    return np.split(voxels[order], 1 + np.flatnonzero(np.diff(cluster[order]))) if len(voxels) else []
-
-
-def _closed(mask: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Closed by a box of 2 `reach` + 1 voxels: no ball, since a box is separable and a ball is slow."""
-    padded = np.pad(mask, [(each, each) for each in reach]).view(np.uint8)
-    closed = ndimage.grey_closing(padded, size=tuple(2 * reach + 1))
-    return closed[tuple(slice(each, each + length) for each, length in zip(reach, mask.shape, strict=True))] > 0
-
-
-def _split(candidates: np.ndarray, level: np.ndarray, smallest: int) -> np.ndarray:
-    """Candidates in connected pieces of at least `smallest` voxels around the maxima of `level`: integer, 0 none."""
-    components = label(candidates, connectivity=level.ndim)
-    candidates = candidates & (np.bincount(components.ravel()) >= smallest)[components]
-    # Padded, since an image that is one plateau would have no maximum.
-    padded = np.pad(np.where(candidates, level, -np.inf), 1, constant_values=-np.inf)
-    peaks = local_maxima(padded, connectivity=level.ndim)
-    markers = label(peaks[(slice(1, -1),) * level.ndim] & candidates, connectivity=level.ndim)
-    pieces = watershed(-level, markers, connectivity=level.ndim, mask=candidates)
-    enough = np.bincount(pieces.ravel()) >= smallest
-    if enough[1:].all():
-        return pieces
-    # Those too small go to their neighbours; where all of a component are, it is one piece.
-    pieces = watershed(-level, np.where(enough[markers], markers, 0), connectivity=level.ndim, mask=candidates)
-    whole = label(candidates & (pieces == 0), connectivity=level.ndim)
-    return np.where(whole > 0, whole + pieces.max(), pieces)
-
-
-def _take(
-    gains: np.ndarray, pieces: np.ndarray, level: np.ndarray, room: np.ndarray, smallest: int, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The route, uint8 of shape S, that takes pairs of piece and expert by gain per voxel, and the room it leaves."""
-    route, room = np.zeros(pieces.shape, dtype=np.uint8), room.copy()
-    inside = pieces > 0
-    numbers = pieces[inside]
-    sizes = np.bincount(numbers, minlength=1)
-    mean, top = np.zeros((len(gains), len(sizes))), np.zeros((len(gains), len(sizes)))
-    for expert, values in enumerate(gain[inside] for gain in gains):
-        np.maximum.at(top[expert], numbers, values)
-        # Where an expert harms more than they help anywhere in the piece is left out, or it might cost the piece.
-        asked = values > -top[expert][numbers]
-        total = np.bincount(numbers[asked], values[asked], len(sizes))
-        mean[expert] = total / np.maximum(np.bincount(numbers[asked], minlength=len(sizes)), 1)
-    boxes = ndimage.find_objects(pieces)
-    for pair in np.argsort(-mean, axis=None, kind="stable")[: np.count_nonzero(mean > 0)]:
-        expert, number = divmod(int(pair), len(sizes))
-        allowed = int(min(room[0], room[expert + 1]))
-        if allowed < smallest:
-            continue
-        box = boxes[number - 1]
-        gain = gains[expert][box]
-        # Another expert may have taken some of it already.
-        taken = (pieces[box] == number) & (route[box] == 0) & (gain > -top[expert, number])
-        size = np.count_nonzero(taken)
-        if size >= smallest and not size == sizes[number] <= allowed:
-            taken = _core(taken, level[box], allowed, spacing)
-            size = np.count_nonzero(taken)
-        if size >= smallest and gain[taken].sum(dtype=np.float64) > 0:
-            route[box][taken] = expert + 1
-            room[[0, expert + 1]] -= size
-    return route, room
-
-
-def _core(piece: np.ndarray, level: np.ndarray, number: int, spacing: Sequence[float]) -> np.ndarray:
-    """At most `number` voxels of a piece that lie nearest to its highest, connected: bool of its shape, never empty."""
-    voxels, levels = np.argwhere(piece), level[piece]
-    peak = _most_central(voxels[levels == levels.max()], spacing)
-    distance = np.linalg.norm((voxels - peak) * spacing, axis=1)
-    core = np.zeros_like(piece)
-    core[tuple(voxels[np.argsort(distance, kind="stable")[:number]].T)] = True
-    components = label(core, connectivity=piece.ndim)
-    return components == components[tuple(peak)]
-
-
-def _fill_holes(route: np.ndarray, gains: np.ndarray, room: np.ndarray, smallest: int) -> bool:
-    """Fill the regions' small holes in place, the least harmful first, where room and gain allow; whether any was."""
-    before = room[0]
-    regions = region_labels(route)
-    for number, box in enumerate(_boxes(regions) if before else [], start=1):
-        region = regions[box] == number
-        if min(region.shape) < 3:
-            continue
-        # Padded, so that what is outside is the first component.
-        apart = label(np.pad(~region, 1, constant_values=True), connectivity=1)[(slice(1, -1),) * region.ndim]
-        holes = np.where((apart > 1) & (route[box] == 0), apart, 0)
-        expert = int(route[box][region][0])
-        gain = gains[expert - 1][box]
-        total = gain[region].sum(dtype=np.float64)
-        sizes, added = np.bincount(holes.ravel()), np.bincount(holes.ravel(), gain.ravel())
-        inner = ndimage.find_objects(holes)
-        for hole in np.argsort(-added, kind="stable"):
-            if hole and 0 < sizes[hole] <= min(room[0], room[expert], smallest - 1) and total + added[hole] > 0:
-                route[box][inner[hole - 1]][holes[inner[hole - 1]] == hole] = expert
-                room[[0, expert]] -= sizes[hole]
-                total += added[hole]
-    return bool(room[0] < before)
-
-
-def _most_central(voxels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def most_central(voxels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Of voxels (n, axes) the one nearest to their centroid in mm."""
     return voxels[np.linalg.norm((voxels - voxels.mean(axis=0)) * spacing, axis=1).argmin()]
 
 
-def _boxes(labels: np.ndarray) -> list[tuple[slice, ...]]:
-    return ndimage.find_objects(labels) if labels.size else []
-
-
-def _room(voxels: int, experts: int, budget: float | None, capacities: Sequence[float | None] | None) -> np.ndarray:
-    """How many voxels may be deferred: int64 (J + 1,), in total first, then to each expert."""
-    shares = [None] * experts if capacities is None else list(capacities)
-    if len(shares) != experts:
-        raise ValueError(f"capacities are one an expert, got {len(shares)} for {experts} experts")
-    names = ["a budget", *(f"the capacity of expert {expert}" for expert in range(1, experts + 1))]
-    named = zip([budget, *shares], names, strict=True)
-    return np.array([voxels if each is None else int(check_budget(each, name) * voxels) for each, name in named])
-
-
-def _diameter_mm(voxels: int, spacing: Sequence[float]) -> float:
+def diameter_mm(voxels: int, spacing: Sequence[float]) -> float:
     """Of the circle (two axes) or the sphere (three) of so many voxels."""
     size = voxels * math.prod(spacing)
     return math.sqrt(4 * size / math.pi) if len(spacing) == 2 else (6 * size / math.pi) ** (1 / 3)
 
 
-def _smallest_number_of_voxels(diameter_mm: float, spacing: Sequence[float]) -> int:
-    number = max(1, int((diameter_mm / _diameter_mm(1, spacing)) ** len(spacing)) - 1)
-    while _diameter_mm(number, spacing) < diameter_mm:
-        number += 1
-    return number
+def check_spacing(spacing_mm: Sequence[float], axes: int) -> tuple[float, ...]:
+    """The spacing as floats.
 
-
-def _check_spacing(spacing_mm: Sequence[float], axes: int) -> tuple[float, ...]:
+    Raises:
+        InputError: If it is not one positive, finite number an axis.
+    """
     spacing = tuple(float(each) for each in spacing_mm)
     if len(spacing) != axes or not all(0 < each < math.inf for each in spacing):
-        raise ValueError(f"spacing_mm must be {axes} positive numbers, one an axis, got {spacing}")
+        raise InputError(f"spacing_mm must be {axes} positive numbers, one an axis, got {spacing}")
     return spacing

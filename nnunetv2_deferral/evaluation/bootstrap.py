@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunetv2_deferral.errors import InputError
+
 Statistic = Callable[[np.ndarray], float]
 
 _MAX_WEIGHTS = 2**22  # at once: 32 MiB
@@ -70,7 +72,7 @@ def bootstrap_interval(
         and again tells nothing about others.
 
     Raises:
-        ValueError: If `groups` has another length, or an option is out of its range.
+        InputError: If `groups` has another length, or an option is out of its range.
     """
     values = np.asarray(values, dtype=np.float64)
     return _bootstrap((values,), statistic, generator, groups, num_resamples, level)
@@ -104,11 +106,11 @@ def bootstrap_difference(
         See there; here two groups need to have values that are not NaN in both.
 
     Raises:
-        ValueError: If the shapes differ, and as there.
+        InputError: If the shapes differ, and as there.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(f"paired values have one shape, got {first.shape} and {second.shape}")
+        raise InputError(f"paired values have one shape, got {first.shape} and {second.shape}")
     return _bootstrap((first, second), statistic, generator, groups, num_resamples, level)
 
 
@@ -124,9 +126,9 @@ def _bootstrap(
     number = len(samples[0])
     group = _number_groups(groups, number)
     if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+        raise InputError(f"num_resamples must be at least 1, got {num_resamples}")
     if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
+        raise InputError(f"level must lie in (0, 1), got {level}")
     estimate = _less(*(_resampled(sample, statistic, np.ones((1, number), dtype=np.int64)) for sample in samples))[0]
     defined = np.all([~np.isnan(_columns(sample)).all(1) for sample in samples], axis=0)
     if len(np.unique(group[defined])) < 2:
@@ -153,7 +155,7 @@ def _number_groups(groups: Sequence[Hashable] | None, number: int) -> np.ndarray
     if groups is None:
         return np.arange(number)
     if len(groups) != number:
-        raise ValueError(f"each of the {number} cases needs a group, got {len(groups)} groups")
+        raise InputError(f"each of the {number} cases needs a group, got {len(groups)} groups")
     names: dict[Hashable, int] = {}
     return np.array([names.setdefault(name, len(names)) for name in groups], dtype=np.int64)
 

@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
 
+from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, summarize
-from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, check_bool, check_same_shape, in_chunks, score_bins
+from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, score_bins
 from nnunetv2_deferral.labels import MISSING
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -49,7 +51,7 @@ def oracle_score(reference: np.ndarray, model: np.ndarray, answer: np.ndarray) -
         answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where there is none.
 
     Raises:
-        ValueError: If the shapes differ.
+        InputError: If the shapes differ.
     """
     check_same_shape(reference=reference, model=model, answer=answer)
     return ((model != reference) & (answer == reference)).astype(np.uint8)
@@ -145,10 +147,10 @@ class BudgetStatistics:
             positive_only: Never defer a voxel with score 0: a budget is an upper limit then.
 
         Raises:
-            ValueError: If there are no regions.
+            InputError: If there are no regions.
         """
         if not regions:
-            raise ValueError(f"at least one region is needed, got {regions}")
+            raise InputError(f"at least one region is needed, got {regions}")
         self.regions = tuple(regions)
         self.positive_only = positive_only
         self._num_voxels = 0
@@ -163,7 +165,7 @@ class BudgetStatistics:
         reference: np.ndarray,
         model: np.ndarray,
         answer: np.ndarray,
-        counts: np.ndarray | None = None,
+        valid: np.ndarray | None = None,
     ) -> None:
         """Add a case.
 
@@ -175,17 +177,17 @@ class BudgetStatistics:
             model: The model's label map, of the same shape.
             answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where that expert
                 has none. Such a voxel counts, but is never deferred.
-            counts: Bool of shape S, or None for all voxels.
+            valid: Bool of shape S, or None for all voxels.
 
         Raises:
-            ValueError: If the shapes differ, a score is not as above or the case was added before; nothing is added.
+            InputError: If the shapes differ, a score is not as above or the case was added before; nothing is added.
         """
         if case in self._cases:
-            raise ValueError(f"case {case} was added before")
-        check_same_shape(scores=scores, reference=reference, model=model, answer=answer, counts=counts)
-        check_bool(counts=counts)
-        own, num_voxels = self._count_own(reference, model, counts)
-        bins, changes, deferrable = self._count_changes(scores, reference, model, answer, counts)
+            raise InputError(f"case {case} was added before")
+        check_same_shape(scores=scores, reference=reference, model=model, answer=answer, valid=valid)
+        check_bool(valid=valid)
+        own, num_voxels = self._count_own(reference, model, valid)
+        bins, changes, deferrable = self._count_changes(scores, reference, model, answer, valid)
         self._cases[case] = _Case(own, bins, changes)
         self._num_voxels += num_voxels
         self._deferrable += deferrable
@@ -194,13 +196,13 @@ class BudgetStatistics:
         """Add the cases of another, as if :meth:`update` had seen them here.
 
         Raises:
-            ValueError: If the regions or `positive_only` differ, or a case is in both.
+            InputError: If the regions or `positive_only` differ, or a case is in both.
         """
         for name in ("regions", "positive_only"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"{name} differ: {getattr(self, name)} and {getattr(other, name)}")
+                raise InputError(f"{name} differ: {getattr(self, name)} and {getattr(other, name)}")
         if twice := self._cases.keys() & other._cases.keys():
-            raise ValueError(f"cases {sorted(twice)} are in both")
+            raise InputError(f"cases {sorted(twice)} are in both")
         self._cases |= other._cases
         self._num_voxels += other._num_voxels
         self._deferrable += other._deferrable
@@ -212,14 +214,14 @@ class BudgetStatistics:
             budgets: Fractions of all counted voxels, each in [0, 1].
 
         Raises:
-            ValueError: If a budget is outside [0, 1] or there is no case.
+            InputError: If a budget is outside [0, 1] or there is no case.
         """
         if not self._cases:
-            raise ValueError("no case was added")
+            raise InputError("no case was added")
         limits = np.array(list(budgets), dtype=np.float64)
         for budget in limits:
             if not 0 <= budget <= 1:
-                raise ValueError(f"a budget is a fraction in [0, 1], got {budget}")
+                raise InputError(f"a budget is a fraction in [0, 1], got {budget}")
         num_deferred, crossing_bins, fractions = self._fill(limits * self._num_voxels)
         dice = np.stack([case.dice(crossing_bins, fractions) for case in self._cases.values()])
         return [
@@ -244,10 +246,10 @@ class BudgetStatistics:
         fractions = np.divide(num_deferred - above, inside, out=np.zeros(most.shape), where=inside > 0)
         return num_deferred, crossing_bins, fractions
 
-    def _count_own(self, reference: np.ndarray, model: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, int]:
+    def _count_own(self, reference: np.ndarray, model: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, int]:
         """`own` of :class:`_Case`, and how many voxels count."""
         own, num_voxels = np.zeros((3, len(self.regions)), dtype=np.int64), 0
-        for truth, labels, where in in_chunks(reference, model, counts):
+        for truth, labels, where in in_chunks(reference, model, valid):
             metrics = overlap(truth, labels, self.regions, where).values()
             own += np.array([[scores[key] for scores in metrics] for key in ("TP", "n_pred", "n_ref")], dtype=np.int64)
             num_voxels += np.count_nonzero(where)
@@ -259,12 +261,12 @@ class BudgetStatistics:
         reference: np.ndarray,
         model: np.ndarray,
         answer: np.ndarray,
-        counts: np.ndarray | None,
+        valid: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`bins` and `changes` of :class:`_Case`, and the number of voxels in each bin that can be deferred."""
         deferrable = np.zeros(NUM_BINS, dtype=np.int64)
         pieces = [(np.zeros(0, dtype=np.int64), np.zeros((2 * len(self.regions), 0), dtype=np.int64))]
-        for ranked, truth, own, asked, where in in_chunks(scores, reference, model, answer, counts):
+        for ranked, truth, own, asked, where in in_chunks(scores, reference, model, answer, valid):
             open_to = where & (asked != MISSING)
             if self.positive_only:
                 open_to &= ranked != 0

@@ -11,7 +11,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from nnunetv2_deferral.evaluation.score_bins import check_bool, check_same_shape
+from nnunetv2_deferral.arrays import check_bool, check_same_shape
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 
 EXPERT_KEYS = ("deferred", "deferred_model_wrong", "fixed", "worsened", "unanswered")
@@ -42,7 +43,7 @@ def count_deferred(
     experts: np.ndarray,
     route: np.ndarray,
     names: Sequence[str],
-    counts: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
 ) -> DeferralCounts:
     """Count what asking the experts changed in one case. A label is right if it equals the reference's.
 
@@ -52,17 +53,17 @@ def count_deferred(
         experts: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
         route: Integers in [0, J] of shape S: 0 the model, j expert j.
         names: The J experts in routing order.
-        counts: Bool of shape S, the voxels that count, or None for all.
+        valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
         The numbers; all 0 where no voxel counts.
 
     Raises:
-        ValueError: If shapes differ, `counts` is not bool, or the number of experts differs from that of the names or
+        InputError: If shapes differ, `valid` is not bool, or the number of experts differs from that of the names or
             is exceeded by a route.
     """
-    _validate(reference, model, experts, route, names, counts)
-    where = np.ones(route.shape, dtype=bool) if counts is None else counts
+    _validate(reference, model, experts, route, names, valid)
+    where = np.ones(route.shape, dtype=bool) if valid is None else valid
     wrong = model != reference
     by_expert = {}
     for number, (name, labels) in enumerate(zip(names, experts, strict=True), start=1):
@@ -89,7 +90,7 @@ def add_counts(cases: Iterable[DeferralCounts], names: Sequence[str]) -> Deferra
         names: These experts.
 
     Raises:
-        ValueError: If a case has other experts.
+        InputError: If a case has other experts.
     """
     summed: DeferralCounts = {
         "total": dict.fromkeys(TOTAL_KEYS, 0),
@@ -97,7 +98,7 @@ def add_counts(cases: Iterable[DeferralCounts], names: Sequence[str]) -> Deferra
     }
     for case in cases:
         if case["experts"].keys() != summed["experts"].keys():
-            raise ValueError(f"counts are of the experts {list(case['experts'])}, not of {list(names)}")
+            raise InputError(f"counts are of the experts {list(case['experts'])}, not of {list(names)}")
         _add(summed["total"], case["total"])
         for name in names:
             _add(summed["experts"][name], case["experts"][name])
@@ -110,15 +111,15 @@ def _validate(
     experts: np.ndarray,
     route: np.ndarray,
     names: Sequence[str],
-    counts: np.ndarray | None,
+    valid: np.ndarray | None,
 ) -> None:
     if len(experts) != len(names) or len(set(names)) != len(names):
-        raise ValueError(f"{len(experts)} experts need as many names, each its own, got {list(names)}")
+        raise InputError(f"{len(experts)} experts need as many names, each its own, got {list(names)}")
     labels = experts[0] if len(experts) else None
-    check_same_shape(reference=reference, model=model, experts=labels, route=route, counts=counts)
-    check_bool(counts=counts)
+    check_same_shape(reference=reference, model=model, experts=labels, route=route, valid=valid)
+    check_bool(valid=valid)
     if route.size and not 0 <= route.min() <= route.max() <= len(experts):
-        raise ValueError(
+        raise InputError(
             f"routes lie in [0, {len(experts)}] for {len(experts)} experts, got {route.min()} to {route.max()}"
         )
 

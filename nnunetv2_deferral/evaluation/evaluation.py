@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.calibration.maps import CalibrationMap
+from nnunetv2_deferral.decision.calibrators import Calibrator
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
@@ -76,7 +77,7 @@ class Evaluation:
         *,
         has_regions: bool = False,
         ignore_label: int | None = None,
-        calibration: Sequence[CalibrationMap] | None = None,
+        calibration: Sequence[Calibrator] | None = None,
     ) -> None:
         """Start without cases.
 
@@ -88,7 +89,7 @@ class Evaluation:
             calibration: The J + 1 maps that the route was made with, the model's first, or None.
 
         Raises:
-            ValueError: If there are more or fewer maps.
+            InputError: If there are more or fewer maps.
         """
         self.experts = tuple(experts)
         self.regions = tuple(regions)
@@ -107,29 +108,29 @@ class Evaluation:
         """Add a case.
 
         Raises:
-            ValueError: If it has the scores that cases before it lack, or the other way round, or shapes differ.
+            InputError: If it has the scores that cases before it lack, or the other way round, or shapes differ.
         """
         case = scored.case
-        counts = np.ones(case.route.shape, bool) if self.ignore_label is None else case.reference != self.ignore_label
+        valid = np.ones(case.route.shape, bool) if self.ignore_label is None else case.reference != self.ignore_label
         self._summary.update(case)
         self._deferred[case.name] = count_deferred(
-            case.reference, case.model, case.experts, case.route, self.experts, counts
+            case.reference, case.model, case.experts, case.route, self.experts, valid
         )
         scores = self._scores(scored)
-        self._update_budgets(scored, scores, counts)
+        self._update_budgets(scored, scores, valid)
         wrong = case.model != case.reference
         for name, values in scores.items():
-            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, counts)
-        self._update_cases(scored, scores, counts)
+            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
+        self._update_cases(scored, scores, valid)
         self._location.update(
             scored.probability,
             reference=case.reference,
             wrong=wrong,
             deferred=case.route > 0,
-            counts=counts,
+            valid=valid,
             spacing_mm=scored.spacing_mm,
         )
-        self._update_reliability(scored, counts)
+        self._update_reliability(scored, valid)
 
     def summary(
         self,
@@ -153,23 +154,23 @@ class Evaluation:
             docs/evaluation.md explains them.
 
         Raises:
-            ValueError: If there is no case, or one without a group.
+            InputError: If there is no case, or one without a group.
         """
         summary = self._summary.summary()
         cases = list(self._deferred)
         if not cases:
-            raise ValueError("there is no case to evaluate")
+            raise InputError("there is no case to evaluate")
         group = None if groups is None else [_group_of(case, groups) for case in cases]
         draw = {"groups": group, "num_resamples": num_resamples}
         dice = {part: self._dice(summary[part]) for part in ("model_everywhere", "system")}
         dice |= {name: self._dice(part) for name, part in summary["expert_everywhere"].items()}
-        counts = add_counts(self._deferred.values(), self.experts)
+        deferred = add_counts(self._deferred.values(), self.experts)
         own_rate = summary["deferral"]["rate"]
         return {
             **summary,
             "intervals": _intervals(dice, seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
-            "deferred": dict(counts) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
+            "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
             "budgets": self._budget_rows([*budgets, own_rate], seed, draw),
             "curve": self._curve(),
             "risk_coverage": {
@@ -191,10 +192,10 @@ class Evaluation:
             scores[ENTROPY] = entropy(scored.probabilities, has_regions=self.has_regions)
         if self._histograms and scores.keys() != self._histograms.keys():
             differing = sorted(scores.keys() ^ self._histograms.keys())
-            raise ValueError(f"case {scored.case.name} and those before it do not all have {', '.join(differing)}")
+            raise InputError(f"case {scored.case.name} and those before it do not all have {', '.join(differing)}")
         return scores
 
-    def _update_budgets(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
+    def _update_budgets(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
         case = scored.case
         asked = np.take_along_axis(case.experts, scored.expert[None].astype(np.int64) - 1, axis=0)[0]
         someone_right = (case.experts == case.reference).any(0)
@@ -210,34 +211,32 @@ class Evaluation:
             # Nobody would ask where nothing is to be gained.
             positive_only = name == ORACLE or name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
-            statistics.update(
-                case.name, values, reference=case.reference, model=case.model, answer=answer, counts=counts
-            )
+            statistics.update(case.name, values, reference=case.reference, model=case.model, answer=answer, valid=valid)
 
-    def _update_cases(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
+    def _update_cases(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
         case = scored.case
         for name, values in scores.items():
             found = {
-                "mean": failure.mean_score(values, counts),
-                "foreground": failure.mean_foreground_score(values, case.model, counts),
-                "off_boundary": failure.mean_score_off_boundary(values, case.model, counts),
+                "mean": failure.mean_score(values, valid),
+                "foreground": failure.mean_foreground_score(values, case.model, valid),
+                "off_boundary": failure.mean_score_off_boundary(values, case.model, valid),
             }
             for how, value in found.items():
                 self._case_scores.setdefault(f"{name}, {how}", {})[case.name] = value
         if scored.fold_masks is not None:
-            disagreement = failure.fold_disagreement(scored.fold_masks, self.regions, counts)
+            disagreement = failure.fold_disagreement(scored.fold_masks, self.regions, valid)
             self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
 
-    def _update_reliability(self, scored: ScoredCase, counts: np.ndarray) -> None:
+    def _update_reliability(self, scored: ScoredCase, valid: np.ndarray) -> None:
         has_routing = scored.routing is not None
         if self._has_routing not in (None, has_routing):
-            raise ValueError(f"case {scored.case.name} and those before it do not all have routing probabilities")
+            raise InputError(f"case {scored.case.name} and those before it do not all have routing probabilities")
         self._has_routing = has_routing
         if scored.routing is None:
             return
         case = scored.case
         labels = np.concatenate((case.model[None], case.experts))
-        known = counts & (labels != MISSING)
+        known = valid & (labels != MISSING)
         self._reliability.update(case.name, scored.routing, labels == case.reference, known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
@@ -318,5 +317,5 @@ def _row_means(values: np.ndarray) -> list[float]:
 
 def _group_of(case: str, groups: Mapping[str, Any]) -> Any:
     if case not in groups:
-        raise ValueError(f"case {case} is not among the groups")
+        raise InputError(f"case {case} is not among the groups")
     return groups[case]

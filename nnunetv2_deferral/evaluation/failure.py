@@ -16,9 +16,10 @@ from itertools import combinations
 import numpy as np
 from scipy import ndimage
 
+from nnunetv2_deferral.arrays import check_bool, check_same_shape
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import Region, overlap
 from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_coverage_of_cases
-from nnunetv2_deferral.evaluation.score_bins import check_bool, check_same_shape
 
 
 class NoVoxels(Enum):
@@ -35,26 +36,26 @@ class NoVoxels(Enum):
     UNDEFINED = "undefined"
 
 
-def mean_score(scores: np.ndarray, counts: np.ndarray | None = None) -> float:
+def mean_score(scores: np.ndarray, valid: np.ndarray | None = None) -> float:
     """The mean over all voxels.
 
     Args:
         scores: Real, any shape S; high means uncertain.
-        counts: Bool of shape S, the voxels that count, or None for all.
+        valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
         A float in the unit of the scores, NaN where no voxel counts.
 
     Raises:
-        ValueError: If the shapes differ, `counts` is not bool, or a score is not finite.
+        InputError: If the shapes differ, `valid` is not bool, or a score is not finite.
     """
-    return _mean_where(scores, None, counts, NoVoxels.UNDEFINED)
+    return _mean_where(scores, None, valid, NoVoxels.UNDEFINED)
 
 
 def mean_foreground_score(
     scores: np.ndarray,
     prediction: np.ndarray,
-    counts: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
     *,
     no_voxels: NoVoxels = NoVoxels.HIGHEST,
 ) -> float:
@@ -63,22 +64,22 @@ def mean_foreground_score(
     Args:
         scores: Real, any shape S; high means uncertain.
         prediction: Label map, integer of shape S.
-        counts: Bool of shape S, the voxels that count, or None for all.
+        valid: Bool of shape S, the voxels that count, or None for all.
         no_voxels: What it is without predicted foreground.
 
     Returns:
         A float in the unit of the scores, NaN where no voxel counts.
 
     Raises:
-        ValueError: If the shapes differ, `counts` is not bool, or a score is not finite.
+        InputError: If the shapes differ, `valid` is not bool, or a score is not finite.
     """
-    return _mean_where(scores, prediction != 0, counts, no_voxels)
+    return _mean_where(scores, prediction != 0, valid, no_voxels)
 
 
 def mean_score_off_boundary(
     scores: np.ndarray,
     prediction: np.ndarray,
-    counts: np.ndarray | None = None,
+    valid: np.ndarray | None = None,
     *,
     width_voxels: int = 2,
     no_voxels: NoVoxels = NoVoxels.HIGHEST,
@@ -88,7 +89,7 @@ def mean_score_off_boundary(
     Args:
         scores: Real, any shape S; high means uncertain.
         prediction: Label map, integer of shape S.
-        counts: Bool of shape S, the voxels that count, or None for all.
+        valid: Bool of shape S, the voxels that count, or None for all.
         width_voxels: The depth of the band on each side; it holds the voxels with another label within this Chebyshev
             distance, as `expert_sim.regions.boundary_band` has it. 0 for no band.
         no_voxels: What it is where the band holds all voxels.
@@ -97,16 +98,16 @@ def mean_score_off_boundary(
         A float in the unit of the scores, NaN where no voxel counts.
 
     Raises:
-        ValueError: If the shapes differ, `counts` is not bool, the width is negative, or a score is not finite.
+        InputError: If the shapes differ, `valid` is not bool, the width is negative, or a score is not finite.
     """
     if width_voxels < 0:
-        raise ValueError(f"width_voxels must be at least 0, got {width_voxels}")
+        raise InputError(f"width_voxels must be at least 0, got {width_voxels}")
     size = 2 * width_voxels + 1
     same = ndimage.maximum_filter(prediction, size) == ndimage.minimum_filter(prediction, size)
-    return _mean_where(scores, same, counts, no_voxels)
+    return _mean_where(scores, same, valid, no_voxels)
 
 
-def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], counts: np.ndarray | None = None) -> float:
+def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], valid: np.ndarray | None = None) -> float:
     """1 - the mean Dice between the masks of all pairs of folds (Roy et al. 2019; Zenk et al. 2025).
 
     The Dice of a pair is its mean over regions, without those that neither mask has. Two masks without any of the
@@ -115,21 +116,21 @@ def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], counts: np.n
     Args:
         masks: Label maps, integer (F, *S), one a fold, at least two.
         regions: The foreground labels, or tuples of labels.
-        counts: Bool of shape S, the voxels that count, or None for all.
+        valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
         A float in [0, 1]; 0 where no voxel counts.
 
     Raises:
-        ValueError: If there is only one mask, a shape differs or `counts` is not bool.
+        InputError: If there is only one mask, a shape differs or `valid` is not bool.
     """
     if len(masks) < 2:
-        raise ValueError(f"at least two masks are needed, got {len(masks)}")
-    check_same_shape(masks=masks[0], counts=counts)
-    check_bool(counts=counts)
+        raise InputError(f"at least two masks are needed, got {len(masks)}")
+    check_same_shape(masks=masks[0], valid=valid)
+    check_bool(valid=valid)
     dice = []
     for first, second in combinations(masks, 2):
-        by_region = [scores["Dice"] for scores in overlap(first, second, regions, counts).values()]
+        by_region = [scores["Dice"] for scores in overlap(first, second, regions, valid).values()]
         defined = [value for value in by_region if not np.isnan(value)]
         dice.append(float(np.mean(defined)) if defined else 1.0)
     return float(1 - np.mean(dice))
@@ -165,13 +166,13 @@ def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) ->
         `undefined`.
 
     Raises:
-        ValueError: If the cases differ or a Dice is outside [0, 1].
+        InputError: If the cases differ or a Dice is outside [0, 1].
     """
     if scores.keys() != dice.keys():
-        raise ValueError(f"cases with a score and cases with a Dice differ in {sorted(scores.keys() ^ dice.keys())}")
+        raise InputError(f"cases with a score and cases with a Dice differ in {sorted(scores.keys() ^ dice.keys())}")
     for case, value in dice.items():
         if not (np.isnan(value) or 0 <= value <= 1):
-            raise ValueError(f"Dice lies in [0, 1], got {value} for case {case}")
+            raise InputError(f"Dice lies in [0, 1], got {value} for case {case}")
     cases = [case for case in scores if not (np.isnan(scores[case]) or np.isnan(dice[case]))]
     found = risk_coverage_of_cases(
         np.array([scores[case] for case in cases]), np.array([1 - dice[case] for case in cases])
@@ -180,11 +181,11 @@ def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) ->
     return FailureDetection(found.aurc(), found.augrc(), len(cases), undefined)
 
 
-def _mean_where(scores: np.ndarray, where: np.ndarray | None, counts: np.ndarray | None, no_voxels: NoVoxels) -> float:
+def _mean_where(scores: np.ndarray, where: np.ndarray | None, valid: np.ndarray | None, no_voxels: NoVoxels) -> float:
     """The mean over the voxels that count and are in `where` (None: all)."""
-    check_same_shape(scores=scores, prediction=where, counts=counts)
-    check_bool(counts=counts)
-    counted = np.ones(scores.shape, dtype=bool) if counts is None else counts
+    check_same_shape(scores=scores, prediction=where, valid=valid)
+    check_bool(valid=valid)
+    counted = np.ones(scores.shape, dtype=bool) if valid is None else valid
     chosen = scores[counted if where is None else where & counted]
     if not chosen.size and no_voxels is not NoVoxels.UNDEFINED:
         chosen = scores[counted]
@@ -194,5 +195,5 @@ def _mean_where(scores: np.ndarray, where: np.ndarray | None, counts: np.ndarray
         return float("nan")
     mean = float(chosen.mean(dtype=np.float64))
     if not np.isfinite(mean):
-        raise ValueError(f"scores must be finite, got a mean of {mean}")
+        raise InputError(f"scores must be finite, got a mean of {mean}")
     return mean

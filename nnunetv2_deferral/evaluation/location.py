@@ -46,7 +46,7 @@ class LocationStatistics:
         reference: np.ndarray,
         wrong: np.ndarray,
         deferred: np.ndarray,
-        counts: np.ndarray,
+        valid: np.ndarray,
         spacing_mm: Sequence[float],
     ) -> None:
         """Add a case.
@@ -56,15 +56,15 @@ class LocationStatistics:
             reference: Label map, integer of shape S.
             wrong: Bool of shape S, where the model is wrong.
             deferred: Bool of shape S.
-            counts: Bool of shape S, the voxels that count.
+            valid: Bool of shape S, the voxels that count.
             spacing_mm: Size of a voxel along each axis of S.
         """
-        distance = border_distance_mm(reference, spacing_mm)[counts]
+        distance = border_distance_mm(reference, spacing_mm)[valid]
         place = np.clip(np.searchsorted(DISTANCES_MM, distance, side="left") - 1, 0, len(DISTANCES_MM) - 2)
-        for row, weights in enumerate((None, deferred[counts], wrong[counts])):
+        for row, weights in enumerate((None, deferred[valid], wrong[valid])):
             self._by_distance[row] += np.bincount(place, weights, len(DISTANCES_MM) - 1).astype(np.int64)
-        place = np.minimum((scores[counts] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
-        for row, weights in enumerate((None, wrong[counts])):
+        place = np.minimum((scores[valid] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
+        for row, weights in enumerate((None, wrong[valid])):
             self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
 
     def summary(self) -> dict[str, list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ CaseMetrics = dict[str, dict[str, float]]
 
 
 def overlap(
-    reference: np.ndarray, prediction: np.ndarray, regions: Sequence[Region], counts: np.ndarray | None = None
+    reference: np.ndarray, prediction: np.ndarray, regions: Sequence[Region], valid: np.ndarray | None = None
 ) -> CaseMetrics:
     """Dice, IoU and Sensitivity of each label or region, over the voxels that count.
 
@@ -25,13 +25,13 @@ def overlap(
         reference: Label map, integer, any shape.
         prediction: Label map of the same shape.
         regions: The labels, or tuples of labels, to score.
-        counts: Bool of the same shape, or None for all voxels.
+        valid: Bool of the same shape, or None for all voxels.
 
     Returns:
         For each region, keyed as in nnU-Net's summaries, the three scores and TP, FP, FN, TN, n_pred, n_ref. Dice and
         IoU are NaN where neither map has the region, Sensitivity where the reference has none.
     """
-    excluded = None if counts is None else ~counts
+    excluded = None if valid is None else ~valid
     metrics = {}
     for region in regions:
         masks = (region_or_label_to_mask(labels, region) for labels in (reference, prediction))

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
-from nnunetv2_deferral.calibration.maps import IDENTITY, CalibrationMap
-from nnunetv2_deferral.calibration.reliability import reliability
-from nnunetv2_deferral.calibration.statistics import BIN_WIDTH, NUM_BINS, SMALLEST, Bins, HeadStatistics
-from nnunetv2_deferral.evaluation.score_bins import check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.arrays import SMALLEST, check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.head_statistics import BIN_WIDTH, NUM_BINS, Bins, HeadStatistics
 from nnunetv2_deferral.files import without_nan
 
 LEAST_CERTAIN = 0.02
@@ -39,7 +40,7 @@ class ReliabilityStatistics:
         heads: How they were calibrated, or None.
     """
 
-    def __init__(self, names: Sequence[str], heads: Sequence[CalibrationMap] | None = None) -> None:
+    def __init__(self, names: Sequence[str], heads: Sequence[Calibrator] | None = None) -> None:
         """Start without cases.
 
         Args:
@@ -47,14 +48,14 @@ class ReliabilityStatistics:
             heads: A calibration map for each, or None where there is no calibration.
 
         Raises:
-            ValueError: If two names are the same, or there are more or fewer maps.
+            InputError: If two names are the same, or there are more or fewer maps.
         """
         self.names = tuple(names)
         self.heads = None if heads is None else tuple(heads)
         if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError(f"every head needs a name of its own, got {list(self.names)}")
+            raise InputError(f"every head needs a name of its own, got {list(self.names)}")
         if self.heads is not None and len(self.heads) != len(self.names):
-            raise ValueError(f"got {len(self.heads)} calibration maps for the heads {', '.join(self.names)}")
+            raise InputError(f"got {len(self.heads)} calibration maps for the heads {', '.join(self.names)}")
         self._counted = [HeadStatistics() for _ in self.names]
         self._asked, self._promised, self._kept = 0, 0.0, 0
 
@@ -73,27 +74,27 @@ class ReliabilityStatistics:
             route: Integers in [0, J] of shape S: 0 the model, j expert j.
 
         Raises:
-            ValueError: If shapes differ, or a dtype or value is not as above; the message names the case.
+            InputError: If shapes differ, or a dtype or value is not as above; the message names the case.
         """
         num_heads = len(self.names)
         try:
             check_same_shape(probabilities=probabilities, right=right, known=known)
             check_bool(right=right, known=known)
             if probabilities.shape != (num_heads, *route.shape):
-                raise ValueError(
+                raise InputError(
                     f"probabilities of shape {probabilities.shape} for {num_heads} heads and a route of shape "
                     f"{route.shape}"
                 )
             if route.size and not 0 <= route.min() <= route.max() < num_heads:
-                raise ValueError(f"routes lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
+                raise InputError(f"routes lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
             for some in in_chunks(*probabilities, *right, *known, route):
                 inside = ~np.isnan(some[0])
                 said, was_right = some[:num_heads], some[num_heads : 2 * num_heads]
                 is_known = [each & inside for each in some[2 * num_heads : -1]]
                 self._count(said, was_right, is_known, np.flatnonzero(inside))
                 self._compare(said, was_right, is_known, some[-1])
-        except ValueError as error:
-            raise ValueError(f"case {case}: {error}") from error
+        except InputError as error:
+            raise InputError(f"case {case}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
         """How reliable the heads are, in JSON's types, None for what is undefined without voxels.
@@ -167,7 +168,7 @@ class ReliabilityStatistics:
             "after": None if self.heads is None else reliability(statistics, self.heads[head]).to_dict(),
         }
 
-    def _map(self, head: int) -> CalibrationMap:
+    def _map(self, head: int) -> Calibrator:
         return IDENTITY if self.heads is None else self.heads[head]
 
 
@@ -195,3 +196,61 @@ def _coarse_bins(probabilities: np.ndarray) -> np.ndarray:
 def _group(number: int) -> str:
     """A name of a coarse bin; names have the order of the numbers."""
     return f"{number:03d}"
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far probabilities are from what happens, in bins of about the same number of voxels, (B,) each.
+
+    Attributes:
+        probability: float64, the mean calibrated probability in each bin, ascending.
+        right: float64, the share of its voxels that are right.
+        voxels: int64, their number, never 0.
+    """
+
+    probability: np.ndarray
+    right: np.ndarray
+    voxels: np.ndarray
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, sum_b n_b / n |probability_b - right_b| (Naeini et al. 2015); NaN if empty."""
+        return self._mean(np.abs(self.probability - self.right))
+
+    @property
+    def bias(self) -> float:
+        """Mean probability - share right, over all voxels: positive for a head that is too sure; NaN if empty."""
+        return self._mean(self.probability - self.right)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Bins, ece and bias, in JSON's types but for NaN."""
+        bins = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+        return {**bins, "ece": self.ece, "bias": self.bias}
+
+    def _mean(self, values: np.ndarray) -> float:
+        return float(np.average(values, weights=self.voxels)) if self.voxels.size else math.nan
+
+
+def reliability(statistics: HeadStatistics, calibration: Calibrator = IDENTITY, *, num_bins: int = 15) -> Reliability:
+    """How well a calibrated head keeps its word.
+
+    Args:
+        statistics: Of the head before calibration.
+        calibration: Its map.
+        num_bins: At most so many bins. There are fewer where many voxels have nearly the same probability (logits
+            within `BIN_WIDTH`), as these stay together. Without voxels there are none.
+
+    Raises:
+        InputError: If `num_bins` is less than 1.
+    """
+    if num_bins < 1:
+        raise InputError(f"num_bins must be at least 1, got {num_bins}")
+    voxels, right, _ = bins = statistics.bins()
+    if not voxels.size:
+        return Reliability(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64))
+    # A fine bin cannot be split, so it goes where its middle voxel belongs.
+    middle = (np.cumsum(voxels) - voxels / 2) / voxels.sum()
+    _, bin_of = np.unique((middle * num_bins).astype(np.int64), return_inverse=True)
+    probability = expit(calibration.on_logits(bins.logits))
+    number, happened, promised = (np.bincount(bin_of, each) for each in (voxels, right, voxels * probability))
+    return Reliability(promised / number, happened / number, number.astype(np.int64))

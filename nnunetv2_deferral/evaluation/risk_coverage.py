@@ -27,7 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram, check_same_shape
+from nnunetv2_deferral.arrays import check_same_shape
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,10 @@ class RiskCoverage:
             items.
 
         Raises:
-            ValueError: If `max_points` is less than 2.
+            InputError: If `max_points` is less than 2.
         """
         if max_points < 2:
-            raise ValueError(f"a curve has at least 2 points, got max_points {max_points}")
+            raise InputError(f"a curve has at least 2 points, got max_points {max_points}")
         if not self.by_score.items.size:
             return RiskCoverageCurve(np.zeros(0), np.zeros(0), np.zeros(0))
         coverage, risk = _generalised_risk(self.by_score)
@@ -147,18 +149,18 @@ def risk_coverage_of_cases(scores: np.ndarray, losses: np.ndarray) -> RiskCovera
         losses: (n,), finite and not negative, such as 1 - Dice.
 
     Raises:
-        ValueError: If a shape differs or a value is not as above.
+        InputError: If a shape differs or a value is not as above.
     """
     scores, losses = np.asarray(scores), np.asarray(losses, dtype=np.float64)
     check_same_shape(scores=scores, losses=losses)
     if scores.ndim != 1:
-        raise ValueError(f"one score an item is needed, shape (n,), got {scores.shape}")
+        raise InputError(f"one score an item is needed, shape (n,), got {scores.shape}")
     for name, values, right in (
         ("scores must be finite", scores, np.isfinite(scores)),
         ("losses must be finite and not negative", losses, np.isfinite(losses) & (losses >= 0)),
     ):
         if not right.all():
-            raise ValueError(f"{name}, got {values[~right][0]}")
+            raise InputError(f"{name}, got {values[~right][0]}")
     return RiskCoverage(_grouped(scores, losses), _grouped(losses, losses))
 
 

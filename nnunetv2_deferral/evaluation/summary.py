@@ -52,28 +52,28 @@ class SummaryStatistics:
         """Add a case.
 
         Raises:
-            ValueError: If shapes differ or a route names an expert that there is not.
+            InputError: If shapes differ or a route names an expert that there is not.
         """
         ignored = self.ignore_label
-        counts = np.ones(case.route.shape, bool) if ignored is None else case.reference != ignored
+        valid = np.ones(case.route.shape, bool) if ignored is None else case.reference != ignored
         system = fuse_masks(case.model, case.experts, case.route)
         without_answer = unanswered(case.experts, case.route)
         answered = (case.route > 0) & ~without_answer
         scored = {
-            "system": (system, counts),
-            "expert": (system, counts & answered),
-            "model": (case.model, counts & ~answered),
-            "model_everywhere": (case.model, counts),
+            "system": (system, valid),
+            "expert": (system, valid & answered),
+            "model": (case.model, valid & ~answered),
+            "model_everywhere": (case.model, valid),
         } | {
-            name: (mask, counts & (mask != MISSING))
+            name: (mask, valid & (mask != MISSING))
             for name, mask in zip(self.experts, case.experts, strict=True)
             if (mask != MISSING).any()
         }
         for part, (prediction, where) in scored.items():
             self._scores[part][case.name] = overlap(case.reference, prediction, self.regions, where)
-        routed = np.bincount(case.route[counts].ravel(), minlength=len(self.experts) + 1)
-        missed = int((without_answer & counts).sum())
-        self._per_case[case.name] = deferral_rates(case.route[counts], self.experts) | {
+        routed = np.bincount(case.route[valid].ravel(), minlength=len(self.experts) + 1)
+        missed = int((without_answer & valid).sum())
+        self._per_case[case.name] = deferral_rates(case.route[valid], self.experts) | {
             "unanswered": missed / max(int(routed[1:].sum()), 1)
         }
         self._num_unanswered += missed

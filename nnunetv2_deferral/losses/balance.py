@@ -7,14 +7,14 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_reduce
 
 
-def routing_ratio(log_routing: Tensor, counts: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+def routing_ratio(log_routing: Tensor, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
     """rho_j, the mean routing probability of each expert over batch and voxels (Eq. 8).
 
     In a distributed training it is the mean over the batches of all processes, and differentiable as such.
 
     Args:
         log_routing: log M, float32 (B, J + 1, *S).
-        counts: Bool (B, *S), the voxels that count, or None for all.
+        valid: Bool (B, *S), the voxels that count, or None for all.
         known: Bool (B, J, *S), where each expert has a label, or None for everywhere. The mean of an expert is over
             the voxels that the expert could be asked about.
 
@@ -22,7 +22,7 @@ def routing_ratio(log_routing: Tensor, counts: Tensor | None = None, known: Tens
         float32 (J,), each in [0, 1]; 0 where no voxel counts.
     """
     probabilities = log_routing[:, 1:].exp()
-    weights = None if counts is None else counts.unsqueeze(1).expand_as(probabilities)
+    weights = None if valid is None else valid.unsqueeze(1).expand_as(probabilities)
     if known is not None:
         weights = known if weights is None else weights & known
     if weights is None:

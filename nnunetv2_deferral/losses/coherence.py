@@ -17,7 +17,7 @@ def coherence_loss(
     beta_consistency: float,
     beta_rate: float,
     trains_routing: bool,
-    counts: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     r"""Tie the aggregated deferral predictor, a smooth map, to the routing decisions, and keep its rate low.
 
@@ -33,7 +33,7 @@ def coherence_loss(
         beta_consistency: beta_1, the weight of the squared difference.
         beta_rate: beta_2, the weight of the deferral rate.
         trains_routing: True is the paper's form, whose squared term has a gradient to the routing logits as well.
-        counts: Bool (B, *S), the voxels that count, or None for all.
+        valid: Bool (B, *S), the voxels that count, or None for all.
 
     Returns:
         A scalar; 0 where no voxel counts.
@@ -44,4 +44,4 @@ def coherence_loss(
         soft_deferred = soft_deferred.detach()
     values = functional.binary_cross_entropy_with_logits(logit, deferred.float(), reduction="none")
     values = values + beta_consistency * (probability - soft_deferred).square() + beta_rate * probability
-    return mean_over_voxels(values, counts)
+    return mean_over_voxels(values, valid)

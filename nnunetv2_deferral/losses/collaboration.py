@@ -18,7 +18,7 @@ def collaboration_loss(
     expert_right: Tensor,
     model_right: Tensor,
     *,
-    counts: Tensor | None = None,
+    valid: Tensor | None = None,
     known: Tensor | None = None,
     costs: Tensor | None = None,
 ) -> Tensor:
@@ -34,7 +34,7 @@ def collaboration_loss(
         log_routing: log M, float32 (B, J + 1, *S), from `routing_log_probabilities`.
         expert_right: Bool (B, J, *S), where each expert's label equals the reference.
         model_right: Bool (B, *S), where the model's does.
-        counts: Bool (B, *S), the voxels that count (not ignored), or None for all.
+        valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
         known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
         costs: float32 (J,), c_j in [0, 1], or None for 0.
 
@@ -47,4 +47,4 @@ def collaboration_loss(
     if known is not None:
         experts = torch.where(known, experts, 0)
     model = torch.where(model_right, floored[:, 0], 0)
-    return mean_over_voxels(experts.sum(1) - model, counts)
+    return mean_over_voxels(experts.sum(1) - model, valid)

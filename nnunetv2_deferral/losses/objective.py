@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_deferral.channels import ChannelLayout, close_routes, routing_log_probabilities
+from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.labels import MISSING, LabelSpace, is_right
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import collaboration_loss
 from nnunetv2_deferral.losses.one_vs_all import one_vs_all_loss
-from nnunetv2_deferral.rules import ONE_VS_ALL
+from nnunetv2_deferral.routing import ONE_VS_ALL, close_routes, routing_log_probabilities
 from nnunetv2_deferral.settings import DeferralSettings
 
 
@@ -84,14 +84,14 @@ class DeferralObjective(nn.Module):
         else:
             segmentation = self.segmentation_loss(parts.segmentation, target)
 
-        reference, counts = self.labels.reference(target[0] if isinstance(target, (list, tuple)) else target)
+        reference, valid = self.labels.reference(target[0] if isinstance(target, (list, tuple)) else target)
         model_right = is_right(self.labels.answer(parts.segmentation), reference)
         expert_right = is_right(self.labels.encode(experts), reference).transpose(0, 1)
 
         settings = self.settings
         known = self._known(experts)
         routing = parts.routing if known is None else close_routes(parts.routing, known)
-        routing_loss, balance = self._routing_terms(routing, expert_right, model_right, counts, known)
+        routing_loss, balance = self._routing_terms(routing, expert_right, model_right, valid, known)
         probabilities = settings.rule.probabilities(routing)
         coherence = coherence_loss(
             parts.aggregated,
@@ -100,7 +100,7 @@ class DeferralObjective(nn.Module):
             beta_consistency=settings.beta_consistency,
             beta_rate=settings.beta_rate,
             trains_routing=settings.coherence_trains_routing,
-            counts=counts,
+            valid=valid,
         )
         # A term of weight 0 stays in the sum: its parameters then have a gradient (of 0), which DDP insists on.
         deferral = routing_loss + settings.lambda_coherence * coherence + settings.lambda_balance * balance
@@ -117,15 +117,15 @@ class DeferralObjective(nn.Module):
         routing: Tensor,
         expert_right: Tensor,
         model_right: Tensor,
-        counts: Tensor | None,
+        valid: Tensor | None,
         known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """DC and LB, or the one-vs-all loss and 0."""
         if self.settings.objective == ONE_VS_ALL:
-            loss = one_vs_all_loss(routing, expert_right, model_right, counts=counts, known=known)
+            loss = one_vs_all_loss(routing, expert_right, model_right, valid=valid, known=known)
             return loss, torch.zeros_like(loss)
         log_routing = routing_log_probabilities(routing)
         collaboration = collaboration_loss(
-            log_routing, expert_right, model_right, counts=counts, known=known, costs=self.costs
+            log_routing, expert_right, model_right, valid=valid, known=known, costs=self.costs
         )
-        return collaboration, balance_loss(routing_ratio(log_routing, counts, known), self.lower, self.upper)
+        return collaboration, balance_loss(routing_ratio(log_routing, valid, known), self.lower, self.upper)

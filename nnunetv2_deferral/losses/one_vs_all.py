@@ -14,7 +14,7 @@ def one_vs_all_loss(
     expert_right: Tensor,
     model_right: Tensor,
     *,
-    counts: Tensor | None = None,
+    valid: Tensor | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
     r"""Learn where the model is right and where each expert is.
@@ -28,7 +28,7 @@ def one_vs_all_loss(
         routing: Logits f, (B, J + 1, *S), any floating dtype; computed with in float32.
         expert_right: Bool (B, J, *S), where each expert's label equals the reference.
         model_right: Bool (B, *S), where the model's does.
-        counts: Bool (B, *S), the voxels that count (not ignored), or None for all.
+        valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
         known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
 
     Returns:
@@ -38,4 +38,4 @@ def one_vs_all_loss(
     # softplus(f) - f [right] = -log sigmoid(f) or -log(1 - sigmoid(f)), finite for any logit.
     values = functional.binary_cross_entropy_with_logits(routing.float(), right, reduction="none")
     experts = values[:, 1:] if known is None else torch.where(known, values[:, 1:], 0)
-    return mean_over_voxels(values[:, 0] + experts.sum(1), counts)
+    return mean_over_voxels(values[:, 0] + experts.sum(1), valid)

@@ -17,6 +17,7 @@ from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import DATASET, ENVIRONMENT_CAPACITIES, Limits, limits_of_environment
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import ModelIdentity, check_folder, save_routing, write_maps
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
@@ -40,7 +41,7 @@ def export_prediction_from_logits(
     that exists tells a continued prediction that its case is done.
 
     Raises:
-        ValueError: If the folder holds the maps of another model.
+        InputError: If the folder holds the maps of another model.
     """
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
@@ -59,7 +60,7 @@ def export_prediction_from_logits(
         probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
         decision = decide(
             probabilities,
-            foreground_worth(parts.segmentation, labels, geometry),
+            foreground_weight(parts.segmentation, labels, geometry),
             rule=rule,
             limits=effective_limits(plans_manager),
             spacing_mm=geometry.spacing_mm,
@@ -77,7 +78,7 @@ def export_prediction_from_logits(
             model=model,
             settings=settings,
             calibration=calibration,
-            figures=decision.figures,
+            statistics=decision.statistics,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
@@ -92,7 +93,7 @@ def export_prediction_from_logits(
     )
 
 
-def foreground_worth(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
+def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
     """What each voxel of the image is worth, by the areas that the segmentation logits (K, *S) lead to expect.
 
     Returns:
@@ -108,7 +109,7 @@ def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
     """The limits that the environment sets, else those of the model's settings.
 
     Raises:
-        ValueError: If the environment asks for what cannot be.
+        InputError: If the environment asks for what cannot be.
     """
     settings = plans_manager.settings
     limits = limits_of_environment(settings.limits)
@@ -120,12 +121,12 @@ def check_limits(plans_manager: DeferralPlansManager) -> None:
     """Refuse limits that a prediction could not keep.
 
     Raises:
-        ValueError: If they are over a dataset and no thresholds were fitted for them.
+        InputError: If they are over a dataset and no thresholds were fitted for them.
     """
     limits = effective_limits(plans_manager)
     if limits.over == DATASET:
         if plans_manager.calibration is None:
-            raise ValueError(
+            raise InputError(
                 "a budget over a dataset needs thresholds from validation cases, and this model has none. Fit them: "
                 "nnUNetv2_deferral_calibrate ... -budgets"
             )

@@ -15,8 +15,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import LabelSpace
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
@@ -72,10 +73,10 @@ class DeferralPlansManager(PlansManager):
         """The effective settings of the model.
 
         Raises:
-            ValueError: If the plans have no deferral block.
+            InputError: If the plans have no deferral block.
         """
         if PLANS_KEY not in self.plans:
-            raise ValueError(
+            raise InputError(
                 f'the plans "{self.plans.get("plans_name")}" of this model have no "{PLANS_KEY}" block, so they are '
                 "not those of a deferral model. Was plans.json in the model folder replaced?"
             )
@@ -86,7 +87,7 @@ class DeferralPlansManager(PlansManager):
         """What was fitted on the model's validation cases, None if nothing was.
 
         Raises:
-            ValueError: If it is of a model with other experts.
+            InputError: If it is of a model with other experts.
         """
         content = self.plans.get(CALIBRATION_KEY)
         return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
@@ -101,10 +102,10 @@ class DeferralPlansManager(PlansManager):
         """Whether the model was trained on regions.
 
         Raises:
-            ValueError: If the plans are those a training starts from, not those of a model.
+            InputError: If the plans are those a training starts from, not those of a model.
         """
         if MODEL_KEY not in self.plans:
-            raise ValueError(
+            raise InputError(
                 f'the plans "{self.plans.get("plans_name")}" of this model have no "{MODEL_KEY}" entry, which a '
                 "training writes. Was plans.json in the model folder replaced by the plans of the dataset?"
             )

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
-from nnunetv2_deferral.rules import COLLABORATION, ONE_VS_ALL
+from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL
 
 BASE_NAME = "nnUNetTrainerDeferral"
 MAX_EXPERTS = 5
@@ -53,7 +54,7 @@ def trainer_class(name: str) -> type[DeferralTrainer]:
 
     Raises:
         AttributeError: If the name is not of our form at all (what a module's `__getattr__` must raise).
-        ValueError: If it is of our form but means nothing; the message says what exists.
+        InputError: If it is of our form but means nothing; the message says what exists.
     """
     match = _OWN_NAME.fullmatch(name)
     if match is None:
@@ -73,19 +74,19 @@ def _parse(name: str, match: re.Match[str]) -> tuple[int | None, tuple[str, ...]
     options = tuple(match["options"].split("_")[1:])
     canonical = f"{BASE_NAME}{_experts_part(number)}"
     if number is not None and not (1 <= number <= MAX_EXPERTS and name.split("_")[0] == canonical):
-        raise ValueError(
+        raise InputError(
             f"there is no trainer {name}: {name.split('_')[0]} means nothing. There are "
             f"{', '.join(example_names())}; more experts than {MAX_EXPERTS} need {BASE_NAME} and plans that list them"
         )
     unknown = [option for option in options if option not in OPTIONS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"there is no trainer {name}: {', '.join('_' + option for option in unknown)} means nothing. "
             f"{canonical} can be followed by any of {', '.join('_' + option for option in OPTIONS)}"
         )
     fixed = [key for option in options for key in (*OPTIONS[option].attributes, *OPTIONS[option].settings)]
     if len(set(fixed)) != len(fixed):
-        raise ValueError(f"there is no trainer {name}: its options contradict or repeat each other")
+        raise InputError(f"there is no trainer {name}: its options contradict or repeat each other")
     return number, options
 
 

@@ -8,6 +8,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
 # What must agree between two plans for a network of one to see the data it was trained on under the other.
@@ -25,7 +26,7 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
         configuration: Its configuration, such as `"2d"`.
 
     Raises:
-        ValueError: If the checkpoint is of another configuration or of plans that feed the network other data, or if
+        InputError: If the checkpoint is of another configuration or of plans that feed the network other data, or if
             its weights do not fit; the message names the file and what differs.
     """
     checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
@@ -44,7 +45,7 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
         if name in weights and weights[name].shape != own[name].shape
     ]
     if problems:
-        raise ValueError(f"{filename} does not fit this network: {'; '.join(problems[:5])}")
+        raise InputError(f"{filename} does not fit this network: {'; '.join(problems[:5])}")
     network.load_state_dict({name: weights.get(name, own[name]) for name in own})
 
 
@@ -52,7 +53,7 @@ def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSet
     """Refuse to resume a training that had other experts.
 
     Raises:
-        ValueError: Naming both panels.
+        InputError: Naming both panels.
     """
     checkpoint = filename_or_checkpoint
     if isinstance(checkpoint, str):
@@ -60,7 +61,7 @@ def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSet
     block = checkpoint["init_args"]["plans"].get(PLANS_KEY)
     trained = "none" if block is None else ", ".join(resolve_settings(block).expert_names)
     if trained != ", ".join(settings.expert_names):
-        raise ValueError(
+        raise InputError(
             f"the checkpoint {filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else ''} was trained "
             f"with other experts ({trained}) than this trainer, its plans and its dataset have "
             f"({', '.join(settings.expert_names)})"
@@ -70,7 +71,7 @@ def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSet
 def _check_same_plans(init_args: dict[str, Any], plans: dict[str, Any], configuration: str, filename: str) -> None:
     theirs, their_configuration = init_args["plans"], init_args["configuration"]
     if their_configuration != configuration:
-        raise ValueError(f"{filename} was trained in {their_configuration}, not in {configuration}")
+        raise InputError(f"{filename} was trained in {their_configuration}, not in {configuration}")
     differing = [key for key in _PLANS_KEYS if theirs.get(key) != plans.get(key)]
     # The managers resolve configurations that inherit from others.
     ours_here, theirs_here = (
@@ -78,7 +79,7 @@ def _check_same_plans(init_args: dict[str, Any], plans: dict[str, Any], configur
     )
     differing += [key for key in _CONFIGURATION_KEYS if ours_here.get(key) != theirs_here.get(key)]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"{filename} is of other plans ({theirs.get('dataset_name')}, {theirs.get('plans_name')}) than this "
             f"training ({plans.get('dataset_name')}, {plans.get('plans_name')}): they differ in {', '.join(differing)}"
         )

@@ -10,7 +10,6 @@ configuration's function for segmentations. Nothing is written where stock nnU-N
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -32,7 +31,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_deferral import raters
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import ExpertMasks
@@ -54,13 +54,13 @@ def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[
     is at hand.
 
     Raises:
-        ValueError: See :func:`.raters.declared_raters`.
+        InputError: See :func:`.raters.declared_raters`.
     """
     raw = raw_dataset(dataset_name)
     file = None if raw is None else raw / "dataset.json"
     if file is None or not file.is_file():
         return raters.declared_raters(dataset_json)
-    return raters.declared_raters(json.loads(file.read_text()))
+    return raters.declared_raters(read_json(file))
 
 
 def rater_masks(
@@ -120,17 +120,17 @@ def preprocess_raters(
         The cases that were preprocessed.
 
     Raises:
-        ValueError: If masks do not fit their images; all faults are listed, and nothing is written.
+        InputError: If masks do not fit their images; all faults are listed, and nothing is written.
     """
     if num_processes < 1:
-        raise ValueError(f"preprocessing experts' masks needs at least one process, got {num_processes}")
+        raise InputError(f"preprocessing experts' masks needs at least one process, got {num_processes}")
     folder = experts_folder(preprocessed)
     cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
     if masks is None:
         index = _read_index(folder, declared)
         missing = [case for case in cases if case not in index]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"the masks of {', '.join(declared)} are not preprocessed for {len(missing)} of {len(cases)} cases "
                 f"(the first is {missing[0]}), and the raw dataset is not in nnUNet_raw ({nnUNet_raw.get()})"
             )
@@ -146,7 +146,7 @@ def preprocess_raters(
         with written_whole(folder) as scratch:
             faults = [*general, *_run(job, stale, scratch, num_processes)]
             if faults:
-                raise ValueError(
+                raise InputError(
                     f"{len(faults)} fault(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
                 )
         write_json({"experts": list(declared), "cases": states}, folder / _INDEX)
@@ -166,7 +166,7 @@ class RaterDataset:
         self.dataset = dataset
         self.identifiers = dataset.identifiers
         self.folder = folder
-        declared = json.loads((folder / _INDEX).read_text())["experts"]
+        declared = read_json(folder / _INDEX)["experts"]
         self.channels = None if declared == list(experts) else [declared.index(expert) for expert in experts]
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -206,7 +206,7 @@ class _Stacked:
 def _read_index(folder: Path, declared: Sequence[str]) -> dict[str, Any]:
     """What the files in the folder were made from, by case; empty if they are of other raters."""
     file = folder / _INDEX
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    content = read_json(file) if file.is_file() else {}
     return content.get("cases", {}) if content.get("experts") == list(declared) else {}
 
 
@@ -255,10 +255,10 @@ def _preprocess_case(job: _Job, scratch: Path, case: str) -> list[str]:
         try:
             labels = job.masks.read(expert, case, properties)
             if labels is not None and labels.shape != answer.shape:
-                raise ValueError(
+                raise InputError(
                     f"{job.masks.file(expert, case)}: shape {labels.shape}, but the image has {answer.shape}"
                 )
-        except ValueError as error:
+        except InputError as error:
             faults.append(str(error))
         else:
             answer[...] = answer if labels is None else labels

@@ -18,14 +18,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, calibration_of_other_folds
-from nnunetv2_deferral.channels import ChannelLayout, close_routes
+from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import fuse
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import add_deferral_head, deferral_head
-from nnunetv2_deferral.nnunet import seam
+from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
 from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, JointSchedule, without_parameters
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
@@ -39,9 +41,10 @@ from nnunetv2_deferral.nnunet.rater_data import (
 )
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
+from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 
-seam.install()
+hooks.install()
 
 
 class DeferralTrainer(nnUNetTrainer):
@@ -69,7 +72,7 @@ class DeferralTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
-        seam.check_nnunet_version()
+        hooks.check_nnunet_version()
         self.settings = resolve_settings(
             plans.get(PLANS_KEY),
             num_experts=self.num_experts,
@@ -81,7 +84,7 @@ class DeferralTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.labels = label_space(self.label_manager)
         if len(self.label_manager.all_labels) < 2:
-            raise ValueError(
+            raise InputError(
                 f"dataset.json of {self.plans_manager.dataset_name} has no foreground label (labels: "
                 f"{dataset_json['labels']}), so there is nothing on which experts could be right or wrong"
             )
@@ -117,7 +120,7 @@ class DeferralTrainer(nnUNetTrainer):
         deferral_plans = DeferralPlansManager.adopt(plans_manager)
         settings = deferral_plans.settings
         if cls.num_experts not in (None, settings.num_experts):
-            raise ValueError(
+            raise InputError(
                 f"{cls.__name__} routes to {cls.num_experts} experts, but the plans of this model say "
                 f"{settings.num_experts} ({', '.join(settings.expert_names)})"
             )
@@ -197,7 +200,7 @@ class DeferralTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Refuse what cannot be trained, then start as nnU-Net does."""
         if not self._has_segmentation_weights:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} trains a deferral head on a network that is already trained: give it with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
@@ -209,7 +212,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.local_rank == 0 and kept is not None:
             write_json({**self.plans_manager.plans, CALIBRATION_KEY: kept}, plans_file)
         names = ", ".join(
-            f"{expert} (rater)" if isinstance(expert, str) else f"{expert.name} ({expert.error_model})"
+            f"{expert.name} (rater)" if isinstance(expert, Rater) else f"{expert.name} ({expert.error_model})"
             for expert in self.settings.experts
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
@@ -247,15 +250,15 @@ class DeferralTrainer(nnUNetTrainer):
         """Losses, the counts of nnU-Net's pseudo Dice for the model and for the system, and the routed voxels."""
         terms, full, target, experts = self._forward(batch)
         parts = self.layout.split(full)
-        reference, counts = self.labels.reference(target)
+        reference, valid = self.labels.reference(target)
         model = self.labels.answer(parts.segmentation)
         routing = close_routes(parts.routing, experts != MISSING) if self.settings.raters else parts.routing
         rule = self.settings.rule
         route = rule.decision(rule.probabilities(routing))
         answers = torch.cat((model[None], self.labels.encode(experts)))
         system = fuse(answers, route[:, None])
-        mask = None if counts is None else counts[:, None].float()
-        kept = torch.ones_like(route, dtype=torch.bool) if counts is None else counts
+        mask = None if valid is None else valid[:, None].float()
+        kept = torch.ones_like(route, dtype=torch.bool) if valid is None else valid
         routed = torch.bincount(route[kept], minlength=self.layout.num_routes)
         model_counts = self._overlap_counts(model, reference, mask)
         system_counts = self._overlap_counts(system, reference, mask)
@@ -298,12 +301,12 @@ class DeferralTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, then the deferral summary over seeded experts."""
         if self.local_rank == 0:
-            discard_maps_of_another_model(self)
+            discard_maps_of_another_model(self, self.plans_manager)
         if self.is_ddp:
             distributed.barrier()
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
-            summary = summarize_validation(self)
+            summary = summarize_validation(self, self.plans_manager)
             if summary is None:
                 self.print_to_log_file(
                     f"The masks of {', '.join(self.settings.raters)} are not on this machine, so there is no "

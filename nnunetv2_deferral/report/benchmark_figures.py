@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, Resampling, values
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.bootstrap import Interval, bootstrap_difference, mean_over_cases
 from nnunetv2_deferral.report.style import (
     FONT_SIZE,
@@ -157,11 +158,11 @@ def draw_forest(blocks: Sequence[Block], regions: Mapping[str, str]) -> Figure:
         regions: Titles of the panels by region.
 
     Raises:
-        ValueError: If there is nothing to show.
+        InputError: If there is nothing to show.
     """
     lines = [line for block in blocks for line in (None, *block.lines)]
     if not lines or not regions:
-        raise ValueError(f"a forest plot needs lines and regions, got {len(lines)} and {len(regions)}")
+        raise InputError(f"a forest plot needs lines and regions, got {len(lines)} and {len(regions)}")
     names, columns = list(regions), min(len(regions), _MOST_PANELS)
     stacked = math.ceil(len(names) / columns)
     tall = len(lines) * _LINE
@@ -194,10 +195,10 @@ def draw_loads(loads: Sequence[Load]) -> Figure:
     """A bar for each method: how the voxels that it deferred are shared out among its experts.
 
     Raises:
-        ValueError: If there is no method.
+        InputError: If there is no method.
     """
     if not loads:
-        raise ValueError("a figure of loads needs at least one method, got none")
+        raise InputError("a figure of loads needs at least one method, got none")
     most = max(len(load.shares) for load in loads)
     columns = min(most, 4)
     above, below = 0.1, 0.75 + 0.24 * math.ceil(most / columns)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES, Resampling
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.report import benchmark_figures as figures
 from nnunetv2_deferral.report import statements
 from nnunetv2_deferral.report.benchmark_statements import (
@@ -63,10 +64,10 @@ def check_report(file: Path) -> None:
     """Refuse a file that could not be written, before anything is computed for it.
 
     Raises:
-        ValueError: If it is a folder or no plain file, or if its folder cannot be written or made.
+        InputError: If it is a folder or no plain file, or if its folder cannot be written or made.
     """
     if file.exists() and not file.is_file():
-        raise ValueError(f"the report {file} cannot be written: it is there and no file")
+        raise InputError(f"the report {file} cannot be written: it is there and no file")
     there = file.absolute().parent
     while not there.exists():
         there = there.parent
@@ -74,7 +75,7 @@ def check_report(file: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"the report {file} cannot be written: {error}") from error
+        raise InputError(f"the report {file} cannot be written: {error}") from error
 
 
 def write_benchmark_page(results: Mapping[str, Any], file: Path, *, groups: Mapping[str, Any] | None = None) -> None:
@@ -87,7 +88,7 @@ def write_benchmark_page(results: Mapping[str, Any], file: Path, *, groups: Mapp
             Without, experts alone then have no intervals.
 
     Raises:
-        ValueError: If the groups are not as many as those of the results.
+        InputError: If the groups are not as many as those of the results.
     """
     write_page(benchmark_page(results, groups=groups), file)
 
@@ -311,7 +312,7 @@ def _resampling(results: Mapping[str, Any], groups: Mapping[str, Any] | None) ->
         return None
     if groups is not None and len({groups[case] for case in cases}) != drawn["num_groups"]:
         number = len({groups[case] for case in cases})
-        raise ValueError(f"the results were made with {drawn['num_groups']} groups of cases, not with these {number}")
+        raise InputError(f"the results were made with {drawn['num_groups']} groups of cases, not with these {number}")
     return Resampling(groups=groups, seed=drawn["seed"], num_resamples=drawn["num_resamples"])
 
 

@@ -13,7 +13,7 @@ from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.outcomes import FEW_VOXELS, draw_load, draw_location
 from nnunetv2_deferral.report.page import Definitions, Note, Page, Part, Picture, Section, write_page
-from nnunetv2_deferral.report.reliability import draw_reliability, reliability_texts
+from nnunetv2_deferral.report.reliability_figure import draw_reliability, reliability_texts
 
 _DPI = 150
 WITHOUT_IMAGES = (

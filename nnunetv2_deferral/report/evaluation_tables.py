@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2_deferral.evaluation.evaluation import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
-from nnunetv2_deferral.report.reliability import bias_text, error_text
+from nnunetv2_deferral.report.reliability_figure import bias_text, error_text
 from nnunetv2_deferral.report.statements import RANKING_NAMES, interval_text
 from nnunetv2_deferral.report.tables import DASH, SYSTEM, ratio, score_text, share_text, signed_text
 

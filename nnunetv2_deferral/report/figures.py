@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.maps import deferral_rates
 from nnunetv2_deferral.report.style import INK, RULE, expert_fill, new_figure, plain
@@ -59,7 +60,7 @@ def draw_case(view: CaseView, experts: Sequence[str]) -> Figure:
         experts: Names of the J experts in routing order.
 
     Raises:
-        ValueError: If there are routes to experts without a name.
+        InputError: If there are routes to experts without a name.
     """
     return _draw_rows([view], experts, width=11.7, with_names=False)
 
@@ -68,10 +69,10 @@ def draw_overview(views: Sequence[CaseView], experts: Sequence[str]) -> Figure:
     """A few cases as rows under common headings, about 1400 pixels wide when saved by :func:`to_png`.
 
     Raises:
-        ValueError: If there is no case, and as in :func:`draw_case`.
+        InputError: If there is no case, and as in :func:`draw_case`.
     """
     if not views:
-        raise ValueError("an overview needs at least one case, got none")
+        raise InputError("an overview needs at least one case, got none")
     return _draw_rows(views, experts, width=11.7, with_names=True)
 
 
@@ -167,8 +168,8 @@ def _slice(view: CaseView) -> _Slice:
     case = view.case
     system = fuse_masks(case.model, case.experts, case.route)
     masks = [case.reference, case.model, system, case.route]
-    if view.counts is not None:
-        masks = [np.where(view.counts, mask, 0) for mask in masks]
+    if view.valid is not None:
+        masks = [np.where(view.valid, mask, 0) for mask in masks]
     image, place = view.image, ""
     if image.ndim == 3:
         index = fullest_slice(masks[3], masks[0] != masks[1], masks[0])
@@ -276,6 +277,6 @@ def _check_experts(views: Sequence[CaseView], experts: Sequence[str]) -> None:
     for view in views:
         highest = int(view.case.route.max(initial=0))
         if highest > len(experts):
-            raise ValueError(
+            raise InputError(
                 f"case {view.case.name} has voxels routed to expert {highest}, but only {len(experts)} have names"
             )

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.report.style import FONT_SIZE, INK, expert_fill, new_figure, plain
 from nnunetv2_deferral.report.views import telling_part
 
@@ -59,10 +60,10 @@ def draw_region(view: RegionView) -> Figure:
     """The picture of a region.
 
     Raises:
-        ValueError: If the shapes differ.
+        InputError: If the shapes differ.
     """
     if not view.image.shape == view.model.shape == view.region.shape:
-        raise ValueError(
+        raise InputError(
             f"{view.title}: image {view.image.shape}, mask {view.model.shape} and region {view.region.shape} differ "
             "in shape"
         )

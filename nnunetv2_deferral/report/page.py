@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import written_whole
 
 
@@ -31,7 +32,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError(f"picture {self.title!r} is no PNG file, it starts with {self.png[:8]!r}")
+            raise InputError(f"picture {self.title!r} is no PNG file, it starts with {self.png[:8]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunetv2_deferral.evaluation.evaluation import ScoredCase
-from nnunetv2_deferral.predictions import PredictionFolder, same_cases
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.figures import draw_case, to_png
 from nnunetv2_deferral.report.page import Picture
 from nnunetv2_deferral.report.tables import dice_by_case, score_text, share_text, telling_order
@@ -23,22 +21,6 @@ def chosen_cases(summary: Mapping[str, Any], most: int = NUM_CASES) -> list[tupl
     order = telling_order(dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"]))
     telling = sum(bool(why) for _, why in order)
     return order[: min(most, max(telling, 3))]
-
-
-def image_file(images: Path, case: str, file_ending: str) -> Path:
-    """The first channel of a case."""
-    return images / f"{case}_0000{file_ending}"
-
-
-def check_images(images: Path, predictions: PredictionFolder) -> None:
-    """Refuse a folder that lacks the image of any case.
-
-    Raises:
-        ValueError: Naming the folder and the cases.
-    """
-    ending = predictions.files.file_ending
-    found = [case for case in predictions.cases if image_file(images, case, ending).is_file()]
-    same_cases(f"cases without an image <case>_0000{ending} in {images}", predictions.cases, found)
 
 
 def case_pictures(
@@ -56,22 +38,23 @@ def case_pictures(
         images: The folder of the images.
 
     Raises:
-        ValueError: If an image cannot be read or does not fit its case.
+        InputError: If an image cannot be read or does not fit its case.
     """
     model, system = dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"])
     experts = list(summary["deferral"]["share"])
-    ignore_label = predictions.files.label_manager.ignore_label
+    files = predictions.files
+    ignore_label = files.label_manager.ignore_label
     pictures = []
     for case, why in chosen_cases(summary):
         scored = read(case)
-        counts = None if ignore_label is None else scored.case.reference != ignore_label
+        valid = None if ignore_label is None else scored.case.reference != ignore_label
         view = CaseView(
             case=scored.case,
-            image=_read_image(predictions, image_file(images, case, predictions.files.file_ending)),
+            image=files.read_image([files.image_file(images, case)])[0],
             spacing=tuple(scored.spacing_mm),
             model_dice=model[case],
             system_dice=system[case],
-            counts=counts,
+            valid=valid,
         )
         caption = _caption(summary, case, model[case], system[case], experts)
         png = to_png(draw_case(view, experts), dpi=130)
@@ -79,22 +62,15 @@ def case_pictures(
     return pictures
 
 
-def _read_image(predictions: PredictionFolder, file: Path) -> np.ndarray:
-    try:
-        return predictions.files.reader.read_images([str(file)])[0][0]
-    except Exception as error:  # readers fail in their own ways
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
 def _caption(summary: Mapping[str, Any], case: str, model: float, system: float, experts: Sequence[str]) -> str:
     rates = summary["deferral"]["per_case"][case]
-    counts = summary["deferred"]["per_case"][case]
+    came = summary["deferred"]["per_case"][case]
     asked = ", ".join(f"{name} {share_text(rates['share'][name])}" for name in experts if rates["share"][name] > 0)
     text = f"Dice of the model {score_text(model)}, of the system {score_text(system)}. "
     if not asked:
         return text + "Nothing was deferred."
-    missed = f", {counts['unanswered']:,} unanswered" if counts["unanswered"] else ""
+    missed = f", {came['unanswered']:,} unanswered" if came["unanswered"] else ""
     return text + (
-        f"{share_text(rates['deferral_rate'])} of the voxels deferred ({asked}): {counts['fixed']:,} voxels fixed, "
-        f"{counts['worsened']:,} made worse{missed}."
+        f"{share_text(rates['deferral_rate'])} of the voxels deferred ({asked}): {came['fixed']:,} voxels fixed, "
+        f"{came['worsened']:,} made worse{missed}."
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from nnunetv2_deferral.report.page import Table
+from nnunetv2_deferral.text import markdown_table
 
 SCORES = ("Dice", "IoU", "Sensitivity")
 DASH = "–"
@@ -71,7 +72,9 @@ def result_tables(table: Mapping[str, Any]) -> list[Table]:
 
 def markdown_tables(table: Mapping[str, Any]) -> str:
     """Both tables in Markdown."""
-    return "\n\n".join(_markdown(rows) for rows in (score_rows(table), [["deferral", "value"], *deferral_rows(table)]))
+    return "\n\n".join(
+        markdown_table(rows) for rows in (score_rows(table), [["deferral", "value"], *deferral_rows(table)])
+    )
 
 
 def dice_by_case(part: Mapping[str, Any]) -> dict[str, float]:
@@ -143,9 +146,3 @@ def share_text(value: float) -> str:
 def ratio(numerator: float, denominator: float) -> float:
     """The quotient, NaN for a denominator of zero."""
     return numerator / denominator if denominator else float("nan")
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

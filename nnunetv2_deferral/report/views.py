@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import Case
 
 
@@ -19,7 +20,7 @@ class CaseView:
         spacing: Size of a voxel in the order of the axes, any unit, as many as axes.
         model_dice: Dice of the model's mask, NaN where undefined.
         system_dice: Dice of the fused mask, NaN where undefined.
-        counts: Bool of the same shape, the voxels that count, or None for all. Elsewhere only the image is shown.
+        valid: Bool of the same shape, the voxels that count, or None for all. Elsewhere only the image is shown.
     """
 
     case: Case
@@ -27,22 +28,22 @@ class CaseView:
     spacing: tuple[float, ...]
     model_dice: float
     system_dice: float
-    counts: np.ndarray | None = None
+    valid: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = self.case.reference.shape
         if self.image.shape != shape or len(self.spacing) != len(shape):
-            raise ValueError(
+            raise InputError(
                 f"case {self.case.name}: masks of shape {shape} do not go with an image of shape {self.image.shape} "
                 f"and {len(self.spacing)} spacings"
             )
         if len(shape) not in (2, 3):
-            raise ValueError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
+            raise InputError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
 
     @property
     def counted_route(self) -> np.ndarray:
         """The route of the voxels that count, one-dimensional."""
-        return self.case.route.ravel() if self.counts is None else self.case.route[self.counts]
+        return self.case.route.ravel() if self.valid is None else self.case.route[self.valid]
 
 
 def fullest_slice(*marked: np.ndarray) -> int:

@@ -21,7 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nnunetv2_deferral.review.durable import write_json_durably
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import write_json_durably
 
 FILE = "access.json"
 
@@ -59,7 +60,7 @@ class Access:
         """Read the secrets from the hidden folder of a review, making those that are missing.
 
         Raises:
-            ValueError: If the file of secrets cannot be read.
+            InputError: If the file of secrets cannot be read.
         """
         self.cookie_name = f"review_{port}"  # cookies of 127.0.0.1 are shared by all ports
         people = [COORDINATOR, *(Person(expert, expert) for expert in experts)]
@@ -69,7 +70,7 @@ class Access:
             known |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             found = [str(known["coordinator"]), *(str(known["experts"].get(expert, "")) for expert in experts)]
         except (OSError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error!r}; without it, new links are made") from error
+            raise InputError(f"{file} cannot be read: {error!r}; without it, new links are made") from error
         filled = [secret or secrets.token_urlsafe(32) for secret in found]
         if filled != found:
             kept = known["experts"] | dict(zip(experts, filled[1:], strict=True))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
-from nnunetv2_deferral.predictions import DatasetFiles
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.review.store import ReviewStore
 from nnunetv2_deferral.review.study import LoadedCase, Study
@@ -80,30 +79,19 @@ def total_result(study: Study, store: ReviewStore) -> dict[str, Any]:
     return {"experts": experts}
 
 
-def label_names(files: DatasetFiles) -> list[dict[str, Any]]:
-    """Every label with background: its number and its name; with region-based training the regions it is in."""
-    named: Mapping[str, int | Sequence[int]] = files.content["labels"]
-    entries = []
-    for label in files.label_values:
-        own = [name for name, value in named.items() if value == label]
-        within = [name for name, value in named.items() if isinstance(value, list | tuple) and label in value]
-        entries.append({"label": label, "name": own[0] if own else " + ".join(within) or f"label {label}"})
-    return entries
-
-
 def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused: np.ndarray) -> dict[str, Any]:
     ignore = files.label_manager.ignore_label
-    counts = np.ones(reference.shape, dtype=bool) if ignore is None else reference != ignore
-    before = overlap(reference, model, files.regions, counts)
-    after = overlap(reference, fused, files.regions, counts)
-    names = {str(entry["label"]): entry["name"] for entry in label_names(files)}
+    valid = np.ones(reference.shape, dtype=bool) if ignore is None else reference != ignore
+    before = overlap(reference, model, files.regions, valid)
+    after = overlap(reference, fused, files.regions, valid)
+    names = {str(label): name for label, name in files.label_names.items()}
     return {
         "scores": [
             {"region": names.get(region, region), "model": before[region]["Dice"], "system": after[region]["Dice"]}
             for region in before
         ],
-        "corrected_voxels": int((counts & (model != reference) & (fused == reference)).sum()),
-        "spoiled_voxels": int((counts & (model == reference) & (fused != reference)).sum()),
+        "corrected_voxels": int((valid & (model != reference) & (fused == reference)).sum()),
+        "spoiled_voxels": int((valid & (model == reference) & (fused != reference)).sum()),
     }
 
 

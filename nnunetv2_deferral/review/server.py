@@ -32,8 +32,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.review.access import Access, Guard, Person
-from nnunetv2_deferral.review.rules import RefusedError
+from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.service import Review
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def create_app(review: Review, access: Access, port: int) -> Starlette:
         exception_handlers={
             RefusedError: _refuse,
             OSError: _disk_failed,
-            ValueError: _unreadable,
+            InputError: _unreadable,
             HTTPException: _not_found,
         },
     )

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.review.access import Person
-from nnunetv2_deferral.review.results import case_result, fused_mask, label_names, total_result
-from nnunetv2_deferral.review.rules import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.edits import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, LoadedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
@@ -66,7 +67,7 @@ class Review:
         """Refuse a review that was begun with other regions: with another worklist, without one, or with one.
 
         Raises:
-            ValueError: Naming the first of such answers. Nothing has changed.
+            InputError: Naming the first of such answers. Nothing has changed.
         """
         now = f"the worklist {self.study.worklist.folder}" if self.study.worklist else "no worklist"
         for info in self.study.infos.values():
@@ -75,7 +76,7 @@ class Review:
                 if draft is None or draft.listed == listed:
                     continue
                 begun = "with other regions of a worklist" if draft.listed else "without a worklist"
-                raise ValueError(
+                raise InputError(
                     f"{self.store.draft_file(expert, info.name)}: the answers of {expert} to {info.name} were begun "
                     f"{begun}, and now there is {now}. Go on with what they were begun with, or choose another folder "
                     "(-o)"
@@ -97,7 +98,7 @@ class Review:
             "colour": colour,
             "channels": names,
             "kind": str(image.dtype),
-            "labels": label_names(files),
+            "labels": [{"label": label, "name": name} for label, name in files.label_names.items()],
             "experts": self.study.experts,
             "has_reference": case.info.reference is not None,
         }

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import AppendOnlyLog, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
-from nnunetv2_deferral.review.durable import AppendOnlyLog, write_durably, write_json_durably
 
 HIDDEN = ".review"
 
@@ -65,7 +66,7 @@ class ReviewStore:
         """Open the folder, making it if need be.
 
         Raises:
-            ValueError: If another server has it open.
+            InputError: If another server has it open.
         """
         self.folder, self._ending = folder, file_ending
         self.hidden = folder / HIDDEN
@@ -74,7 +75,7 @@ class ReviewStore:
         try:
             self._lock.acquire()
         except Timeout:
-            raise ValueError(f"{folder} is being served by another nnUNetv2_deferral_review") from None
+            raise InputError(f"{folder} is being served by another nnUNetv2_deferral_review") from None
         self.log = AppendOnlyLog(self.hidden / "log.jsonl")
         self._records = self._recover()
         self._write_index()
@@ -103,7 +104,7 @@ class ReviewStore:
         """The saved answers, if there are any.
 
         Raises:
-            ValueError: If the file cannot be read.
+            InputError: If the file cannot be read.
         """
         file = self.draft_file(expert, case)
         if not file.is_file():
@@ -113,7 +114,7 @@ class ReviewStore:
                 meta = json.loads(str(content["meta"]))
                 return Draft(labels=content["labels"], done=tuple(meta.pop("done")), **meta)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {error}") from error
 
     def save(self, expert: str, case: str, draft: Draft, event: str, runs: list[list[int]]) -> None:
         """Keep a draft and log what it changed.

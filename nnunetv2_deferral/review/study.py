@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import Orientation, orientation_of
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.review.geometry import Orientation, orientation_of
-from nnunetv2_deferral.review.listed import Worklist
-from nnunetv2_deferral.review.regions import MAX_REGIONS, describe_regions, find_regions
-from nnunetv2_deferral.review.rules import RefusedError
+from nnunetv2_deferral.review.edits import RefusedError
+from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, regions_by_gain
+from nnunetv2_deferral.worklist.reading import Worklist
 
 CASES_IN_MEMORY = 3
 
@@ -95,7 +96,7 @@ class Asked:
         voxels: int64 (V,), where the voxels lie in the flat volume, ascending.
         regions: uint16 (Z, Y, X): 0 not asked, else the number of the region: those to visit first come first. Without
             a worklist by expected gain, else by rank.
-        listing: For each region what :func:`describe_regions` says, and with a worklist its `rank`, else None.
+        listing: For each region what :func:`.describe_visits` says, and with a worklist its `rank`, else None.
         listed: With a worklist, a digest of `voxels` and their regions; without one, empty.
     """
 
@@ -120,14 +121,14 @@ class Study:
         """Read through all cases once.
 
         Raises:
-            ValueError: If a mask, map or image is missing or does not fit, also one of the worklist; the message names
+            InputError: If a mask, map or image is missing or does not fit, also one of the worklist; the message names
                 the file.
         """
         self.worklist = worklist
         self.predictions = predictions
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
-            raise ValueError(f"the review page knows labels up to 255, the dataset has {highest}")
+            raise InputError(f"the review page knows labels up to 255, the dataset has {highest}")
         self._images, self._references = images, references
         cases = tqdm(predictions.cases, desc="Reading the maps", unit="case")
         self.infos = {case: self._inspect(case) for case in cases}
@@ -191,16 +192,9 @@ class Study:
 
     def _inspect(self, name: str) -> CaseInfo:
         files = self.predictions.files
-        pattern = "[0-9]" * 4
-        images = tuple(
-            sorted(
-                file
-                for file in self._images.glob(f"*_{pattern}{files.file_ending}")
-                if file.name.removesuffix(files.file_ending)[:-5] == name
-            )
-        )
+        images = tuple(files.image_files(self._images, name))
         if not images:
-            raise ValueError(f"there is no image {self._images / f'{name}_0000{files.file_ending}'}")
+            raise InputError(f"there is no image {files.image_file(self._images, name)}")
         reference = self._references and self._references / f"{name}{files.file_ending}"
         maps = self._read_maps(name)
         asked = [self._find_asked(maps, name, expert) for expert in self.experts]
@@ -220,16 +214,16 @@ class Study:
     def _read_maps(self, name: str) -> Maps:
         mask, properties = self.predictions.model(name)
         if mask.ndim != 3:
-            raise ValueError(f"{self.predictions.mask_file(name)} has {mask.ndim} axes instead of 3")
+            raise InputError(f"{self.predictions.mask_file(name)} has {mask.ndim} axes instead of 3")
         unknown = np.setdiff1d(mask, self.labels)
         if unknown.size:
-            raise ValueError(f"{self.predictions.mask_file(name)} holds unknown labels: {unknown[:5].tolist()}")
+            raise InputError(f"{self.predictions.mask_file(name)} holds unknown labels: {unknown[:5].tolist()}")
         route, gain = self.predictions.route(name), self.predictions.gain(name)
         for what, values in (("route", route), ("gain", gain)):
             if values.shape != mask.shape:
-                raise ValueError(f"the {what} of {name} has shape {values.shape}, its mask {mask.shape}")
+                raise InputError(f"the {what} of {name} has shape {values.shape}, its mask {mask.shape}")
         if not np.isfinite(gain).all():
-            raise ValueError(f"the gain of {name} holds values that are not finite")
+            raise InputError(f"the gain of {name} holds values that are not finite")
         turn = orientation_of(properties, mask.shape)
         labels, everything = None, route
         if self.worklist is not None:
@@ -261,11 +255,12 @@ class Study:
         mask = maps.route == number
         own = maps.route[maps.route > 0] == number
         if maps.labels is None:
-            regions = find_regions(mask, maps.gain[own])
+            regions = regions_by_gain(mask, maps.gain[own])
         else:
             regions = np.zeros(mask.shape, dtype=np.uint16)
             regions[mask] = maps.labels[own]
-        voxels, listing = np.flatnonzero(mask), describe_regions(regions, maps.gain[own])
+        voxels = np.flatnonzero(mask)
+        listing = describe_visits(regions, maps.gain[own], spacing_mm=maps.orientation.spacing_mm)
         rows = self.worklist.rows.get((name, expert), ()) if self.worklist else ()
         for place, region in enumerate(listing):
             region["rank"] = rows[place].rank if rows else None

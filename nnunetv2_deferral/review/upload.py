@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_deferral.predictions import DatasetFiles
-from nnunetv2_deferral.review.geometry import displacement_voxels, orientation_of
-from nnunetv2_deferral.review.rules import RefusedError
+from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import displacement_voxels, orientation_of
+from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.study import LoadedCase
 
 MAX_DISPLACEMENT_VOXELS = 0.05
@@ -57,7 +58,7 @@ def read_uploaded_mask(body: bytes, file_name: str, case: LoadedCase, files: Dat
         raise RefusedError(422, "The file holds values that are no whole numbers.")
     try:
         orientation = orientation_of(properties, mask.shape)
-    except ValueError as error:
+    except InputError as error:
         raise RefusedError(422, str(error)) from error
     turned = orientation.to_canonical(mask)
     if turned.shape != case.info.shape:

@@ -14,9 +14,9 @@ import numpy as np
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
 from nnunetv2_deferral.benchmark.training import Training
 from nnunetv2_deferral.evaluation.overlap import overlap
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.settings import resolve_settings
 
 DATASET = "Dataset901_Made"

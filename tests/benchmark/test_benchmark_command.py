@@ -24,11 +24,11 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_deferral.benchmark.comparison import Resampling, compare
-from nnunetv2_deferral.benchmark.experiment import Method
 from nnunetv2_deferral.benchmark.scores import score_methods
 from nnunetv2_deferral.benchmark.timing import Times
 from nnunetv2_deferral.commands.benchmark import main
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference
+from nnunetv2_deferral.nnunet.experiment import Method
 
 TRAINERS = ["-tr", STOCK.trainer, DEFERRAL.trainer]
 PERFECT = {"experts": [{"name": "ann", "foreground": 1.0, "background": 1.0, "boundary": 1.0}]}
@@ -186,20 +186,20 @@ def test_models_of_different_experts_are_compared_only_on_the_same(workplace, ca
     workplace.write_model(other, route=ask_where_wrong, experts="scalability")
     arguments = [*workplace.arguments, "-tr", DEFERRAL.trainer, other.trainer]
     assert "would be answered by different experts" in refused(arguments, capsys)
-    main([*arguments, "-panel", "complementary", "-seed", "3"])
+    main([*arguments, "-experts", "complementary", "-seed", "3"])
     first, second = (method["answered_by"] for method in results(workplace)["methods"])
     assert first == second
     assert first["seed"] == 3
     assert first["experts"][0]["foreground"] == 0.97
 
 
-def test_all_models_of_one_panel_get_the_same_answers(workplace):
+def test_all_models_of_the_same_experts_get_the_same_answers(workplace):
     other = Method(trainer="nnUNetTrainerDeferral3Experts_noSC_5epochs", plans="nnUNetPlans")
     for method in (DEFERRAL, other):
         workplace.write_model(method, errors=30, route=ask_where_wrong)
     first, second = score_methods(workplace.experiment(), (DEFERRAL, other))
     assert json.dumps(first.summary) == json.dumps(second.summary)  # equal with NaN
-    assert first.panel == second.panel
+    assert first.answered_by == second.answered_by
 
 
 def test_references_that_were_changed_since_are_refused(trained, capsys):
@@ -294,7 +294,7 @@ def test_the_report_has_a_section_for_each_table_of_the_paper(workplace):
         method = Method(trainer=trainer, plans="nnUNetPlans")
         workplace.write_model(method, errors=10 + number, route=ask_where_wrong, num_experts=number)
     report = workplace.root / "report.html"
-    arguments = ["-epochs", "5", "--experts", "1", "3", "-expert_set", "standard", "--report", str(report)]
+    arguments = ["-epochs", "5", "--num_experts", "1", "3", "-expert_set", "standard", "--report", str(report)]
     main([*workplace.arguments, *arguments])
     headings = re.findall("<h2>(.*?)</h2>", report.read_text())
     assert headings[0] == results(workplace)["studies"][0]["title"]

@@ -5,9 +5,9 @@ import json
 import pytest
 from made_up_workplace import CASES, STOCK, write_plans
 
-from nnunetv2_deferral.benchmark.experiment import Method
 from nnunetv2_deferral.benchmark.preparation import prepare
 from nnunetv2_deferral.commands.benchmark import main
+from nnunetv2_deferral.nnunet.experiment import Method
 
 
 def test_all_that_is_missing_is_told_before_anything_is_trained(workplace, capsys):

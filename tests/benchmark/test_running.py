@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from made_up_workplace import DEFERRAL, SPLITS, STOCK, FakeTraining, ask_where_wrong, cut_short, write_checkpoint
 
-from nnunetv2_deferral.benchmark.experiment import Method
 from nnunetv2_deferral.benchmark.running import Progress, run_trainings
 from nnunetv2_deferral.benchmark.state import Stage
 from nnunetv2_deferral.benchmark.training import Training, TrainingError, trainings_of
+from nnunetv2_deferral.nnunet.experiment import Method
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_tables_are_laid_out_as_in_the_paper(workplace, maker):
         experts = {"num_experts": int(row.headings.get("J", 3))}
         workplace.write_model(row.method, errors=10 + number, route=ask_where_wrong, **(settings | experts))
     arguments = [*workplace.arguments, "-epochs", "5"]
-    main([*arguments, "--ablation", "--grid", "1", "5", "--experts", "1", "3"])
+    main([*arguments, "--ablation", "--grid", "1", "5", "--num_experts", "1", "3"])
     text = (workplace.root / "out" / "benchmark.md").read_text()
     assert "| J | Loss | Dice system | Dice expert | Dice model | IoU system |" in text
     assert "| 3 | + SC, LB | " in text

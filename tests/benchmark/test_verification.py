@@ -5,8 +5,8 @@ import json
 import pytest
 from made_up_workplace import CASES, DEFERRAL, SPLITS, STOCK, ask_where_wrong, write_plans
 
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 
 BOTH = (STOCK, DEFERRAL)
 

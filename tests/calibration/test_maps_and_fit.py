@@ -6,19 +6,19 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from nnunetv2_deferral.calibration import fit as fit_module
-from nnunetv2_deferral.calibration.fit import fit
-from nnunetv2_deferral.calibration.maps import (
+from nnunetv2_deferral.calibration import selection as fit_module
+from nnunetv2_deferral.calibration.selection import fit
+from nnunetv2_deferral.decision.calibrators import (
     IDENTITY,
     MAX_KNOTS,
     Identity,
     Isotonic,
     Temperature,
     apply,
-    calibration_map_from_dict,
+    calibrator_from_dict,
 )
-from nnunetv2_deferral.calibration.reliability import Reliability, reliability
-from nnunetv2_deferral.calibration.statistics import HeadStatistics
+from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
+from nnunetv2_deferral.evaluation.reliability import Reliability, reliability
 
 KNOTS = Isotonic((-3.0, 0.5, 4.0), (0.1, 0.3, 0.999))
 MAPS = [IDENTITY, Temperature(2.5), Temperature(0.3), KNOTS, Isotonic((2.0,), (0.4,))]
@@ -259,7 +259,7 @@ def test_the_order_of_groups_does_not_matter_and_a_group_may_come_in_pieces(monk
     cases = cases_that_say(lambda truth: truth + 1, number=2000)
     whole = fit(counted(cases))
     assert fit(counted(dict(reversed(cases.items())))) == whole
-    monkeypatch.setattr("nnunetv2_deferral.evaluation.score_bins.CHUNK_VOXELS", 7)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 7)
     pieces = HeadStatistics()
     for start, end in ((0, 500), (500, 2000)):
         for name, (probabilities, right) in cases.items():
@@ -277,11 +277,11 @@ def test_all_voxels_are_those_of_all_groups():
 
 def test_only_known_voxels_count_whatever_stands_elsewhere():
     probabilities, right = draws(0, number=60)
-    counts = np.arange(60) % 3 > 0
-    spoiled = np.where(counts, probabilities, np.float32(np.nan))
+    valid = np.arange(60) % 3 > 0
+    spoiled = np.where(valid, probabilities, np.float32(np.nan))
     masked = HeadStatistics()
-    masked.update("a", spoiled.reshape(3, 4, 5), right.reshape(3, 4, 5), counts.reshape(3, 4, 5))
-    for first, second in zip(masked.bins(), counted({"a": (probabilities[counts], right[counts])}).bins(), strict=True):
+    masked.update("a", spoiled.reshape(3, 4, 5), right.reshape(3, 4, 5), valid.reshape(3, 4, 5))
+    for first, second in zip(masked.bins(), counted({"a": (probabilities[valid], right[valid])}).bins(), strict=True):
         assert first == pytest.approx(second)
 
 
@@ -297,7 +297,7 @@ GOOD = (np.full(3, 0.5), np.ones(3, bool), np.ones(3, bool))
         (0, np.array([0, 1, 1]), "floating point, got dtype int64"),
         (0, np.full(4, 0.5), r"probabilities \(4,\), right \(3,\)"),
         (1, np.ones(3), "right must be bool, got dtype float64"),
-        (2, np.ones(3, np.uint8), "counts must be bool, got dtype uint8"),
+        (2, np.ones(3, np.uint8), "valid must be bool, got dtype uint8"),
         (2, np.ones((3, 1), bool), r"counts \(3, 1\)"),
     ],
 )
@@ -357,7 +357,7 @@ def test_the_identity_changes_no_bit():
 def test_large_volumes_are_mapped_in_pieces_that_fit_together(monkeypatch):
     said = np.random.default_rng(0).random((5, 7))
     whole = KNOTS(said)
-    monkeypatch.setattr("nnunetv2_deferral.evaluation.score_bins.CHUNK_VOXELS", 4)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 4)
     assert KNOTS(said).tolist() == whole.tolist()
 
 
@@ -375,7 +375,7 @@ def test_maps_survive_json_exactly():
     fitted = fit_module._candidates(counted(cases_that_say(lambda truth: truth * 1.3 + 1)).bins())
     for each in (*fitted, *MAPS):
         written = json.dumps(each.to_dict())
-        assert calibration_map_from_dict(json.loads(written)) == each
+        assert calibrator_from_dict(json.loads(written)) == each
     assert [each.to_dict()["kind"] for each in fitted] == ["none", "temperature", "isotonic"]
     assert KNOTS.to_dict() == {"kind": "isotonic", "logits": [-3.0, 0.5, 4.0], "probabilities": [0.1, 0.3, 0.999]}
 
@@ -414,7 +414,7 @@ def isotonic(logits, probabilities):
 )
 def test_what_is_no_map_is_refused_by_name(content, message):
     with pytest.raises(ValueError, match=message):
-        calibration_map_from_dict(content)
+        calibrator_from_dict(content)
 
 
 def test_apply_puts_every_channel_through_its_own_map():

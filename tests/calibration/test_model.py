@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.calibration.maps import IDENTITY, Isotonic, Temperature
-from nnunetv2_deferral.calibration.model import (
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import (
     CALIBRATION_KEY,
     FittedThresholds,
     ModelCalibration,
     calibration_of_other_folds,
 )
-from nnunetv2_deferral.decision.limits import Limits
 
 EXPERTS = ("ann", "bob")
 FITTED = ModelCalibration(

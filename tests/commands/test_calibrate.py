@@ -14,14 +14,15 @@ from scipy.special import expit, logit
 from small_prediction import GEOMETRY, LABELS, reader_of, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.benchmark.experiment import Experiment, Method
-from nnunetv2_deferral.calibration.fitting import ValidationCases, case_gains
-from nnunetv2_deferral.calibration.maps import IDENTITY, Isotonic
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.calibration.fitting import case_gains
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.settings import resolve_settings
 
 DATASET, TRAINER = "Dataset903_MadeUp", "nnUNetTrainerDeferral_OvA"
@@ -118,13 +119,13 @@ class Workplace:
         assert said.count("\n") == 1
         return said
 
-    def worth(self, case):
+    def voxel_weight(self, case):
         softmax = np.load(self.validation(case) / f"{case}.npz")["probabilities"]
         return dice_weight(torch.from_numpy(softmax[1:])).numpy()[0]
 
     def decided(self, case, limits, calibration):
         """What a prediction of this case makes of it."""
-        return decide(self.said[case], self.worth(case), rule=self.settings.rule, limits=limits,
+        return decide(self.said[case], self.voxel_weight(case), rule=self.settings.rule, limits=limits,
                       spacing_mm=GEOMETRY["spacing"], calibration=calibration)  # fmt: skip
 
     def pooled(self, limits, calibration):
@@ -329,8 +330,8 @@ class TestThresholds:
         known = ~np.isnan(workplace.said["a"][0])
         assert np.isneginf(gains[:, ~known]).all()
         calibrated = [head(each[known]) for head, each in zip(bob_is_always_right, workplace.said["a"], strict=True)]
-        worth = np.broadcast_to(workplace.worth("a"), SHAPE)[known]
-        assert gains[1, known] == pytest.approx((calibrated[2] - calibrated[0]) * worth, abs=1e-9)
+        voxel_weight = np.broadcast_to(workplace.voxel_weight("a"), SHAPE)[known]
+        assert gains[1, known] == pytest.approx((calibrated[2] - calibrated[0]) * voxel_weight, abs=1e-9)
 
     def test_give_more_to_cases_where_more_is_to_be_gained(self, workplace):
         calibration = workplace.calibrate("-budgets", 0.05)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from nnunetv2_deferral.commands import demo
-from nnunetv2_deferral.commands.demo_data import (
+from nnunetv2_deferral.demo import pipeline as demo
+from nnunetv2_deferral.demo.data import (
     draw_blob,
     draw_displacement,
     draw_reference,
@@ -15,7 +15,7 @@ from nnunetv2_deferral.commands.demo_data import (
     render_image,
     write_dataset,
 )
-from nnunetv2_deferral.commands.demo_report import DemoFiles
+from nnunetv2_deferral.demo.report import DemoFiles
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_cases_and_seeds_differ():
 def test_the_image_does_not_show_the_hidden_border(monkeypatch):
     image, reference = make_case(1, 2)
     inner, outer = (0.5, -0.5) if draw_displacement(np.random.default_rng([1, 2, 1])) < 0 else (-0.5, 0.5)
-    monkeypatch.setattr("nnunetv2_deferral.commands.demo_data.draw_displacement", lambda _: inner)
+    monkeypatch.setattr("nnunetv2_deferral.demo.data.draw_displacement", lambda _: inner)
     other_image, other_reference = make_case(1, 2)
     np.testing.assert_array_equal(image, other_image)
     assert inner != outer

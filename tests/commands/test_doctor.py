@@ -72,10 +72,10 @@ def test_builds_of_torch_and_torchvision_that_do_not_match_are_named(monkeypatch
 
 
 def test_an_nnunet_that_was_not_tested_is_a_fault(monkeypatch):
-    monkeypatch.setattr("nnunetv2_deferral.nnunet.seam.version", lambda package: "2.9.0")
+    monkeypatch.setattr("nnunetv2_deferral.nnunet.hooks.version", lambda package: "2.9.0")
     assert "nnunetv2 2.9.0 is installed, but" in faults()["nnU-Net version"].found
 
 
 def test_a_seam_that_nnunet_has_moved_is_a_fault(monkeypatch):
     monkeypatch.delattr("nnunetv2.run.run_training.maybe_load_checkpoint")
-    assert "maybe_load_checkpoint is gone" in faults()["seam with nnU-Net"].found
+    assert "maybe_load_checkpoint is gone" in faults()["hooks into nnU-Net"].found

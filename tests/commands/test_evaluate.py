@@ -8,9 +8,9 @@ import pytest
 from small_prediction import read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.calibration.maps import Temperature
-from nnunetv2_deferral.calibration.model import ModelCalibration
 from nnunetv2_deferral.commands.evaluate import SUMMARY_NAME, main
+from nnunetv2_deferral.decision.calibrators import Temperature
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.fusion import fuse_masks
@@ -153,7 +153,7 @@ def simulated(root):
     folders = Folders(root, experts=tuple(profile.name for profile in panel))
     index = maps.index_file(root / "out")
     content = json.loads(index.read_text())
-    content["settings"] = resolve_settings({"experts": [profile.to_dict() for profile in panel]}).to_dict()
+    content["settings"] = resolve_settings({"experts": [profile.to_json() for profile in panel]}).to_dict()
     index.write_text(json.dumps(content))
     return folders
 

@@ -156,7 +156,7 @@ def test_five_experts_come_from_the_scalability_set(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, num_experts=5)
     record = json.loads((out / RECORD_NAME).read_text())
-    assert record["experts"] == [profile.to_dict() for profile in expert_set("scalability", 5)]
+    assert record["experts"] == [profile.to_json() for profile in expert_set("scalability", 5)]
 
 
 def test_regions_and_the_ignore_label_are_honoured(tmp_path):

@@ -9,17 +9,20 @@ import SimpleITK as sitk
 import small_prediction
 from matplotlib.image import imread
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from scattered import SHAPES, scattered_route
 from skimage.io import imsave
-from small_prediction import read_mask, write_mask, write_prediction
+from small_prediction import PredictedCase, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands.worklist import main, write_worklist
+from nnunetv2_deferral.commands.worklist import main
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist import WorkTime, columns
+from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.worklist.items import WorkTime, columns
+from nnunetv2_deferral.worklist.writing import write_worklist
 
 ENDINGS = (".nii.gz", ".png")
-SPARSE = [0] * 12 + [1, 2]
+EXPERTS = ("ann", "bob")
 OBLIQUE = np.linalg.qr(np.array([[0.9, -0.3, 0.2], [0.35, 0.9, -0.1], [-0.1, 0.2, -0.97]]))[0]
 
 
@@ -35,12 +38,30 @@ def oblique(monkeypatch):
     monkeypatch.setattr(small_prediction, "GEOMETRY", small_prediction.GEOMETRY | {"sitk_stuff": itk})
 
 
-def write_input(root, ending=".nii.gz", routes_to=SPARSE, **how):
-    """A prediction with a few regions, and the images."""
-    written = write_prediction(root / "in", ending=ending, routes_to=routes_to, **how)
+def write_input(root, ending=".nii.gz", *, cases=("x", "y"), deferred=True):
+    """A prediction with many regions, or with none, and the images."""
+    folder, shape, written = root / "in", SHAPES.get(ending, SHAPES[".png"]), {}
+    write_prediction(folder, ending=ending, cases=())  # dataset.json
     (root / "images").mkdir()
-    for case, predicted in written.items():
-        write_image(root / "images" / f"{case}_0000{ending}", predicted.model.shape)
+    model = maps.ModelIdentity(
+        dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=EXPERTS
+    )
+    for seed, case in enumerate(cases):
+        random = np.random.default_rng(seed)
+        predicted = written[case] = PredictedCase(
+            model=random.integers(0, 3, shape).astype(np.uint8),
+            route=scattered_route(random, shape) if deferred else np.zeros(shape, np.uint8),
+            probability=random.random(shape, dtype=np.float32),
+            expert=random.integers(1, 3, shape).astype(np.uint8),
+            gain=random.random(shape, dtype=np.float32) / 100,
+        )
+        maps.write_maps(
+            folder, case, ending, *predicted[1:],
+            writer=reader_of(ending), properties=small_prediction.GEOMETRY, model=model,
+            settings=resolve_settings({"experts": list(EXPERTS)}),
+        )  # fmt: skip
+        write_mask(folder / f"{case}{ending}", predicted.model)
+        write_image(root / "images" / f"{case}_0000{ending}", shape)
     return written
 
 
@@ -194,9 +215,8 @@ class TestMasks:
 
         def write(ending):
             write_input(tmp_path, ending, cases=("x",))
-            shape = (1, 40, 40)
-            route = np.zeros(shape, np.uint8)
-            route[:, ::2, ::2] = 1
+            route = np.zeros((1, 120, 120), np.uint8)
+            route[:, ::6, ::6] = 1
             write_mask(tmp_path / "in" / f"x{ending}", route)
             for path in maps.MAP_FILES:
                 write_mask(path(tmp_path / "in", "x", ending), route)
@@ -273,8 +293,8 @@ class TestRefusals:
         ("damage", "message"),
         [
             (
-                lambda file: write_image(file, (4, 6, 8)),
-                r"y_0000.nii.gz has shape \(4, 6, 8\), but the mask of its case \(4, ",
+                lambda file: write_image(file, (10, 80, 91)),
+                r"y_0000.nii.gz has shape \(10, 80, 91\), but the mask of its case \(10, 80, 90\)",
             ),
             (lambda file: file.write_bytes(b"no image"), r"y_0000.nii.gz cannot be read"),
         ],
@@ -286,8 +306,9 @@ class TestRefusals:
 
     def test_a_map_of_another_shape(self, tmp_path):
         write_input(tmp_path)
-        write_mask(maps.gain_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((4, 6, 8), np.uint8))
-        self.refused(tmp_path, r"case y: the mask has shape \(4, 6, 7\), but the map gain has \(4, 6, 8\)", images=None)
+        write_mask(maps.gain_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((10, 80, 91), np.uint8))
+        message = r"case y: the mask has shape \(10, 80, 90\), but the map gain has \(10, 80, 91\)"
+        self.refused(tmp_path, message, images=None)
 
     @pytest.mark.parametrize("name", ["worklist.csv", "worklist.json", "masks", "pictures"])
     def test_a_folder_that_holds_a_worklist_already(self, tmp_path, name):
@@ -310,7 +331,7 @@ class TestRefusals:
     def test_files_that_are_of_no_worklist_are_not_replaced(self, tmp_path):
         write_input(tmp_path)
         for expert in ("ann", "bob"):
-            write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((4, 6, 7), np.uint8))
+            write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((10, 80, 90), np.uint8))
         self.refused(tmp_path, "out holds files that are of no worklist: masks/", images=None, overwrite=True)
 
     @pytest.mark.parametrize("content", ["{", "{}", '{"files": [3]}'])
@@ -360,7 +381,7 @@ class TestCommand:
         ]
 
     def test_where_nothing_is_deferred_the_list_is_empty_and_that_is_said(self, tmp_path, ending, capsys):
-        write_input(tmp_path, ending, routes_to=[0])
+        write_input(tmp_path, ending, deferred=False)
         self.run(tmp_path)
         assert "Nothing is deferred in these 2 cases: the worklist is empty" in capsys.readouterr().out
         lines = (tmp_path / "out" / "worklist.csv").read_text().splitlines()

@@ -5,15 +5,15 @@ from itertools import product
 
 import numpy as np
 import pytest
+from connected import connected_pieces
 from scipy import ndimage
 
-from nnunetv2_deferral.calibration.maps import IDENTITY, Isotonic, Temperature
-from nnunetv2_deferral.calibration.model import FittedThresholds, ModelCalibration
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
-from nnunetv2_deferral.decision.regions import label_regions
-from nnunetv2_deferral.rules import OneVsAllRule, SoftmaxRule
+from nnunetv2_deferral.decision.model_calibration import FittedThresholds, ModelCalibration
+from nnunetv2_deferral.routing import OneVsAllRule, SoftmaxRule
 
 SHAPES = [(18, 21), (1, 20, 17), (6, 14, 13)]
 NAMES = ("ann", "bob", "cat", "dan")
@@ -66,7 +66,7 @@ def random_cases(name, *, number, min_region_mm=None, seed=0):
         yield (
             {
                 "probabilities": random_probabilities(generator, rule, experts, shape),
-                "worth": random_worth(generator, shape),
+                "voxel_weight": random_worth(generator, shape),
                 "rule": rule,
                 "limits": random_limits(generator, experts, min_region_mm=min_region_mm),
                 "spacing_mm": tuple(generator.uniform(0.6, 1.6, len(shape))),
@@ -89,11 +89,11 @@ def gained(gains, route):
     return math.fsum(float(gains[(route[where] - 1, *where)]) for where in np.ndindex(route.shape) if route[where])
 
 
-def decided(probabilities, *, worth=1.0, rule=None, limits=None, spacing_mm=None, calibration=None):
+def decided(probabilities, *, voxel_weight=1.0, rule=None, limits=None, spacing_mm=None, calibration=None):
     probabilities = np.asarray(probabilities, dtype=np.float32)
     return decide(
         probabilities,
-        np.asarray(worth, dtype=np.float32),
+        np.asarray(voxel_weight, dtype=np.float32),
         rule=rule or RULES["one_vs_all"](len(probabilities) - 1),
         limits=limits or Limits(),
         spacing_mm=spacing_mm or (1.0,) * (probabilities.ndim - 1),
@@ -111,13 +111,13 @@ class TestWithoutLimits:
     def test_the_rule_decides(self, name):
         asked = 0
         for case, _ in random_cases(name, number=12):
-            made, figures = decide(**case | {"limits": Limits()})
+            made, statistics = decide(**case | {"limits": Limits()})
             known = ~np.isnan(case["probabilities"][0])
             rule, here = case["rule"], case["probabilities"][:, known]
             assert np.array_equal(made.route[known], rule.decision(here, axis=0))
             assert np.array_equal(made.expert[known], rule.expert(here, axis=0))
             assert made.probability[known] == pytest.approx(rule.score(here, axis=0), abs=1e-6)
-            assert set(figures) == FIGURES_WITHOUT_LIMITS
+            assert set(statistics) == FIGURES_WITHOUT_LIMITS
             asked += np.count_nonzero(made.route)
         assert asked > 1000
 
@@ -142,10 +142,10 @@ class TestWithoutLimits:
 
     def test_what_is_given_stays_as_it_is(self):
         for case, experts in random_cases("one_vs_all", number=4):
-            before = case["probabilities"].copy(), case["worth"].copy()
+            before = case["probabilities"].copy(), case["voxel_weight"].copy()
             decide(**case, calibration=fitted(experts, heads=(Temperature(2.0),) * (experts + 1)))
             assert np.array_equal(case["probabilities"], before[0], equal_nan=True)
-            assert np.array_equal(case["worth"], before[1])
+            assert np.array_equal(case["voxel_weight"], before[1])
 
 
 class TestWhatWasNotPredicted:
@@ -185,9 +185,9 @@ class TestWhatWasNotPredicted:
 
     @pytest.mark.parametrize("limits", LIMITS, ids=str)
     def test_a_case_without_any_prediction_is_the_models(self, limits):
-        made, figures = decided(constant(*[np.nan] * 3), limits=limits, calibration=fitted(2, 0.0, 0.0))
+        made, statistics = decided(constant(*[np.nan] * 3), limits=limits, calibration=fitted(2, 0.0, 0.0))
         assert not any(each.any() for each in (made.route, made.probability, made.gain))
-        assert figures["expected_gain"] == 0
+        assert statistics["expected_gain"] == 0
 
     def test_names_the_first_expert_who_can_be_asked(self):
         probabilities = constant(0.1, 0.9, 0.8)
@@ -241,9 +241,9 @@ class TestLimitsOfEachCase:
             calibrated = np.stack(
                 [head(channel[known]) for head, channel in zip(heads, case["probabilities"], strict=True)]
             )
-            worth = np.broadcast_to(case["worth"], known.shape)[known]
+            voxel_weight = np.broadcast_to(case["voxel_weight"], known.shape)[known]
             gains = np.full((experts, *known.shape), -np.inf, dtype=np.float32)
-            gains[:, known] = case["rule"].gains(calibrated, axis=0) * worth
+            gains[:, known] = case["rule"].gains(calibrated, axis=0) * voxel_weight
             expected = route_within_limits(gains, budget=limits.budget, capacities=limits.capacities)
             assert np.array_equal(made.maps.route, expected)
             assert np.array_equal(made.maps.gain, np.maximum(gains.max(0), 0))
@@ -258,25 +258,27 @@ class TestLimitsOfEachCase:
                 probabilities = random_probabilities(generator, rule, 3, shape)
                 if isinstance(rule, SoftmaxRule):  # the network closes that route
                     probabilities[2] = 0
-                made = decided(probabilities, worth=random_worth(generator, shape), rule=rule, limits=limits).maps
+                made = decided(
+                    probabilities, voxel_weight=random_worth(generator, shape), rule=rule, limits=limits
+                ).maps
                 assert {0} < set(np.unique(made.route)) <= {0, 1, 3}
                 assert set(np.unique(made.expert)) == {1, 3}
 
     @pytest.mark.parametrize("limits", [Limits(), Limits(budget=1.0), Limits(min_region_mm=3)], ids=str)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_everything_is_deferred_where_asking_helps_everywhere(self, limits, shape):
-        made, figures = decided(constant(0.2, 0.7, 0.9, shape=shape), worth=0.01, limits=limits)
+        made, statistics = decided(constant(0.2, 0.7, 0.9, shape=shape), voxel_weight=0.01, limits=limits)
         assert np.unique(made.route).tolist() == [2]
-        assert figures["expected_gain"] == pytest.approx(0.7 * 0.01 * math.prod(shape), rel=1e-5)
+        assert statistics["expected_gain"] == pytest.approx(0.7 * 0.01 * math.prod(shape), rel=1e-5)
 
     @pytest.mark.parametrize(
         "limits", [Limits(), Limits(budget=1.0), Limits(budget=0.0), Limits(min_region_mm=3)], ids=str
     )
     def test_nothing_is_deferred_where_asking_harms_everywhere(self, limits):
-        made, figures = decided(constant(0.9, 0.7, 0.89), limits=limits)
+        made, statistics = decided(constant(0.9, 0.7, 0.89), limits=limits)
         assert not made.route.any()
         assert not made.gain.any()
-        assert figures["expected_gain"] == 0
+        assert statistics["expected_gain"] == 0
 
     def test_a_budget_of_nothing_defers_nothing(self):
         for limits in (Limits(budget=0.0), Limits(capacities=(0.0, 0.0)), Limits(budget=0.0, min_region_mm=0)):
@@ -287,16 +289,16 @@ class TestLimitsOfEachCase:
     def test_figures_say_which_limits_were_kept(self):
         probabilities = constant(0.2, 0.7, 0.9)
         for limits in (Limits(budget=0.1), Limits(capacities=(0.1, None)), Limits(budget=0.1, min_region_mm=2)):
-            figures = decided(probabilities, limits=limits).figures
-            assert figures["limits"] == limits.to_dict()
-            assert ("lost_by_regions" in figures) == (limits.min_region_mm is not None)
+            statistics = decided(probabilities, limits=limits).statistics
+            assert statistics["limits"] == limits.to_dict()
+            assert ("lost_by_regions" in statistics) == (limits.min_region_mm is not None)
 
 
 class TestThresholdsOverADataset:
     def exact_gains(self, case, calibration):
         """What decide ranks, as far as numpy does the same twice."""
         known = np.where(np.isnan(case["probabilities"][:1]), np.float32(0.5), case["probabilities"])
-        gains = (case["rule"].gains(calibration.apply(known), axis=0) * case["worth"]).astype(np.float32)
+        gains = (case["rule"].gains(calibration.apply(known), axis=0) * case["voxel_weight"]).astype(np.float32)
         return np.where(np.isnan(case["probabilities"][0]), -np.inf, gains)
 
     @pytest.mark.parametrize("name", RULES)
@@ -313,7 +315,7 @@ class TestThresholdsOverADataset:
             made = decide(**case | {"limits": Limits(budget=0.1, over="dataset")}, calibration=calibration)
             expected = route_by_thresholds(free, thresholds)
             assert np.array_equal(made.maps.route, expected)
-            assert made.figures["expected_gain"] == pytest.approx(gained(free, expected), rel=1e-4)
+            assert made.statistics["expected_gain"] == pytest.approx(gained(free, expected), rel=1e-4)
             asked += np.count_nonzero(expected)
             experts_seen = max(experts_seen, np.unique(expected).size - 1)
         assert asked > 500
@@ -358,11 +360,11 @@ class TestThresholdsOverADataset:
         probabilities[1, 5:7, 20:22] = 1.0  # worth it, but too small
         calibration = fitted(1, 0.5)
         limits = Limits(budget=0.1, over="dataset", min_region_mm=6)
-        made, figures = decided(probabilities, limits=limits, calibration=calibration)
+        made, statistics = decided(probabilities, limits=limits, calibration=calibration)
         assert np.count_nonzero(made.route) == pytest.approx(100, abs=12)
         assert made.route[5:13, 5:13].all()
         assert not made.route[:, 18:].any()
-        assert figures["limits"]["over"] == "dataset"
+        assert statistics["limits"]["over"] == "dataset"
 
     @pytest.mark.parametrize("name", RULES)
     def test_without_any_calibration_the_rule_decides(self, name):
@@ -389,14 +391,14 @@ class TestCosts:
         for cost, asked in ((0.0, [1]), (0.19, [1]), (0.21, [0])):
             rule = OneVsAllRule((cost,), (True,))
             for limits in (Limits(min_region_mm=3), Limits(min_region_mm=0), Limits(capacities=(None,))):
-                made = decided(probabilities, worth=0.01, rule=rule, limits=limits).maps
+                made = decided(probabilities, voxel_weight=0.01, rule=rule, limits=limits).maps
                 assert np.unique(made.route).tolist() == asked, (cost, limits)
 
     def test_are_in_voxels_and_so_weigh_with_what_a_voxel_is_worth(self):
         probabilities, rule = constant(0.5, 0.7, shape=(10, 10)), OneVsAllRule((0.1,), (True,))
-        worth = np.full((10, 10), 0.001, dtype=np.float32)
-        worth[:5] = 10
-        made = decided(probabilities, worth=worth, rule=rule, limits=Limits(min_region_mm=0)).maps
+        voxel_weight = np.full((10, 10), 0.001, dtype=np.float32)
+        voxel_weight[:5] = 10
+        made = decided(probabilities, voxel_weight=voxel_weight, rule=rule, limits=Limits(min_region_mm=0)).maps
         assert (made.route == 1).all()
 
     @pytest.mark.parametrize("min_region_mm", [None, 3.0])
@@ -414,7 +416,7 @@ class TestCosts:
             )
             assert free.maps.route.any()
             assert np.array_equal(free.maps.route, dear.maps.route)
-            assert free.figures["expected_gain"] == dear.figures["expected_gain"]
+            assert free.statistics["expected_gain"] == dear.statistics["expected_gain"]
 
     def test_beyond_the_cheapest_count_within_a_budget(self):
         probabilities = constant(0.5, 0.7, 0.8)
@@ -436,17 +438,17 @@ class TestExpectedGain:
         total = 0.0
         for case, experts in random_cases(name, number=16):
             for limits in (Limits(), case["limits"]):
-                made, figures = decide(**case | {"limits": limits})
+                made, statistics = decide(**case | {"limits": limits})
                 known = ~np.isnan(case["probabilities"][0])
                 gains = np.zeros((experts, *known.shape))
-                worth = np.broadcast_to(case["worth"], known.shape)[known]
-                gains[:, known] = case["rule"].gains(case["probabilities"][:, known], axis=0) * worth
-                assert figures["expected_gain"] == pytest.approx(gained(gains, made.route), rel=1e-4, abs=1e-9)
+                voxel_weight = np.broadcast_to(case["voxel_weight"], known.shape)[known]
+                gains[:, known] = case["rule"].gains(case["probabilities"][:, known], axis=0) * voxel_weight
+                assert statistics["expected_gain"] == pytest.approx(gained(gains, made.route), rel=1e-4, abs=1e-9)
                 if limits == Limits() or limits.capacities is None:  # all go to the expert whom the map names
-                    assert figures["expected_gain"] == pytest.approx(
+                    assert statistics["expected_gain"] == pytest.approx(
                         made.gain[made.route > 0].sum(dtype=np.float64), rel=1e-6
                     )
-                total += figures["expected_gain"]
+                total += statistics["expected_gain"]
         assert total > 1
 
     @pytest.mark.parametrize("name", RULES)
@@ -454,15 +456,15 @@ class TestExpectedGain:
     def test_of_regions_is_never_above_that_by_voxel(self, name, min_region_mm):
         less = 0
         for case, _ in random_cases(name, number=30, min_region_mm=min_region_mm, seed=2):
-            made, figures = decide(**case)
+            made, statistics = decide(**case)
             limits = case["limits"]
             voxels = decide(**case | {"limits": Limits(budget=limits.budget, capacities=limits.capacities)})
-            lost = voxels.figures["expected_gain"] - figures["expected_gain"]
-            assert figures["lost_by_regions"] == pytest.approx(lost, abs=1e-6)
-            assert figures["expected_gain"] >= 0
-            assert lost >= -1e-6 * voxels.figures["expected_gain"]
+            lost = voxels.statistics["expected_gain"] - statistics["expected_gain"]
+            assert statistics["lost_by_regions"] == pytest.approx(lost, abs=1e-6)
+            assert statistics["expected_gain"] >= 0
+            assert lost >= -1e-6 * voxels.statistics["expected_gain"]
             less += lost > 0
-            for region in label_regions(made.route, spacing_mm=case["spacing_mm"]):
+            for region in connected_pieces(made.route, spacing_mm=case["spacing_mm"]):
                 assert region.diameter_mm >= min_region_mm * (1 - 1e-9)
         assert less > 10
 
@@ -475,12 +477,14 @@ class TestExpectedGain:
         else:
             limits = Limits(budget=0.1, over="dataset", min_region_mm=3)
             how = {"limits": limits, "calibration": fitted(1, 0.1)}
-        figures = decided(probabilities, **how).figures
-        assert figures["lost_by_regions"] >= 0
+        statistics = decided(probabilities, **how).statistics
+        assert statistics["lost_by_regions"] >= 0
 
     def test_grows_with_the_budget(self):
         for case, _ in random_cases("one_vs_all", number=6):
-            found = [decide(**case | {"limits": Limits(budget=b)}).figures["expected_gain"] for b in (0, 0.1, 0.3, 1)]
+            found = [
+                decide(**case | {"limits": Limits(budget=b)}).statistics["expected_gain"] for b in (0, 0.1, 0.3, 1)
+            ]
             assert found[0] == 0
             assert found == sorted(found)
             assert found[1] < found[2]
@@ -491,14 +495,14 @@ class TestWorth:
         """A large object on the left, a small one on the right, in whose neighbourhood as much is doubtful."""
         probabilities = constant(0.3, 0.8, shape=(16, 24))
         probabilities[1, :, 12:] = 0.7  # the expert is somewhat worse there
-        worth = np.full((16, 24), 1 / 400, dtype=np.float32)
-        worth[:, 12:] = 1 / 40
-        return probabilities, worth
+        voxel_weight = np.full((16, 24), 1 / 400, dtype=np.float32)
+        voxel_weight[:, 12:] = 1 / 40
+        return probabilities, voxel_weight
 
     def test_of_a_map_decides_which_voxels_are_taken(self):
-        probabilities, worth = self.two_objects()
-        alike = decided(probabilities, worth=1 / 400, limits=Limits(budget=0.25)).maps.route
-        by_area = decided(probabilities, worth=worth, limits=Limits(budget=0.25)).maps.route
+        probabilities, voxel_weight = self.two_objects()
+        alike = decided(probabilities, voxel_weight=1 / 400, limits=Limits(budget=0.25)).maps.route
+        by_area = decided(probabilities, voxel_weight=voxel_weight, limits=Limits(budget=0.25)).maps.route
         assert np.count_nonzero(alike) == np.count_nonzero(by_area) == 16 * 24 // 4
         assert alike[:, :12].any()
         assert not alike[:, 12:].any()
@@ -506,15 +510,19 @@ class TestWorth:
         assert not by_area[:, :12].any()
 
     def test_of_a_map_decides_which_regions_are_taken(self):
-        probabilities, worth = self.two_objects()
+        probabilities, voxel_weight = self.two_objects()
         limits = Limits(budget=0.25, min_region_mm=3)
-        alike, by_area = (decided(probabilities, worth=each, limits=limits).maps.route for each in (1 / 400, worth))
+        alike, by_area = (
+            decided(probabilities, voxel_weight=each, limits=limits).maps.route for each in (1 / 400, voxel_weight)
+        )
         assert np.count_nonzero(alike[:, :12]) > 3 * np.count_nonzero(alike[:, 12:])
         assert np.count_nonzero(by_area[:, 12:]) > 3 * np.count_nonzero(by_area[:, :12])
 
     def test_changes_nothing_where_nothing_is_limited(self):
-        probabilities, worth = self.two_objects()
-        assert np.array_equal(decided(probabilities, worth=worth).maps.route, decided(probabilities).maps.route)
+        probabilities, voxel_weight = self.two_objects()
+        assert np.array_equal(
+            decided(probabilities, voxel_weight=voxel_weight).maps.route, decided(probabilities).maps.route
+        )
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_of_one_number_scales_the_gain_and_leaves_the_route(self, shape):
@@ -523,24 +531,24 @@ class TestWorth:
         limits = Limits(budget=0.2)
         one = decided(probabilities, rule=rule, limits=limits)
         scalar, broadcast, whole = (
-            decided(probabilities, rule=rule, limits=limits, worth=worth)
-            for worth in (0.25, np.full((1,) * len(shape), 0.25), np.full(shape, 0.25))
+            decided(probabilities, rule=rule, limits=limits, voxel_weight=voxel_weight)
+            for voxel_weight in (0.25, np.full((1,) * len(shape), 0.25), np.full(shape, 0.25))
         )
         assert one.maps.route.any()
         for each in (scalar, broadcast, whole):
             assert np.array_equal(each.maps.route, one.maps.route)
             assert np.array_equal(each.maps.gain, one.maps.gain / 4)
-            assert each.figures["expected_gain"] == pytest.approx(one.figures["expected_gain"] / 4)
+            assert each.statistics["expected_gain"] == pytest.approx(one.statistics["expected_gain"] / 4)
 
 
 @pytest.mark.filterwarnings("error")
 def test_where_a_voxel_is_worth_nothing_an_expert_who_cannot_be_asked_stays_out_of_the_question():
     probabilities = np.full((3, 4, 5), 0.5, dtype=np.float32)
     probabilities[1:] = 0.9
-    worth = np.zeros((4, 5), dtype=np.float32)
-    worth[0] = 0.01
+    voxel_weight = np.zeros((4, 5), dtype=np.float32)
+    voxel_weight[0] = 0.01
     rule = OneVsAllRule((0.0, 0.0), (False, True))
-    maps = decide(probabilities, worth, rule=rule, limits=Limits(budget=1.0), spacing_mm=(1, 1)).maps
+    maps = decide(probabilities, voxel_weight, rule=rule, limits=Limits(budget=1.0), spacing_mm=(1, 1)).maps
     assert maps.gain[0] == pytest.approx(0.4 * 0.01)
     assert not maps.gain[1:].any()
     assert np.array_equal(np.unique(maps.route[0]), [2])

@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from connected import connected_pieces
 from workplace import FLAT, Workplace, predictor_of
 
-from nnunetv2_deferral.calibration.model import CALIBRATION_KEY
 from nnunetv2_deferral.commands.calibrate import main as calibrate
-from nnunetv2_deferral.decision.limits import ENVIRONMENT, ENVIRONMENT_CAPACITIES, ENVIRONMENT_OVER, ENVIRONMENT_REGION
-from nnunetv2_deferral.decision.regions import label_regions
+from nnunetv2_deferral.decision.limits import (
+    ENVIRONMENT,
+    ENVIRONMENT_CAPACITIES,
+    ENVIRONMENT_OVER,
+    ENVIRONMENT_REGION,
+)
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -161,7 +166,7 @@ class TestPrediction:
         found = 0
         for case in TESTED:
             route = predictions[name].route(case)
-            regions = label_regions(route, spacing_mm=(999, 1, 1))
+            regions = connected_pieces(route, spacing_mm=(999, 1, 1))
             assert all(region.diameter_mm >= smallest for region in regions)
             found += len(regions)
             figures = predictions[name].index["cases"][case]

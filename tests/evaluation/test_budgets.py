@@ -25,13 +25,13 @@ def make_cases(seed, *, num_levels=None, missing=0.0, masked=False, shapes=((4, 
             scores = np.array([next(ranks) for _ in range(math.prod(shape))], np.float32).reshape(shape)
         reference, model, answer = generator.integers(0, 3, (3, *shape))
         answer[generator.random(shape) < missing] = MISSING
-        counts = generator.random(shape) < 0.7 if masked else None
+        valid = generator.random(shape) < 0.7 if masked else None
         cases[f"case{number}"] = {
             "scores": scores,
             "reference": reference,
             "model": model,
             "answer": answer,
-            "counts": counts,
+            "valid": valid,
         }
     return cases
 
@@ -44,7 +44,7 @@ def statistics_of(cases, regions=REGIONS, **options):
 
 
 def counted(case):
-    return np.ones(case["scores"].shape, bool) if case["counts"] is None else case["counts"]
+    return np.ones(case["scores"].shape, bool) if case["valid"] is None else case["valid"]
 
 
 def order_of_deferral(cases):
@@ -103,7 +103,7 @@ def test_within_a_tie_counts_are_the_means_over_all_choices(seed):
 
 def test_a_fraction_of_a_voxel_is_a_fraction_of_its_counts():
     case = {"reference": np.array([1, 1]), "model": np.array([1, 0]), "answer": np.array([1, 1])}
-    (result,) = statistics_of({"a": case | {"scores": np.array([0, 1]), "counts": None}}, [1]).at([0.25])
+    (result,) = statistics_of({"a": case | {"scores": np.array([0, 1]), "valid": None}}, [1]).at([0.25])
     assert result.foreground_mean == pytest.approx(2 * 1.5 / (1.5 + 2))
     assert result.rate == 0.25
 
@@ -136,7 +136,7 @@ def test_an_undefined_dice_is_left_out_and_counted():
     empty = {"reference": np.zeros(2, int), "model": np.array([1, 0]), "answer": np.zeros(2, int)}
     full = {"reference": np.array([1, 1]), "model": np.array([1, 0]), "answer": np.array([1, 0])}
     cases = {"empty": empty, "full": full}
-    found = statistics_of({name: case | {"scores": np.ones(2), "counts": None} for name, case in cases.items()}, [1])
+    found = statistics_of({name: case | {"scores": np.ones(2), "valid": None} for name, case in cases.items()}, [1])
     before, after = found.at([0, 1])
     assert before.foreground_mean == pytest.approx((0 + 2 / 3) / 2)
     assert after.foreground_mean == pytest.approx(2 / 3)
@@ -175,7 +175,7 @@ def test_the_oracle_stops_when_nothing_more_is_to_be_gained(seed):
 
 def test_without_positive_only_a_score_of_zero_is_deferred_last():
     case = {"reference": np.array([1, 1]), "model": np.array([1, 1]), "answer": np.array([0, 0])}
-    cases = {"a": case | {"scores": np.zeros(2), "counts": None}}
+    cases = {"a": case | {"scores": np.zeros(2), "valid": None}}
     assert statistics_of(cases, [1]).at([1])[0].foreground_mean == 0
     assert statistics_of(cases, [1], positive_only=True).at([1])[0].foreground_mean == 1
 
@@ -217,7 +217,7 @@ def test_voxels_that_cannot_be_deferred_need_no_score():
     cases = make_cases(3, missing=0.3, masked=True)
     expected = statistics_of(cases).at()
     for case in cases.values():
-        case["scores"][(case["answer"] == MISSING) | ~case["counts"]] = np.nan
+        case["scores"][(case["answer"] == MISSING) | ~case["valid"]] = np.nan
     for positive_only in (False, True):
         statistics_of(cases, positive_only=positive_only)
     for first, second in zip(statistics_of(cases).at(), expected, strict=True):
@@ -225,7 +225,7 @@ def test_voxels_that_cannot_be_deferred_need_no_score():
 
 
 def test_a_case_where_nothing_counts_scores_nothing():
-    case = {key: np.zeros((2, 0), int) for key in ("scores", "reference", "model", "answer")} | {"counts": None}
+    case = {key: np.zeros((2, 0), int) for key in ("scores", "reference", "model", "answer")} | {"valid": None}
     (result,) = statistics_of({"a": case}).at([0.5])
     assert result.rate == 0
     assert math.isnan(result.foreground_mean)
@@ -242,7 +242,7 @@ def test_what_is_kept_of_a_case_is_bounded_by_its_bins():
 
 
 def bad_case(**changes):
-    return {key: np.zeros(3, int) for key in ("scores", "reference", "model", "answer")} | {"counts": None} | changes
+    return {key: np.zeros(3, int) for key in ("scores", "reference", "model", "answer")} | {"valid": None} | changes
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def bad_case(**changes):
     [
         ({"scores": np.zeros(4)}, r"scores \(4,\), reference \(3,\)"),
         ({"answer": np.zeros((1, 3), int)}, r"answer \(1, 3\)"),
-        ({"counts": np.ones(3, int)}, "counts must be bool"),
+        ({"valid": np.ones(3, int)}, "valid must be bool"),
         ({"scores": np.array([0.1, np.nan, 0.2])}, "got nan"),
         ({"scores": np.array([0.1, -2.0, 0.2])}, "got -2.0"),
     ],

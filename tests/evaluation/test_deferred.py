@@ -16,11 +16,11 @@ def random_case(seed, shape=(5, 6)):
     return reference, model, experts, generator.integers(0, 3, shape).astype(np.uint8)
 
 
-def slow_counts(reference, model, experts, route, counts):
+def slow_counts(reference, model, experts, route, valid):
     total, by_expert = dict.fromkeys(TOTAL_KEYS, 0), {name: dict.fromkeys(EXPERT_KEYS, 0) for name in NAMES}
     system = fuse_masks(model, experts, route)
     for voxel in np.ndindex(reference.shape):
-        if counts is not None and not counts[voxel]:
+        if valid is not None and not valid[voxel]:
             continue
         model_right, system_right = (mask[voxel] == reference[voxel] for mask in (model, system))
         total["voxels"] += 1
@@ -41,8 +41,8 @@ def slow_counts(reference, model, experts, route, counts):
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_equal_a_loop_over_the_fused_mask(seed, masked):
     case = random_case(seed)
-    counts = np.random.default_rng(seed).random((5, 6)) < 0.6 if masked else None
-    assert count_deferred(*case, NAMES, counts) == slow_counts(*case, counts)
+    valid = np.random.default_rng(seed).random((5, 6)) < 0.6 if masked else None
+    assert count_deferred(*case, NAMES, valid) == slow_counts(*case, valid)
 
 
 def test_a_small_example():
@@ -52,7 +52,7 @@ def test_a_small_example():
         experts=np.array([[1, 0, 0, MISSING, 1, 1]]),
         route=np.array([1, 1, 1, 1, 0, 0]),
         names=["ann"],
-        counts=np.array([True] * 5 + [False]),
+        valid=np.array([True] * 5 + [False]),
     )
     expected = {"deferred": 4, "deferred_model_wrong": 2, "fixed": 1, "worsened": 1, "unanswered": 1}
     assert found["experts"] == {"ann": expected}
@@ -95,7 +95,7 @@ def test_without_voxels_or_cases_all_numbers_are_zero():
         ({"names": ["ann", "ann"]}, "each its own"),
         ({"route": np.array([0, 1, 3])}, r"routes lie in \[0, 2\] for 2 experts, got 0 to 3"),
         ({"route": np.array([0, -1, 1])}, "got -1 to 1"),
-        ({"counts": np.ones(3, int)}, "counts must be bool"),
+        ({"valid": np.ones(3, int)}, "valid must be bool"),
     ],
 )
 def test_what_cannot_be_counted_is_named(changes, message):

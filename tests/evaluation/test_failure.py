@@ -12,7 +12,7 @@ from nnunetv2_deferral.evaluation.failure import (
     mean_score,
     mean_score_off_boundary,
 )
-from nnunetv2_deferral.expert_sim.regions import boundary_band
+from nnunetv2_deferral.expert_sim.zones import boundary_band
 
 NAN = math.nan
 SCORES = np.array([0.1, 0.2, 0.3, 0.6])
@@ -35,16 +35,16 @@ def random_case(seed, shape):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(12, 9), (8, 9, 10), (1, 12, 9)])
 def test_means_equal_a_loop_over_voxels(shape, masked):
-    scores, prediction, counts = random_case(0, shape)
-    counts = counts if masked else None
-    where = np.ones(shape, bool) if counts is None else counts
-    assert mean_score(scores, counts) == pytest.approx(slow_mean(scores, where))
-    assert mean_foreground_score(scores, prediction, counts, no_voxels=NoVoxels.UNDEFINED) == pytest.approx(
+    scores, prediction, valid = random_case(0, shape)
+    valid = valid if masked else None
+    where = np.ones(shape, bool) if valid is None else valid
+    assert mean_score(scores, valid) == pytest.approx(slow_mean(scores, where))
+    assert mean_foreground_score(scores, prediction, valid, no_voxels=NoVoxels.UNDEFINED) == pytest.approx(
         slow_mean(scores, where & (prediction != 0)), nan_ok=True
     )
     for width in (0, 1, 2):
         band = boundary_band(torch.from_numpy(prediction), width).numpy()
-        found = mean_score_off_boundary(scores, prediction, counts, width_voxels=width, no_voxels=NoVoxels.UNDEFINED)
+        found = mean_score_off_boundary(scores, prediction, valid, width_voxels=width, no_voxels=NoVoxels.UNDEFINED)
         assert found == pytest.approx(slow_mean(scores, where & ~band), nan_ok=True)
 
 
@@ -102,7 +102,7 @@ def test_folds_are_compared_where_voxels_count_and_in_any_order():
     ("call", "message"),
     [
         (lambda: mean_score(SCORES, np.ones(3, bool)), r"counts \(3,\)"),
-        (lambda: mean_score(SCORES, np.ones(4, int)), "counts must be bool"),
+        (lambda: mean_score(SCORES, np.ones(4, int)), "valid must be bool"),
         (lambda: mean_score(np.array([0.1, NAN])), "got a mean of nan"),
         (lambda: mean_foreground_score(SCORES, np.ones(3, int)), r"prediction \(3,\)"),
         (lambda: mean_score_off_boundary(SCORES, np.ones(3, int)), r"prediction \(3,\)"),

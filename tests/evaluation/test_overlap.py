@@ -18,7 +18,7 @@ def test_scores_of_a_small_example():
 
 def test_voxels_that_do_not_count_are_left_out():
     reference, prediction = np.array([1, 1, 0]), np.array([1, 0, 1])
-    scores = overlap(reference, prediction, [1], counts=np.array([True, False, False]))["1"]
+    scores = overlap(reference, prediction, [1], valid=np.array([True, False, False]))["1"]
     assert scores["Dice"] == 1
     assert scores["FP"] + scores["FN"] == 0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from nnunetv2_deferral.calibration.maps import IDENTITY, Isotonic, Temperature
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
 from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.summary import Case
@@ -138,7 +138,7 @@ def test_voxels_in_pieces_or_at_once_are_the_same(monkeypatch):
     said, right = draws(4, 5000)
     route = (np.arange(5000) % 3).astype(np.uint8)
     at_once = gathered((said, right, None, route))
-    monkeypatch.setattr("nnunetv2_deferral.evaluation.score_bins.CHUNK_VOXELS", 37)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 37)
     in_pieces = gathered((said, right, None, route))
     as_volume = gathered((*(each.reshape(3, 5, 10, 100) for each in (said, right)), None, route.reshape(5, 10, 100)))
     for other in (in_pieces, as_volume):

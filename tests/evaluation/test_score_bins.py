@@ -16,9 +16,9 @@ def random_scores(seed, shape=(500,), dtype=np.float32):
     return generator.integers(0, 2 if dtype is bool else 200, shape).astype(dtype)
 
 
-def histogram_of(scores, wrong, counts=None):
+def histogram_of(scores, wrong, valid=None):
     histogram = ScoreHistogram()
-    histogram.update(scores, wrong, counts)
+    histogram.update(scores, wrong, valid)
     return histogram
 
 
@@ -81,11 +81,11 @@ def test_complex_scores_are_refused():
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_a_histogram_equals_counting_voxel_by_voxel(dtype, with_mask):
     scores, generator = random_scores(3, (10, 30), dtype), np.random.default_rng(4)
-    wrong, counts = generator.random((10, 30)) < 0.3, generator.random((10, 30)) < 0.6 if with_mask else None
-    found = histogram_of(scores, wrong, counts)
+    wrong, valid = generator.random((10, 30)) < 0.3, generator.random((10, 30)) < 0.6 if with_mask else None
+    found = histogram_of(scores, wrong, valid)
     voxels, errors = np.zeros(NUM_BINS, int), np.zeros(NUM_BINS, int)
     for voxel in np.ndindex(scores.shape):
-        if counts is None or counts[voxel]:
+        if valid is None or valid[voxel]:
             bin_ = score_bins(scores[voxel].reshape(1))[0]
             voxels[bin_] += 1
             errors[bin_] += wrong[voxel]
@@ -119,17 +119,17 @@ def test_voxels_that_do_not_count_need_no_score():
 
 
 @pytest.mark.parametrize(
-    ("scores", "wrong", "counts", "message"),
+    ("scores", "wrong", "valid", "message"),
     [
         (np.zeros(3), np.zeros(4, bool), None, r"scores \(3,\), wrong \(4,\)"),
         (np.zeros(3), np.zeros(3, bool), np.ones((3, 1), bool), r"counts \(3, 1\)"),
         (np.zeros(3), np.zeros(3, int), None, "wrong must be bool, got dtype int64"),
-        (np.zeros(3), np.zeros(3, bool), np.ones(3, np.uint8), "counts must be bool, got dtype uint8"),
+        (np.zeros(3), np.zeros(3, bool), np.ones(3, np.uint8), "valid must be bool, got dtype uint8"),
     ],
 )
-def test_what_a_histogram_cannot_count_is_named(scores, wrong, counts, message):
+def test_what_a_histogram_cannot_count_is_named(scores, wrong, valid, message):
     with pytest.raises(ValueError, match=message):
-        histogram_of(scores, wrong, counts)
+        histogram_of(scores, wrong, valid)
 
 
 def test_a_bad_score_adds_nothing(monkeypatch):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nnunetv2_deferral.expert_sim.errors import ERROR_MODELS
+from nnunetv2_deferral.expert_sim.error_models import ERROR_MODELS
 from nnunetv2_deferral.expert_sim.profiles import (
     ERROR_MODEL_NAMES,
     EXPERT_SETS,
@@ -66,7 +66,7 @@ def test_the_accuracy_in_the_band_is_absolute_or_boosted_and_clipped(band, expec
 @pytest.mark.parametrize("name", EXPERT_SETS)
 def test_profiles_survive_json(name):
     for profile in expert_set(name, 3):
-        data = json.loads(json.dumps(profile.to_dict()))
+        data = json.loads(json.dumps(profile.to_json()))
         assert None not in data.values()
         assert ExpertProfile.from_dict(data) == profile
 

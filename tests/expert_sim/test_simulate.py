@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnunetv2_deferral.expert_sim.errors import ERROR_MODELS
+from nnunetv2_deferral.expert_sim.error_models import ERROR_MODELS
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, expert_set
-from nnunetv2_deferral.expert_sim.regions import boundary_band
-from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert, simulate_panel
+from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert, simulate_experts
+from nnunetv2_deferral.expert_sim.zones import boundary_band
 
 torch.set_num_threads(1)
 
@@ -29,7 +29,7 @@ def blocks(shape=(60, 50)):
 @pytest.mark.parametrize("shape", [(60, 50), (60, 50, 6), (60, 50, 1)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
 def test_a_panel_has_one_int16_answer_per_expert(shape, dtype):
-    answers = simulate_panel(blocks(shape).to(dtype), PANEL, (0, 1, 2), generator=seeded())
+    answers = simulate_experts(blocks(shape).to(dtype), PANEL, (0, 1, 2), generator=seeded())
     assert answers.dtype == torch.int16
     assert answers.shape == (3, *shape)
     assert set(answers.unique().tolist()) == {0, 1, 2}
@@ -38,7 +38,7 @@ def test_a_panel_has_one_int16_answer_per_expert(shape, dtype):
 def test_experts_differ_in_accuracy_as_their_profiles_do():
     labels = torch.zeros(200, 200, dtype=torch.int16)
     labels[:, 100:] = 1
-    answers = simulate_panel(labels, PANEL, (0, 1), generator=seeded(), boundary_width=0)
+    answers = simulate_experts(labels, PANEL, (0, 1), generator=seeded(), boundary_width=0)
     accuracies = [(answer == labels)[:, 100:].float().mean().item() for answer in answers]
     assert accuracies == pytest.approx([0.92, 0.85, 0.75], abs=0.015)
 
@@ -47,20 +47,20 @@ def test_the_reference_is_left_as_it_is():
     labels = blocks()
     labels[:5] = 3
     before = labels.clone()
-    simulate_panel(labels, PANEL, (0, 1, 2), generator=seeded(), ignore_label=3)
+    simulate_experts(labels, PANEL, (0, 1, 2), generator=seeded(), ignore_label=3)
     assert torch.equal(labels, before)
 
 
 def test_experts_with_generators_of_their_own_do_not_depend_on_the_panel():
     labels = blocks()
-    together = simulate_panel(labels, PANEL, (0, 1, 2), generator=[seeded(j) for j in range(3)])
+    together = simulate_experts(labels, PANEL, (0, 1, 2), generator=[seeded(j) for j in range(3)])
     for j in (2, 0, 1):
         assert torch.equal(together[j], simulate_expert(labels, PANEL[j], (0, 1, 2), generator=seeded(j)))
 
 
 def test_one_generator_serves_the_experts_in_turn():
     labels, twins = blocks(), (PANEL[0], replace(PANEL[0], name="twin"))
-    first, second = simulate_panel(labels, twins, (0, 1, 2), generator=seeded())
+    first, second = simulate_experts(labels, twins, (0, 1, 2), generator=seeded())
     assert not torch.equal(first, second)
     assert torch.equal(first, simulate_expert(labels, twins[0], (0, 1, 2), generator=seeded()))
 
@@ -114,16 +114,16 @@ def test_the_band_is_worked_out_once_for_all_experts(monkeypatch):
         return reference.labels
 
     monkeypatch.setitem(ERROR_MODELS, "independent", remember)
-    simulate_panel(blocks(), PANEL, (0, 1, 2), generator=seeded())
+    simulate_experts(blocks(), PANEL, (0, 1, 2), generator=seeded())
     assert len(references) == 3
     assert len({id(reference.band) for reference in references}) == 1
 
 
 def test_empty_panels_and_wrong_numbers_of_generators_are_refused():
     with pytest.raises(ValueError, match="at least one expert"):
-        simulate_panel(blocks(), (), (0, 1, 2), generator=seeded())
+        simulate_experts(blocks(), (), (0, 1, 2), generator=seeded())
     with pytest.raises(ValueError, match="got 2 for 3 experts"):
-        simulate_panel(blocks(), PANEL, (0, 1, 2), generator=[seeded(), seeded()])
+        simulate_experts(blocks(), PANEL, (0, 1, 2), generator=[seeded(), seeded()])
 
 
 def test_datasets_of_one_label_and_unknown_labels_are_refused():

@@ -24,12 +24,12 @@ def _network() -> nn.Module:
 def _batch() -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(1)
     images = torch.randn(4, 2, 8, 8, generator=random)
-    counts = torch.rand(4, 8, 8, generator=random) < torch.tensor([0.9, 0.8, 0.2, 0.1]).view(4, 1, 1)
-    return images, counts
+    valid = torch.rand(4, 8, 8, generator=random) < torch.tensor([0.9, 0.8, 0.2, 0.1]).view(4, 1, 1)
+    return images, valid
 
 
-def _ratio_and_gradients(network: nn.Module, images: Tensor, counts: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    ratio = routing_ratio(torch.log_softmax(network(images), 1), counts)
+def _ratio_and_gradients(network: nn.Module, images: Tensor, valid: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    ratio = routing_ratio(torch.log_softmax(network(images), 1), valid)
     balance_loss(ratio, LOWER, UPPER).backward()
     return ratio.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
@@ -37,10 +37,10 @@ def _ratio_and_gradients(network: nn.Module, images: Tensor, counts: Tensor | No
 def _run(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    images, counts = (part.chunk(2)[rank] for part in _batch())
+    images, valid = (part.chunk(2)[rank] for part in _batch())
     for masked in (False, True):
         network = nn.parallel.DistributedDataParallel(_network())
-        result = _ratio_and_gradients(network, images, counts if masked else None)
+        result = _ratio_and_gradients(network, images, valid if masked else None)
         torch.save(result, Path(folder) / f"{rank}_{masked}.pt")
     distributed.destroy_process_group()
 
@@ -55,8 +55,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all voxels", "ignored voxels"])
 def test_two_processes_see_the_ratio_and_the_gradient_of_the_joined_batch(two_processes: Path, masked: bool) -> None:
-    images, counts = _batch()
-    ratio, gradients = _ratio_and_gradients(_network(), images, counts if masked else None)
+    images, valid = _batch()
+    ratio, gradients = _ratio_and_gradients(_network(), images, valid if masked else None)
     assert (ratio > UPPER).any()
     assert (ratio < LOWER).any()
     for rank in (0, 1):

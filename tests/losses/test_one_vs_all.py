@@ -14,20 +14,20 @@ def make_batch(num_experts=2, shape=(2, 3, 4), seed=0):
     routing = torch.randn(batch, num_experts + 1, *space, generator=generator)
     expert_right = torch.rand(batch, num_experts, *space, generator=generator) < 0.7
     model_right = torch.rand(shape, generator=generator) < 0.8
-    counts = torch.rand(shape, generator=generator) < 0.6
+    valid = torch.rand(shape, generator=generator) < 0.6
     known = torch.rand(batch, num_experts, *space, generator=generator) < 0.5
-    return routing, expert_right, model_right, counts, known
+    return routing, expert_right, model_right, valid, known
 
 
 @pytest.mark.parametrize("with_counts", [False, True])
 @pytest.mark.parametrize("with_known", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 2, 3, 3)])
 def test_it_is_the_mean_over_voxels_of_binary_cross_entropies(shape, with_known, with_counts):
-    routing, expert_right, model_right, counts, known = make_batch(shape=shape)
+    routing, expert_right, model_right, valid, known = make_batch(shape=shape)
     total, number = 0.0, 0
     for place in torch.cartesian_prod(*(torch.arange(size) for size in shape)).tolist():
         batch, *space = place
-        if with_counts and not counts[tuple(place)]:
+        if with_counts and not valid[tuple(place)]:
             continue
         number += 1
         answers = [(0, bool(model_right[tuple(place)]))]
@@ -37,7 +37,7 @@ def test_it_is_the_mean_over_voxels_of_binary_cross_entropies(shape, with_known,
         for route, right in answers:
             probability = 1 / (1 + math.exp(-routing[(batch, route, *space)].item()))
             total -= math.log(probability if right else 1 - probability)
-    masks = {"counts": counts if with_counts else None, "known": known if with_known else None}
+    masks = {"valid": valid if with_counts else None, "known": known if with_known else None}
     assert one_vs_all_loss(routing, expert_right, model_right, **masks).item() == pytest.approx(
         total / number, rel=1e-5
     )
@@ -55,19 +55,19 @@ def test_it_is_finite_for_any_logits_with_finite_gradients(dtype):
 
 
 def test_where_an_expert_has_no_label_its_logit_has_no_gradient():
-    routing, expert_right, model_right, counts, known = make_batch()
+    routing, expert_right, model_right, valid, known = make_batch()
     routing.requires_grad_()
     (gradient,) = torch.autograd.grad(
-        one_vs_all_loss(routing, expert_right, model_right, counts=counts, known=known), routing
+        one_vs_all_loss(routing, expert_right, model_right, valid=valid, known=known), routing
     )
     assert bool((gradient[:, 1:][~known] == 0).all())
-    assert bool((gradient[:, 0][counts] != 0).all())
-    assert bool((gradient.movedim(1, -1)[~counts] == 0).all())
+    assert bool((gradient[:, 0][valid] != 0).all())
+    assert bool((gradient.movedim(1, -1)[~valid] == 0).all())
 
 
 def test_nothing_that_counts_costs_nothing():
-    routing, expert_right, model_right, counts, _ = make_batch()
-    assert one_vs_all_loss(routing, expert_right, model_right, counts=counts & False) == 0
+    routing, expert_right, model_right, valid, _ = make_batch()
+    assert one_vs_all_loss(routing, expert_right, model_right, valid=valid & False) == 0
 
 
 def test_minimising_it_finds_how_often_each_is_right():

@@ -8,7 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
-from nnunetv2_deferral.rules import SoftmaxRule
+from nnunetv2_deferral.routing import SoftmaxRule
 
 RESAMPLING = {
     "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
@@ -16,11 +16,13 @@ RESAMPLING = {
 }
 
 
-def maps_of(routing, properties, configuration, plans, *, worth=1.0, limits=Limits()):  # noqa: B008 (frozen)
+def maps_of(routing, properties, configuration, plans, *, voxel_weight=1.0, limits=Limits()):  # noqa: B008 (frozen)
     """The maps of a case, as an export makes them."""
     rule, geometry = SoftmaxRule((True,) * (len(routing) - 1)), CaseGeometry(properties, configuration, plans)
     probabilities = geometry.channels_in_image(rule.probabilities(routing, dim=0), outside=np.nan)
-    return decide(probabilities, np.float32(worth), rule=rule, limits=limits, spacing_mm=geometry.spacing_mm).maps
+    return decide(
+        probabilities, np.float32(voxel_weight), rule=rule, limits=limits, spacing_mm=geometry.spacing_mm
+    ).maps
 
 
 def make_managers(spacing, transpose=(0, 1, 2)):

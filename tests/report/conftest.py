@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.calibration.maps import Temperature
+from nnunetv2_deferral.decision.calibrators import Temperature
 from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
 from nnunetv2_deferral.evaluation.summary import Case
 from nnunetv2_deferral.labels import MISSING

@@ -9,7 +9,6 @@ from matplotlib.colors import same_color
 from page_reader import Reader
 
 from nnunetv2_deferral.benchmark.comparison import Resampling, compare
-from nnunetv2_deferral.benchmark.experiment import Method
 from nnunetv2_deferral.benchmark.scores import MethodScores
 from nnunetv2_deferral.benchmark.studies import Row, Study
 from nnunetv2_deferral.benchmark.timing import Times
@@ -18,6 +17,7 @@ from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.nnunet.experiment import Method
 from nnunetv2_deferral.report import benchmark_page as module
 from nnunetv2_deferral.report.benchmark_figures import Block, Line, Load, draw_forest, draw_loads
 from nnunetv2_deferral.report.benchmark_page import benchmark_page, check_report, write_benchmark_page
@@ -55,7 +55,7 @@ def make(
     empty=False,
     asked=0.1,
     to=None,
-    panel=None,
+    answering=None,
     groups=None,
     studies=(),
     labelled=None,
@@ -85,7 +85,9 @@ def make(
                 summary=summarize_deferral(made, regions, experts)
                 if experts
                 else {"model_everywhere": summarize(scores)},
-                panel={"experts": panel or list(experts), "seed": 3, "boundary_width": 2} if experts else None,
+                answered_by={"experts": answering or list(experts), "seed": 3, "boundary_width": 2}
+                if experts
+                else None,
             )
         )
     experiment = SimpleNamespace(
@@ -323,7 +325,7 @@ def test_cases_folds_and_few_cases_are_told(quick):
 
 
 def test_simulated_experts_and_raters_are_told_apart(quick):
-    raters, simulated = read(make()).text, read(make(panel=[SIMULATED, "bob"])).text
+    raters, simulated = read(make()).text, read(make(answering=[SIMULATED, "bob"])).text
     assert "Experts are simulated" in simulated and "seed 3" in simulated
     assert "Experts are simulated" not in raters and "Raters, whose labels were read from files: ann, bob" in raters
 

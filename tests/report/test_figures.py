@@ -73,11 +73,11 @@ def test_a_large_finding_is_shown_in_the_whole_image():
 
 
 def test_voxels_that_do_not_count_are_neither_drawn_nor_counted():
-    counts = np.ones((12, 16), bool)
-    counts[:6] = False
+    valid = np.ones((12, 16), bool)
+    valid[:6] = False
     route = np.zeros((12, 16), np.uint8)
     route[:9] = 1
-    figure = draw_case(make_view(route=route, counts=counts), ["ann", "bob"])
+    figure = draw_case(make_view(route=route, valid=valid), ["ann", "bob"])
     assert titles(figure)[3] == "deferred: 50.0 %"
     layer = figure.axes[3].get_images()[1].get_array()
     assert not layer[:6].any() and layer[6:9, :, 3].all()

@@ -8,7 +8,7 @@ from nnunetv2_deferral.report.evaluation_page import evaluation_page
 from nnunetv2_deferral.report.evaluation_tables import reliability_table
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.page import render_page
-from nnunetv2_deferral.report.reliability import bias_text, draw_reliability, error_text, reliability_texts
+from nnunetv2_deferral.report.reliability_figure import bias_text, draw_reliability, error_text, reliability_texts
 
 HEADING = "Do the probabilities mean what they say?"
 

@@ -27,12 +27,12 @@ from starlette.testclient import TestClient  # noqa: E402
 from nnunetv2_deferral import maps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
 from nnunetv2_deferral.review.access import Access  # noqa: E402
-from nnunetv2_deferral.review.listed import Worklist  # noqa: E402
 from nnunetv2_deferral.review.server import create_app  # noqa: E402
 from nnunetv2_deferral.review.service import Review  # noqa: E402
 from nnunetv2_deferral.review.store import ReviewStore  # noqa: E402
 from nnunetv2_deferral.review.study import Study  # noqa: E402
 from nnunetv2_deferral.settings import resolve_settings  # noqa: E402
+from nnunetv2_deferral.worklist.reading import Worklist  # noqa: E402
 
 EXPERTS = ("ann", "bob")
 PORT = 8765

@@ -61,7 +61,7 @@ def test_experts_whose_names_are_no_folders_are_refused(tmp_path, capsys, name):
     folders = write_volumes(tmp_path)
     index = folders.predictions / "deferral" / "deferral.json"
     index.write_text(index.read_text().replace('"ann"', json.dumps(name)))
-    fails(capsys, options(folders), "cannot have a folder of that name")
+    fails(capsys, options(folders), "cannot be the name of an expert")
 
 
 def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):

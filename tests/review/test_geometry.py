@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_deferral.review.geometry import displacement_voxels, orientation_of
+from nnunetv2_deferral.geometry import displacement_voxels, orientation_of
 
 SHAPE = (3, 4, 5)
 SPACING = (0.5, 0.8, 2.0)

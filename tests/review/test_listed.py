@@ -12,7 +12,7 @@ from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review import server
-from nnunetv2_deferral.worklist import WorkTime
+from nnunetv2_deferral.worklist.items import WorkTime
 
 CASE = "case_a"
 # Gains of a voxel in ann's regions of 32 and of 30 voxels, and in bob's of 96 voxels. The second is the longer one.

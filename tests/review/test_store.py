@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from small_review import write_volumes
 
-from nnunetv2_deferral.review import durable
-from nnunetv2_deferral.review.durable import AppendOnlyLog, write_durably
+from nnunetv2_deferral import files
+from nnunetv2_deferral.files import AppendOnlyLog, write_durably
 from nnunetv2_deferral.review.store import ReviewStore
 
 CASE = "case_a"
@@ -45,7 +45,7 @@ class FullDisk:
                 self.left -= 1
             genuine(handle)
 
-        monkeypatch.setattr(durable.os, "fsync", fsync)
+        monkeypatch.setattr(files.os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("successes", [0, 1])

@@ -1,0 +1,297 @@
+"""Do budgets and probabilities fitted on validation cases hold for other patients?
+
+    python benchmarks/budget_transfer.py -d 501 -c 2d -f 0 1 2 -tr TRAINER -p PLANS [-groups groups.json]
+
+Each fold in turn is held out: calibration maps and thresholds are fitted on the validation cases of the other folds,
+as `nnUNetv2_deferral_calibrate` fits them, and applied to its own. Folds must have been validated with --npz, and none
+of their patients may be in two folds. Compared at each budget over all voxels:
+
+    gain            expected gain, calibrated, above the thresholds of the other folds
+    gain, raw       the same without calibration maps
+    gain, per case  calibrated, the budget kept in each case
+    regions         the same, in regions of at least -region_mm
+    confidence      the fair baseline: 1 - max softmax above its threshold of the other folds, answered by the expert
+                    who was best there on the voxels that it defers
+    oracle          asks whoever is right where the model is wrong, of the held-out cases
+
+Reported are Dice (mean over cases, 95 % interval over groups), the rate that was realised, the part of the oracle's
+gain, the difference to the confidence baseline, and how far off the probabilities are over the least certain voxels of
+the held-out folds. Results go to benchmarks/results/ with the machine and the date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.calibration.fitting import calibrate
+from nnunetv2_deferral.calibration.validation_cases import ValidationCase, ValidationCases
+from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
+from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
+from nnunetv2_deferral.evaluation.overlap import overlap
+from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN, reliability
+from nnunetv2_deferral.evaluation.uncertainty import one_minus_max
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES
+from nnunetv2_deferral.experts import Rater
+from nnunetv2_deferral.files import without_nan, write_json
+from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.routing import ONE_VS_ALL
+
+RESULTS = Path(__file__).parent / "results"
+BUDGETS = (0.005, 0.01, 0.02, 0.05)
+CONFIDENCE, ORACLE, GAIN = "confidence", "oracle", "gain"
+
+
+class Tally:
+    """Dice of each case and deferred voxels of each way of deferring at each budget."""
+
+    def __init__(self, regions: Sequence[Any]) -> None:
+        self.regions = list(regions)
+        self.dice: dict[tuple[str, float], list[list[float]]] = defaultdict(list)
+        self.deferred: dict[tuple[str, float], int] = defaultdict(int)
+        self.voxels: dict[tuple[str, float], int] = defaultdict(int)
+
+    def add(self, way: str, budget: float, case: ValidationCase, route: np.ndarray) -> None:
+        system = fuse_masks(case.labels[0], case.labels[1:], route)
+        scores = overlap(case.reference, system, self.regions, case.valid)
+        self.dice[way, budget].append([each["Dice"] for each in scores.values()])
+        self.deferred[way, budget] += np.count_nonzero(route[case.valid])
+        self.voxels[way, budget] += np.count_nonzero(case.valid)
+
+    def rate(self, way: str, budget: float) -> float:
+        return self.deferred[way, budget] / self.voxels[way, budget]
+
+
+class Confidence:
+    """The fair baseline, fitted on validation cases: where by the model's confidence, who by accuracy there."""
+
+    def __init__(self, cases: ValidationCases, has_regions: bool) -> None:
+        self.has_regions = has_regions
+        scores, right = [], []
+        for fold, name in cases.cases:
+            case = cases.read(fold, name)
+            score = one_minus_max(cases.softmax(fold, name), has_regions=has_regions)
+            scores.append(score[case.valid])
+            right.append((case.right[1:] & case.known[1:])[:, case.valid])
+        self.scores, self.right = np.concatenate(scores), np.concatenate(right, axis=1)
+
+    def fit(self, budget: float) -> tuple[float, int]:
+        """The threshold, and the expert (from 1) who is best above it."""
+        place = max(int(budget * self.scores.size), 1)
+        threshold = float(np.partition(self.scores, -place)[-place])
+        return threshold, 1 + int(self.right[:, self.scores >= threshold].mean(1).argmax())
+
+
+def open_cases(
+    experiment: Experiment, folds: Sequence[int], method: Method, groups: Mapping[str, Any] | None, errors: str | None
+) -> ValidationCases:
+    """The cases of some folds; simulated experts may err in another manner than they did in training."""
+    cases = ValidationCases(Experiment.find(experiment.dataset, experiment.configuration, folds), method, groups=groups)
+    if errors is not None:
+        experts = tuple(e if isinstance(e, Rater) else replace(e, error_model=errors) for e in cases.panel.experts)
+        cases.panel = replace(cases.panel, experts=experts)
+    return cases
+
+
+def held_out(
+    experiment: Experiment,
+    method: Method,
+    groups: Mapping[str, Any] | None,
+    budgets: Sequence[float],
+    errors: str | None,
+) -> Iterator[tuple[int, ValidationCases, ModelCalibration, ModelCalibration, ValidationCases]]:
+    """Each fold with what was fitted on the others: calibrated, raw, and the cases it was fitted on."""
+    limits = [Limits(budget=budget, over="dataset") for budget in budgets]
+    for fold in experiment.folds:
+        others = tuple(other for other in experiment.folds if other != fold)
+        seen, own = (open_cases(experiment, folds, method, groups, errors) for folds in (others, (fold,)))
+        raw = calibrate(seen, limits, maps=False)
+        calibrated = calibrate(seen, limits) if seen.settings.objective == ONE_VS_ALL else raw
+        yield fold, own, calibrated, raw, seen
+
+
+def measure(
+    experiment: Experiment,
+    method: Method,
+    groups: Mapping[str, Any] | None,
+    budgets: Sequence[float],
+    region_mm: float,
+    errors: str | None = None,
+) -> dict[str, Any]:
+    """Everything, over all folds."""
+    tally: Tally | None = None
+    names: list[str] = []
+    oracle: BudgetStatistics | None = None
+    heads: list[tuple[HeadStatistics, HeadStatistics]] = []
+    for fold, own, calibrated, raw, seen in held_out(experiment, method, groups, budgets, errors):
+        regions, has_regions = own.files.regions, own.files.label_manager.has_regions
+        tally = tally or Tally(regions)
+        oracle = oracle or BudgetStatistics(regions, positive_only=True)
+        confidence = Confidence(seen, has_regions)
+        fitted = {budget: confidence.fit(budget) for budget in budgets}
+        heads = heads or [(HeadStatistics(), HeadStatistics()) for _ in range(len(own.settings.experts) + 1)]
+        for _, name in own.cases:
+            case, voxel_weight = own.read(fold, name), own.voxel_weight(fold, name)
+            names.append(name)
+            how = {"rule": own.settings.rule, "spacing_mm": case.spacing_mm}
+            tally.add("model", 0.0, case, np.zeros(case.reference.shape, np.uint8))
+            tally.add("rule", 0.0, case, decide(case.probabilities, voxel_weight, limits=Limits(), **how).maps.route)
+            _count_heads(heads, case, calibrated)
+            score = one_minus_max(own.softmax(fold, name), has_regions=has_regions)
+            for budget in budgets:
+                everywhere, each = Limits(budget=budget, over="dataset"), Limits(budget=budget)
+                in_regions = Limits(budget=budget, min_region_mm=region_mm)
+                for way, limits, calibration in (
+                    (GAIN, everywhere, calibrated),
+                    ("gain, raw", everywhere, raw),
+                    ("gain, per case", each, calibrated),
+                    ("regions", in_regions, calibrated),
+                ):
+                    found = decide(case.probabilities, voxel_weight, limits=limits, calibration=calibration, **how)
+                    tally.add(way, budget, case, found.maps.route)
+                threshold, best = fitted[budget]
+                route = np.where((score >= threshold) & case.valid, best, 0).astype(np.uint8)
+                tally.add(CONFIDENCE, budget, case, route)
+            someone = (case.labels[1:] == case.reference).any(0)
+            answer = np.where(someone, case.reference, case.labels[0])
+            oracle.update(
+                name, oracle_score(case.reference, case.labels[0], answer), reference=case.reference,
+                model=case.labels[0], answer=answer, valid=case.valid,
+            )  # fmt: skip
+    if tally is None or oracle is None:
+        raise ValueError("there are no folds")
+    draw = {"groups": None if groups is None else [groups[name] for name in names], "num_resamples": 2000}
+    return {
+        "cases": len(names),
+        "calibration": _errors(("model", *own.settings.expert_names), heads),
+        "rows": _rows(tally, oracle, budgets, draw),
+    }
+
+
+def _count_heads(
+    heads: Sequence[tuple[HeadStatistics, HeadStatistics]], case: ValidationCase, calibration: ModelCalibration
+) -> None:
+    """Count the least certain voxels of a case, before and after calibration."""
+    known = np.where(np.isnan(case.probabilities), 0, case.probabilities)
+    after = calibration.apply(known)
+    model = known[0][case.valid]
+    edge = np.partition(model, place := int(LEAST_CERTAIN * model.size))[place]
+    for head, (raw, calibrated) in enumerate(heads):
+        where = case.known[head] & (known[0] <= edge)
+        raw.update(case.group, known[head], case.right[head], where)
+        calibrated.update(case.group, after[head], case.right[head], where)
+
+
+def _errors(
+    names: Sequence[str], heads: Sequence[tuple[HeadStatistics, HeadStatistics]]
+) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, (raw, calibrated) in zip(names, heads, strict=True):
+        before, after = reliability(raw), reliability(calibrated)
+        found[name] = {
+            "ece_before": before.ece, "ece_after": after.ece, "bias_before": before.bias, "bias_after": after.bias,
+        }  # fmt: skip
+    return found
+
+
+def _rows(tally: Tally, oracle: BudgetStatistics, budgets: Sequence[float], draw: dict[str, Any]) -> list[dict]:
+    bounds = dict(zip(budgets, oracle.at(budgets), strict=True))
+    without = mean_over_cases(np.array(tally.dice["model", 0.0]))
+    rows = []
+    for (way, budget), values in tally.dice.items():
+        dice = np.array(values)
+        interval = bootstrap_interval(dice, generator=np.random.default_rng(0), **draw)
+        row = {"way": way, "budget": budget, "rate": tally.rate(way, budget), "Dice": interval.to_dict()}
+        if budget:
+            row["recovered"] = recovered_gain(interval.estimate, without, bounds[budget].foreground_mean)
+            row["minus_confidence"] = bootstrap_difference(
+                dice, np.array(tally.dice[CONFIDENCE, budget]), generator=np.random.default_rng(0), **draw
+            ).to_dict()
+        rows.append(row)
+    rows += [
+        {"way": ORACLE, "budget": budget, "rate": found.rate, "Dice": {"estimate": found.foreground_mean}}
+        for budget, found in bounds.items()
+    ]
+    return rows
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The table, in markdown."""
+    lines = [
+        "| deferred by | budget | realised | Dice | part of the oracle's gain | less confidence |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        dice, less = row["Dice"], row.get("minus_confidence")
+        interval = f" [{dice['low']:.3f}, {dice['high']:.3f}]" if "low" in dice else ""
+        recovered = f"{row['recovered']:.2f}" if "recovered" in row else ""
+        difference = f"{less['estimate']:+.3f} [{less['low']:+.3f}, {less['high']:+.3f}]" if less else ""
+        lines.append(
+            f"| {row['way']} | {row['budget']:.2%} | {row['rate']:.2%} | {dice['estimate']:.3f}{interval} | "
+            f"{recovered} | {difference} |"
+        )
+    lines += [
+        "",
+        f"| right? over the {LEAST_CERTAIN:.0%} least certain voxels | ECE before | after | bias before | after |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in result["calibration"].items():
+        values = " | ".join(f"{found[key]:.4f}" for key in ("ece_before", "ece_after", "bias_before", "bias_after"))
+        lines.append(f"| {name} | {values} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-d", required=True)
+    add("-c", required=True)
+    add("-f", type=int, nargs="+", required=True)
+    add("-tr", required=True)
+    add("-p", default="nnUNetPlans")
+    add("-groups", type=Path)
+    add("-budgets", type=float, nargs="+", default=list(BUDGETS))
+    add("-error_model", choices=ERROR_MODEL_NAMES, help="in which simulated experts err. Default: as in training")
+    add("-region_mm", type=float, default=3.0)
+    add("-name", help="of the file in benchmarks/results. Default: made of dataset, trainer, plans and error model")
+    given = parser.parse_args()
+    experiment = Experiment.find(given.d, given.c, given.f)
+    method = Method(trainer=given.tr, plans=given.p)
+    groups = None if given.groups is None else json.loads(given.groups.read_text())
+    found = measure(experiment, method, groups, given.budgets, given.region_mm, given.error_model)
+    result = {
+        "dataset": experiment.dataset,
+        "configuration": experiment.configuration,
+        "folds": list(experiment.folds),
+        "trainer": given.tr,
+        "plans": given.p,
+        "region_mm": given.region_mm,
+        "error_model": given.error_model,
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU needed",
+        **found,
+    }
+    errors = f"_{given.error_model}" if given.error_model else ""
+    name = given.name or f"budget_transfer_{experiment.dataset}_{given.c}_{given.tr}_{given.p}{errors}"
+    write_json(without_nan(result), RESULTS / f"{name}.json")
+    print(text(result))
+    print(f"\n{RESULTS / name}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What experts answer for whole cases in an evaluation: raters from disk, and simulated experts by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
+from nnunetv2_deferral.expert_sim.simulate import simulate_case
+from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
+from nnunetv2_deferral.experts import (
+    Expert,
+    Rater,
+    experts_from_json,
+    experts_to_json,
+    names_of,
+    profiles_of,
+    raters_of,
+)
+from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.raters import ExpertMasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertAnswers:
+    """The J experts of an evaluation, and where their answers come from.
+
+    Attributes:
+        experts: In routing order.
+        label_values: All labels with background, without the ignore label.
+        ignore_label: The ignore label or None.
+        masks: Where the masks of the raters are; None if there is no rater.
+        seed: With the names of case and expert, all chance of the simulated ones.
+        boundary_width: Width in voxels of the band in which a simulated expert's boundary accuracy holds.
+
+    Raises:
+        InputError: If the masks are not those of the named experts, in their order.
+    """
+
+    experts: tuple[Expert, ...]
+    label_values: tuple[int, ...]
+    ignore_label: int | None = None
+    masks: ExpertMasks | None = None
+    seed: int = 0
+    boundary_width: int = DEFAULT_BOUNDARY_WIDTH
+
+    def __post_init__(self) -> None:
+        named = raters_of(self.experts)
+        found = () if self.masks is None else self.masks.experts
+        if named and found != named:
+            raise InputError(f"masks of {', '.join(found) or 'nobody'} are given for the experts {', '.join(named)}")
+
+    @classmethod
+    def of_model(
+        cls,
+        folder: PredictionFolder,
+        experts: tuple[Expert, ...],
+        *,
+        masks: Path | None = None,
+        seed: int | None = None,
+    ) -> ExpertAnswers:
+        """Experts who answer for those of a model.
+
+        Args:
+            folder: Its predictions.
+            experts: In routing order, see :func:`trained_with` and :func:`experts_of_set`.
+            masks: The folder `<expert>/<case>` of the masks of named experts, None if all are simulated.
+            seed: Of simulated experts; None for `evaluation_seed` of the model's settings.
+
+        Raises:
+            InputError: If masks are needed and there is no such folder.
+        """
+        named = raters_of(experts)
+        if named and (masks is None or not masks.is_dir()):
+            raise InputError(f"there is no folder of the masks of {', '.join(named)}: {masks}")
+        settings, files = folder.index["settings"], folder.files
+        return cls(
+            experts=experts,
+            label_values=files.label_values,
+            ignore_label=files.label_manager.ignore_label,
+            masks=ExpertMasks.of(masks, named, files) if named and masks is not None else None,
+            seed=settings["evaluation_seed"] if seed is None else seed,
+            boundary_width=settings["boundary_width"],
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the experts in routing order."""
+        return names_of(self.experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Who answered, as JSON."""
+        return {"experts": experts_to_json(self.experts), "seed": self.seed, "boundary_width": self.boundary_width}
+
+    def answers(self, case: str, reference: np.ndarray, properties: Mapping[str, Any] | None = None) -> np.ndarray:
+        """The labels of all experts for a case.
+
+        Args:
+            case: The case identifier.
+            reference: Its label map, integer of shape S, which simulated experts err from.
+            properties: nnU-Net's properties of the case, to compare the geometry of masks with, or None.
+
+        Returns:
+            int16 (J, *S), `MISSING` where an expert has no label.
+
+        Raises:
+            InputError: If a mask does not fit, see :meth:`.raters.ExpertMasks.read`.
+        """
+        answers = np.full((len(self.experts), *reference.shape), MISSING, dtype=np.int16)
+        places = [place for place, expert in enumerate(self.experts) if isinstance(expert, Rater)]
+        if self.masks is not None and places:
+            answers[places] = self.masks.answers(case, reference.shape, properties)
+        places = [place for place, expert in enumerate(self.experts) if isinstance(expert, ExpertProfile)]
+        if places:
+            answers[places] = simulate_case(
+                torch.from_numpy(reference),
+                profiles_of(self.experts),
+                self.label_values,
+                seed=self.seed,
+                case=case,
+                boundary_width=self.boundary_width,
+                ignore_label=self.ignore_label,
+            ).numpy()
+        return answers
+
+
+def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:
+    """The experts whom a model was trained with, in routing order."""
+    return experts_from_json(folder.index["settings"]["experts"])
+
+
+def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, ...]:
+    """The simulated experts of a set, as many as a model asks.
+
+    Raises:
+        InputError: If there is no such set, or its experts have other names than the model's.
+    """
+    if name not in EXPERT_SETS:
+        raise InputError(f"there is no set of simulated experts {name!r}: {', '.join(EXPERT_SETS)}")
+    profiles = expert_set(name, len(folder.experts))
+    if (names := tuple(profile.name for profile in profiles)) != folder.experts:
+        raise InputError(f"the model asks {', '.join(folder.experts)}, but the set {name} has {', '.join(names)}")
+    return profiles

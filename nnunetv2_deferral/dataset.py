@@ -1,0 +1,238 @@
+"""A dataset as nnU-Net keeps it: dataset.json, label files and images, their names and units, and groups of cases."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.geometry import geometry_differences
+from nnunetv2_deferral.text import listed
+
+_CASES_LISTED = 10
+
+
+def read_dataset_json(file: Path) -> dict[str, Any]:
+    """The content of a dataset.json.
+
+    Raises:
+        InputError: If the file is missing, cannot be read, or lacks `labels` or a `file_ending`.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not a valid dataset.json: it holds a {type(content).__name__}, not an object")
+    for key, kind in (("labels", dict), ("file_ending", str)):
+        if not content.get(key) or not isinstance(content[key], kind):
+            raise InputError(f'{file} is not a valid dataset.json: "{key}" is {content.get(key)!r}')
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFiles:
+    """How the label files of a dataset are read and what is in them.
+
+    Attributes:
+        file_ending: Such as `.nii.gz`.
+        reader: nnU-Net's reader-writer for them.
+        label_manager: nnU-Net's (stock) label manager.
+        content: The whole dataset.json.
+    """
+
+    file_ending: str
+    reader: BaseReaderWriter
+    label_manager: LabelManager
+    content: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, dataset_json: Path, example: Path) -> DatasetFiles:
+        """What a dataset.json says, and how its files are read.
+
+        Args:
+            dataset_json: The file. If a plans.json lies beside it, as in folders of models and predictions, the reader
+                is the one that was planned with; nnU-Net may have fallen back from its first choice.
+            example: A label file, by which nnU-Net chooses a reader where there are no plans.
+
+        Raises:
+            InputError: If either is of no use; the message names the file.
+        """
+        content = read_dataset_json(dataset_json)
+        try:
+            manager = LabelManager(content["labels"], content.get("regions_class_order"))
+        except Exception as error:  # nnU-Net refuses labels by assertions and by stumbling over them
+            raise InputError(f"{dataset_json}: nnU-Net does not accept these labels: {error or error!r}") from error
+        reader = _planned_reader(dataset_json.with_name("plans.json")) or _chosen_reader(content, example)
+        return cls(file_ending=content["file_ending"], reader=reader(), label_manager=manager, content=content)
+
+    @property
+    def regions(self) -> list[int] | list[tuple[int, ...]]:
+        """The foreground labels, or with region-based training the regions."""
+        manager = self.label_manager
+        return manager.foreground_regions if manager.has_regions else manager.foreground_labels
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """All labels with background, without the ignore label."""
+        return tuple(int(value) for value in self.label_manager.all_labels)
+
+    @property
+    def unit(self) -> str:
+        """What spacings are in: `"mm"`, or `"pixels"` for pictures (.png, .tif, .bmp), which know no size."""
+        return "pixels" if isinstance(self.reader, NaturalImage2DIO) else "mm"
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """What each label value is called, background included; with region-based training, the regions it lies in."""
+        named: Mapping[str, int | Sequence[int]] = self.content["labels"]
+        names = {}
+        for label in self.label_values:
+            own = [name for name, value in named.items() if value == label]
+            within = [name for name, value in named.items() if isinstance(value, list | tuple) and label in value]
+            names[label] = own[0] if own else " + ".join(within) or f"label {label}"
+        return names
+
+    def cases(self, folder: Path) -> list[str]:
+        """The cases whose files lie in a folder, sorted."""
+        files = (file for file in folder.glob(f"*{self.file_ending}") if not file.name.startswith("."))
+        return sorted(file.name.removesuffix(self.file_ending) for file in files)
+
+    def read(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        """A label map, int64 in the axis order of nnU-Net's readers, and its properties.
+
+        Raises:
+            InputError: See :meth:`read_values`.
+        """
+        values, properties = self.read_values(file)
+        return np.rint(values).astype(np.int64), properties
+
+    def read_values(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+        """:meth:`read` for a map of any numbers, in nnU-Net's dtype (float32).
+
+        Raises:
+            InputError: If the file is missing, cannot be read, or has more than one channel.
+        """
+        if not file.is_file():
+            raise InputError(f"{file} is missing")
+        try:
+            values, properties = self.reader.read_seg(str(file))
+        except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
+            raise InputError(f"{file} cannot be read: {error}") from error
+        if values.shape[0] != 1:
+            raise InputError(f"{file} is no label map of one channel: nnU-Net reads shape {values.shape}")
+        return values[0], properties
+
+    def read_like(self, file: Path, mask: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
+        """A label map that must have the shape and the geometry of another.
+
+        Raises:
+            InputError: See :meth:`read`, and naming the file and all in which it differs.
+        """
+        labels, found = self.read(file)
+        differences = geometry_differences(found, properties)
+        if labels.shape != mask.shape:
+            differences.insert(0, f"shape {labels.shape} instead of {mask.shape}")
+        if differences:
+            raise InputError(f"{file} does not fit its prediction: {'; '.join(differences)}")
+        return labels
+
+    def image_file(self, folder: Path, case: str, channel: int = 0) -> Path:
+        """Where one channel of a case's image is, `<case>_0000<file_ending>`; a colour picture has one file only."""
+        return folder / f"{case}_{channel:04d}{self.file_ending}"
+
+    def image_files(self, folder: Path, case: str) -> list[Path]:
+        """The files of a case's image in channel order, `<case>_0000<file_ending>` and so on; empty if there are none.
+
+        Raises:
+            InputError: If a channel between others is missing.
+        """
+        length = len(case) + len("_0000")
+        found = (file for file in folder.glob("*_[0-9][0-9][0-9][0-9]" + self.file_ending))
+        stems = {file.name.removesuffix(self.file_ending): file for file in found}
+        own = {int(stem[-4:]): file for stem, file in stems.items() if len(stem) == length and stem[:-5] == case}
+        if own and sorted(own) != list(range(len(own))):
+            raise InputError(
+                f"{folder} has channels {', '.join(map(str, sorted(own)))} of {case}, but not those between"
+            )
+        return [own[channel] for channel in sorted(own)]
+
+    def check_images(self, folder: Path, cases: Sequence[str]) -> None:
+        """Refuse a folder that lacks the image of any case.
+
+        Raises:
+            InputError: Naming the folder and the cases.
+        """
+        present = [case for case in cases if self.image_file(folder, case).is_file()]
+        same_cases(f"cases without an image <case>_0000{self.file_ending} in {folder}", cases, present)
+
+    def read_image(self, files: Sequence[Path]) -> np.ndarray:
+        """The image (C, *S), float32, whose channels lie in these files.
+
+        Raises:
+            InputError: If they cannot be read; the message names the first.
+        """
+        try:
+            return self.reader.read_images([str(file) for file in files])[0]
+        except Exception as error:  # readers fail in their own ways
+            raise InputError(f"{files[0] if files else 'no file'} cannot be read: {error}") from error
+
+
+def _planned_reader(plans_file: Path) -> type[BaseReaderWriter] | None:
+    """The reader that plans name, None where there are no plans or they name none.
+
+    Raises:
+        InputError: If nnU-Net has no reader of that name.
+    """
+    plans = read_json(plans_file) if plans_file.is_file() else {}
+    name = plans.get("image_reader_writer") if isinstance(plans, dict) else None
+    if name is None:
+        return None
+    try:
+        return recursive_find_reader_writer_by_name(name)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f'{plans_file}: nnU-Net has no "image_reader_writer" {name!r}') from error
+
+
+def _chosen_reader(content: dict[str, Any], example: Path) -> type[BaseReaderWriter]:
+    try:
+        # nnU-Net tries its readers out and prints their failures.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(content, str(example), verbose=False)
+    except RuntimeError as error:
+        raise InputError(f"nnU-Net has no reader for {example}") from error
+
+
+def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse cases that are not among others.
+
+    Raises:
+        InputError: `what`, and all cases that are missing.
+    """
+    missing = sorted(set(cases) - set(others))
+    if missing:
+        raise InputError(f"{what} ({len(missing)}): {listed(missing, _CASES_LISTED)}")
+
+
+def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
+    """A JSON file that maps each case to its group, such as its patient.
+
+    Raises:
+        InputError: If it is not such a file or lacks cases.
+    """
+    groups = read_json(file)
+    if not isinstance(groups, dict):
+        raise InputError(f"{file} must map cases to groups, got a {type(groups).__name__}")
+    same_cases(f"cases without a group in {file}", cases, list(groups))
+    return {case: groups[case] for case in cases}

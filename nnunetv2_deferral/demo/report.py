@@ -1,0 +1,257 @@
+"""From the files a demo has left on disk to its report: scores, pictures, table.json, table.md, report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.demo.data import DATASET_NAME, FILE_ENDING
+from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
+from nnunetv2_deferral.evaluation.overlap import overlap, summarize
+from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.files import without_nan, write_json, written_whole
+from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.report import figures
+from nnunetv2_deferral.report.page import Commands, Note, Page, Picture, Section, SideBySide, write_page
+from nnunetv2_deferral.report.tables import (
+    dice_by_case,
+    markdown_tables,
+    percent_text,
+    result_table,
+    result_tables,
+    score_text,
+    telling_order,
+)
+from nnunetv2_deferral.report.views import CaseView
+
+REGIONS = (1,)
+NUM_OVERVIEW = 3
+
+
+@dataclass(frozen=True)
+class DemoFiles:
+    """Where everything of a demo lies.
+
+    Attributes:
+        out: The output folder, absolute.
+        deferral_trainer: Name of the trainer of the deferral network.
+        plans: Name of the plans.
+    """
+
+    out: Path
+    deferral_trainer: str
+    plans: str
+
+    @property
+    def logs(self) -> Path:
+        """What the commands printed."""
+        return self.out / "logs"
+
+    @property
+    def images(self) -> Path:
+        """The test images."""
+        return self.out / "nnUNet_raw" / DATASET_NAME / "imagesTs"
+
+    @property
+    def labels(self) -> Path:
+        """The test references."""
+        return self.out / "nnUNet_raw" / DATASET_NAME / "labelsTs"
+
+    @property
+    def dataset_json(self) -> Path:
+        """The data set's description."""
+        return self.out / "nnUNet_raw" / DATASET_NAME / "dataset.json"
+
+    @property
+    def experts(self) -> Path:
+        """The simulated experts' answers, one folder an expert."""
+        return self.out / "experts"
+
+    @property
+    def progress(self) -> Path:
+        """The figure that the deferral training drew of itself."""
+        model = f"{self.deferral_trainer}__{self.plans}__2d"
+        return self.out / "nnUNet_results" / DATASET_NAME / model / "fold_0" / "deferral_progress.png"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.out / "report.html"
+
+    @property
+    def table_json(self) -> Path:
+        """The numbers of the page."""
+        return self.out / "table.json"
+
+    def prediction(self, name: str) -> Path:
+        """Masks of the test cases: of `stock`, `deferral` (its model alone) or `system` (fused)."""
+        return self.out / "predictions" / name
+
+
+def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]], epochs: int) -> None:
+    """Score the test cases, fuse masks, draw and write everything a demo shows.
+
+    Args:
+        files: Where the predictions and the experts' answers are, and where the report goes.
+        steps: Title and command line of every step, to be shown.
+        epochs: How long was trained.
+    """
+    experts = _expert_names(files)
+    cases = [_read_case(files, file.name.removesuffix(FILE_ENDING), experts) for file in sorted(files.labels.iterdir())]
+    summary = summarize_deferral(cases, REGIONS, experts)
+    counted = [count_deferred(case.reference, case.model, case.experts, case.route, experts) for case in cases]
+    table = result_table(summary, add_counts(counted, experts)["total"], stock=_score_stock(files, cases))
+    write_json(without_nan(table), files.table_json)
+    (files.out / "table.md").write_text(markdown_tables(table) + "\n", encoding="utf-8")
+    _write_fused(files, cases)
+    model, system = dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"])
+    views = {case.name: _view(files, case, model[case.name], system[case.name]) for case in cases}
+    order = telling_order(model, system)
+    overview = figures.draw_overview([views[case] for case, _ in order[:NUM_OVERVIEW]], experts)
+    (files.out / "overview.png").write_bytes(figures.to_png(overview))
+    pictures = [_case_picture(files, views[case], why, experts) for case, why in order]
+    write_page(_page(files, table, pictures, steps=steps, epochs=epochs), files.report)
+
+
+def _expert_names(files: DemoFiles) -> list[str]:
+    return json.loads(maps.index_file(files.prediction("deferral")).read_text())["model"]["experts"]
+
+
+def _read_case(files: DemoFiles, case: str, experts: Sequence[str]) -> Case:
+    name, deferral = f"{case}{FILE_ENDING}", files.prediction("deferral")
+    answers = np.stack([_read_mask(files.experts / expert / name) for expert in experts])
+    route = _read_mask(maps.route_file(deferral, case, FILE_ENDING)).astype(np.uint8)
+    return Case(case, _read_mask(files.labels / name), _read_mask(deferral / name), answers, route)
+
+
+def _read_mask(file: Path) -> np.ndarray:
+    """A label map as int64 of shape (Y, X)."""
+    return NaturalImage2DIO().read_seg(str(file))[0][0, 0].astype(np.int64)
+
+
+def _score_stock(files: DemoFiles, cases: Sequence[Case]) -> dict[str, Any]:
+    folder = files.prediction("stock")
+    return summarize(
+        {
+            case.name: overlap(case.reference, _read_mask(folder / f"{case.name}{FILE_ENDING}"), REGIONS)
+            for case in cases
+        }
+    )
+
+
+def _write_fused(files: DemoFiles, cases: Sequence[Case]) -> None:
+    with written_whole(files.prediction("system")) as scratch:
+        for case in cases:
+            system = fuse_masks(case.model, case.experts, case.route)
+            NaturalImage2DIO().write_seg(system[None], str(scratch / f"{case.name}{FILE_ENDING}"), {})
+
+
+def _view(files: DemoFiles, case: Case, model_dice: float, system_dice: float) -> CaseView:
+    image = NaturalImage2DIO().read_images([str(files.images / f"{case.name}_0000{FILE_ENDING}")])[0][0, 0]
+    return CaseView(case=case, image=image, spacing=(1.0, 1.0), model_dice=model_dice, system_dice=system_dice)
+
+
+def _case_picture(files: DemoFiles, view: CaseView, why: str, experts: Sequence[str]) -> Picture:
+    png = figures.to_png(figures.draw_case(view, experts), dpi=100)
+    with written_whole(files.out / "cases") as scratch:
+        (scratch / f"{view.case.name}.png").write_bytes(png)
+    title = f"{view.case.name}: {why}" if why else view.case.name
+    rates = maps.deferral_rates(view.case.route, experts)
+    asked = ", ".join(f"{percent_text(share)} {name}" for name, share in rates["share"].items())
+    return Picture(
+        png=png,
+        title=title,
+        caption=f"Dice of the model {score_text(view.model_dice)}, of the system {score_text(view.system_dice)}; "
+        f"{percent_text(rates['deferral_rate'])} of the voxels deferred ({asked}).",
+    )
+
+
+def _page(
+    files: DemoFiles,
+    table: dict[str, Any],
+    pictures: Sequence[Picture],
+    *,
+    steps: Sequence[tuple[str, Sequence[str]]],
+    epochs: int,
+) -> Page:
+    progress = Picture(
+        png=files.progress.read_bytes(),
+        title="Training of the deferral network",
+        caption="Losses, pseudo Dice of model and system, and the share of voxels deferred, epoch by epoch.",
+    )
+    return Page(
+        title="Learning to defer: a demonstration",
+        introduction=(
+            "A segmentation network was trained that also decides, for every voxel, whether its own answer stands or "
+            "whether one of three experts should be asked. Where it asks, the expert's answer takes the place of its "
+            "own: that is the system. Everything ran through nnU-Net's own commands, on this computer, within minutes.",
+            "The data are generated and the experts are simulated. Every image shows a blob; on part of its border a "
+            "veil hides where it ends, and there the reference border was displaced at random, after and apart from "
+            "the image. The image says where the border is uncertain, but not where it runs. No network can know it; "
+            "an expert can, because the reference defines what is right.",
+        ),
+        sections=(
+            _numbers(table, num_cases=len(pictures), epochs=epochs),
+            Section(
+                heading="Case by case",
+                parts=(
+                    "From left to right: the image, the reference (yellow), the model's answer with its errors, who "
+                    "was asked where (the black line is the model's border), and the system's answer with the errors "
+                    "that are left.",
+                    *pictures,
+                ),
+            ),
+            Section(heading="Training", parts=(progress,)),
+            Section(
+                heading="What was run",
+                parts=(
+                    f"In this order; what the commands printed is in {files.logs.name}/ beside this page.",
+                    Commands("\n".join(_shown(files, arguments) for _, arguments in steps)),
+                ),
+            ),
+            Section(
+                heading="With your own data",
+                parts=(
+                    "Put your data set into nnUNet_raw as nnU-Net wants it, say as number 501, and tell nnU-Net where "
+                    "the trainers are (the doctor prints the line to type). In training, experts are simulated "
+                    "from your labels. Maps of who should be asked lie in out/deferral beside the masks.",
+                    Commands(_OWN_DATA),
+                ),
+            ),
+        ),
+    )
+
+
+def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
+    return Section(
+        heading="The numbers",
+        parts=(
+            SideBySide(result_tables(table)),
+            Note(
+                f"Test cases: {num_cases}. Both networks were trained for {epochs} epochs on the same fold with the "
+                "same plans. The model alone is the deferral network without its experts; it and stock nnU-Net were "
+                "trained with other random numbers, and on so few cases a few hundredths between them mean nothing. "
+                "The experts err independently from voxel to voxel with fixed accuracies, unlike people, whose errors "
+                "hang together; an expert alone would have labelled every voxel of every image."
+            ),
+            Note("A demonstration of how things work, not evidence that deferral helps on your data."),
+        ),
+    )
+
+
+_OWN_DATA = """nnUNetv2_deferral_doctor
+nnUNetv2_plan_and_preprocess -d 501 --verify_dataset_integrity
+nnUNetv2_train 501 2d 0 -tr nnUNetTrainerDeferral3Experts
+nnUNetv2_predict -d 501 -c 2d -f 0 -tr nnUNetTrainerDeferral3Experts -i imagesTs -o out"""
+
+
+def _shown(files: DemoFiles, arguments: Sequence[str]) -> str:
+    """A command line as a person would type it in the output folder."""
+    return " ".join(argument.replace(f"{files.out}/", "") for argument in arguments)

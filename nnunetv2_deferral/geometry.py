@@ -1,0 +1,168 @@
+"""Between the array order of a file and the one orientation that the browser sees.
+
+The browser's arrays are (Z, Y, X) with the index growing towards the patient's left (X), posterior (Y) and superior
+(Z): LPS, as DICOM counts. An axial slice drawn row by row is then the radiological view, with the patient's right on
+the left of the screen. Only axes are swapped and flipped, no voxel is resampled: an oblique volume is shown along its
+own axes, each named after the nearest direction of the patient. Files without orientation (.png, .tif) are shown as
+they are and carry no direction names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.errors import InputError
+
+OBLIQUE_DEGREES = 1.0
+"""From this angle between an axis and the patient's on, a volume counts as oblique."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Orientation:
+    """How the array of a file lies in the patient.
+
+    Attributes:
+        axes: For each axis of the browser's array (Z, Y, X), the axis of the file's array.
+        flips: For each axis of the browser's array, whether the file counts it the other way.
+        spacing_mm: Size of a voxel along the browser's axes (Z, Y, X); pixels where the file knows no unit.
+        affine: 4x4, from an index (x, y, z) of the browser's array to millimetres in LPS.
+        named: Whether the file says how it lies in the patient.
+        oblique_degrees: The largest angle between an axis and the patient's axis it is named after.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+    named: bool
+    oblique_degrees: float
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        """An array of the file (..., three axes) in the browser's orientation; contiguous."""
+        lead = tuple(range(array.ndim - 3))
+        turned = array.transpose(*lead, *(len(lead) + axis for axis in self.axes))
+        return np.ascontiguousarray(np.flip(turned, self._flipped(len(lead))))
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`to_canonical`; contiguous."""
+        lead = tuple(range(array.ndim - 3))
+        turned = np.flip(array, self._flipped(len(lead)))
+        return np.ascontiguousarray(turned.transpose(*lead, *(len(lead) + axis for axis in np.argsort(self.axes))))
+
+    def _flipped(self, offset: int) -> tuple[int, ...]:
+        return tuple(offset + axis for axis, flip in enumerate(self.flips) if flip)
+
+
+def orientation_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Orientation:
+    """The orientation that nnU-Net's properties of a file tell.
+
+    Args:
+        properties: From one of nnU-Net's readers.
+        shape: Of the file's array, three axes.
+
+    Raises:
+        InputError: If the directions in `properties` are not three independent ones.
+    """
+    vectors, origin, named = _axis_vectors_mm(properties)
+    lengths = np.linalg.norm(vectors, axis=0)
+    if not np.isfinite(vectors).all() or (lengths == 0).any() or abs(np.linalg.det(vectors / lengths)) < 1e-6:
+        raise InputError(f"the axes of the volume are no three directions in space: {vectors.tolist()}")
+    cosines = vectors / lengths  # [patient axis (L, P, S), file axis (x, y, z)]
+    # Ties, as at 45 degrees, go to the first permutation, so that the same file is always shown alike.
+    chosen = max(permutations(range(3)), key=lambda order: sum(abs(cosines[world, order[world]]) for world in range(3)))
+    signs = [cosines[world, chosen[world]] < 0 for world in range(3)]
+    size_xyz = np.asarray(shape)[::-1]
+    affine = np.eye(4)
+    affine[:3, 3] = origin
+    for world, axis in enumerate(chosen):
+        affine[:3, world] = -vectors[:, axis] if signs[world] else vectors[:, axis]
+        if signs[world]:
+            affine[:3, 3] += vectors[:, axis] * (size_xyz[axis] - 1)
+    angle = np.degrees(np.arccos(np.clip(min(abs(cosines[world, chosen[world]]) for world in range(3)), -1, 1)))
+    z, y, x = (2 - chosen[world] for world in (2, 1, 0))
+    depth, height, width = (float(lengths[chosen[world]]) for world in (2, 1, 0))
+    return Orientation(
+        axes=(z, y, x),
+        flips=(bool(signs[2]), bool(signs[1]), bool(signs[0])),
+        spacing_mm=(depth, height, width),
+        affine=affine,
+        named=named,
+        oblique_degrees=float(angle),
+    )
+
+
+def displacement_voxels(first: Orientation, second: Orientation, shape: Sequence[int]) -> float:
+    """How far apart two volumes lie, in voxels of the second: the most that any corner of them is moved.
+
+    Args:
+        first: One orientation.
+        second: The other.
+        shape: The shape (Z, Y, X) of both in the browser's orientation.
+    """
+    corners = np.array([[x, y, z, 1] for x in (0, shape[2] - 1) for y in (0, shape[1] - 1) for z in (0, shape[0] - 1)])
+    apart = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
+    return float(apart / min(second.spacing_mm))
+
+
+def _axis_vectors_mm(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, bool]:
+    """One step along the file's axes x, y, z as columns in LPS, the position of voxel 0, and whether the file knew."""
+    if "sitk_stuff" in properties:
+        sitk = properties["sitk_stuff"]
+        dimension = len(sitk["spacing"])
+        vectors, origin = np.eye(3), np.zeros(3)
+        direction = np.reshape(sitk["direction"], (dimension, dimension)) * np.asarray(sitk["spacing"])
+        kept = min(dimension, 3)  # a file of several modalities has a fourth axis
+        vectors[:kept, :kept] = direction[:kept, :kept]
+        origin[:kept] = sitk["origin"][:kept]
+        return vectors, origin, dimension >= 3
+    if "nibabel_stuff" in properties:
+        nibabel = properties["nibabel_stuff"]
+        to_lps = np.diag([-1.0, -1.0, 1.0])
+        affine = np.asarray(nibabel.get("reoriented_affine", nibabel["original_affine"]), dtype=float)
+        return to_lps @ affine[:3, :3], to_lps @ affine[:3, 3], True
+    return np.diag(np.asarray(properties["spacing"], dtype=float)[::-1]), np.zeros(3), False
+
+
+# Tools round a geometry differently: NIfTI keeps a direction as a quaternion in single precision, for one.
+_TOLERANCE = 1e-4
+
+
+def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """In what nnU-Net's properties of two files differ: spacing, origin, direction or affine, as far as both have them.
+
+    Differences below a ten thousandth, of the smallest voxel edge or of a direction cosine, are those of rounding.
+
+    Returns:
+        One phrase a difference, such as `"origin (0.0, 0.0) instead of (1.0, 0.0)"`.
+    """
+    ours, theirs = _geometry(properties), _geometry(expected)
+    edge = min(abs(length) for length in theirs["spacing"])
+
+    def agree(name: str) -> bool:
+        tolerance = _TOLERANCE * (1 if name == "direction" else edge)
+        same_shape = np.shape(ours[name]) == np.shape(theirs[name])
+        return same_shape and np.allclose(ours[name], theirs[name], atol=tolerance)
+
+    return [
+        f"{name} {_text(value)} instead of {_text(theirs[name])}"
+        for name, value in ours.items()
+        if name in theirs and not agree(name)
+    ]
+
+
+def _geometry(properties: Mapping[str, Any]) -> dict[str, Any]:
+    sitk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
+    found = {"spacing": properties["spacing"]}
+    found |= {name: sitk[name] for name in ("origin", "direction") if name in sitk}
+    # A reader that reorients hands out voxels in the order of the reoriented affine.
+    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine"))
+    return found | ({} if affine is None else {"affine": affine})
+
+
+def _text(value: Any) -> str:
+    return "(" + ", ".join(f"{number:g}" for number in np.ravel(value)) + ")"

@@ -1,0 +1,160 @@
+"""What is compared on what, and where nnU-Net keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.nnunet.managers import MODEL_KEY
+
+SPLITS = "splits_final.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is compared: a trainer on plans."""
+
+    trainer: str
+    plans: str
+
+    def __str__(self) -> str:
+        return f"{self.trainer} on {self.plans}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What methods are compared on.
+
+    Attributes:
+        dataset: Full name, `DatasetXXX_Name`.
+        configuration: Such as `2d`.
+        folds: Folds of splits_final.json.
+        raw: The dataset's folder in nnUNet_raw; it need not be there for simulated experts.
+        preprocessed: Likewise in nnUNet_preprocessed.
+        results: Likewise in nnUNet_results; it need not be there yet.
+    """
+
+    dataset: str
+    configuration: str
+    folds: tuple[int, ...]
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def find(cls, dataset: str | int, configuration: str, folds: Sequence[int]) -> Experiment:
+        """The experiment on a dataset that nnU-Net knows.
+
+        Raises:
+            InputError: For unset variables of nnU-Net, an unknown or unprocessed dataset, and folds that are negative
+                or named twice.
+        """
+        roots = {"nnUNet_raw": nnUNet_raw, "nnUNet_preprocessed": nnUNet_preprocessed, "nnUNet_results": nnUNet_results}
+        if unset := [name for name, path in roots.items() if not path.is_set()]:
+            raise InputError(f"{', '.join(unset)} must be set, as for nnU-Net's own commands")
+        if not folds or len(set(folds)) != len(folds) or min(folds) < 0:
+            raise InputError(f"folds (-f) are different numbers from 0, got {list(folds)}")
+        name = full_dataset_name(dataset)
+        here = cls(
+            dataset=name,
+            configuration=configuration,
+            folds=tuple(folds),
+            raw=Path(nnUNet_raw, name),
+            preprocessed=Path(nnUNet_preprocessed, name),
+            results=Path(nnUNet_results, name),
+        )
+        if not (here.preprocessed / "dataset.json").is_file():
+            raise InputError(
+                f"{here.preprocessed} has no dataset.json: plan and preprocess the dataset first "
+                f"(nnUNetv2_plan_and_preprocess -d {name.split('_')[0].removeprefix('Dataset')} -c {configuration})"
+            )
+        return here
+
+    def model(self, method: Method) -> Path:
+        """The folder of a model, for all folds."""
+        return self.results / f"{method.trainer}__{method.plans}__{self.configuration}"
+
+    def fold(self, method: Method, fold: int) -> Path:
+        """The folder of a fold of a model."""
+        return self.model(method) / f"fold_{fold}"
+
+    def validation(self, method: Method, fold: int) -> Path:
+        """The folder of its validation masks."""
+        return self.fold(method, fold) / "validation"
+
+    def reference(self, case: str) -> Path:
+        """The label file of a case."""
+        return self.preprocessed / "gt_segmentations" / f"{case}{self.file_ending}"
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        """The dataset.json that trainings read."""
+        return read_json(self.preprocessed / "dataset.json")
+
+    @property
+    def file_ending(self) -> str:
+        """The dataset's."""
+        return self.dataset_json["file_ending"]
+
+    def splits(self) -> list[dict[str, list[str]]]:
+        """The content of splits_final.json.
+
+        Raises:
+            InputError: If it is missing, no such file, or lacks a fold.
+        """
+        file = self.preprocessed / SPLITS
+        splits = read_json(file)
+        keys = ("train", "val")
+        if not isinstance(splits, list) or not all(isinstance(s, dict) and all(k in s for k in keys) for s in splits):
+            raise InputError(f'{file} must be a list of folds, each with "train" and "val"')
+        if lacking := [str(fold) for fold in self.folds if fold >= len(splits)]:
+            raise InputError(f"{file} has {len(splits)} folds, there is no fold {', '.join(lacking)}")
+        return splits
+
+    def cases(self) -> dict[int, list[str]]:
+        """The validation cases of each fold, sorted.
+
+        Raises:
+            InputError: See :meth:`splits`, and if a case is in the validation of two folds.
+        """
+        splits = self.splits()
+        cases = {fold: sorted(splits[fold]["val"]) for fold in self.folds}
+        seen: dict[str, int] = {}
+        for fold, names in cases.items():
+            for case in names:
+                if case in seen:
+                    raise InputError(
+                        f"{self.preprocessed / SPLITS}: {case} is validated in fold {seen[case]} and again in fold "
+                        f"{fold}, but counts once: choose folds (-f) without common cases"
+                    )
+                seen[case] = fold
+        return cases
+
+
+def full_dataset_name(dataset: str | int) -> str:
+    """The full name, `DatasetXXX_Name`, of a dataset given by id or name.
+
+    Raises:
+        InputError: If nnU-Net knows no such dataset.
+    """
+    try:
+        return str(maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else dataset))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f"there is no dataset {dataset}: {error}") from error
+
+
+def is_deferral_model(model: Path) -> bool:
+    """Whether the folder is that of a deferral model, by the plans in it.
+
+    Raises:
+        InputError: If the plans cannot be read.
+    """
+    return MODEL_KEY in read_json(model / "plans.json")

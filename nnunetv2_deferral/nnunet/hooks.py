@@ -1,0 +1,161 @@
+"""Every name in nnU-Net that this package replaces, and how it is checked that they are still there.
+
+nnU-Net has no hook for writing more than a mask for a case, for looking at an output folder before a prediction
+starts, or for a trainer to see the file of pretrained weights. Each replacement has the signature of what it replaces
+and hands everything that is not a deferral model to it. Importing the trainer installs them; nothing on disk changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run import run_training
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.nnunet.export import check_limits, export_prediction_from_logits, model_identity
+from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+
+TESTED_NNUNET = ("2.8", "2.9")
+
+
+def check_nnunet_version(installed: str | None = None) -> None:
+    """Refuse an nnunetv2 that the replacements were not tried with.
+
+    Raises:
+        InputError: Naming the installed and the supported versions.
+    """
+    installed = installed or version("nnunetv2")
+    low, high = TESTED_NNUNET
+    if not _release(low) <= _release(installed) < _release(high):
+        raise InputError(
+            f"nnunetv2 {installed} is installed, but nnunetv2-deferral works with nnunetv2 >={low},<{high}: "
+            f"pip install 'nnunetv2>={low},<{high}'"
+        )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Look at output folder and limits as soon as nnU-Net knows the folder, before the first case is predicted."""
+
+    @wraps(stock)
+    def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
+        lists = stock(self, *args, **kwargs)
+        if isinstance(self.plans_manager, DeferralPlansManager):
+            check_limits(self.plans_manager)
+            model = model_identity(self.plans_manager, self.configuration_manager)
+            for folder in {Path(file).parent for file in lists[1] or ()}:
+                maps.check_folder(folder, model)
+        return lists
+
+    return _manage_input_and_output_lists
+
+
+def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a deferral trainer load the pretrained weights itself, if it wants to."""
+
+    @wraps(stock)
+    def maybe_load_checkpoint(
+        nnunet_trainer: Any,
+        continue_training: bool,
+        validation_only: bool,
+        pretrained_weights_file: str | None = None,
+    ) -> Any:
+        starts_anew = not continue_training and not validation_only
+        load = getattr(nnunet_trainer, "load_pretrained_weights", None)
+        if starts_anew and pretrained_weights_file is not None and load is not None and load(pretrained_weights_file):
+            return None
+        return stock(nnunet_trainer, continue_training, validation_only, pretrained_weights_file)
+
+    return maybe_load_checkpoint
+
+
+class Replacement(NamedTuple):
+    """One replaced name: where it is, what it becomes, and the parameters it must have."""
+
+    owner: Any
+    name: str
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    parameters: tuple[str, ...]
+
+
+_EXPORT_PARAMETERS = (
+    "predicted_array_or_file",
+    "properties_dict",
+    "configuration_manager",
+    "plans_manager",
+    "dataset_json_dict_or_file",
+    "output_file_truncated",
+    "save_probabilities",
+    "num_threads_torch",
+)
+
+REPLACEMENTS = (
+    *(
+        Replacement(
+            module, "export_prediction_from_logits", lambda _stock: export_prediction_from_logits, _EXPORT_PARAMETERS
+        )
+        for module in (predict_from_raw_data, nnUNetTrainer_module)
+    ),
+    Replacement(
+        nnUNetPredictor,
+        "_manage_input_and_output_lists",
+        _check_output_folder,
+        (
+            "self",
+            "list_of_lists_or_source_folder",
+            "output_folder_or_list_of_truncated_output_files",
+            "folder_with_segs_from_prev_stage",
+            "overwrite",
+            "part_id",
+            "num_parts",
+            "save_probabilities",
+        ),
+    ),
+    Replacement(
+        run_training,
+        "maybe_load_checkpoint",
+        _offer_pretrained_weights,
+        ("nnunet_trainer", "continue_training", "validation_only", "pretrained_weights_file"),
+    ),
+)
+
+
+def misfits() -> list[str]:
+    """What of nnU-Net is not as the replacements expect it; empty if all fits."""
+    found = []
+    for replacement in REPLACEMENTS:
+        where = f"{replacement.owner.__name__}.{replacement.name}"
+        current = getattr(replacement.owner, replacement.name, None)
+        if current is None:
+            found.append(f"{where} is gone")
+        elif tuple(inspect.signature(current).parameters) != replacement.parameters:
+            found.append(f"{where} takes {', '.join(inspect.signature(current).parameters)}")
+    return found
+
+
+def install() -> None:
+    """Replace the names, once.
+
+    Raises:
+        RuntimeError: If nnU-Net has moved or changed one of them.
+    """
+    if getattr(run_training, "_deferral_installed", False):
+        return
+    if problems := misfits():
+        raise RuntimeError(f"nnunetv2 {version('nnunetv2')} has changed: {'; '.join(problems)}")
+    for replacement in REPLACEMENTS:
+        stock = getattr(replacement.owner, replacement.name)
+        setattr(replacement.owner, replacement.name, replacement.make(stock))
+    run_training._deferral_installed = True

@@ -1,0 +1,120 @@
+"""A worklist that limits a review: which regions it lists, and whether it is one of the predictions at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.worklist.items import JSON_NAME, mask_name
+
+
+class Listed(NamedTuple):
+    """A row of the list: the value of the region in the mask, its place in the list and its size."""
+
+    label: int
+    rank: int
+    voxels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worklist:
+    """A folder that nnUNetv2_deferral_worklist has written for some predictions.
+
+    Attributes:
+        folder: LIST.
+        predictions: The predictions.
+        rows: For case and expert the listed regions, in the order of their labels 1, 2, ... and of their ranks.
+    """
+
+    folder: Path
+    predictions: PredictionFolder
+    rows: Mapping[tuple[str, str], tuple[Listed, ...]]
+
+    @classmethod
+    def open(cls, folder: Path, predictions: PredictionFolder) -> Worklist:
+        """Read the list; the masks are read case by case.
+
+        Raises:
+            InputError: If there is no list, it cannot be read, or it is of another model or of cases that are not
+                predicted here; the message names the file and what differs.
+        """
+        file = folder / JSON_NAME
+        if not file.is_file():
+            raise InputError(f"{folder} holds no worklist: there is no {file}")
+        rows: dict[tuple[str, str], list[Listed]] = {}
+        content = read_json(file)
+        try:
+            model = dict(content["model"])
+            for row in content["regions"]:
+                listed = Listed(*(int(row[key]) for key in Listed._fields))
+                rows.setdefault((str(row["case"]), str(row["expert"])), []).append(listed)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {error!r}") from error
+        _check_model(file, model, predictions)
+        same_cases(f"{file} lists cases that {predictions.folder} has not", [of for of, _ in rows], predictions.cases)
+        same_cases(f"{file} lists unknown experts", [name for _, name in rows], predictions.experts)
+        ordered = {of: tuple(sorted(found)) for of, found in rows.items()}
+        for (case, expert), found in ordered.items():
+            ranks = [each.rank for each in found]
+            if [each.label for each in found] != list(range(1, len(found) + 1)) or ranks != sorted(set(ranks)):
+                numbers = [(each.label, each.rank) for each in found[:5]]
+                raise InputError(f"{file} does not count the regions of {expert} in {case} by rank: {numbers}")
+        return cls(folder=folder, predictions=predictions, rows=ordered)
+
+    def labels(self, case: str, route: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
+        """Where the listed regions of a case are.
+
+        Args:
+            case: The case identifier.
+            route: Its route, uint8 of shape S in the file's order.
+            properties: nnU-Net's properties of the model's mask.
+
+        Returns:
+            int64 of shape S: 0, or the label of the region of the expert that the voxel is routed to.
+
+        Raises:
+            InputError: If a mask is missing, cannot be read, has another shape or geometry, other regions than the
+                list, or voxels that are not routed to its expert; the message names the file.
+        """
+        labels = np.zeros(route.shape, dtype=np.int64)
+        for number, expert in enumerate(self.predictions.experts, start=1):
+            rows = self.rows.get((case, expert))
+            if rows is None:
+                continue
+            file = self.folder / mask_name(expert, self.predictions.mask_file(case).name)
+            mask = self.predictions.files.read_like(file, route, properties)
+            listed = mask != 0
+            if outside := int((listed & (route != number)).sum()):
+                raise InputError(
+                    f"{file} lists {outside} voxels that {self.predictions.folder} does not route to {expert}: is it a "
+                    "worklist of other predictions?"
+                )
+            values, sizes = np.unique(mask[listed], return_counts=True)
+            expected, found = {row.label: row.voxels for row in rows}, dict(zip(values.tolist(), sizes, strict=True))
+            for label in sorted(expected.keys() | found.keys()):
+                if expected.get(label, 0) != found.get(label, 0):
+                    raise InputError(
+                        f"{file} has {found.get(label, 0)} voxels of region {label}, but {self.folder / JSON_NAME} "
+                        f"lists {expected.get(label, 0)}"
+                    )
+            labels[listed] = mask[listed]
+        return labels
+
+
+def _check_model(file: Path, model: Mapping[str, Any], predictions: PredictionFolder) -> None:
+    ours = predictions.index["model"]
+    differences = [
+        f"{key} {model.get(key)!r} instead of {ours.get(key)!r}"
+        for key in dict.fromkeys([*ours, *model])
+        if model.get(key) != ours.get(key)
+    ]
+    if differences:
+        raise InputError(f"{file} is no worklist of {predictions.folder}: {'; '.join(differences)}")

@@ -1,0 +1,106 @@
+"""Edits and regions against slow references."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, runs_between
+from nnunetv2_deferral.review.visits import describe_visits, regions_by_gain
+
+SHAPE = (4, 5, 6)
+
+
+def random_case(seed):
+    random = np.random.default_rng(seed)
+    own = random.random(SHAPE) < 0.6
+    before, after = (random.integers(0, 3, SHAPE).astype(np.uint8) for _ in range(2))
+    return np.flatnonzero(own), before.ravel()[own.ravel()], after.ravel()[own.ravel()]
+
+
+def edit_of(runs):
+    return Edit(revision=0, key="k" * 8, runs=np.array(runs, dtype=np.int64).reshape(-1, 3), done=(), seconds=0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_runs_turn_one_state_into_the_other_and_touch_nothing_else(seed):
+    asked, before, after = random_case(seed)
+    runs = runs_between(before, after, asked)
+    volume = np.full(int(np.prod(SHAPE)), 99)
+    volume[asked] = before
+    for start, length, label in runs:
+        volume[start : start + length] = label
+    assert np.array_equal(volume[asked], after)
+    assert (np.delete(volume, asked) == 99).all()
+    assert np.array_equal(apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1), after)
+
+
+def is_allowed(runs, asked):
+    """Whether every voxel of every run may be changed, voxel by voxel."""
+    seen = []
+    for start, length, label in runs:
+        if length < 1 or label > 2:
+            return False
+        seen += range(start, start + length)
+    return set(seen) <= set(asked.tolist()) and seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_an_edit_is_taken_if_and_only_if_all_of_it_is_allowed(seed):
+    random = np.random.default_rng(1000 + seed)
+    asked, before, _ = random_case(seed)
+    starts = np.sort(random.choice(asked, 2))
+    runs = [[int(start), int(random.integers(0, 3)), int(random.integers(0, 4))] for start in starts]
+    if is_allowed(runs, asked):
+        changed = apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1)
+        assert changed is not before
+    else:
+        untouched = before.copy()
+        with pytest.raises(RefusedError):
+            apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1)
+        assert np.array_equal(before, untouched)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_regions_cover_the_mask_by_expected_gain_and_are_described_as_they_are(seed):
+    random = np.random.default_rng(seed)
+    mask = ndimage.binary_dilation(random.random((9, 40, 40)) < 0.001, iterations=2)
+    gain = np.where(mask, random.random(mask.shape), 0)
+    regions = regions_by_gain(mask, gain[mask])
+    listing = describe_visits(regions, gain[mask], spacing_mm=(3, 0.5, 2))
+    assert np.array_equal(regions > 0, mask)
+    assert [region["number"] for region in listing] == list(range(1, regions.max(initial=0) + 1))
+    gains = [region["gain"] for region in listing]
+    assert gains == sorted(gains, reverse=True)
+    for region in listing:
+        inside = regions == region["number"]
+        assert inside.sum() == region["voxels"]
+        assert gain[inside].sum() == pytest.approx(region["gain"])
+        assert inside[tuple(region["centre"])]
+        assert inside[region["centre"][0]].sum() == inside.sum(axis=(1, 2)).max()
+        of_slice = np.argwhere(inside[region["centre"][0]])
+        middle = of_slice.mean(axis=0)
+        distances = np.hypot(*((of_slice - middle) * (0.5, 2)).T)
+        assert np.hypot(*((region["centre"][1:] - middle) * (0.5, 2))) == pytest.approx(distances.min())
+        places = np.argwhere(inside)
+        assert [places.min(0).tolist(), places.max(0).tolist()] == region["box"]
+
+
+@pytest.mark.parametrize(("gap", "number"), [(4, 1), (5, 2)])
+def test_pieces_that_are_close_are_one_region(gap, number):
+    mask = np.zeros((1, 5, 20), dtype=bool)
+    mask[0, 2, 3] = mask[0, 2, 3 + gap + 1] = True
+    assert regions_by_gain(mask, np.ones(2)).max() == number
+
+
+def test_regions_of_the_same_gain_come_in_the_order_of_their_first_voxels():
+    mask = np.zeros((20, 20, 20), dtype=bool)
+    for place in ((0, 19, 19), (8, 8, 0), (8, 9, 9), (19, 0, 0)):
+        mask[place] = True
+    assert regions_by_gain(mask, np.full(4, 0.5))[mask].tolist() == [1, 2, 3, 4]
+    assert regions_by_gain(mask, np.array([0.5, 0.25, 0.75, 0.5]))[mask].tolist() == [2, 4, 1, 3]
+
+
+def test_an_empty_mask_has_no_regions():
+    regions = regions_by_gain(np.zeros(SHAPE, dtype=bool), np.zeros(0))
+    assert not regions.any()
+    assert describe_visits(regions, np.zeros(0), spacing_mm=(1, 1, 1)) == []
