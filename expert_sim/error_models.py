@@ -1,6 +1,6 @@
-"""The manners in which a simulated expert errs.
+"""Error models: how a simulated expert errs.
 
-Every error model is a function ``(reference, profile, generator) -> answers``: it takes the regions of one image, an
+Every error model is a function `(reference, profile, generator) -> answers`: it takes the regions of one image, an
 expert's accuracies and a CPU generator, the only source of chance, and returns an int16 label map of the same shape.
 Voxels without a reference are answered with anything and count for nothing; the caller puts the ignore label back.
 
@@ -43,8 +43,8 @@ def independent_errors(reference: Reference, profile: ExpertProfile, generator: 
     """Each voxel is wrong on its own, and then any other label is as likely (DeferredSeg, section 5.2.2).
 
     Args:
-        reference: the regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: the expert's accuracies; each is met in expectation in its region.
+        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies; each is met in expectation in its region.
         generator: CPU generator.
 
     Returns:
@@ -65,10 +65,10 @@ def correlated_errors(
     blob of one reference label. The fields are periodic, so that errors are as likely at the image border as within.
 
     Args:
-        reference: the regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: the expert's accuracies; each is met up to one voxel in its region.
+        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies; each is met up to one voxel in its region.
         generator: CPU generator.
-        sigma: smoothness of the fields: standard deviation of the smoothing Gaussian, in voxels.
+        sigma: Smoothness of the fields: standard deviation of the smoothing Gaussian, in voxels.
 
     Returns:
         int16 label map of the same shape.
@@ -93,12 +93,12 @@ def boundary_bias_errors(reference: Reference, profile: ExpertProfile, generator
     One draw decides between over-segmentation (the background voxels of the band nearest to the foreground take its
     label) and under-segmentation (the foreground voxels nearest to the background take the label across). Where
     foreground labels touch, a random order of them, drawn with it, says which one grows. Ties in distance are broken by
-    a smooth field, so that the last voxels flip in arcs rather than as dust. When the side that gives way has too few
+    a smooth field, so that the last voxels flip in arcs rather than as specks. When the side that gives way has too few
     voxels, the nearest ones on the other side follow.
 
     Args:
-        reference: the regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: the expert's accuracies. In the band as a whole the number of errors is met up to one voxel (with an
+        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies. In the band as a whole the number of errors is met up to one voxel (with an
             edge boost: the sum of both sides); outside of it FG and BG are met in expectation.
         generator: CPU generator.
 
@@ -127,8 +127,8 @@ def missed_components_errors(reference: Reference, profile: ExpertProfile, gener
     within it. Components are connected through faces, edges and corners; two labels that touch are two components.
 
     Args:
-        reference: the regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: the expert's accuracies.
+        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies.
         generator: CPU generator.
 
     Returns:
@@ -173,12 +173,12 @@ def _wrong_independently(reference: Reference, profile: ExpertProfile, generator
 
 
 def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:
-    """The reference labels, but another one where ``wrong``.
+    """The reference labels, but another one where `wrong`.
 
     Args:
-        reference: the image.
-        wrong: bool tensor of the image's shape, with n voxels True.
-        steps: int64 tensor of shape (n,) with values in [0, number of labels - 2]: how many labels to go on, beyond the
+        reference: The image.
+        wrong: Bool tensor of the image's shape, with n voxels True.
+        steps: Int64 tensor of shape (n,) with values in [0, number of labels - 2]: how many labels to go on, beyond the
             next, from the right one; the labels are a ring. Not needed when there are two labels.
     """
     labels, values = reference.labels.numpy(), np.array(reference.label_values, dtype=np.int16)
@@ -211,20 +211,20 @@ def _band_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:
-    """``value`` rounded up or down at random, so that the expectation is ``value``."""
+    """`value` rounded up or down at random, so that the expectation is `value`."""
     whole = int(value)
     return whole + int(torch.rand((), generator=generator, dtype=torch.float64).item() < value - whole)
 
 
 def _smallest(items: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """Those ``count`` of ``items`` (shape (n,)) that have the smallest ``keys`` (shape (n,)), in no order."""
+    """Those `count` of `items` (shape (n,)) that have the smallest `keys` (shape (n,)), in no order."""
     if count <= 0:
         return items[:0]
     return items if count >= items.size else items[np.argpartition(keys, count - 1)[:count]]
 
 
 def _smooth_field(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> np.ndarray:
-    """White noise smoothed by a Gaussian of ``sigma`` voxels: float32, periodic, every voxel standard normal."""
+    """White noise smoothed by a Gaussian of `sigma` voxels: float32, periodic, every voxel standard normal."""
     spectrum = scipy.fft.rfftn(torch.randn(shape, generator=generator).numpy())
     variance = 1.0
     for axis, size in enumerate(shape):

@@ -1,6 +1,6 @@
-"""Who the simulated experts are: how often each is right, and where, and in what manner they err.
+"""Who the simulated experts are: how often each is right, where, and by which error model they err.
 
-A profile is plain data (it lives in the ``"deferral"`` block of a plans file); the errors themselves are drawn in
+A profile is plain data (part of the `"deferral"` block of a plans file); the errors themselves are drawn in
 :mod:`.error_models`. The named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
 """
 
@@ -19,22 +19,22 @@ ERROR_MODEL_NAMES = ("independent", "correlated", "boundary_bias", "missed_compo
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertProfile:
-    """The accuracies of one simulated expert, and the manner of the errors.
+    """The accuracies of one simulated expert, and the error model.
 
     The image falls into three regions: the boundary band around label changes (BD), and outside of it the reference
     foreground (FG, every label but 0) and background (BG, label 0).
 
     Attributes:
-        name: the expert's name; it becomes a folder name.
-        foreground: probability in [0, 1] of being right in FG.
-        background: probability in [0, 1] of being right in BG.
-        boundary: probability in [0, 1] of being right anywhere in BD (the paper's Table 2), or None.
-        edge_boost: added in BD to the accuracy of the voxel's own side, the sum clipped to [0, 1] (the paper's Tables
-            D.9 and E.11), or None. In [-1, 1]. Exactly one of ``boundary`` and ``edge_boost`` is given.
-        error_model: one of :data:`ERROR_MODEL_NAMES`; what each of them meets is told in :mod:`.error_models`.
+        name: The expert's name; it becomes a folder name.
+        foreground: Probability in [0, 1] of being right in FG.
+        background: Probability in [0, 1] of being right in BG.
+        boundary: Probability in [0, 1] of being right anywhere in BD (the paper's Table 2), or None.
+        edge_boost: Added in BD to the accuracy of the voxel's own side, the sum clipped to [0, 1] (the paper's Tables
+            D.9 and E.11), or None. In [-1, 1]. Exactly one of `boundary` and `edge_boost` is given.
+        error_model: One of :data:`ERROR_MODEL_NAMES`; :mod:`.error_models` tells which accuracies each of them meets.
 
     Raises:
-        InputError: a number outside its range, both or neither of ``boundary`` and ``edge_boost``, an unknown error
+        InputError: For a number outside its range, both or neither of `boundary` and `edge_boost`, an unknown error
             model, or a name that cannot be a folder; the message names expert, field and value.
     """
 
@@ -51,8 +51,8 @@ class ExpertProfile:
         self._check_range("background", 0.0)
         if (self.boundary is None) == (self.edge_boost is None):
             raise InputError(
-                f"Expert {self.name!r}: exactly one of boundary and edge_boost must be given, "
-                f"got boundary={self.boundary!r} and edge_boost={self.edge_boost!r}."
+                f"expert {self.name!r}: exactly one of boundary and edge_boost must be given, "
+                f"got boundary={self.boundary!r} and edge_boost={self.edge_boost!r}"
             )
         if self.boundary is not None:
             self._check_range("boundary", 0.0)
@@ -60,18 +60,18 @@ class ExpertProfile:
             self._check_range("edge_boost", -1.0)
         if self.error_model not in ERROR_MODEL_NAMES:
             raise InputError(
-                f"Expert {self.name!r}: error_model must be one of {', '.join(ERROR_MODEL_NAMES)}, "
-                f"got {self.error_model!r}."
+                f"expert {self.name!r}: error_model must be one of {', '.join(ERROR_MODEL_NAMES)}, "
+                f"got {self.error_model!r}"
             )
 
     def _check_range(self, field: str, lowest: float) -> None:
         value = getattr(self, field)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if not is_number or not lowest <= value <= 1.0:  # NaN fails the comparison
-            raise InputError(f"Expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}.")
+            raise InputError(f"expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}")
 
     def band_accuracy(self, side: float) -> float:
-        """The accuracy in the boundary band, where the voxel's own side has accuracy ``side`` (FG or BG)."""
+        """The accuracy in the boundary band, where the voxel's own side has accuracy `side` (FG or BG)."""
         if self.boundary is not None:
             return self.boundary
         return min(max(side + (self.edge_boost or 0.0), 0.0), 1.0)
@@ -85,13 +85,13 @@ class ExpertProfile:
         """The profile that :meth:`to_json` wrote.
 
         Raises:
-            InputError: unknown or missing keys (named), or values that no profile may have.
+            InputError: For unknown or missing keys (named), or values that no profile may have.
         """
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         missing = sorted({"name", "foreground", "background"} - set(data))
         if unknown or missing:
             faults = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
-            raise InputError(f"Expert {data.get('name', '?')!r}: {' and '.join(faults)} in an expert profile.")
+            raise InputError(f"expert {data.get('name', '?')!r}: {' and '.join(faults)} in an expert profile")
         return cls(**data)
 
 
@@ -108,43 +108,43 @@ _TABLE_E11 = (
     (0.97, 0.99, 0.03),
 )
 
-# Which rows of the table (counted from 1, as the paper does) make the panel of J experts.
-_PANELS: dict[str, dict[int, tuple[int, ...]]] = {
+# Which rows of the table (counted from 1, as the paper does) are the J experts of a set.
+_SETS: dict[str, dict[int, tuple[int, ...]]] = {
     "standard": {1: (1,), 2: (1, 2), 3: (1, 2, 3)},
     "scalability": {1: (1,), 2: (2, 3), 3: (1, 2, 3), 4: (2, 3, 4, 5), 5: (1, 2, 3, 4, 5)},
     "complementary": {1: (1,), 2: (1, 6), **{j: tuple(range(1, j + 1)) for j in range(3, 8)}},
 }
 _TABLES = {"standard": _TABLE_2, "scalability": _TABLE_D9, "complementary": _TABLE_E11}
 
-EXPERT_SETS = tuple(_PANELS)
+EXPERT_SETS = tuple(_SETS)
 
 
 def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
-    """The paper's panel of ``num_experts`` experts out of one of its named sets.
+    """The experts of one of the paper's named sets.
 
     Args:
-        name: "standard" (Table 2, 1 to 3), "scalability" (Table D.9, 1 to 5) or "complementary" (Table E.11, 1 to 7).
-        num_experts: J, the size of the panel. The paper does not always take the first J rows of its table.
+        name: `"standard"` (Table 2, 1 to 3 experts), `"scalability"` (Table D.9, 1 to 5) or `"complementary"` (Table
+            E.11, 1 to 7).
+        num_experts: J. The paper does not always take the first J rows of its table.
 
     Returns:
-        J profiles with independent errors, named "expert1" to "expertJ" by their place in the panel.
+        J profiles with independent errors, named "expert1" to "expertJ" by their place in the set.
 
     Raises:
-        InputError: no such set, or the set has no panel of that size; the message says what exists.
+        InputError: If there is no such set, or not with that many experts; the message says what exists.
     """
-    if name not in _PANELS:
-        raise InputError(f"Unknown expert set {name!r}; there are {', '.join(EXPERT_SETS)}.")
-    panels = _PANELS[name]
-    if num_experts not in panels:
+    if name not in _SETS:
+        raise InputError(f"there is no expert set {name!r}, only {', '.join(EXPERT_SETS)}")
+    rows_by_number = _SETS[name]
+    if num_experts not in rows_by_number:
         raise InputError(
-            f"Expert set {name!r} has no panel of {num_experts!r} experts; "
-            f"it has panels of {min(panels)} to {max(panels)}."
+            f"expert set {name!r} has no {num_experts!r} experts; it has {min(rows_by_number)} to {max(rows_by_number)}"
         )
     is_absolute = name == "standard"
-    panel = []
-    for place, row in enumerate(panels[num_experts], start=1):
+    profiles = []
+    for place, row in enumerate(rows_by_number[num_experts], start=1):
         foreground, background, band = _TABLES[name][row - 1]
-        panel.append(
+        profiles.append(
             ExpertProfile(
                 name=f"expert{place}",
                 foreground=foreground,
@@ -153,9 +153,9 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
                 edge_boost=None if is_absolute else band,
             )
         )
-    return tuple(panel)
+    return tuple(profiles)
 
 
 def default_expert_set(num_experts: int) -> str:
-    """The name of the set to take when none is asked for: "standard" up to 3 experts, "scalability" above."""
+    """The set to take when none is named: `"standard"` up to 3 experts, `"scalability"` above."""
     return "standard" if num_experts <= 3 else "scalability"

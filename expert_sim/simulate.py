@@ -1,6 +1,6 @@
 """Let experts answer for one image: the entry to the simulation.
 
-An image is looked at once (:class:`.zones.Reference`), then every expert of the panel answers in turn. All chance
+An image is looked at once (:class:`.zones.Reference`), then every expert answers in turn. All chance
 comes from the generators that are passed in; :func:`case_generator` makes them for evaluation, where an expert must
 give the same answers for a case in whatever order and in however many processes the cases are worked on.
 """
@@ -20,36 +20,9 @@ from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH, Reference
 
 
 def case_generator(seed: int, case: str, expert: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but ``seed``, the case's name and the expert's name."""
+    """A CPU generator that depends on nothing but `seed`, the case's name and the expert's name."""
     digest = hashlib.sha256(json.dumps([int(seed), case, expert]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # within int64
-
-
-def simulate_expert(
-    labels: torch.Tensor,
-    profile: ExpertProfile,
-    label_values: Sequence[int],
-    *,
-    generator: torch.Generator,
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
-    outer_only: bool = False,
-    ignore_label: int | None = None,
-) -> torch.Tensor:
-    """One expert's answer for one image; the arguments are those of :func:`simulate_experts`.
-
-    Returns:
-        int16 label map of the shape of ``labels``.
-    """
-    panel = simulate_experts(
-        labels,
-        (profile,),
-        label_values,
-        generator=generator,
-        boundary_width=boundary_width,
-        outer_only=outer_only,
-        ignore_label=ignore_label,
-    )
-    return panel[0]
 
 
 def simulate_experts(
@@ -59,40 +32,36 @@ def simulate_experts(
     *,
     generator: torch.Generator | Sequence[torch.Generator],
     boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
-    outer_only: bool = False,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
     """The answers of J experts for one image.
 
     Args:
-        labels: the reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU. It may lack foreground or
+        labels: The reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU. It may lack foreground or
             consist of one label only: then there is no boundary band, and nothing but the side that is there counts.
-        profiles: the J experts.
-        label_values: the real labels of the dataset, without the ignore label, 0 among them and at least two.
-        generator: one CPU generator that the experts use in turn, or J of them, one each.
-        boundary_width: depth of the boundary band on each side of a label change, in voxels.
-        outer_only: keep only the background side of the band.
-        ignore_label: voxels of this label keep it in every answer; they make no boundary with their neighbours, count
+        profiles: The J experts.
+        label_values: The real labels of the dataset, without the ignore label, 0 among them and at least two.
+        generator: One CPU generator that the experts use in turn, or J of them, one each.
+        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        ignore_label: Voxels of this label keep it in every answer; they make no boundary with their neighbours, count
             in no region, and are background to the search for connected components. None if there is no such label.
 
     Returns:
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
 
     Raises:
-        InputError: no experts, another number of generators than of experts, a generator that is not on the CPU, or
-            labels that :meth:`.zones.Reference.from_labels` refuses.
+        InputError: For no experts, another number of generators than of experts, a generator that is not on the CPU,
+            or labels that :meth:`.zones.Reference.from_labels` refuses.
     """
     if len(profiles) == 0:
-        raise InputError("There must be at least one expert to simulate, got no profiles.")
+        raise InputError("there must be at least one expert to simulate, got no profiles")
     generators = [generator] * len(profiles) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(profiles):
-        raise InputError(f"Each expert needs its generator: got {len(generators)} for {len(profiles)} experts.")
+        raise InputError(f"each expert needs its generator: got {len(generators)} for {len(profiles)} experts")
     elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
     if elsewhere:
-        raise InputError(f"Experts are simulated on the CPU, got a generator on {elsewhere[0]}.")
-    reference = Reference.from_labels(
-        labels, label_values, boundary_width=boundary_width, outer_only=outer_only, ignore_label=ignore_label
-    )
+        raise InputError(f"experts are simulated on the CPU, got a generator on {elsewhere[0]}")
+    reference = Reference.from_labels(labels, label_values, boundary_width=boundary_width, ignore_label=ignore_label)
     answers = torch.stack(
         [
             ERROR_MODELS[profile.error_model](reference, profile, own_generator)
@@ -116,7 +85,7 @@ def simulate_case(
 ) -> torch.Tensor:
     """The answers for one case of an evaluation, the same wherever and whenever they are asked for.
 
-    Every expert has the generator of (``seed``, ``case``, its name); all else is as in :func:`simulate_experts`.
+    Every expert has the generator of (`seed`, `case`, its name); all else is as in :func:`simulate_experts`.
 
     Returns:
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).

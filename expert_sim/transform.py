@@ -3,7 +3,7 @@
 :class:`SplitRatersTransform` goes directly after the spatial transforms, :class:`SimulateExpertsTransform` before the
 segmentation is turned into regions or into a list for deep supervision, :class:`ExpertsToTargetTransform` last.
 
-On chance: nnU-Net's augmenter starts its workers with ``seeds=None``. A forked worker then inherits torch's global
+On chance: nnU-Net's augmenter starts its workers with `seeds=None`. A forked worker then inherits torch's global
 generator in the state it had in the parent, the same in every worker, while numpy's is seeded anew from the operating
 system in each of them (and from the seed, in both libraries, when there is one). So numpy's global state is what tells
 the workers apart, as it does for the transforms of batchgeneratorsv2: the first sample in a process seeds a generator
@@ -30,20 +30,21 @@ from nnunetv2_deferral.labels import MISSING
 
 
 class SimulateExpertsTransform(BasicTransform):
-    """Adds ``"experts"``, int16 of shape (J, X, Y[, Z]), drawn anew for each sample (DeferredSeg, section 5.2.2).
+    """Adds `"experts"`, int16 of shape (J, X, Y[, Z]), drawn anew for each sample (DeferredSeg, section 5.2.2).
 
-    The reference is channel 0 of ``"segmentation"``, an integer tensor of shape (C, X, Y[, Z]). Negative labels, with
+    The reference is channel 0 of `"segmentation"`, an integer tensor of shape (C, X, Y[, Z]). Negative labels, with
     which nnU-Net marks what lies outside the image, are background here as they are to its loss. Image and segmentation
     are left as they are.
 
     Args:
-        profiles: the J experts, at least one.
-        label_values: the real labels of the dataset, without the ignore label.
-        boundary_width: depth of the boundary band on each side of a label change, in voxels.
-        ignore_label: the label of voxels without a reference, which the answers keep there. None if there is none.
+        profiles: The J experts, at least one.
+        label_values: The real labels of the dataset, without the ignore label.
+        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        ignore_label: The label of voxels without a reference, which the answers keep there. None if there is none.
 
     Raises:
-        InputError: no profiles; for a sample, no integer segmentation tensor, or labels that are not in the dataset.
+        InputError: For no profiles; for a sample without an integer segmentation tensor, or with labels that are not in
+            the dataset.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SimulateExpertsTransform(BasicTransform):
     ) -> None:
         super().__init__()
         if len(profiles) == 0:
-            raise InputError("There must be at least one expert to simulate, got no profiles.")
+            raise InputError("there must be at least one expert to simulate, got no profiles")
         self.profiles = tuple(profiles)
         self.label_values = tuple(int(value) for value in label_values)
         self.boundary_width = boundary_width
@@ -65,7 +66,7 @@ class SimulateExpertsTransform(BasicTransform):
         self._seeds = random.Random(0)
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """Draws the seed of this sample's experts."""
+        """Draw the seed of this sample's experts."""
         if self._process != os.getpid():
             state = np.random.get_state()
             self._seeds = random.Random(np.random.bytes(16))
@@ -74,11 +75,12 @@ class SimulateExpertsTransform(BasicTransform):
         return {"seed": self._seeds.getrandbits(63)}
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Add the experts' answers to a sample."""
         segmentation = data_dict.get("segmentation")
         if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
             raise InputError(
-                "Experts are simulated from a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it "
-                f"becomes a list for deep supervision; got {_describe(segmentation)}."
+                "experts are simulated from a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it "
+                f"becomes a list for deep supervision; got {_describe(segmentation)}"
             )
         labels = segmentation[0]
         data_dict["experts"] = simulate_experts(
@@ -95,8 +97,8 @@ class SimulateExpertsTransform(BasicTransform):
 class SplitRatersTransform(BasicTransform):
     """Takes the masks of real experts out of the segmentation, with which they went through all spatial transforms.
 
-    ``"segmentation"`` (1 + R + C, *S) becomes (1 + C, *S), where C counts what nnU-Net itself stacks behind the
-    reference in a cascade, and ``"raters"`` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with
+    `"segmentation"` (1 + R + C, *S) becomes (1 + C, *S), where C counts what nnU-Net itself stacks behind the
+    reference in a cascade, and `"raters"` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with
     -1, become background as they do in the reference, or without a label for a rater who has none in the patch.
 
     Args:
@@ -108,6 +110,7 @@ class SplitRatersTransform(BasicTransform):
         self.num_raters = num_raters
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Split the segmentation of a sample."""
         reference, masks, others = data_dict["segmentation"].tensor_split([1, 1 + self.num_raters])
         # In place, like what nnU-Net itself does to the -1 of the reference.
         raters = masks.numpy().astype(np.int16, copy=False)
@@ -121,17 +124,17 @@ class SplitRatersTransform(BasicTransform):
 
 
 class ExpertsToTargetTransform(BasicTransform):
-    """Moves the experts' answers to the end of ``"segmentation"``, which becomes a list if it is not one yet.
+    """Moves the experts' answers to the end of `"segmentation"`, which becomes a list if it is not one yet.
 
     nnU-Net's loader forwards only image and segmentation, and collates a list of segmentations entry by entry, each in
     its own shape and dtype. So the last entry of a batch's target is (B, J, X, Y[, Z]) int16.
 
     Args:
-        order: where each of the J experts is found in ``"raters"`` followed by ``"experts"``, the simulated ones; None
+        order: Where each of the J experts is found in `"raters"` followed by `"experts"`, the simulated ones; None
             for that order.
 
     Raises:
-        InputError: a sample without segmentation or without experts.
+        InputError: For a sample without segmentation or without experts.
     """
 
     def __init__(self, order: Sequence[int] | None = None) -> None:
@@ -139,10 +142,11 @@ class ExpertsToTargetTransform(BasicTransform):
         self.order = None if order is None or list(order) == sorted(order) else list(order)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Put the experts of a sample into its target."""
         answers = [data_dict.pop(key) for key in ("raters", "experts") if data_dict.get(key) is not None]
         missing = ["segmentation"] * (data_dict.get("segmentation") is None) + ["experts"] * (not answers)
         if missing:
-            raise InputError(f"There is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}.")
+            raise InputError(f"there is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}")
         experts = answers[0] if len(answers) == 1 else torch.cat(answers)
         segmentation = data_dict["segmentation"]
         scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]

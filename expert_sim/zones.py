@@ -23,19 +23,19 @@ _INT16 = torch.iinfo(torch.int16)
 
 def _check_label_map(labels: torch.Tensor) -> None:
     if labels.ndim not in (2, 3) or labels.numel() == 0:
-        raise InputError(f"A label map has shape (X, Y) or (X, Y, Z) and is not empty, got {tuple(labels.shape)}.")
+        raise InputError(f"a label map has shape (X, Y) or (X, Y, Z) and is not empty, got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(f"A label map has an integer dtype, got {labels.dtype}.")
+        raise InputError(f"a label map has an integer dtype, got {labels.dtype}")
     if labels.device.type != "cpu":
-        raise InputError(f"Experts are simulated on the CPU, got a label map on {labels.device}.")
+        raise InputError(f"experts are simulated on the CPU, got a label map on {labels.device}")
 
 
 def _window_max(values: np.ndarray, width: int) -> np.ndarray:
-    """The largest value within ``width`` voxels (Chebyshev) that are in the image; same shape and dtype.
+    """The largest value within `width` voxels (Chebyshev) that are in the image; same shape and dtype.
 
     Args:
         values: (N, X, Y) or (N, X, Y, Z), N images at once, unsigned.
-        width: in voxels.
+        width: In voxels.
     """
     # With a margin of zeros, a step along any axis is a step in flat memory, which is fast in small images too.
     reach = [0, *(min(width, size - 1) for size in values.shape[1:])]
@@ -53,32 +53,29 @@ def _window_max(values: np.ndarray, width: int) -> np.ndarray:
     return flat.reshape(padded.shape)[inside]
 
 
-def boundary_band(
-    labels: torch.Tensor, width: int, *, outer_only: bool = False, ignore_label: int | None = None
-) -> torch.Tensor:
-    """The voxels within ``width`` voxels of a label change, on both of its sides.
+def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None = None) -> torch.Tensor:
+    """The voxels within `width` voxels of a label change, on both of its sides.
 
-    A voxel is in the band when a voxel of another label lies within Chebyshev distance ``width`` of it; so the band
-    is ``width`` voxels deep on each side of a boundary. The image border is no boundary.
+    A voxel is in the band when a voxel of another label lies within Chebyshev distance `width` of it; so the band
+    is `width` voxels deep on each side of a boundary. The image border is no boundary.
 
     Args:
-        labels: integer label map of shape (X, Y) or (X, Y, Z), any number of labels.
-        width: depth of the band on each side, in voxels. 0 gives an empty band.
-        outer_only: keep only the background side (label 0).
-        ignore_label: voxels of this label are in no band and make no boundary with their neighbours.
+        labels: Integer label map of shape (X, Y) or (X, Y, Z), any number of labels.
+        width: Depth of the band on each side, in voxels. 0 gives an empty band.
+        ignore_label: Voxels of this label are in no band and make no boundary with their neighbours.
 
     Returns:
         Bool tensor of the same shape. All False where there is only one label.
 
     Raises:
-        InputError: ``width`` is negative, or ``labels`` is no integer label map within int16.
+        InputError: If `width` is negative, or `labels` is no integer label map within int16.
     """
     _check_label_map(labels)
     if width < 0:
-        raise InputError(f"The width of the boundary band must be at least 0 voxels, got {width}.")
+        raise InputError(f"the width of the boundary band must be at least 0 voxels, got {width}")
     lowest, highest = (int(value) for value in labels.aminmax())
     if lowest <= _INT16.min or highest > _INT16.max:
-        raise InputError(f"Labels must lie within int16, got {lowest} to {highest}.")
+        raise InputError(f"labels must lie within int16, got {lowest} to {highest}")
     if width == 0 or lowest == highest:
         return torch.zeros(labels.shape, dtype=torch.bool)
     # How far above the lowest label, and below the highest: from 1, so that 0 is less than any.
@@ -93,10 +90,7 @@ def boundary_band(
     band = is_not_highest | is_not_lowest
     if ignored is not None:
         band &= ~ignored
-    band = torch.from_numpy(band)
-    if outer_only:
-        band &= labels == 0
-    return band
+    return torch.from_numpy(band)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +98,12 @@ class Reference:
     """What the error models need to know of one image; made once for all experts by :meth:`from_labels`.
 
     Attributes:
-        labels: contiguous int16 label map, (X, Y) or (X, Y, Z), with 0 where the reference says "ignore".
-        valid: bool tensor of the same shape, False where the reference says "ignore"; None when it never does.
-        band: contiguous bool tensor of the same shape, the boundary band; False where not valid.
-        boundary_width: depth of the band on each side, in voxels.
-        label_values: the labels an expert may answer, ascending, at least two, the first of them 0.
-        ignore_label: the value that stands for "ignore" in the label map this was made from, or None.
+        labels: Contiguous int16 label map, (X, Y) or (X, Y, Z), with 0 where the reference says "ignore".
+        valid: Bool tensor of the same shape, False where the reference says "ignore"; None when it never does.
+        band: Contiguous bool tensor of the same shape, the boundary band; False where not valid.
+        boundary_width: Depth of the band on each side, in voxels.
+        label_values: The labels an expert may answer, ascending, at least two, the first of them 0.
+        ignore_label: The value that stands for "ignore" in the label map this was made from, or None.
     """
 
     labels: torch.Tensor
@@ -139,33 +133,31 @@ class Reference:
         label_values: Sequence[int],
         *,
         boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
-        outer_only: bool = False,
         ignore_label: int | None = None,
     ) -> Reference:
         """Check a label map and work out its regions.
 
         Args:
-            labels: integer label map, (X, Y) or (X, Y, Z). It may hold one label only.
-            label_values: the real labels of the dataset, without the ignore label; with 0 and at least one other.
-            boundary_width: depth of the boundary band on each side, in voxels.
-            outer_only: keep only the background side of the band.
-            ignore_label: the value of voxels without a reference, or None.
+            labels: Integer label map, (X, Y) or (X, Y, Z). It may hold one label only.
+            label_values: The real labels of the dataset, without the ignore label; with 0 and at least one other.
+            boundary_width: Depth of the boundary band on each side, in voxels.
+            ignore_label: The value of voxels without a reference, or None.
 
         Raises:
-            InputError: no integer label map on the CPU, fewer than two labels to answer, no background label 0, an
-                ignore label that is also a real one, or values in ``labels`` that are neither (the message names them).
+            InputError: For no integer label map on the CPU, fewer than two labels to answer, no background label 0, an
+                ignore label that is also a real one, or values in `labels` that are neither (the message names them).
         """
         _check_label_map(labels)
         values = tuple(sorted({int(value) for value in label_values}))
         if not values or values[0] != 0:
-            raise InputError(f"The label values must begin with the background label 0, got {list(values)}.")
+            raise InputError(f"the label values must begin with the background label 0, got {list(values)}")
         if len(values) < 2:
-            raise InputError(f"An expert who errs needs another label to answer: got only {list(values)}.")
+            raise InputError(f"an expert who errs needs another label to answer: got only {list(values)}")
         if values[-1] > _INT16.max:
-            raise InputError(f"Label values must lie within int16, got {values[-1]}.")
+            raise InputError(f"label values must lie within int16, got {values[-1]}")
         if ignore_label is not None and ignore_label in values:
-            raise InputError(f"The ignore label {ignore_label} is also among the label values {list(values)}.")
-        band = boundary_band(labels, boundary_width, outer_only=outer_only, ignore_label=ignore_label)
+            raise InputError(f"the ignore label {ignore_label} is also among the label values {list(values)}")
+        band = boundary_band(labels, boundary_width, ignore_label=ignore_label)
         ignored = None if ignore_label is None else labels == ignore_label
         if ignored is not None and not bool(ignored.any()):
             ignored = None
@@ -182,11 +174,11 @@ class Reference:
 
 
 def _check_values(labels: torch.Tensor, values: tuple[int, ...]) -> None:
-    """Refuse labels that are not among ``values`` (ascending); cheap when the values have no gaps."""
+    """Refuse labels that are not among `values` (ascending); cheap when the values have no gaps."""
     lowest, highest = (int(value) for value in labels.aminmax())
     has_gaps = values[-1] - values[0] != len(values) - 1
     if not has_gaps and values[0] <= lowest and highest <= values[-1]:
         return
     unknown = sorted(set(labels.unique().tolist()) - set(values))
     if unknown:
-        raise InputError(f"The label map holds {unknown}, which are not among the label values {list(values)}.")
+        raise InputError(f"the label map holds {unknown}, which are not among the label values {list(values)}")

@@ -1,0 +1,1 @@
+"""Figures and pages: of an evaluation and of a benchmark."""

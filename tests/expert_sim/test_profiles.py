@@ -47,7 +47,7 @@ def test_an_unknown_error_model_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", 3])
 def test_a_name_that_is_no_folder_name_is_refused(name):
-    with pytest.raises(ValueError, match="folder name"):
+    with pytest.raises(ValueError, match="expert profile: .* cannot be the name of an expert"):
         make(name=name)
 
 
@@ -73,7 +73,7 @@ def test_profiles_survive_json(name):
 
 def test_unknown_and_missing_keys_are_named():
     with pytest.raises(ValueError, match=r"unknown keys \['accuracy', 'cost'\]"):
-        ExpertProfile.from_dict({**make().to_dict(), "cost": 1, "accuracy": 0.9})
+        ExpertProfile.from_dict({**make().to_json(), "cost": 1, "accuracy": 0.9})
     with pytest.raises(ValueError, match=r"'ann'.*missing keys \['background', 'foreground'\]"):
         ExpertProfile.from_dict({"name": "ann", "boundary": 0.9})
 
@@ -99,19 +99,19 @@ def test_the_complementary_set_is_table_e11_and_two_experts_are_its_first_and_si
     assert all(triplets("complementary", j) == rows[:j] for j in (1, 3, 4, 5, 6))
 
 
-def test_experts_are_named_by_their_place_in_the_panel():
+def test_experts_are_named_by_their_place_in_the_set():
     assert [profile.name for profile in expert_set("scalability", 2)] == ["expert1", "expert2"]
 
 
 def test_unknown_sets_and_sizes_are_refused_with_what_exists():
     with pytest.raises(ValueError, match="'fancy'.*standard, scalability, complementary"):
         expert_set("fancy", 2)
-    with pytest.raises(ValueError, match="'standard' has no panel of 4 experts.*1 to 3"):
+    with pytest.raises(ValueError, match="expert set 'standard' has no 4 experts; it has 1 to 3"):
         expert_set("standard", 4)
-    with pytest.raises(ValueError, match="no panel of 0"):
+    with pytest.raises(ValueError, match="no 0 experts"):
         expert_set("complementary", 0)
 
 
-def test_the_default_set_has_a_panel_of_each_size_up_to_five():
+def test_the_default_set_has_any_number_of_experts_up_to_five():
     assert [default_expert_set(j) for j in range(1, 6)] == ["standard"] * 3 + ["scalability"] * 2
     assert all(len(expert_set(default_expert_set(j), j)) == j for j in range(1, 6))

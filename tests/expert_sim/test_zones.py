@@ -64,7 +64,6 @@ def test_the_band_is_as_deep_as_asked_on_each_side():
     labels = torch.zeros(20, 9, dtype=torch.int64)
     labels[10:] = 1
     assert boundary_band(labels, 3)[:, 4].nonzero().flatten().tolist() == [7, 8, 9, 10, 11, 12]
-    assert boundary_band(labels, 3, outer_only=True)[:, 4].nonzero().flatten().tolist() == [7, 8, 9]
 
 
 def test_a_window_larger_than_the_image_is_cut():
