@@ -73,7 +73,8 @@ class DatasetFiles:
         try:
             manager = LabelManager(content["labels"], content.get("regions_class_order"))
         except Exception as error:  # nnU-Net refuses labels by assertions and by stumbling over them
-            raise InputError(f"{dataset_json}: nnU-Net does not accept these labels: {error or error!r}") from error
+            reason = str(error) or repr(error)
+            raise InputError(f"{dataset_json}: nnU-Net does not accept these labels: {reason}") from error
         reader = _planned_reader(dataset_json.with_name("plans.json")) or _chosen_reader(content, example)
         return cls(file_ending=content["file_ending"], reader=reader(), label_manager=manager, content=content)
 

@@ -47,8 +47,8 @@ def convert_dataset(
         The dataset's folder.
 
     Raises:
-        InputError: The published folder, or something without which nothing can be converted, is missing.
-        InputError: There is a dataset with this id.
+        InputError: If the published folder, or something without which nothing can be converted, is missing.
+        InputError: If there is a dataset with this id.
         InputError: For faulty files, all named, and options that do not go with the dataset.
     """
     info, cases = _find(dataset, Path(published_folder), task, ignore_label_geometry)
@@ -59,12 +59,12 @@ def _find(
     dataset: str, folder: Path, task: int | None, ignore_label_geometry: bool
 ) -> tuple[DatasetInfo, Sequence[Case]]:
     if dataset not in DATASETS:
-        raise InputError(f"Unknown dataset {dataset!r}; there are {', '.join(DATASETS)}.")
+        raise InputError(f"there is no dataset {dataset!r}, only {', '.join(DATASETS)}")
     if task is not None and dataset != "amos22":
-        raise InputError(f"Only amos22 has tasks, not {dataset}.")
+        raise InputError(f"only amos22 has tasks, not {dataset}")
     if dataset == "chaksu":
         if ignore_label_geometry:
-            raise InputError("Photographs have no geometry that could be ignored.")
+            raise InputError("photographs have no geometry that could be ignored")
         return find_chaksu(folder)
     if dataset == "amos22":
         return find_amos22(folder, task=2 if task is None else task, ignore_label_geometry=ignore_label_geometry)

@@ -19,7 +19,6 @@ same if no MRI case has a number up to 500.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import replace
@@ -65,11 +64,11 @@ def find_amos22(
         ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
 
     Raises:
-        InputError: There is no folder, no dataset.json, or no training case of this task in it.
+        InputError: If there is no folder, no dataset.json, or no training case of this task in it.
         InputError: For another task, an unusable dataset.json, and listed files that are missing; names all of them.
     """
     if task not in TASKS:
-        raise InputError(f"AMOS22 has the tasks {' and '.join(map(str, TASKS))}, got {task}.")
+        raise InputError(f"AMOS22 has the tasks {' and '.join(map(str, TASKS))}, got {task}")
     require_folder(folder)
     content = _read_dataset_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")
@@ -88,17 +87,14 @@ def find_amos22(
         _warn_of_unlisted(folder / f"images{suffix}", content.get(key, []))
     raise_faults(faults)
     if not any(case.split == "Tr" for case in cases.values()):
-        raise InputError(f"{folder / 'dataset.json'} lists no training cases for task {task}.")
+        raise InputError(f"{folder / 'dataset.json'} lists no training cases for task {task}")
     return replace(_INFO, labels=labels, **_TASK_INFO[task]), list(cases.values())
 
 
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"There is no dataset.json of AMOS22 at {path}.")
-    try:
-        content = read_json(path)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
+        raise InputError(f"there is no dataset.json of AMOS22 at {path}")
+    content = read_json(path)
     if not isinstance(content, dict) or not {"labels", "training"} <= content.keys():
         raise InputError(f'{path} has no "labels" and "training"; is it that of AMOS22?')
     return content
@@ -109,10 +105,10 @@ def _labels(content: dict[str, Any], path: Path) -> dict[str, int]:
     try:
         labels = {str(name): int(value) for value, name in content["labels"].items()}
     except (AttributeError, ValueError) as error:
-        raise InputError(f'"labels" of {path} must give names by value, got {content["labels"]!r}.') from error
+        raise InputError(f'"labels" of {path} must give names by value, got {content["labels"]!r}') from error
     values = sorted(labels.values())
     if values != list(range(len(content["labels"]))) or len(values) < 2 or labels.get("background") != 0:
-        raise InputError(f'"labels" of {path} must count up from 0, the background, got {content["labels"]!r}.')
+        raise InputError(f'"labels" of {path} must count up from 0, the background, got {content["labels"]!r}')
     return labels
 
 

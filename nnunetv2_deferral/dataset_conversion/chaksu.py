@@ -123,7 +123,7 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
         folder: The one with `Train` and `Test`.
 
     Raises:
-        InputError: There is no folder, no `Train` in it, or no photographs or masks where they should be.
+        InputError: If there is no folder, no `Train` in it, or no photographs or masks where they should be.
         InputError: For photographs that no doctor annotated, files of the same name, and folders of masks that are
             none of the five doctors, three devices, disc and cup; names all of them.
     """
@@ -138,11 +138,11 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
         root = root / half if (root / half).is_dir() else root
         for part in (_PHOTOGRAPHS, _MASKS):
             if not (root / part).is_dir():
-                raise InputError(f"There is no folder {root / part}; is {folder} the one with Train and Test?")
+                raise InputError(f"there is no folder {root / part}; is {folder} the one with Train and Test?")
         cases += _find_half(root, split, faults)
     raise_faults(faults)
     if not any(case.split == "Tr" for case in cases):
-        raise InputError(f"There are no photographs in {folder / 'Train'}.")
+        raise InputError(f"there are no photographs in {folder / 'Train'}")
     return INFO, cases
 
 

@@ -61,7 +61,7 @@ class Case(Protocol):
         """`"Tr"` or `"Ts"`."""
 
     def faults(self) -> list[str]:
-        """All that is wrong with the case's files, each naming file and value; may raise a ValueError instead."""
+        """All that is wrong with the case's files, each naming file and value; may raise an InputError instead."""
 
     def write(self, folder: Path) -> None:
         """Write the case's files into a dataset's folder."""
@@ -83,11 +83,11 @@ def write_dataset(
         The dataset's folder.
 
     Raises:
-        InputError: There is a dataset with this id. Nothing is overwritten.
+        InputError: If there is a dataset with this id; nothing is overwritten.
         InputError: For an impossible id or number of processes, and for faulty cases; names all their faults.
     """
     if num_processes < 1:
-        raise InputError(f"There must be at least one process, got {num_processes}.")
+        raise InputError(f"there must be at least one process, got {num_processes}")
     _check_target(nnunet_raw, dataset_id)
     num_training = sum(case.split == "Tr" for case in cases)
     if num_training != info.num_published:
@@ -116,7 +116,7 @@ def write_dataset(
 
 
 def raise_faults(faults: Sequence[str]) -> None:
-    """Raise a ValueError that lists the faults, if there are any.
+    """Raise an error that lists the faults, if there are any.
 
     Raises:
         InputError: If there are faults.
@@ -132,10 +132,10 @@ def require_folder(folder: Path) -> None:
     """Refuse what is not a folder.
 
     Raises:
-        InputError: There is none.
+        InputError: If there is none.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+        raise InputError(f"there is no folder {folder}")
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -148,11 +148,11 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 def _check_target(nnunet_raw: Path, dataset_id: int) -> None:
     if not 1 <= dataset_id <= 999:
-        raise InputError(f"The dataset id must be between 1 and 999, got {dataset_id}.")
+        raise InputError(f"the dataset id must be between 1 and 999, got {dataset_id}")
     # nnU-Net finds datasets by their id, so a second one with another name would make both unusable.
     existing = sorted(nnunet_raw.glob(f"Dataset{dataset_id:03d}*"))
     if existing:
-        raise InputError(f"There is a dataset with id {dataset_id} already: {existing[0]}.")
+        raise InputError(f"there is a dataset with id {dataset_id} already: {existing[0]}")
 
 
 def _for_all(work: Callable[[Case], list[str]], cases: Sequence[Case], num_processes: int, description: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -154,19 +154,19 @@ def find_volumes(
         ignore_label_geometry: See :class:`VolumeCase`.
 
     Raises:
-        InputError: There is no folder, or no training case in it.
-        InputError: Images and segmentations do not pair up; names all of them.
+        InputError: If there is no folder, or no training case in it.
+        InputError: If images and segmentations do not pair up; names all of them.
     """
     require_folder(folder)
     values = tuple(info.labels.values())
     cases = pair_volumes(found(folder), values, ignore_label_geometry=ignore_label_geometry)
     if not any(case.split == "Tr" for case in cases):
-        raise InputError(f"There are no training cases of {info.name} ({example}, ...) in {folder}.")
+        raise InputError(f"there are no training cases of {info.name} ({example}, ...) in {folder}")
     return info, cases
 
 
-def _corners(header: sitk.ImageFileReader | sitk.Image) -> np.ndarray:
-    """Where the centres of the eight corner voxels lie, (8, 3) in mm."""
+def _corners(header: Any) -> np.ndarray:
+    """Where the centres of the eight corner voxels of an image, or of an image file, lie: (8, 3) in mm."""
     steps = np.reshape(header.GetDirection(), (3, 3)) * header.GetSpacing()
     indices = np.array(list(product(*((0, size - 1) for size in header.GetSize()))))
     return np.array(header.GetOrigin()) + indices @ steps.T

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_deferral.commands.convert_dataset import DATASETS, convert_dataset, main
+from nnunetv2_deferral.errors import InputError
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_bad_input_ends_with_one_line(published, tmp_path, capsys):
     (published / "Case02_segmentation.mhd").unlink()
     (published / "Case01.mhd").unlink()
     main(arguments)
-    assert "There is a dataset with id 24 already" in ended_with(arguments, capsys)
+    assert "there is a dataset with id 24 already" in ended_with(arguments, capsys)
 
 
 def test_unreadable_files_end_with_one_line_too(published, tmp_path, capsys):
@@ -70,7 +71,7 @@ def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_pa
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
         said = ended_with([dataset, "-i", str(tmp_path / folder), "-d", "1", "-o", str(tmp_path / "raw")], capsys)
-        assert said.startswith("There ")
+        assert said.startswith("there ")
         assert folder in said
     assert not (tmp_path / "raw").exists()
 
@@ -80,9 +81,9 @@ def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_pa
     [
         (["liver", "-d", "1"], "invalid choice: 'liver'"),
         (["lits", "-d", "one"], "invalid int value: 'one'"),
-        (["lits", "-d", "1", "-task", "1"], "Only amos22 has tasks, not lits"),
+        (["lits", "-d", "1", "-task", "1"], "only amos22 has tasks, not lits"),
         (["amos22", "-d", "1", "-task", "3"], "invalid choice: 3"),
-        (["chaksu", "-d", "1", "--ignore_label_geometry"], "Photographs have no geometry"),
+        (["chaksu", "-d", "1", "--ignore_label_geometry"], "photographs have no geometry"),
         (["promise12", "-d", "0"], "between 1 and 999, got 0"),
         (["promise12", "-d", "1", "-np", "0"], "at least one process, got 0"),
     ],
@@ -93,7 +94,7 @@ def test_options_that_make_no_sense_are_refused(arguments, message, published, t
 
 
 def test_the_library_refuses_unknown_datasets(published, tmp_path):
-    with pytest.raises(ValueError, match="Unknown dataset 'kits'; there are chaksu, promise12, lits, amos22"):
+    with pytest.raises(InputError, match="no dataset 'kits', only chaksu, promise12, lits, amos22"):
         convert_dataset("kits", published, 1, tmp_path)
 
 

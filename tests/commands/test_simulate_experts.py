@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import tifffile
 import torch
 from skimage import io
 
 from nnunetv2_deferral.commands.simulate_experts import RECORD_NAME, main, simulate_experts_for_folder
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, expert_set
-from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_expert
+from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_experts
 
 torch.set_num_threads(1)
 
@@ -81,9 +82,9 @@ def test_answers_are_those_of_the_library_for_seed_case_and_expert(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, experts="complementary", num_experts=2, seed=7, boundary_width=1)
     for profile in expert_set("complementary", 2):
-        expected = simulate_expert(
+        (expected,) = simulate_experts(
             torch.from_numpy(volume(shift=1)),
-            profile,
+            (profile,),
             (0, 1, 2),
             generator=case_generator(7, "case_1", profile.name),
             boundary_width=1,
@@ -176,12 +177,12 @@ def test_regions_and_the_ignore_label_are_honoured(tmp_path):
 
 def test_missing_inputs_are_refused(dataset, tmp_path):
     labels, djfile, out = dataset
-    with pytest.raises(FileNotFoundError, match="no dataset.json at .*nowhere.json"):
+    with pytest.raises(InputError, match="nowhere.json is missing"):
         simulate_experts_for_folder(labels, tmp_path / "nowhere.json", out)
-    with pytest.raises(FileNotFoundError, match="no label folder at .*nowhere"):
+    with pytest.raises(InputError, match="no label folder at .*nowhere"):
         simulate_experts_for_folder(tmp_path / "nowhere", djfile, out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no files with ending .nii.gz in .*empty"):
+    with pytest.raises(InputError, match="no files with ending .nii.gz in .*empty"):
         simulate_experts_for_folder(tmp_path / "empty", djfile, out)
     assert not out.exists()
 
@@ -192,22 +193,22 @@ def test_labels_that_the_dataset_does_not_know_are_named_with_their_file(dataset
     array = volume()
     array[0, 0, :2] = 7, 9
     write_nifti(labels / "case_1.nii.gz", array)
-    with pytest.raises(ValueError, match="case_1.nii.gz holds labels that are not in dataset.json: 7, 9"):
+    with pytest.raises(InputError, match="case_1.nii.gz holds labels that are not in dataset.json: 7, 9"):
         simulate_experts_for_folder(labels, djfile, out, num_processes=num_processes)
     assert not list(out.rglob("case_1.nii.gz"))
-    assert not list(out.rglob(".writing-*"))
+    assert not list(out.rglob(".unfinished_*"))
 
 
 def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
     labels, djfile, out = dataset
     write_nifti(labels / "case_0.nii.gz", volume().astype(np.float32) / 2)
-    with pytest.raises(ValueError, match="case_0.nii.gz holds labels .*: 0.5"):
+    with pytest.raises(InputError, match="case_0.nii.gz holds labels .*: 0.5"):
         simulate_experts_for_folder(labels, djfile, out)
     colours = tmp_path / "colours"
     colours.mkdir()
     io.imsave(colours / "x.png", np.zeros((8, 8, 3), dtype=np.uint8), check_contrast=False)
     djfile = write_dataset_json(tmp_path, file_ending=".png")
-    with pytest.raises(ValueError, match="x.png is no label map of one channel"):
+    with pytest.raises(InputError, match="x.png is no label map of one channel"):
         simulate_experts_for_folder(colours, djfile, tmp_path / "out2")
 
 
@@ -225,7 +226,7 @@ def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
 def test_datasets_that_cannot_be_answered_are_refused(dataset, labels, more, message):
     folder, djfile, out = dataset
     write_dataset_json(djfile.parent, labels=labels, **more)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         simulate_experts_for_folder(folder, djfile, out)
 
 
@@ -233,25 +234,25 @@ def test_a_file_ending_that_nnunet_cannot_read_is_refused(dataset):
     folder, djfile, out = dataset
     (folder / "x.xyz").write_text("no image")
     write_dataset_json(djfile.parent, file_ending=".xyz")
-    with pytest.raises(ValueError, match="no reader for .*x.xyz"):
+    with pytest.raises(InputError, match="no reader for .*x.xyz"):
         simulate_experts_for_folder(folder, djfile, out)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("{}", "no labels and no file_ending")])
+@pytest.mark.parametrize(("content", "message"), [("{", "dataset.json cannot be read"), ("{}", '"labels" is None')])
 def test_what_is_no_dataset_json_is_refused(dataset, content, message):
     folder, djfile, out = dataset
     djfile.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         simulate_experts_for_folder(folder, djfile, out)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": "fancy"}, "Unknown expert set 'fancy'; there are standard"),
-        ({"experts": "standard", "num_experts": 5}, "no panel of 5"),
+        ({"experts": "fancy"}, "no expert set 'fancy', only standard"),
+        ({"experts": "standard", "num_experts": 5}, "no 5 experts"),
         ({"experts": []}, "at least one expert"),
-        ({"experts": [PERFECT, PERFECT]}, "no two of the same name"),
+        ({"experts": [PERFECT, PERFECT]}, "two experts have the same name"),
         ({"error_model": "drunk"}, "'drunk'"),
         ({"num_processes": 0}, "at least one process, got 0"),
         ({"boundary_width": -1}, "at least 0 voxels, got -1"),
@@ -259,7 +260,7 @@ def test_what_is_no_dataset_json_is_refused(dataset, content, message):
 )
 def test_options_that_make_no_sense_are_refused(dataset, options, message):
     labels, djfile, out = dataset
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         simulate_experts_for_folder(labels, djfile, out, **options)
     assert not out.exists()
 
@@ -268,7 +269,7 @@ def test_earlier_answers_are_replaced_only_when_asked(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, num_experts=1)
     before = arrays(out)
-    with pytest.raises(FileExistsError, match="6 of 9|3 of 9"):
+    with pytest.raises(InputError, match="6 of 9|3 of 9"):
         simulate_experts_for_folder(labels, djfile, out, seed=1)
     assert_same(before, arrays(out))
     simulate_experts_for_folder(labels, djfile, out, num_experts=1, seed=1, overwrite=True)
@@ -280,7 +281,7 @@ def test_new_cases_join_earlier_ones_only_when_made_alike(dataset):
     simulate_experts_for_folder(labels, djfile, out)
     for file in labels.iterdir():
         file.rename(labels / file.name.replace("case", "next"))
-    with pytest.raises(FileExistsError, match="answers made in another way"):
+    with pytest.raises(InputError, match="answers made in another way"):
         simulate_experts_for_folder(labels, djfile, out, seed=1)
     simulate_experts_for_folder(labels, djfile, out)
     assert len(arrays(out)) == 18
@@ -289,7 +290,7 @@ def test_new_cases_join_earlier_ones_only_when_made_alike(dataset):
 def test_references_are_never_replaced(dataset):
     labels, djfile, _ = dataset
     expert = ExpertProfile(name=labels.name, foreground=0.5, background=0.5, boundary=0.5)
-    with pytest.raises(ValueError, match="would replace the labels"):
+    with pytest.raises(InputError, match="would replace the labels"):
         simulate_experts_for_folder(labels, djfile, labels.parent, experts=[expert], overwrite=True)
     assert np.array_equal(read(labels / "case_0.nii.gz"), volume())
 
@@ -325,7 +326,7 @@ def test_the_command_ends_bad_input_with_one_line(dataset, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["-i", str(labels), "-djfile", str(djfile), "-o", str(out), "-num_experts", "9"])
     assert ended.value.code == 2
-    assert "no panel of 9 experts; it has panels of 1 to 5" in capsys.readouterr().err
+    assert "expert set 'scalability' has no 9 experts; it has 1 to 5" in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_does():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_deferral.commands.convert_dataset import convert_dataset
+from nnunetv2_deferral.errors import InputError
 
 ORGANS = [
     *("spleen", "right kidney", "left kidney", "gall bladder", "esophagus", "liver", "stomach", "arota", "postcava"),
@@ -114,11 +115,11 @@ def test_listed_files_that_are_missing_are_all_named_at_once(published):
     (published / "imagesTr/amos_0001.nii.gz").unlink()
     (published / "labelsVa/amos_0008.nii.gz").unlink()
     (published / "imagesTs/amos_0600.nii.gz").unlink()
-    with pytest.raises(ValueError, match="3 faults") as raised:
+    with pytest.raises(InputError, match="3 faults") as raised:
         convert(published)
     assert "there is no" in str(raised.value)
     assert "imagesVa/amos_0008.nii.gz has no label in" in str(raised.value)
-    with pytest.raises(ValueError, match="2 faults"):
+    with pytest.raises(InputError, match="2 faults"):
         convert(published, task=1)
     assert not (published.parent / "raw").exists()
 
@@ -127,7 +128,7 @@ def test_organs_without_a_name_and_foreign_geometries_are_refused_together(publi
     for number, values, geometry in ((1, [16], {}), (410, [1], {"origin": (0.0, 0.0, 0.0)})):
         name = f"amos_{number:04d}.nii.gz"
         write_pair(published / "imagesTr" / name, published / "labelsTr" / name, values, **geometry)
-    with pytest.raises(ValueError, match="2 faults: .*labelsTr/amos_0001.nii.gz .*labels: 16; .*amos_0410.* origin"):
+    with pytest.raises(InputError, match="2 faults: .*labelsTr/amos_0001.nii.gz .*labels: 16; .*amos_0410.* origin"):
         convert(published)
 
 
@@ -148,24 +149,24 @@ def test_organs_without_a_name_and_foreign_geometries_are_refused_together(publi
 )
 def test_a_dataset_json_of_another_kind_is_refused(published, change, changes, message):
     change(**changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         convert(published)
 
 
 def test_a_task_without_training_cases_and_missing_files_are_refused(published, change):
     change(training=entries("Tr", (507,)), validation=None, test=[])
-    with pytest.raises(FileNotFoundError, match="lists no training cases for task 1"):
+    with pytest.raises(InputError, match="lists no training cases for task 1"):
         convert(published, task=1)
     (published / "dataset.json").write_text("{")
-    with pytest.raises(ValueError, match="dataset.json is not JSON"):
+    with pytest.raises(InputError, match="dataset.json cannot be read"):
         convert(published)
     (published / "dataset.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no dataset.json of AMOS22 at"):
+    with pytest.raises(InputError, match="no dataset.json of AMOS22 at"):
         convert(published)
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match="no folder .*nowhere"):
         convert(published / "nowhere")
 
 
 def test_there_are_two_tasks(published):
-    with pytest.raises(ValueError, match="tasks 1 and 2, got 3"):
+    with pytest.raises(InputError, match="tasks 1 and 2, got 3"):
         convert(published, task=3)

@@ -9,6 +9,7 @@ from skimage import io
 from nnunetv2_deferral.commands.convert_dataset import convert_dataset
 from nnunetv2_deferral.dataset_conversion.chaksu import consensus
 from nnunetv2_deferral.dataset_conversion.staple import staple
+from nnunetv2_deferral.errors import InputError
 
 PHOTOGRAPHS, MASKS = "1.0_Original_Fundus_Images", "3.0_Doctors_Annotations_Binary_OD_OC"
 SHAPES = {"Bosch": (40, 52), "Forus": (44, 56), "Remidio": (60, 48)}
@@ -213,7 +214,7 @@ def test_faulty_masks_of_several_cases_are_all_named_before_anything_is_written(
     )
     mask_file(train, 4, "Bosch", "Cup", "P11_image_1").write_bytes(b"no picture")
     save(mask_file(train, 5, "Remidio", "Disc", "IMG_2431"), circle(SHAPES["Remidio"], 9) * np.uint8(3))
-    with pytest.raises(ValueError, match="5 faults") as raised:
+    with pytest.raises(InputError, match="5 faults") as raised:
         convert(published)
     message = str(raised.value)
     assert f"Expert 1/Forus/Disc/22.tif is no mask of black and white: {(disc & ~cup).sum()} pixels are 127" in message
@@ -229,7 +230,7 @@ def test_photographs_that_nobody_annotated_are_refused(published, train):
         for structure in ("Disc", "Cup"):
             mask_file(train, expert, "Bosch", structure, "Image101").unlink()
     save(train / PHOTOGRAPHS / "Forus" / "23.png", np.zeros((*SHAPES["Forus"], 3), np.uint8))
-    with pytest.raises(ValueError, match=r"2 faults: no doctor .*Bosch/Image101.JPG; no doctor .*Forus/23.png"):
+    with pytest.raises(InputError, match=r"2 faults: no doctor .*Bosch/Image101.JPG; no doctor .*Forus/23.png"):
         convert(published)
 
 
@@ -237,14 +238,14 @@ def test_photographs_on_which_nobody_marked_anything_are_refused(published, trai
     for expert in range(1, 6):
         for structure in ("Disc", "Cup"):
             save_mask(mask_file(train, expert, "Forus", structure, "22"), np.zeros(SHAPES["Forus"], bool))
-    with pytest.raises(ValueError, match="nobody marked anything on .*Forus/22.png"):
+    with pytest.raises(InputError, match="nobody marked anything on .*Forus/22.png"):
         convert(published)
 
 
 def test_grey_pictures_and_unreadable_files_are_no_photographs(published, train):
     save(train / PHOTOGRAPHS / "Forus" / "22.png", np.zeros(SHAPES["Forus"], np.uint8))
     (train / PHOTOGRAPHS / "Remidio" / "IMG_2431.JPG").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="2 faults: .*22.png is no colour photograph.*; .*IMG_2431.JPG cannot be read"):
+    with pytest.raises(InputError, match="2 faults: .*22.png is no colour photograph.*; .*IMG_2431.JPG cannot be read"):
         convert(published)
 
 
@@ -255,7 +256,7 @@ def test_unknown_folders_and_files_of_the_same_name_are_refused(published, train
     save_mask(mask_file(train, 1, "Bosch", "Fovea", "Image101"), circle(SHAPES["Bosch"], 9))
     save_mask(train / MASKS / "Expert 1" / "Image101.tif", circle(SHAPES["Bosch"], 9))
     save(train / PHOTOGRAPHS / "Zeiss" / "1.png", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(ValueError, match="faults") as raised:
+    with pytest.raises(InputError, match="faults") as raised:
         convert(published)
     message = str(raised.value)
     assert "IMAGE101.png and " in message
@@ -266,16 +267,16 @@ def test_unknown_folders_and_files_of_the_same_name_are_refused(published, train
 
 
 def test_a_folder_of_something_else_is_refused(published, train, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match="no folder .*nowhere"):
         convert(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=rf"no folder .*{PHOTOGRAPHS}; is .* the one with Train and Test"):
+    with pytest.raises(InputError, match=rf"no folder .*{PHOTOGRAPHS}; is .* the one with Train and Test"):
         convert(train)
     shutil.rmtree(train / PHOTOGRAPHS)
     (train / PHOTOGRAPHS).mkdir()
-    with pytest.raises(FileNotFoundError, match="no photographs in .*Train"):
+    with pytest.raises(InputError, match="no photographs in .*Train"):
         convert(published)
     shutil.rmtree(train / MASKS)
-    with pytest.raises(FileNotFoundError, match=f"no folder .*{MASKS}"):
+    with pytest.raises(InputError, match=f"no folder .*{MASKS}"):
         convert(published)
 
 

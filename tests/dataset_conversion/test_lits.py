@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_deferral.commands.convert_dataset import convert_dataset
+from nnunetv2_deferral.errors import InputError
 
 BATCHES = "media/nas/01_Datasets/CT/LITS"
 
@@ -88,7 +89,7 @@ def test_a_segmentation_with_an_identity_matrix_is_refused_unless_told_otherwise
     identity = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # what nibabel calls the identity
     geometry = {"spacing": (1.0, 1.0, 1.0), "origin": (-1.0, -1.0, 1.0), "direction": identity}
     write_pair(part / "volume-27.nii", part / "segmentation-27.nii", [1, 2], **geometry)
-    with pytest.raises(ValueError, match="segmentation-27.nii is not on the grid of volume-27.nii: spacing .*ignore"):
+    with pytest.raises(InputError, match="segmentation-27.nii is not on the grid of volume-27.nii: spacing .*ignore"):
         convert(published)
     assert_accepted_by_nnunet(convert(published, ignore_label_geometry=True))
 
@@ -96,7 +97,7 @@ def test_a_segmentation_with_an_identity_matrix_is_refused_unless_told_otherwise
 def test_tumours_called_otherwise_are_refused(published, write_pair):
     part = published / BATCHES / "Training Batch 2"
     write_pair(part / "volume-28.nii", part / "segmentation-28.nii", [1, 3, 255])
-    with pytest.raises(ValueError, match="segmentation-28.nii holds unexpected labels: 3, 255$"):
+    with pytest.raises(InputError, match="segmentation-28.nii holds unexpected labels: 3, 255$"):
         convert(published)
 
 
@@ -104,7 +105,7 @@ def test_unpaired_and_repeated_files_are_all_named_at_once(published):
     part = published / BATCHES / "Training Batch 1"
     (part / "segmentation-0.nii").rename(published / "segmentation-1.nii")
     (published / "segmentation-27.nii").write_bytes((part / "segmentation-27.nii").read_bytes())
-    with pytest.raises(ValueError, match="3 faults") as raised:
+    with pytest.raises(InputError, match="3 faults") as raised:
         convert(published)
     assert "segmentation-27.nii are the same part" in str(raised.value)
     assert "segmentation-1.nii has no image" in str(raised.value)
@@ -112,6 +113,6 @@ def test_unpaired_and_repeated_files_are_all_named_at_once(published):
 
 
 def test_test_volumes_alone_are_no_dataset(published):
-    with pytest.raises(FileNotFoundError, match="no training cases of LiTS .*LITS-Challenge-Test-Data"):
+    with pytest.raises(InputError, match="no training cases of LiTS .*LITS-Challenge-Test-Data"):
         convert_dataset("lits", published / "LITS-Challenge-Test-Data", 7, published.parent / "raw")
     assert not (published.parent / "raw").exists()

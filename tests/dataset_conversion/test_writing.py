@@ -8,6 +8,7 @@ import SimpleITK as sitk
 
 from nnunetv2_deferral.commands.convert_dataset import convert_dataset
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, visible_files, write_dataset
+from nnunetv2_deferral.errors import InputError
 
 
 @pytest.fixture
@@ -26,22 +27,22 @@ def raw(tmp_path):
 def test_an_id_that_is_taken_is_refused_and_what_is_there_stays(published, raw, files_below):
     (raw / "Dataset007_Other" / "imagesTr").mkdir(parents=True)
     (raw / "Dataset007_Other" / "dataset.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="id 7 already: .*Dataset007_Other"):
+    with pytest.raises(InputError, match="id 7 already: .*Dataset007_Other"):
         convert_dataset("lits", published, 7, raw)
     assert files_below(raw) == ["Dataset007_Other/dataset.json"]
     convert_dataset("lits", published, 70, raw)
-    with pytest.raises(FileExistsError, match="id 70 already: .*Dataset070_LiTS"):
+    with pytest.raises(InputError, match="id 70 already: .*Dataset070_LiTS"):
         convert_dataset("lits", published, 70, raw)
 
 
 @pytest.mark.parametrize("dataset_id", [0, -1, 1000])
 def test_ids_that_nnunet_does_not_know_are_refused(published, raw, dataset_id):
-    with pytest.raises(ValueError, match=f"between 1 and 999, got {dataset_id}"):
+    with pytest.raises(InputError, match=f"between 1 and 999, got {dataset_id}"):
         convert_dataset("lits", published, dataset_id, raw)
 
 
 def test_there_is_at_least_one_process(published, raw):
-    with pytest.raises(ValueError, match="at least one process, got 0"):
+    with pytest.raises(InputError, match="at least one process, got 0"):
         convert_dataset("lits", published, 7, raw, num_processes=0)
 
 
@@ -53,7 +54,7 @@ def test_a_dataset_that_appears_meanwhile_is_not_overwritten(published, raw, mon
         (raw / "Dataset007_LiTS" / "dataset.json").write_text("theirs")
 
     monkeypatch.setattr(common, "generate_dataset_json", generate)
-    with pytest.raises(OSError, match="Dataset007_LiTS"):
+    with pytest.raises(InputError, match="raw cannot be written to: Directory not empty"):
         convert_dataset("lits", published, 7, raw)
     assert files_below(raw) == ["Dataset007_LiTS/dataset.json"]
     assert (raw / "Dataset007_LiTS" / "dataset.json").read_text() == "theirs"
@@ -82,7 +83,7 @@ def test_the_number_of_processes_changes_neither_files_nor_faults(published, raw
         write_pair(published / f"volume-{number}.nii", published / f"segmentation-{number}.nii", [5 + number])
     messages = []
     for num_processes in (1, 2):
-        with pytest.raises(ValueError, match=r"2 faults: .*segmentation-0.* 5; .*segmentation-2.* 7$") as raised:
+        with pytest.raises(InputError, match=r"2 faults: .*segmentation-0.* 5; .*segmentation-2.* 7$") as raised:
             convert_dataset("lits", published, 7, raw, num_processes=num_processes)
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
@@ -101,7 +102,7 @@ class Pretended:
     def write(self, folder):
         (folder / f"written_{self.split}").touch()
         if self.fault:
-            raise ValueError(self.fault)
+            raise InputError(self.fault)
 
 
 def test_faults_that_show_when_writing_are_gathered_and_nothing_is_left(raw):
@@ -109,16 +110,16 @@ def test_faults_that_show_when_writing_are_gathered_and_nothing_is_left(raw):
         name="X", channel_names={}, labels={}, file_ending=".png", reference="", licence="", num_published=1
     )
     cases = [Pretended("Tr", "one is bad"), Pretended("Ts"), Pretended("Ts", "two is bad")]
-    with pytest.raises(ValueError, match="2 faults: one is bad; two is bad"):
+    with pytest.raises(InputError, match="2 faults: one is bad; two is bad"):
         write_dataset(info, cases, raw, 7)
     assert list(raw.iterdir()) == []
 
 
 def test_many_faults_are_counted_and_the_first_are_listed():
     raise_faults([])
-    with pytest.raises(ValueError, match="^only one$"):
+    with pytest.raises(InputError, match="^only one$"):
         raise_faults(["only one"])
-    with pytest.raises(ValueError, match=r"^23 faults: fault 0; .*; fault 19; and 3 more$"):
+    with pytest.raises(InputError, match=r"^23 faults: fault 0; .*; fault 19; and 3 more$"):
         raise_faults([f"fault {number}" for number in range(23)])
 
 
