@@ -57,6 +57,11 @@ def to_logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 def check_probabilities(probabilities: np.ndarray) -> None:
+    """Refuse an array that does not hold probabilities.
+
+    Raises:
+        InputError: If the dtype is not floating point or a value is outside [0, 1].
+    """
     if probabilities.dtype.kind != "f":
         raise InputError(f"probabilities must be real floating point, got dtype {probabilities.dtype}")
     for extreme in (probabilities.min(), probabilities.max()) if probabilities.size else ():  # NaN is both

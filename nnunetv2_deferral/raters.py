@@ -32,7 +32,7 @@ REVIEW_NAME = "review.json"  # in a folder of experts that the review page fills
 class MaskReader(Protocol):
     """What of nnU-Net's reader-writers masks are read with."""
 
-    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict]:
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
         """The mask (1, *S) and its properties."""
 
 

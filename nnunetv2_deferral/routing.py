@@ -71,18 +71,23 @@ class SoftmaxRule:
     initial_logit: float = 0.0
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
+        """M, the softmax of the routing logits."""
         return routing_log_probabilities(routing, dim).exp()
 
     def decision(self, probabilities: Array, axis: int = 1) -> Array:
+        """The channel of the highest M."""
         return routing_decision(probabilities, axis)
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
+        """1 - M_0."""
         return 1 - _channel(probabilities, 0, axis)
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
+        """M_j - M_0 of each available expert."""
         return _lead(_less(_experts(probabilities, axis), _never(self.available), axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
+        """The available expert of the highest M_j."""
         return 1 + routing_decision(_less(_experts(probabilities, axis), _never(self.available), axis), axis)
 
 
@@ -105,12 +110,15 @@ class OneVsAllRule:
     initial_logit: float = 4.0
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
+        """a, the sigmoid of the routing logits."""
         return torch.sigmoid(routing.float())
 
     def decision(self, probabilities: Array, axis: int = 1) -> Array:
+        """The expert of the highest a_j - c_j where that exceeds a_0, else 0."""
         return routing_decision(_less(probabilities, (0.0, *self._costs), axis), axis)
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
+        """(1 - a_0) a_j of the preferred expert."""
         preferred = self.expert(probabilities, axis)
         if isinstance(probabilities, Tensor):
             asked = probabilities.gather(axis, preferred.unsqueeze(axis)).squeeze(axis)
@@ -119,14 +127,17 @@ class OneVsAllRule:
         return (1 - _channel(probabilities, 0, axis)) * asked
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
+        """a_j - a_0, less what the expert costs more than the cheapest."""
         beyond = tuple(cost - self.cheapest for cost in self._costs)
         return _lead(_less(_experts(probabilities, axis), beyond, axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
+        """The available expert of the highest a_j - c_j."""
         return 1 + routing_decision(_less(_experts(probabilities, axis), self._costs, axis), axis)
 
     @property
     def cheapest(self) -> float:
+        """The lowest c_j of an available expert."""
         return min(self._costs)
 
     @property
@@ -188,10 +199,11 @@ def close_routes(routing: Tensor, open_to: Tensor) -> Tensor:
 
 
 def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
-    """log M_j, the log-softmax of the routing logits (Eq. 5), always in float32.
+    """The log-softmax of the routing logits, log M_j (Eq. 5), always in float32.
 
     Args:
         routing: Routing logits with J + 1 channels along `dim`, any floating dtype.
+        dim: The channel axis.
 
     Returns:
         float32 of the same shape, finite for finite logits.

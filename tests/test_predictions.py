@@ -127,8 +127,14 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "content",
-        ["{", "[]", "{}", '{"labels": {"background": 0}}', '{"file_ending": ".nii.gz"}']
-        + [json.dumps({"labels": {"one": 1}, "file_ending": ".nii.gz"})],
+        [
+            "{",
+            "[]",
+            "{}",
+            '{"labels": {"background": 0}}',
+            '{"file_ending": ".nii.gz"}',
+            '{"labels": {"one": 1}, "file_ending": ".nii.gz"}',
+        ],
     )
     def test_a_dataset_json_that_is_none(self, tmp_path, content):
         write_prediction(tmp_path)

@@ -125,7 +125,7 @@ class TestRefusals:
         image = write(tmp_path, "images", "x", ".nii.gz", mask, spacing=SPACING)
         file = write(tmp_path, "ann", "x", ".nii.gz", mask, **({"spacing": SPACING} | change))
         # A direction of 0 is read as one of -0, depending on the version of ITK.
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             masks_in(tmp_path).read("ann", "x", properties_of(image))
         assert str(refused.value).replace("(-0", "(0").replace(" -0", " 0") == f"{file}: {message}"
 
@@ -240,8 +240,21 @@ class TestDeclaration:
 
     @pytest.mark.parametrize(
         "declared",
-        ["ann", None, {"ann": 1}, ["ann", 2], ["ann", "ann"], ["ann", ""], ["."], [".."], ["a/b"], ["a\\b"], [["ann"]]]
-        + [["ann", "system"], ["model"]],
+        [
+            "ann",
+            None,
+            {"ann": 1},
+            ["ann", 2],
+            ["ann", "ann"],
+            ["ann", ""],
+            ["."],
+            [".."],
+            ["a/b"],
+            ["a\\b"],
+            [["ann"]],
+            ["ann", "system"],
+            ["model"],
+        ],
     )
     def test_what_cannot_be_folders_of_masks_is_refused_and_shown(self, declared):
         with pytest.raises(InputError, match='^"experts" in dataset.json') as refused:

@@ -95,5 +95,5 @@ def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _last_of(message: str, lines: int = 25) -> str:
-    """submitit's errors hold the whole trace of the job; its end tells."""
+    """The last lines: errors of submitit hold the whole trace of the job."""
     return "\n".join(message.strip().splitlines()[-lines:])

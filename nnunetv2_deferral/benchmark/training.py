@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,8 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _NUM_LAST_LINES = 15
 _SECONDS_TO_END = 10
@@ -140,7 +139,7 @@ class Training:
     @contextmanager
     def _alone(self) -> Iterator[IO[bytes] | None]:
         """Hold the fold's lock, which a training inherits and so holds as long as it lives."""
-        if fcntl is None:
+        if sys.platform == "win32":
             yield None
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)

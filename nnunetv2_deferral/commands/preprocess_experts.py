@@ -64,7 +64,7 @@ def preprocess_experts(
         for configuration in configurations or plans.available_configurations
     }
     missing = [configuration for configuration, folder in folders.items() if not folder.is_dir()]
-    if configurations and missing or len(missing) == len(folders):
+    if (configurations and missing) or len(missing) == len(folders):
         raise InputError(f"{name} is not preprocessed for {', '.join(missing)}: run nnUNetv2_preprocess first")
     lines = [f"  {expert}: {len(masks.cases(expert))} masks" for expert in declared if masks is not None]
     for configuration in (each for each in folders if each not in missing):

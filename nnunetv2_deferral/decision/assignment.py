@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -279,7 +280,7 @@ def _balance(flow: np.ndarray, may: np.ndarray, bound: np.ndarray) -> bool:
     seen = {path[0] for path in paths}
     for path in paths:
         if spare[path[-1]] > 0:
-            pairs = list(zip(path[:-1], path[1:], strict=True))
+            pairs = list(pairwise(path))
             amount = min(-spare[path[0]], spare[path[-1]], *(movable[pair] for pair in pairs))
             for source, target in pairs:
                 there = flow[:, source] * may[:, target]

@@ -53,9 +53,11 @@ class Identity(Calibrator):
     kind = "none"
 
     def on_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The same logits."""
         return logits
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """The same probabilities, float32."""
         check_probabilities(probabilities)
         return probabilities.astype(np.float32)
 
@@ -79,6 +81,7 @@ class Temperature(Calibrator):
             raise InputError(f"a temperature must be positive and finite, got {self.temperature!r}")
 
     def on_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits divided by T."""
         return logits / self.temperature
 
 
@@ -116,6 +119,7 @@ class Isotonic(Calibrator):
             raise InputError(f"got {len(self.logits)} logits but {len(self.probabilities)} probabilities")
 
     def on_logits(self, logits: np.ndarray) -> np.ndarray:
+        """The logits, interpolated between the knots."""
         inner = np.interp(logits, self.logits, logit(np.array(self.probabilities)))
         return inner + np.minimum(logits - self.logits[0], 0) + np.maximum(logits - self.logits[-1], 0)
 

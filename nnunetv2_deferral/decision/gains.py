@@ -47,4 +47,5 @@ def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:
     asked = route[where].astype(np.intp)
     if asked.size and not 1 <= asked.min() <= asked.max() <= len(gains):
         raise InputError(f"routes lie in [0, {len(gains)}], got {asked.min()} to {asked.max()}")
-    return float(gains[(asked - 1,) + where].sum(dtype=np.float64))
+    places = (asked - 1, *where)
+    return float(gains[places].sum(dtype=np.float64))

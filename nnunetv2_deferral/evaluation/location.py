@@ -68,8 +68,12 @@ class LocationStatistics:
             self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
 
     def summary(self) -> dict[str, list[dict[str, Any]]]:
-        """`by_distance`: for each band (`above_mm`, `up_to_mm`; None is infinity) the numbers of `voxels`, `deferred`
-        and `model_wrong`. `by_score`: for each interval of the score `voxels` and `model_wrong`."""
+        """What was counted, in JSON's types.
+
+        Returns:
+            `by_distance`: for each band (`above_mm`, `up_to_mm`; None is infinity) the numbers of `voxels`, `deferred`
+            and `model_wrong`. `by_score`: for each interval of the score `voxels` and `model_wrong`.
+        """
         bands = zip(DISTANCES_MM[:-1], DISTANCES_MM[1:], self._by_distance.T, strict=True)
         edges = np.linspace(0, 1, NUM_SCORE_BINS + 1)
         return {

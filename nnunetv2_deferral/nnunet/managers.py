@@ -115,7 +115,7 @@ class DeferralPlansManager(PlansManager):
         """A stock manager of the same plans, for handing work back to nnU-Net."""
         return PlansManager(self.plans)
 
-    def get_label_manager(self, dataset_json: dict, **kwargs: Any) -> DeferralLabelManager:
+    def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
         """A label manager that knows the deferral channels."""
         return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings.num_experts)
 

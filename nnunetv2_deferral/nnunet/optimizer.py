@@ -67,7 +67,9 @@ class JointOptimizer:
 class JointSchedule:
     """nnU-Net's schedule for its optimizer; a cosine from the initial rate to 0 for the deferral parameters."""
 
-    def __init__(self, segmentation: Any, deferral: torch.optim.Optimizer, initial_rate: float, num_epochs: int):
+    def __init__(
+        self, segmentation: Any, deferral: torch.optim.Optimizer, initial_rate: float, num_epochs: int
+    ) -> None:
         self.segmentation = segmentation
         self.deferral = deferral
         self.initial_rate = initial_rate

@@ -49,7 +49,9 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
     network.load_state_dict({name: weights.get(name, own[name]) for name in own})
 
 
-def check_same_experts(filename_or_checkpoint: dict | str, settings: DeferralSettings, *, device: torch.device) -> None:
+def check_same_experts(
+    filename_or_checkpoint: dict[str, Any] | str, settings: DeferralSettings, *, device: torch.device
+) -> None:
     """Refuse to resume a training that had other experts.
 
     Raises:

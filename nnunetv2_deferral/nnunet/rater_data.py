@@ -279,9 +279,9 @@ def _like_the_case(
 ) -> np.ndarray:
     """Masks (J, *S) in the axis order of the reader as the preprocessed case has it: int16 (J, *shape)."""
     answers = answers.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
-    answers = answers[(slice(None),) + tuple(bounding_box_to_slice(properties["bbox_used_for_cropping"]))]
+    box = (slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))
     spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
     target = list(configuration.spacing)
     target = target if len(target) == len(shape) else [spacing[0], *target]
-    resampled = configuration.resampling_fn_seg(np.ascontiguousarray(answers), shape, spacing, target)
+    resampled = configuration.resampling_fn_seg(np.ascontiguousarray(answers[box]), shape, spacing, target)
     return np.ascontiguousarray(resampled, dtype=np.int16)

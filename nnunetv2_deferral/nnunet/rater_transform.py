@@ -54,6 +54,7 @@ class RaterSpatialTransform(BasicTransform):
         return self.spatial.get_parameters(**data_dict)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Transform a sample."""
         if params["grid"] is None:
             # Most samples are only cropped, all channels at once.
             return self.spatial.apply(data_dict, **params)

@@ -66,10 +66,10 @@ class DeferralTrainer(nnUNetTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         hooks.check_nnunet_version()
@@ -190,7 +190,7 @@ class DeferralTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Segmentation network taken from {filename}; only the deferral head is trained")
         return True
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Resume from a checkpoint of the same experts."""
         check_same_experts(filename_or_checkpoint, self.settings, device=self.device)
         super().load_checkpoint(filename_or_checkpoint)
@@ -225,7 +225,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.frozen:
             self.network.eval()
 
-    def train_step(self, batch: dict) -> dict:
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of both optimizers on one batch."""
         self.optimizer.zero_grad(set_to_none=True)
         terms, _, _, _ = self._forward(batch)
@@ -241,12 +241,12 @@ class DeferralTrainer(nnUNetTrainer):
             self.optimizer.step()
         return _loss_values(terms)
 
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the losses of the epoch."""
         super().on_train_epoch_end(train_outputs)
         self._log_terms("train", train_outputs)
 
-    def validation_step(self, batch: dict) -> dict:
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Losses, the counts of nnU-Net's pseudo Dice for the model and for the system, and the routed voxels."""
         terms, full, target, experts = self._forward(batch)
         parts = self.layout.split(full)
@@ -268,7 +268,7 @@ class DeferralTrainer(nnUNetTrainer):
             | {"system_counts": np.stack(system_counts), "routed": routed.cpu().numpy()}
         )
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the model's pseudo Dice as nnU-Net does, then the system's, the deferral rate and the shares."""
         super().on_validation_epoch_end(val_outputs)
         self._log_terms("val", val_outputs)
@@ -335,7 +335,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.is_ddp:
             distributed.barrier()
 
-    def _forward(self, batch: dict) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
+    def _forward(self, batch: dict[str, Any]) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
         """The objective on a batch, with the full-resolution output, target and expert labels it was computed on."""
         data = batch["data"].to(self.device, non_blocking=True)
         *targets, experts = (part.to(self.device, non_blocking=True) for part in batch["target"])
@@ -355,7 +355,7 @@ class DeferralTrainer(nnUNetTrainer):
         first = 0 if self.label_manager.has_regions else 1
         return [count.cpu().numpy()[first:] for count in (tp, fp, fn)]
 
-    def _log_terms(self, phase: str, outputs: list[dict]) -> None:
+    def _log_terms(self, phase: str, outputs: list[dict[str, Any]]) -> None:
         collated = collate_outputs(outputs)
         for term in TERMS:
             mean = self._sum_over_ranks(np.array(np.mean(collated[term]))) / self._world_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -120,7 +121,7 @@ def spread(heights: Sequence[float], *, apart: float, low: float, high: float) -
         apart = min(apart, (high - low) / (len(heights) - 1))
     order = sorted(range(len(heights)), key=lambda place: heights[place])
     found = [min(max(height, low), high) for height in heights]
-    for below, place in zip(order, order[1:], strict=False):
+    for below, place in pairwise(order):
         found[place] = max(found[place], found[below] + apart)
     ceiling = high
     for place in reversed(order):

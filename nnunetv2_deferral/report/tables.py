@@ -53,7 +53,8 @@ def deferral_rows(table: Mapping[str, Any]) -> list[list[str]]:
     wrong = "of the deferred voxels, the model had wrong"
     if found["unanswered"]:
         rows.append(["of the deferred voxels, no answer", percent_text(ratio(found["unanswered"], deferred))])
-    return rows + [
+    return [
+        *rows,
         [wrong, percent_text(ratio(found["deferred_model_wrong"], deferred))],
         ["of the deferred voxels, deferring fixed", percent_text(ratio(found["fixed"], deferred))],
         ["of the deferred voxels, deferring made wrong", percent_text(ratio(found["worsened"], deferred))],

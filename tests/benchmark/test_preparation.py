@@ -7,6 +7,7 @@ from made_up_workplace import CASES, STOCK, write_plans
 
 from nnunetv2_deferral.benchmark.preparation import prepare
 from nnunetv2_deferral.commands.benchmark import main
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Method
 
 
@@ -18,7 +19,7 @@ def test_all_that_is_missing_is_told_before_anything_is_trained(workplace, capsy
         Method(trainer="nnUNetTrainer_5epochs", plans="Other"),
         Method(trainer="nnUNetTrainer_5epochs", plans="None"),
     ]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         prepare(workplace.experiment(), methods)
     parts = ("3 fault(s)", "nnUNetTrainerDeferral9Experts means nothing", "nowhere_2d has no preprocessed cases",
              "None.json is missing", "nnUNetv2_preprocess -d 901 -plans_name Other -c 2d")  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 from made_up_workplace import CASES, DEFERRAL, SPLITS, STOCK, ask_where_wrong, write_plans
 
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 
 BOTH = (STOCK, DEFERRAL)
@@ -81,7 +82,7 @@ def test_plans_of_other_names_are_compared_by_what_is_in_them(workplace):
 
 
 def test_a_model_of_other_labels_is_refused(trained):
-    edit(trained.experiment().model(STOCK) / "dataset.json", lambda content: content["labels"].update(shell=3))
+    edit(trained.experiment().model(STOCK) / "dataset.json", lambda content: content["labels"].update({"shell": 3}))
     with pytest.raises(ValueError, match='labels is .*"shell": 3'):
         verify(trained.experiment(), BOTH)
 
@@ -98,7 +99,7 @@ def test_all_faults_are_told_at_once(trained):
     (trained.preprocessed / "gt_segmentations" / "case_5.png").unlink()
     unknown = Method(trainer="nnUNetTrainerDeferral3Experts_noXY", plans="nnUNetPlans")
     never = Method(trainer="nnUNetTrainerDeferral1Expert", plans="nnUNetPlans")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         verify(trained.experiment(), (*BOTH, unknown, never))
     for part in ("5 fault(s)", "no summary.json", "not trained", "case_5.png is missing", "_noXY means nothing"):
         assert part in str(error.value)

@@ -16,6 +16,7 @@ from nnunetv2_deferral.decision.model_calibration import (
     ModelCalibration,
     calibration_of_other_folds,
 )
+from nnunetv2_deferral.errors import InputError
 
 EXPERTS = ("ann", "bob")
 FITTED = ModelCalibration(
@@ -90,7 +91,7 @@ class TestThresholds:
         ],
     )
     def test_that_were_not_fitted_are_refused_and_those_that_were_are_listed(self, limits, asked):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             FITTED.thresholds_for(Limits(**limits, over="dataset"))
         message = str(refused.value)
         assert message.startswith("no thresholds were fitted for ")

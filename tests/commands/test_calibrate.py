@@ -115,7 +115,7 @@ class Workplace:
         out, err = capsys.readouterr()
         assert out == ""
         assert "Traceback" not in err
-        usage, said = err.split(f"{COMMAND}: error: ")
+        _, said = err.split(f"{COMMAND}: error: ")
         assert said.count("\n") == 1
         return said
 

@@ -31,9 +31,11 @@ def test_it_is_the_mean_over_voxels_of_binary_cross_entropies(shape, with_known,
             continue
         number += 1
         answers = [(0, bool(model_right[tuple(place)]))]
-        for expert in range(2):
-            if not with_known or known[(batch, expert, *space)]:
-                answers.append((expert + 1, bool(expert_right[(batch, expert, *space)])))
+        answers += [
+            (expert + 1, bool(expert_right[(batch, expert, *space)]))
+            for expert in range(2)
+            if not with_known or known[(batch, expert, *space)]
+        ]
         for route, right in answers:
             probability = 1 / (1 + math.exp(-routing[(batch, route, *space)].item()))
             total -= math.log(probability if right else 1 - probability)

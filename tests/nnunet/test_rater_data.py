@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from scipy.ndimage import binary_dilation
 from small_dataset import CASES, LABELS, PATCHES, SmallDataset, make_dataset, preprocess
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
@@ -300,7 +301,7 @@ class TestFaults:
     def test_once_they_are_mended_it_goes_on(self, make):
         dataset = make()
         self.faulty(dataset)
-        with pytest.raises(ValueError):
+        with pytest.raises(InputError):
             run(dataset, ("ann", "bob", "eve"))
         shutil.rmtree(dataset.raw / "expertsTr")
         dataset.copy_reference("ann")

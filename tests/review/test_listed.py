@@ -139,7 +139,7 @@ def test_only_listed_regions_are_asked_about_and_the_model_stands_elsewhere(tmp_
     report = fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
     chief = served.browser("coordinator")
     for case in GAINS:
-        model, properties = predictions.model(case)
+        model, _ = predictions.model(case)
         route = predictions.route(case)
         listed = {expert: listed_mask(folders, worklist, expert, case) > 0 for expert in ("ann", "bob")}
         fused, _ = predictions.files.read(tmp_path / "fused" / f"{case}.nii.gz")
