@@ -27,11 +27,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key, region_or_label_to_mask
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.overlap import Region, overlap, summarize
+from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask, summarize
 from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, score_bins
 from nnunetv2_deferral.labels import MISSING
 
@@ -229,7 +228,7 @@ class BudgetStatistics:
                 budget=float(budget),
                 rate=float(number / max(self._num_voxels, 1)),
                 cases=tuple(self._cases),
-                regions=tuple(label_or_region_to_key(region) for region in self.regions),
+                regions=tuple(region_key(region) for region in self.regions),
                 dice=dice[:, place],
             )
             for place, (budget, number) in enumerate(zip(limits, num_deferred, strict=True))
@@ -281,8 +280,8 @@ class BudgetStatistics:
 
     def _hits(self, reference: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Bool (2 R, n): where `labels` is a true positive of each region, then where it has the region at all."""
-        has = np.stack([region_or_label_to_mask(labels, region) for region in self.regions])
-        truly = np.stack([region_or_label_to_mask(reference, region) for region in self.regions])
+        has = np.stack([region_mask(labels, region) for region in self.regions])
+        truly = np.stack([region_mask(reference, region) for region in self.regions])
         return np.concatenate([has & truly, has])
 
 

@@ -6,11 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nnunetv2.evaluation.evaluate_predictions import (
-    compute_tp_fp_fn_tn,
-    label_or_region_to_key,
-    region_or_label_to_mask,
-)
 
 Region = int | tuple[int, ...]
 CaseMetrics = dict[str, dict[str, float]]
@@ -31,12 +26,15 @@ def overlap(
         For each region, keyed as in nnU-Net's summaries, the three scores and TP, FP, FN, TN, n_pred, n_ref. Dice and
         IoU are NaN where neither map has the region, Sensitivity where the reference has none.
     """
-    excluded = None if valid is None else ~valid
     metrics = {}
     for region in regions:
-        masks = (region_or_label_to_mask(labels, region) for labels in (reference, prediction))
-        tp, fp, fn, tn = (int(count) for count in compute_tp_fp_fn_tn(*masks, excluded))
-        metrics[label_or_region_to_key(region)] = {
+        truth, found = (region_mask(labels, region) for labels in (reference, prediction))
+        if valid is not None:
+            truth, found = truth & valid, found & valid
+        tp = int(np.count_nonzero(truth & found))
+        fp, fn = int(np.count_nonzero(found)) - tp, int(np.count_nonzero(truth)) - tp
+        tn = int(reference.size if valid is None else np.count_nonzero(valid)) - tp - fp - fn
+        metrics[region_key(region)] = {
             "Dice": _ratio(2 * tp, 2 * tp + fp + fn),
             "IoU": _ratio(tp, tp + fp + fn),
             "Sensitivity": _ratio(tp, tp + fn),
@@ -48,6 +46,17 @@ def overlap(
             "n_ref": tp + fn,
         }
     return metrics
+
+
+def region_mask(labels: np.ndarray, region: Region) -> np.ndarray:
+    """Where a label map has a label, or any label of a region: bool of its shape."""
+    members = region if isinstance(region, tuple | list) else (region,)
+    return np.logical_or.reduce([labels == member for member in members])
+
+
+def region_key(region: Region) -> str:
+    """What nnU-Net's summaries call a label or region."""
+    return str(region)
 
 
 def summarize(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:

@@ -3,7 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.evaluation.overlap import overlap, summarize
+from nnunetv2.evaluation.evaluate_predictions import (
+    compute_tp_fp_fn_tn,
+    label_or_region_to_key,
+    region_or_label_to_mask,
+)
+
+from nnunetv2_deferral.evaluation.overlap import overlap, region_key, region_mask, summarize
 
 
 def test_scores_of_a_small_example():
@@ -38,3 +44,18 @@ def test_false_positives_without_a_reference_score_zero():
     scores = overlap(np.zeros(4, int), np.array([1, 0, 0, 0]), [1])["1"]
     assert scores["Dice"] == 0
     assert math.isnan(scores["Sensitivity"])
+
+
+@pytest.mark.parametrize("region", [0, 2, (1, 2), (3,)])
+@pytest.mark.parametrize("with_valid", [True, False])
+def test_masks_keys_and_counts_are_nnunets(region, with_valid):
+    random = np.random.default_rng(0)
+    reference, prediction = random.integers(0, 3, (2, 4, 5, 6))
+    valid = random.random(reference.shape) < 0.7 if with_valid else None
+    masks = [region_or_label_to_mask(labels, region) for labels in (reference, prediction)]
+    for labels, mask in zip((reference, prediction), masks, strict=True):
+        assert np.array_equal(region_mask(labels, region), mask)
+    assert region_key(region) == label_or_region_to_key(region)
+    scores = overlap(reference, prediction, [region], valid)[region_key(region)]
+    expected = compute_tp_fp_fn_tn(*masks, None if valid is None else ~valid)
+    assert tuple(scores[key] for key in ("TP", "FP", "FN", "TN")) == expected
