@@ -38,7 +38,7 @@ _FULL_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 class MaskWriter(Protocol):
     """What of nnU-Net's reader-writers the maps are written with."""
 
-    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict) -> None:
+    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict[str, Any]) -> None:
         """Write a mask with the geometry in `properties`."""
 
 

@@ -1,3 +1,5 @@
+"""The validation cases of a trained model, as calibration reads them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -70,7 +72,7 @@ class ValidationCases:
             experiment: Dataset, configuration and folds.
             method: Trainer and plans.
             experts: The name of a set of simulated experts, or None for those that the model was trained with; the
-                masks masks of raters are read from `expertsTr` of the raw dataset.
+                masks of raters are read from `expertsTr` of the raw dataset.
             groups: For each case its group, such as its patient; None for each by itself.
 
         Raises:
@@ -98,8 +100,8 @@ class ValidationCases:
             raise InputError(f"cases without a group: {', '.join(lacking)}")
         self._groups = {case: case for case in names} if groups is None else groups
         opened = next(iter(self._folders.values()))
-        experts = trained_with(opened) if experts is None else experts_of_set(opened, experts)
-        self.experts = ExpertAnswers.of_model(opened, experts, masks=experiment.raw / FOLDER)
+        asked = trained_with(opened) if experts is None else experts_of_set(opened, experts)
+        self.experts = ExpertAnswers.of_model(opened, asked, masks=experiment.raw / FOLDER)
         self.files = opened.files
 
     def __iter__(self) -> Iterator[ValidationCase]:
