@@ -17,7 +17,7 @@ os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.envir
 
 project = "nnunetv2-deferral"
 author = "The nnunetv2-deferral contributors"
-copyright = author  # noqa: A001 - Sphinx's name for it
+copyright = author  # Sphinx's name for it
 release = version = installed_version("nnunetv2-deferral")
 
 extensions = [
