@@ -191,21 +191,6 @@ class BudgetStatistics:
         self._num_voxels += num_voxels
         self._deferrable += deferrable
 
-    def merge(self, other: BudgetStatistics) -> None:
-        """Add the cases of another, as if :meth:`update` had seen them here.
-
-        Raises:
-            InputError: If the regions or `positive_only` differ, or a case is in both.
-        """
-        for name in ("regions", "positive_only"):
-            if getattr(self, name) != getattr(other, name):
-                raise InputError(f"{name} differ: {getattr(self, name)} and {getattr(other, name)}")
-        if twice := self._cases.keys() & other._cases.keys():
-            raise InputError(f"cases {sorted(twice)} are in both")
-        self._cases |= other._cases
-        self._num_voxels += other._num_voxels
-        self._deferrable += other._deferrable
-
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget; budget 0 is the model alone.
 

@@ -75,8 +75,3 @@ class ScoreHistogram:
             errors += np.bincount(bins[some_wrong[where]], minlength=NUM_BINS)
         self.voxels += voxels
         self.errors += errors
-
-    def merge(self, other: ScoreHistogram) -> None:
-        """Add the voxels of another histogram, as if :meth:`update` had seen them here."""
-        self.voxels += other.voxels
-        self.errors += other.errors

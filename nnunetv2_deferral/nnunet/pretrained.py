@@ -55,7 +55,7 @@ def check_same_experts(
     """Refuse to resume a training that had other experts.
 
     Raises:
-        InputError: Naming both panels.
+        InputError: Naming the experts of both.
     """
     checkpoint = filename_or_checkpoint
     if isinstance(checkpoint, str):

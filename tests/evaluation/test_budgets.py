@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.evaluation import score_bins
 from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.score_bins import NUM_BINS
@@ -197,18 +196,16 @@ def test_what_is_recovered_is_a_fraction_of_the_oracles_gain(dice, without, orac
 
 
 @pytest.mark.parametrize("num_levels", [None, 4])
-def test_merging_order_and_chunks_make_no_difference(num_levels, monkeypatch):
+def test_order_and_chunks_make_no_difference(num_levels, monkeypatch):
     cases = make_cases(2, num_levels=num_levels, missing=0.2, masked=True, shapes=((6, 7), (5, 5), (3, 4, 5)))
     budgets = np.linspace(0, 1, 23)
     whole = statistics_of(cases).at(budgets)
-    monkeypatch.setattr(score_bins, "CHUNK_VOXELS", 5)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 5)
     generator, shuffled = np.random.default_rng(0), {}
     for name, case in cases.items():
         order = generator.permutation(case["scores"].size)
         shuffled[name] = {key: array.ravel()[order] for key, array in case.items()}
-    parts = statistics_of({"case0": shuffled["case0"]})
-    parts.merge(statistics_of({name: shuffled[name] for name in ("case1", "case2")}))
-    for first, second in zip(parts.at(budgets), whole, strict=True):
+    for first, second in zip(statistics_of(shuffled).at(budgets), whole, strict=True):
         np.testing.assert_allclose(first.dice, second.dice)
         assert (first.rate, first.cases) == (second.rate, second.cases)
 
@@ -268,16 +265,6 @@ def test_cases_are_added_once():
     found = statistics_of({"a": bad_case()})
     with pytest.raises(ValueError, match="case a was added before"):
         found.update("a", **bad_case())
-    with pytest.raises(ValueError, match=r"\['a'\] are in both"):
-        found.merge(statistics_of({"a": bad_case()}))
-
-
-def test_only_like_can_be_merged():
-    found = statistics_of({"a": bad_case()})
-    with pytest.raises(ValueError, match="regions differ"):
-        found.merge(BudgetStatistics([1]))
-    with pytest.raises(ValueError, match="positive_only differ"):
-        found.merge(BudgetStatistics(REGIONS, positive_only=True))
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.5, math.nan])

@@ -3,7 +3,6 @@ import re
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.evaluation import score_bins as module
 from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, ScoreHistogram, score_bins
 
 DTYPES = [np.float16, np.float32, np.float64, np.uint8, np.int64, bool]
@@ -94,12 +93,12 @@ def test_a_histogram_equals_counting_voxel_by_voxel(dtype, with_mask):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_merging_equals_adding_the_voxels_together(seed):
+def test_voxels_may_come_in_parts_and_in_any_order(seed):
     generator = np.random.default_rng(seed)
     scores, wrong = random_scores(seed), generator.random(500) < 0.3
     cut = generator.integers(0, 501)
     parts, whole = histogram_of(scores[:cut], wrong[:cut]), histogram_of(scores, wrong)
-    parts.merge(histogram_of(scores[cut:], wrong[cut:]))
+    parts.update(scores[cut:], wrong[cut:])
     assert_equal(parts, whole)
     order = generator.permutation(500)
     assert_equal(histogram_of(scores[order], wrong[order]), whole)
@@ -108,7 +107,7 @@ def test_merging_equals_adding_the_voxels_together(seed):
 def test_chunks_make_no_difference(monkeypatch):
     scores, wrong = random_scores(5), np.random.default_rng(6).random(500) < 0.3
     whole = histogram_of(scores, wrong)
-    monkeypatch.setattr(module, "CHUNK_VOXELS", 7)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 7)
     assert_equal(histogram_of(scores, wrong), whole)
 
 
@@ -122,7 +121,7 @@ def test_voxels_that_do_not_count_need_no_score():
     ("scores", "wrong", "valid", "message"),
     [
         (np.zeros(3), np.zeros(4, bool), None, r"scores \(3,\), wrong \(4,\)"),
-        (np.zeros(3), np.zeros(3, bool), np.ones((3, 1), bool), r"counts \(3, 1\)"),
+        (np.zeros(3), np.zeros(3, bool), np.ones((3, 1), bool), r"valid \(3, 1\)"),
         (np.zeros(3), np.zeros(3, int), None, "wrong must be bool, got dtype int64"),
         (np.zeros(3), np.zeros(3, bool), np.ones(3, np.uint8), "valid must be bool, got dtype uint8"),
     ],
@@ -133,7 +132,7 @@ def test_what_a_histogram_cannot_count_is_named(scores, wrong, valid, message):
 
 
 def test_a_bad_score_adds_nothing(monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_VOXELS", 2)
+    monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 2)
     histogram = ScoreHistogram()
     with pytest.raises(ValueError, match="got -1"):
         histogram.update(np.array([0.1, 0.2, 0.3, -1]), np.ones(4, bool))
