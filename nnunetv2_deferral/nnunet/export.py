@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits a
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral.channels import DeferralOutput
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.decide import Decision, decide
 from nnunetv2_deferral.decision.limits import DATASET, ENVIRONMENT_CAPACITIES, Limits, limits_of_environment
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import ModelIdentity, check_folder, save_routing, write_maps
@@ -25,10 +27,10 @@ from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlan
 
 def export_prediction_from_logits(
     predicted_array_or_file: np.ndarray | Tensor,
-    properties_dict: dict,
+    properties_dict: dict[str, Any],
     configuration_manager: ConfigurationManager,
     plans_manager: PlansManager,
-    dataset_json_dict_or_file: dict | str,
+    dataset_json_dict_or_file: dict[str, Any] | str,
     output_file_truncated: str,
     save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
@@ -45,7 +47,7 @@ def export_prediction_from_logits(
     """
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
-        dataset_json: dict = (
+        dataset_json: dict[str, Any] = (
             load_json(dataset_json_dict_or_file)
             if isinstance(dataset_json_dict_or_file, str)
             else dataset_json_dict_or_file
@@ -54,17 +56,8 @@ def export_prediction_from_logits(
         check_folder(file.parent, model)
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
-        geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
-        settings, calibration = plans_manager.settings, plans_manager.calibration  # parsed anew at each access
-        rule = settings.rule
-        probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
-        decision = decide(
-            probabilities,
-            foreground_weight(parts.segmentation, labels, geometry),
-            rule=rule,
-            limits=effective_limits(plans_manager),
-            spacing_mm=geometry.spacing_mm,
-            calibration=calibration,
+        probabilities, decision = decide_case(
+            parts, labels, CaseGeometry(properties_dict, configuration_manager, plans_manager), plans_manager
         )
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
@@ -76,8 +69,8 @@ def export_prediction_from_logits(
             writer=plans_manager.image_reader_writer_class(),
             properties=properties_dict,
             model=model,
-            settings=settings,
-            calibration=calibration,
+            settings=plans_manager.settings,
+            calibration=plans_manager.calibration,
             statistics=decision.statistics,
         )
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
@@ -91,6 +84,39 @@ def export_prediction_from_logits(
         save_probabilities,
         num_threads_torch,
     )
+
+
+def decide_case(
+    parts: DeferralOutput,
+    labels: DeferralLabelManager,
+    geometry: CaseGeometry,
+    plans_manager: DeferralPlansManager,
+    limits: Limits | None = None,
+) -> tuple[np.ndarray, Decision]:
+    """What of a case is deferred to whom, from its logits.
+
+    Args:
+        parts: The logits of the preprocessed case, channels first.
+        labels: The model's label manager.
+        geometry: How the preprocessed case lies in its image.
+        plans_manager: The model's plans, which hold its settings and calibration.
+        limits: How much may be deferred; None for what the environment or the model's settings say.
+
+    Returns:
+        The routing probabilities in the image, float32 (J + 1, *S), before calibration and NaN where nothing was
+        predicted; and the decision.
+    """
+    rule = plans_manager.settings.rule
+    probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
+    decision = decide(
+        probabilities,
+        foreground_weight(parts.segmentation, labels, geometry),
+        rule=rule,
+        limits=effective_limits(plans_manager) if limits is None else limits,
+        spacing_mm=geometry.spacing_mm,
+        calibration=plans_manager.calibration,
+    )
+    return probabilities, decision
 
 
 def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
@@ -117,13 +143,20 @@ def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
     return limits
 
 
-def check_limits(plans_manager: DeferralPlansManager) -> None:
+def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = None) -> None:
     """Refuse limits that a prediction could not keep.
 
+    Args:
+        plans_manager: The model's plans.
+        limits: The limits; None for what the environment or the model's settings say.
+
     Raises:
-        InputError: If they are over a dataset and no thresholds were fitted for them.
+        InputError: If they are over a dataset and no thresholds were fitted for them, or there are more or fewer
+            capacities than experts.
     """
-    limits = effective_limits(plans_manager)
+    if limits is None:
+        limits = effective_limits(plans_manager)
+    check_capacities(limits.capacities, plans_manager.settings.num_experts, named="limits")
     if limits.over == DATASET:
         if plans_manager.calibration is None:
             raise InputError(

@@ -1,0 +1,133 @@
+"""Masks and deferral maps of arrays, without files, from nnU-Net's own predictor.
+
+nnU-Net's `nnUNetPredictor` predicts arrays, but what it returns for them is a mask (and probabilities) alone. Here the
+maps come with it, the same that `nnUNetv2_predict` writes:
+
+- in place of `predict_single_npy_array`: :func:`predict_array`, an image at a time;
+- in place of `predict_from_list_of_npy_arrays`: :func:`predict_array` for each image;
+- after `predict_logits_from_preprocessed_data`: :func:`deferral_maps` of the logits it returns, for images that are
+  preprocessed by `get_data_iterator_from_raw_npy_data` or by a pipeline of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import Tensor
+
+from nnunetv2_deferral.channels import DeferralOutput
+from nnunetv2_deferral.decision.decide import Decision
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
+from nnunetv2_deferral.nnunet.export import check_limits, decide_case
+from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
+
+
+def predict_array(
+    predictor: nnUNetPredictor,
+    image: np.ndarray,
+    properties: Mapping[str, Any],
+    *,
+    previous_stage: np.ndarray | None = None,
+    limits: Limits | None = None,
+) -> tuple[np.ndarray, Decision]:
+    """Predict the mask and the deferral maps of an image in memory.
+
+    Args:
+        predictor: nnU-Net's predictor, initialized with a deferral model (`initialize_from_trained_model_folder`).
+        image: Floating point (C, Z, Y, X), or (C, 1, Y, X) in 2D, in the axis order of nnU-Net's readers.
+        properties: What nnU-Net's readers say of the image; `"spacing"`, of Z, Y and X, is enough. Left unchanged.
+        previous_stage: For the second stage of a cascade, the label map (Z, Y, X) of the first.
+        limits: How much may be deferred; None for what the environment or the model's settings say.
+
+    Returns:
+        The model's label map, uint8 or uint16 (Z, Y, X), and the decision, whose `maps` have the same shape.
+
+    Raises:
+        InputError: If the predictor holds no deferral model, the image has another number of axes, the spacing is
+            missing, or the model cannot keep the limits.
+    """
+    _managers(predictor, limits)
+    if image.ndim != 4:
+        raise InputError(f"an image has the axes (C, Z, Y, X), or (C, 1, Y, X) in 2D, got shape {image.shape}")
+    if len(properties.get("spacing", ())) != 3:
+        raise InputError(f'properties need a "spacing" of three axes, got {properties.get("spacing")}')
+    preprocessed = next(
+        PreprocessAdapterFromNpy(
+            [image],
+            [previous_stage],
+            [dict(properties)],
+            [None],
+            predictor.plans_manager,
+            predictor.dataset_json,
+            predictor.configuration_manager,
+            num_threads_in_multithreaded=1,
+            verbose=predictor.verbose_preprocessing,
+        )
+    )
+    logits = predictor.predict_logits_from_preprocessed_data(preprocessed["data"]).cpu()
+    found = preprocessed["data_properties"]
+    return _mask(predictor, logits, found), deferral_maps(predictor, logits, found, limits=limits)
+
+
+def deferral_maps(
+    predictor: nnUNetPredictor,
+    logits: np.ndarray | Tensor,
+    properties: dict[str, Any],
+    *,
+    limits: Limits | None = None,
+) -> Decision:
+    """The deferral maps of logits in the image, as `nnUNetv2_predict` writes them.
+
+    Args:
+        predictor: The predictor that made the logits.
+        logits: (K + J + 2, *S) of the preprocessed image, as `predict_logits_from_preprocessed_data` returns them.
+        properties: nnU-Net's properties of the preprocessed image (`"data_properties"` of its data iterators).
+        limits: How much may be deferred; None for what the environment or the model's settings say.
+
+    Raises:
+        InputError: If the predictor holds no deferral model, the logits have another number of channels, or the model
+            cannot keep the limits.
+    """
+    plans_manager, labels = _managers(predictor, limits)
+    geometry = CaseGeometry(properties, predictor.configuration_manager, plans_manager)
+    return decide_case(_parts(labels, logits), labels, geometry, plans_manager, limits)[1]
+
+
+def _mask(predictor: nnUNetPredictor, logits: Tensor, properties: dict[str, Any]) -> np.ndarray:
+    """The label map, as nnU-Net makes it of the segmentation channels."""
+    plans_manager, labels = _managers(predictor)
+    stock = plans_manager.stock()
+    mask: np.ndarray = convert_predicted_logits_to_segmentation_with_correct_shape(
+        _parts(labels, logits).segmentation,
+        stock,
+        predictor.configuration_manager,
+        stock.get_label_manager(predictor.dataset_json),
+        properties,
+    )
+    return mask
+
+
+def _parts(labels: DeferralLabelManager, logits: np.ndarray | Tensor) -> DeferralOutput:
+    return labels.layout.split(torch.as_tensor(logits).cpu(), dim=0)
+
+
+def _managers(
+    predictor: nnUNetPredictor, limits: Limits | None = None
+) -> tuple[DeferralPlansManager, DeferralLabelManager]:
+    """The managers of the predictor's model, which must be a deferral model that can keep the limits."""
+    plans_manager = predictor.plans_manager
+    if not isinstance(plans_manager, DeferralPlansManager):
+        raise InputError(
+            "the predictor holds no deferral model: "
+            + ("it is not initialized" if plans_manager is None else f"its trainer is {predictor.trainer_name}")
+        )
+    check_limits(plans_manager, limits)
+    return plans_manager, plans_manager.get_label_manager(predictor.dataset_json)
