@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-
 from nnunetv2.evaluation.evaluate_predictions import (
     compute_tp_fp_fn_tn,
     label_or_region_to_key,
