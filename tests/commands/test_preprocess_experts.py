@@ -154,7 +154,7 @@ def unprocess(dataset):
     ("damage", "arguments", "message"),
     [
         (undeclare, ["-d", NAME], f"dataset.json of {NAME} declares no experts"),
-        (damage_declaration, ["-d", NAME], "must be a list of different names"),
+        (damage_declaration, ["-d", NAME], "two experts have the same name, 'ann'"),
         (unplan, ["-d", NAME], f"{NAME} has no plans nnUNetPlans: "),
         (unprocess, ["-d", NAME], f"{NAME} is not preprocessed for 2d, 3d_fullres"),
         (None, ["-d", NAME, "-c", "2d", "3d_lowres"], f"nnUNetPlans of {NAME} has no configuration 3d_lowres"),
