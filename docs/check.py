@@ -141,7 +141,7 @@ def _block_problems(block: Block) -> Iterator[str]:
         if first.startswith("%%bash"):
             yield from _shell_problems(rest)
         else:
-            yield from _python_problems(block.text, run=False)
+            yield from _python_problems(re.sub(r"^%.*$", "", block.text, flags=re.MULTILINE), run=False)
     elif block.language == "python":
         yield from _python_problems(block.text, run=block.mark != "compile")
     elif block.language == "json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -57,3 +58,16 @@ html_theme_options = {"light_css_variables": {"code-font-size": "0.78rem"}}
 html_title = f"{project} {release}"
 html_show_sphinx = False
 html_copy_source = False
+
+
+def escape_shapes(_app, _what, _name, _object, _options, lines):
+    """Shapes such as (B, J, *S) would begin an emphasis in reStructuredText; what stands in backticks is left alone."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [re.sub(r"(?<!\\)\*(?=S\b)", r"\\*", part) for part in parts[::2]]
+        lines[number] = "`".join(parts)
+
+
+def setup(app):
+    """Hooks of this configuration."""
+    app.connect("autodoc-process-docstring", escape_shapes)
