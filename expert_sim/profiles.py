@@ -36,6 +36,16 @@ class ExpertProfile:
     Raises:
         InputError: For a number outside its range, both or neither of `boundary` and `edge_boost`, an unknown error
             model, or a name that cannot be a folder; the message names expert, field and value.
+
+    Example:
+        A reader who misses whole objects and is good at boundaries:
+
+        >>> from nnunetv2_deferral import ExpertProfile
+        >>> profile = ExpertProfile(
+        ...     name="ann", foreground=0.8, background=0.99, boundary=0.95, error_model="missed_components"
+        ... )
+        >>> profile.band_accuracy(side=profile.foreground)
+        0.95
     """
 
     name: str
@@ -132,6 +142,14 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
 
     Raises:
         InputError: If there is no such set, or not with that many experts; the message says what exists.
+
+    Example:
+        >>> from nnunetv2_deferral import expert_set
+        >>> for profile in expert_set("standard", 3):
+        ...     print(profile.name, profile.foreground, profile.background, profile.boundary)
+        expert1 0.92 0.98 0.98
+        expert2 0.85 0.99 0.94
+        expert3 0.75 0.95 0.9
     """
     if name not in _SETS:
         raise InputError(f"there is no expert set {name!r}, only {', '.join(EXPERT_SETS)}")

@@ -87,8 +87,31 @@ def simulate_case(
 
     Every expert has the generator of (`seed`, `case`, its name); all else is as in :func:`simulate_experts`.
 
+    Args:
+        labels: The reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU.
+        profiles: The J experts.
+        label_values: The real labels of the dataset, without the ignore label, 0 among them and at least two.
+        seed: Another seed gives other answers.
+        case: The name of the case.
+        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        ignore_label: Voxels of this label keep it in every answer. None if there is no such label.
+
     Returns:
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
+
+    Raises:
+        InputError: See :func:`simulate_experts`.
+
+    Example:
+        Three experts, who are right in 92, 85 and 75 % of the foreground:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import expert_set, simulate_case
+        >>> labels = torch.zeros(200, 200, dtype=torch.long)
+        >>> labels[50:150, 50:150] = 1
+        >>> answers = simulate_case(labels, expert_set("standard", 3), label_values=(0, 1), seed=0, case="case_1")
+        >>> [round(share, 2) for share in (answers == labels)[:, 52:148, 52:148].float().mean((1, 2)).tolist()]
+        [0.92, 0.85, 0.76]
     """
     return simulate_experts(
         labels,

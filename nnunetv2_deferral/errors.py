@@ -12,6 +12,14 @@ class InputError(ValueError):
 
     The message names the file or argument and the value. Commands and the review server show it in one line; any other
     exception is a fault of the program and keeps its traceback.
+
+    Example:
+        >>> from nnunetv2_deferral import InputError, expert_set
+        >>> try:
+        ...     expert_set("standard", 4)
+        ... except InputError as error:
+        ...     print(error)
+        expert set 'standard' has no 4 experts; it has 1 to 3
     """
 
 

@@ -25,6 +25,13 @@ def fuse(answers: Tensor, route: Tensor) -> Tensor:
 
     Raises:
         InputError: If a route names an expert without an answer.
+
+    Example:
+        >>> import torch
+        >>> from nnunetv2_deferral import fuse
+        >>> answers = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0], [2, 2, 2, 2]])  # of the model and two experts
+        >>> fuse(answers, route=torch.tensor([0, 1, 0, 2]))
+        tensor([0, 1, 1, 2])
     """
     _check_routes(int(route.max()) if route.numel() else 0, answers.shape[0] - 1)
     index = route.long().expand(answers.shape[1:])[None]
@@ -44,6 +51,15 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
 
     Raises:
         InputError: If the shapes differ or a route names an expert without a mask.
+
+    Example:
+        The second expert has no label for the last voxel, so the model's stays:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import fuse_masks
+        >>> model, experts = np.array([0, 0, 1, 1]), np.array([[0, 1, 1, 0], [2, 2, 2, -2]])
+        >>> fuse_masks(model, experts, route=np.array([0, 1, 2, 2]))
+        array([0, 1, 2, 1])
     """
     if not (model.shape == route.shape == experts.shape[1:]):
         raise InputError(f"shapes differ: model {model.shape}, experts {experts.shape[1:]}, route {route.shape}")

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_deferral.errors import InputError
+
 COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
 
 
@@ -146,8 +148,37 @@ class OneVsAllRule:
         return tuple(max(pair) for pair in zip(self.costs, _never(self.available), strict=True))
 
 
-def routing_rule(objective: str, costs: tuple[float, ...], available: tuple[bool, ...]) -> RoutingRule:
-    """The rule that goes with an objective, `COLLABORATION` or `ONE_VS_ALL`."""
+def routing_rule(
+    objective: str, costs: tuple[float, ...], available: tuple[bool, ...] | None = None
+) -> OneVsAllRule | SoftmaxRule:
+    """The rule that goes with an objective.
+
+    Args:
+        objective: `"collaboration"` or `"one_vs_all"`.
+        costs: What asking each expert costs, in [0, 1]; with `"collaboration"`, costs take effect in training alone.
+        available: Who can be asked, one an expert; None for all.
+
+    Raises:
+        InputError: If there is no such objective, or not one entry for each expert.
+
+    Example:
+        An expert who costs 0.1 is asked where that expert is more than 0.1 likelier to be right than the model:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import routing_rule
+        >>> rule = routing_rule("one_vs_all", costs=(0.1,))
+        >>> right = np.array([[0.90, 0.85, 0.5], [0.95, 0.97, 0.9]])
+        >>> rule.decision(right, axis=0)
+        array([0, 1, 1])
+        >>> rule.score(right, axis=0).round(3)
+        array([0.095, 0.146, 0.45 ])
+    """
+    if objective not in (COLLABORATION, ONE_VS_ALL):
+        raise InputError(f'the objective is "{COLLABORATION}" or "{ONE_VS_ALL}", got {objective!r}')
+    if available is None:
+        available = (True,) * len(costs)
+    if len(costs) != len(available):
+        raise InputError(f"costs are of {len(costs)} experts, but availability of {len(available)}")
     return OneVsAllRule(costs, available) if objective == ONE_VS_ALL else SoftmaxRule(available)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL, OneVsAllRule, SoftmaxRule, close_routes, routing_rule
 
 ALL = (True, True, True)
@@ -104,3 +105,15 @@ def test_nothing_is_gained_by_an_expert_who_cannot_be_asked():
         gains = rule.gains(probabilities, axis=0).ravel()
         assert gains[0] == -np.inf
         assert gains[1] == pytest.approx(0.7)  # the only one is the cheapest
+
+
+def test_all_experts_are_available_unless_said_otherwise():
+    assert routing_rule(ONE_VS_ALL, (0.1, 0.2)) == OneVsAllRule((0.1, 0.2), (True, True))
+    assert routing_rule(COLLABORATION, (0.1, 0.2)) == SoftmaxRule((True, True))
+
+
+def test_an_unknown_objective_and_numbers_that_differ_are_refused():
+    with pytest.raises(InputError, match='"collaboration" or "one_vs_all", got \'softmax\''):
+        routing_rule("softmax", (0.0,))
+    with pytest.raises(InputError, match="costs are of 2 experts, but availability of 1"):
+        routing_rule(ONE_VS_ALL, (0.0, 0.0), (True,))

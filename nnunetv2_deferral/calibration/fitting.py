@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral.calibration.selection import Fit, fit
+from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator, apply
@@ -51,8 +51,8 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         right, known = case.right, case.known
         for head, statistics in enumerate(every):
             statistics.update(case.group, case.probabilities[head], right[head], known[head])
-    fits = [_fit(name, found) if maps else Fit(IDENTITY, {}) for name, found in zip(names, every, strict=True)]
-    heads = tuple(each.map for each in fits)
+    fits = [_fit(name, found) if maps else Selection(IDENTITY, {}) for name, found in zip(names, every, strict=True)]
+    heads = tuple(each.calibrator for each in fits)
     report: dict[str, Any] = {
         "dataset": cases.experiment.dataset,
         "folds": list(cases.experiment.folds),
@@ -68,7 +68,7 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         found = kept.summary()["heads"]
         report["heads"] = {
             name: {
-                "map": fits[head].map.to_dict(),
+                "map": fits[head].calibrator.to_dict(),
                 "log_loss": fits[head].log_loss,
                 **{part: _errors(found[name][part]) for part in ("all", "least_certain")},
             }
@@ -87,9 +87,9 @@ def write_calibration(calibration: ModelCalibration, model: Path) -> Path:
     return file
 
 
-def _fit(name: str, statistics: HeadStatistics) -> Fit:
+def _fit(name: str, statistics: HeadStatistics) -> Selection:
     try:
-        return fit(statistics)
+        return select_by_statistics(statistics)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

@@ -14,6 +14,8 @@ from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.decision.region_routing import route_regions
 from nnunetv2_deferral.routing import RoutingRule
 
+_NO_LIMITS = Limits()
+
 
 class RoutingMaps(NamedTuple):
     """The deferral maps of a case, all of shape S.
@@ -48,11 +50,11 @@ class Decision(NamedTuple):
 
 def decide(
     probabilities: np.ndarray,
-    voxel_weight: np.ndarray,
+    voxel_weight: np.ndarray | float = 1.0,
     *,
     rule: RoutingRule,
-    limits: Limits,
-    spacing_mm: Sequence[float],
+    limits: Limits = _NO_LIMITS,
+    spacing_mm: Sequence[float] | None = None,
     calibration: ModelCalibration | None = None,
 ) -> Decision:
     """Decide what of a case is deferred to whom.
@@ -62,16 +64,33 @@ def decide(
 
     Args:
         probabilities: float32 (J + 1, *S), the rule's before any calibration; NaN where nothing was predicted.
-        voxel_weight: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`.
+        voxel_weight: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`. With 1, gains
+            are in voxels put right.
         rule: What the probabilities mean.
         limits: How much may be deferred.
-        spacing_mm: Size of a voxel along each axis of S.
+        spacing_mm: Size of a voxel along each axis of S; None for 1 mm along each.
         calibration: What was fitted on validation cases, or None.
 
     Raises:
         InputError: If the limits are over a dataset, and there is a calibration without thresholds for them. Without
             any calibration the rule decides, as in the validation that thresholds are fitted on.
+
+    Example:
+        Four voxels and two experts; a is how likely the model, and each expert, is to be right:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import Limits, decide, routing_rule
+        >>> a = np.array([[0.9, 0.5, 0.3, 0.8], [0.8, 0.9, 0.6, 0.9], [0.8, 0.6, 0.9, 0.7]], dtype=np.float32)
+        >>> rule = routing_rule("one_vs_all", costs=(0.0, 0.0))
+        >>> decide(a, rule=rule).maps.route
+        array([0, 1, 2, 1], dtype=uint8)
+        >>> decision = decide(a, rule=rule, limits=Limits(budget=0.25))
+        >>> decision.maps.route, round(decision.statistics["expected_gain"], 2)
+        (array([0, 0, 2, 0], dtype=uint8), 0.6)
     """
+    voxel_weight = np.asarray(voxel_weight, dtype=np.float32)
+    if spacing_mm is None:
+        spacing_mm = (1.0,) * (probabilities.ndim - 1)
     unknown = np.isnan(probabilities[0])
     # The model is right there and nobody else is, until the end.
     certain = np.eye(len(probabilities), 1, dtype=np.float32).reshape(-1, *[1] * unknown.ndim)
@@ -83,7 +102,7 @@ def decide(
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
-    if limits == Limits():
+    if limits == _NO_LIMITS:
         route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
         statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:

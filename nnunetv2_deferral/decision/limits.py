@@ -35,6 +35,16 @@ class Limits:
 
     Raises:
         InputError: For a value out of its range, or limits over a dataset where nothing is limited.
+
+    Example:
+        At most 2 % of the voxels of each case, of which at most half go to the first of two experts:
+
+        >>> from nnunetv2_deferral import Limits
+        >>> Limits(budget=0.02, capacities=(0.01, None)).to_dict()
+        {'budget': 0.02, 'capacities': [0.01, None], 'over': 'case'}
+        >>> Limits(budget=2)
+        Traceback (most recent call last):
+        nnunetv2_deferral.errors.InputError: a budget is a share of the voxels in [0, 1], got 2
     """
 
     budget: float | None = None

@@ -56,6 +56,64 @@ def oracle_score(reference: np.ndarray, model: np.ndarray, answer: np.ndarray) -
     return ((model != reference) & (answer == reference)).astype(np.uint8)
 
 
+def dice_at_budgets(
+    scores: Sequence[np.ndarray],
+    references: Sequence[np.ndarray],
+    models: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    budgets: Iterable[float] = BUDGETS,
+    *,
+    regions: Sequence[Region] | None = None,
+    valid: Sequence[np.ndarray] | None = None,
+    positive_only: bool = False,
+) -> list[BudgetResult]:
+    """Dice of the system when a share of all voxels may be deferred, those with the highest scores first.
+
+    Each argument has an array a case; a budget is a share of the voxels of all cases together.
+
+    Args:
+        scores: Finite and not negative (:func:`score_bins`); high is deferred first.
+        references: Label maps, integer, of the shape of the scores.
+        models: The model's label maps, likewise.
+        answers: Those of the expert who would be asked at each voxel, :data:`MISSING` where there is no answer.
+        budgets: Shares in [0, 1]; 0 is the model alone.
+        regions: The foreground labels, or tuples of labels, to score; None for all labels above 0 in the references.
+        valid: Bool, the voxels that count; None for all.
+        positive_only: Never defer a voxel with score 0, so that a budget is an upper limit.
+
+    Returns:
+        A result for each budget: `foreground_mean`, `rate`, and `dice` for each case and region.
+
+    Raises:
+        InputError: If arrays do not go together, there is no case or region, or a value is not as above.
+
+    Example:
+        Two voxels are wrong; the expert corrects both and is asked about the most uncertain first:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import dice_at_budgets
+        >>> reference = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0]])
+        >>> model = np.array([[1, 1, 0, 0, 0, 0, 0, 0, 0, 0]])
+        >>> uncertainty = np.array([[0.1, 0.2, 0.9, 0.6, 0.5, 0, 0, 0, 0, 0]])
+        >>> results = dice_at_budgets(uncertainty, reference, model, reference, budgets=(0, 0.1, 0.2))
+        >>> [round(each.foreground_mean, 3) for each in results]
+        [0.667, 0.857, 1.0]
+    """
+    number = len(scores)
+    masks = [None] * number if valid is None else list(valid)
+    for what, found in (("references", references), ("models", models), ("answers", answers), ("valid", masks)):
+        if len(found) != number:
+            raise InputError(f"scores are of {number} cases, but {what} of {len(found)}")
+    if regions is None:
+        regions = sorted({int(label) for reference in references for label in np.unique(reference) if label > 0})
+    statistics = BudgetStatistics(regions, positive_only=positive_only)
+    for place, (score, reference, model, answer, counted) in enumerate(
+        zip(scores, references, models, answers, masks, strict=True)
+    ):
+        statistics.update(f"case {place}", score, reference=reference, model=model, answer=answer, valid=counted)
+    return statistics.at(budgets)
+
+
 def recovered_gain(dice: float, dice_without: float, dice_oracle: float) -> float:
     """The fraction of the oracle's gain that a ranking reaches at the same budget.
 

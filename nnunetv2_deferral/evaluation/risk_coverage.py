@@ -164,6 +164,60 @@ def risk_coverage_of_cases(scores: np.ndarray, losses: np.ndarray) -> RiskCovera
     return RiskCoverage(_grouped(scores, losses), _grouped(losses, losses))
 
 
+def aurc(scores: np.ndarray, losses: np.ndarray) -> RiskCoverageArea:
+    """Area under the selective risk-coverage curve: the mean loss of what is kept, over all coverages.
+
+    Args:
+        scores: Any shape, finite; high means uncertain, and is deferred first.
+        losses: Of the same shape, finite and not negative: False and True for right and wrong voxels, 1 - Dice for
+            cases.
+
+    Returns:
+        The area of the scores, and those of the best possible and of a random score; NaN without items.
+
+    Raises:
+        InputError: If the shapes differ or a value is not as above.
+
+    Example:
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import aurc
+        >>> found = aurc(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, False]))
+        >>> round(found.area, 3), round(found.optimum, 3), found.random
+        (0.119, 0.034, 0.25)
+    """
+    return _risk_coverage_of_arrays(scores, losses).aurc()
+
+
+def augrc(scores: np.ndarray, losses: np.ndarray) -> RiskCoverageArea:
+    """Area under the generalised risk-coverage curve: the losses kept per item of all, over all coverages.
+
+    Args:
+        scores: Any shape, finite; high means uncertain, and is deferred first.
+        losses: Of the same shape, finite and not negative, as for :func:`aurc`.
+
+    Returns:
+        The area of the scores, and those of the best possible and of a random score; NaN without items.
+
+    Raises:
+        InputError: If the shapes differ or a value is not as above.
+
+    Example:
+        A constant score has half the mean loss, a perfect one e^2 / 2 for the error rate e:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import augrc
+        >>> wrong = np.array([False, False, False, True])
+        >>> augrc(np.zeros(4), wrong).area, augrc(wrong, wrong).area
+        (0.125, 0.03125)
+    """
+    return _risk_coverage_of_arrays(scores, losses).augrc()
+
+
+def _risk_coverage_of_arrays(scores: np.ndarray, losses: np.ndarray) -> RiskCoverage:
+    check_same_shape(scores=np.asarray(scores), losses=np.asarray(losses))
+    return risk_coverage_of_cases(np.ravel(scores), np.ravel(losses))
+
+
 def _grouped(keys: np.ndarray, losses: np.ndarray) -> Groups:
     """Groups of equal key, the keys ascending."""
     _, group, items = np.unique(keys, return_inverse=True, return_counts=True)

@@ -50,5 +50,14 @@ def balance_loss(ratio: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Example:
+        The first expert is asked 0.15 too often, the second 0.08 too seldom:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import balance_loss
+        >>> ratio = torch.tensor([0.50, 0.02])
+        >>> round(balance_loss(ratio, torch.tensor([0.15, 0.10]), torch.tensor([0.35, 0.25])).item(), 3)
+        0.23
     """
     return (torch.relu(ratio - upper) + torch.relu(lower - ratio)).sum()

@@ -37,6 +37,17 @@ def coherence_loss(
 
     Returns:
         A scalar; 0 where no voxel counts.
+
+    Example:
+        >>> import torch
+        >>> from nnunetv2_deferral import coherence_loss
+        >>> routing = torch.tensor([[[0.3, 0.9], [0.7, 0.1]]])  # of the model, of one expert, at two voxels
+        >>> deferred, soft_deferred = routing.argmax(1) != 0, routing[:, 1:].sum(1)
+        >>> weights = {"beta_consistency": 0.5, "beta_rate": 0.1, "trains_routing": False}
+        >>> for logit in ([0.0, 0.0], [3.0, -3.0]):
+        ...     print(round(coherence_loss(torch.tensor([[logit]]), deferred, soft_deferred, **weights).item(), 3))
+        0.793
+        0.115
     """
     logit = aggregated[:, 0].float()
     probability = torch.sigmoid(logit)

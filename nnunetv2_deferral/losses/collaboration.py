@@ -40,6 +40,19 @@ def collaboration_loss(
 
     Returns:
         A scalar; 0 where no voxel counts.
+
+    Example:
+        One expert, two voxels: the expert is right at the first, the model at the second. Routing each to who is right
+        is rewarded:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import collaboration_loss
+        >>> expert_right, model_right = torch.tensor([[[True, False]]]), torch.tensor([[False, True]])
+        >>> for logits in ([[0.0, 0.0], [0.0, 0.0]], [[0.0, 2.0], [2.0, 0.0]]):  # of the model, of the expert
+        ...     log_routing = torch.log_softmax(torch.tensor([logits]), dim=1)
+        ...     print(round(collaboration_loss(log_routing, expert_right, model_right).item(), 3))
+        0.347
+        -0.937
     """
     floored = log_routing.clamp(min=LOG_FLOOR)
     reward = 1.0 if costs is None else (1 - costs).view(1, -1, *[1] * (floored.ndim - 2))

@@ -7,7 +7,7 @@ expert is right, not how often each is to be asked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import collaboration_loss
 from nnunetv2_deferral.losses.one_vs_all import one_vs_all_loss
 from nnunetv2_deferral.routing import ONE_VS_ALL, close_routes, routing_log_probabilities
-from nnunetv2_deferral.settings import DeferralSettings
+from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 
 class ObjectiveTerms(NamedTuple):
@@ -40,6 +40,21 @@ class DeferralObjective(nn.Module):
         labels: What the segmentation channels mean.
         segmentation_loss: nnU-Net's loss, called with the segmentation logits and the targets as nnU-Net would call
             it: both lists (one entry a scale, finest first) with deep supervision, else both tensors.
+
+    Example:
+        Two classes, one expert, so 2 + 1 + 2 channels, on two images of 8 x 8 voxels:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import DeferralObjective
+        >>> def cross_entropy(logits, target):
+        ...     return torch.nn.functional.cross_entropy(logits, target[:, 0])
+        >>> objective = DeferralObjective.for_classes(2, 1, cross_entropy, objective="one_vs_all")
+        >>> output = torch.zeros(2, 5, 8, 8, requires_grad=True)
+        >>> target = torch.zeros(2, 1, 8, 8, dtype=torch.long)
+        >>> terms = objective(output, target, experts=target)
+        >>> round(terms.segmentation.item(), 3), round(terms.routing.item(), 3)
+        (0.693, 1.386)
+        >>> terms.total.backward()
     """
 
     lower: Tensor
@@ -59,6 +74,24 @@ class DeferralObjective(nn.Module):
         self.register_buffer("upper", torch.tensor(settings.upper))
         self.register_buffer("available", torch.tensor(settings.available))
         self.register_buffer("costs", torch.tensor(settings.costs))
+
+    @classmethod
+    def for_classes(
+        cls, num_classes: int, num_experts: int, segmentation_loss: Callable[..., Tensor], **settings: Any
+    ) -> DeferralObjective:
+        """The objective for classes and experts, with all else as the paper or the settings have it.
+
+        Args:
+            num_classes: K, background included.
+            num_experts: J.
+            segmentation_loss: Called with logits (B, K, *S) and a target (B, 1, *S).
+            settings: Any of the `"deferral"` block of the plans, such as `objective="one_vs_all"` or
+                `experts=["ann", "bob"]` for raters who have not labelled every voxel.
+
+        Raises:
+            InputError: For a setting that does not exist or a value out of its range.
+        """
+        return cls(resolve_settings(settings, num_experts=num_experts), LabelSpace(num_classes), segmentation_loss)
 
     def forward(
         self,

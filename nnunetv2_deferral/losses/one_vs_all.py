@@ -33,6 +33,17 @@ def one_vs_all_loss(
 
     Returns:
         A scalar; 0 where no voxel counts.
+
+    Example:
+        One expert, two voxels; a head that knows who is right where has a lower loss:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import one_vs_all_loss
+        >>> expert_right, model_right = torch.tensor([[[True, True]]]), torch.tensor([[False, True]])
+        >>> for logits in ([[0.0, 0.0], [0.0, 0.0]], [[-3.0, 3.0], [3.0, 3.0]]):  # of the model, of the expert
+        ...     print(round(one_vs_all_loss(torch.tensor([logits]), expert_right, model_right).item(), 3))
+        1.386
+        0.097
     """
     right = torch.cat((model_right.unsqueeze(1), expert_right), dim=1).float()
     # softplus(f) - f [right] = -log sigmoid(f) or -log(1 - sigmoid(f)), finite for any logit.

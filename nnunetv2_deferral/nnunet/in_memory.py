@@ -53,6 +53,17 @@ def predict_array(
     Raises:
         InputError: If the predictor holds no deferral model, the image has another number of axes, the spacing is
             missing, or the model cannot keep the limits.
+
+    Example:
+        With `predictor = nnUNetPredictor(...)` after `predictor.initialize_from_trained_model_folder(...)`, and an
+        `image` of shape (1, 3, 40, 48):
+
+        >>> from nnunetv2_deferral import Limits, predict_array
+        >>> mask, decision = predict_array(predictor, image, {"spacing": [5.0, 1.0, 1.0]}, limits=Limits(budget=0.02))
+        >>> mask.shape, decision.maps.route.shape
+        ((3, 40, 48), (3, 40, 48))
+        >>> float((decision.maps.route > 0).mean()) <= 0.02
+        True
     """
     _managers(predictor, limits)
     if image.ndim != 4:

@@ -35,8 +35,8 @@ _LEFT, _GAP, _RIGHT, _ABOVE, _BELOW, _LEGEND = 0.76, 0.52, 0.2, 0.62, 0.58, 0.42
 _NARROWEST = 0.2  # of an axis, so that a head that is nearly right does not look wrong
 
 
-def draw_reliability(summary: Mapping[str, Any]) -> Figure:
-    """A panel for the model and for each expert, over the voxels where the model is least sure.
+def draw_reliability(summary: Mapping[str, Any], *, part: str = "least_certain") -> Figure:
+    """A panel for the model and for each expert, over the voxels where the model is least sure, or over all.
 
     Across what was said, upwards how often it was right; before calibration open marks and a dashed line, after it
     filled marks and a solid line; a mark's area grows with the number of voxels. Every panel has axes of its own, as
@@ -44,8 +44,9 @@ def draw_reliability(summary: Mapping[str, Any]) -> Figure:
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it, with `reliability`.
+        part: `"least_certain"` or `"all"` voxels.
     """
-    heads = {name: head["least_certain"] for name, head in summary["reliability"]["heads"].items()}
+    heads = {name: head[part] for name, head in summary["reliability"]["heads"].items()}
     rows = math.ceil(len(heads) / _MOST_IN_A_ROW)
     columns = math.ceil(len(heads) / rows)
     room = WIDTH - _LEFT - _RIGHT - (columns - 1) * _GAP

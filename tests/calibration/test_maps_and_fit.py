@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from nnunetv2_deferral.calibration import selection as fit_module
-from nnunetv2_deferral.calibration.selection import fit
+from nnunetv2_deferral.calibration.selection import select_by_statistics, select_calibrator
 from nnunetv2_deferral.decision.calibrators import (
     IDENTITY,
     MAX_KNOTS,
@@ -72,24 +72,24 @@ def steps(count):
 
 @pytest.mark.parametrize("true", [0.5, 1.7, 3.0])
 def test_a_known_temperature_is_recovered_and_chosen(true):
-    found = fit(counted(cases_that_say(lambda truth: truth * true, mean=1, spread=1.5)))
-    assert isinstance(found.map, Temperature)
-    assert found.map.temperature == pytest.approx(true, rel=0.03)
+    found = select_by_statistics(counted(cases_that_say(lambda truth: truth * true, mean=1, spread=1.5)))
+    assert isinstance(found.calibrator, Temperature)
+    assert found.calibrator.temperature == pytest.approx(true, rel=0.03)
     assert found.log_loss["temperature"] < found.log_loss["none"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_calibrated_head_stays_as_it_is(seed):
     cases = {str(each): draws(100 * seed + each, number=50_000) for each in range(5)}
-    assert fit(counted(cases)).map == Identity()
+    assert select_by_statistics(counted(cases)).calibrator == Identity()
 
 
 def test_a_shift_of_the_logit_takes_an_isotonic_map_which_repairs_it_on_cases_it_has_not_seen():
-    found = fit(counted(cases_that_say(lambda truth: truth + 2)))
-    assert isinstance(found.map, Isotonic)
+    found = select_by_statistics(counted(cases_that_say(lambda truth: truth + 2)))
+    assert isinstance(found.calibrator, Isotonic)
     assert found.log_loss["isotonic"] < found.log_loss["temperature"]
     new = counted({"new": draws(99, lambda truth: truth + 2, number=200_000)})
-    before, after = reliability(new), reliability(new, found.map)
+    before, after = reliability(new), reliability(new, found.calibrator)
     assert before.ece > 0.08
     assert after.ece < 0.01
     assert before.bias == pytest.approx(before.ece)  # too sure everywhere
@@ -98,14 +98,14 @@ def test_a_shift_of_the_logit_takes_an_isotonic_map_which_repairs_it_on_cases_it
 
 def test_held_back_losses_are_those_of_maps_that_have_not_seen_the_group():
     cases = {"a": draws(0, lambda truth: 2 * truth), "b": draws(1, lambda truth: truth / 2)}
-    found = fit(counted(cases))
+    found = select_by_statistics(counted(cases))
 
     held_back = [
         slow_log_loss(*cases[unseen], slow_temperature(*cases[seen])) for seen, unseen in (("a", "b"), ("b", "a"))
     ]
     assert found.log_loss["temperature"] == pytest.approx(np.mean(held_back), rel=1e-3)
     assert found.log_loss["temperature"] > found.log_loss["none"]  # the other case is no guide
-    assert found.map == IDENTITY
+    assert found.calibrator == IDENTITY
 
 
 @pytest.mark.parametrize(("folds", "parts"), [(2, 2), (5, 5), (50, 7)])
@@ -118,7 +118,7 @@ def test_every_group_is_held_back_once_and_there_are_no_more_parts_than_groups(f
         return IDENTITY, Temperature(2.0), KNOTS
 
     monkeypatch.setattr(fit_module, "_candidates", candidates)
-    fit(statistics, folds=folds)
+    select_by_statistics(statistics, folds=folds)
     assert len(seen) == parts + 1
     assert sum(350 - each for each in seen[:-1]) == 350
     assert seen[-1] == 350
@@ -137,8 +137,8 @@ def test_every_group_is_held_back_once_and_there_are_no_more_parts_than_groups(f
 def test_a_more_complex_map_must_be_worth_it(losses, chosen, monkeypatch):
     by_kind = dict(zip(("none", "temperature", "isotonic"), losses, strict=True))
     monkeypatch.setattr(fit_module, "_loss", lambda bins, each: by_kind[each.kind] * bins.voxels.sum())
-    found = fit(counted(cases_that_say(number=500)))
-    assert found.map.kind == chosen
+    found = select_by_statistics(counted(cases_that_say(number=500)))
+    assert found.calibrator.kind == chosen
     assert found.log_loss == pytest.approx(by_kind)
 
 
@@ -146,13 +146,13 @@ def test_a_more_complex_map_must_be_worth_it(losses, chosen, monkeypatch):
 def test_a_head_that_is_always_right_or_always_wrong_gets_finite_maps(everywhere):
     cases = {name: (said, np.full(said.shape, everywhere)) for name, (said, _) in cases_that_say(groups=3).items()}
     statistics = counted(cases)
-    found = fit(statistics)
+    found = select_by_statistics(statistics)
     assert all(math.isfinite(loss) for loss in found.log_loss.values())
     for each in fit_module._candidates(statistics.bins()):
         values = each(np.array([0.0, 0.01, 0.5, 0.99, 1.0]))
         assert np.isfinite(values).all()
         assert (np.diff(values) >= 0).all()
-    assert abs(reliability(statistics, found.map).bias) < 1e-3
+    assert abs(reliability(statistics, found.calibrator).bias) < 1e-3
 
 
 def test_temperatures_are_bounded_on_both_sides():
@@ -211,9 +211,9 @@ def test_few_blocks_are_not_merged():
 
 def test_one_group_is_refused():
     with pytest.raises(ValueError, match=r"at least two cases \(patients\).*got case_0"):
-        fit(counted(cases_that_say(groups=1, number=10)))
+        select_by_statistics(counted(cases_that_say(groups=1, number=10)))
     with pytest.raises(ValueError, match="got none"):
-        fit(HeadStatistics())
+        select_by_statistics(HeadStatistics())
 
 
 def test_a_group_without_known_voxels_is_no_group():
@@ -225,7 +225,43 @@ def test_a_group_without_known_voxels_is_no_group():
 
 def test_less_than_two_folds_are_refused():
     with pytest.raises(ValueError, match="got 1"):
-        fit(counted(cases_that_say(number=10)), folds=1)
+        select_by_statistics(counted(cases_that_say(number=10)), folds=1)
+
+
+def test_arrays_of_cases_are_fitted_like_their_statistics():
+    cases = cases_that_say(lambda truth: truth + 1, number=300)
+    probabilities, right = zip(*cases.values(), strict=True)
+    assert select_calibrator(probabilities, right, groups=list(cases)) == select_by_statistics(counted(cases))
+    unnamed = select_calibrator(np.stack(probabilities).reshape(6, 20, 15), np.stack(right).reshape(6, 20, 15))
+    assert unnamed == select_by_statistics(counted(cases))
+
+
+def test_cases_of_one_patient_are_held_back_together():
+    probabilities, right = zip(*cases_that_say(groups=3, number=300).values(), strict=True)
+    statistics = counted(
+        {"a": tuple(map(np.concatenate, (probabilities[:2], right[:2]))), "b": (probabilities[2], right[2])}
+    )
+    found = select_calibrator(probabilities, right, groups=["a", "a", "b"])
+    assert found.log_loss == pytest.approx(select_by_statistics(statistics).log_loss, rel=1e-9)
+    with pytest.raises(ValueError, match="got a$"):
+        select_calibrator(probabilities, right, groups=["a", "a", "a"])
+
+
+def test_only_valid_voxels_of_arrays_count():
+    probabilities, right = (np.stack(each) for each in zip(*cases_that_say(groups=2, number=300).values(), strict=True))
+    valid = np.arange(300) % 3 > 0
+    spoiled = np.where(valid, probabilities, np.nan)
+    expected = select_calibrator(probabilities[:, valid], right[:, valid])
+    assert select_calibrator(spoiled, right, valid=[valid, valid]) == expected
+
+
+@pytest.mark.parametrize("what", ["right", "groups", "valid"])
+def test_arrays_of_other_numbers_of_cases_are_refused(what):
+    probabilities, right = zip(*cases_that_say(groups=3, number=5).values(), strict=True)
+    given = {"right": right, "groups": ["a", "b", "c"], "valid": [np.ones(5, bool)] * 3}
+    given[what] = given[what][:2]
+    with pytest.raises(ValueError, match=f"of 3 cases, but {what} of 2"):
+        select_calibrator(probabilities, **given)
 
 
 # Statistics
@@ -236,7 +272,9 @@ def test_bins_give_the_losses_and_the_temperature_of_the_voxels_themselves(true)
     cases = cases_that_say(lambda truth: true * truth, groups=4, number=3000)
     probabilities, right = joined(cases)
     statistics = counted(cases)
-    assert fit(statistics).log_loss["none"] == pytest.approx(slow_log_loss(probabilities, right), abs=1e-4)
+    assert select_by_statistics(statistics).log_loss["none"] == pytest.approx(
+        slow_log_loss(probabilities, right), abs=1e-4
+    )
     found = fit_module._fitted_temperature(statistics.bins()).temperature
     assert found == pytest.approx(slow_temperature(probabilities, right), abs=1e-3)
 
@@ -257,14 +295,14 @@ def test_saturated_probabilities_have_finite_logits():
 
 def test_the_order_of_groups_does_not_matter_and_a_group_may_come_in_pieces(monkeypatch):
     cases = cases_that_say(lambda truth: truth + 1, number=2000)
-    whole = fit(counted(cases))
-    assert fit(counted(dict(reversed(cases.items())))) == whole
+    whole = select_by_statistics(counted(cases))
+    assert select_by_statistics(counted(dict(reversed(cases.items())))) == whole
     monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 7)
     pieces = HeadStatistics()
     for start, end in ((0, 500), (500, 2000)):
         for name, (probabilities, right) in cases.items():
             pieces.update(name, probabilities[start:end], right[start:end])
-    assert fit(pieces).log_loss == pytest.approx(whole.log_loss, rel=1e-9)
+    assert select_by_statistics(pieces).log_loss == pytest.approx(whole.log_loss, rel=1e-9)
 
 
 def test_all_voxels_are_those_of_all_groups():
@@ -298,7 +336,7 @@ GOOD = (np.full(3, 0.5), np.ones(3, bool), np.ones(3, bool))
         (0, np.full(4, 0.5), r"probabilities \(4,\), right \(3,\)"),
         (1, np.ones(3), "right must be bool, got dtype float64"),
         (2, np.ones(3, np.uint8), "valid must be bool, got dtype uint8"),
-        (2, np.ones((3, 1), bool), r"counts \(3, 1\)"),
+        (2, np.ones((3, 1), bool), r"valid \(3, 1\)"),
     ],
 )
 def test_bad_voxels_are_refused_and_nothing_is_added(position, bad, message):

@@ -552,3 +552,15 @@ def test_where_a_voxel_is_worth_nothing_an_expert_who_cannot_be_asked_stays_out_
     assert maps.gain[0] == pytest.approx(0.4 * 0.01)
     assert not maps.gain[1:].any()
     assert np.array_equal(np.unique(maps.route[0]), [2])
+
+
+def test_without_further_arguments_the_rule_decides_and_gains_are_in_voxels():
+    probabilities = np.array([[0.9, 0.2], [0.8, 0.9]], dtype=np.float32)
+    rule = OneVsAllRule((0.0,), (True,))
+    bare = decide(probabilities, rule=rule)
+    full = decide(probabilities, np.float32(1), rule=rule, limits=Limits(), spacing_mm=(1.0,))
+    assert bare.maps.route.tolist() == [0, 1]
+    assert bare.maps.gain == pytest.approx([0, 0.7])
+    assert bare.maps.gain.dtype == np.float32
+    for one, other in zip(bare.maps, full.maps, strict=True):
+        assert np.array_equal(one, other)

@@ -4,7 +4,13 @@ import math
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import (
+    BUDGETS,
+    BudgetStatistics,
+    dice_at_budgets,
+    oracle_score,
+    recovered_gain,
+)
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.score_bins import NUM_BINS
 from nnunetv2_deferral.labels import MISSING
@@ -281,3 +287,30 @@ def test_at_least_one_region_is_needed():
 def test_labels_of_different_shapes_have_no_oracle():
     with pytest.raises(ValueError, match=r"answer \(2,\)"):
         oracle_score(np.zeros(3), np.zeros(3), np.zeros(2))
+
+
+def test_dice_at_budgets_of_arrays_is_that_of_the_statistics():
+    cases = make_cases(0, missing=0.1, masked=True)
+    statistics = BudgetStatistics((1, 2), positive_only=True)
+    for name, case in cases.items():
+        statistics.update(name, **case)
+    keys = {"scores": "scores", "references": "reference", "models": "model", "answers": "answer", "valid": "valid"}
+    arrays = {key: [case[each] for case in cases.values()] for key, each in keys.items()}
+    found = dice_at_budgets(**arrays, regions=(1, 2), positive_only=True)
+    for one, other in zip(found, statistics.at(BUDGETS), strict=True):
+        assert (one.budget, one.rate, one.regions) == (other.budget, other.rate, other.regions)
+        np.testing.assert_array_equal(one.dice, other.dice)
+
+
+def test_without_regions_all_labels_of_the_references_are_scored():
+    cases = make_cases(0)
+    arrays = [[case[key] for case in cases.values()] for key in ("scores", "reference", "model", "answer")]
+    assert dice_at_budgets(*arrays, budgets=[0])[0].regions == ("1", "2")
+
+
+def test_dice_at_budgets_refuses_lists_that_differ_and_references_without_foreground():
+    empty = np.zeros((1, 5), int)
+    with pytest.raises(ValueError, match="scores are of 1 cases, but models of 2"):
+        dice_at_budgets(empty, empty, [empty[0]] * 2, empty)
+    with pytest.raises(ValueError, match="at least one region"):
+        dice_at_budgets(empty, empty, empty, empty)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_cases, risk_coverage_of_voxels
+from nnunetv2_deferral.evaluation.risk_coverage import augrc, aurc, risk_coverage_of_cases, risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
 
@@ -209,3 +209,13 @@ def test_what_cannot_be_ranked_is_named(scores, losses, message):
 def test_a_curve_of_fewer_than_two_points_is_refused():
     with pytest.raises(ValueError, match="got max_points 1"):
         of_voxels([0.1], [1]).curve(1)
+
+
+def test_arrays_of_any_shape_have_the_areas_of_their_items():
+    generator = np.random.default_rng(0)
+    scores, wrong = generator.random((3, 4, 5)), generator.random((3, 4, 5)) < 0.3
+    expected = risk_coverage_of_cases(scores.ravel(), wrong.ravel())
+    assert (augrc(scores, wrong), aurc(scores, wrong)) == (expected.augrc(), expected.aurc())
+    assert math.isnan(aurc(np.zeros((0, 3)), np.zeros((0, 3))).area)
+    with pytest.raises(ValueError, match=r"scores \(6,\), losses \(2, 3\)"):
+        augrc(np.zeros(6), np.zeros((2, 3)))

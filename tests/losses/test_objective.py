@@ -199,3 +199,17 @@ def test_an_expert_who_is_not_available_is_as_if_it_were_not_there(experts, obje
     first, second = with_third(output, target, answers), without_third(fewer, target, answers[:, :2])
     for term in ("routing", "coherence"):
         assert getattr(first, term).item() == pytest.approx(getattr(second, term).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "one_vs_all"}, {"experts": ["ann", "bob", "eve"]}])
+def test_the_objective_for_classes_is_that_of_the_settings(settings):
+    output, target, experts = make_batch()
+    found = DeferralObjective.for_classes(2, 3, segmentation_loss, **settings)(output, target, experts)
+    block = resolve_settings(settings, num_experts=3)
+    expected = DeferralObjective(block, LabelSpace(2), segmentation_loss)(output, target, experts)
+    assert found.total.item() == expected.total.item()
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="unknown keys: lambda"):
+        DeferralObjective.for_classes(2, 3, segmentation_loss, **{"lambda": 1})
