@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on a small generated dataset, ending with demo_output/report.html
 # make test   the test suite (make test-slow for the long end-to-end runs)
 # make lint   ruff and mypy
+# make docs   the documentation, in docs/_build/html; tutorials are executed
 # Each sets up what it needs in .venv first.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(READY)
 	$(BIN)/nnUNetv2_deferral_demo -o demo_output --overwrite
@@ -26,6 +27,11 @@ lint: $(READY)
 	rm -rf build/typed && $(BIN)/pip install -q --no-deps --target build/typed .
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p nnunetv2_deferral
 
+docs: $(READY)
+	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/python docs/check.py
+	$(BIN)/sphinx-build -W -q docs docs/_build/html
+
 $(READY): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
@@ -33,4 +39,4 @@ $(READY): pyproject.toml setup.cfg
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info demo_output
+	rm -rf build dist *.egg-info demo_output docs/_build

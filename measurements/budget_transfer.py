@@ -1,6 +1,6 @@
 """Do budgets and probabilities fitted on validation cases hold for other patients?
 
-    python benchmarks/budget_transfer.py -d 501 -c 2d -f 0 1 2 -tr TRAINER -p PLANS [-groups groups.json]
+    python measurements/budget_transfer.py -d 501 -c 2d -f 0 1 2 -tr TRAINER -p PLANS [-groups groups.json]
 
 Each fold in turn is held out: calibration maps and thresholds are fitted on the validation cases of the other folds,
 as `nnUNetv2_deferral_calibrate` fits them, and applied to its own. Folds must have been validated with --npz, and none
@@ -16,7 +16,7 @@ of their patients may be in two folds. Compared at each budget over all voxels:
 
 Reported are Dice (mean over cases, 95 % interval over groups), the rate that was realised, the part of the oracle's
 gain, the difference to the confidence baseline, and how far off the probabilities are over the least certain voxels of
-the held-out folds. Results go to benchmarks/results/ with the machine and the date.
+the held-out folds. Results go to measurements/results/ with the machine and the date.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.calibration.fitting import calibrate
-from nnunetv2_deferral.calibration.validation_cases import ValidationCase, ValidationCases
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
@@ -57,6 +58,11 @@ BUDGETS = (0.005, 0.01, 0.02, 0.05)
 CONFIDENCE, ORACLE, GAIN = "confidence", "oracle", "gain"
 
 
+def counts(case: EvaluatedCase) -> np.ndarray:
+    """Bool of shape S, the voxels that were predicted and are not ignored."""
+    return case.valid & case.prediction.predicted
+
+
 class Tally:
     """Dice of each case and deferred voxels of each way of deferring at each budget."""
 
@@ -66,12 +72,12 @@ class Tally:
         self.deferred: dict[tuple[str, float], int] = defaultdict(int)
         self.voxels: dict[tuple[str, float], int] = defaultdict(int)
 
-    def add(self, way: str, budget: float, case: ValidationCase, route: np.ndarray) -> None:
-        system = fuse_masks(case.labels[0], case.labels[1:], route)
-        scores = overlap(case.reference, system, self.regions, case.valid)
+    def add(self, way: str, budget: float, case: EvaluatedCase, route: np.ndarray) -> None:
+        system, counted = fuse_masks(case.model, case.answers, route), counts(case)
+        scores = overlap(case.reference, system, self.regions, counted)
         self.dice[way, budget].append([each["Dice"] for each in scores.values()])
-        self.deferred[way, budget] += np.count_nonzero(route[case.valid])
-        self.voxels[way, budget] += np.count_nonzero(case.valid)
+        self.deferred[way, budget] += np.count_nonzero(route[counted])
+        self.voxels[way, budget] += np.count_nonzero(counted)
 
     def rate(self, way: str, budget: float) -> float:
         return self.deferred[way, budget] / self.voxels[way, budget]
@@ -85,9 +91,9 @@ class Confidence:
         scores, right = [], []
         for fold, name in cases.cases:
             case = cases.read(fold, name)
-            score = one_minus_max(cases.softmax(fold, name), has_regions=has_regions)
-            scores.append(score[case.valid])
-            right.append((case.right[1:] & case.known[1:])[:, case.valid])
+            score, counted = one_minus_max(case.prediction.softmax, has_regions=has_regions), counts(case)
+            scores.append(score[counted])
+            right.append((case.right[1:] & case.known[1:])[:, counted])
         self.scores, self.right = np.concatenate(scores), np.concatenate(right, axis=1)
 
     def fit(self, budget: float) -> tuple[float, int]:
@@ -103,8 +109,8 @@ def open_cases(
     """The cases of some folds; simulated experts may err in another manner than they did in training."""
     cases = ValidationCases(Experiment.find(experiment.dataset, experiment.configuration, folds), method, groups=groups)
     if errors is not None:
-        experts = tuple(e if isinstance(e, Rater) else replace(e, error_model=errors) for e in cases.panel.experts)
-        cases.panel = replace(cases.panel, experts=experts)
+        experts = tuple(e if isinstance(e, Rater) else replace(e, error_model=errors) for e in cases.experts.experts)
+        cases.experts = replace(cases.experts, experts=experts)
     return cases
 
 
@@ -146,13 +152,14 @@ def measure(
         fitted = {budget: confidence.fit(budget) for budget in budgets}
         heads = heads or [(HeadStatistics(), HeadStatistics()) for _ in range(len(own.settings.experts) + 1)]
         for _, name in own.cases:
-            case, voxel_weight = own.read(fold, name), own.voxel_weight(fold, name)
+            case = own.read(fold, name)
+            routing, voxel_weight = case.prediction.routing, own.voxel_weight(case.prediction)
             names.append(name)
-            how = {"rule": own.settings.rule, "spacing_mm": case.spacing_mm}
+            how = {"rule": own.settings.rule, "spacing_mm": case.prediction.spacing}
             tally.add("model", 0.0, case, np.zeros(case.reference.shape, np.uint8))
-            tally.add("rule", 0.0, case, decide(case.probabilities, voxel_weight, limits=Limits(), **how).maps.route)
-            _count_heads(heads, case, calibrated)
-            score = one_minus_max(own.softmax(fold, name), has_regions=has_regions)
+            tally.add("rule", 0.0, case, decide(routing, voxel_weight, limits=Limits(), **how).maps.route)
+            _count_heads(heads, case, own.group(name), calibrated)
+            score = one_minus_max(case.prediction.softmax, has_regions=has_regions)
             for budget in budgets:
                 everywhere, each = Limits(budget=budget, over="dataset"), Limits(budget=budget)
                 in_regions = Limits(budget=budget, min_region_mm=region_mm)
@@ -162,16 +169,16 @@ def measure(
                     ("gain, per case", each, calibrated),
                     ("regions", in_regions, calibrated),
                 ):
-                    found = decide(case.probabilities, voxel_weight, limits=limits, calibration=calibration, **how)
+                    found = decide(routing, voxel_weight, limits=limits, calibration=calibration, **how)
                     tally.add(way, budget, case, found.maps.route)
                 threshold, best = fitted[budget]
-                route = np.where((score >= threshold) & case.valid, best, 0).astype(np.uint8)
+                route = np.where((score >= threshold) & counts(case), best, 0).astype(np.uint8)
                 tally.add(CONFIDENCE, budget, case, route)
-            someone = (case.labels[1:] == case.reference).any(0)
-            answer = np.where(someone, case.reference, case.labels[0])
+            someone = (case.answers == case.reference).any(0)
+            answer = np.where(someone, case.reference, case.model)
             oracle.update(
-                name, oracle_score(case.reference, case.labels[0], answer), reference=case.reference,
-                model=case.labels[0], answer=answer, valid=case.valid,
+                name, oracle_score(case.reference, case.model, answer), reference=case.reference,
+                model=case.model, answer=answer, valid=counts(case),
             )  # fmt: skip
     if tally is None or oracle is None:
         raise ValueError("there are no folds")
@@ -184,17 +191,21 @@ def measure(
 
 
 def _count_heads(
-    heads: Sequence[tuple[HeadStatistics, HeadStatistics]], case: ValidationCase, calibration: ModelCalibration
+    heads: Sequence[tuple[HeadStatistics, HeadStatistics]],
+    case: EvaluatedCase,
+    group: str,
+    calibration: ModelCalibration,
 ) -> None:
     """Count the least certain voxels of a case, before and after calibration."""
-    known = np.where(np.isnan(case.probabilities), 0, case.probabilities)
+    routing, counted = case.prediction.routing, counts(case)
+    known = np.where(np.isnan(routing), 0, routing)
     after = calibration.apply(known)
-    model = known[0][case.valid]
+    model = known[0][counted]
     edge = np.partition(model, place := int(LEAST_CERTAIN * model.size))[place]
     for head, (raw, calibrated) in enumerate(heads):
-        where = case.known[head] & (known[0] <= edge)
-        raw.update(case.group, known[head], case.right[head], where)
-        calibrated.update(case.group, after[head], case.right[head], where)
+        where = case.known[head] & counted & (known[0] <= edge)
+        raw.update(group, known[head], case.right[head], where)
+        calibrated.update(group, after[head], case.right[head], where)
 
 
 def _errors(
@@ -268,7 +279,7 @@ def main() -> None:
     add("-budgets", type=float, nargs="+", default=list(BUDGETS))
     add("-error_model", choices=ERROR_MODEL_NAMES, help="in which simulated experts err. Default: as in training")
     add("-region_mm", type=float, default=3.0)
-    add("-name", help="of the file in benchmarks/results. Default: made of dataset, trainer, plans and error model")
+    add("-name", help="of the file in measurements/results. Default: made of dataset, trainer, plans and error model")
     given = parser.parse_args()
     experiment = Experiment.find(given.d, given.c, given.f)
     method = Method(trainer=given.tr, plans=given.p)

@@ -1,12 +1,12 @@
 """What scoring a large dataset costs: 10^8 voxels through risk-coverage and deferral budgets.
 
-    python benchmarks/evaluation_memory.py
-    python benchmarks/evaluation_memory.py -cases 1 -voxels 100000000      # in one case
+    python measurements/evaluation_memory.py
+    python measurements/evaluation_memory.py -cases 1 -voxels 100000000      # in one case
 
 Cases are drawn one after the other: a reference with two labels in blocks, a model and an expert who err here and
 there, and a score that takes a new value at almost every voxel and tells something about the model's errors. Reported
 are seconds of one core (of the process, drawing left out), their ratio to sorting as many scores with numpy.argsort, a
-million at a time, and the peak memory of the process, which must stay within 2 GiB. Results go to benchmarks/results/
+million at a time, and the peak memory of the process, which must stay within 2 GiB. Results go to measurements/results/
 with the machine and the date.
 """
 

@@ -1,11 +1,11 @@
 """What deferral costs: stock against deferral trainer in one run, on the same plans and batches.
 
-    python benchmarks/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
-    python benchmarks/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
+    python measurements/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
+    python measurements/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
 
 Measured are ratios deferral / stock of: the training step, the data loader (with the experts drawn), the prediction
 from file to file, and the peak memory of the training. Steps alternate between the two trainers, so that a busy
-machine slows both alike, and medians are compared. Results go to benchmarks/results/ with the machine and the date.
+machine slows both alike, and medians are compared. Results go to measurements/results/ with the machine and the date.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 from skimage import io
+from tifffile import TiffFileError
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder, visible_files
 from nnunetv2_deferral.dataset_conversion.staple import staple
@@ -226,7 +227,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _read(file: Path) -> np.ndarray:
     try:
         return np.asarray(io.imread(str(file)))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TiffFileError) as error:
         raise InputError(f"{file} cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
+from nnunetv2_deferral.commands import demo as command
 from nnunetv2_deferral.demo import pipeline as demo
 from nnunetv2_deferral.demo.data import (
     draw_blob,
@@ -16,6 +17,8 @@ from nnunetv2_deferral.demo.data import (
     write_dataset,
 )
 from nnunetv2_deferral.demo.report import DemoFiles
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.installed import find_script
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_overwriting_removes_only_what_a_demo_writes(tmp_path):
 def test_the_command_refuses_a_folder_that_is_not_empty(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as stop:
-        demo.main(["-o", str(tmp_path)])
+        command.main(["-o", str(tmp_path)])
     assert stop.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err
 
@@ -173,15 +176,15 @@ def test_scripts_beside_the_running_python_come_first(tmp_path, monkeypatch):
         (tmp_path / folder / "script").touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    assert demo.find_script("script") == str(tmp_path / "venv" / "script")
-    with pytest.raises(demo.StepError, match="no_such_script"):
-        demo.find_script("no_such_script")
+    assert find_script("script") == str(tmp_path / "venv" / "script")
+    with pytest.raises(InputError, match="no_such_script"):
+        find_script("no_such_script")
 
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path, capsys):
     out = tmp_path / "out"
-    demo.main(["-o", str(out), "-device", "cpu"])
+    command.main(["-o", str(out), "-device", "cpu"])
     table = json.loads((out / "table.json").read_text())
     dice = {row["who"]: row["Dice"] for row in table["rows"]}
     assert dice["system (model + experts asked)"] > dice["model alone"] + 0.02

@@ -228,9 +228,11 @@ def test_planning_without_a_process_for_augmentation_is_refused(fingerprints, ca
     assert "nnUNet_n_proc_DA is 0" in error_of(capsys, "-d", "1")
 
 
-def test_an_unknown_dataset_gets_nnunets_error(root):
-    with pytest.raises(RuntimeError, match="Could not find a dataset with the ID 77"):
+def test_an_unknown_dataset_is_named_in_one_line(root, capsys):
+    with pytest.raises(SystemExit) as stop:
         main(["-d", "77"])
+    assert stop.value.code == 2
+    assert "there is no dataset 77" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
