@@ -101,14 +101,14 @@ def test_folds_are_compared_where_voxels_count_and_in_any_order():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_score(SCORES, np.ones(3, bool)), r"counts \(3,\)"),
+        (lambda: mean_score(SCORES, np.ones(3, bool)), r"valid \(3,\)"),
         (lambda: mean_score(SCORES, np.ones(4, int)), "valid must be bool"),
         (lambda: mean_score(np.array([0.1, NAN])), "got a mean of nan"),
         (lambda: mean_foreground_score(SCORES, np.ones(3, int)), r"prediction \(3,\)"),
         (lambda: mean_score_off_boundary(SCORES, np.ones(3, int)), r"prediction \(3,\)"),
         (lambda: mean_score_off_boundary(SCORES, np.ones(4, int), width_voxels=-1), "got -1"),
         (lambda: fold_disagreement(np.ones((1, 4), int), [1]), "at least two masks are needed, got 1"),
-        (lambda: fold_disagreement(np.ones((2, 4), int), [1], np.ones(3, bool)), r"counts \(3,\)"),
+        (lambda: fold_disagreement(np.ones((2, 4), int), [1], np.ones(3, bool)), r"valid \(3,\)"),
     ],
 )
 def test_bad_input_is_named(call, message):
