@@ -11,9 +11,7 @@ from made_up_workplace import CASES, LABELS, SPLITS, Workplace, disc, write, wri
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A preprocessed dataset of six 2D cases in two folds, with plans, and nothing trained."""
     here = Workplace(tmp_path)
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    here.use(monkeypatch)
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     for folder in (here.preprocessed / "gt_segmentations", here.preprocessed / "nnUNetPlans_2d", here.raw):
         folder.mkdir(parents=True)

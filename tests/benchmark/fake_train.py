@@ -1,7 +1,7 @@
 """In place of nnUNetv2_train: `fake_train.py FOLD FINISHED_FOLD OPTIONS...`.
 
 Each call is entered into FOLD/calls.txt. A file `behaviour.txt` beside the finished folds changes what happens: `fail`
-ends with an error after the first epoch, `slow` takes a minute an epoch from the second on.
+ends with an error after the first epoch, `slow` takes so long for its second epoch that it is ended before.
 """
 
 import shutil
@@ -33,7 +33,7 @@ if "--val" not in options:
     for epoch in range(begin, 3):
         print(f"2026-11-21 11:29:30: Epoch {epoch} ", flush=True)
         if behaviour == "slow" and epoch > 0:
-            time.sleep(60)
+            time.sleep(900)
         write_checkpoint(latest, epoch)
         print("Epoch time: 1.0 s")
         if behaviour == "fail":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunet_folders import NnunetFolders
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_deferral import maps
@@ -39,18 +40,10 @@ LOG = """
 
 
 @dataclass
-class Workplace:
+class Workplace(NnunetFolders):
     """nnU-Net's folders, filled by hand."""
 
-    root: Path
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.root / "preprocessed" / DATASET
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "raw" / DATASET
+    dataset: str = DATASET
 
     @property
     def arguments(self) -> list[str]:

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_up_workplace import DEFERRAL, SPLITS, STOCK, FakeTraining, ask_where_wrong, cut_short, write_checkpoint
+from waiting import LONGEST_S, wait_for
 
 from nnunetv2_deferral.benchmark.running import Progress, run_trainings
 from nnunetv2_deferral.benchmark.state import Stage
@@ -44,12 +44,11 @@ def behave(training, behaviour):
     (training.source.parent / "behaviour.txt").write_text(behaviour)
 
 
-def wait_for(condition):
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("waited for 20 s in vain")
+def wait_for_its_second_epoch(training, process):
+    wait_for(
+        lambda: training.log.is_file() and b"Epoch 1" in training.log.read_bytes(),
+        alive=lambda: process.poll() is None,
+    )
 
 
 def test_what_is_missing_is_run_once(trainings):
@@ -109,7 +108,7 @@ def test_an_end_without_a_validation_is_a_failure(trainings):
 
 SCRIPT = """
 import signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from made_up_workplace import FakeTraining, STOCK, SPLITS, Workplace
 from nnunetv2_deferral.benchmark.running import run_trainings
 from nnunetv2_deferral.commands.benchmark import _ended_by_signals
@@ -122,7 +121,8 @@ with _ended_by_signals():
 
 
 def start_in_another_process(workplace):
-    script = SCRIPT.format(tests=str(Path(__file__).parent), root=str(workplace.root))
+    here = Path(__file__).parent
+    script = SCRIPT.format(folders=[str(here), str(here.parent)], root=str(workplace.root))
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -132,9 +132,9 @@ def test_interrupted_and_started_again_nothing_is_lost(workplace, trainings, num
     training = trainings[0]
     behave(training, "slow")
     process = start_in_another_process(workplace)
-    wait_for(lambda: training.log.is_file() and b"Epoch 1" in training.log.read_bytes())
+    wait_for_its_second_epoch(training, process)
     process.send_signal(number)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=180)[1]
+    assert b"KeyboardInterrupt" in process.communicate(timeout=LONGEST_S)[1]
     behave(training, "")
     run_trainings([training])
     assert calls(training) == ["start at epoch 0", "--c at epoch 1"]
@@ -145,7 +145,7 @@ def test_a_training_that_outlives_its_benchmark_is_not_started_twice(workplace, 
     training = trainings[0]
     behave(training, "slow")
     process = start_in_another_process(workplace)
-    wait_for(lambda: training.log.is_file() and b"Epoch 1" in training.log.read_bytes())
+    wait_for_its_second_epoch(training, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.communicate()

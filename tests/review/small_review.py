@@ -5,9 +5,9 @@ Without the packages of the extra [review], the modules that import this are ski
 
 import contextlib
 import json
+import os
 import socket
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra [review] is not installed")
 
 from starlette.testclient import TestClient  # noqa: E402
+from waiting import wait_for  # noqa: E402
 
 from nnunetv2_deferral import maps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
@@ -208,19 +209,26 @@ def serve_folders(folders, **options):
     return Served(folders, review, create_app(review, access, PORT), access)
 
 
+def free_port():
+    """A port for a server that is to be started; none that the system gives to whoever asks for any."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("there is no free port")
+
+
 @contextlib.contextmanager
 def running(folders, **options):
     """A real server on a free port; gives its address and everyone's link."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    listening = socket.create_server(("127.0.0.1", 0))  # held from now on, so that no other test gets the port
+    port = listening.getsockname()[1]
     review = open_review(folders, **options)
     access = Access(review.store.hidden, review.study.experts, port)
-    server = uvicorn.Server(uvicorn.Config(create_app(review, access, port), port=port, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = uvicorn.Server(uvicorn.Config(create_app(review, access, port), log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    wait_for(lambda: server.started, alive=thread.is_alive)
     try:
         yield {person.name: link for person, link in access.links(f"http://127.0.0.1:{port}")}
     finally:

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from small_review import write_volumes
+from small_review import free_port, write_volumes
+from waiting import wait_for
 
 from nnunetv2_deferral import files
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably
@@ -213,20 +214,22 @@ def start_server(folders, port):
 def sign_in(port, secret):
     origin = f"http://127.0.0.1:{port}"
     client = httpx.Client(base_url=origin, headers={"origin": origin, "x-review-person": "ann"}, trust_env=False)
-    for _ in range(100):
+
+    def entered():
         try:
-            assert client.post("/api/enter", json={"secret": secret}).status_code == 200
-            return client
+            answer = client.post("/api/enter", json={"secret": secret})
         except httpx.ConnectError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not start")
+            return False
+        assert answer.status_code == 200
+        return True
+
+    wait_for(entered)
+    return client
 
 
 def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
     folders = write_volumes(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     random = np.random.default_rng(0)
     revision, expected = 0, None
     for _ in range(3):
@@ -265,9 +268,7 @@ def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
 
 def test_an_upload_that_breaks_off_changes_nothing(tmp_path, snapshot):
     folders = write_volumes(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process, secret = start_server(folders, port)
     try:
         client = sign_in(port, secret)
