@@ -1,5 +1,6 @@
 """The fixtures of :mod:`workplace`, for all tests here."""
 
+import pytest
 from workplace import (
     flat_deferral,
     flat_deferral_fold_1,
@@ -19,3 +20,13 @@ __all__ = [
     "solid_prediction",
     "workplace",
 ]
+
+MODELS = frozenset(name for name in __all__ if name != "workplace")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever uses one of the models above does so in one and the same process, which trains it."""
+    for item in items:
+        if MODELS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("trained models"))

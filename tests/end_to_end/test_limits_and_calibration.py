@@ -21,6 +21,7 @@ from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT_REGION,
 )
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -229,7 +230,7 @@ class TestABudgetOverADataset:
         environment: dict[str, str],
         words: list[str],
     ) -> None:
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             predict_with(predictor, workplace.raw / FLAT / "imagesTs", tmp_path / "out", environment)
         for word in words:
             assert word in str(refused.value)
@@ -316,7 +317,8 @@ class TestTheStockCommands:
         limits = {ENVIRONMENT: "0.5", ENVIRONMENT_OVER: "dataset"}
         done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "out", plans=PLANS, fails=True, **limits)
         last = done.stdout.strip().splitlines()[-1]
-        assert last.startswith("ValueError: no thresholds were fitted for a budget of 0.5 over a dataset (fitted: ")
+        said = "no thresholds were fitted for a budget of 0.5 over a dataset (fitted: "
+        assert last.startswith(f"nnunetv2_deferral.errors.InputError: {said}")
         assert not list((tmp_path / "out").glob("*.png"))
 
     def test_calibrating_changes_the_plans_and_a_training_of_the_same_fold_undoes_it(

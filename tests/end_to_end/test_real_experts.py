@@ -378,7 +378,8 @@ class TestWithoutTheRawDataset:
         self, workplace: Workplace, rated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-        assert summarize_validation(workplace.trainer("TinyDeferral", rated, "2d")) is None
+        trainer = workplace.trainer("TinyDeferral", rated, "2d")
+        assert summarize_validation(trainer, trainer.plans_manager) is None
 
 
 def test_masks_that_fit_their_image_are_not_refused_at_the_end_for_a_label_file_that_does_not(
@@ -399,5 +400,5 @@ def test_masks_that_fit_their_image_are_not_refused_at_the_end_for_a_label_file_
     for case in VALIDATED:
         shutil.copy(references / f"{case}.nii.gz", validation)
         write_like(references / f"{case}.nii.gz", validation / "deferral" / "route", lambda mask: 0 * mask)
-    summary = summarize_validation(trainer)
+    summary = summarize_validation(trainer, trainer.plans_manager)
     assert list(summary["expert_everywhere"]) == ["ann", "bob"]

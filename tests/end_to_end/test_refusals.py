@@ -11,6 +11,7 @@ import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from workplace import FLAT, Workplace, predictor_of
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.network import add_deferral_head
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -44,7 +45,7 @@ class TestPlans:
         self, workplace: Workplace, trainer: str, block: dict[str, Any], words: list[str]
     ) -> None:
         plans = workplace.derive_plans(FLAT, "Refused", lambda plans: plans.update(deferral=block))
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             workplace.trainer(trainer, FLAT, "2d", plans=plans)
         for word in words:
             assert word in str(refused.value)
@@ -72,7 +73,8 @@ class TestPlans:
             fails=True,
         )  # fmt: skip
         last = done.stdout.strip().splitlines()[-1]
-        assert last.startswith("ValueError: the number of experts is in conflict: the trainer says 2")
+        said = "the number of experts is in conflict: the trainer says 2"
+        assert last.startswith(f"nnunetv2_deferral.errors.InputError: {said}")
 
 
 class TestNames:
@@ -90,7 +92,7 @@ class TestNames:
     )
     @pytest.mark.usefixtures("workplace")
     def test_a_name_of_our_form_that_means_nothing(self, name: str, words: list[str]) -> None:
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             recursive_find_trainer_class_by_name(name)
         for word in (name, *words):
             assert word in str(refused.value)
@@ -124,7 +126,7 @@ class TestPrediction:
         before = state_of(output / "deferral")
         masks = {file: file.stat().st_mtime_ns for file in output.glob("*.png")}
 
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(InputError) as refused:
             predictor_of(flat_deferral.parent).predict_from_files(
                 str(workplace.raw / FLAT / "imagesTs"),
                 str(output),

@@ -1,7 +1,7 @@
 """A small nnU-Net workplace: two generated datasets, tiny plans, and the stock console commands.
 
-Everything lies in one temporary folder a test session. Datasets and the models of the main path are made once and are
-only read by the tests; a test that trains a variant gives it a plans name of its own.
+Everything lies in one temporary folder a test session, with pytest-xdist one a worker. Datasets and the models of the
+main path are made once and are only read by the tests; a test that trains a variant gives it a plans name of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunet_folders import NnunetFolders
+from scripts import Scripts
 from skimage import io
 
 HERE = Path(__file__).parent
@@ -34,28 +35,16 @@ LABELS = {"background": 0, "rim": 1, "core": 2}
 
 
 @dataclass
-class Workplace:
+class Workplace(NnunetFolders):
     """The folders of nnU-Net and how its commands are run on them.
 
     Attributes:
-        root: The temporary folder of the session.
         environment: Environment variables that every command sees.
+        scripts: Runs them.
     """
 
-    root: Path
     environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def raw(self) -> Path:
-        return self.root / "raw"
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.root / "preprocessed"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
+    scripts: Scripts = field(default_factory=Scripts)
 
     def command(
         self, name: str, *arguments: object, fails: bool = False, **environment: str
@@ -64,16 +53,7 @@ class Workplace:
 
         A command that should succeed and does not (or the other way round) fails the test with that output.
         """
-        script = Path(sys.executable).with_name(name)
-        done = subprocess.run(
-            [str(script), *map(str, arguments)],
-            env=os.environ | self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = self.scripts.run(name, [*map(str, arguments)], os.environ | self.environment | environment)
         if (done.returncode != 0) != fails:
             pytest.fail(f"{name} {' '.join(map(str, arguments))} ended with {done.returncode}\n{done.stdout[-6000:]}")
         return done
@@ -150,17 +130,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     from nnunetv2_deferral import trainers
 
     here = Workplace(tmp_path_factory.mktemp("nnunet"))
-    here.environment = {
-        "nnUNet_raw": str(here.raw),
-        "nnUNet_preprocessed": str(here.preprocessed),
-        "nnUNet_results": str(here.results),
+    here.environment = here.variables | {
         "nnUNet_extTrainer": os.pathsep.join((str(Path(trainers.__file__).parent), str(HERE / "trainers"))),
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for work of this size would else take the processor away
     }
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, here.scripts:
+        here.use(patch)
         for name, value in here.environment.items():
             patch.setenv(name, value)
         for dataset in (FLAT, SOLID):
