@@ -187,7 +187,7 @@ def test_missing_inputs_are_refused(dataset, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
 def test_labels_that_the_dataset_does_not_know_are_named_with_their_file(dataset, num_processes):
     labels, djfile, out = dataset
     array = volume()

@@ -280,6 +280,7 @@ def test_a_folder_of_something_else_is_refused(published, train, tmp_path):
         convert(published)
 
 
+@pytest.mark.distributed
 def test_the_number_of_processes_changes_nothing(published, files_below):
     alone = convert(published)
     together = convert_dataset("chaksu", published, 601, published.parent / "raw", num_processes=2)

@@ -10,6 +10,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 
+pytestmark = pytest.mark.distributed
+
 LOWER, UPPER = torch.tensor([0.15, 0.10, 0.10]), torch.tensor([0.35, 0.25, 0.30])
 
 

@@ -167,6 +167,7 @@ class TestLikeTheReference:
             assert differs.mean() < 0.02
             assert (found[differs] != MISSING).all() and (expected[differs] == 3).all()
 
+    @pytest.mark.distributed
     def test_several_processes_do_the_same(self, make):
         dataset = make()
         dataset.copy_reference("twin")
@@ -274,7 +275,7 @@ class TestFaults:
             f"{dataset.raw / 'expertsTr' / 'eve'} has no masks (*.nii.gz)",
         ]
 
-    @pytest.mark.parametrize("num_processes", [1, 2])
+    @pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.distributed)])
     def test_all_faults_of_all_files_are_listed_and_nothing_is_written(self, make, num_processes):
         dataset = make()
         expected = self.faulty(dataset)
