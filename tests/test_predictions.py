@@ -83,7 +83,7 @@ class TestReading:
     def test_files_that_only_accompany_the_masks_are_no_cases(self, tmp_path):
         write_prediction(tmp_path)
         for name in ("plans.json", "._x.nii.gz", ".unfinished.nii.gz"):
-            (tmp_path / name).write_bytes(b"no mask")
+            (tmp_path / name).write_text("{}")
         assert PredictionFolder.open(tmp_path).cases == ("x", "y")
 
 

@@ -247,7 +247,7 @@ class TestCommand:
         [
             (lambda root: maps.index_file(root / "in").write_text("{"), "deferral.json cannot be read"),
             (lambda root: (root / "in" / "dataset.json").unlink(), "give it with -djfile"),
-            (lambda root: (root / "in" / "dataset.json").write_text("{"), "no usable dataset.json"),
+            (lambda root: (root / "in" / "dataset.json").write_text("{"), "dataset.json cannot be read"),
             (lambda root: (root / "experts" / "bob").rename(root / "gone"), "experts without masks"),
         ],
     )

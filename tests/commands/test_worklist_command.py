@@ -334,12 +334,19 @@ class TestRefusals:
             write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((10, 80, 90), np.uint8))
         self.refused(tmp_path, "out holds files that are of no worklist: masks/", images=None, overwrite=True)
 
-    @pytest.mark.parametrize("content", ["{", "{}", '{"files": [3]}'])
-    def test_nor_is_a_json_of_something_else(self, tmp_path, content):
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "worklist.json cannot be read"),
+            ("{}", "worklist.json is no worklist that could be replaced"),
+            ('{"files": [3]}', "worklist.json is no worklist that could be replaced"),
+        ],
+    )
+    def test_nor_is_a_json_of_something_else(self, tmp_path, content, message):
         write_input(tmp_path)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "worklist.json").write_text(content)
-        self.refused(tmp_path, "worklist.json is no worklist that could be replaced", images=None, overwrite=True)
+        self.refused(tmp_path, message, images=None, overwrite=True)
 
     def test_a_file_outside_is_never_removed_whatever_a_worklist_names(self, tmp_path):
         write_input(tmp_path)
