@@ -25,10 +25,12 @@ import numpy as np
 from filelock import FileLock
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import read_json, write_json, written_whole
-from nnunetv2_deferral.settings import DeferralSettings
+from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
 # What stands for probability 1 in the formats of nnU-Net's 2D reader of natural images.
@@ -114,55 +116,130 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeferralFolder:
+    """The deferral maps of a folder of masks, to be written; safe in several processes at once.
+
+    Attributes:
+        folder: The folder of the masks.
+        file_ending: The dataset's file ending, such as `.nii.gz`.
+        writer: nnU-Net's reader-writer for this dataset.
+        model: Which model makes the maps.
+        settings: The effective settings of the model.
+        calibration: What the maps are made with, or None.
+    """
+
+    folder: Path
+    file_ending: str
+    writer: MaskWriter
+    model: ModelIdentity
+    settings: DeferralSettings
+    calibration: ModelCalibration | None = None
+
+    def write(
+        self,
+        case: str,
+        maps: RoutingMaps,
+        properties: dict[str, Any],
+        statistics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the maps of a case and enter it into the folder's `deferral.json`.
+
+        Args:
+            case: The case identifier.
+            maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
+            properties: nnU-Net's properties of the case, which hold its geometry.
+            statistics: What is to be said of the case beside its rates.
+        """
+        probability, gain, largest_gain = maps.probability, maps.gain, float(maps.gain.max(initial=0))
+        if scale := full_scale(self.file_ending, maps.route.shape):
+            probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
+            # Up, as a voxel where anything is to be gained must not become one where nothing is.
+            gain = np.ceil(gain.astype(np.float64) * (scale / (largest_gain or 1))).clip(max=scale)
+            gain = gain.astype(probability.dtype)
+        for path, array in (
+            (route_file, maps.route),
+            (probability_file, probability),
+            (expert_file, maps.expert),
+            (gain_file, gain),
+        ):
+            file = path(self.folder, case, self.file_ending)
+            with written_whole(file.parent) as scratch:
+                self.writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
+        rates = deferral_rates(maps.route, self.model.experts)
+        self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
+
+    def _enter(self, case: str, entry: dict[str, Any]) -> None:
+        file = index_file(self.folder)
+        with FileLock(file.with_name(".deferral.json.lock")):
+            cases = read_json(file)["cases"] if file.is_file() else {}
+            content = {
+                "model": _as_json(self.model),
+                "settings": self.settings.to_dict(),
+                "calibration": None if self.calibration is None else self.calibration.to_dict(),
+                "versions": {
+                    "nnunetv2_deferral": __version__,
+                    "nnunetv2": version("nnunetv2"),
+                    "torch": version("torch"),
+                },
+                "cases": dict(sorted((cases | {case: entry}).items())),
+            }
+            write_json(content, file)
+
+
 def write_maps(
     folder: Path,
     case: str,
-    file_ending: str,
-    route: np.ndarray,
-    probability: np.ndarray,
-    expert: np.ndarray,
-    gain: np.ndarray,
+    maps: RoutingMaps,
+    properties: dict[str, Any],
     *,
     writer: MaskWriter,
-    properties: dict[str, Any],
-    model: ModelIdentity,
-    settings: DeferralSettings,
-    calibration: ModelCalibration | None = None,
+    file_ending: str,
+    experts: Sequence[str | ExpertProfile],
     statistics: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> None:
-    """Write the maps of a case and enter it into the folder's `deferral.json`; safe in several processes at once.
+    """Write maps that were made from arrays, where :class:`.PredictionFolder` and the commands look for them.
+
+    The mask itself, `<folder>/<case><file_ending>`, is written by `writer.write_seg`, and a `dataset.json` belongs
+    beside it. The maps that `nnUNetv2_predict` writes need no call of this function.
 
     Args:
         folder: The folder of the masks.
         case: The case identifier.
-        file_ending: The dataset's file ending, such as `.nii.gz`.
-        route: uint8, in the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
-        probability: float32 of the same shape, in [0, 1].
-        expert: uint8 of the same shape, in [1, J].
-        gain: float32 of the same shape, not negative.
-        writer: nnU-Net's reader-writer for this dataset.
-        properties: nnU-Net's properties of the case, which hold its geometry.
-        model: Which model made the maps.
-        settings: The effective settings of the model.
-        calibration: What the maps were made with, or None.
-        statistics: What is to be said of the case beside its rates.
+        maps: From :func:`.decide`, (Z, Y, X) or (1, Y, X).
+        properties: nnU-Net's properties of the image or mask, which hold its geometry.
+        writer: nnU-Net's reader-writer for the format, such as `SimpleITKIO()`.
+        file_ending: Such as `.nii.gz`.
+        experts: The experts in routing order: names of raters, and profiles of simulated experts.
+        statistics: What is to be said of the case in `deferral.json` beside its rates, such as `decision.statistics`.
+        settings: Further settings of the model, such as `objective="one_vs_all"`.
+
+    Raises:
+        InputError: If the folder holds the maps of other experts, or a setting or name cannot be.
+
+    Example:
+        With a `folder`, and the `properties` of an image of shape (4, 6, 7) from nnU-Net's reader:
+
+        >>> import numpy as np
+        >>> from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+        >>> from nnunetv2_deferral import decide, routing_rule, write_maps
+        >>> a = np.full((2, 4, 6, 7), 0.9, dtype=np.float32)  # of the model and one expert
+        >>> a[0, 1, 2:4, 2:4] = 0.3
+        >>> decision = decide(a, rule=routing_rule("one_vs_all", costs=(0.0,)))
+        >>> nifti = {"writer": SimpleITKIO(), "file_ending": ".nii.gz"}
+        >>> write_maps(folder, "case_1", decision.maps, properties, experts=["ann"], objective="one_vs_all", **nifti)
+        >>> (folder / "deferral" / "route" / "case_1.nii.gz").is_file()
+        True
     """
-    largest_gain = float(gain.max(initial=0))
-    if scale := full_scale(file_ending, route.shape):
-        probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
-        # Up, as a voxel where anything is to be gained must not become one where nothing is.
-        gain = np.ceil(gain.astype(np.float64) * (scale / (largest_gain or 1))).clip(max=scale)
-        gain = gain.astype(probability.dtype)
-    for file, array in (
-        (route_file(folder, case, file_ending), route),
-        (probability_file(folder, case, file_ending), probability),
-        (expert_file(folder, case, file_ending), expert),
-        (gain_file(folder, case, file_ending), gain),
-    ):
-        with written_whole(file.parent) as scratch:
-            writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
-    entry = deferral_rates(route, model.experts) | {"largest_gain": largest_gain} | dict(statistics or {})
-    _enter_case(folder, case, entry, model, settings, calibration)
+    block = {"experts": [each if isinstance(each, str) else each.to_json() for each in experts], **settings}
+    resolved = resolve_settings(block)
+    model = ModelIdentity(
+        dataset="unknown", plans="unknown", configuration="unknown", trainer=None, experts=resolved.expert_names
+    )
+    check_folder(folder, model)
+    written = DeferralFolder(folder=folder, file_ending=file_ending, writer=writer, model=model, settings=resolved)
+    written.write(case, maps, properties, statistics)
 
 
 def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:
@@ -190,31 +267,6 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
         "deferral_rate": float(share[1:].sum()),
         "share": {name: float(value) for name, value in zip(experts, share[1:], strict=True)},
     }
-
-
-def _enter_case(
-    folder: Path,
-    case: str,
-    entry: dict[str, Any],
-    model: ModelIdentity,
-    settings: DeferralSettings,
-    calibration: ModelCalibration | None,
-) -> None:
-    file = index_file(folder)
-    with FileLock(file.with_name(".deferral.json.lock")):
-        cases = read_json(file)["cases"] if file.is_file() else {}
-        content = {
-            "model": _as_json(model),
-            "settings": settings.to_dict(),
-            "calibration": None if calibration is None else calibration.to_dict(),
-            "versions": {
-                "nnunetv2_deferral": __version__,
-                "nnunetv2": version("nnunetv2"),
-                "torch": version("torch"),
-            },
-            "cases": dict(sorted((cases | {case: entry}).items())),
-        }
-        write_json(content, file)
 
 
 def _as_json(model: ModelIdentity) -> dict[str, Any]:

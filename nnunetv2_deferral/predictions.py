@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
@@ -27,6 +29,17 @@ class PredictionFolder:
         experts: The names of the experts in routing order.
         cases: The cases with a mask, sorted.
         index: The content of deferral.json.
+
+    Example:
+        With the `folder` of a prediction of the cases x and y by a model that may ask ann and bob:
+
+        >>> from nnunetv2_deferral import PredictionFolder
+        >>> predictions = PredictionFolder.open(folder)
+        >>> predictions.experts, predictions.cases
+        (('ann', 'bob'), ('x', 'y'))
+        >>> case = predictions.case("x")
+        >>> case.route.shape, case.route.dtype
+        ((4, 6, 7), dtype('uint8'))
     """
 
     folder: Path
@@ -87,48 +100,35 @@ class PredictionFolder:
         """The model's mask."""
         return self.folder / f"{case}{self.files.file_ending}"
 
-    def model(self, case: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """The model's label map, int64 of shape S, and nnU-Net's properties of its file."""
-        return self.files.read(self.mask_file(case))
-
-    def route(self, case: str) -> np.ndarray:
-        """uint8 of shape S: 0 the model, j expert j.
+    def case(self, name: str) -> PredictedCase:
+        """A case; its files are read when their arrays are first used.
 
         Raises:
-            InputError: If it names an expert that deferral.json does not.
+            InputError: If there is no case of that name.
         """
-        file = maps.route_file(self.folder, case, self.files.file_ending)
-        route = self.files.read(file)[0]
-        if route.max(initial=0) > len(self.experts):
-            raise InputError(
-                f"{file} routes voxels to expert {route.max()}, but {self.index_file} names {len(self.experts)} experts"
-            )
-        return route.astype(np.uint8)
-
-    def probability(self, case: str) -> np.ndarray:
-        """float32 of shape S in [0, 1]: the probability that a voxel is deferred."""
-        values, _ = self.files.read_values(maps.probability_file(self.folder, case, self.files.file_ending))
-        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
-
-    def gain(self, case: str) -> np.ndarray:
-        """float32 of shape S, not negative: what asking the expert of a voxel is expected to add to the case's Dice."""
-        values, _ = self.files.read_values(maps.gain_file(self.folder, case, self.files.file_ending))
-        scale = maps.full_scale(self.files.file_ending, values.shape)
-        if scale is None:
-            return values.astype(np.float32)
-        return (values * (self.index["cases"][case]["largest_gain"] / scale)).astype(np.float32)
+        if name not in self.cases:
+            raise InputError(f"{self.folder} has no case {name!r}")
+        mask = cache(lambda: self.files.read(self.mask_file(name)))
+        return PredictedCase(
+            name,
+            model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
+            route=self._map(name, maps.route_file, self._numbers),
+            probability=self._map(name, maps.probability_file, self._probability),
+            expert=self._map(name, maps.expert_file, self._numbers),
+            gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
+            softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
+            routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
+            properties=lambda: mask()[1],
+            num_experts=len(self.experts),
+        )
 
     def routing_file(self, case: str) -> Path:
         """The routing probabilities, which are saved with the model's (`--save_probabilities`, `--npz`)."""
         return maps.routing_file(self.folder, case)
 
-    def routing(self, case: str) -> np.ndarray:
-        """The J + 1 routing probabilities before calibration, float32 (J + 1, *S), NaN where nothing was predicted.
-
-        Raises:
-            InputError: If the file cannot be read.
-        """
-        return _read_probabilities(self.routing_file(case))
+    def softmax_file(self, case: str) -> Path:
+        """The model's probabilities, which nnU-Net saves when it is asked to (`--save_probabilities`, `--npz`)."""
+        return self.folder / f"{case}.npz"
 
     @property
     def calibration(self) -> ModelCalibration | None:
@@ -136,24 +136,26 @@ class PredictionFolder:
         content = self.index.get("calibration")
         return None if content is None else ModelCalibration.from_dict(content, self.experts)
 
-    def softmax_file(self, case: str) -> Path:
-        """The model's probabilities, which nnU-Net saves when it is asked to (`--save_probabilities`, `--npz`)."""
-        return self.folder / f"{case}.npz"
+    def _map(self, case: str, path: Callable[[Path, str, str], Path], read: Callable[[Path], np.ndarray]) -> Stored:
+        file = path(self.folder, case, self.files.file_ending)
+        return Stored(file=file, read=lambda: read(file))
 
-    def softmax(self, case: str) -> np.ndarray:
-        """The model's probabilities (K, *S), float32: of classes, or with region-based training of regions.
+    def _numbers(self, file: Path) -> np.ndarray:
+        return self.files.read(file)[0]
 
-        Raises:
-            InputError: If the file cannot be read.
-        """
-        return _read_probabilities(self.softmax_file(case))
+    def _probability(self, file: Path) -> np.ndarray:
+        values, _ = self.files.read_values(file)
+        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
-    def expert(self, case: str) -> np.ndarray:
-        """uint8 of shape S: whom to ask, in [1, J], if a voxel were deferred."""
-        return self.files.read(maps.expert_file(self.folder, case, self.files.file_ending))[0].astype(np.uint8)
+    def _gain(self, file: Path, case: str) -> np.ndarray:
+        values, _ = self.files.read_values(file)
+        scale = maps.full_scale(self.files.file_ending, values.shape)
+        if scale is None:
+            return values.astype(np.float32)
+        return (values * (self.index["cases"][case]["largest_gain"] / scale)).astype(np.float32)
 
 
-def _read_probabilities(file: Path) -> np.ndarray:
+def _probabilities(file: Path) -> np.ndarray:
     try:
         return np.load(file)["probabilities"].astype(np.float32)
     except Exception as error:  # a zip that was cut short fails in several ways

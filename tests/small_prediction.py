@@ -12,6 +12,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.settings import resolve_settings
 
 LABELS = {"background": 0, "rim": 1, "core": 2}
@@ -25,7 +26,7 @@ GEOMETRY = {
 }
 
 
-class PredictedCase(NamedTuple):
+class WrittenCase(NamedTuple):
     """What was written for a case, all of shape (Z, Y, X) or (1, Y, X)."""
 
     model: np.ndarray
@@ -33,6 +34,10 @@ class PredictedCase(NamedTuple):
     probability: np.ndarray
     expert: np.ndarray
     gain: np.ndarray
+
+    @property
+    def maps(self) -> RoutingMaps:
+        return RoutingMaps(*self[1:])
 
 
 def reader_of(ending: str) -> Any:
@@ -47,32 +52,36 @@ def write_prediction(
     cases: Sequence[str] = ("x", "y"),
     labels: dict[str, Any] = LABELS,
     routes_to: Sequence[int] | None = None,
-) -> dict[str, PredictedCase]:
+) -> dict[str, WrittenCase]:
     """Write random masks, maps and a dataset.json; `routes_to` are the routes that occur, by default all."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (4, 6, 7) if ending == ".nii.gz" else (1, 9, 8)
     routes = list(range(len(experts) + 1)) if routes_to is None else list(routes_to)
-    model = maps.ModelIdentity(
-        dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=tuple(experts)
-    )
+    deferral = deferral_folder(folder, ending, experts)
     written = {}
     for number, case in enumerate(cases):
         random = np.random.default_rng(number)
-        predicted = written[case] = PredictedCase(
+        predicted = written[case] = WrittenCase(
             random.integers(0, 3, shape).astype(np.uint8),
             random.choice(routes, shape).astype(np.uint8),
             random.random(shape, dtype=np.float32),
             random.integers(1, len(experts) + 1, shape).astype(np.uint8),
             random.random(shape, dtype=np.float32) / 100,
         )
-        maps.write_maps(
-            folder, case, ending, *predicted[1:],
-            writer=reader_of(ending), properties=GEOMETRY, model=model,
-            settings=resolve_settings({"experts": list(experts)}),
-        )  # fmt: skip
+        deferral.write(case, predicted.maps, GEOMETRY)
         write_mask(folder / f"{case}{ending}", predicted.model)
     (folder / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ending}))
     return written
+
+
+def deferral_folder(folder: Path, ending: str, experts: Sequence[str]) -> maps.DeferralFolder:
+    model = maps.ModelIdentity(
+        dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=tuple(experts)
+    )
+    settings = resolve_settings({"experts": list(experts)})
+    return maps.DeferralFolder(
+        folder=folder, file_ending=ending, writer=reader_of(ending), model=model, settings=settings
+    )
 
 
 def write_mask(file: Path, mask: np.ndarray, **geometry: Any) -> None:

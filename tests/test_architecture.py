@@ -16,7 +16,7 @@ LAYERS = (
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels"),
     ("expert_sim", "routing", "geometry", "fusion"),
     ("experts",),
-    ("decision", "dataset"),
+    ("cases", "decision", "dataset"),
     ("raters",),
     ("settings",),
     ("network", "losses", "planners", "maps"),

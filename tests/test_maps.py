@@ -12,6 +12,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.settings import resolve_settings
 
 SETTINGS = resolve_settings(None)
@@ -28,9 +29,9 @@ def make_maps(shape, seed=0):
 
 
 def write(folder, case, ending, route, probability, writer, properties, model=MODEL):
-    expert = np.maximum(route, 1)
-    how = {"writer": writer, "properties": properties, "model": model, "settings": SETTINGS}
-    maps.write_maps(folder, case, ending, route, probability, expert, probability / 50, **how)
+    made = RoutingMaps(route, probability, np.maximum(route, 1), probability / 50)
+    deferral = maps.DeferralFolder(folder=folder, file_ending=ending, writer=writer, model=model, settings=SETTINGS)
+    deferral.write(case, made, properties)
 
 
 @pytest.mark.parametrize("writer", [SimpleITKIO, SimpleITKIOWithReorient, NibabelIO, NibabelIOWithReorient])

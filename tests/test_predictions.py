@@ -8,7 +8,8 @@ import pytest
 from small_prediction import LABELS, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.dataset import DatasetFiles, same_cases
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 
 ENDINGS = (".nii.gz", ".png", ".bmp")
@@ -29,21 +30,21 @@ class TestReading:
         assert (opened.cases, opened.experts) == (("x", "y"), ("ann", "bob"))
         assert opened.files.label_values == (0, 1, 2)
         for case, predicted in written.items():
-            model, properties = opened.model(case)
-            assert model.dtype == np.int64
-            assert np.array_equal(model, predicted.model)
-            assert properties["spacing"] == reader_of(ending).read_seg(str(tmp_path / f"{case}{ending}"))[1]["spacing"]
+            found = opened.case(case)
+            assert found.model.dtype == np.int64
+            assert np.array_equal(found.model, predicted.model)
+            _, properties = reader_of(ending).read_seg(str(tmp_path / f"{case}{ending}"))
+            assert found.properties["spacing"] == properties["spacing"]
             for name in ("route", "expert"):
-                found = getattr(opened, name)(case)
-                assert found.dtype == np.uint8
-                assert np.array_equal(found, getattr(predicted, name))
+                assert getattr(found, name).dtype == np.uint8
+                assert np.array_equal(getattr(found, name), getattr(predicted, name))
 
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_a_probability_is_a_float_between_0_and_1_however_it_is_stored(self, tmp_path, ending):
         written = write_prediction(tmp_path, ending=ending)
         opened = PredictionFolder.open(tmp_path)
         for case, predicted in written.items():
-            found = opened.probability(case)
+            found = opened.case(case).probability
             assert found.dtype == np.float32
             stored = read_mask(maps.probability_file(tmp_path, case, ending)).max()
             step = 0 if ending == ".nii.gz" else 1 / (255 if ending == ".bmp" else 65535)
@@ -188,8 +189,8 @@ class TestRefusals:
         changed = predicted.route.astype(np.uint16)
         changed[0, 0, 0] = route
         write_mask(file, changed)
-        with pytest.raises(ValueError, match=f"routes voxels to expert {route}, but .*names 2 experts") as refused:
-            PredictionFolder.open(tmp_path).route("x")
+        with pytest.raises(ValueError, match=f"routes voxels to expert {route}, but .*from 1 to 2") as refused:
+            _ = PredictionFolder.open(tmp_path).case("x").route
         assert str(file) in str(refused.value)
 
     @pytest.mark.parametrize("kind", ["route", "probability", "expert"])
@@ -198,9 +199,106 @@ class TestRefusals:
         file = tmp_path / "deferral" / kind / "x.png"
         file.write_bytes(file.read_bytes()[:30])
         with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read: ")):
-            getattr(PredictionFolder.open(tmp_path), kind)("x")
+            getattr(PredictionFolder.open(tmp_path).case("x"), kind)
 
     def test_cases_that_are_not_among_others_are_all_named(self):
         same_cases("references are missing", ["a"], ["a", "b"])
         with pytest.raises(ValueError, match=r"references are missing \(2\): c, d"):
             same_cases("references are missing", ["d", "a", "c"], ["a", "b"])
+
+
+class TestCase:
+    def test_a_case_that_was_not_predicted(self, tmp_path):
+        write_prediction(tmp_path)
+        with pytest.raises(InputError, match=re.escape(f"{tmp_path} has no case 'z'")):
+            PredictionFolder.open(tmp_path).case("z")
+
+    @pytest.mark.parametrize("used", ["model", "properties", "route", "probability", "expert", "gain"])
+    def test_only_what_is_used_is_read_and_only_once(self, tmp_path, monkeypatch, used):
+        write_prediction(tmp_path)
+        opened, read = PredictionFolder.open(tmp_path), []
+        stock = DatasetFiles.read_values
+        monkeypatch.setattr(DatasetFiles, "read_values", lambda self, file: read.append(file) or stock(self, file))
+        case = opened.case("x")
+        assert read == []
+        assert getattr(case, used) is getattr(case, used)
+        mask, map_of_it = opened.mask_file("x"), tmp_path / "deferral" / used / "x.nii.gz"
+        assert sorted(read) == sorted([mask] if used in ("model", "properties") else [mask, map_of_it])
+
+    @pytest.mark.parametrize("kind", ["route", "probability", "expert", "gain"])
+    def test_a_map_of_another_shape_than_its_mask(self, tmp_path, kind):
+        write_prediction(tmp_path)
+        file = tmp_path / "deferral" / kind / "y.nii.gz"
+        write_mask(file, np.ones((4, 6, 8), np.uint8))
+        case = PredictionFolder.open(tmp_path).case("y")
+        with pytest.raises(InputError, match=re.escape(f"{file} has shape (4, 6, 8) instead of (4, 6, 7)")):
+            getattr(case, kind)
+
+    @pytest.mark.parametrize("expert", [0, 3])
+    def test_a_voxel_that_would_be_asked_of_nobody(self, tmp_path, expert):
+        predicted = write_prediction(tmp_path)["x"]
+        file = maps.expert_file(tmp_path, "x", ".nii.gz")
+        predicted.expert[0, 0, 0] = expert
+        write_mask(file, predicted.expert)
+        with pytest.raises(InputError, match=f"would ask expert {expert}, but experts are numbered from 1 to 2"):
+            _ = PredictionFolder.open(tmp_path).case("x").expert
+
+    def test_a_gain_that_is_not_finite(self, tmp_path):
+        write_prediction(tmp_path, ending=".png")
+        file = maps.gain_file(tmp_path, "x", ".png")
+        edit_index(tmp_path, lambda index: index["cases"]["x"].update(largest_gain=float("inf")))
+        with pytest.raises(InputError, match=re.escape(f"{file} holds values that are not finite")):
+            _ = PredictionFolder.open(tmp_path).case("x").gain
+
+    def test_probabilities_are_there_where_they_were_saved(self, tmp_path):
+        write_prediction(tmp_path)
+        routing = np.random.default_rng(0).random((3, 4, 6, 7), dtype=np.float32)
+        routing[:, 0] = np.nan
+        maps.save_routing(tmp_path, "x", routing)
+        np.savez(tmp_path / "x.npz", probabilities=np.zeros((3, 4, 6, 7), np.float32))
+        opened = PredictionFolder.open(tmp_path)
+        x, y = opened.case("x"), opened.case("y")
+        assert [case.has(kind) for kind in ("routing", "softmax") for case in (x, y)] == [True, False, True, False]
+        assert np.array_equal(x.routing, routing, equal_nan=True)
+        assert np.array_equal(x.predicted, ~np.isnan(routing[0]))
+        assert x.softmax.shape == (3, 4, 6, 7)
+        with pytest.raises(InputError, match=re.escape(f"{opened.softmax_file('y')} cannot be read")):
+            _ = y.softmax
+
+    def test_probabilities_that_do_not_fit(self, tmp_path):
+        write_prediction(tmp_path)
+        maps.save_routing(tmp_path, "x", np.zeros((2, 4, 6, 7), np.float32))
+        np.savez(tmp_path / "x.npz", probabilities=np.zeros((3, 4, 6, 8), np.float32))
+        opened = PredictionFolder.open(tmp_path)
+        expected = f"{opened.routing_file('x')} has shape (2, 4, 6, 7) instead of (3, 4, 6, 7)"
+        with pytest.raises(InputError, match=re.escape(expected)):
+            _ = opened.case("x").routing
+        expected = f"{opened.softmax_file('x')} has shape (3, 4, 6, 8) instead of (3, 4, 6, 7)"
+        with pytest.raises(InputError, match=re.escape(expected)):
+            _ = opened.case("x").softmax
+
+    @pytest.mark.parametrize("content", [b"no zip", b""])
+    def test_probabilities_that_cannot_be_read(self, tmp_path, content):
+        write_prediction(tmp_path)
+        opened = PredictionFolder.open(tmp_path)
+        opened.softmax_file("x").write_bytes(content)
+        with pytest.raises(InputError, match=re.escape(f"{opened.softmax_file('x')} cannot be read")):
+            _ = opened.case("x").softmax
+
+    def test_a_case_as_if_something_had_not_been_saved(self, tmp_path):
+        written = write_prediction(tmp_path)["x"]
+        maps.save_routing(tmp_path, "x", np.zeros((3, 4, 6, 7), np.float32))
+        case = PredictionFolder.open(tmp_path).case("x").without("routing", "softmax")
+        assert not case.has("routing")
+        assert np.array_equal(case.route, written.route)
+        with pytest.raises(InputError, match="case x: the array routing is not given"):
+            _ = case.routing
+
+    def test_an_orientation_that_is_none_names_the_mask(self, tmp_path):
+        write_prediction(tmp_path)
+        opened = PredictionFolder.open(tmp_path)
+        assert opened.case("x").orientation.spacing_mm == pytest.approx((2.5, 0.7, 1.1))
+        case = opened.case("x")
+        case.properties["sitk_stuff"]["direction"] = (1.0,) * 9
+        with pytest.raises(InputError, match=re.escape(f"{opened.mask_file('x')}: the axes of the volume are no")):
+            _ = case.orientation

@@ -16,10 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
-from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
+from nnunetv2_deferral.evaluation.summary import SummaryStatistics
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
 from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.files import read_json
@@ -140,8 +141,7 @@ def _open(
         if differing := differences(prediction.index["settings"], opened.index["settings"]):
             raise InputError(f"fold {other} was trained with other settings than fold {fold}: {'; '.join(differing)}")
     scoring.answers = _answers_of(experiment, opened, experts, seed)
-    manager = files.label_manager
-    scoring.statistics = SummaryStatistics(files.regions, scoring.answers.names, manager.ignore_label)
+    scoring.statistics = SummaryStatistics(files.regions, scoring.answers.names)
     return scoring
 
 
@@ -203,28 +203,24 @@ def _score(
     properties: Mapping[str, Any],
     answers: dict[str, np.ndarray],
 ) -> None:
-    file = scoring.validations[fold] / f"{case}{files.file_ending}"
-    model = _read_of_shape(files, file, reference.shape)
     ignored = files.label_manager.ignore_label
+    folder, deferral = scoring.validations[fold], scoring.predictions.get(fold)
+    file = folder / f"{case}{files.file_ending}"
+    prediction = None if deferral is None else deferral.case(case)
+    model = files.read(file)[0] if prediction is None else prediction.model
+    if model.shape != reference.shape:
+        raise InputError(f"{file} has shape {model.shape}, but its reference {reference.shape}")
     found = overlap(reference, model, files.regions, None if ignored is None else reference != ignored)
-    _check_counts(scoring.validations[fold], case, found, scoring.written[fold][case])
+    _check_counts(folder, case, found, scoring.written[fold][case])
     scoring.model[case] = found
-    if scoring.statistics is None or scoring.answers is None:
+    if prediction is None or scoring.statistics is None or scoring.answers is None:
         return
-    route = scoring.predictions[fold].route(case)
-    if route.shape != reference.shape:
-        raise InputError(f"the route beside {file} has shape {route.shape}, but the reference {reference.shape}")
     key = json.dumps(scoring.answers.to_dict(), sort_keys=True)
     if key not in answers:
         answers[key] = scoring.answers.answers(case, reference, properties)
-    scoring.statistics.update(Case(case, reference, model, answers[key], route))
-
-
-def _read_of_shape(files: DatasetFiles, file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    labels, _ = files.read(file)
-    if labels.shape != shape:
-        raise InputError(f"{file} has shape {labels.shape}, but its reference {shape}")
-    return labels
+    scoring.statistics.update(
+        EvaluatedCase(prediction=prediction, reference=reference, answers=answers[key], ignore_label=ignored)
+    )
 
 
 def _check_counts(folder: Path, case: str, found: CaseMetrics, written: Mapping[str, Any]) -> None:

@@ -48,9 +48,9 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
     names = ("model", *cases.settings.expert_names)
     every = [HeadStatistics() for _ in names]
     for case in tqdm(cases, total=len(cases.cases), desc="Reading", unit="case"):
-        right, known = case.right, case.known
+        right, known = case.right, case.known & case.prediction.predicted
         for head, statistics in enumerate(every):
-            statistics.update(case.group, case.probabilities[head], right[head], known[head])
+            statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
     fits = [_fit(name, found) if maps else Selection(IDENTITY, {}) for name, found in zip(names, every, strict=True)]
     heads = tuple(each.calibrator for each in fits)
     report: dict[str, Any] = {
@@ -64,7 +64,7 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         kept = ReliabilityStatistics(names, heads)
         for case in tqdm(cases, total=len(cases.cases), desc="Checking", unit="case"):
             nobody = np.zeros(case.reference.shape, dtype=np.uint8)
-            kept.update(case.name, case.probabilities, case.right, case.known, nobody)
+            kept.update(case.name, case.prediction.routing, case.right, case.known, nobody)
         found = kept.summary()["heads"]
         report["heads"] = {
             name: {
@@ -96,10 +96,10 @@ def _fit(name: str, statistics: HeadStatistics) -> Selection:
 
 def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[Calibrator]) -> np.ndarray:
     """What is expected to be gained in a case, float32 (J, n) for its n voxels, as a prediction ranks them."""
-    found = cases.routing(fold, case)
-    unknown = np.isnan(found[0])
-    known = apply(heads, np.where(unknown, 0, found))
-    gains = image_gains(known, unknown, cases.voxel_weight(fold, case), cases.settings.rule)
+    prediction = cases.prediction(fold, case)
+    unknown = ~prediction.predicted
+    known = apply(heads, np.where(unknown, 0, prediction.routing))
+    gains = image_gains(known, unknown, cases.voxel_weight(prediction), cases.settings.rule)
     return gains.reshape(len(gains), -1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +10,14 @@ import numpy as np
 import torch
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
-from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import FOLDER
 from nnunetv2_deferral.settings import resolve_settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationCase:
-    """What a validation case tells.
-
-    Attributes:
-        name: The case.
-        group: What it is held back with, such as its patient.
-        reference: Label map, int64 of shape S.
-        labels: int64 (J + 1, *S), the model's and the experts', `MISSING` where an expert has none.
-        probabilities: float32 (J + 1, *S), of the model and the experts before calibration, NaN where nothing was
-            predicted.
-        valid: Bool of shape S, the voxels that were predicted and are not ignored.
-        spacing_mm: Size of a voxel along each axis of S.
-    """
-
-    name: str
-    group: str
-    reference: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    valid: np.ndarray
-    spacing_mm: tuple[float, ...]
-
-    @property
-    def right(self) -> np.ndarray:
-        """Bool (J + 1, *S), whether model and experts are right."""
-        return self.labels == self.reference
-
-    @property
-    def known(self) -> np.ndarray:
-        """Bool (J + 1, *S), where that is known."""
-        return self.valid & (self.labels != MISSING)
 
 
 class ValidationCases:
@@ -104,51 +69,36 @@ class ValidationCases:
         self.experts = ExpertAnswers.of_model(opened, asked, masks=experiment.raw / FOLDER)
         self.files = opened.files
 
-    def __iter__(self) -> Iterator[ValidationCase]:
+    def __iter__(self) -> Iterator[EvaluatedCase]:
         for fold, case in self.cases:
             yield self.read(fold, case)
 
-    def read(self, fold: int, case: str) -> ValidationCase:
+    def read(self, fold: int, case: str) -> EvaluatedCase:
         """Read a case.
 
         Raises:
             InputError: If a file cannot be read or does not fit.
         """
-        folder = self._folders[fold]
-        model, properties = folder.model(case)
-        reference = self.files.read_like(self.experiment.reference(case), model, properties)
-        answers = self.experts.answers(case, reference, properties)
-        probabilities = self.routing(fold, case)
-        if probabilities.shape != (len(answers) + 1, *model.shape):
-            raise InputError(
-                f"{folder.routing_file(case)} has shape {probabilities.shape} for {len(answers)} experts and a mask of "
-                f"shape {model.shape}"
-            )
-        ignored = self.files.label_manager.ignore_label
-        valid = ~np.isnan(probabilities[0])
-        if ignored is not None:
-            valid &= reference != ignored
-        return ValidationCase(
-            name=case,
-            group=str(self._groups[case]),
+        prediction = self.prediction(fold, case)
+        reference = self.files.read_like(self.experiment.reference(case), prediction.model, prediction.properties)
+        return EvaluatedCase(
+            prediction=prediction,
             reference=reference,
-            labels=np.concatenate((model[None], answers)),
-            probabilities=probabilities,
-            valid=valid,
-            spacing_mm=tuple(float(size) for size in properties["spacing"]),
+            answers=self.experts.answers(case, reference, prediction.properties),
+            ignore_label=self.files.label_manager.ignore_label,
         )
 
-    def routing(self, fold: int, case: str) -> np.ndarray:
-        """The probabilities of model and experts before calibration, float32 (J + 1, *S), NaN where not predicted."""
-        return self._folders[fold].routing(case)
+    def prediction(self, fold: int, case: str) -> PredictedCase:
+        """What the model says of a case."""
+        return self._folders[fold].case(case)
 
-    def softmax(self, fold: int, case: str) -> np.ndarray:
-        """The model's probabilities, float32 (K, *S), of classes or regions."""
-        return self._folders[fold].softmax(case)
+    def group(self, case: str) -> str:
+        """What a case is held back with, such as its patient."""
+        return str(self._groups[case])
 
-    def voxel_weight(self, fold: int, case: str) -> np.ndarray:
+    def voxel_weight(self, prediction: PredictedCase) -> np.ndarray:
         """What a voxel is worth in a prediction, float32 that broadcasts to S."""
-        softmax = self.softmax(fold, case)
+        softmax = prediction.softmax
         foreground = softmax if self.files.label_manager.has_regions else softmax[1:]
         return dice_weight(torch.from_numpy(foreground)).numpy()[0]
 

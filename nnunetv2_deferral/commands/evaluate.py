@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import read_groups, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
-from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
-from nnunetv2_deferral.evaluation.summary import Case
+from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import read_json, write_json, written_whole
@@ -54,34 +54,27 @@ class EvaluationInputs:
     fold_folders: tuple[Path, ...] = ()
     has_routing: bool = False
 
-    def read(self, case: str) -> ScoredCase:
+    def read(self, case: str) -> EvaluatedCase:
         """Read a case.
 
         Raises:
             InputError: If a file is missing, cannot be read or has another shape or geometry than the prediction.
         """
-        folder = self.predictions
-        model, properties = folder.model(case)
-        reference = folder.files.read_like(self.references / folder.mask_file(case).name, model, properties)
-        folds = [folder.files.read_like(each / folder.mask_file(case).name, model, properties)
-                 for each in self.fold_folders]  # fmt: skip
-        return ScoredCase(
-            case=Case(case, reference, model, self.experts.answers(case, reference, properties), folder.route(case)),
-            probability=folder.probability(case),
-            gain=folder.gain(case),
-            expert=folder.expert(case),
-            spacing_mm=[float(size) for size in properties["spacing"]],
-            probabilities=folder.softmax(case) if self.has_probabilities else None,
+        saved = {"softmax": self.has_probabilities, "routing": self.has_routing}
+        prediction = self.predictions.case(case).without(*(what for what, of_all in saved.items() if not of_all))
+        reference, *folds = (self._read_like(folder, prediction) for folder in (self.references, *self.fold_folders))
+        return EvaluatedCase(
+            prediction=prediction,
+            reference=reference,
+            answers=self.experts.answers(case, reference, prediction.properties),
+            ignore_label=self.predictions.files.label_manager.ignore_label,
             fold_masks=np.stack(folds) if folds else None,
-            routing=self._routing(case, model.shape) if self.has_routing else None,
         )
 
-    def _routing(self, case: str, shape: tuple[int, ...]) -> np.ndarray:
-        folder, expected = self.predictions, (len(self.experts.names) + 1, *shape)
-        routing = folder.routing(case)
-        if routing.shape != expected:
-            raise InputError(f"{folder.routing_file(case)} has shape {routing.shape} instead of {expected}")
-        return routing
+    def _read_like(self, folder: Path, prediction: PredictedCase) -> np.ndarray:
+        """The labels of a predicted case in another folder."""
+        file = folder / self.predictions.mask_file(prediction.name).name
+        return self.predictions.files.read_like(file, prediction.model, prediction.properties)
 
 
 def open_inputs(
@@ -142,12 +135,11 @@ def evaluate(
         What `deferral_summary.json` holds: see docs/evaluation.md.
     """
     folder, experts = inputs.predictions, inputs.experts
-    labels, calibration = folder.files.label_manager, folder.calibration
+    calibration = folder.calibration
     evaluation = Evaluation(
         folder.files.regions,
         experts.names,
-        has_regions=labels.has_regions,
-        ignore_label=labels.ignore_label,
+        has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
     )
     for case in tqdm(folder.cases, desc="Evaluating", unit="case"):

@@ -51,19 +51,17 @@ def fuse_folder(
     cases: dict[str, Any] = {}
     report = {"experts": list(folder.experts), "cases": cases}
     with written_whole(output) as scratch:
-        for case in tqdm(folder.cases, desc="Fusing", unit="case"):
-            model, properties = folder.model(case)
-            route = folder.route(case)
-            if route.shape != model.shape:
-                raise InputError(f"{folder.mask_file(case)} has shape {model.shape}, but its route has {route.shape}")
-            answers = masks.answers(case, model.shape, properties)
+        for name in tqdm(folder.cases, desc="Fusing", unit="case"):
+            case = folder.case(name)
+            model, route = case.model, case.route
+            answers = masks.answers(name, model.shape, case.properties)
             system = fuse_masks(model, answers, route)
-            folder.files.reader.write_seg(system, str(scratch / folder.mask_file(case).name), properties)
+            folder.files.reader.write_seg(system, str(scratch / folder.mask_file(name).name), case.properties)
             missed = np.bincount(route[unanswered(answers, route)], minlength=len(folder.experts) + 1)[1:]
-            cases[case] = {
+            cases[name] = {
                 "deferred": int((route > 0).sum()),
                 "changed": int((system != model).sum()),
-                "unanswered": {name: int(n) for name, n in zip(folder.experts, missed, strict=True) if n},
+                "unanswered": {expert: int(n) for expert, n in zip(folder.experts, missed, strict=True) if n},
             }
         write_json(report, scratch / REPORT_NAME)
     return report

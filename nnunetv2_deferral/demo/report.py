@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.demo.data import DATASET_NAME, FILE_ENDING
+from nnunetv2_deferral.cases import EvaluatedCase
+from nnunetv2_deferral.demo.data import DATASET_NAME
 from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
-from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import without_nan, write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.report import figures
 from nnunetv2_deferral.report.page import Commands, Note, Page, Picture, Section, SideBySide, write_page
 from nnunetv2_deferral.report.tables import (
@@ -103,16 +102,16 @@ def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]]
         steps: Title and command line of every step, to be shown.
         epochs: How long was trained.
     """
-    experts = _expert_names(files)
-    cases = [_read_case(files, file.name.removesuffix(FILE_ENDING), experts) for file in sorted(files.labels.iterdir())]
+    predictions = PredictionFolder.open(files.prediction("deferral"))
+    experts, cases = predictions.experts, _read_cases(files, predictions)
     summary = summarize_deferral(cases, REGIONS, experts)
-    counted = [count_deferred(case.reference, case.model, case.experts, case.route, experts) for case in cases]
-    table = result_table(summary, add_counts(counted, experts)["total"], stock=_score_stock(files, cases))
+    counted = [count_deferred(case.reference, case.model, case.answers, case.route, experts) for case in cases]
+    table = result_table(summary, add_counts(counted, experts)["total"], stock=_score_stock(files, predictions, cases))
     write_json(without_nan(table), files.table_json)
     (files.out / "table.md").write_text(markdown_tables(table) + "\n", encoding="utf-8")
-    _write_fused(files, cases)
+    _write_fused(files, predictions, cases)
     model, system = dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"])
-    views = {case.name: _view(files, case, model[case.name], system[case.name]) for case in cases}
+    views = {case.name: _view(files, predictions, case, model[case.name], system[case.name]) for case in cases}
     order = telling_order(model, system)
     overview = figures.draw_overview([views[case] for case, _ in order[:NUM_OVERVIEW]], experts)
     (files.out / "overview.png").write_bytes(figures.to_png(overview))
@@ -120,42 +119,43 @@ def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]]
     write_page(_page(files, table, pictures, steps=steps, epochs=epochs), files.report)
 
 
-def _expert_names(files: DemoFiles) -> list[str]:
-    return json.loads(maps.index_file(files.prediction("deferral")).read_text())["model"]["experts"]
+def _read_cases(files: DemoFiles, predictions: PredictionFolder) -> list[EvaluatedCase]:
+    masks = ExpertMasks.of(files.experts, predictions.experts, predictions.files)
+    cases = []
+    for prediction in map(predictions.case, predictions.cases):
+        model, properties = prediction.model, prediction.properties
+        reference = files.labels / predictions.mask_file(prediction.name).name
+        cases.append(
+            EvaluatedCase(
+                prediction=prediction,
+                reference=predictions.files.read_like(reference, model, properties),
+                answers=masks.answers(prediction.name, model.shape, properties),
+            )
+        )
+    return cases
 
 
-def _read_case(files: DemoFiles, case: str, experts: Sequence[str]) -> Case:
-    name, deferral = f"{case}{FILE_ENDING}", files.prediction("deferral")
-    answers = np.stack([_read_mask(files.experts / expert / name) for expert in experts])
-    route = _read_mask(maps.route_file(deferral, case, FILE_ENDING)).astype(np.uint8)
-    return Case(case, _read_mask(files.labels / name), _read_mask(deferral / name), answers, route)
+def _score_stock(files: DemoFiles, predictions: PredictionFolder, cases: Sequence[EvaluatedCase]) -> dict[str, Any]:
+    scores = {}
+    for case in cases:
+        mask, _ = predictions.files.read(files.prediction("stock") / predictions.mask_file(case.name).name)
+        scores[case.name] = overlap(case.reference, mask, REGIONS)
+    return summarize(scores)
 
 
-def _read_mask(file: Path) -> np.ndarray:
-    """A label map as int64 of shape (Y, X)."""
-    return NaturalImage2DIO().read_seg(str(file))[0][0, 0].astype(np.int64)
-
-
-def _score_stock(files: DemoFiles, cases: Sequence[Case]) -> dict[str, Any]:
-    folder = files.prediction("stock")
-    return summarize(
-        {
-            case.name: overlap(case.reference, _read_mask(folder / f"{case.name}{FILE_ENDING}"), REGIONS)
-            for case in cases
-        }
-    )
-
-
-def _write_fused(files: DemoFiles, cases: Sequence[Case]) -> None:
+def _write_fused(files: DemoFiles, predictions: PredictionFolder, cases: Sequence[EvaluatedCase]) -> None:
     with written_whole(files.prediction("system")) as scratch:
         for case in cases:
-            system = fuse_masks(case.model, case.experts, case.route)
-            NaturalImage2DIO().write_seg(system[None], str(scratch / f"{case.name}{FILE_ENDING}"), {})
+            system = fuse_masks(case.model, case.answers, case.route)
+            file = scratch / predictions.mask_file(case.name).name
+            predictions.files.reader.write_seg(system, str(file), case.prediction.properties)
 
 
-def _view(files: DemoFiles, case: Case, model_dice: float, system_dice: float) -> CaseView:
-    image = NaturalImage2DIO().read_images([str(files.images / f"{case.name}_0000{FILE_ENDING}")])[0][0, 0]
-    return CaseView(case=case, image=image, spacing=(1.0, 1.0), model_dice=model_dice, system_dice=system_dice)
+def _view(
+    files: DemoFiles, predictions: PredictionFolder, case: EvaluatedCase, model_dice: float, system_dice: float
+) -> CaseView:
+    image = predictions.files.read_image([predictions.files.image_file(files.images, case.name)])[0]
+    return CaseView(case=case, image=image, model_dice=model_dice, system_dice=system_dice)
 
 
 def _case_picture(files: DemoFiles, view: CaseView, why: str, experts: Sequence[str]) -> Picture:

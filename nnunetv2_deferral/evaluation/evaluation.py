@@ -9,11 +9,11 @@ probabilities mean what they say by :mod:`reliability`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
@@ -25,40 +25,13 @@ from nnunetv2_deferral.evaluation.overlap import Region
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
-from nnunetv2_deferral.evaluation.summary import Case, SummaryStatistics
+from nnunetv2_deferral.evaluation.summary import SummaryStatistics
 from nnunetv2_deferral.evaluation.uncertainty import entropy, one_minus_max
-from nnunetv2_deferral.labels import MISSING
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
 MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
 # Along a curve of Dice over budget, for the report.
 CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoredCase:
-    """A case with the scores by which voxels can be ranked, all of the case's shape S.
-
-    Attributes:
-        case: Label maps and route.
-        probability: float32 in [0, 1], the probability that a voxel is deferred, or that deferring it helps.
-        gain: float32, not negative: what asking the expert is expected to gain.
-        expert: Integers in [1, J], whom to ask if a voxel were deferred.
-        probabilities: The model's (K, *S) for classes or regions, or None where they were not saved.
-        spacing_mm: Size of a voxel along each axis of S.
-        fold_masks: The masks of single folds (F, *S), or None.
-        routing: How probably model and experts are right, before calibration: float32 (J + 1, *S), NaN where nothing
-            was predicted. None where this was not saved, and for other objectives than one-vs-all.
-    """
-
-    case: Case
-    probability: np.ndarray
-    gain: np.ndarray
-    expert: np.ndarray
-    spacing_mm: Sequence[float]
-    probabilities: np.ndarray | None = None
-    fold_masks: np.ndarray | None = None
-    routing: np.ndarray | None = None
 
 
 class Evaluation:
@@ -76,7 +49,6 @@ class Evaluation:
         experts: Sequence[str],
         *,
         has_regions: bool = False,
-        ignore_label: int | None = None,
         calibration: Sequence[Calibrator] | None = None,
     ) -> None:
         """Start without cases.
@@ -85,7 +57,6 @@ class Evaluation:
             regions: The foreground labels or regions to score.
             experts: The names of the J experts in routing order.
             has_regions: Whether the model's probabilities are those of regions.
-            ignore_label: The reference label whose voxels count nowhere, or None.
             calibration: The J + 1 maps that the route was made with, the model's first, or None.
 
         Raises:
@@ -94,8 +65,7 @@ class Evaluation:
         self.experts = tuple(experts)
         self.regions = tuple(regions)
         self.has_regions = has_regions
-        self.ignore_label = ignore_label
-        self._summary = SummaryStatistics(regions, experts, ignore_label)
+        self._summary = SummaryStatistics(regions, experts)
         self._deferred: dict[str, DeferralCounts] = {}
         self._budgets: dict[str, BudgetStatistics] = {}
         self._histograms: dict[str, ScoreHistogram] = {}
@@ -104,33 +74,32 @@ class Evaluation:
         self._reliability = ReliabilityStatistics((MODEL, *self.experts), calibration)
         self._has_routing: bool | None = None
 
-    def update(self, scored: ScoredCase) -> None:
+    def update(self, case: EvaluatedCase) -> None:
         """Add a case.
 
         Raises:
             InputError: If it has the scores that cases before it lack, or the other way round, or shapes differ.
         """
-        case = scored.case
-        valid = np.ones(case.route.shape, bool) if self.ignore_label is None else case.reference != self.ignore_label
+        prediction, valid = case.prediction, case.valid
         self._summary.update(case)
         self._deferred[case.name] = count_deferred(
-            case.reference, case.model, case.experts, case.route, self.experts, valid
+            case.reference, case.model, case.answers, case.route, self.experts, valid
         )
-        scores = self._scores(scored)
-        self._update_budgets(scored, scores, valid)
+        scores = self._scores(prediction)
+        self._update_budgets(case, scores)
         wrong = case.model != case.reference
         for name, values in scores.items():
             self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
-        self._update_cases(scored, scores, valid)
+        self._update_cases(case, scores)
         self._location.update(
-            scored.probability,
+            prediction.probability,
             reference=case.reference,
             wrong=wrong,
             deferred=case.route > 0,
             valid=valid,
-            spacing_mm=scored.spacing_mm,
+            spacing_mm=prediction.spacing,
         )
-        self._update_reliability(scored, valid)
+        self._update_reliability(case)
 
     def summary(
         self,
@@ -184,60 +153,57 @@ class Evaluation:
             "reliability": self._reliability.summary() if self._has_routing else None,
         }
 
-    def _scores(self, scored: ScoredCase) -> dict[str, np.ndarray]:
+    def _scores(self, prediction: PredictedCase) -> dict[str, np.ndarray]:
         """What voxels are ranked by, apart from chance and truth."""
-        scores = {PROBABILITY: scored.probability}
-        if scored.probabilities is not None:
-            scores[MAX_SOFTMAX] = one_minus_max(scored.probabilities, has_regions=self.has_regions)
-            scores[ENTROPY] = entropy(scored.probabilities, has_regions=self.has_regions)
+        scores = {PROBABILITY: prediction.probability}
+        if prediction.has("softmax"):
+            scores[MAX_SOFTMAX] = one_minus_max(prediction.softmax, has_regions=self.has_regions)
+            scores[ENTROPY] = entropy(prediction.softmax, has_regions=self.has_regions)
         if self._histograms and scores.keys() != self._histograms.keys():
             differing = sorted(scores.keys() ^ self._histograms.keys())
-            raise InputError(f"case {scored.case.name} and those before it do not all have {', '.join(differing)}")
+            raise InputError(f"case {prediction.name} and those before it do not all have {', '.join(differing)}")
         return scores
 
-    def _update_budgets(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
-        case = scored.case
-        asked = np.take_along_axis(case.experts, scored.expert[None].astype(np.int64) - 1, axis=0)[0]
-        someone_right = (case.experts == case.reference).any(0)
+    def _update_budgets(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
+        gain, expert = case.prediction.gain, case.prediction.expert
+        asked = np.take_along_axis(case.answers, expert[None].astype(np.int64) - 1, axis=0)[0]
+        someone_right = (case.answers == case.reference).any(0)
         best = np.where(someone_right, case.reference, case.model)
-        rankings = {LEARNED: (scored.gain, asked)} | {name: (values, asked) for name, values in scores.items()}
+        rankings = {LEARNED: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
         rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
         rankings[ORACLE] = (oracle_score(case.reference, case.model, best), best)
-        for name, labels in zip(self.experts, case.experts, strict=True):
-            rankings[f"{LEARNED}, always {name}"] = (scored.gain, labels)
+        for name, labels in zip(self.experts, case.answers, strict=True):
+            rankings[f"{LEARNED}, always {name}"] = (gain, labels)
             if MAX_SOFTMAX in scores:
                 rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
         for name, (values, answer) in rankings.items():
             # Nobody would ask where nothing is to be gained.
             positive_only = name == ORACLE or name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
-            statistics.update(case.name, values, reference=case.reference, model=case.model, answer=answer, valid=valid)
+            statistics.update(
+                case.name, values, reference=case.reference, model=case.model, answer=answer, valid=case.valid
+            )
 
-    def _update_cases(self, scored: ScoredCase, scores: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
-        case = scored.case
+    def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         for name, values in scores.items():
             found = {
-                "mean": failure.mean_score(values, valid),
-                "foreground": failure.mean_foreground_score(values, case.model, valid),
-                "off_boundary": failure.mean_score_off_boundary(values, case.model, valid),
+                "mean": failure.mean_score(values, case.valid),
+                "foreground": failure.mean_foreground_score(values, case.model, case.valid),
+                "off_boundary": failure.mean_score_off_boundary(values, case.model, case.valid),
             }
             for how, value in found.items():
                 self._case_scores.setdefault(f"{name}, {how}", {})[case.name] = value
-        if scored.fold_masks is not None:
-            disagreement = failure.fold_disagreement(scored.fold_masks, self.regions, valid)
+        if case.fold_masks is not None:
+            disagreement = failure.fold_disagreement(case.fold_masks, self.regions, case.valid)
             self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
 
-    def _update_reliability(self, scored: ScoredCase, valid: np.ndarray) -> None:
-        has_routing = scored.routing is not None
+    def _update_reliability(self, case: EvaluatedCase) -> None:
+        has_routing = case.prediction.has("routing")
         if self._has_routing not in (None, has_routing):
-            raise InputError(f"case {scored.case.name} and those before it do not all have routing probabilities")
+            raise InputError(f"case {case.name} and those before it do not all have routing probabilities")
         self._has_routing = has_routing
-        if scored.routing is None:
-            return
-        case = scored.case
-        labels = np.concatenate((case.model[None], case.experts))
-        known = valid & (labels != MISSING)
-        self._reliability.update(case.name, scored.routing, labels == case.reference, known, case.route)
+        if has_routing:
+            self._reliability.update(case.name, case.prediction.routing, case.right, case.known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
         """Dice (N, R) of a part of the summary; NaN for cases that it lacks."""

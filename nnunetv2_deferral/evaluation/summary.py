@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, summarize
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.labels import MISSING
@@ -16,48 +16,27 @@ from nnunetv2_deferral.maps import deferral_rates
 _PARTS = ("system", "expert", "model", "model_everywhere")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One case, all arrays of one shape S.
-
-    Attributes:
-        name: The case identifier.
-        reference: Reference label map, integer.
-        model: The model's label map.
-        experts: The experts' label maps, (J, *S), `MISSING` where an expert has none.
-        route: uint8, 0 the model, j expert j.
-    """
-
-    name: str
-    reference: np.ndarray
-    model: np.ndarray
-    experts: np.ndarray
-    route: np.ndarray
-
-
 class SummaryStatistics:
     """The scores of system, experts and model, gathered case by case."""
 
-    def __init__(self, regions: Sequence[Region], experts: Sequence[str], ignore_label: int | None = None) -> None:
+    def __init__(self, regions: Sequence[Region], experts: Sequence[str]) -> None:
         """Start without cases; arguments as in :func:`summarize_deferral`."""
         self.regions = tuple(regions)
         self.experts = tuple(experts)
-        self.ignore_label = ignore_label
         self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, *experts)}
         self._per_case: dict[str, dict[str, Any]] = {}
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
         self._num_unanswered = 0
 
-    def update(self, case: Case) -> None:
+    def update(self, case: EvaluatedCase) -> None:
         """Add a case.
 
         Raises:
             InputError: If shapes differ or a route names an expert that there is not.
         """
-        ignored = self.ignore_label
-        valid = np.ones(case.route.shape, bool) if ignored is None else case.reference != ignored
-        system = fuse_masks(case.model, case.experts, case.route)
-        without_answer = unanswered(case.experts, case.route)
+        valid = case.valid
+        system = fuse_masks(case.model, case.answers, case.route)
+        without_answer = unanswered(case.answers, case.route)
         answered = (case.route > 0) & ~without_answer
         scored = {
             "system": (system, valid),
@@ -66,7 +45,7 @@ class SummaryStatistics:
             "model_everywhere": (case.model, valid),
         } | {
             name: (mask, valid & (mask != MISSING))
-            for name, mask in zip(self.experts, case.experts, strict=True)
+            for name, mask in zip(self.experts, case.answers, strict=True)
             if (mask != MISSING).any()
         }
         for part, (prediction, where) in scored.items():
@@ -96,7 +75,7 @@ class SummaryStatistics:
 
 
 def summarize_deferral(
-    cases: Iterable[Case], regions: Sequence[Region], experts: Sequence[str], ignore_label: int | None = None
+    cases: Iterable[EvaluatedCase], regions: Sequence[Region], experts: Sequence[str]
 ) -> dict[str, Any]:
     """Score a deferral system.
 
@@ -104,7 +83,6 @@ def summarize_deferral(
         cases: The cases; held one at a time.
         regions: The foreground labels or regions to score.
         experts: The names of the J experts in routing order.
-        ignore_label: The reference label whose voxels count nowhere, or None.
 
     Returns:
         A dictionary with, in the nesting of nnU-Net's summary.json: `system` (the fused mask over the whole image),
@@ -115,7 +93,7 @@ def summarize_deferral(
         case. An expert alone is scored on the cases and voxels that the expert has labelled, and has no entry without
         any.
     """
-    statistics = SummaryStatistics(regions, experts, ignore_label)
+    statistics = SummaryStatistics(regions, experts)
     for case in cases:
         statistics.update(case)
     return statistics.summary()

@@ -20,7 +20,7 @@ from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import Decision, decide
 from nnunetv2_deferral.decision.limits import DATASET, ENVIRONMENT_CAPACITIES, Limits, limits_of_environment
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.maps import ModelIdentity, check_folder, save_routing, write_maps
+from nnunetv2_deferral.maps import DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
 
@@ -61,18 +61,15 @@ def export_prediction_from_logits(
         )
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
-        write_maps(
-            file.parent,
-            file.name,
-            dataset_json["file_ending"],
-            *decision.maps,
+        folder = DeferralFolder(
+            folder=file.parent,
+            file_ending=dataset_json["file_ending"],
             writer=plans_manager.image_reader_writer_class(),
-            properties=properties_dict,
             model=model,
             settings=plans_manager.settings,
             calibration=plans_manager.calibration,
-            statistics=decision.statistics,
         )
+        folder.write(file.name, decision.maps, properties_dict, decision.statistics)
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
         segmentation,

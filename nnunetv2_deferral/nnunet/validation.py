@@ -11,8 +11,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import ExpertAnswers
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.export import model_identity
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
@@ -59,7 +60,6 @@ def summarize_validation(trainer: nnUNetTrainer, plans_manager: DeferralPlansMan
         _cases(predictions, sorted(trainer.do_split()[1]), references, experts),
         files.regions,
         settings.expert_names,
-        files.label_manager.ignore_label,
     )
     summary["experts"] = experts.to_dict()
     write_json(summary, predictions.folder / SUMMARY_NAME)
@@ -72,9 +72,13 @@ def _folder(trainer: nnUNetTrainer) -> Path:
 
 def _cases(
     predictions: PredictionFolder, names: Sequence[str], references: Path, experts: ExpertAnswers
-) -> Iterator[Case]:
+) -> Iterator[EvaluatedCase]:
     for name in names:
         reference, _ = predictions.files.read(references / predictions.mask_file(name).name)
-        # Without geometry: the masks were compared with the images when they were preprocessed.
-        answers = experts.answers(name, reference)
-        yield Case(name, reference, predictions.model(name)[0], answers, predictions.route(name))
+        yield EvaluatedCase(
+            prediction=predictions.case(name),
+            reference=reference,
+            # Without geometry: the masks were compared with the images when they were preprocessed.
+            answers=experts.answers(name, reference),
+            ignore_label=predictions.files.label_manager.ignore_label,
+        )

@@ -166,10 +166,10 @@ def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, f
 
 def _slice(view: CaseView) -> _Slice:
     case = view.case
-    system = fuse_masks(case.model, case.experts, case.route)
+    system = fuse_masks(case.model, case.answers, case.route)
     masks = [case.reference, case.model, system, case.route]
-    if view.valid is not None:
-        masks = [np.where(view.valid, mask, 0) for mask in masks]
+    if case.ignore_label is not None:
+        masks = [np.where(case.valid, mask, 0) for mask in masks]
     image, place = view.image, ""
     if image.ndim == 3:
         index = fullest_slice(masks[3], masks[0] != masks[1], masks[0])
@@ -185,7 +185,7 @@ def _slice(view: CaseView) -> _Slice:
         model=model,
         system=system,
         route=route,
-        aspect=view.spacing[-2] / view.spacing[-1],
+        aspect=case.prediction.spacing[-2] / case.prediction.spacing[-1],
         place=place,
     )
 

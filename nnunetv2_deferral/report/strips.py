@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_deferral.evaluation.evaluation import ScoredCase
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.figures import draw_case, to_png
 from nnunetv2_deferral.report.page import Picture
@@ -26,7 +26,7 @@ def chosen_cases(summary: Mapping[str, Any], most: int = NUM_CASES) -> list[tupl
 def case_pictures(
     summary: Mapping[str, Any],
     predictions: PredictionFolder,
-    read: Callable[[str], ScoredCase],
+    read: Callable[[str], EvaluatedCase],
     images: Path,
 ) -> list[Picture]:
     """A picture of each chosen case.
@@ -43,18 +43,13 @@ def case_pictures(
     model, system = dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"])
     experts = list(summary["deferral"]["share"])
     files = predictions.files
-    ignore_label = files.label_manager.ignore_label
     pictures = []
     for case, why in chosen_cases(summary):
-        scored = read(case)
-        valid = None if ignore_label is None else scored.case.reference != ignore_label
         view = CaseView(
-            case=scored.case,
+            case=read(case),
             image=files.read_image([files.image_file(images, case)])[0],
-            spacing=tuple(scored.spacing_mm),
             model_dice=model[case],
             system_dice=system[case],
-            valid=valid,
         )
         caption = _caption(summary, case, model[case], system[case], experts)
         png = to_png(draw_case(view, experts), dpi=130)

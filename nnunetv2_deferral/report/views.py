@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.summary import Case
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,27 +15,24 @@ class CaseView:
     """A case with what it takes to draw it.
 
     Attributes:
-        case: Label maps and route, all of shape (Y, X) or (Z, Y, X); nnU-Net's (1, Y, X) for 2D will do as well.
+        case: The case, its arrays of shape (Y, X) or (Z, Y, X); nnU-Net's (1, Y, X) for 2D will do as well. Of voxels
+            that do not count, only the image is shown.
         image: One channel of the image, any real type, same shape.
-        spacing: Size of a voxel in the order of the axes, any unit, as many as axes.
         model_dice: Dice of the model's mask, NaN where undefined.
         system_dice: Dice of the fused mask, NaN where undefined.
-        valid: Bool of the same shape, the voxels that count, or None for all. Elsewhere only the image is shown.
     """
 
-    case: Case
+    case: EvaluatedCase
     image: np.ndarray
-    spacing: tuple[float, ...]
     model_dice: float
     system_dice: float
-    valid: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        shape = self.case.reference.shape
-        if self.image.shape != shape or len(self.spacing) != len(shape):
+        shape, spacing = self.case.reference.shape, self.case.prediction.spacing
+        if self.image.shape != shape or len(spacing) != len(shape):
             raise InputError(
                 f"case {self.case.name}: masks of shape {shape} do not go with an image of shape {self.image.shape} "
-                f"and {len(self.spacing)} spacings"
+                f"and {len(spacing)} spacings"
             )
         if len(shape) not in (2, 3):
             raise InputError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
@@ -43,7 +40,7 @@ class CaseView:
     @property
     def counted_route(self) -> np.ndarray:
         """The route of the voxels that count, one-dimensional."""
-        return self.case.route.ravel() if self.valid is None else self.case.route[self.valid]
+        return self.case.route[self.case.valid]
 
 
 def fullest_slice(*marked: np.ndarray) -> int:

@@ -11,15 +11,15 @@ from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.review.store import ReviewStore
-from nnunetv2_deferral.review.study import LoadedCase, Study
+from nnunetv2_deferral.review.study import ReviewedCase, Study
 
 
-def fused_mask(study: Study, store: ReviewStore, case: LoadedCase) -> np.ndarray:
+def fused_mask(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:
     """The model's mask with the submitted answers, (Z, Y, X), by the rule of `nnUNetv2_deferral_fuse`."""
     return fuse_masks(case.model, _answers(study, store, case), case.route)
 
 
-def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str, Any]:
+def case_result(study: Study, store: ReviewStore, case: ReviewedCase) -> dict[str, Any]:
     """What changed in a case, who answered, and the scores where there is a reference.
 
     Returns:
@@ -28,7 +28,7 @@ def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str,
         those that experts are asked about), and `scores` (a list of region, Dice of the model, Dice of the system; None
         without a reference), `corrected_voxels` and `spoiled_voxels`.
     """
-    name = case.info.name
+    name, info = case.name, study.infos[case.name]
     answers = _answers(study, store, case)
     fused = fuse_masks(case.model, answers, case.route)
     experts = []
@@ -37,8 +37,8 @@ def case_result(study: Study, store: ReviewStore, case: LoadedCase) -> dict[str,
         experts.append(
             {
                 "expert": expert,
-                "voxels": case.info.voxels[number - 1],
-                "regions": case.info.regions[number - 1],
+                "voxels": info.voxels[number - 1],
+                "regions": info.regions[number - 1],
                 "submitted": store.is_submitted(expert, name),
                 "changed_voxels": int((asked & (fused != case.model)).sum()),
                 "minutes": (store.record(expert, name) or {}).get("minutes"),
@@ -95,7 +95,7 @@ def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused
     }
 
 
-def _answers(study: Study, store: ReviewStore, case: LoadedCase) -> np.ndarray:
+def _answers(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:
     masks = ExpertMasks.of(store.folder, study.experts, study.predictions.files)
     shape = case.orientation.to_file(case.model).shape
-    return case.orientation.to_canonical(masks.answers(case.info.name, shape, case.properties))
+    return case.orientation.to_canonical(masks.answers(case.name, shape, case.properties))

@@ -16,7 +16,7 @@ from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
 from nnunetv2_deferral.review.store import Draft, ReviewStore
-from nnunetv2_deferral.review.study import Asked, CaseInfo, LoadedCase, Study
+from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 
 SLACK_SECONDS = 5.0
@@ -91,7 +91,7 @@ class Review:
         names = ["RGB"] if colour else [str(channels.get(str(place), place)) for place in range(len(image))]
         content: dict[str, Any] = {
             "case": name,
-            "shape": case.info.shape,
+            "shape": case.model.shape,
             "spacing": case.orientation.spacing_mm,
             "named": case.orientation.named,
             "oblique": case.orientation.oblique_degrees,
@@ -100,7 +100,7 @@ class Review:
             "kind": str(image.dtype),
             "labels": [{"label": label, "name": name} for label, name in files.label_names.items()],
             "experts": self.study.experts,
-            "has_reference": case.info.reference is not None,
+            "has_reference": self.study.infos[name].reference is not None,
         }
         if person.expert is not None:
             asked, draft = self.study.asked(name, person.expert), self._draft(person.expert, case)
@@ -169,7 +169,7 @@ class Review:
                 return _receipt(draft)  # the same request again: its first answer was lost on the way
             self._check_open(expert, name, edit.revision, draft)
             labels = apply_edit(
-                edit, draft.labels, asked.voxels, case.info.shape, self.study.labels, len(asked.listing)
+                edit, draft.labels, asked.voxels, case.model.shape, self.study.labels, len(asked.listing)
             )
             seconds = draft.seconds + self._worked(expert, name, edit.seconds)
             return self._keep(expert, case, asked, draft, labels, edit.done, edit.key, seconds, "saved")
@@ -237,13 +237,13 @@ class Review:
     def _ignore_label(self) -> int | None:
         return self.study.predictions.files.label_manager.ignore_label
 
-    def _visible(self, person: Person, name: str) -> LoadedCase:
+    def _visible(self, person: Person, name: str) -> ReviewedCase:
         case = self.study.case(name)
-        if person.expert is not None and not case.info.voxels[self.study.experts.index(person.expert)]:
+        if person.expert is not None and not self.study.infos[name].voxels[self.study.experts.index(person.expert)]:
             raise RefusedError(404, "There is no such case.")
         return case
 
-    def _answerable(self, person: Person, name: str) -> tuple[str, LoadedCase, Asked]:
+    def _answerable(self, person: Person, name: str) -> tuple[str, ReviewedCase, Asked]:
         if person.expert is None:
             raise RefusedError(403, "The coordinator gives no answers.")
         case = self._visible(person, name)
@@ -263,11 +263,11 @@ class Review:
                 f"(saved {draft.revision} times, this page knows of {revision}).",
             )
 
-    def _draft(self, expert: str, case: LoadedCase) -> Draft:
+    def _draft(self, expert: str, case: ReviewedCase) -> Draft:
         """The saved draft, or the model's labels as revision 0."""
-        draft = self.store.draft(expert, case.info.name)
+        draft = self.store.draft(expert, case.name)
         if draft is None:
-            asked = self.study.asked(case.info.name, expert)
+            asked = self.study.asked(case.name, expert)
             labels = case.model.ravel()[asked.voxels]
             return Draft(
                 revision=0, key="", digest=case.digest, labels=labels, done=(), seconds=0.0, listed=asked.listed
@@ -278,18 +278,18 @@ class Review:
             )
         return draft
 
-    def _mask(self, case: LoadedCase, expert: str, base: np.ndarray) -> np.ndarray:
+    def _mask(self, case: ReviewedCase, expert: str, base: np.ndarray) -> np.ndarray:
         mask = base.copy()
-        mask.ravel()[self.study.asked(case.info.name, expert).voxels] = self._draft(expert, case).labels
+        mask.ravel()[self.study.asked(case.name, expert).voxels] = self._draft(expert, case).labels
         return mask
 
-    def _write(self, mask: np.ndarray, case: LoadedCase, file: Path) -> None:
+    def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> None:
         self.study.predictions.files.reader.write_seg(case.orientation.to_file(mask), str(file), case.properties)
 
     def _keep(
         self,
         expert: str,
-        case: LoadedCase,
+        case: ReviewedCase,
         asked: Asked,
         draft: Draft,
         labels: np.ndarray,
@@ -308,7 +308,7 @@ class Review:
             seconds=seconds,
             listed=asked.listed,
         )
-        self.store.save(expert, case.info.name, kept, event, runs)
+        self.store.save(expert, case.name, kept, event, runs)
         return _receipt(kept)
 
     def _worked(self, expert: str, name: str, seconds: float) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.geometry import Orientation, orientation_of
+from nnunetv2_deferral.geometry import Orientation
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, regions_by_gain
@@ -53,10 +53,11 @@ class CaseInfo:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Maps:
-    """The maps of a case in the browser's orientation. V voxels are routed to experts, in the order of the flat volume.
+class ReviewedCase:
+    """A case in the browser's orientation. V voxels are routed to experts, in the order of the flat volume.
 
     Attributes:
+        name: The case identifier.
         properties: nnU-Net's properties of the model's mask.
         orientation: How the file lies.
         model: uint8 (Z, Y, X), the model's mask.
@@ -66,6 +67,7 @@ class Maps:
         left_out: See :attr:`CaseInfo.left_out`.
     """
 
+    name: str
     properties: dict[str, Any]
     orientation: Orientation
     model: np.ndarray
@@ -74,18 +76,13 @@ class Maps:
     labels: np.ndarray | None
     left_out: tuple[int, ...]
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LoadedCase(Maps):
-    """A case that is at hand.
-
-    Attributes:
-        info: Its entry in the list.
-        digest: Of mask, route and gain.
-    """
-
-    info: CaseInfo
-    digest: str
+    @cached_property
+    def digest(self) -> str:
+        """A digest of mask, route and gain."""
+        digest = hashlib.sha256(str(self.model.shape).encode())
+        for each in (self.model, self.route, self.gain):
+            digest.update(each.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,7 +144,7 @@ class Study:
         """All labels with background, without the ignore label."""
         return self.predictions.files.label_values
 
-    def case(self, name: str) -> LoadedCase:
+    def case(self, name: str) -> ReviewedCase:
         """The maps of a case of the listing.
 
         Raises:
@@ -162,7 +159,7 @@ class Study:
         """What an expert is asked in a case."""
         case = self.case(name)
         with self._lock:
-            return self._asked(case, name, expert)
+            return self._asked(case, expert)
 
     def image(self, name: str) -> np.ndarray:
         """The image (C, Z, Y, X), uint8 or int16 where that holds its values exactly, else float32.
@@ -177,13 +174,13 @@ class Study:
     def reference(self, name: str) -> np.ndarray | None:
         """The reference of a case, int64 (Z, Y, X), or None."""
         case = self.case(name)
-        file = case.info.reference
+        file = self.infos[name].reference
         if file is None:
             return None
         values, _ = self.predictions.files.read(file)
         turned = case.orientation.to_canonical(values)
-        if turned.shape != case.info.shape:
-            raise RefusedError(422, f"The reference has shape {turned.shape}, the model's mask {case.info.shape}.")
+        if turned.shape != case.model.shape:
+            raise RefusedError(422, f"The reference has shape {turned.shape}, the model's mask {case.model.shape}.")
         return turned
 
     def is_colour(self, name: str) -> bool:
@@ -196,85 +193,73 @@ class Study:
         if not images:
             raise InputError(f"there is no image {files.image_file(self._images, name)}")
         reference = self._references and self._references / f"{name}{files.file_ending}"
-        maps = self._read_maps(name)
-        asked = [self._find_asked(maps, name, expert) for expert in self.experts]
+        case = self._read_case(name)
+        asked = [self._find_asked(case, expert) for expert in self.experts]
         return CaseInfo(
             name=name,
-            shape=maps.model.shape,
+            shape=case.model.shape,
             voxels=tuple(each.voxels.size for each in asked),
             regions=tuple(len(each.listing) for each in asked),
             gains=tuple(math.fsum(region["gain"] for region in each.listing) for each in asked),
             ranks=tuple(each.listing[0]["rank"] if each.listing else None for each in asked),
-            left_out=maps.left_out,
+            left_out=case.left_out,
             listings=tuple(each.listed for each in asked),
             images=images,
             reference=reference if reference and reference.is_file() else None,
         )
 
-    def _read_maps(self, name: str) -> Maps:
-        mask, properties = self.predictions.model(name)
+    def _read_case(self, name: str) -> ReviewedCase:
+        predicted = self.predictions.case(name)
+        mask, everything = predicted.model, predicted.route
         if mask.ndim != 3:
             raise InputError(f"{self.predictions.mask_file(name)} has {mask.ndim} axes instead of 3")
         unknown = np.setdiff1d(mask, self.labels)
         if unknown.size:
             raise InputError(f"{self.predictions.mask_file(name)} holds unknown labels: {unknown[:5].tolist()}")
-        route, gain = self.predictions.route(name), self.predictions.gain(name)
-        for what, values in (("route", route), ("gain", gain)):
-            if values.shape != mask.shape:
-                raise InputError(f"the {what} of {name} has shape {values.shape}, its mask {mask.shape}")
-        if not np.isfinite(gain).all():
-            raise InputError(f"the gain of {name} holds values that are not finite")
-        turn = orientation_of(properties, mask.shape)
-        labels, everything = None, route
+        turn, route, labels = predicted.orientation, everything, None
         if self.worklist is not None:
-            listed = self.worklist.labels(name, route, properties)
-            route = np.where(listed > 0, route, 0).astype(np.uint8)
+            listed = self.worklist.labels(name, everything, predicted.properties)
+            route = np.where(listed > 0, everything, 0).astype(np.uint8)
             turned = turn.to_canonical(listed)
             labels = np.minimum(turned[turned > 0], MAX_REGIONS).astype(np.uint16)
         numbers = range(1, len(self.experts) + 1)
         turned_route = turn.to_canonical(route)
-        return Maps(
-            properties=properties,
+        return ReviewedCase(
+            name=name,
+            properties=predicted.properties,
             orientation=turn,
             model=turn.to_canonical(mask.astype(np.uint8)),
             route=turned_route,
-            gain=turn.to_canonical(gain)[turned_route > 0],
+            gain=turn.to_canonical(predicted.gain)[turned_route > 0],
             labels=labels,
             left_out=tuple(int((everything == number).sum() - (route == number).sum()) for number in numbers),
         )
 
-    def _read_case(self, name: str) -> LoadedCase:
-        maps = self._read_maps(name)
-        digest = hashlib.sha256(str(maps.model.shape).encode())
-        for each in (maps.model, maps.route, maps.gain):
-            digest.update(each.tobytes())
-        return LoadedCase(info=self.infos[name], digest=digest.hexdigest(), **vars(maps))
-
-    def _find_asked(self, maps: Maps, name: str, expert: str) -> Asked:
+    def _find_asked(self, case: ReviewedCase, expert: str) -> Asked:
         number = self.experts.index(expert) + 1
-        mask = maps.route == number
-        own = maps.route[maps.route > 0] == number
-        if maps.labels is None:
-            regions = regions_by_gain(mask, maps.gain[own])
+        mask = case.route == number
+        own = case.route[case.route > 0] == number
+        if case.labels is None:
+            regions = regions_by_gain(mask, case.gain[own])
         else:
             regions = np.zeros(mask.shape, dtype=np.uint16)
-            regions[mask] = maps.labels[own]
+            regions[mask] = case.labels[own]
         voxels = np.flatnonzero(mask)
-        listing = describe_visits(regions, maps.gain[own], spacing_mm=maps.orientation.spacing_mm)
-        rows = self.worklist.rows.get((name, expert), ()) if self.worklist else ()
+        listing = describe_visits(regions, case.gain[own], spacing_mm=case.orientation.spacing_mm)
+        rows = self.worklist.rows.get((case.name, expert), ()) if self.worklist else ()
         for place, region in enumerate(listing):
             region["rank"] = rows[place].rank if rows else None
         listed = hashlib.sha256(voxels.tobytes() + regions[mask].tobytes()).hexdigest() if self.worklist else ""
         return Asked(voxels=voxels, regions=regions, listing=listing, listed=listed)
 
-    def _read_image(self, case: LoadedCase) -> np.ndarray:
+    def _read_image(self, case: ReviewedCase) -> np.ndarray:
         try:
-            values, _ = self.predictions.files.reader.read_images([str(file) for file in case.info.images])
+            values, _ = self.predictions.files.reader.read_images([str(file) for file in self.infos[case.name].images])
         except Exception as error:  # readers fail in their own ways
             raise RefusedError(422, f"The image of this case cannot be read: {error}") from error
         turned = case.orientation.to_canonical(_narrow(values))
-        if turned.shape[1:] != case.info.shape:
-            raise RefusedError(422, f"The image has shape {turned.shape[1:]}, the model's mask {case.info.shape}.")
+        if turned.shape[1:] != case.model.shape:
+            raise RefusedError(422, f"The image has shape {turned.shape[1:]}, the model's mask {case.model.shape}.")
         return turned
 
 

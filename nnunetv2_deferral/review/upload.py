@@ -14,7 +14,7 @@ from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import displacement_voxels, orientation_of
 from nnunetv2_deferral.review.edits import RefusedError
-from nnunetv2_deferral.review.study import LoadedCase
+from nnunetv2_deferral.review.study import ReviewedCase
 
 MAX_DISPLACEMENT_VOXELS = 0.05
 """Other programs store directions as rounded quaternions; more than rounding is another geometry."""
@@ -23,7 +23,7 @@ MAX_BYTES_PER_VOXEL = 8
 MAX_HEADER_BYTES = 2**20
 
 
-def read_uploaded_mask(body: bytes, file_name: str, case: LoadedCase, files: DatasetFiles) -> np.ndarray:
+def read_uploaded_mask(body: bytes, file_name: str, case: ReviewedCase, files: DatasetFiles) -> np.ndarray:
     """The mask in an uploaded file, int64 (Z, Y, X) in the browser's orientation.
 
     It may count its axes in another order or direction than the model's mask, as long as each voxel lies where one of
@@ -61,9 +61,9 @@ def read_uploaded_mask(body: bytes, file_name: str, case: LoadedCase, files: Dat
     except InputError as error:
         raise RefusedError(422, str(error)) from error
     turned = orientation.to_canonical(mask)
-    if turned.shape != case.info.shape:
-        raise RefusedError(422, f"The file has shape {_by(turned.shape)}, the case {_by(case.info.shape)}.")
-    apart = displacement_voxels(orientation, case.orientation, case.info.shape)
+    if turned.shape != case.model.shape:
+        raise RefusedError(422, f"The file has shape {_by(turned.shape)}, the case {_by(case.model.shape)}.")
+    apart = displacement_voxels(orientation, case.orientation, case.model.shape)
     if apart > MAX_DISPLACEMENT_VOXELS:
         raise RefusedError(
             422, f"The file lies elsewhere in the patient: spacing, origin or direction are off by {apart:.3g} voxels."

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.geometry import Orientation
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 JSON_NAME, MASKS = "worklist.json", "masks"  # of the folder that a list is written to and read from
@@ -50,46 +50,6 @@ class WorkTime:
     def minutes(self, extent_mm: float | None) -> float:
         """For a region whose box is so long along its longest side; None where that is not known in mm."""
         return self.minutes_per_region + (0 if extent_mm is None else self.minutes_per_cm * extent_mm / 10)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CaseMaps:
-    """What of a case its regions are made of; all arrays of shape S = (Z, Y, X), or (1, Y, X) in 2D.
-
-    Attributes:
-        name: The case identifier.
-        model: Integer, the model's labels.
-        route: uint8, 0 the model, j expert j.
-        expert: uint8 in [1, J], whom to ask about a voxel if one could choose.
-        probability: float32 in [0, 1], the score that goes with `expert`.
-        gain: float32, not negative: what asking `expert` about a voxel is expected to add to the case's mean Dice.
-        spacing: The size of a voxel along the axes of S, as nnU-Net has it.
-        in_mm: Whether that is in mm; else sizes are in pixels.
-        orientation: How the array lies in the patient.
-
-    Raises:
-        InputError: If the shapes differ or a gain is not finite.
-    """
-
-    name: str
-    model: np.ndarray
-    route: np.ndarray
-    expert: np.ndarray
-    probability: np.ndarray
-    gain: np.ndarray
-    spacing: tuple[float, ...]
-    in_mm: bool
-    orientation: Orientation
-
-    def __post_init__(self) -> None:
-        for name in ("route", "expert", "probability", "gain"):
-            if getattr(self, name).shape != self.model.shape:
-                raise InputError(
-                    f"case {self.name}: the mask has shape {self.model.shape}, but the map {name} has "
-                    f"{getattr(self, name).shape}"
-                )
-        if not np.isfinite(self.gain).all():
-            raise InputError(f"case {self.name}: the map gain holds values that are not finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,33 +106,42 @@ class ListedRegion:
     cumulative_minutes: float
 
 
-def find_items(maps: CaseMaps, time: WorkTime) -> list[WorkItem]:
-    """All regions of a case in the order of their first voxels; empty where nothing is deferred."""
-    labels = region_labels(maps.route)
-    regions = describe_regions(labels, maps.route, spacing_mm=maps.spacing)
+def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkItem]:
+    """All regions of a case in the order of their first voxels; empty where nothing is deferred.
+
+    Args:
+        case: Its arrays have three axes.
+        time: How long regions take.
+        unit: What its spacing is in, `"mm"` or `"pixels"`.
+
+    Raises:
+        InputError: If a map has another shape than the mask, or a gain is not finite.
+    """
+    labels = region_labels(case.route)
+    regions = describe_regions(labels, case.route, spacing_mm=case.spacing)
     where = labels > 0
     numbers, voxels = labels[where], np.array([0, *(region.voxels for region in regions)])
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(numbers, weights=values, minlength=len(voxels))
 
-    gains, probabilities = sums(maps.gain[where]), sums(maps.probability[where])
-    preferred = sums(maps.expert[where] == maps.route[where])
-    given, model = np.unique(maps.model[where], return_inverse=True)
+    gains, probabilities = sums(case.gain[where]), sums(case.probability[where])
+    preferred = sums(case.expert[where] == case.route[where])
+    given, model = np.unique(case.model[where], return_inverse=True)
     counts = np.array([sums(model == place) for place in range(len(given))])
     items = []
     for number, region in enumerate(regions, start=1):
-        size = _size(region, maps)
+        size = _size(region, case)
         order = np.argsort(-counts[:, number], kind="stable")
         shares = {int(given[each]): counts[each, number] / region.voxels for each in order if counts[each, number]}
-        world = to_world([region.centre, *product(*((a, b - 1) for a, b in region.box))], maps)
+        world = to_world([region.centre, *product(*((a, b - 1) for a, b in region.box))], case)
         items.append(
             WorkItem(
-                case=maps.name,
+                case=case.name,
                 number=number,
                 region=region,
                 expected_gain=float(gains[number]),
-                minutes=time.minutes(max(each for each in size if each is not None) if maps.in_mm else None),
+                minutes=time.minutes(max(each for each in size if each is not None) if unit == "mm" else None),
                 probability=float(probabilities[number] / region.voxels),
                 labels=shares,
                 preferred=float(preferred[number] / region.voxels),
@@ -242,17 +211,17 @@ def mask_name(expert: str, file_name: str) -> str:
     return f"{MASKS}/{expert}/{file_name}"
 
 
-def to_canonical(voxels: Any, maps: CaseMaps) -> np.ndarray:
+def to_canonical(voxels: Any, case: PredictedCase) -> np.ndarray:
     """Indices (n, 3) of a case's array as indices (z, y, x) of the same array in the patient's orientation."""
-    axes = list(maps.orientation.axes)
-    turned, last = np.asarray(voxels)[:, axes], np.array(maps.model.shape)[axes] - 1
-    return np.where(maps.orientation.flips, last - turned, turned)
+    axes = list(case.orientation.axes)
+    turned, last = np.asarray(voxels)[:, axes], np.array(case.model.shape)[axes] - 1
+    return np.where(case.orientation.flips, last - turned, turned)
 
 
-def to_world(voxels: Any, maps: CaseMaps) -> np.ndarray:
+def to_world(voxels: Any, case: PredictedCase) -> np.ndarray:
     """Indices (n, 3) of a case's array in world coordinates (n, 3): LPS in mm, as x, y, z."""
-    affine = maps.orientation.affine
-    return to_canonical(voxels, maps)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    affine = case.orientation.affine
+    return to_canonical(voxels, case)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
 
 
 def reason(item: WorkItem, expert: str, names: Mapping[int, str], objective: str | None) -> str:
@@ -334,9 +303,9 @@ def to_row(listed: ListedRegion, *, expert: str, unit: str, why: str, picture: s
     }
 
 
-def _size(region: Region, maps: CaseMaps) -> tuple[float | None, ...]:
+def _size(region: Region, case: PredictedCase) -> tuple[float | None, ...]:
     # What nnU-Net gives as the thickness of a single slice is made up.
-    return (None, *region.size_mm[1:]) if maps.model.shape[0] == 1 else region.size_mm
+    return (None, *region.size_mm[1:]) if case.model.shape[0] == 1 else region.size_mm
 
 
 def _percent(share: float) -> str:

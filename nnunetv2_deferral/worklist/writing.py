@@ -14,13 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json, written_whole
-from nnunetv2_deferral.geometry import orientation_of
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.worklist import items as regions
-from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, CaseMaps, ListedRegion, WorkItem, WorkTime
+from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, WorkItem, WorkTime
 
 CSV_NAME, PICTURES = "worklist.csv", "pictures"
 ROWS_SHOWN = 10
@@ -64,7 +64,7 @@ def write_worklist(
     replaced = _replaced(output, overwrite=overwrite)
     items: list[WorkItem] = []
     for case in tqdm(folder.cases, desc="Reading the maps", unit="case"):
-        items += regions.find_items(_read(folder, case)[0], time)
+        items += regions.find_items(folder.case(case), time, unit=folder.files.unit)
     listed = regions.choose(items, max_regions=max_regions, max_minutes=max_minutes)
     rows = [_row(each, folder, pictures=images is not None) for each in listed]
     limits = {"max_regions": max_regions, "max_minutes": max_minutes}
@@ -81,7 +81,7 @@ def write_worklist(
         by_case.setdefault(each.item.case, []).append((each, row))
     with written_whole(output) as scratch:
         for case, found in tqdm(by_case.items(), desc="Masks and pictures", unit="case"):
-            _write_case(folder, case, found, images, scratch)
+            _write_case(folder, folder.case(case), found, images, scratch)
         content["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         with (scratch / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([regions.columns(folder.files.unit), *map(regions.cells, rows)])
@@ -119,26 +119,6 @@ def summary(content: dict[str, Any], output: Path) -> str:
     return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
 
 
-def _read(folder: PredictionFolder, case: str) -> tuple[CaseMaps, dict[str, Any]]:
-    model, properties = folder.model(case)
-    try:
-        orientation = orientation_of(properties, model.shape)
-    except InputError as error:
-        raise InputError(f"{folder.mask_file(case)}: {error}") from error
-    maps = CaseMaps(
-        name=case,
-        model=model,
-        route=folder.route(case),
-        expert=folder.expert(case),
-        probability=folder.probability(case),
-        gain=folder.gain(case),
-        spacing=tuple(float(size) for size in properties["spacing"]),
-        in_mm=folder.files.unit == "mm",
-        orientation=orientation,
-    )
-    return maps, properties
-
-
 def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dict[str, Any]:
     item, expert = each.item, folder.experts[each.item.region.expert - 1]
     names, objective = folder.files.label_names, folder.index.get("settings", {}).get("objective")
@@ -164,26 +144,25 @@ def _totals(folder: PredictionFolder, items: Sequence[WorkItem], listed: Sequenc
 
 def _write_case(
     folder: PredictionFolder,
-    case: str,
+    case: PredictedCase,
     found: Sequence[tuple[ListedRegion, dict[str, Any]]],
     images: Path | None,
     scratch: Path,
 ) -> None:
     """The masks of a case and, with a folder of images, the pictures of its regions."""
-    maps, properties = _read(folder, case)
-    masks = regions.region_masks(maps.route, [each for each, _ in found])
+    masks = regions.region_masks(case.route, [each for each, _ in found])
     files = {each.item.region.expert: scratch / row["mask"] for each, row in found}
     for expert, mask in masks.items():
-        _write_mask(folder, mask, files[expert], properties)
+        _write_mask(folder, mask, files[expert], case.properties)
     if images is None:
         return
     (scratch / PICTURES).mkdir(exist_ok=True)
-    turn, spacing = maps.orientation.to_canonical, maps.orientation.spacing_mm
-    image, model = turn(_read_image(folder, images, maps)), turn(maps.model)
+    turn, spacing = case.orientation.to_canonical, case.orientation.spacing_mm
+    image, model = turn(_read_image(folder, images, case)), turn(case.model)
     masks = {expert: turn(mask) for expert, mask in masks.items()}
     for each, row in found:
         region = each.item.region
-        depth = int(regions.to_canonical([region.centre], maps)[0, 0])
+        depth = int(regions.to_canonical([region.centre], case)[0, 0])
         gain = f"expected gain {row['expected_gain']:.4f} Dice in {row['minutes']:.1f} minutes"
         size = f"{row['voxels']} voxels, {_size_text(row, folder.files.unit)}"
         view = RegionView(
@@ -192,19 +171,19 @@ def _write_case(
             region=masks[region.expert][depth] == each.label,
             aspect=spacing[1] / spacing[2],
             place=region.expert - 1,
-            title=f"{each.rank}. {case}: ask {row['expert']}",
+            title=f"{each.rank}. {case.name}: ask {row['expert']}",
             slice_name=f"slice {depth + 1} of {len(image)}" if len(image) > 1 else "whole image",
             caption=(f"{gain}; {size}; centre (z, y, x) = {region.centre}", row["why"]),
-            sides="RLAP" if maps.orientation.named else "",
+            sides="RLAP" if case.orientation.named else "",
         )
         draw_region(view).savefig(scratch / row["picture"], dpi=100, facecolor="white")
 
 
-def _read_image(folder: PredictionFolder, images: Path, maps: CaseMaps) -> np.ndarray:
-    file = folder.files.image_file(images, maps.name)
+def _read_image(folder: PredictionFolder, images: Path, case: PredictedCase) -> np.ndarray:
+    file = folder.files.image_file(images, case.name)
     image = folder.files.read_image([file])[0]
-    if image.shape != maps.model.shape:
-        raise InputError(f"{file} has shape {image.shape}, but the mask of its case {maps.model.shape}")
+    if image.shape != case.model.shape:
+        raise InputError(f"{file} has shape {image.shape}, but the mask of its case {case.model.shape}")
     return image
 
 

@@ -16,6 +16,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.benchmark.training import Training
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.settings import resolve_settings
@@ -106,13 +107,15 @@ class Workplace(NnunetFolders):
             trainer=method.trainer,
             experts=settings.expert_names,
         )
+        deferral = maps.DeferralFolder(
+            folder=folder, file_ending=".png", writer=NaturalImage2DIO(), model=identity, settings=settings
+        )
         for case in cases:
             where = route(self.reference(case), read(folder / f"{case}.png")).astype(np.uint8)
             expert = np.maximum(where, 1)
             probability = (where > 0).astype(np.float32)
-            io = {"writer": NaturalImage2DIO(), "properties": {"spacing": (999, 1, 1)}}
-            made = (where, probability, expert, probability)
-            maps.write_maps(folder, case, ".png", *made, model=identity, settings=settings, **io)
+            made = RoutingMaps(where, probability, expert, probability)
+            deferral.write(case, made, {"spacing": (999, 1, 1)})
 
 
 def write_plans(here: Workplace, name: str, **changes: Any) -> None:

@@ -203,7 +203,12 @@ class TestRefusals:
 
     def test_a_route_of_another_shape_than_the_mask(self, tmp_path, ready):
         write_mask(maps.route_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((4, 6, 8), np.uint8))
-        self.refused(tmp_path, r"in/y.nii.gz has shape \(4, 6, 7\), but its route has \(4, 6, 8\)")
+        self.refused(tmp_path, r"in/deferral/route/y.nii.gz has shape \(4, 6, 8\) instead of \(4, 6, 7\)")
+
+    def test_maps_that_fusion_does_not_need_are_not_read(self, tmp_path, ready):
+        for file in (maps.gain_file, maps.probability_file, maps.expert_file):
+            file(tmp_path / "in", "y", ".nii.gz").write_bytes(b"no map")
+        fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
 
     def test_the_masks_of_a_stock_model(self, tmp_path, ready):
         maps.index_file(tmp_path / "in").unlink()

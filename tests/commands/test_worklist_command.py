@@ -11,13 +11,12 @@ from matplotlib.image import imread
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from scattered import SHAPES, scattered_route
 from skimage.io import imsave
-from small_prediction import PredictedCase, read_mask, reader_of, write_mask, write_prediction
+from small_prediction import WrittenCase, deferral_folder, read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.worklist import main
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.settings import resolve_settings
 from nnunetv2_deferral.worklist.items import WorkTime, columns
 from nnunetv2_deferral.worklist.writing import write_worklist
 
@@ -43,23 +42,17 @@ def write_input(root, ending=".nii.gz", *, cases=("x", "y"), deferred=True):
     folder, shape, written = root / "in", SHAPES.get(ending, SHAPES[".png"]), {}
     write_prediction(folder, ending=ending, cases=())  # dataset.json
     (root / "images").mkdir()
-    model = maps.ModelIdentity(
-        dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=EXPERTS
-    )
+    deferral = deferral_folder(folder, ending, EXPERTS)
     for seed, case in enumerate(cases):
         random = np.random.default_rng(seed)
-        predicted = written[case] = PredictedCase(
+        predicted = written[case] = WrittenCase(
             model=random.integers(0, 3, shape).astype(np.uint8),
             route=scattered_route(random, shape) if deferred else np.zeros(shape, np.uint8),
             probability=random.random(shape, dtype=np.float32),
             expert=random.integers(1, 3, shape).astype(np.uint8),
             gain=random.random(shape, dtype=np.float32) / 100,
         )
-        maps.write_maps(
-            folder, case, ending, *predicted[1:],
-            writer=reader_of(ending), properties=small_prediction.GEOMETRY, model=model,
-            settings=resolve_settings({"experts": list(EXPERTS)}),
-        )  # fmt: skip
+        deferral.write(case, predicted.maps, small_prediction.GEOMETRY)
         write_mask(folder / f"{case}{ending}", predicted.model)
         write_image(root / "images" / f"{case}_0000{ending}", shape)
     return written
@@ -92,7 +85,7 @@ class TestList:
         content = make(tmp_path, images=None)
         opened, total = PredictionFolder.open(tmp_path / "in"), 0.0
         for case in opened.cases:
-            gain, route = opened.gain(case).astype(float), opened.route(case)
+            gain, route = opened.case(case).gain.astype(float), opened.case(case).route
             rows = [row for row in content["regions"] if row["case"] == case]
             assert len(rows) == region_labels(route).max() > 2
             assert sum(row["expected_gain"] for row in rows) == pytest.approx(gain[route > 0].sum())
@@ -219,7 +212,8 @@ class TestMasks:
             route[:, ::6, ::6] = 1
             write_mask(tmp_path / "in" / f"x{ending}", route)
             for path in maps.MAP_FILES:
-                write_mask(path(tmp_path / "in", "x", ending), route)
+                values = np.maximum(route, 1) if path is maps.expert_file else route
+                write_mask(path(tmp_path / "in", "x", ending), values)
 
         return write
 
@@ -307,7 +301,7 @@ class TestRefusals:
     def test_a_map_of_another_shape(self, tmp_path):
         write_input(tmp_path)
         write_mask(maps.gain_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((10, 80, 91), np.uint8))
-        message = r"case y: the mask has shape \(10, 80, 90\), but the map gain has \(10, 80, 91\)"
+        message = r"deferral/gain/y.nii.gz has shape \(10, 80, 91\) instead of \(10, 80, 90\)"
         self.refused(tmp_path, message, images=None)
 
     @pytest.mark.parametrize("name", ["worklist.csv", "worklist.json", "masks", "pictures"])
@@ -335,18 +329,18 @@ class TestRefusals:
         self.refused(tmp_path, "out holds files that are of no worklist: masks/", images=None, overwrite=True)
 
     @pytest.mark.parametrize(
-        ("content", "message"),
+        ("content", "fault"),
         [
-            ("{", "worklist.json cannot be read"),
-            ("{}", "worklist.json is no worklist that could be replaced"),
-            ('{"files": [3]}', "worklist.json is no worklist that could be replaced"),
+            ("{", "cannot be read"),
+            ("{}", "is no worklist that could be replaced"),
+            ('{"files": [3]}', "is no worklist that could be replaced"),
         ],
     )
-    def test_nor_is_a_json_of_something_else(self, tmp_path, content, message):
+    def test_nor_is_a_json_of_something_else(self, tmp_path, content, fault):
         write_input(tmp_path)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "worklist.json").write_text(content)
-        self.refused(tmp_path, message, images=None, overwrite=True)
+        self.refused(tmp_path, f"worklist.json {fault}", images=None, overwrite=True)
 
     def test_a_file_outside_is_never_removed_whatever_a_worklist_names(self, tmp_path):
         write_input(tmp_path)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
-from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
+from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN, ReliabilityStatistics
-from nnunetv2_deferral.evaluation.summary import Case
 from nnunetv2_deferral.labels import MISSING
 
 NAMES = ("model", "ann", "bob")
@@ -273,14 +273,16 @@ def scored(name, *, routing=True, ignored=None):
         reference[1] = ignored
     said = generator.uniform(0.1, 0.9, (3, 6, 7)).astype(np.float32)
     said[:, 2] = np.nan
-    return ScoredCase(
-        case=Case(name, reference, model, experts, np.full((6, 7), 2, np.uint8)),
+    prediction = PredictedCase(
+        name,
+        model=model,
+        route=np.full((6, 7), 2, np.uint8),
         probability=np.zeros((6, 7), np.float32),
         gain=np.zeros((6, 7), np.float32),
         expert=np.ones((6, 7), int),
-        spacing_mm=(1, 1),
         routing=said if routing else None,
     )
+    return EvaluatedCase(prediction=prediction, reference=reference, answers=experts, ignore_label=ignored)
 
 
 def evaluated(*cases, **options):
@@ -296,19 +298,19 @@ def voxels(summary):
 
 def test_an_evaluation_counts_neither_missing_answers_nor_ignored_and_unpredicted_voxels():
     assert voxels(evaluated(scored("a"))) == {"model": 35, "ann": 28, "bob": 35}
-    assert voxels(evaluated(scored("a", ignored=9), ignore_label=9)) == {"model": 28, "ann": 21, "bob": 28}
+    assert voxels(evaluated(scored("a", ignored=9))) == {"model": 28, "ann": 21, "bob": 28}
     assert voxels(evaluated(scored("a"), scored("b"))) == {"model": 70, "ann": 56, "bob": 70}
 
 
 def test_right_is_who_agrees_with_the_reference():
-    case = scored("a").case
+    case = scored("a")
     summary = evaluated(scored("a"))
     predicted = np.arange(6) != 2
-    for name, labels in (("model", case.model), ("bob", case.experts[1])):
+    for name, labels in (("model", case.model), ("bob", case.answers[1])):
         found = summary["heads"][name]["all"]["before"]
         share = (labels == case.reference)[predicted].mean()
         assert np.average(found["right"], weights=found["voxels"]) == pytest.approx(share)
-    kept = (case.experts[1] == case.reference).astype(int) - (case.model == case.reference)
+    kept = (case.answers[1] == case.reference).astype(int) - (case.model == case.reference)
     assert summary["gain"]["kept"] == pytest.approx(kept[predicted].mean())
 
 

@@ -1,16 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
+from nnunetv2_deferral.evaluation.summary import summarize_deferral
 
 
 def make_case(name="a"):
-    return Case(
-        name,
+    model, route = np.array([1, 0, 0, 0, 1, 0]), np.array([0, 1, 2, 0, 1, 0], dtype=np.uint8)
+    return EvaluatedCase(
+        prediction=PredictedCase(name, model=model, route=route),
         reference=np.array([1, 1, 1, 0, 0, 0]),
-        model=np.array([1, 0, 0, 0, 1, 0]),
-        experts=np.array([[0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]),
-        route=np.array([0, 1, 2, 0, 1, 0], dtype=np.uint8),
+        answers=np.array([[0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]),
     )
 
 
@@ -29,14 +31,16 @@ def test_system_expert_and_model_are_scored_where_each_answers():
 
 def test_ignored_voxels_count_in_no_score_and_in_no_rate():
     case = make_case()
-    ignored = Case("a", np.where(np.arange(6) == 4, 9, case.reference), case.model, case.experts, case.route)
-    summary = summarize_deferral([ignored], [1], ["ann", "bob"], ignore_label=9)
+    ignored = replace(case, reference=np.where(np.arange(6) == 4, 9, case.reference), ignore_label=9)
+    summary = summarize_deferral([ignored], [1], ["ann", "bob"])
     assert summary["model_everywhere"]["mean"]["1"]["FP"] == 0
     assert summary["deferral"]["rate"] == pytest.approx(2 / 5)
 
 
 def test_the_rate_is_over_all_voxels_of_all_cases():
-    small = Case("b", np.ones(2, int), np.ones(2, int), np.ones((2, 2), int), np.zeros(2, np.uint8))
+    ones = np.ones(2, int)
+    predicted = PredictedCase("b", model=ones, route=np.zeros(2, np.uint8))
+    small = EvaluatedCase(prediction=predicted, reference=ones, answers=np.stack([ones, ones]))
     summary = summarize_deferral([make_case(), small], [1], ["ann", "bob"])
     assert summary["deferral"]["rate"] == pytest.approx(3 / 8)
     assert summary["deferral"]["per_case"]["b"]["deferral_rate"] == 0

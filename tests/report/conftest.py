@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Temperature
-from nnunetv2_deferral.evaluation.evaluation import Evaluation, ScoredCase
-from nnunetv2_deferral.evaluation.summary import Case
+from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.labels import MISSING
 
 
-def make_scored(name, seed, *, num_experts, rate, with_probabilities, empty, labels, with_routing=False):
+def make_case(name, seed, *, num_experts, rate, with_probabilities, empty, labels, with_routing=False):
     generator = np.random.default_rng(seed)
     reference = np.zeros((3, 16, 16), np.int64)
     if not empty:
@@ -28,15 +28,18 @@ def make_scored(name, seed, *, num_experts, rate, with_probabilities, empty, lab
     foreground = np.clip((model > 0) * 0.8 + 0.1 * generator.random(model.shape), 0, 1)
     right = np.concatenate((model[None], experts)) == reference
     routing = np.clip(np.where(right, 0.95, 0.8) + 0.2 * (generator.random(right.shape) - 0.5), 0, 1)
-    return ScoredCase(
-        case=Case(name, reference, model, experts, route),
+    prediction = PredictedCase(
+        name,
+        model=model,
+        route=route,
         probability=probability.astype(np.float32),
         gain=(probability / 100).astype(np.float32),
         expert=asked,
-        spacing_mm=(2.5, 0.7, 0.7),
-        probabilities=np.stack([1 - foreground, foreground]).astype(np.float32) if with_probabilities else None,
+        properties={"spacing": (2.5, 0.7, 0.7)},
+        softmax=np.stack([1 - foreground, foreground]).astype(np.float32) if with_probabilities else None,
         routing=routing.astype(np.float32) if with_routing else None,
     )
+    return EvaluatedCase(prediction=prediction, reference=reference, answers=experts)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def make_summary():
         evaluation = Evaluation(tuple(range(1, labels + 1)), experts, calibration=maps)
         for number in range(num_cases):
             evaluation.update(
-                make_scored(
+                make_case(
                     f"case_{number}", number, num_experts=len(experts), rate=rate, empty=empty, labels=labels,
                     with_probabilities=with_probabilities, with_routing=with_routing,
                 )

@@ -12,9 +12,10 @@ from nnunetv2_deferral.benchmark.comparison import Resampling, compare
 from nnunetv2_deferral.benchmark.scores import MethodScores
 from nnunetv2_deferral.benchmark.studies import Row, Study
 from nnunetv2_deferral.benchmark.timing import Times
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
-from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.nnunet.experiment import Method
@@ -76,7 +77,8 @@ def make(
             chosen = np.random.default_rng(number).random(right.shape) < asked
             route = np.where(chosen, np.random.default_rng(number).integers(1, len(answers) + 1, right.shape), 0)
             route = np.where(route > 0, to, 0) if to else route
-            made.append(Case(case, right, mask, answers, route.astype(np.uint8)))
+            predicted = PredictedCase(case, model=mask, route=route.astype(np.uint8))
+            made.append(EvaluatedCase(prediction=predicted, reference=right, answers=answers))
             scores[case] = overlap(right, mask, regions)
         found.append(
             MethodScores(

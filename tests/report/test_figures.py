@@ -4,23 +4,30 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from nnunetv2_deferral.evaluation.summary import Case
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.report.figures import draw_case, draw_overview, to_png
 from nnunetv2_deferral.report.views import CaseView, error_kinds, fullest_slice, telling_part
 
 NAN = float("nan")
 
 
-def make_view(shape=(12, 16), *, route=None, num_experts=2, spacing=None, model_dice=0.5, **changes):
+def make_case(name, reference, model, answers, route, *, ignore_label=None, **how):
+    prediction = PredictedCase(name, model=model, route=route, **how)
+    return EvaluatedCase(prediction=prediction, reference=reference, answers=answers, ignore_label=ignore_label)
+
+
+def make_view(shape=(12, 16), *, route=None, num_experts=2, spacing=None, model_dice=0.5, valid=None, **changes):
     reference = np.zeros(shape, np.int64)
     reference[..., 3:9, 4:12] = 1
     model = np.roll(reference, 2, axis=-1)
     if route is None:
         route = (reference != model).astype(np.uint8)
     arrays = {"image": np.random.default_rng(0).normal(size=shape)} | changes
-    case = Case("case_0", reference, model, np.stack([reference] * num_experts), route)
-    spacing = spacing or (1.0,) * len(shape)
-    return CaseView(case=case, spacing=spacing, model_dice=model_dice, system_dice=1.0, **arrays)
+    answers, properties = np.stack([reference] * num_experts), spacing and {"spacing": spacing}
+    if valid is not None:
+        reference = np.where(valid, reference, 9)
+    case = make_case("case_0", reference, model, answers, route, properties=properties, ignore_label=9)
+    return CaseView(case=case, model_dice=model_dice, system_dice=1.0, **arrays)
 
 
 def titles(figure):
@@ -113,8 +120,8 @@ def test_a_volume_of_one_slice_is_drawn_like_an_image():
 
 def test_a_constant_image_and_no_foreground_can_be_drawn():
     empty = np.zeros((8, 8), np.int64)
-    case = Case("empty", empty, empty, empty[None], empty.astype(np.uint8))
-    view = CaseView(case=case, image=empty, spacing=(1.0, 1.0), model_dice=NAN, system_dice=NAN)
+    case = make_case("empty", empty, empty, empty[None], empty.astype(np.uint8))
+    view = CaseView(case=case, image=empty, model_dice=NAN, system_dice=NAN)
     assert to_png(draw_case(view, ["ann"])).startswith(b"\x89PNG")
 
 

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
-from nnunetv2_deferral.evaluation.summary import Case, summarize_deferral
+from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.report.page import (
     Commands,
@@ -43,12 +44,17 @@ def make_cases():
     model = np.array([0, 0, 1, 1, 1, 0, 0, 0])
     expert = np.array([1, 0, 0, 1, 0, 0, 0, 0])
     route = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.uint8)
-    return [Case("one", reference, model, expert[None], route)]
+    return [make_case("one", reference, model, expert, route)]
+
+
+def make_case(name, reference, model, expert, route):
+    prediction = PredictedCase(name, model=model, route=route)
+    return EvaluatedCase(prediction=prediction, reference=reference, answers=expert[None])
 
 
 def make_table(cases=None, experts=("ann",), stock=None):
     cases = make_cases() if cases is None else cases
-    counted = [count_deferred(case.reference, case.model, case.experts, case.route, experts) for case in cases]
+    counted = [count_deferred(case.reference, case.model, case.answers, case.route, experts) for case in cases]
     effect = add_counts(counted, experts)["total"]
     return result_table(summarize_deferral(cases, (1,), experts), effect, stock=stock)
 
@@ -105,7 +111,7 @@ def test_stock_comes_first_when_there_is_one():
 
 def test_undefined_numbers_are_dashes():
     empty = np.zeros(4, np.int64)
-    table = make_table([Case("empty", empty, empty, empty[None], empty.astype(np.uint8))])
+    table = make_table([make_case("empty", empty, empty, empty, empty.astype(np.uint8))])
     assert [row[1] for row in score_rows(table)[1:]] == ["–"] * 3
     rows = Reader(render_page(make_page(table=table))).rows
     assert ["of the deferred voxels, the model had wrong", "–"] in rows

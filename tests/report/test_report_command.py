@@ -10,6 +10,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.evaluate import EvaluationInputs, main
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.settings import resolve_settings
 
 SITK = {"spacing": (0.7, 0.7, 2.5), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}
@@ -30,6 +31,13 @@ def make_folder(tmp_path):
         model = maps.ModelIdentity(
             dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=experts
         )
+        deferral = maps.DeferralFolder(
+            folder=out,
+            file_ending=ending,
+            writer=writer,
+            model=model,
+            settings=resolve_settings({"experts": list(experts)}),
+        )
         for number in range(num_cases):
             case, generator = f"case_{number}", np.random.default_rng(number)
             reference = np.zeros(shape, np.uint8)
@@ -40,10 +48,7 @@ def make_folder(tmp_path):
             probability = np.where(mask != reference, 0.9, 0.1).astype(np.float32)
             expert = generator.integers(1, len(experts) + 1, shape).astype(np.uint8)
             route = np.where(probability > 0.5, expert, 0).astype(np.uint8)
-            maps.write_maps(
-                out, case, ending, route, probability, expert, probability / 50,
-                writer=writer, properties=GEOMETRY, model=model, settings=resolve_settings({"experts": list(experts)}),
-            )  # fmt: skip
+            deferral.write(case, RoutingMaps(route, probability, expert, probability / 50), GEOMETRY)
             writer.write_seg(mask, str(out / f"{case}{ending}"), GEOMETRY)
             writer.write_seg(reference, str(tmp_path / "labels" / f"{case}{ending}"), GEOMETRY)
             image = (60 * reference + generator.integers(0, 60, shape)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Small predictions to review, made as `maps.write_maps` makes them, and a client that acts as a browser would.
+"""Small predictions to review, made as `maps.DeferralFolder` makes them, and a client that acts as a browser would.
 
 Without the packages of the extra [review], the modules that import this are skipped.
 """
@@ -26,6 +26,7 @@ from starlette.testclient import TestClient  # noqa: E402
 from waiting import wait_for  # noqa: E402
 
 from nnunetv2_deferral import maps  # noqa: E402
+from nnunetv2_deferral.decision.decide import RoutingMaps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
 from nnunetv2_deferral.review.access import Access  # noqa: E402
 from nnunetv2_deferral.review.server import create_app  # noqa: E402
@@ -83,19 +84,15 @@ def write_case(folders, case, *, image, model, route, reference, ending, writer,
         sitk.WriteImage(file, str(folders.images / f"{case}_0000{ending}"))
     writer.write_seg(model, str(folders.predictions / f"{case}{ending}"), properties)
     writer.write_seg(reference, str(folders.references / f"{case}{ending}"), properties)
-    maps.write_maps(
-        folders.predictions,
-        case,
-        ending,
-        route,
-        (route > 0).astype(np.float32),
-        np.maximum(route, 1),
-        np.where(route > 0, 0.001 if gain is None else gain, 0).astype(np.float32),
+    deferral = maps.DeferralFolder(
+        folder=folders.predictions,
+        file_ending=ending,
         writer=writer,
-        properties=properties,
         model=model_identity,
         settings=resolve_settings(None, num_experts=2),
     )
+    gains = np.where(route > 0, 0.001 if gain is None else gain, 0).astype(np.float32)
+    deferral.write(case, RoutingMaps(route, (route > 0).astype(np.float32), np.maximum(route, 1), gains), properties)
 
 
 def write_dataset_json(folders, ending, labels=None):

@@ -109,9 +109,10 @@ def masks_of(folders):
 
 def changes_of(predictions, masks, expert, case):
     """Where an expert's mask differs from the model's: inside of the own regions, and outside."""
-    model, properties = predictions.model(case)
+    predicted = predictions.case(case)
+    model, properties = predicted.model, predicted.properties
     differs = masks.read(expert, case, properties) != model
-    own = predictions.route(case) == predictions.experts.index(expert) + 1
+    own = predictions.case(case).route == predictions.experts.index(expert) + 1
     return int((differs & own).sum()), int((differs & ~own).sum())
 
 
@@ -152,8 +153,9 @@ def test_two_experts_review_a_case_and_it_is_fused_by_the_rule_of_fuse(tmp_path,
         inside, outside = changes_of(predictions, masks, expert, case)
         assert inside > 0
         assert outside == 0
-    model, properties = predictions.model(case)
-    expected = fuse_masks(model, masks.answers(case, model.shape, properties), predictions.route(case))
+    predicted = predictions.case(case)
+    model, properties = predicted.model, predicted.properties
+    expected = fuse_masks(model, masks.answers(case, model.shape, properties), predictions.case(case).route)
     assert np.array_equal(predictions.files.read(target)[0], expected)
     record = json.loads((folders.reviews / "review.json").read_text())["cases"][case]
     assert set(record) == {"ann", "bob"}
@@ -210,7 +212,7 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
             return int((draft["labels"] == 1).sum())
 
         predictions = PredictionFolder.open(folders.predictions)
-        model = int((predictions.model("case_a")[0][predictions.route("case_a") == 1] == 1).sum())
+        model = int((predictions.case("case_a").model[predictions.case("case_a").route == 1] == 1).sum())
         ann.drag((0, 0), (60, 0))
         painted = saved()
         assert painted > model

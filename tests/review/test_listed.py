@@ -46,7 +46,7 @@ def listed_mask(folders, worklist, expert, case):
     """The labels of the listed regions in the file's order; 0 where there is no mask."""
     predictions = PredictionFolder.open(folders.predictions)
     file = worklist / "masks" / expert / predictions.mask_file(case).name
-    return predictions.files.read(file)[0] if file.is_file() else np.zeros_like(predictions.route(case))
+    return predictions.files.read(file)[0] if file.is_file() else np.zeros_like(predictions.case(case).route)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_an_expert_with_nothing_on_the_list_keeps_nobody_from_fusing(tmp_path, s
     answer(serve(folders, worklist=worklist).browser(row["expert"]), row["case"])
     report = fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
     other = "bob" if row["expert"] == "ann" else "ann"
-    route = PredictionFolder.open(folders.predictions).route(row["case"])
+    route = PredictionFolder.open(folders.predictions).case(row["case"]).route
     everything = int((route == 1 + ("ann", "bob").index(other)).sum())
     assert report["cases"][row["case"]]["unanswered"].get(other, 0) == everything
     assert report["cases"][row["case"]]["changed"] > 0
@@ -139,8 +139,8 @@ def test_only_listed_regions_are_asked_about_and_the_model_stands_elsewhere(tmp_
     report = fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
     chief = served.browser("coordinator")
     for case in GAINS:
-        model, _ = predictions.model(case)
-        route = predictions.route(case)
+        model = predictions.case(case).model
+        route = predictions.case(case).route
         listed = {expert: listed_mask(folders, worklist, expert, case) > 0 for expert in ("ann", "bob")}
         fused, _ = predictions.files.read(tmp_path / "fused" / f"{case}.nii.gz")
         assert np.array_equal(fused, np.where(listed["ann"] | listed["bob"], 1, model))
@@ -171,7 +171,7 @@ def test_a_region_that_is_not_listed_cannot_be_changed(folders, serve, snapshot)
     served = serve(folders, worklist=worklist)
     ann = served.browser("ann")
     assert len(ann.get("/api/cases/case_b").json()["regions"]) == 1
-    case, route = served.review.study.case("case_b"), PredictionFolder.open(folders.predictions).route("case_b")
+    case, route = served.review.study.case("case_b"), PredictionFolder.open(folders.predictions).case("case_b").route
     routed = np.flatnonzero(case.orientation.to_canonical(route) == 1)
     not_listed = int(np.setdiff1d(routed, voxels_of(ann, "case_b"))[0])
     before = snapshot(folders.reviews)
@@ -206,7 +206,7 @@ def test_pictures_have_worklists_too(tmp_path, serve):
     predictions = PredictionFolder.open(folders.predictions)
     listed = sum(listed_mask(folders, worklist, expert, "photo") for expert in ("ann", "bob")) > 0
     fused, _ = predictions.files.read(tmp_path / "fused" / "photo.png")
-    assert np.array_equal(fused, np.where(listed, 1, predictions.model("photo")[0]))
+    assert np.array_equal(fused, np.where(listed, 1, predictions.case("photo").model))
 
 
 # Lists that do not fit

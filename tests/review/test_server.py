@@ -55,8 +55,9 @@ def test_a_submitted_mask_is_read_as_a_mask_of_the_expert_and_keeps_the_geometry
     masks = masks_of(served.folders, predictions)
     assert masks.cases("ann") == [CASE]
     assert masks.cases("bob") == []
-    model, properties = predictions.model(CASE)
-    assert np.array_equal(masks.read("ann", CASE, properties), np.where(predictions.route(CASE) == 1, 1, model))
+    predicted = predictions.case(CASE)
+    model, properties = predicted.model, predicted.properties
+    assert np.array_equal(masks.read("ann", CASE, properties), np.where(predictions.case(CASE).route == 1, 1, model))
     ours, theirs = (
         sitk.ReadImage(str(folder / f"{CASE}.nii.gz"))
         for folder in (served.folders.reviews / "ann", served.folders.predictions)
@@ -71,9 +72,9 @@ def test_with_an_ignore_label_the_expert_has_no_label_where_they_were_not_asked(
     served = serve(write_volumes(tmp_path, labels={"background": 0, "nodule": 1, "ignore": 2}))
     answer_all(served.browser("ann"))
     predictions = PredictionFolder.open(served.folders.predictions)
-    _, properties = predictions.model(CASE)
+    properties = predictions.case(CASE).properties
     labels = masks_of(served.folders, predictions).read("ann", CASE, properties)
-    assert np.array_equal(labels == MISSING, predictions.route(CASE) != 1)
+    assert np.array_equal(labels == MISSING, predictions.case(CASE).route != 1)
 
 
 def test_an_unfinished_review_does_not_look_like_a_mask(served):
@@ -106,9 +107,10 @@ def test_the_result_is_that_of_the_rule_of_fusion(served):
     chief = served.browser("coordinator")
     result = chief.get(f"/api/cases/{CASE}/result").json()
     predictions = PredictionFolder.open(served.folders.predictions)
-    model, properties = predictions.model(CASE)
+    predicted = predictions.case(CASE)
+    model, properties = predicted.model, predicted.properties
     answers = masks_of(served.folders, predictions).answers(CASE, model.shape, properties)
-    fused = fuse_masks(model, answers, predictions.route(CASE))
+    fused = fuse_masks(model, answers, predictions.case(CASE).route)
     reference, _ = predictions.files.read(served.folders.references / f"{CASE}.nii.gz")
 
     def dice(mask):
@@ -118,7 +120,7 @@ def test_the_result_is_that_of_the_rule_of_fusion(served):
         {"region": "nodule", "model": pytest.approx(dice(model)), "system": pytest.approx(dice(fused))}
     ]
     assert result["changed_voxels"] == (fused != model).sum()
-    assert result["unanswered_voxels"] == (predictions.route(CASE) == 2).sum()
+    assert result["unanswered_voxels"] == (predictions.case(CASE).route == 2).sum()
     totals = chief.get("/api/totals").json()["experts"]
     assert [(row["submitted"], row["cases"]) for row in totals] == [(1, 2), (0, 2)]
 

@@ -12,11 +12,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.geometry import orientation_of
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.worklist.items import (
-    CaseMaps,
     WorkTime,
     cells,
     choose,
@@ -36,7 +36,7 @@ PIXELS = {"spacing": (999, 1, 1)}
 APART = 6  # voxels with five between them, one more than what is looked at together
 
 
-def case(route, name="x", *, properties=None, in_mm=True, **arrays):
+def case(route, name="x", *, properties=None, **arrays):
     """A case with this route; what is not given is of no interest."""
     route = np.asarray(route, dtype=np.uint8)
     properties = properties or {"sitk_stuff": ITK, "spacing": list(ITK["spacing"][::-1])}
@@ -46,19 +46,17 @@ def case(route, name="x", *, properties=None, in_mm=True, **arrays):
         "probability": np.full(route.shape, 0.5, np.float32),
         "gain": np.full(route.shape, 0.01, np.float32),
     }
-    return CaseMaps(
-        name=name,
-        route=route,
-        spacing=tuple(map(float, properties["spacing"])),
-        in_mm=in_mm,
-        orientation=orientation_of(properties, route.shape),
-        **usual | arrays,
-    )
+    return PredictedCase(name, route=route, properties=properties, **usual | arrays)
+
+
+def find(case, time=WorkTime()):  # noqa: B008
+    """The regions of a case in its unit."""
+    return find_items(case, time, unit="pixels" if case.properties == PIXELS else "mm")
 
 
 def picture(*rows, name="x", **how):
     """A 2D case in pixels, a row of digits a row of its route."""
-    return case([[[int(digit) for digit in row] for row in rows]], name, properties=PIXELS, in_mm=False, **how)
+    return case([[[int(digit) for digit in row] for row in rows]], name, properties=PIXELS, **how)
 
 
 def scattered(*rows, **how):
@@ -66,7 +64,7 @@ def scattered(*rows, **how):
     digits = np.array([list(map(int, row)) for row in rows])
     route = np.zeros([APART * length for length in digits.shape], np.uint8)
     route[::APART, ::APART] = digits
-    return case(route[None], properties=PIXELS, in_mm=False, **how)
+    return case(route[None], properties=PIXELS, **how)
 
 
 def random_case(seed=0, **how):
@@ -88,7 +86,7 @@ def listing(items, **limits):
 class TestRegions:
     def test_the_expected_gain_is_the_sum_of_the_gain_map_and_nothing_deferred_is_lost(self):
         maps = random_case()
-        items, labels = find_items(maps, WorkTime()), region_labels(maps.route)
+        items, labels = find(maps), region_labels(maps.route)
         assert len(items) == labels.max() > 20
         for item in items:
             inside = labels == item.number
@@ -104,7 +102,7 @@ class TestRegions:
         assert deferred["voxels"] == (maps.route > 0).sum()
 
     def test_pieces_of_one_expert_that_touch_at_a_corner_are_one_region_of_two_experts_two(self):
-        items = find_items(picture("1000", "0120", *["0000"] * 5, "0001"), WorkTime())
+        items = find(picture("1000", "0120", *["0000"] * 5, "0001"))
         assert [(item.region.expert, item.region.voxels) for item in items] == [(1, 2), (2, 1), (1, 1)]
 
     @pytest.mark.parametrize(("gap", "voxels"), [(4, [2]), (5, [1, 1])])
@@ -112,44 +110,42 @@ class TestRegions:
         row, column = picture("1" + "0" * gap + "1"), picture("1", *["0"] * gap, "1")
         corner = picture("10", *["00"] * gap, "01")
         for maps in (row, column, corner, case(np.reshape([1, *[0] * gap, 1], (-1, 1, 1)))):
-            items = find_items(maps, WorkTime())
+            items = find(maps)
             assert [item.region.voxels for item in items] == voxels
             assert [item.expected_gain for item in items] == pytest.approx([0.01 * count for count in voxels])
 
     def test_pieces_of_one_expert_on_both_sides_of_another_are_one_region(self):
-        items = find_items(picture("10201"), WorkTime())
+        items = find(picture("10201"))
         assert [(item.region.expert, item.region.voxels) for item in items] == [(1, 2), (2, 1)]
         assert [item.region.box[2] for item in items] == [(0, 5), (2, 3)]
 
     def test_where_nothing_is_deferred_there_is_none(self):
-        assert find_items(picture("000", "000"), WorkTime()) == []
+        assert find(picture("000", "000")) == []
         assert totals([]) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
 
     def test_a_region_takes_longer_by_the_centimetre_of_its_longest_side(self):
         route = np.zeros((5, 10, 30), np.uint8)
         route[1:3, 2:5, 4:24] = 1
-        (item,) = find_items(case(route), WorkTime(minutes_per_region=0.5, minutes_per_cm=0.2))
+        (item,) = find(case(route), WorkTime(minutes_per_region=0.5, minutes_per_cm=0.2))
         assert item.size == pytest.approx((5.0, 3.3, 14.0))
         assert item.minutes == pytest.approx(0.5 + 0.2 * 1.4)
 
     def test_a_single_slice_has_no_thickness_that_counts(self):
         thick = {"sitk_stuff": ITK | {"spacing": (1.0, 1.0, 999.0)}, "spacing": [999.0, 1.0, 1.0]}
-        (item,) = find_items(case([[[0, 1, 1]]], properties=thick), WorkTime())
+        (item,) = find(case([[[0, 1, 1]]], properties=thick))
         assert item.size == (None, 1.0, 2.0)
         assert item.minutes == pytest.approx(0.5 + 0.2 * 0.2)
 
     def test_in_pixels_all_regions_take_the_same_time(self):
-        items = find_items(picture("10000011111", "00000011111"), WorkTime(minutes_per_region=0.7))
+        items = find(picture("10000011111", "00000011111"), WorkTime(minutes_per_region=0.7))
         assert [item.minutes for item in items] == [0.7, 0.7]
         assert items[1].size == (None, 2, 5)
 
     def test_maps_that_do_not_fit_or_hold_no_numbers_are_refused(self):
-        with pytest.raises(
-            ValueError, match=r"case x: the mask has shape \(1, 2, 2\), but the map gain has \(1, 2, 3\)"
-        ):
-            picture("01", "00", gain=np.zeros((1, 2, 3), np.float32))
-        with pytest.raises(ValueError, match="case x: the map gain holds values that are not finite"):
-            picture("01", gain=np.array([[[0, math.nan]]], np.float32))
+        with pytest.raises(ValueError, match=r"case x: the array gain has shape \(1, 2, 3\) instead of \(1, 2, 2\)"):
+            find(picture("01", "00", gain=np.zeros((1, 2, 3), np.float32)))
+        with pytest.raises(ValueError, match="case x: the array gain holds values that are not finite"):
+            find(picture("01", gain=np.array([[[0, math.nan]]], np.float32)))
 
 
 class TestOrder:
@@ -159,21 +155,21 @@ class TestOrder:
         route[0, 0, :40], gain[0, 0, 0] = 1, 0.012
         route[0, 6, 0], gain[0, 6, 0] = 2, 0.011
         route[0, 12, 0], gain[0, 12, 0] = 1, 0.02
-        items = find_items(case(route, gain=gain), WorkTime())
+        items = find(case(route, gain=gain))
         assert listing(items) == [("x", 3), ("x", 2), ("x", 1)]
         assert items[0].expected_gain > items[1].expected_gain
-        quick = find_items(case(route, gain=gain), WorkTime(minutes_per_cm=0))
+        quick = find(case(route, gain=gain), WorkTime(minutes_per_cm=0))
         assert listing(quick) == [("x", 3), ("x", 1), ("x", 2)]
 
     def test_ties_are_in_the_order_of_cases_and_first_voxels_whatever_order_they_come_in(self):
-        items = [*find_items(scattered("101", "000", "102", name="b"), WorkTime())]
-        items += find_items(scattered("0201", name="a"), WorkTime())
+        items = [*find(scattered("101", "000", "102", name="b"))]
+        items += find(scattered("0201", name="a"))
         expected = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3), ("b", 4)]
         assert listing(items) == listing(items[::-1]) == expected
 
     def test_ranks_and_minutes_count_up_and_labels_within_expert_and_case(self):
-        items = find_items(scattered("10201", "00000", "20101", name="b"), WorkTime())
-        items += find_items(scattered("0201", name="a"), WorkTime())
+        items = find(scattered("10201", "00000", "20101", name="b"))
+        items += find(scattered("0201", name="a"))
         listed = choose(items)
         assert [each.rank for each in listed] == list(range(1, 9))
         assert [each.cumulative_minutes for each in listed] == pytest.approx(np.arange(0.5, 4.5, 0.5))
@@ -191,9 +187,7 @@ class TestLimits:
         for row, (length, gained) in enumerate(((1, 1.2), (3, 3.0), (1, 0.3))):
             route[0, APART * row, :length], gain[0, APART * row, 0] = 1, gained
         centimetres = {"sitk_stuff": ITK | {"spacing": (10.0, 10.0, 10.0)}, "spacing": [10.0, 10.0, 10.0]}
-        return find_items(
-            case(route, gain=gain, properties=centimetres), WorkTime(minutes_per_region=0.2, minutes_per_cm=1)
-        )
+        return find(case(route, gain=gain, properties=centimetres), WorkTime(minutes_per_region=0.2, minutes_per_cm=1))
 
     @pytest.mark.parametrize(
         ("limits", "expected"),
@@ -214,7 +208,7 @@ class TestLimits:
         assert [number for _, number in listing(items, **limits)] == expected
 
     def test_a_limit_that_the_work_just_meets_is_not_exceeded_by_rounding(self):
-        items = find_items(scattered("111"), WorkTime(minutes_per_region=0.1))
+        items = find(scattered("111"), WorkTime(minutes_per_region=0.1))
         assert len(choose(items, max_minutes=0.3)) == 3
 
     @pytest.mark.parametrize(
@@ -253,7 +247,7 @@ class TestPlace:
             return image.TransformIndexToPhysicalPoint([int(index) for index in voxel[::-1]])
 
         assert orientation_of({"sitk_stuff": ITK, "spacing": [1, 1, 1]}, maps.route.shape).oblique_degrees > 5
-        for item in find_items(maps, WorkTime()):
+        for item in find(maps):
             assert item.centre_world == pytest.approx(physical(item.region.centre))
             low, high = np.array(item.region.box).T
             corners = [physical(np.where(pick, high - 1, low)) for pick in np.ndindex(2, 2, 2)]
@@ -273,7 +267,7 @@ class TestPlace:
         assert np.allclose(found, to_world(voxels, random_case()))
 
     def test_in_a_picture_the_world_is_counted_in_pixels(self):
-        (item,) = find_items(picture("0000", "0011", "0011"), WorkTime())
+        (item,) = find(picture("0000", "0011", "0011"))
         z, y, x = item.region.centre
         assert item.centre_world == (x, y, z)
         assert item.box_world == ((2, 3), (1, 2), (0, 0))
@@ -290,7 +284,7 @@ class TestPlace:
 class TestMasks:
     def test_a_mask_numbers_the_listed_regions_of_an_expert_in_the_order_of_the_list(self):
         maps = random_case()
-        items = find_items(maps, WorkTime())
+        items = find(maps)
         listed = choose(items, max_regions=len(items) // 2)
         masks, labels = region_masks(maps.route, listed), region_labels(maps.route)
         assert sorted(masks) == [1, 2]
@@ -303,14 +297,14 @@ class TestMasks:
 
     def test_experts_with_nothing_listed_have_none(self):
         maps = picture("102")
-        items = find_items(maps, WorkTime())
+        items = find(maps)
         assert list(region_masks(maps.route, choose(items, max_regions=1))) == [1]
         assert region_masks(maps.route, []) == {}
 
 
 class TestReason:
     def why(self, maps, names=("background", "rim", "core"), objective="one_vs_all"):
-        return reason(find_items(maps, WorkTime())[0], "ann", dict(enumerate(names)), objective)
+        return reason(find(maps)[0], "ann", dict(enumerate(names)), objective)
 
     def test_it_tells_the_models_labels_and_the_probability(self):
         maps = picture("1111", model=np.array([[[0, 0, 0, 1]]]), probability=np.full((1, 1, 4), 0.62, np.float32))
@@ -342,7 +336,7 @@ class TestReason:
 class TestRows:
     @pytest.mark.parametrize("unit", ["mm", "pixels"])
     def test_flat_a_row_has_a_cell_for_every_column_and_json_keeps_it(self, unit):
-        listed = choose(find_items(random_case(), WorkTime()))[0]
+        listed = choose(find(random_case()))[0]
         row = to_row(listed, expert="ann", unit=unit, why="because", picture=None, mask="m")
         flat = dict(zip(columns(unit), cells(row), strict=True))
         item, region = listed.item, listed.item.region
@@ -419,7 +413,7 @@ class TestPicture:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_regions_are_those_that_scipy_finds(seed):
     maps = random_case(seed)
-    items = find_items(maps, WorkTime())
+    items = find(maps)
     found = {(item.region.expert, item.region.voxels, item.region.box) for item in items}
     assert len(found) == len(items)
     expected = set()

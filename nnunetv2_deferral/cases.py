@@ -1,0 +1,249 @@
+"""One case: as a model predicted it, and with what it takes to evaluate it. Knows numpy, nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import Orientation, orientation_of
+from nnunetv2_deferral.labels import MISSING
+
+_MOST_EXPERTS = np.iinfo(np.uint8).max
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An array in a file.
+
+    Attributes:
+        file: What messages name.
+        read: Reads the array; raises an InputError that names the file if that fails.
+    """
+
+    file: Path
+    read: Callable[[], np.ndarray]
+
+
+class PredictedCase:
+    """A case as a model predicted it: its mask and its deferral maps.
+
+    Each array is read (where it is stored in a file) and checked when it is first used. An array that does not fit
+    raises an :exc:`InputError` that names its file, or the case and the array; so does one that there is not.
+
+    Example:
+        >>> case = PredictedCase("case_1", model=np.zeros((1, 2, 2), int), route=np.array([[[0, 1], [2, 0]]]))
+        >>> case.route.dtype, case.spacing, case.has("gain")
+        (dtype('uint8'), (1.0, 1.0, 1.0), False)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: np.ndarray | Stored,
+        route: np.ndarray | Stored | None = None,
+        probability: np.ndarray | Stored | None = None,
+        expert: np.ndarray | Stored | None = None,
+        gain: np.ndarray | Stored | None = None,
+        softmax: np.ndarray | Stored | None = None,
+        routing: np.ndarray | Stored | None = None,
+        properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        num_experts: int | None = None,
+    ) -> None:
+        """Describe a case; the properties of this class say what its arrays hold.
+
+        Args:
+            name: The case identifier.
+            model: The mask.
+            route: As `probability`, `expert` and `gain` a map, all of which `**decision.maps._asdict()` gives.
+            probability: See above.
+            expert: See above.
+            gain: See above.
+            softmax: The model's probabilities.
+            routing: The routing probabilities.
+            properties: nnU-Net's properties of the mask or what reads them; None for voxels of size 1.
+            num_experts: J; None leaves open how many experts there are.
+        """
+        self.name = name
+        self.num_experts = num_experts
+        self._properties = properties
+        self._sources: dict[str, Any] = {
+            "model": model,
+            "route": route,
+            "probability": probability,
+            "expert": expert,
+            "gain": gain,
+            "softmax": softmax,
+            "routing": routing,
+        }
+
+    def has(self, what: str) -> bool:
+        """Whether there is an array of that name, such as `"softmax"`, which is not always saved."""
+        source = self._sources[what]
+        return source.file.is_file() if isinstance(source, Stored) else source is not None
+
+    def without(self, *names: str) -> PredictedCase:
+        """The same case as if these arrays had not been saved."""
+        kept: dict[str, Any] = {what: None if what in names else source for what, source in self._sources.items()}
+        return PredictedCase(self.name, **kept, properties=self._properties, num_experts=self.num_experts)
+
+    @cached_property
+    def model(self) -> np.ndarray:
+        """Integer of shape S, (Z, Y, X) or (1, Y, X) in files: the model's label map."""
+        return self._read("model")
+
+    @cached_property
+    def properties(self) -> dict[str, Any]:
+        """nnU-Net's properties of the mask, which hold its geometry."""
+        found = self._properties() if callable(self._properties) else self._properties
+        return {"spacing": [1.0] * self.model.ndim} if found is None else dict(found)
+
+    @cached_property
+    def spacing(self) -> tuple[float, ...]:
+        """Size of a voxel along each axis of S, in mm, or in pixels where files know no size."""
+        return tuple(float(size) for size in self.properties["spacing"])
+
+    @cached_property
+    def orientation(self) -> Orientation:
+        """How an array of three axes lies in the patient.
+
+        Raises:
+            InputError: Naming the mask, if its axes are not three directions in space.
+        """
+        try:
+            return orientation_of(self.properties, self.model.shape)
+        except InputError as error:
+            raise InputError(f"{self._named('model')}: {error}") from error
+
+    @cached_property
+    def route(self) -> np.ndarray:
+        """uint8 of shape S: 0 the model, j expert j."""
+        return self._experts("route", 0, "routes voxels to")
+
+    @cached_property
+    def expert(self) -> np.ndarray:
+        """uint8 of shape S in [1, J]: whom to ask about a voxel, deferred or not."""
+        return self._experts("expert", 1, "would ask")
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """float32 of shape S in [0, 1]: the probability that a voxel is deferred, or that deferring it helps."""
+        return self._map("probability")
+
+    @cached_property
+    def gain(self) -> np.ndarray:
+        """float32 of shape S, not negative: by how much asking `expert` is expected to raise the case's Dice."""
+        gain = self._map("gain")
+        if not np.isfinite(gain).all():
+            raise InputError(f"{self._named('gain')} holds values that are not finite")
+        return gain
+
+    @cached_property
+    def softmax(self) -> np.ndarray:
+        """float32 (K, *S): the model's probabilities of classes, or with region-based training of regions."""
+        softmax = self._read("softmax")
+        self._check_shape("softmax", softmax, (*softmax.shape[:1], *self.model.shape))
+        return softmax
+
+    @cached_property
+    def routing(self) -> np.ndarray:
+        """float32 (J + 1, *S): the routing probabilities before calibration, NaN where nothing was predicted."""
+        routing = self._read("routing")
+        heads = routing.shape[:1] if self.num_experts is None else (self.num_experts + 1,)
+        self._check_shape("routing", routing, (*heads, *self.model.shape))
+        return routing
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Bool of shape S: where routing probabilities were predicted."""
+        return ~np.isnan(self.routing[0])
+
+    def _read(self, what: str) -> np.ndarray:
+        source = self._sources[what]
+        if source is None:
+            raise InputError(f"{self._named(what)} is not given")
+        return source.read() if isinstance(source, Stored) else np.asarray(source)
+
+    def _map(self, what: str) -> np.ndarray:
+        found = self._read(what)
+        self._check_shape(what, found, self.model.shape)
+        return found
+
+    def _experts(self, what: str, lowest: int, does: str) -> np.ndarray:
+        numbers, highest = self._map(what), _MOST_EXPERTS if self.num_experts is None else self.num_experts
+        for number in (numbers.min(initial=lowest), numbers.max(initial=lowest)):
+            if not lowest <= number <= highest:
+                raise InputError(
+                    f"{self._named(what)} {does} expert {number}, but experts are numbered from 1 to {highest}"
+                )
+        return numbers.astype(np.uint8, copy=False)
+
+    def _check_shape(self, what: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
+        if found.shape != expected:
+            raise InputError(f"{self._named(what)} has shape {found.shape} instead of {expected}")
+
+    def _named(self, what: str) -> str:
+        source = self._sources[what]
+        return str(source.file) if isinstance(source, Stored) else f"case {self.name}: the array {what}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedCase:
+    """A case with what it takes to evaluate it.
+
+    Attributes:
+        prediction: What the model says.
+        reference: Integer of shape S, the reference label map.
+        answers: Integer (J, *S), the experts' label maps, :data:`MISSING` where an expert has no label.
+        ignore_label: The reference label whose voxels count nowhere, or None.
+        fold_masks: The masks that single folds predicted, integer (F, *S), or None.
+    """
+
+    prediction: PredictedCase
+    reference: np.ndarray
+    answers: np.ndarray
+    ignore_label: int | None = None
+    fold_masks: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """The case identifier."""
+        return self.prediction.name
+
+    @property
+    def model(self) -> np.ndarray:
+        """Integer of shape S, the model's label map."""
+        return self.prediction.model
+
+    @property
+    def route(self) -> np.ndarray:
+        """uint8 of shape S: 0 the model, j expert j."""
+        return self.prediction.route
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """Bool of shape S, the voxels that count."""
+        if self.ignore_label is None:
+            return np.ones(self.reference.shape, dtype=bool)
+        return self.reference != self.ignore_label
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Integer (J + 1, *S), the model's label map and the experts'."""
+        return np.concatenate((self.model[None], self.answers))
+
+    @property
+    def right(self) -> np.ndarray:
+        """Bool (J + 1, *S), whether model and experts are right."""
+        return self.labels == self.reference
+
+    @property
+    def known(self) -> np.ndarray:
+        """Bool (J + 1, *S), where that is known: at voxels that count and have a label."""
+        return self.valid & (self.labels != MISSING)
