@@ -1,3 +1,11 @@
-"""Pixel-wise learning-to-defer for nnU-Net v2."""
+"""Pixel-wise learning-to-defer for nnU-Net v2.
+
+The names below are imported from their modules when they are first used (see `__init__.pyi`), so that importing the
+package costs nothing. Only :class:`PredictionFolder`, :func:`write_maps` and :func:`predict_array` import nnU-Net.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -26,7 +26,7 @@ LAYERS = (
     ("nnunet",),
     ("calibration", "benchmark"),
     ("report",),
-    ("worklist", "demo", "dataset_conversion"),
+    ("worklist", "plots", "demo", "dataset_conversion"),
     ("review",),
     ("commands", "trainers"),
 )
