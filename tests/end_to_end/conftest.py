@@ -24,9 +24,7 @@ __all__ = [
 MODELS = frozenset(name for name in __all__ if name != "workplace")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Whoever uses one of the models above does so in one and the same process, which trains it."""
-    for item in items:
-        if MODELS.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("trained models"))
+    if MODELS.intersection(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.xdist_group("trained models"))

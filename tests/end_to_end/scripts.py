@@ -21,8 +21,8 @@ TIMEOUT_S = 900  # of one command, on a machine with much else to do
 class Scripts:
     """Runs console scripts of this environment and returns how they ended, with their whole output as `stdout`.
 
-    The first run of each script is a process as a shell starts it; later ones are forks of a process that has nnU-Net
-    imported (see :mod:`script_server`).
+    The first run of each script is a process as a shell starts it, and so is any that asks for it; others are forks of
+    a process that has nnU-Net imported (see :mod:`script_server`).
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Scripts:
             self._server.stdout.close()
 
     def run(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str]
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], *, own_process: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """Run the script `name`, with `environment` in place of this process's."""
         command = [str(Path(sys.executable).with_name(name)), *arguments]
-        if not hasattr(os, "fork") or name not in self._seen:
+        if own_process or name not in self._seen or not hasattr(os, "fork"):
             self._seen.add(name)
             return subprocess.run(
                 command,

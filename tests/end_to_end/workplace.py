@@ -47,13 +47,15 @@ class Workplace(NnunetFolders):
     scripts: Scripts = field(default_factory=Scripts)
 
     def command(
-        self, name: str, *arguments: object, fails: bool = False, **environment: str
+        self, name: str, *arguments: object, fails: bool = False, own_process: bool = False, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a console script and return it with its whole output as `stdout`.
 
-        A command that should succeed and does not (or the other way round) fails the test with that output.
+        A command that should succeed and does not (or the other way round) fails the test with that output. See
+        :class:`Scripts` for `own_process`.
         """
-        done = self.scripts.run(name, [*map(str, arguments)], os.environ | self.environment | environment)
+        environment = os.environ | self.environment | environment
+        done = self.scripts.run(name, [*map(str, arguments)], environment, own_process=own_process)
         if (done.returncode != 0) != fails:
             pytest.fail(f"{name} {' '.join(map(str, arguments))} ended with {done.returncode}\n{done.stdout[-6000:]}")
         return done
@@ -157,7 +159,7 @@ def flat_stock(workplace: Workplace) -> Path:
 @pytest.fixture(scope="session")
 def flat_deferral(workplace: Workplace) -> Path:
     """The fold folder of a deferral training (three experts) on the 2D dataset, with npz files."""
-    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz")
+    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz", own_process=True)
 
 
 @pytest.fixture(scope="session")
@@ -170,14 +172,14 @@ def flat_deferral_fold_1(workplace: Workplace, flat_deferral: Path) -> Path:
 def flat_prediction(workplace: Workplace, flat_deferral: Path) -> Path:
     """The prediction folder of that model on the test images, with npz files."""
     output = workplace.root / "flat_prediction"
-    workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, "--save_probabilities")
+    workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, "--save_probabilities", own_process=True)
     return output
 
 
 @pytest.fixture(scope="session")
 def solid_deferral(workplace: Workplace) -> Path:
     """The fold folder of a deferral training (three experts) on the 3D dataset, with a process that augments."""
-    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts", nnUNet_n_proc_DA="1")
+    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts", own_process=True, nnUNet_n_proc_DA="1")
 
 
 @pytest.fixture(scope="session")
