@@ -113,7 +113,9 @@ class TestPrediction:
             assert masks_of(found.folder) == expected, name
 
     def test_routes_are_others_under_any_limits(self, predictions: dict[str, PredictionFolder]) -> None:
-        routes = {name: b"".join(found.route(case).tobytes() for case in TESTED) for name, found in predictions.items()}
+        routes = {
+            name: b"".join(found.case(case).route.tobytes() for case in TESTED) for name, found in predictions.items()
+        }
         assert len(set(routes.values())) == len(LIMITS)
 
     def test_is_calibrated_and_says_with_what(self, model: Path, predictions: dict[str, PredictionFolder]) -> None:
@@ -125,12 +127,12 @@ class TestPrediction:
         assert plain.calibration is not None
         changed = 0
         for case in TESTED:
-            raw = plain.routing(case)
+            raw = plain.case(case).routing
             known = ~np.isnan(raw[0])
             calibrated = plain.calibration.apply(raw[:, known])
-            assert np.array_equal(plain.route(case)[known], rule.decision(calibrated, axis=0))
-            assert plain.probability(case)[known] == pytest.approx(rule.score(calibrated, axis=0), abs=1e-5)
-            assert not plain.route(case)[~known].any()
+            assert np.array_equal(plain.case(case).route[known], rule.decision(calibrated, axis=0))
+            assert plain.case(case).probability[known] == pytest.approx(rule.score(calibrated, axis=0), abs=1e-5)
+            assert not plain.case(case).route[~known].any()
             changed += np.count_nonzero(rule.decision(calibrated, axis=0) != rule.decision(raw[:, known], axis=0))
         assert changed
 
@@ -144,7 +146,7 @@ class TestPrediction:
     def test_a_budget_of_each_case_is_never_exceeded(self, predictions: dict[str, PredictionFolder], name: str) -> None:
         budget = float(LIMITS[name][ENVIRONMENT])
         for case in TESTED:
-            route = predictions[name].route(case)
+            route = predictions[name].case(case).route
             deferred = np.count_nonzero(route)
             assert deferred <= budget * route.size
             assert deferred > (0 if name == "regions" else budget * route.size - 1)
@@ -155,9 +157,9 @@ class TestPrediction:
         free = predictions["plain"]
         shares = [1.0 if text == "none" else float(text) for text in CAPACITIES.split(",")]
         for case in TESTED:
-            rates = [np.mean(predictions[name].route(case) == expert) for expert in (1, 2, 3)]
+            rates = [np.mean(predictions[name].case(case).route == expert) for expert in (1, 2, 3)]
             assert all(rate <= share for rate, share in zip(rates, shares, strict=True))
-            wanted = [np.mean(free.route(case) == expert) for expert in (1, 2, 3)]
+            wanted = [np.mean(free.case(case).route == expert) for expert in (1, 2, 3)]
             assert any(want > share for want, share in zip(wanted, shares, strict=True))
         assert limits_of(predictions["capacities"]) == [{"capacities": [0.02, None, 0.01], "over": "case"}] * 2
 
@@ -166,7 +168,7 @@ class TestPrediction:
         smallest = float(LIMITS[name][ENVIRONMENT_REGION])
         found = 0
         for case in TESTED:
-            route = predictions[name].route(case)
+            route = predictions[name].case(case).route
             regions = connected_pieces(route, spacing_mm=(999, 1, 1))
             assert all(region.diameter_mm >= smallest for region in regions)
             found += len(regions)
@@ -185,7 +187,7 @@ class TestPrediction:
             found = predict_with(predictor, images, tmp_path / name, environment)
             assert limits_of(found) == [{"budget": budget, "over": "case"}] * 2
             for case in TESTED:
-                route = found.route(case)
+                route = found.case(case).route
                 assert np.count_nonzero(route) == math.floor(budget * route.size)
 
 
@@ -198,7 +200,7 @@ class TestABudgetOverADataset:
         for case in VALIDATED:
             shutil.copy(workplace.raw / FLAT / "imagesTr" / f"{case}_0000.png", images)
         found = predict_with(predictor, images, tmp_path / "out", LIMITS["dataset"])
-        rates = [np.mean(found.route(case) > 0) for case in VALIDATED]
+        rates = [np.mean(found.case(case).route > 0) for case in VALIDATED]
         fitted = calibration_in(model)["thresholds"][0]
         assert fitted["budget"] == BUDGET
         assert np.mean(rates) == pytest.approx(fitted["rate"], abs=0.002)
@@ -308,7 +310,7 @@ class TestTheStockCommands:
         expected, found = predictions[name], PredictionFolder.open(tmp_path / "out")
         assert masks_of(found.folder) == masks_of(predictions["plain"].folder)
         for case in TESTED:
-            assert np.array_equal(found.route(case), expected.route(case))
+            assert np.array_equal(found.case(case).route, expected.case(case).route)
         assert found.index["calibration"] == expected.index["calibration"]
         assert limits_of(found) == limits_of(expected)
 
