@@ -108,11 +108,13 @@ def test_the_probabilities_beside_the_masks_bring_the_models_own_confidence(fold
 
 def test_tables_have_a_row_a_case_and_a_row_a_ranking_and_budget(folders):
     summary = folders.evaluate()
-    rows = list(csv.DictReader((folders.root / "evaluation" / "cases.csv").open()))
+    with (folders.root / "evaluation" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["x", "y"]
     dice = summary["system"]["metric_per_case"][0]["metrics"]["1"]["Dice"]
     assert float(rows[0]["Dice_system_1"]) == pytest.approx(dice)
-    rows = list(csv.DictReader((folders.root / "evaluation" / "budgets.csv").open()))
+    with (folders.root / "evaluation" / "budgets.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == sum(len(found) for found in summary["budgets"].values())
 
 

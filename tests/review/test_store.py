@@ -256,6 +256,7 @@ def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
                 break
             assert answer.status_code == 200
             revision, current = answer.json()["revision"], new
+        client.close()
         timer.wait()
         process.wait()
         process.stdout.close()
@@ -283,6 +284,7 @@ def test_an_upload_that_breaks_off_changes_nothing(tmp_path, snapshot):
             connection.sendall(head.encode() + b"x" * 100)
         time.sleep(0.3)
         assert client.get("/api/me").status_code == 200
+        client.close()
         assert snapshot(folders.reviews) == before
     finally:
         process.terminate()
