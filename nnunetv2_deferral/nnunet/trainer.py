@@ -306,7 +306,7 @@ class DeferralTrainer(nnUNetTrainer):
             distributed.barrier()
         super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
-            summary = summarize_validation(self, self.plans_manager)
+            summary = summarize_validation(self, self.settings)
             if summary is None:
                 self.print_to_log_file(
                     f"The masks of {', '.join(self.settings.raters)} are not on this machine, so there is no "

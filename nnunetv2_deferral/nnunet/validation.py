@@ -19,6 +19,7 @@ from nnunetv2_deferral.nnunet.export import model_identity
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.nnunet.rater_data import rater_masks
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.settings import DeferralSettings
 
 SUMMARY_NAME = "deferral_summary.json"
 
@@ -33,7 +34,7 @@ def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: Deferra
         shutil.rmtree(folder / maps.FOLDER)
 
 
-def summarize_validation(trainer: nnUNetTrainer, plans_manager: DeferralPlansManager) -> dict[str, Any] | None:
+def summarize_validation(trainer: nnUNetTrainer, settings: DeferralSettings) -> dict[str, Any] | None:
     """Score the validation folder of a fold and write its `deferral_summary.json`.
 
     Simulated experts are those that `nnUNetv2_deferral_simulate_experts` draws with the same profiles and seed.
@@ -41,8 +42,7 @@ def summarize_validation(trainer: nnUNetTrainer, plans_manager: DeferralPlansMan
     Returns:
         The summary, see :func:`summarize_deferral`, or None where masks of raters are needed and not on this machine.
     """
-    settings = plans_manager.settings
-    masks = rater_masks(plans_manager, trainer.dataset_json, settings.raters)
+    masks = rater_masks(trainer.plans_manager, trainer.dataset_json, settings.raters)
     if settings.raters and masks is None:
         return None
     predictions = PredictionFolder.open(_folder(trainer))

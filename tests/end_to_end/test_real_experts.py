@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 from workplace import LABELS, SOLID, Workplace, predictor_of, preprocess, read, variant_of_flat, write_dataset
 
+from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.maps import write_maps
 from nnunetv2_deferral.nnunet.rater_data import experts_folder
 from nnunetv2_deferral.nnunet.validation import summarize_validation
 
@@ -379,7 +382,7 @@ class TestWithoutTheRawDataset:
     ) -> None:
         monkeypatch.setenv("nnUNet_raw", str(tmp_path))
         trainer = workplace.trainer("TinyDeferral", rated, "2d")
-        assert summarize_validation(trainer, trainer.plans_manager) is None
+        assert summarize_validation(trainer, trainer.settings) is None
 
 
 def test_masks_that_fit_their_image_are_not_refused_at_the_end_for_a_label_file_that_does_not(
@@ -396,9 +399,15 @@ def test_masks_that_fit_their_image_are_not_refused_at_the_end_for_a_label_file_
     trainer = workplace.trainer("TinyDeferral", dataset, "3d_fullres")
     trainer.on_train_start()
     validation = Path(trainer.output_folder) / "validation"
-    (validation / "deferral" / "route").mkdir(parents=True)
+    validation.mkdir(parents=True)
+    reader = SimpleITKIO()
     for case in VALIDATED:
         shutil.copy(references / f"{case}.nii.gz", validation)
-        write_like(references / f"{case}.nii.gz", validation / "deferral" / "route", lambda mask: 0 * mask)
-    summary = summarize_validation(trainer, trainer.plans_manager)
+        mask, properties = reader.read_seg(str(validation / f"{case}.nii.gz"))
+        nothing = np.zeros(mask.shape[1:], dtype=np.float32)
+        maps = RoutingMaps(nothing.astype(np.uint8), nothing, np.ones(nothing.shape, np.uint8), nothing)
+        write_maps(
+            validation, case, maps, properties, writer=reader, file_ending=".nii.gz", experts=trainer.settings.experts
+        )
+    summary = summarize_validation(trainer, trainer.settings)
     assert list(summary["expert_everywhere"]) == ["ann", "bob"]
