@@ -6,14 +6,12 @@ and folder of the request; all that it and its children print goes to the file `
 does, so that an error is told by its traceback and 1. nnunetv2_deferral is not imported beforehand: whether and how a
 command comes to it is what is tested.
 
-nnU-Net's pools of spawned processes are forked here, too: each would import everything for itself, several times a
-training. That what is spawned finds the deferral code is seen where a script runs as a process of its own.
+nnU-Net's own pools are spawned as ever. Forked from a process in which PyTorch has worked, they would wait for ever.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import runpy
 import sys
@@ -42,12 +40,6 @@ def serve() -> dict[str, Any] | None:
     return None
 
 
-def fork_instead_of_spawning() -> None:
-    """Let `multiprocessing.get_context("spawn")`, as nnU-Net calls it, fork."""
-    genuine = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: genuine("fork" if method == "spawn" else method)
-
-
 def run(request: dict[str, Any]) -> None:
     """Become the script."""
     import numpy as np
@@ -63,7 +55,6 @@ def run(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     sys.argv = [request["script"], *request["arguments"]]
     sys.path[0] = str(Path(request["script"]).parent)
-    fork_instead_of_spawning()
     np.random.seed()  # as in a process that imports numpy for itself
     runpy.run_path(request["script"], run_name="__main__")
 

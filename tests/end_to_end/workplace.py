@@ -159,7 +159,7 @@ def flat_stock(workplace: Workplace) -> Path:
 @pytest.fixture(scope="session")
 def flat_deferral(workplace: Workplace) -> Path:
     """The fold folder of a deferral training (three experts) on the 2D dataset, with npz files."""
-    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz", own_process=True)
+    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz")
 
 
 @pytest.fixture(scope="session")
@@ -172,14 +172,14 @@ def flat_deferral_fold_1(workplace: Workplace, flat_deferral: Path) -> Path:
 def flat_prediction(workplace: Workplace, flat_deferral: Path) -> Path:
     """The prediction folder of that model on the test images, with npz files."""
     output = workplace.root / "flat_prediction"
-    workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, "--save_probabilities", own_process=True)
+    workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, "--save_probabilities")
     return output
 
 
 @pytest.fixture(scope="session")
 def solid_deferral(workplace: Workplace) -> Path:
     """The fold folder of a deferral training (three experts) on the 3D dataset, with a process that augments."""
-    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts", own_process=True, nnUNet_n_proc_DA="1")
+    return workplace.train(SOLID, "3d_fullres", 0, "TinyDeferral3Experts", nnUNet_n_proc_DA="1")
 
 
 @pytest.fixture(scope="session")
