@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,16 +18,27 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
-# Groups that take longest begin first, so that no process has one left when the others are done.
+# These train what they need for themselves. All others of the folder share trained models, and so a process.
+APART = ("test_benchmark.py", "test_kinds_of_data.py", "test_limits_and_calibration.py", "test_real_experts.py")
+# What takes longest begins first, so that no process has it left when the others are done.
 LONGEST = (
-    "trained models",
     "end_to_end",
+    "end_to_end/test_real_experts.py",
+    "end_to_end/test_limits_and_calibration.py",
+    "end_to_end/test_kinds_of_data.py",
     "review/test_browser.py",
     "review/test_store.py",
     "benchmark/test_cluster.py",
 )
 
 
+def group(file: str) -> str:
+    """What of a file's tests, given relative to this folder, is to stay in one process: the file, or its folder."""
+    folder, _, name = file.rpartition("/")
+    return folder if folder == "end_to_end" and name not in APART else file
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """`-n auto` starts a process a core, but at most eight, and none for a single file, which is done before that."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
@@ -37,17 +49,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return min(cores, 8)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file stay in one process, and so do those of an `xdist_group`: what they build is built once."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The scheduler of `--dist loadfile`, for groups of files."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
 
-    def group(item: pytest.Item) -> str:
-        mark = item.get_closest_marker("xdist_group")
-        return mark.args[0] if mark else item.path.relative_to(TESTS).as_posix()
+    class LoadGroups(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = config.rootpath / nodeid.partition("::")[0]
+            return group(file.relative_to(TESTS).as_posix()) if file.is_relative_to(TESTS) else str(file)
+
+    return LoadGroups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort tests by what takes longest."""
 
     def place(item: pytest.Item) -> int:
-        return next((number for number, name in enumerate(LONGEST) if group(item).startswith(name)), len(LONGEST))
+        name = group(item.path.relative_to(TESTS).as_posix()) if item.path.is_relative_to(TESTS) else ""
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=place)
