@@ -410,3 +410,13 @@ def test_two_experts_save_at_once_and_nothing_of_either_is_lost(served):
         assert browser.volume(CASE, "labels")[voxels[name][:10]].all()
     revisions = [(entry["expert"], entry["revision"]) for entry in served.review.store.log.entries()]
     assert sorted(revisions) == [(name, revision) for name in ("ann", "bob") for revision in range(1, 11)]
+
+
+def test_a_planted_error_is_not_called_a_damaged_file(served, monkeypatch):
+    def broken(*_arguments):
+        return np.ones(2) + np.ones(3)
+
+    monkeypatch.setattr("nnunetv2_deferral.review.service.case_result", broken)
+    answer_all(served.browser("ann"))
+    refused = served.browser("ann").get(f"/api/cases/{CASE}/result")
+    assert (refused.status_code, refused.text) == (500, "Internal Server Error")  # the traceback is the server's
