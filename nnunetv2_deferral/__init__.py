@@ -1,7 +1,7 @@
 """Pixel-wise learning-to-defer for nnU-Net v2.
 
-The names below are imported from their modules when they are first used (see `__init__.pyi`), so that importing the
-package costs nothing. Only :class:`PredictionFolder` and :func:`predict_array` import nnU-Net.
+The public names are imported from their modules on first use (see `__init__.pyi`), so that importing the package is
+fast. Only :class:`PredictionFolder` and :func:`predict_array` import nnU-Net.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-# The public names, each with the module it is imported from when it is first used; read by lazy_loader too.
+# The public names and the modules from which they are imported on first use; also read by lazy_loader.
 
 from .calibration.selection import select_calibrator
 from .decision.calibrators import Isotonic, Temperature

@@ -1,4 +1,4 @@
-"""What experts answer for whole cases in an evaluation: raters from disk, and simulated experts by seed."""
+"""The experts' answers to whole cases in an evaluation: raters from disk, simulated experts by seed."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class ExpertAnswers:
 
     Attributes:
         experts: In routing order.
-        label_values: All labels with background, without the ignore label.
+        label_values: All labels including background, without the ignore label.
         ignore_label: The ignore label or None.
-        masks: Where the masks of the raters are; None if there is no rater.
-        seed: With the names of case and expert, all chance of the simulated ones.
+        masks: The raters' masks; None if there is no rater.
+        seed: Seed of the simulated experts; together with the names of case and expert it determines their answers.
         boundary_width: Width in voxels of the band in which a simulated expert's boundary accuracy holds.
 
     Raises:
-        InputError: If the masks are not those of the named experts, in their order.
+        InputError: If the masks are not those of the raters among `experts`, in the same order.
     """
 
     experts: tuple[Expert, ...]
@@ -55,7 +55,7 @@ class ExpertAnswers:
         named = raters_of(self.experts)
         found = () if self.masks is None else self.masks.experts
         if named and found != named:
-            raise InputError(f"masks of {', '.join(found) or 'nobody'} are given for the experts {', '.join(named)}")
+            raise InputError(f"the experts are {', '.join(named)}, but the masks are of {', '.join(found) or 'nobody'}")
 
     @classmethod
     def of_model(
@@ -66,20 +66,20 @@ class ExpertAnswers:
         masks: Path | None = None,
         seed: int | None = None,
     ) -> ExpertAnswers:
-        """Experts who answer for those of a model.
+        """The experts who answer the questions of a model.
 
         Args:
-            folder: Its predictions.
+            folder: The model's predictions.
             experts: In routing order, see :func:`trained_with` and :func:`experts_of_set`.
-            masks: The folder `<expert>/<case>` of the masks of named experts, None if all are simulated.
-            seed: Of simulated experts; None for `evaluation_seed` of the model's settings.
+            masks: The folder `<expert>/<case>` of the raters' masks; None if all experts are simulated.
+            seed: Seed of the simulated experts; None for `evaluation_seed` of the model's settings.
 
         Raises:
-            InputError: If masks are needed and there is no such folder.
+            InputError: If there are raters, but `masks` is None or not a folder.
         """
         named = raters_of(experts)
         if named and (masks is None or not masks.is_dir()):
-            raise InputError(f"there is no folder of the masks of {', '.join(named)}: {masks}")
+            raise InputError(f"the folder with the masks of {', '.join(named)} does not exist: {masks}")
         settings, files = folder.index["settings"], folder.files
         return cls(
             experts=experts,
@@ -96,7 +96,7 @@ class ExpertAnswers:
         return names_of(self.experts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Who answered, as JSON."""
+        """The experts, their seed and boundary width as JSON-ready data."""
         return {"experts": experts_to_json(self.experts), "seed": self.seed, "boundary_width": self.boundary_width}
 
     def answers(self, case: str, reference: np.ndarray, properties: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -104,14 +104,15 @@ class ExpertAnswers:
 
         Args:
             case: The case identifier.
-            reference: Its label map, integer of shape S, which simulated experts err from.
-            properties: nnU-Net's properties of the case, to compare the geometry of masks with, or None.
+            reference: Its reference label map, integer of shape S, from which simulated answers are drawn.
+            properties: nnU-Net's properties of the case, against which the geometry of masks is checked; None for no
+                check.
 
         Returns:
             int16 (J, *S), `MISSING` where an expert has no label.
 
         Raises:
-            InputError: If a mask does not fit, see :meth:`.raters.ExpertMasks.read`.
+            InputError: If a mask is invalid, see :meth:`.raters.ExpertMasks.answers`.
         """
         answers = np.full((len(self.experts), *reference.shape), MISSING, dtype=np.int16)
         places = [place for place, expert in enumerate(self.experts) if isinstance(expert, Rater)]
@@ -132,19 +133,19 @@ class ExpertAnswers:
 
 
 def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:
-    """The experts whom a model was trained with, in routing order."""
+    """The experts that a model was trained with, in routing order."""
     return experts_from_json(folder.index["settings"]["experts"])
 
 
 def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, ...]:
-    """The simulated experts of a set, as many as a model asks.
+    """The simulated experts of a named set, as many as the model has experts.
 
     Raises:
-        InputError: If there is no such set, or its experts have other names than the model's.
+        InputError: If the set is unknown, or its experts' names differ from the model's.
     """
     if name not in EXPERT_SETS:
-        raise InputError(f"there is no set of simulated experts {name!r}: {', '.join(EXPERT_SETS)}")
+        raise InputError(f"unknown set of simulated experts {name!r}; known sets: {', '.join(EXPERT_SETS)}")
     profiles = expert_set(name, len(folder.experts))
     if (names := tuple(profile.name for profile in profiles)) != folder.experts:
-        raise InputError(f"the model asks {', '.join(folder.experts)}, but the set {name} has {', '.join(names)}")
+        raise InputError(f"the model's experts are {', '.join(folder.experts)}, those of set {name} {', '.join(names)}")
     return profiles

@@ -1,4 +1,4 @@
-"""Checks of arrays, and work on them in pieces of bounded size."""
+"""Array checks, and iteration over arrays in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scipy.special import logit
 
 from nnunetv2_deferral.errors import InputError
 
-CHUNK_VOXELS = 2**22  # at once, so that temporary arrays stay below 100 MiB
+CHUNK_VOXELS = 2**22  # keeps temporary arrays below 100 MiB
 
 
 def check_same_shape(**arrays: np.ndarray | None) -> None:
-    """Refuse arrays of different shapes; None has any.
+    """Refuse arrays of different shapes; None is ignored.
 
     Raises:
         InputError: Naming the arrays and their shapes.
@@ -24,7 +24,7 @@ def check_same_shape(**arrays: np.ndarray | None) -> None:
 
 
 def check_bool(**masks: np.ndarray | None) -> None:
-    """Refuse masks that are not bool; None passes.
+    """Refuse masks that are not bool; None is ignored.
 
     Raises:
         InputError: Naming the mask and its dtype.
@@ -35,9 +35,9 @@ def check_bool(**masks: np.ndarray | None) -> None:
 
 
 def in_chunks(*arrays: np.ndarray | None) -> Iterator[tuple[np.ndarray, ...]]:
-    """Flat pieces of arrays of one shape S, at most `CHUNK_VOXELS` long; for None, which stands for a mask, all True.
+    """Iterate over arrays of one shape S in flat chunks of at most `CHUNK_VOXELS` voxels.
 
-    Nothing is copied unless an array is not contiguous. Without voxels there are no pieces.
+    None stands for a mask that is True everywhere. Contiguous arrays are not copied. Empty arrays yield nothing.
     """
     flat = [None if array is None else array.reshape(-1) for array in arrays]
     size = next((array.size for array in flat if array is not None), 0)
@@ -46,11 +46,15 @@ def in_chunks(*arrays: np.ndarray | None) -> Iterator[tuple[np.ndarray, ...]]:
         yield tuple(np.ones(length, bool) if array is None else array[start : start + length] for array in flat)
 
 
-SMALLEST = 1e-7  # probabilities are taken as at least this, and at most 1 minus this: logits within +-16.12
+SMALLEST = 1e-7  # probabilities are clipped to [SMALLEST, 1 - SMALLEST], logits thus to +-16.12
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """float64 logits, finite."""
+    """float64 logits of probabilities, finite because these are clipped.
+
+    Raises:
+        InputError: See :func:`check_probabilities`.
+    """
     check_probabilities(probabilities)
     logits: np.ndarray = logit(np.clip(probabilities, SMALLEST, 1 - SMALLEST, dtype=np.float64))
     return logits
@@ -64,6 +68,6 @@ def check_probabilities(probabilities: np.ndarray) -> None:
     """
     if probabilities.dtype.kind != "f":
         raise InputError(f"probabilities must be real floating point, got dtype {probabilities.dtype}")
-    for extreme in (probabilities.min(), probabilities.max()) if probabilities.size else ():  # NaN is both
+    for extreme in (probabilities.min(), probabilities.max()) if probabilities.size else ():  # NaN propagates to both
         if not 0 <= extreme <= 1:
             raise InputError(f"probabilities must lie in [0, 1], got {extreme}")

@@ -1,4 +1,4 @@
-"""One case: as a model predicted it, and with what it takes to evaluate it. Knows numpy, nothing of files."""
+"""One case: the model's prediction, and the reference and answers for its evaluation. Independent of file formats."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Stored:
     """An array in a file.
 
     Attributes:
-        file: What messages name.
-        read: Reads the array; raises an InputError that names the file if that fails.
+        file: The file, for messages.
+        read: Reads the array; raises an InputError that names the file if reading fails.
     """
 
     file: Path
@@ -31,10 +31,10 @@ class Stored:
 
 
 class PredictedCase:
-    """A case as a model predicted it: its mask and its deferral maps.
+    """The prediction for a case: the model's mask and the deferral maps.
 
-    Each array is read (where it is stored in a file) and checked when it is first used. An array that does not fit
-    raises an :exc:`InputError` that names its file, or the case and the array; so does one that there is not.
+    Each array is checked, and read if it is a :class:`Stored`, on first access. An array that is missing or has the
+    wrong shape or values raises an :exc:`InputError` that names its file, or the case and the array.
 
     Example:
         >>> case = PredictedCase("case_1", model=np.zeros((1, 2, 2), int), route=np.array([[[0, 1], [2, 0]]]))
@@ -56,19 +56,19 @@ class PredictedCase:
         properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         num_experts: int | None = None,
     ) -> None:
-        """Describe a case; the properties of this class say what its arrays hold.
+        """Describe a case; shapes and dtypes of the arrays are those of the properties of this class.
 
         Args:
             name: The case identifier.
-            model: The mask.
-            route: As `probability`, `expert` and `gain` a map, all of which `**decision.maps._asdict()` gives.
-            probability: See above.
-            expert: See above.
-            gain: See above.
+            model: The model's mask.
+            route: The route map. With the next three: `**decision.maps._asdict()`.
+            probability: The probability map.
+            expert: The expert map.
+            gain: The gain map.
             softmax: The model's probabilities.
             routing: The routing probabilities.
-            properties: nnU-Net's properties of the mask or what reads them; None for voxels of size 1.
-            num_experts: J; None leaves open how many experts there are.
+            properties: nnU-Net's properties of the mask, or a function that reads them; None for voxels of size 1.
+            num_experts: The number J of experts; None if it is unknown.
         """
         self.name = name
         self.num_experts = num_experts
@@ -84,12 +84,12 @@ class PredictedCase:
         }
 
     def has(self, what: str) -> bool:
-        """Whether there is an array of that name, such as `"softmax"`, which is not always saved."""
+        """Whether the array of that name exists; `"softmax"` and `"routing"` are not always saved."""
         source = self._sources[what]
         return source.file.is_file() if isinstance(source, Stored) else source is not None
 
     def without(self, *names: str) -> PredictedCase:
-        """The same case as if these arrays had not been saved."""
+        """A copy of the case without these arrays."""
         kept: dict[str, Any] = {what: None if what in names else source for what, source in self._sources.items()}
         return PredictedCase(self.name, **kept, properties=self._properties, num_experts=self.num_experts)
 
@@ -100,21 +100,21 @@ class PredictedCase:
 
     @cached_property
     def properties(self) -> dict[str, Any]:
-        """nnU-Net's properties of the mask, which hold its geometry."""
+        """nnU-Net's properties of the mask, including its geometry."""
         found = self._properties() if callable(self._properties) else self._properties
         return {"spacing": [1.0] * self.model.ndim} if found is None else dict(found)
 
     @cached_property
     def spacing(self) -> tuple[float, ...]:
-        """Size of a voxel along each axis of S, in mm, or in pixels where files know no size."""
+        """Size of a voxel along each axis of S, in mm, or 1 pixel for formats without a physical size."""
         return tuple(float(size) for size in self.properties["spacing"])
 
     @cached_property
     def orientation(self) -> Orientation:
-        """How an array of three axes lies in the patient.
+        """Orientation of the mask in the patient; the mask must have three axes.
 
         Raises:
-            InputError: Naming the mask, if its axes are not three directions in space.
+            InputError: Naming the mask, if the directions of its axes are not linearly independent.
         """
         try:
             return orientation_of(self.properties, self.model.shape)
@@ -124,29 +124,29 @@ class PredictedCase:
     @cached_property
     def route(self) -> np.ndarray:
         """uint8 of shape S: 0 the model, j expert j."""
-        return self._experts("route", 0, "routes voxels to")
+        return self._experts("route", 0)
 
     @cached_property
     def expert(self) -> np.ndarray:
-        """uint8 of shape S in [1, J]: whom to ask about a voxel, deferred or not."""
-        return self._experts("expert", 1, "would ask")
+        """uint8 of shape S in [1, J]: whom to ask about a voxel if it is deferred."""
+        return self._experts("expert", 1)
 
     @cached_property
     def probability(self) -> np.ndarray:
-        """float32 of shape S in [0, 1]: the probability that a voxel is deferred, or that deferring it helps."""
+        """float32 of shape S in [0, 1]: the objective's deferral score."""
         return self._map("probability")
 
     @cached_property
     def gain(self) -> np.ndarray:
-        """float32 of shape S, not negative: by how much asking `expert` is expected to raise the case's Dice."""
+        """float32 of shape S, not negative: expected gain in the Dice of the case from asking `expert`."""
         gain = self._map("gain")
         if not np.isfinite(gain).all():
-            raise InputError(f"{self._named('gain')} holds values that are not finite")
+            raise InputError(f"{self._named('gain')} has values that are not finite")
         return gain
 
     @cached_property
     def softmax(self) -> np.ndarray:
-        """float32 (K, *S): the model's probabilities of classes, or with region-based training of regions."""
+        """float32 (K, *S): the model's probabilities of classes, or of regions with region-based training."""
         softmax = self._read("softmax")
         self._check_shape("softmax", softmax, (*softmax.shape[:1], *self.model.shape))
         return softmax
@@ -161,13 +161,13 @@ class PredictedCase:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Bool of shape S: where routing probabilities were predicted."""
+        """Bool of shape S: the voxels with predicted routing probabilities."""
         return ~np.isnan(self.routing[0])
 
     def _read(self, what: str) -> np.ndarray:
         source = self._sources[what]
         if source is None:
-            raise InputError(f"{self._named(what)} is not given")
+            raise InputError(f"{self._named(what)} is missing")
         return source.read() if isinstance(source, Stored) else np.asarray(source)
 
     def _map(self, what: str) -> np.ndarray:
@@ -175,13 +175,11 @@ class PredictedCase:
         self._check_shape(what, found, self.model.shape)
         return found
 
-    def _experts(self, what: str, lowest: int, does: str) -> np.ndarray:
+    def _experts(self, what: str, lowest: int) -> np.ndarray:
         numbers, highest = self._map(what), _MOST_EXPERTS if self.num_experts is None else self.num_experts
         for number in (numbers.min(initial=lowest), numbers.max(initial=lowest)):
             if not lowest <= number <= highest:
-                raise InputError(
-                    f"{self._named(what)} {does} expert {number}, but experts are numbered from 1 to {highest}"
-                )
+                raise InputError(f"{self._named(what)} contains {number}, but must lie in [{lowest}, {highest}]")
         return numbers.astype(np.uint8, copy=False)
 
     def _check_shape(self, what: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
@@ -190,19 +188,19 @@ class PredictedCase:
 
     def _named(self, what: str) -> str:
         source = self._sources[what]
-        return str(source.file) if isinstance(source, Stored) else f"case {self.name}: the array {what}"
+        return str(source.file) if isinstance(source, Stored) else f"case {self.name}: array {what}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluatedCase:
-    """A case with what it takes to evaluate it.
+    """A predicted case with its reference and the experts' answers.
 
     Attributes:
-        prediction: What the model says.
-        reference: Integer of shape S, the reference label map.
-        answers: Integer (J, *S), the experts' label maps, :data:`MISSING` where an expert has no label.
-        ignore_label: The reference label whose voxels count nowhere, or None.
-        fold_masks: The masks that single folds predicted, integer (F, *S), or None.
+        prediction: The model's prediction.
+        reference: Reference label map, integer of shape S.
+        answers: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
+        ignore_label: The reference label whose voxels are excluded from evaluation, or None.
+        fold_masks: The masks predicted by single folds, integer (F, *S), or None.
     """
 
     prediction: PredictedCase
@@ -218,7 +216,7 @@ class EvaluatedCase:
 
     @property
     def model(self) -> np.ndarray:
-        """Integer of shape S, the model's label map."""
+        """The model's label map, integer of shape S."""
         return self.prediction.model
 
     @property
@@ -228,22 +226,22 @@ class EvaluatedCase:
 
     @cached_property
     def valid(self) -> np.ndarray:
-        """Bool of shape S, the voxels that count."""
+        """Bool of shape S: all voxels except ignored ones."""
         if self.ignore_label is None:
             return np.ones(self.reference.shape, dtype=bool)
         return self.reference != self.ignore_label
 
     @property
     def labels(self) -> np.ndarray:
-        """Integer (J + 1, *S), the model's label map and the experts'."""
+        """The label maps of the model and the experts, integer (J + 1, *S)."""
         return np.concatenate((self.model[None], self.answers))
 
     @property
     def right(self) -> np.ndarray:
-        """Bool (J + 1, *S), whether model and experts are right."""
+        """Bool (J + 1, *S): whether the model and each expert are right."""
         return self.labels == self.reference
 
     @property
     def known(self) -> np.ndarray:
-        """Bool (J + 1, *S), where that is known: at voxels that count and have a label."""
+        """Bool (J + 1, *S): where :attr:`right` is meaningful, at valid voxels with a label."""
         return self.valid & (self.labels != MISSING)

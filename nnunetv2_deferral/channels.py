@@ -1,4 +1,4 @@
-"""Which output channel of a deferral network is what, and how a routing decision is read off it.
+"""The output channels of a deferral network.
 
 A deferral network has K + J + 2 output channels: K segmentation heads as nnU-Net plans them, J + 1 routing logits
 (route 0 is the model itself, route j is expert j) and one aggregated deferral logit.
@@ -15,7 +15,7 @@ from nnunetv2_deferral.errors import InputError
 
 
 class DeferralOutput(NamedTuple):
-    """The parts of a network output, each with its channels along the axis that was split."""
+    """The parts of a network output, with the channels on the same axis as in the output."""
 
     segmentation: Tensor
     routing: Tensor
@@ -27,8 +27,8 @@ class ChannelLayout:
     """The order of the output channels: segmentation, routing, aggregated.
 
     Attributes:
-        num_segmentation_heads: K, as nnU-Net's label manager counts them (classes with background, or regions).
-        num_experts: J.
+        num_segmentation_heads: K, as counted by nnU-Net's label manager (classes including background, or regions).
+        num_experts: The number J of experts.
     """
 
     num_segmentation_heads: int
@@ -41,14 +41,14 @@ class ChannelLayout:
 
     @property
     def total(self) -> int:
-        """K + J + 2, all output channels."""
+        """K + J + 2, the number of output channels."""
         return self.num_segmentation_heads + self.num_routes + 1
 
     def split(self, output: Tensor, dim: int = 1) -> DeferralOutput:
         """Split a network output of K + J + 2 channels along `dim` into its parts (views).
 
         Raises:
-            InputError: If the axis does not hold K + J + 2 channels.
+            InputError: If the length of the axis is not K + J + 2.
         """
         if output.shape[dim] != self.total:
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a user got wrong, as opposed to what this package got wrong."""
+"""Errors in the input, as opposed to faults of this package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Bad input: a file, a setting or an argument that cannot be used as it is.
+    """Invalid input: a file, setting or argument.
 
     The message names the file or argument and the value. Commands and the review server show it in one line; any other
-    exception is a fault of the program and keeps its traceback.
+    exception is a fault of the program and is shown with its traceback.
 
     Example:
         >>> from nnunetv2_deferral import InputError, expert_set
@@ -25,14 +25,14 @@ class InputError(ValueError):
 
 @contextmanager
 def refusals_named(path: Path, action: str) -> Iterator[None]:
-    """Turn what the operating system refuses (no permission, no space, not a folder) into an :class:`InputError`.
+    """Convert errors of the operating system (no permission, disk full, not a folder) to :class:`InputError`.
 
     Args:
         path: The file or folder that the block works on, for the message.
-        action: What is done to it, as a participle: `"written"`.
+        action: What the block does to it, as a participle such as `"written"`.
 
     Raises:
-        InputError: In place of an `OSError` of the operating system; other exceptions pass.
+        InputError: In place of an `OSError` with an error number; other exceptions pass.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Who can be asked: real raters, whose masks lie on disk, and simulated experts.
+"""The experts: real raters, whose masks are read from disk, and simulated experts.
 
-In plans, dataset.json and summaries a rater is written as a name and a simulated expert as a profile.
+In plans, dataset.json and summaries a rater is represented by its name and a simulated expert by its profile.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Rater:
     """A real expert, whose masks are read from `<folder>/<name>/<case><file_ending>`.
 
     Attributes:
-        name: The name, also that of the folder.
+        name: The rater's name, which is also the folder's.
 
     Raises:
-        InputError: If no expert may have this name.
+        InputError: If the name is invalid, see :func:`.check_expert_name`.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Rater:
         check_expert_name(self.name, "rater")
 
     def to_json(self) -> str:
-        """The rater as plans and summaries have it."""
+        """The rater as in plans and summaries."""
         return self.name
 
 
@@ -39,38 +39,38 @@ Expert: TypeAlias = Rater | ExpertProfile
 
 
 def expert_from_json(content: object) -> Expert:
-    """The expert that a name (a rater) or a mapping (a profile) stands for.
+    """Convert a name to a rater, or a mapping to a simulated expert.
 
     Raises:
-        InputError: If it is neither, or not a valid name or profile.
+        InputError: If `content` is neither, or not a valid name or profile.
     """
     if isinstance(content, str):
         return Rater(content)
     if isinstance(content, Mapping):
         return ExpertProfile.from_dict(content)
-    raise InputError(f"an expert is the name of a rater or a profile, got {content!r}")
+    raise InputError(f"an expert must be the name of a rater or a profile, got {content!r}")
 
 
 def experts_from_json(content: Iterable[object]) -> tuple[Expert, ...]:
-    """:func:`expert_from_json` for each."""
+    """Apply :func:`expert_from_json` to each item."""
     return tuple(map(expert_from_json, content))
 
 
 def experts_to_json(experts: Iterable[Expert]) -> list[str | dict[str, Any]]:
-    """The experts as plans and summaries have them; :func:`experts_from_json` reads them back."""
+    """The experts as in plans and summaries; the inverse of :func:`experts_from_json`."""
     return [expert.to_json() for expert in experts]
 
 
 def names_of(experts: Iterable[Expert]) -> tuple[str, ...]:
-    """The names of all, in their order."""
+    """The names of the experts, in order."""
     return tuple(expert.name for expert in experts)
 
 
 def raters_of(experts: Iterable[Expert]) -> tuple[str, ...]:
-    """The names of the raters, in their order."""
+    """The names of the raters among the experts, in order."""
     return tuple(expert.name for expert in experts if isinstance(expert, Rater))
 
 
 def profiles_of(experts: Iterable[Expert]) -> tuple[ExpertProfile, ...]:
-    """The simulated experts, in their order."""
+    """The profiles of the simulated experts, in order."""
     return tuple(expert for expert in experts if isinstance(expert, ExpertProfile))

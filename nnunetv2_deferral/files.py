@@ -1,7 +1,7 @@
-"""Reading and writing files: whole or not at all, and durably where nothing may be lost.
+"""Atomic and durable file operations.
 
-`write_json` and `written_whole` put files in place when they are complete. `write_durably` and `AppendOnlyLog` also
-survive a killed process, a power cut and a full disk, at the price of waiting for the disk.
+`write_json` and `written_whole` move files into place once they are complete. `write_durably` and `AppendOnlyLog` also
+survive a killed process, a power failure and a full disk, at the cost of waiting for the disk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from nnunetv2_deferral.errors import InputError, refusals_named
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder` if, and only if, the block ends without an error.
+    """A temporary folder whose files are moved into `folder` if and only if the block ends without an error.
 
-    It lies inside `folder`, so that moving is renaming, and its name starts with a dot.
+    It is a hidden subfolder of `folder`, so that moving is a rename.
 
     Raises:
         InputError: If the operating system refuses to write there.
@@ -37,7 +37,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def without_nan(content: Any) -> Any:
-    """The same data with None for every number that is not finite, which JSON does not know."""
+    """The same data with None for every number that is not finite, because JSON has no NaN or infinity."""
     if isinstance(content, Mapping):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -46,7 +46,11 @@ def without_nan(content: Any) -> Any:
 
 
 def write_json(content: Any, file: Path) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write `content` atomically as indented JSON.
+
+    Raises:
+        InputError: If the operating system refuses to write there.
+    """
     with written_whole(file.parent) as scratch:
         (scratch / file.name).write_text(json.dumps(content, indent=4) + "\n")
 
@@ -55,7 +59,7 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: If it is missing or cut short; the message names it.
+        InputError: If it is missing or not valid JSON; the message names it.
     """
     if not file.is_file():
         raise InputError(f"{file} is missing")
@@ -66,13 +70,13 @@ def read_json(file: Path) -> Any:
 
 
 def write_durably(file: Path, fill: Callable[[Path], None], *, before: Callable[[], None] | None = None) -> None:
-    """Put a file in place whole or not at all, and only return when the disk has it.
+    """Write a file atomically and return once it is on disk.
 
     Args:
-        file: Where it shall be; what is there is replaced.
-        fill: Writes a file to the path it is given, of the same name; files that it writes beside it come along.
-        before: Called when the new content is safely on disk and only its name is missing; if it raises, nothing has
-            changed.
+        file: The file; an existing one is replaced.
+        fill: Writes the content to the path it is given, which has the same name; other files that it writes to the
+            same folder are moved along.
+        before: Called once the new content is on disk, before the file is renamed; if it raises, `file` is unchanged.
 
     Raises:
         OSError: If the disk is full or fails; then nothing has changed.
@@ -93,7 +97,11 @@ def write_durably(file: Path, fill: Callable[[Path], None], *, before: Callable[
 
 
 def write_json_durably(content: Any, file: Path, *, private: bool = False) -> None:
-    """:func:`write_durably` for JSON; `private` files can be read by their owner only."""
+    """:func:`write_durably` for JSON; `private` files are readable by their owner only.
+
+    Raises:
+        OSError: See :func:`write_durably`.
+    """
 
     def fill(target: Path) -> None:
         if private:
@@ -104,10 +112,10 @@ def write_json_durably(content: Any, file: Path, *, private: bool = False) -> No
 
 
 class AppendOnlyLog:
-    """A file of JSON lines that only grows; one process writes it, from any thread."""
+    """An append-only file of JSON lines, to be written by a single process, from any thread."""
 
     def __init__(self, file: Path) -> None:
-        """Open the log, dropping a last line that a killed process left without its end: it was never confirmed."""
+        """Open the log; an incomplete last line, left by a killed process and never confirmed, is removed."""
         self.file = file
         self._lock = threading.Lock()
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +129,10 @@ class AppendOnlyLog:
             _sync_folder(file.parent)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry; it is on disk when this returns.
+        """Add an entry and return once it is on disk.
 
         Raises:
-            OSError: If the disk is full or fails; then the log is as before.
+            OSError: If the disk is full or fails; then the log is unchanged.
         """
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._lock, self.file.open("ab") as stream:
@@ -145,7 +153,7 @@ class AppendOnlyLog:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last. Systems that cannot sync a folder (Windows) do without."""
+    """Make a rename durable; does nothing on systems that cannot sync a folder (Windows)."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)
         try:

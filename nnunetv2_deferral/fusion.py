@@ -1,6 +1,6 @@
-"""The system's answer: each voxel answered by whom it was routed to.
+"""Fusion: combining the labels of the model and the experts according to the route.
 
-Where the expert who is asked has no label (:data:`MISSING`), the model's answer stands.
+Where the selected expert has no label (:data:`MISSING`), the model's label is kept.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from nnunetv2_deferral.labels import MISSING
 
 
 def fuse(answers: Tensor, route: Tensor) -> Tensor:
-    """The answer of the model where `route` is 0, of expert j where it is j.
+    """Take the model's answer where `route` is 0 and expert j's where it is j.
 
     Args:
         answers: Shape (J + 1, *S), any dtype: the model's answer first, then the experts' in routing order.
         route: Shape S (or broadcastable to it), integers in [0, J].
 
     Returns:
-        Shape S, the dtype of `answers`.
+        Shape S, in the dtype of `answers`.
 
     Raises:
-        InputError: If a route names an expert without an answer.
+        InputError: If a route exceeds J.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def fuse(answers: Tensor, route: Tensor) -> Tensor:
 
 
 def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.ndarray:
-    """:func:`fuse` for label maps on disk, whose experts may have left voxels out.
+    """Fuse label maps in which experts may have left voxels out.
 
     Args:
         model: The model's label map, integer of shape S.
@@ -47,13 +47,13 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
         route: Shape S, integers in [0, J].
 
     Returns:
-        Shape S in the model's dtype. What was routed to an expert without a label stays the model's.
+        Shape S in the model's dtype. Voxels routed to an expert without a label keep the model's.
 
     Raises:
-        InputError: If the shapes differ or a route names an expert without a mask.
+        InputError: If the shapes differ or a route exceeds J.
 
     Example:
-        The second expert has no label for the last voxel, so the model's stays:
+        The second expert has no label for the last voxel, which keeps the model's:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import fuse_masks
@@ -69,7 +69,12 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
 
 
 def unanswered(experts: np.ndarray, route: np.ndarray) -> np.ndarray:
-    """Where a voxel is routed to an expert who has no label there: bool of shape S. Arguments as above."""
+    """Voxels routed to an expert who has no label there: bool of shape S.
+
+    Args:
+        experts: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
+        route: Shape S, integers in [0, J].
+    """
     asked = np.zeros(route.shape, dtype=bool)
     for number, labels in enumerate(experts, start=1):
         asked |= (route == number) & (labels == MISSING)

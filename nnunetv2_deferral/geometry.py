@@ -1,10 +1,10 @@
-"""Between the array order of a file and the one orientation that the browser sees.
+"""Conversion between the axis order of a file and the orientation used in the browser.
 
-The browser's arrays are (Z, Y, X) with the index growing towards the patient's left (X), posterior (Y) and superior
-(Z): LPS, as DICOM counts. An axial slice drawn row by row is then the radiological view, with the patient's right on
-the left of the screen. Only axes are swapped and flipped, no voxel is resampled: an oblique volume is shown along its
-own axes, each named after the nearest direction of the patient. Files without orientation (.png, .tif) are shown as
-they are and carry no direction names.
+The browser's arrays are (Z, Y, X) with indices increasing towards the patient's left (X), posterior (Y) and superior
+(Z), i.e. LPS as in DICOM. An axial slice drawn row by row is then the radiological view, with the patient's right on
+the left of the screen. Axes are only permuted and flipped, never resampled: an oblique volume is shown along its own
+axes, each named after the nearest patient direction. Files without orientation (.png, .tif) are shown unchanged and
+without direction names.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from nnunetv2_deferral.errors import InputError
 
 OBLIQUE_DEGREES = 1.0
-"""From this angle between an axis and the patient's on, a volume counts as oblique."""
+"""A volume is oblique if an axis and the patient's differ by at least this angle."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Orientation:
-    """How the array of a file lies in the patient.
+    """Orientation of a file's array in the patient.
 
     Attributes:
         axes: For each axis of the browser's array (Z, Y, X), the axis of the file's array.
-        flips: For each axis of the browser's array, whether the file counts it the other way.
-        spacing_mm: Size of a voxel along the browser's axes (Z, Y, X); pixels where the file knows no unit.
-        affine: 4x4, from an index (x, y, z) of the browser's array to millimetres in LPS.
-        named: Whether the file says how it lies in the patient.
-        oblique_degrees: The largest angle between an axis and the patient's axis it is named after.
+        flips: For each axis of the browser's array, whether it is reversed in the file.
+        spacing_mm: Size of a voxel along the browser's axes (Z, Y, X); in pixels for formats without a unit.
+        affine: 4x4, from an index (x, y, z) of the browser's array to LPS coordinates in mm.
+        named: Whether the file states its orientation.
+        oblique_degrees: The largest angle between an axis and the patient axis it is named after.
     """
 
     axes: tuple[int, int, int]
@@ -43,7 +43,7 @@ class Orientation:
     oblique_degrees: float
 
     def to_canonical(self, array: np.ndarray) -> np.ndarray:
-        """An array of the file (..., three axes) in the browser's orientation; contiguous."""
+        """Convert an array of the file, (..., three axes), to the browser's orientation; contiguous."""
         lead = tuple(range(array.ndim - 3))
         turned = array.transpose(*lead, *(len(lead) + axis for axis in self.axes))
         return np.ascontiguousarray(np.flip(turned, self._flipped(len(lead))))
@@ -59,21 +59,21 @@ class Orientation:
 
 
 def orientation_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Orientation:
-    """The orientation that nnU-Net's properties of a file tell.
+    """The orientation of a file, from nnU-Net's properties.
 
     Args:
         properties: From one of nnU-Net's readers.
-        shape: Of the file's array, three axes.
+        shape: Shape of the file's array, three axes.
 
     Raises:
-        InputError: If the directions in `properties` are not three independent ones.
+        InputError: If the axis directions in `properties` are not finite and linearly independent.
     """
     vectors, origin, named = _axis_vectors_mm(properties)
     lengths = np.linalg.norm(vectors, axis=0)
     if not np.isfinite(vectors).all() or (lengths == 0).any() or abs(np.linalg.det(vectors / lengths)) < 1e-6:
-        raise InputError(f"the axes of the volume are no three directions in space: {vectors.tolist()}")
+        raise InputError(f"the axis directions of the volume are not linearly independent: {vectors.tolist()}")
     cosines = vectors / lengths  # [patient axis (L, P, S), file axis (x, y, z)]
-    # Ties, as at 45 degrees, go to the first permutation, so that the same file is always shown alike.
+    # Ties, as at 45 degrees, go to the first permutation, so that the choice is deterministic.
     chosen = max(permutations(range(3)), key=lambda order: sum(abs(cosines[world, order[world]]) for world in range(3)))
     signs = [cosines[world, chosen[world]] < 0 for world in range(3)]
     size_xyz = np.asarray(shape)[::-1]
@@ -97,7 +97,7 @@ def orientation_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Orien
 
 
 def displacement_voxels(first: Orientation, second: Orientation, shape: Sequence[int]) -> float:
-    """How far apart two volumes lie, in voxels of the second: the most that any corner of them is moved.
+    """The largest distance between corresponding corners of two volumes, in the smallest voxel edge of the second.
 
     Args:
         first: One orientation.
@@ -110,13 +110,13 @@ def displacement_voxels(first: Orientation, second: Orientation, shape: Sequence
 
 
 def _axis_vectors_mm(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """One step along the file's axes x, y, z as columns in LPS, the position of voxel 0, and whether the file knew."""
+    """Steps along the file's axes x, y, z as columns (LPS, mm), the origin, and whether the file states them."""
     if "sitk_stuff" in properties:
         sitk = properties["sitk_stuff"]
         dimension = len(sitk["spacing"])
         vectors, origin = np.eye(3), np.zeros(3)
         direction = np.reshape(sitk["direction"], (dimension, dimension)) * np.asarray(sitk["spacing"])
-        kept = min(dimension, 3)  # a file of several modalities has a fourth axis
+        kept = min(dimension, 3)  # multi-modal files have a fourth axis
         vectors[:kept, :kept] = direction[:kept, :kept]
         origin[:kept] = sitk["origin"][:kept]
         return vectors, origin, dimension >= 3
@@ -128,17 +128,17 @@ def _axis_vectors_mm(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
     return np.diag(np.asarray(properties["spacing"], dtype=float)[::-1]), np.zeros(3), False
 
 
-# Tools round a geometry differently: NIfTI keeps a direction as a quaternion in single precision, for one.
+# Tools round geometry differently; NIfTI, for example, stores directions as a single-precision quaternion.
 _TOLERANCE = 1e-4
 
 
 def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """In what nnU-Net's properties of two files differ: spacing, origin, direction or affine, as far as both have them.
+    """Compare spacing, origin, direction and affine, where both have them, in nnU-Net's properties of two files.
 
-    Differences below a ten thousandth, of the smallest voxel edge or of a direction cosine, are those of rounding.
+    Differences below 1e-4 of the smallest voxel edge, or in a direction cosine, are attributed to rounding.
 
     Returns:
-        One phrase a difference, such as `"origin (0.0, 0.0) instead of (1.0, 0.0)"`.
+        One phrase per difference, such as `"origin (0, 0) instead of (1, 0)"`.
     """
     ours, theirs = _geometry(properties), _geometry(expected)
     edge = min(abs(length) for length in theirs["spacing"])
@@ -159,7 +159,7 @@ def _geometry(properties: Mapping[str, Any]) -> dict[str, Any]:
     sitk, nibabel = properties.get("sitk_stuff", {}), properties.get("nibabel_stuff", {})
     found = {"spacing": properties["spacing"]}
     found |= {name: sitk[name] for name in ("origin", "direction") if name in sitk}
-    # A reader that reorients hands out voxels in the order of the reoriented affine.
+    # A reader that reorients returns voxels in the order of the reoriented affine.
     affine = nibabel.get("reoriented_affine", nibabel.get("original_affine"))
     return found | ({} if affine is None else {"affine": affine})
 

@@ -1,4 +1,4 @@
-"""Where parts of this package lie, in a checkout or installed."""
+"""Locations of installed parts of this package."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from nnunetv2_deferral.errors import InputError
 
 
 def trainers_folder() -> Path:
-    """The folder that `nnUNet_extTrainer` must name."""
+    """The folder to put in `nnUNet_extTrainer`."""
     return Path(next(iter(import_module("nnunetv2_deferral.trainers").__path__))).resolve()
 
 
 def find_script(name: str) -> str:
-    """A console script: the one beside the running Python, also in a venv that is not activated, else on the path.
+    """Find a console script beside the running Python (also in a venv that is not activated), else on the PATH.
 
     Raises:
-        InputError: If there is none.
+        InputError: If it is not found.
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise InputError(f"the command {name} is neither beside {sys.executable} nor on the path")
+        raise InputError(f"the command {name} was found neither beside {sys.executable} nor on the PATH")
     return found

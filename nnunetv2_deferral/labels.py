@@ -1,8 +1,8 @@
-"""What counts as an answer and when it is right: classes, regions and the ignore label.
+"""Answers and their correctness: classes, regions and the ignore label.
 
-Losses and online metrics compare answers, not logits. An *answer* is a tensor (B, C, *S): with classes C = 1 and the
-value is the label; with nnU-Net's region-based training C is the number of regions and the values are memberships, so
-that an answer is right only if the whole region set agrees with the reference.
+Losses and online metrics compare answers, not logits. An *answer* is a tensor (B, C, *S). With classes, C = 1 and the
+value is the label. With nnU-Net's region-based training, C is the number of regions and the values are memberships;
+an answer is right only if all memberships agree with the reference.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# An expert's label where the expert gave none. nnU-Net's own -1 is another thing: what lies outside of the image.
+# Label of voxels that an expert did not answer. nnU-Net's -1 has another meaning: a voxel outside the image.
 MISSING = -2
 
 _UNKNOWN_LISTED = 10
 
 
 def unknown_labels(values: np.ndarray, known: Iterable[int | None]) -> str:
-    """The values that are none of the known labels, ascending, as words for a message; empty if there are none.
+    """List the values of a label map that are not known labels.
 
     Args:
-        values: Of a label map, any real dtype and shape.
-        known: The labels there may be; None is passed over.
+        values: Label map, any real dtype and shape.
+        known: The known labels; None is ignored.
+
+    Returns:
+        The unknown values, ascending and separated by commas, for a message; at most 10. Empty if there are none.
     """
     allowed = [label for label in known if label is not None]
     outside = ~np.isin(values, allowed)
@@ -38,12 +41,12 @@ def unknown_labels(values: np.ndarray, known: Iterable[int | None]) -> str:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The labels of a dataset as a deferral network sees them.
+    """The labels of a dataset as encoded by a deferral network.
 
     Attributes:
-        num_segmentation_heads: K.
-        regions: For region-based training, the labels that form each region, in head order; else None.
-        ignore_label: The label whose voxels count nowhere, or None.
+        num_segmentation_heads: The number K of classes including background, or of regions.
+        regions: For region-based training, the labels of each region, in head order; else None.
+        ignore_label: The label of voxels excluded from training and evaluation, or None.
     """
 
     num_segmentation_heads: int
@@ -51,13 +54,13 @@ class LabelSpace:
     ignore_label: int | None = None
 
     def answer(self, segmentation_logits: Tensor) -> Tensor:
-        """The model's answer (B, C, *S) from its K segmentation logits (B, K, *S); carries no gradient."""
+        """The model's answer (B, C, *S) from its segmentation logits (B, K, *S); detached."""
         logits = segmentation_logits.detach()
-        # As in `channels.routing_decision`, max and not argmax.
+        # max instead of argmax for speed, as in `routing.routing_decision`.
         return logits > 0 if self.regions is not None else logits.max(1, keepdim=True).indices
 
     def encode(self, label_maps: Tensor) -> Tensor:
-        """Label maps (B, J, *S), integer, as answers (J, B, C, *S)."""
+        """Encode label maps (B, J, *S), integer, as answers (J, B, C, *S)."""
         maps = label_maps.transpose(0, 1)
         if self.regions is None:
             return maps.unsqueeze(2)
@@ -65,15 +68,15 @@ class LabelSpace:
         return torch.stack(members, dim=2)
 
     def reference(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split nnU-Net's training target into the reference answer and the voxels that count.
+        """Split nnU-Net's training target into the reference answer and the mask of valid voxels.
 
         Args:
-            target: With classes (B, 1, *S), integer; with regions (B, R, *S), bool, and one more channel that marks
-                ignored voxels where there is an ignore label.
+            target: With classes (B, 1, *S), integer; with regions (B, R, *S), bool, plus a last channel that marks
+                ignored voxels if there is an ignore label.
 
         Returns:
-            The reference (B, C, *S) and a bool mask (B, *S) of the voxels that count, None if all do. Ignored voxels
-            hold class 0.
+            The reference (B, C, *S), 0 at ignored voxels, and a bool mask (B, *S) of valid voxels, or None without an
+            ignore label.
         """
         if self.regions is not None:
             if self.ignore_label is None:
@@ -85,7 +88,7 @@ class LabelSpace:
         return torch.where(valid, target, 0).long(), valid[:, 0]
 
     def one_hot(self, answer: Tensor) -> Tensor:
-        """An answer (B, C, *S) as one bool channel a head, (B, K, *S)."""
+        """An answer (B, C, *S) as one bool channel per head, (B, K, *S)."""
         if self.regions is not None:
             return answer
         classes = torch.arange(self.num_segmentation_heads, device=answer.device)
@@ -93,8 +96,8 @@ class LabelSpace:
 
 
 def is_right(answer: Tensor, reference: Tensor) -> Tensor:
-    """Where an answer (..., C, *S) equals the reference (B, C, *S): bool, without the axis C.
+    """Where an answer (..., B, C, *S) equals the reference (B, C, *S): bool (..., B, *S).
 
-    `answer` may have further leading axes, such as one an expert.
+    `answer` may have further leading axes, such as one for experts.
     """
     return (answer == reference).all(dim=answer.ndim - reference.ndim + 1)

@@ -1,16 +1,16 @@
-"""The deferral maps beside a folder of predicted masks: where they are, how they are written and read.
+"""Layout and writing of the deferral maps beside a folder of predicted masks.
 
     <folder>/<case>.nii.gz                        the model's mask, written by nnU-Net
     <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
-    <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: probability that the voxel is deferred
-    <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel were deferred, j as above
-    <folder>/deferral/gain/<case>.nii.gz          float32: what asking that expert is expected to add to the case's Dice
+    <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: deferral score
+    <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
+    <folder>/deferral/gain/<case>.nii.gz          float32: expected gain in the Dice of the case from asking that expert
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
     <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
 
-The maps lie in a subfolder because nnU-Net takes every file with the dataset's ending in the folder itself for a case.
-2D formats without floating point hold the probability as integers, 0..65535 in .png and .tif, 0..255 in .bmp, and the
-gain likewise as a share of the case's `largest_gain` in deferral.json, rounded up.
+The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
+2D formats without floating point store the probability as an integer, 0..65535 in .png and .tif, 0..255 in .bmp, and
+the gain likewise as a share of the case's `largest_gain` in deferral.json, rounded up.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
-# What stands for probability 1 in the formats of nnU-Net's 2D reader of natural images.
+# The integer that represents probability 1, in the formats of nnU-Net's reader for natural images.
 _FULL_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 
 
 class MaskWriter(Protocol):
-    """What of nnU-Net's reader-writers the maps are written with."""
+    """The part of nnU-Net's reader-writers that writes maps."""
 
     def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict[str, Any]) -> None:
         """Write a mask with the geometry in `properties`."""
@@ -46,7 +46,7 @@ class MaskWriter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """Which model made the maps of a folder, who could be asked, and with which calibration (its fingerprint)."""
+    """Identifies the model behind the maps of a folder, with its experts and the fingerprint of its calibration."""
 
     dataset: str
     plans: str
@@ -68,36 +68,36 @@ def probability_file(folder: Path, case: str, file_ending: str) -> Path:
 
 
 def expert_file(folder: Path, case: str, file_ending: str) -> Path:
-    """The most suitable expert for every voxel of a case, deferred or not."""
+    """The preferred expert for every voxel of a case, deferred or not."""
     return folder / FOLDER / "expert" / f"{case}{file_ending}"
 
 
 def gain_file(folder: Path, case: str, file_ending: str) -> Path:
-    """What asking the most suitable expert about a voxel is expected to add to the Dice of a case."""
+    """The expected gain in the Dice of a case from asking the preferred expert about each voxel."""
     return folder / FOLDER / "gain" / f"{case}{file_ending}"
 
 
-# What there is of every case, each a function of folder, case and file ending.
+# The maps that every case has; functions of folder, case and file ending.
 MAP_FILES = (route_file, probability_file, expert_file, gain_file)
 
 
 def routing_file(folder: Path, case: str) -> Path:
-    """The J + 1 probabilities that the maps of a case are made of."""
+    """The J + 1 routing probabilities that the maps of a case are computed from."""
     return folder / FOLDER / "routing" / f"{case}.npz"
 
 
 def index_file(folder: Path) -> Path:
-    """The JSON file about all maps of a folder."""
+    """The deferral.json of a folder."""
     return folder / FOLDER / "deferral.json"
 
 
 def full_scale(file_ending: str, shape: Sequence[int]) -> int | None:
-    """The integer that stands for probability 1 in a map of this shape, or None where floats are written."""
+    """The integer that represents probability 1 in a map of this shape, or None if the format stores floats."""
     return _FULL_SCALE.get(file_ending) if shape[0] == 1 else None
 
 
 def check_folder(folder: Path, model: ModelIdentity) -> None:
-    """Refuse a folder that holds the deferral maps of another model.
+    """Refuse a folder that contains the deferral maps of another model.
 
     Raises:
         InputError: Naming the folder and both models.
@@ -111,22 +111,22 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
             f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
         ]
         raise InputError(
-            f"{folder} already holds the deferral maps of another model ({'; '.join(differing)}). Predict into another "
+            f"{folder} already contains the deferral maps of another model ({'; '.join(differing)}). Use another "
             f"folder, or remove {file.parent}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeferralFolder:
-    """The deferral maps of a folder of masks, to be written; safe in several processes at once.
+    """Writes the deferral maps of a folder of masks; several processes may write to the same folder.
 
     Attributes:
         folder: The folder of the masks.
         file_ending: The dataset's file ending, such as `.nii.gz`.
         writer: nnU-Net's reader-writer for this dataset.
-        model: Which model makes the maps.
+        model: The model behind the maps.
         settings: The effective settings of the model.
-        calibration: What the maps are made with, or None.
+        calibration: The calibration applied to the maps, or None.
     """
 
     folder: Path
@@ -143,18 +143,18 @@ class DeferralFolder:
         properties: dict[str, Any],
         statistics: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the maps of a case and enter it into the folder's `deferral.json`.
+        """Write the maps of a case and add the case to the folder's `deferral.json`.
 
         Args:
             case: The case identifier.
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
-            properties: nnU-Net's properties of the case, which hold its geometry.
-            statistics: What is to be said of the case beside its rates.
+            properties: nnU-Net's properties of the case, including its geometry.
+            statistics: Further entries for the case in `deferral.json`.
         """
         probability, gain, largest_gain = maps.probability, maps.gain, float(maps.gain.max(initial=0))
         if scale := full_scale(self.file_ending, maps.route.shape):
             probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
-            # Up, as a voxel where anything is to be gained must not become one where nothing is.
+            # Rounded up, so that a positive gain does not become 0.
             gain = np.ceil(gain.astype(np.float64) * (scale / (largest_gain or 1))).clip(max=scale)
             gain = gain.astype(probability.dtype)
         for path, array in (
@@ -199,27 +199,27 @@ def write_maps(
     statistics: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> None:
-    """Write maps that were made from arrays, where :class:`.PredictionFolder` and the commands look for them.
+    """Write maps computed from arrays to the files that :class:`.PredictionFolder` and the commands read.
 
-    The mask itself, `<folder>/<case><file_ending>`, is written by `writer.write_seg`, and a `dataset.json` belongs
-    beside it. The maps that `nnUNetv2_predict` writes need no call of this function.
+    The mask itself, `<folder>/<case><file_ending>`, must be written with `writer.write_seg`, and the `dataset.json`
+    put beside it. `nnUNetv2_predict` writes all of these files itself.
 
     Args:
         folder: The folder of the masks.
         case: The case identifier.
         maps: From :func:`.decide`, (Z, Y, X) or (1, Y, X).
-        properties: nnU-Net's properties of the image or mask, which hold its geometry.
+        properties: nnU-Net's properties of the image or mask, including its geometry.
         writer: nnU-Net's reader-writer for the format, such as `SimpleITKIO()`.
         file_ending: Such as `.nii.gz`.
         experts: The experts in routing order: names of raters, and profiles of simulated experts.
-        statistics: What is to be said of the case in `deferral.json` beside its rates, such as `decision.statistics`.
+        statistics: Further entries for the case in `deferral.json`, such as `decision.statistics`.
         settings: Further settings of the model, such as `objective="one_vs_all"`.
 
     Raises:
-        InputError: If the folder holds the maps of other experts, or a setting or name cannot be.
+        InputError: If the folder contains the maps of other experts, or a setting or name is invalid.
 
     Example:
-        With a `folder`, and the `properties` of an image of shape (4, 6, 7) from nnU-Net's reader:
+        Given a `folder`, and the `properties` of an image of shape (4, 6, 7) from nnU-Net's reader:
 
         >>> import numpy as np
         >>> from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -243,7 +243,7 @@ def write_maps(
 
 
 def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:
-    """Save the routing probabilities of a case, as nnU-Net saves those of the segmentation.
+    """Save the routing probabilities of a case as compressed .npz, like nnU-Net's segmentation probabilities.
 
     Args:
         folder: The folder of the masks.
@@ -256,10 +256,10 @@ def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:
 
 
 def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
-    """The share of voxels that is deferred, and the share that goes to each expert.
+    """The share of all voxels that is deferred, in total and to each expert.
 
     Returns:
-        `{"deferral_rate": float, "share": {expert: float}}`, shares of all voxels; 0 for an empty map.
+        `{"deferral_rate": float, "share": {expert: float}}`; all 0 for an empty map.
     """
     counts = np.bincount(route.ravel(), minlength=len(experts) + 1)
     share = counts / max(route.size, 1)
@@ -274,12 +274,12 @@ def _as_json(model: ModelIdentity) -> dict[str, Any]:
 
 
 class _Typed(np.ndarray):
-    """An array that keeps its dtype where nnU-Net's writers cast a mask to unsigned integers."""
+    """An array that keeps its dtype when nnU-Net's writers cast a mask to unsigned integers."""
 
     def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:
         return np.asarray(self)
 
 
 def _as_typed(array: np.ndarray) -> np.ndarray:
-    # nnU-Net's writers know every format and its geometry, orientation included, but write integers only.
+    # nnU-Net's writers handle formats and geometry, but cast to integers.
     return array.view(_Typed)

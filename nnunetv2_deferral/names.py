@@ -1,6 +1,6 @@
-"""What experts may be called: one rule, checked wherever a name comes in.
+"""Validation of experts' names.
 
-An expert's name is the name of a folder (`expertsTr/<expert>`) and a key of summaries and tables.
+An expert's name is used as a folder name (`expertsTr/<expert>`) and as a key in summaries and tables.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from collections.abc import Iterable, Sequence
 from nnunetv2_deferral.errors import InputError
 
 RESERVED_NAMES = ("system", "model", "model_everywhere", "expert", "expert_everywhere", "review.json")
-"""What stands beside the experts in summaries and in the folder of a review."""
+"""Keys and files beside the experts' in summaries and in the folder of a review."""
 
 _FORBIDDEN = set('/\\:*?"<>|') | {chr(code) for code in (*range(32), 127)}
 
 
 def check_expert_name(name: object, where: str) -> str:
-    """The name, if an expert may have it.
+    """Return the name if it is valid for an expert.
 
     Args:
-        name: What was given as a name.
+        name: The name.
         where: Where it was given, such as `"experts" in dataset.json`; the message begins with it.
 
     Raises:
-        InputError: If it is not a text, empty, begins with a dot, begins or ends with a space, ends with a dot, holds
-            a character that no folder name may hold on some system, or is reserved.
+        InputError: If it is not a string, is empty, begins or ends with a dot or a space, contains a character that is
+            not allowed in folder names on some system, or is reserved.
     """
     reason = _reason_against(name)
     if reason:
-        raise InputError(f"{where}: {name!r} cannot be the name of an expert: {reason}")
+        raise InputError(f"{where}: {name!r} is not a valid name of an expert: {reason}")
     return str(name)
 
 
 def check_expert_names(names: Iterable[object], where: str) -> tuple[str, ...]:
-    """The names, if experts may have them and all differ.
+    """Return the names if all are valid and distinct.
 
     Raises:
-        InputError: See :func:`check_expert_name`; also for a name that comes twice.
+        InputError: See :func:`check_expert_name`; also if a name occurs twice.
     """
     checked = tuple(check_expert_name(name, where) for name in names)
     if twice := _first_repeated(checked):
@@ -46,15 +46,15 @@ def check_expert_names(names: Iterable[object], where: str) -> tuple[str, ...]:
 
 def _reason_against(name: object) -> str:
     if not isinstance(name, str):
-        return f"it is of type {type(name).__name__}, not a text"
+        return f"it is of type {type(name).__name__}, not a string"
     if not name.strip():
         return "it is empty"
     if name[0] in ". " or name[-1] in ". ":
         return "it begins or ends with a dot or a space"
     if forbidden := sorted(_FORBIDDEN & set(name)):
-        return f"no folder can have {', '.join(map(repr, forbidden))} in its name"
+        return f"folder names cannot contain {', '.join(map(repr, forbidden))}"
     if name in RESERVED_NAMES:
-        return "this name is reserved for results"
+        return "the name is reserved for results"
     return ""
 
 

@@ -1,9 +1,9 @@
-"""The deferral head, and how it is put on the networks that nnU-Net plans.
+"""The deferral head and its attachment to nnU-Net's networks.
 
-In the U-Nets of `dynamic_network_architectures` the last decoder features meet exactly one module,
-`decoder.seg_layers[-1]`. The head takes its place, keeps it as its segmentation layer and appends the J + 2 deferral
-channels to what it returns; nothing else of the network changes, deep supervision included. Because the keys of the
-head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` loads a stock checkpoint into such a network as it is.
+In the U-Nets of `dynamic_network_architectures` the last decoder features are used by exactly one module,
+`decoder.seg_layers[-1]`. The head replaces this module, keeps it as its segmentation layer and appends the J + 2
+deferral channels to its output; the rest of the network is unchanged, including deep supervision. Because the keys of
+the head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` loads stock checkpoints into such a network.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from nnunetv2_deferral.settings import DeferralSettings
 
 
 class DeferralHead(nn.Module):
-    """Segmentation layer, routing logits and aggregated deferral predictor on the last decoder features.
+    """Segmentation layer, routing predictor and aggregated deferral predictor on the last decoder features.
 
-    Routing sees the decoder features and how sure the segmentation is (its probabilities and its margin): a 3x3
-    convolution, ReLU, 1x1 convolution. The aggregated predictor is the paper's: the same on the features alone
-    (Sec. 4.3). Both hidden layers are computed by one convolution of the features; the part that reads the
-    confidence is a second one that is added, which equals one convolution of the concatenation without copying it.
+    The routing predictor takes the decoder features and the segmentation's confidence (probabilities and margin)
+    through a 3x3 convolution, ReLU and a 1x1 convolution. The aggregated predictor is the paper's (Sec. 4.3), with the
+    same layers on the features alone. One convolution computes both hidden layers from the features. The confidence
+    has a convolution of its own, whose output is added; this equals one convolution of the concatenation, without
+    copying.
 
     Args:
-        segmentation: The 1x1 convolution that nnU-Net put there; kept as it is, weights included.
-        available: Who can be asked, one an expert; their number is J. No voxel is routed to the others.
+        segmentation: nnU-Net's 1x1 convolution, kept with its weights.
+        available: Whether each of the J experts can be asked. No voxel is routed to the others.
         hidden_channels: Width of each of the two hidden layers.
         has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
-        initial_logit: Where the routing logits start.
+        initial_logit: Initial value of the routing logits.
         trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
-            logits that routing looks at carry none in any case.
+            logits that enter the confidence are always detached.
     """
 
     available: Tensor
@@ -63,18 +64,18 @@ class DeferralHead(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        # Routing starts undecided. Where everyone is right its optimum is nearly uniform and the decision hangs on
-        # hundredths, which a random start of the last layer buries for hundreds of steps.
+        # Routing starts uniform. Where everyone is right the optimum is nearly uniform too, and the decision depends on
+        # differences of hundredths, which a random initialisation of the last layer would mask for hundreds of steps.
         nn.init.zeros_(self.routing.weight)
         if self.routing.bias is not None:
             nn.init.constant_(self.routing.bias, initial_logit)
-        # Not among the weights: who can be asked is a matter of the plans, also of those beside a trained model.
+        # Not saved in checkpoints: availability is a setting of the plans, which may be edited after training.
         open_to = torch.tensor(available).view(1, -1, *[1] * (self.routing.weight.ndim - 2))
         self.register_buffer("available", open_to, persistent=False)
         self.all_available = all(available)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, F, *S) to (B, K + J + 2, *S): segmentation, routing and aggregated logits."""
+        """Map features (B, F, *S) to segmentation, routing and aggregated logits (B, K + J + 2, *S)."""
         segmentation = self.segmentation(features)
         seen = features if self.trains_decoder else features.detach()
         from_features = self.hidden_features(seen)
@@ -87,22 +88,22 @@ class DeferralHead(nn.Module):
         return torch.cat((segmentation, routing, aggregated), dim=1)
 
     def deferral_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that this head adds to the network: all but the segmentation layer's."""
+        """The parameters that the head adds to the network, i.e. all except the segmentation layer's."""
         for name, parameter in self.named_parameters():
             if not name.startswith("segmentation."):
                 yield parameter
 
 
 def confidence(segmentation: Tensor, *, has_regions: bool) -> Tensor:
-    """How sure a segmentation is, as routing sees it.
+    """Confidence of a segmentation, the second input of the routing predictor.
 
     Args:
         segmentation: Logits (B, K, *S).
         has_regions: Regions (sigmoid) or classes (softmax).
 
     Returns:
-        (B, K + 1, *S): the probabilities, and log(1 + margin), where the margin is the gap between the two highest
-        logits (classes) or the smallest distance of a logit from its threshold 0 (regions).
+        (B, K + 1, *S): the probabilities and log(1 + margin). The margin is the difference of the two highest logits
+        (classes) or the smallest absolute logit (regions).
     """
     if has_regions:
         probabilities = torch.sigmoid(segmentation)
@@ -115,7 +116,7 @@ def confidence(segmentation: Tensor, *, has_regions: bool) -> Tensor:
 
 
 def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_regions: bool) -> nn.Module:
-    """Replace the last segmentation layer of a planned network by a :class:`DeferralHead`, in place.
+    """Replace the last segmentation layer of a network by a :class:`DeferralHead`, in place.
 
     Returns:
         The same network, now with K + J + 2 output channels at full resolution.
@@ -126,8 +127,8 @@ def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_reg
     layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0 or not isinstance(layers[-1], (nn.Conv2d, nn.Conv3d)):
         raise InputError(
-            f"the architecture {type(network).__name__} of these plans cannot be extended with deferral: its decoder "
-            "has no `seg_layers`. Supported are the U-Nets of dynamic_network_architectures, such as PlainConvUNet "
+            f"cannot add a deferral head to the architecture {type(network).__name__} of these plans: its decoder has "
+            "no `seg_layers`. Supported are the U-Nets of dynamic_network_architectures, such as PlainConvUNet "
             "(nnUNetPlans) and ResidualEncoderUNet (nnUNetResEncUNet{M,L,XL}Plans)"
         )
     layers[-1] = DeferralHead(
@@ -145,7 +146,7 @@ def deferral_head(network: nn.Module) -> DeferralHead:
     """The deferral head of an (unwrapped) network.
 
     Raises:
-        InputError: If it has none.
+        InputError: If the network has none.
     """
     layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
     if layers is None or not isinstance(layers[-1], DeferralHead):

@@ -1,6 +1,6 @@
-"""Figures of plain arrays, in the style of the reports; each function returns a matplotlib `Figure`.
+"""Plots of arrays, in the style of the reports; each function returns a matplotlib `Figure`.
 
-Show a figure by its name at the end of a notebook's cell, or save it with `figure.savefig("case.png")`.
+A figure is displayed as the last expression of a notebook cell, or saved with `figure.savefig("case.png")`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ def plot_case(
     spacing: Sequence[float] | None = None,
     ignore_label: int | None = None,
 ) -> Figure:
-    """Draw a case as a row of panels: image, reference, the model's errors, who was asked, the system's errors.
+    """Plot a case as a row of panels: image, reference, the model's errors, the route, the system's errors.
 
-    Of a volume the slice is shown where most is deferred, and of a large image the part where something happens.
+    Volumes are shown in the slice with the most deferred voxels; large images are cropped.
 
     Args:
         image: One channel, real, of shape S = (Y, X) or (Z, Y, X).
         reference: Label map, integer of shape S.
-        model: The model's label map, likewise.
+        model: The model's label map, integer of shape S.
         experts: The experts' label maps, integer (J, *S), `MISSING` (-2) where an expert has no label.
         route: Integers in [0, J] of shape S: 0 the model, j expert j.
         names: The names of the experts; None for expert1, expert2 and so on.
-        spacing: Size of a voxel along each axis of S, any unit; None for cubes.
-        ignore_label: The reference label whose voxels do not count: there only the image is shown. None if there is no
-            such label.
+        spacing: Size of a voxel along each axis of S, any unit; None for cubic voxels.
+        ignore_label: The reference label of voxels excluded from evaluation, where only the image is shown; None if
+            there is none.
 
     Raises:
-        InputError: If shapes or numbers do not go together.
+        InputError: If shapes differ, the number of names is not J, or a route exceeds J.
 
     Example:
         >>> import numpy as np
@@ -68,7 +68,7 @@ def plot_case(
     check_same_shape(image=image, reference=reference, model=model, route=route)
     names = [f"expert{number}" for number in range(1, len(experts) + 1)] if names is None else list(names)
     if len(names) != len(experts):
-        raise InputError(f"got {len(names)} names for the masks of {len(experts)} experts")
+        raise InputError(f"got {len(names)} names for {len(experts)} experts")
     prediction = PredictedCase(
         "case",
         model=model,
@@ -82,17 +82,18 @@ def plot_case(
 
 
 def plot_coverage(scores: Mapping[str, np.ndarray], losses: np.ndarray, *, risk: str = GENERALISED) -> Figure:
-    """Draw how much loss is kept at each coverage when the items with the highest scores are deferred first.
+    """Plot risk-coverage curves: the risk of the items kept when those with the highest scores are deferred first.
 
     Args:
-        scores: Named scores, each finite, of one shape; high means uncertain.
-        losses: Of the same shape, finite and not negative: False and True for right and wrong voxels, 1 - Dice for
+        scores: Scores by name, finite, all of one shape; high means uncertain.
+        losses: Of the same shape, finite and not negative: False for right and True for wrong voxels, 1 - Dice for
             cases.
-        risk: `"generalised"` (losses kept / number of all items, area AUGRC) or `"selective"` (mean loss of what is
-            kept, area AURC).
+        risk: `"generalised"` (sum of the losses kept divided by the number of all items, area AUGRC) or `"selective"`
+            (mean loss of the items kept, area AURC).
 
     Raises:
-        InputError: If there is no score or no item, shapes differ, or a value is not as above.
+        InputError: If there are no scores or no items, shapes differ, a score or loss is not finite, a loss is
+            negative, or `risk` is unknown.
 
     Example:
         >>> import numpy as np
@@ -121,19 +122,20 @@ def plot_reliability(
     calibrators: Sequence[Calibrator] | None = None,
     least_certain: bool = False,
 ) -> Figure:
-    """Draw how often the model, and each expert, is right where this was said to be so probable; a panel each.
+    """Plot reliability diagrams: observed frequency against predicted probability of being correct, a panel per head.
 
     Args:
         probabilities: Floating point (H, *S) in [0, 1], of H heads before calibration; NaN where nothing was predicted.
-        right: Bool (H, *S), whether that was so.
-        names: Of the heads; `"model"` and the experts.
-        known: Bool (H, *S), where that is known; None for everywhere.
-        calibrators: One a head, to show the probabilities after calibration as well; None for no calibration.
-        least_certain: Show only the voxels where the first head is least certain (2 %), among which deferral is
+        right: Bool (H, *S), whether the model or expert of each head is right.
+        names: The names of the heads: `"model"` and the experts.
+        known: Bool (H, *S), the voxels to count; None for all.
+        calibrators: One per head, to show the probabilities after calibration as well; None for no calibration.
+        least_certain: Show only the 2 % of voxels where the first head is least certain, among which deferral is
             decided.
 
     Raises:
-        InputError: If shapes or numbers do not go together, or a value is not as above.
+        InputError: If shapes differ, there is not one name and one calibrator per head, a dtype is not as above, or a
+            probability is outside [0, 1].
 
     Example:
         >>> import numpy as np
@@ -156,7 +158,7 @@ def plot_reliability(
 
 
 def _mean_dice(case: EvaluatedCase, answer: np.ndarray) -> float:
-    """The mean Dice of the foreground labels in the reference; NaN without any."""
+    """The mean Dice of the foreground labels in the reference; NaN if there are none."""
     labels = [int(label) for label in np.unique(case.reference[case.valid]) if label > 0]
     if not labels:
         return math.nan

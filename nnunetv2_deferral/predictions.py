@@ -1,4 +1,4 @@
-"""A folder of predicted masks with their deferral maps, opened for reading."""
+"""Reading a folder of predicted masks with their deferral maps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from nnunetv2_deferral.text import listed
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionFolder:
-    """Masks and deferral maps of a model.
+    """The masks and deferral maps predicted by a model.
 
     Attributes:
         folder: The folder of the masks.
-        files: How they are read.
+        files: File format and labels of the dataset.
         experts: The names of the experts in routing order.
         cases: The cases with a mask, sorted.
         index: The content of deferral.json.
 
     Example:
-        With the `folder` of a prediction of the cases x and y by a model that may ask ann and bob:
+        Given the `folder` of a prediction for the cases x and y by a model with the experts ann and bob:
 
         >>> from nnunetv2_deferral import PredictionFolder
         >>> predictions = PredictionFolder.open(folder)
@@ -50,29 +50,29 @@ class PredictionFolder:
 
     @classmethod
     def open(cls, folder: Path, dataset_json: Path | None = None) -> PredictionFolder:
-        """Open a folder that nnUNetv2_predict or a final validation has written.
+        """Open a folder written by `nnUNetv2_predict` or a final validation.
 
         Args:
             folder: The folder of the masks.
-            dataset_json: The dataset.json of the model; None takes the one that nnU-Net puts into the folder of a
-                prediction, or into the model folder above a validation.
+            dataset_json: The dataset.json of the model; None for the one that nnU-Net writes to the folder of a
+                prediction, or to the model folder above a validation.
 
         Raises:
-            InputError: If there are no masks, no deferral maps (a stock model), or maps of some masks are missing; all
-                that is missing is listed.
+            InputError: If there are no masks, no deferral maps (a stock model), or maps of some cases are missing; the
+                message lists the missing files.
         """
         index = maps.index_file(folder)
         if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}")
+            raise InputError(f"the folder {folder} does not exist")
         if not index.is_file():
             raise InputError(
-                f"{folder} has no deferral maps ({index} is missing): were its masks predicted by a stock model?"
+                f"{folder} has no deferral maps ({index} is missing). Were its masks predicted by a stock model?"
             )
         entries = _read_index(index)
         candidates = [folder / "dataset.json", folder.parent.parent / "dataset.json"]
         found = dataset_json or next((file for file in candidates if file.is_file()), None)
         if found is None:
-            raise InputError(f"there is no dataset.json in {folder}; give it with -djfile")
+            raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
         ending = read_dataset_json(found)["file_ending"]
         masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
         example = next(masks, None)
@@ -91,17 +91,17 @@ class PredictionFolder:
         return maps.index_file(self.folder)
 
     def asked(self, case: str | None = None) -> tuple[str, ...]:
-        """The experts whom any voxel of a case, or of all cases, was routed to, as deferral.json has it."""
+        """The experts to whom any voxel of a case, or of all cases, was routed, according to deferral.json."""
         cases = self.cases if case is None else (case,)
         shares = [entry["share"] for name, entry in self.index["cases"].items() if name in cases]
         return tuple(expert for expert in self.experts if any(share[expert] > 0 for share in shares))
 
     def mask_file(self, case: str) -> Path:
-        """The model's mask."""
+        """The file of the model's mask."""
         return self.folder / f"{case}{self.files.file_ending}"
 
     def case(self, name: str) -> PredictedCase:
-        """A case; its files are read when their arrays are first used.
+        """A case; its files are read on first access.
 
         Raises:
             InputError: If there is no case of that name.
@@ -123,16 +123,16 @@ class PredictionFolder:
         )
 
     def routing_file(self, case: str) -> Path:
-        """The routing probabilities, which are saved with the model's (`--save_probabilities`, `--npz`)."""
+        """The file of the routing probabilities, written with `--save_probabilities` or `--npz`."""
         return maps.routing_file(self.folder, case)
 
     def softmax_file(self, case: str) -> Path:
-        """The model's probabilities, which nnU-Net saves when it is asked to (`--save_probabilities`, `--npz`)."""
+        """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
         return self.folder / f"{case}.npz"
 
     @property
     def calibration(self) -> ModelCalibration | None:
-        """What the maps were calibrated with."""
+        """The calibration applied to the maps, or None."""
         content = self.index.get("calibration")
         return None if content is None else ModelCalibration.from_dict(content, self.experts)
 
@@ -158,7 +158,7 @@ class PredictionFolder:
 def _probabilities(file: Path) -> np.ndarray:
     try:
         return np.load(file)["probabilities"].astype(np.float32)
-    except Exception as error:  # a zip that was cut short fails in several ways
+    except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
@@ -171,5 +171,5 @@ def _read_index(index: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{index} cannot be read: {error!r}") from error
     if not isinstance(experts, list) or not experts or not is_complete:
-        raise InputError(f"{index} does not name the experts, their shares of every case and its largest gain")
+        raise InputError(f"{index} lacks the experts, or their shares or the largest gain of a case")
     return content

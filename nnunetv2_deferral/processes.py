@@ -1,4 +1,4 @@
-"""Working on many cases, in this process or in several."""
+"""Processing of cases, serial or in parallel."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def map_cases(
     description: str,
     initializer: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
-    """Do some work for every case, with a bar over the cases.
+    """Apply a function to every case, with a progress bar.
 
     Args:
-        work: Goes to the workers by pickle, as the cases and what it returns do.
-        cases: What to work on; may be empty.
-        num_processes: 1 works in this process, more in as many spawned ones (no more than there are cases).
-        description: Of the bar.
+        work: The function. With several processes it, the cases and the results are pickled.
+        cases: Its arguments; may be empty.
+        num_processes: 1 runs in this process, more in as many spawned processes (at most one per case).
+        description: Label of the progress bar.
         initializer: Called first in every spawned process.
 
     Yields:
-        What `work` returns, in the order of the cases. An error of `work` ends it: what has not begun is not done.
+        The results, in the order of the cases. An exception of `work` is raised here and cancels pending cases.
     """
     with tqdm(total=len(cases), desc=description, unit="case") as bar, ExitStack() as stack:
         if min(num_processes, len(cases)) <= 1:

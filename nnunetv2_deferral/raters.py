@@ -1,10 +1,10 @@
-"""Masks of real experts on disk: which there are, whether they fit their images, and their labels for a case.
+"""Reading and checking of experts' masks on disk.
 
     <folder>/<expert>/<case><file_ending>
 
-such as `expertsTr` of a dataset, whose `dataset.json` declares `"experts": ["ann", "bob"]`, or the answers that were
-simulated for an evaluation. A case that an expert did not annotate is simply absent; where a mask holds the dataset's
-ignore label, the expert has left the voxel out.
+such as `expertsTr` of a dataset, whose `dataset.json` declares `"experts": ["ann", "bob"]`, or the answers simulated
+for an evaluation. Cases that an expert did not annotate are absent; voxels that an expert left out have the dataset's
+ignore label.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 FOLDER = "expertsTr"
 DATASET_KEY = "experts"
-REVIEW_NAME = "review.json"  # in a folder of experts that the review page fills
+REVIEW_NAME = "review.json"  # written by the review page to its folder of experts' masks
 
 
 class MaskReader(Protocol):
-    """What of nnU-Net's reader-writers masks are read with."""
+    """The part of nnU-Net's reader-writers that reads masks."""
 
     def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
         """The mask (1, *S) and its properties."""
 
 
 def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
-    """The experts that a dataset.json declares under `"experts"`, in this order; empty if it declares none.
+    """The experts declared under `"experts"` in a dataset.json, in this order; empty if there are none.
 
     Raises:
-        InputError: If what stands there is not a list of different names that can be folders.
+        InputError: If the value is not a list of distinct, valid names, see :func:`.check_expert_names`.
     """
     declared = dataset_json.get(DATASET_KEY, [])
     where = f'"{DATASET_KEY}" in dataset.json'
@@ -51,14 +51,14 @@ def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertMasks:
-    """A folder of experts' masks and how to read it.
+    """A folder of experts' masks.
 
     Attributes:
-        folder: `<folder>/<expert>/<case><file_ending>`.
+        folder: The folder, with files `<expert>/<case><file_ending>`.
         experts: The names of the J experts in routing order.
-        file_ending: The dataset's.
+        file_ending: The dataset's file ending.
         reader: nnU-Net's reader for these files.
-        label_values: All labels with background, without the ignore label.
+        label_values: All labels including background, without the ignore label.
         ignore_label: The label of voxels that an expert left out, or None.
     """
 
@@ -71,7 +71,7 @@ class ExpertMasks:
 
     @classmethod
     def of(cls, folder: Path, experts: Sequence[str], files: DatasetFiles) -> ExpertMasks:
-        """The masks in a folder, read as the label files of a dataset are."""
+        """The masks in a folder, in the format of the label files of a dataset."""
         return cls(
             folder=folder,
             experts=tuple(experts),
@@ -82,13 +82,13 @@ class ExpertMasks:
         )
 
     def check_asked(self, experts: Sequence[str]) -> None:
-        """Refuse experts who were asked and have no masks at all.
+        """Refuse experts to whom voxels are routed but who have no masks at all.
 
-        In the folder of a review they have not answered yet, or nothing of theirs was on its worklist; their voxels
-        are then unanswered.
+        Folders of a review are exempt: there an expert may not have answered yet or had no regions on the worklist, and
+        the voxels count as unanswered.
 
         Raises:
-            InputError: Naming their folders, and those that are there.
+            InputError: Naming their folders, and the existing ones.
         """
         if (self.folder / REVIEW_NAME).is_file():
             return
@@ -97,11 +97,11 @@ class ExpertMasks:
             there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())
             raise InputError(
                 f"voxels are routed to experts without masks: no *{self.file_ending} in {', '.join(empty)} "
-                f"(folders there: {', '.join(there) or 'none'})"
+                f"(existing folders: {', '.join(there) or 'none'})"
             )
 
     def file(self, expert: str, case: str) -> Path:
-        """Where the mask of an expert for a case is, if there is one."""
+        """The file of an expert's mask for a case; it need not exist."""
         return self.folder / expert / f"{case}{self.file_ending}"
 
     def cases(self, expert: str) -> list[str]:
@@ -115,22 +115,23 @@ class ExpertMasks:
         Args:
             expert: The name of the expert.
             case: The case identifier.
-            properties: nnU-Net's properties of the case's image or mask, to compare the geometry with, or None.
+            properties: nnU-Net's properties of the case's image or mask, against which the geometry is checked; None
+                for no check.
 
         Returns:
             int16 in the axis order of nnU-Net's readers, (Z, Y, X) or (1, Y, X); `MISSING` where the expert left a
             voxel out.
 
         Raises:
-            InputError: If the file cannot be read, has labels that are not in dataset.json, or another geometry; the
-                message names the file and all that is wrong with it.
+            InputError: If the file cannot be read, contains labels that are not in dataset.json, or has another
+                geometry; the message names the file and all faults.
         """
         file = self.file(expert, case)
         if not file.is_file():
             return None
         try:
             values, found = self.reader.read_seg(str(file))
-        except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
+        except Exception as error:  # nnU-Net's readers raise various exceptions for truncated or foreign files
             raise InputError(f"{file} cannot be read: {error}") from error
         faults = list(self._label_faults(values))
         if properties is not None:
@@ -143,10 +144,15 @@ class ExpertMasks:
         return labels
 
     def answers(self, case: str, shape: Sequence[int], properties: Mapping[str, Any] | None = None) -> np.ndarray:
-        """The labels of all experts for a case, (J, *S) int16, `MISSING` where one has none.
+        """The labels of all experts for a case, int16 (J, *S), `MISSING` where an expert has none.
+
+        Args:
+            case: The case identifier.
+            shape: The shape S of the case.
+            properties: See :meth:`read`.
 
         Raises:
-            InputError: See :meth:`read`; also for a mask of another shape than `shape`.
+            InputError: See :meth:`read`; also if the shape of a mask is not `shape`.
         """
         answers = np.full((len(self.experts), *shape), MISSING, dtype=np.int16)
         for answer, expert in zip(answers, self.experts, strict=True):
@@ -160,7 +166,7 @@ class ExpertMasks:
 
     def _label_faults(self, values: np.ndarray) -> Iterator[str]:
         if values.ndim != 4 or values.shape[0] != 1:
-            yield f"no label map of one channel, nnU-Net reads shape {values.shape}"
+            yield f"not a label map with one channel, nnU-Net reads shape {values.shape}"
             return
         if unknown := unknown_labels(values, (*self.label_values, self.ignore_label)):
-            yield f"holds labels that are not in dataset.json: {unknown}"
+            yield f"contains labels that are not in dataset.json: {unknown}"

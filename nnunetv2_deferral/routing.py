@@ -1,7 +1,7 @@
-"""What the J + 1 routing logits of a voxel mean, and when it is deferred to whom.
+"""Routing rules: the interpretation of the J + 1 routing logits of a voxel.
 
-Two objectives, two rules. Either turns logits into J + 1 probabilities, which may be averaged and resampled, and reads
-decision, score, preferred expert and expected gains off these.
+Each of the two objectives has its rule. It converts logits to J + 1 probabilities, which may be averaged and resampled,
+and computes decision, score, preferred expert and expected gains from these.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
 
 
 class RoutingRule(Protocol):
-    """How routes are decided."""
+    """Interface of routing rules."""
 
     @property
     def available(self) -> tuple[bool, ...]:
-        """Who can be asked, one an expert."""
+        """Whether each of the J experts can be asked."""
 
     @property
     def cheapest(self) -> float:
-        """The lowest cost of an expert who can be asked."""
+        """The lowest cost of an available expert."""
 
     @property
     def initial_logit(self) -> float:
-        """What the routing logits are before anything is learned."""
+        """Initial value of the routing logits in training."""
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
         """float32 probabilities in [0, 1] from routing logits, J + 1 along `dim`."""
@@ -41,31 +41,28 @@ class RoutingRule(Protocol):
         """The route of every voxel, integers in [0, J], without the channel axis."""
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
-        """How much speaks for deferring a voxel, in [0, 1], without the channel axis."""
+        """The deferral score of every voxel, in [0, 1], without the channel axis."""
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
-        """What is expected to be gained by asking each expert, in voxels put right: J along `axis`.
+        """Expected gain from asking each expert, in corrected voxels: J along `axis`.
 
-        Negative where asking is expected to harm, -inf for experts who cannot be asked. Costs count as far as an expert
-        costs more than the cheapest: a level that all have in common is what a budget replaces.
+        Negative where asking is expected to harm, -inf for unavailable experts. The cost of an expert counts only as
+        far as it exceeds that of the cheapest; a budget takes the place of the common part.
         """
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        """Whom to ask if a voxel were deferred, integers in [1, J], without the channel axis.
-
-        Only experts who are available, whatever the probabilities say.
-        """
+        """The preferred available expert for every voxel, integers in [1, J], without the channel axis."""
 
 
 @dataclass(frozen=True)
 class SoftmaxRule:
-    """DeferredSeg's: M = softmax over the model and the experts, argmax decides (Eq. 5, Sec. 4.2.1).
+    """DeferredSeg's rule: M = softmax over the model and the experts, decision by argmax (Eq. 5, Sec. 4.2.1).
 
-    The score is the probability 1 - M_0 that the voxel is deferred. Where all are right M is nearly uniform, so that it
-    is high there too; M_j - M_0 is not, and stands for the expected gain.
+    The score is the probability 1 - M_0 that the voxel is deferred. It is also high where all are right, because M is
+    nearly uniform there. M_j - M_0 is not, and serves as the expected gain.
 
     Attributes:
-        available: Who can be asked, one an expert.
+        available: Whether each of the J experts can be asked.
     """
 
     available: tuple[bool, ...]
@@ -77,7 +74,7 @@ class SoftmaxRule:
         return routing_log_probabilities(routing, dim).exp()
 
     def decision(self, probabilities: Array, axis: int = 1) -> Array:
-        """The channel of the highest M."""
+        """The argmax of M."""
         return routing_decision(probabilities, axis)
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
@@ -89,26 +86,26 @@ class SoftmaxRule:
         return _lead(_less(_experts(probabilities, axis), _never(self.available), axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        """The available expert of the highest M_j."""
+        """The available expert with the highest M_j."""
         return 1 + routing_decision(_less(_experts(probabilities, axis), _never(self.available), axis), axis)
 
 
 @dataclass(frozen=True)
 class OneVsAllRule:
-    """a_0 = P(the model is right here) and a_j = P(expert j is right here), each for itself (Verma & Nalisnick 2022).
+    """One sigmoid each for a_0 = P(model is right) and a_j = P(expert j is right) (Verma & Nalisnick 2022).
 
-    Deferred to the expert of the highest a_j - c_j where that exceeds a_0; ties stay with the model. The score is the
-    probability that deferring helps, (1 - a_0) a_j for that expert: that the model is wrong and the expert right, if
-    both err independently of each other given the image. The expected gain a_j - a_0 needs no such assumption.
+    A voxel is deferred to the expert with the highest a_j - c_j if that exceeds a_0; ties stay with the model. The
+    score is (1 - a_0) a_j for that expert: the probability that the model is wrong and the expert right, if the two err
+    independently given the image. The expected gain a_j - a_0 needs no such assumption.
 
     Attributes:
-        costs: c_j, one an expert.
-        available: Who can be asked, one an expert.
+        costs: c_j, one per expert.
+        available: Whether each of the J experts can be asked.
     """
 
     costs: tuple[float, ...]
     available: tuple[bool, ...]
-    # Nearly every voxel is right, whoever answers. Starting there leaves the gradient to those that are not.
+    # Nearly every answer is right. Starting there leaves the gradient to the voxels where one is wrong.
     initial_logit: float = 4.0
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
@@ -116,7 +113,7 @@ class OneVsAllRule:
         return torch.sigmoid(routing.float())
 
     def decision(self, probabilities: Array, axis: int = 1) -> Array:
-        """The expert of the highest a_j - c_j where that exceeds a_0, else 0."""
+        """The available expert with the highest a_j - c_j where that exceeds a_0, else 0."""
         return routing_decision(_less(probabilities, (0.0, *self._costs), axis), axis)
 
     def score(self, probabilities: Array, axis: int = 1) -> Array:
@@ -129,12 +126,12 @@ class OneVsAllRule:
         return (1 - _channel(probabilities, 0, axis)) * asked
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
-        """a_j - a_0, less what the expert costs more than the cheapest."""
+        """a_j - a_0, minus the expert's cost beyond the cheapest's."""
         beyond = tuple(cost - self.cheapest for cost in self._costs)
         return _lead(_less(_experts(probabilities, axis), beyond, axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
-        """The available expert of the highest a_j - c_j."""
+        """The available expert with the highest a_j - c_j."""
         return 1 + routing_decision(_less(_experts(probabilities, axis), self._costs, axis), axis)
 
     @property
@@ -144,25 +141,26 @@ class OneVsAllRule:
 
     @property
     def _costs(self) -> tuple[float, ...]:
-        """The costs, beyond reach for whoever cannot be asked."""
+        """The costs, infinite for unavailable experts."""
         return tuple(max(pair) for pair in zip(self.costs, _never(self.available), strict=True))
 
 
 def routing_rule(
     objective: str, costs: tuple[float, ...], available: tuple[bool, ...] | None = None
 ) -> OneVsAllRule | SoftmaxRule:
-    """The rule that goes with an objective.
+    """The routing rule of an objective.
 
     Args:
         objective: `"collaboration"` or `"one_vs_all"`.
-        costs: What asking each expert costs, in [0, 1]; with `"collaboration"`, costs take effect in training alone.
-        available: Who can be asked, one an expert; None for all.
+        costs: The cost of each expert, in [0, 1]; with `"collaboration"` costs take effect in training only.
+        available: Whether each expert can be asked; None for all.
 
     Raises:
-        InputError: If there is no such objective, or not one entry for each expert.
+        InputError: If the objective is unknown, or `costs` and `available` differ in length.
 
     Example:
-        An expert who costs 0.1 is asked where that expert is more than 0.1 likelier to be right than the model:
+        An expert with a cost of 0.1 is asked where the expert's probability of being right exceeds the model's by more
+        than 0.1:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import routing_rule
@@ -174,16 +172,16 @@ def routing_rule(
         array([0.095, 0.146, 0.45 ])
     """
     if objective not in (COLLABORATION, ONE_VS_ALL):
-        raise InputError(f'the objective is "{COLLABORATION}" or "{ONE_VS_ALL}", got {objective!r}')
+        raise InputError(f'the objective must be "{COLLABORATION}" or "{ONE_VS_ALL}", got {objective!r}')
     if available is None:
         available = (True,) * len(costs)
     if len(costs) != len(available):
-        raise InputError(f"costs are of {len(costs)} experts, but availability of {len(available)}")
+        raise InputError(f"costs has {len(costs)} entries, but available has {len(available)}")
     return OneVsAllRule(costs, available) if objective == ONE_VS_ALL else SoftmaxRule(available)
 
 
 def _never(available: tuple[bool, ...]) -> tuple[float, ...]:
-    """What takes those who cannot be asked out of any comparison when it is subtracted."""
+    """Subtrahends that exclude unavailable experts from a comparison: inf for these, 0 for the others."""
     return tuple(0.0 if each else math.inf for each in available)
 
 
@@ -197,7 +195,7 @@ def _less(values: Array, costs: tuple[float, ...], axis: int) -> Array:
 
 
 def _lead(experts: Array, probabilities: Array, axis: int) -> Array:
-    """By how much each expert's channel exceeds the model's."""
+    """The experts' channels minus the model's."""
     return experts - probabilities[(slice(None),) * axis + (slice(0, 1),)]
 
 
@@ -212,17 +210,20 @@ def _experts(values: Array, axis: int) -> Array:
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
-# How far below the model a closed route is: its probability is nothing then. Finite, as nnU-Net adds up logits in
-# float16 when it averages tiles.
+# Logit of a closed route relative to the model's, for a probability of practically 0. Finite, because nnU-Net sums
+# logits in float16 when it averages tiles.
 _NEVER = -100.0
 
 
 def close_routes(routing: Tensor, open_to: Tensor) -> Tensor:
-    """Routing logits with which no voxel goes to an expert who is not there; those experts get no gradient.
+    """Set the logits of unavailable experts so low that no voxel is routed to them; they receive no gradient.
 
     Args:
         routing: Logits (B, J + 1, *S).
         open_to: Bool, broadcastable to (B, J, *S): where each expert can be asked.
+
+    Returns:
+        Logits (B, J + 1, *S).
     """
     model = routing[:, :1]
     experts = torch.where(open_to, routing[:, 1:], (model.detach() + _NEVER).clamp(max=_NEVER))
@@ -230,7 +231,7 @@ def close_routes(routing: Tensor, open_to: Tensor) -> Tensor:
 
 
 def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
-    """The log-softmax of the routing logits, log M_j (Eq. 5), always in float32.
+    """The log-softmax of the routing logits, log M_j (Eq. 5), in float32.
 
     Args:
         routing: Routing logits with J + 1 channels along `dim`, any floating dtype.
@@ -243,12 +244,12 @@ def routing_log_probabilities(routing: Tensor, dim: int = 1) -> Tensor:
 
 
 def routing_decision(routing: Array, axis: int = 1) -> Array:
-    """The highest of the channels along an axis, such as the route of every voxel (Sec. 4.2.1).
+    """The argmax along an axis, such as the route of every voxel (Sec. 4.2.1).
 
-    Ties go to the lower channel, so that the model keeps what nobody does better.
+    Ties go to the lower channel, and hence to the model.
 
     Returns:
         Integers, without the channel axis.
     """
-    # On a CPU torch's max along an axis is ten times faster than its argmax; both have the first of equals.
+    # On CPUs torch's max along an axis is ten times faster than its argmax; both return the first of equal values.
     return routing.argmax(axis) if isinstance(routing, np.ndarray) else routing.max(axis).indices

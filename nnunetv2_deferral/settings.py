@@ -1,9 +1,9 @@
-"""The `"deferral"` block of the plans: what a person may set, its defaults, and what makes it invalid.
+"""The `"deferral"` block of the plans: settings, defaults and validation.
 
-nnU-Net keeps everything a training needs in its plans, and so does this package. The block of a plans file holds only
-what the person wants to differ from the defaults; :func:`resolve_settings` joins it with what the trainer's name fixes
-and returns the effective settings, which the trainer writes back into the plans of the model folder. A prediction
-needs nothing else.
+Like nnU-Net's own settings, those of deferral are part of the plans. The block of a plans file need only contain
+settings that differ from the defaults. :func:`resolve_settings` combines it with the settings fixed by the trainer's
+name to the effective settings, which the trainer writes to the plans of the model folder. Predictions need nothing
+else.
 """
 
 from __future__ import annotations
@@ -33,49 +33,50 @@ PLANS_KEY = "deferral"
 DEFAULT_NUM_EXPERTS = 3
 OBJECTIVES = (COLLABORATION, ONE_VS_ALL)
 SEGMENTATION_LOSSES = ("nnunet", "cross_entropy")
-# Raters agree with a reference made of their own masks nearly everywhere. Deferring for free then means deferring
-# nearly everything; simulated experts have no cost in the paper.
+# Raters agree nearly everywhere with a reference made from their own masks; without a cost nearly everything would be
+# deferred. Simulated experts have no cost in the paper.
 RATER_COST = 0.05
 
-# Sec. 5.2.4 gives bounds for three experts only; for another J the same totals are shared out equally.
+# Sec. 5.2.4 gives bounds for three experts only; for another J the same totals are divided equally.
 _PAPER_LOWER = (0.15, 0.10, 0.10)
 _PAPER_UPPER = (0.35, 0.25, 0.30)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeferralSettings:
-    """Everything that shapes the training and the use of a deferral network.
+    """All settings for training and use of a deferral network.
 
     Attributes:
-        experts: The J experts in routing order (route j is `experts[j - 1]`): simulated ones, and raters, whose masks
-            lie in `expertsTr/<rater>` of the dataset.
-        costs: c_j in [0, 1], one an expert. With `collaboration` it is taken from the reward for asking an expert who
-            is right, with `one_vs_all` from the probability that the expert is; the expert must be that much better.
+        experts: The J experts in routing order (route j is `experts[j - 1]`): simulated experts, and raters, whose
+            masks are in `expertsTr/<rater>` of the dataset.
+        costs: c_j in [0, 1], one per expert. With `collaboration` it is subtracted from the reward for asking an expert
+            who is right, with `one_vs_all` from the expert's probability of being right. An expert must be better than
+            the model by this amount to be asked.
         unavailable: Names of experts who cannot be asked: no voxel is routed to them, in training or prediction.
         boundary_width: Width in voxels of the band around label changes where an expert's boundary accuracy holds.
-        objective: `"collaboration"`, the paper's DC with its softmax over routes, or `"one_vs_all"`: how likely the
-            model and each expert are to be right, each for itself.
+        objective: `"collaboration"`, the paper's DC with its softmax over routes, or `"one_vs_all"`, separate
+            probabilities of being right for the model and each expert.
         lambda_coherence: Weight of the spatial-coherence loss, lambda_1 of Eq. (10). 0 switches it off.
         lambda_balance: Weight of the load-balancing penalty, lambda_2 of Eq. (10). 0 switches it off.
         beta_consistency: Weight of the squared difference in the spatial-coherence loss, beta_1 of Eq. (7).
         beta_rate: Weight of the deferral rate in the spatial-coherence loss, beta_2 of Eq. (7).
-        lower: Lower bounds l_j of Eq. (9), one an expert, as a share of all voxels.
-        upper: Upper bounds u_j of Eq. (9), likewise.
-        coherence_trains_routing: True is the paper's Eq. (7), whose squared term also pulls on the routing logits.
-            False trains the aggregated predictor alone, which for J >= 3 keeps the routing from being suppressed.
-        routing_trains_decoder: Whether the routing losses reach the shared decoder. False leaves the training of the
-            segmentation network exactly as nnU-Net's.
+        lower: Lower bounds l_j of Eq. (9), one per expert, as shares of all voxels.
+        upper: Upper bounds u_j of Eq. (9), one per expert, as shares of all voxels.
+        coherence_trains_routing: True for the paper's Eq. (7), whose squared term has a gradient in the routing logits
+            too. False trains the aggregated predictor only, so that for J >= 3 the routing is not suppressed.
+        routing_trains_decoder: Whether gradients of the routing losses reach the shared decoder. With False the
+            segmentation network is trained exactly as by nnU-Net.
         segmentation_loss: `"nnunet"` (Dice and cross-entropy at every scale) or `"cross_entropy"`, the paper's.
         head_channels: Width of the hidden layer of the two deferral predictors.
-        head_learning_rate: Initial learning rate of the head's own Adam (cosine schedule).
-        warmup: Share of the epochs, from the first, in which only the segmentation network is trained.
-        budget: Share in [0, 1] of the voxels that may be deferred, those with the highest expected gain. None lets the
-            rule decide.
-        capacities: Share in [0, 1] of the voxels that may go to each expert, None for no limit to one. None for no
-            limit to any.
-        budget_over: `"case"` or `"dataset"`, what budget and capacities are shares of, see :class:`.limits.Limits`.
+        head_learning_rate: Initial learning rate of the head's own Adam optimiser (cosine schedule).
+        warmup: Share of the epochs, at the start, in which only the segmentation network is trained.
+        budget: Share in [0, 1] of the voxels that may be deferred, those with the highest expected gain. None leaves
+            the decision to the rule.
+        capacities: Share in [0, 1] of the voxels that may go to each expert, None for an expert without a limit. None
+            for no limits.
+        budget_over: `"case"` or `"dataset"`, the reference of budget and capacities, see :class:`.limits.Limits`.
         min_region_mm: Equivalent diameter of the smallest region that is deferred. None decides voxel by voxel.
-        evaluation_seed: Seed of the simulated experts that the final validation is scored with.
+        evaluation_seed: Seed of the simulated experts in the final validation.
     """
 
     experts: tuple[Expert, ...]
@@ -110,11 +111,11 @@ class DeferralSettings:
                 f"deferral settings: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"
             )
         if set(self.unavailable) == set(names):
-            raise InputError("deferral settings: all experts are unavailable, so there is nobody to defer to")
+            raise InputError(f"deferral settings: all experts ({', '.join(names)}) are unavailable")
         _check_bounds(self.lower, self.upper, self.num_experts)
         if len(self.costs) != self.num_experts or not all(0 <= cost <= 1 for cost in self.costs):
             raise InputError(
-                f"deferral settings: costs must be {self.num_experts} numbers in [0, 1], one an expert, got "
+                f"deferral settings: costs must be {self.num_experts} numbers in [0, 1], one per expert, got "
                 f"{list(self.costs)}"
             )
         for name in ("lambda_coherence", "lambda_balance", "beta_consistency", "beta_rate"):
@@ -127,7 +128,7 @@ class DeferralSettings:
         if not self.head_learning_rate > 0:
             raise InputError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
         if not 0 <= self.warmup < 1:
-            raise InputError(f"deferral settings: warmup is a share of the epochs in [0, 1), got {self.warmup}")
+            raise InputError(f"deferral settings: warmup must be a share of the epochs in [0, 1), got {self.warmup}")
         if self.budget is not None:
             check_budget(self.budget, named="deferral settings: budget")
         check_capacities(self.capacities, self.num_experts, named="deferral settings: capacities")
@@ -137,12 +138,12 @@ class DeferralSettings:
             raise InputError(f"deferral settings: {error}") from error
         if self.objective not in OBJECTIVES:
             raise InputError(
-                f"deferral settings: objective is {self.objective!r}, but must be one of {', '.join(OBJECTIVES)}"
+                f"deferral settings: objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
             )
         if self.segmentation_loss not in SEGMENTATION_LOSSES:
             raise InputError(
-                f"deferral settings: segmentation_loss is {self.segmentation_loss!r}, but must be one of "
-                f"{', '.join(SEGMENTATION_LOSSES)}"
+                f"deferral settings: segmentation_loss must be one of {', '.join(SEGMENTATION_LOSSES)}, got "
+                f"{self.segmentation_loss!r}"
             )
 
     @property
@@ -167,12 +168,12 @@ class DeferralSettings:
 
     @property
     def rule(self) -> RoutingRule:
-        """What the routing logits mean."""
+        """The routing rule of the objective."""
         return routing_rule(self.objective, self.costs, self.available)
 
     @property
     def limits(self) -> Limits:
-        """How much may be deferred."""
+        """The limits on deferral."""
         return Limits(
             budget=self.budget,
             capacities=self.capacities,
@@ -182,11 +183,11 @@ class DeferralSettings:
 
     @property
     def available(self) -> tuple[bool, ...]:
-        """Who can be asked, one an expert."""
+        """Whether each of the J experts can be asked."""
         return tuple(name not in self.unavailable for name in self.expert_names)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a plans block (JSON types only); :func:`resolve_settings` reads it back unchanged."""
+        """The settings as a plans block of JSON types, from which :func:`resolve_settings` restores them."""
         block = asdict(self) | {"experts": experts_to_json(self.experts)}
         return {"num_experts": self.num_experts} | {
             key: list(value) if isinstance(value, tuple) else value for key, value in block.items()
@@ -201,25 +202,25 @@ def resolve_settings(
     raters: Sequence[str] | None = None,
     asked_by: str = "the trainer",
 ) -> DeferralSettings:
-    """Join the plans' block with what the trainer fixes into the effective settings.
+    """Combine the plans' block with the settings fixed by the trainer to the effective settings.
 
     Args:
-        block: The `"deferral"` block of the plans, or None where the plans have none (stock plans). Its `"experts"`
-            is the name of a set of simulated experts, or a list of profiles (simulated) and names of raters.
-        num_experts: J as the trainer's name fixes it, or None where it leaves it open.
-        overrides: Settings that the trainer's name fixes (ablations); they win over the plans.
-        raters: The raters that dataset.json declares, empty if it declares none, or None where it is not at hand
-            (then those that the block names are believed).
-        asked_by: Who fixes `num_experts`, for messages.
+        block: The `"deferral"` block of the plans, or None if there is none (stock plans). Its `"experts"` is the name
+            of a set of simulated experts, or a list of profiles (simulated experts) and names (raters).
+        num_experts: J as fixed by the trainer's name, or None if the name does not fix it.
+        overrides: Settings fixed by the trainer's name (ablations), which take precedence over the plans.
+        raters: The raters declared in dataset.json, empty if there are none; None if dataset.json is not available
+            (then the raters of the block are not checked).
+        asked_by: The source of `num_experts`, for messages.
 
     Returns:
-        The effective settings. Without a word on the experts in the plans these are the raters of the dataset, and
-        where it has none the paper's three simulated ones of Table 2.
+        The effective settings. If the plans do not specify experts, these are the raters of the dataset, or without
+        raters the paper's three simulated experts of Table 2.
 
     Raises:
-        InputError: For an unknown key, a value out of its range, a rater that the dataset does not have, a number of
-            experts on which the trainer, the plans, the dataset and the list of experts disagree (the message names
-            both sides), or a trainer's name that is about load balancing where the objective has none.
+        InputError: If a key is unknown, a value is out of range, a rater is not declared in the dataset, the trainer,
+            the plans, the dataset and the list of experts disagree on the number of experts (the message names the
+            sources), or the trainer's name switches off load balancing for an objective without it.
     """
     given = dict(block or {})
     known = {field.name for field in fields(DeferralSettings)} | {"num_experts"}
@@ -243,14 +244,18 @@ def resolve_settings(
     settings = DeferralSettings(**(given | dict(overrides or {})))
     if settings.objective == ONE_VS_ALL and "lambda_balance" in (overrides or {}):
         raise InputError(
-            "the one-vs-all objective has no load balancing that could be left out (_noLB). For the paper's objective, "
-            "which has, name it: _DC_noLB"
+            "the trainer option _noLB switches off load balancing, which the one-vs-all objective does not have. For "
+            "the paper's objective without load balancing use _DC_noLB"
         )
     return settings
 
 
 def _check_types(block: Mapping[str, Any]) -> None:
-    """Refuse values of another type than the settings have, as JSON brings them."""
+    """Refuse JSON values of the wrong type.
+
+    Raises:
+        InputError: Naming the key and the value.
+    """
     for key, (types, words) in _LISTS.items():
         value = block.get(key)
         if value is None or (key == "experts" and isinstance(value, str)):
@@ -281,7 +286,11 @@ def _resolve_experts(
     plans_num: int | None,
     asked: Mapping[str, int | None],
 ) -> tuple[Expert, ...]:
-    """The experts, once everyone who says how many there are says the same."""
+    """Determine the experts, and check that all sources agree on their number.
+
+    Raises:
+        InputError: If they disagree, or a rater is not declared in the dataset.
+    """
     said = {**asked, f'"num_experts" in the plans\' "{PLANS_KEY}" block': plans_num}
     advice = "Change the plans or choose another trainer"
     if isinstance(experts, list):
@@ -289,13 +298,13 @@ def _resolve_experts(
     elif experts is None and raters:
         said[f'"experts" in dataset.json ({", ".join(raters)})'] = len(raters)
         advice = (
-            f'Choose another trainer, or name those to train with in the plans\' "{PLANS_KEY}" block: '
-            '"experts": a list of raters, or a named set such as "standard" to simulate them'
+            f'Choose another trainer, or set "experts" in the plans\' "{PLANS_KEY}" block to a list of raters, or to a '
+            'named set such as "standard" to simulate them'
         )
     numbers = {who: number for who, number in said.items() if number is not None}
     if len(set(numbers.values())) > 1:
         sides = ", but ".join(f"{who} says {number}" for who, number in numbers.items())
-        raise InputError(f"the number of experts is in conflict: {sides}. {advice}")
+        raise InputError(f"conflicting numbers of experts: {sides}. {advice}")
     if experts is None and raters:
         experts = list(raters)
     if isinstance(experts, list):
@@ -305,7 +314,7 @@ def _resolve_experts(
             raise InputError(
                 f'the plans\' "{PLANS_KEY}" block names the raters {", ".join(map(repr, strangers))}, but '
                 + (f"dataset.json declares {', '.join(raters)}" if raters else "dataset.json declares no experts")
-                + f" (sets of simulated experts are {', '.join(EXPERT_SETS)}, and stand without a list)"
+                + f" (for a set of simulated experts, {', '.join(EXPERT_SETS)}, give its name instead of a list)"
             )
         return found
     number = next(iter(numbers.values()), DEFAULT_NUM_EXPERTS)
@@ -313,7 +322,11 @@ def _resolve_experts(
 
 
 def _default_bounds(num_experts: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Load bounds for J experts: the paper's for three, none for one (its LB is omitted), else its totals shared."""
+    """Load bounds for J experts: the paper's for three, none for one (no load balancing), else its totals divided by J.
+
+    Returns:
+        Lower and upper bounds, J each.
+    """
     if num_experts == 1:
         return (0.0,), (1.0,)
     if num_experts == len(_PAPER_LOWER):

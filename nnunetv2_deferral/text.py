@@ -1,4 +1,4 @@
-"""Words for messages and tables: lists cut short, differences, Markdown."""
+"""Text for messages and tables: shortened lists, differences, Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def listed(items: Iterable[str], most: int = 5) -> str:
-    """The first of several names, and how many more there are: `a, b, c and 4 more`."""
+    """The first `most` names and the number of the rest: `a, b, c and 4 more`."""
     names = list(items)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -28,7 +28,11 @@ def _short(value: Any) -> str:
 
 
 def markdown_table(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table, headings first, numbers from the second column on; empty without a body."""
+    """Format rows as a Markdown table; the first row is the header, columns from the second on are right-aligned.
+
+    Returns:
+        The table, or an empty string if there are no rows below the header.
+    """
     head, *body = rows
     if not body:
         return ""

@@ -130,5 +130,5 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize("raters", [None, (), ("bob", "ann"), ("ann",), ("ann", "bob", "eve")])
 def test_masks_of_others_than_the_named_experts_are_refused(tmp_path, raters):
     masks = None if raters is None else masks_of(tmp_path, *raters)
-    with pytest.raises(ValueError, match="are given for the experts ann, bob"):
+    with pytest.raises(ValueError, match="the experts are ann, bob, but the masks are of"):
         ExpertAnswers(experts=(Rater("ann"), profile("sim"), Rater("bob")), label_values=LABELS, masks=masks)

@@ -62,9 +62,9 @@ def test_a_case_without_foreground_has_no_dice():
     ("change", "message"),
     [
         ({"image": np.zeros((20, 23))}, "shapes differ"),
-        ({"names": ["ann"]}, "1 names for the masks of 2 experts"),
+        ({"names": ["ann"]}, "1 names for 2 experts"),
         ({"spacing": (1.0, 1.0, 1.0)}, "3 spacings"),
-        ({"route": np.full((20, 24), 3)}, "experts are numbered from 1 to 2"),
+        ({"route": np.full((20, 24), 3)}, r"contains 3, but must lie in \[0, 2\]"),
         ({"experts": np.zeros((2, 20, 23), int)}, "shapes differ"),
     ],
 )

@@ -90,7 +90,7 @@ class TestReading:
 
 class TestRefusals:
     def test_a_folder_that_does_not_exist(self, tmp_path):
-        with pytest.raises(ValueError, match="there is no folder .*/nowhere"):
+        with pytest.raises(ValueError, match="the folder .*/nowhere does not exist"):
             PredictionFolder.open(tmp_path / "nowhere")
 
     def test_the_masks_of_a_stock_model(self, tmp_path):
@@ -123,7 +123,7 @@ class TestRefusals:
     def test_a_folder_without_dataset_json(self, tmp_path):
         write_prediction(tmp_path / "far" / "away")
         (tmp_path / "far" / "away" / "dataset.json").unlink()
-        with pytest.raises(ValueError, match="no dataset.json in .*away; give it with -djfile"):
+        with pytest.raises(ValueError, match="no dataset.json in .*away; specify it with -djfile"):
             PredictionFolder.open(tmp_path / "far" / "away")
 
     @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ class TestRefusals:
         changed = predicted.route.astype(np.uint16)
         changed[0, 0, 0] = route
         write_mask(file, changed)
-        with pytest.raises(ValueError, match=f"routes voxels to expert {route}, but .*from 1 to 2") as refused:
+        with pytest.raises(ValueError, match=f"contains {route}, but must lie in .0, 2.") as refused:
             _ = PredictionFolder.open(tmp_path).case("x").route
         assert str(file) in str(refused.value)
 
@@ -240,14 +240,14 @@ class TestCase:
         file = maps.expert_file(tmp_path, "x", ".nii.gz")
         predicted.expert[0, 0, 0] = expert
         write_mask(file, predicted.expert)
-        with pytest.raises(InputError, match=f"would ask expert {expert}, but experts are numbered from 1 to 2"):
+        with pytest.raises(InputError, match=f"contains {expert}, but must lie in .1, 2."):
             _ = PredictionFolder.open(tmp_path).case("x").expert
 
     def test_a_gain_that_is_not_finite(self, tmp_path):
         write_prediction(tmp_path, ending=".png")
         file = maps.gain_file(tmp_path, "x", ".png")
         edit_index(tmp_path, lambda index: index["cases"]["x"].update(largest_gain=float("inf")))
-        with pytest.raises(InputError, match=re.escape(f"{file} holds values that are not finite")):
+        with pytest.raises(InputError, match=re.escape(f"{file} has values that are not finite")):
             _ = PredictionFolder.open(tmp_path).case("x").gain
 
     def test_probabilities_are_there_where_they_were_saved(self, tmp_path):
@@ -291,7 +291,7 @@ class TestCase:
         case = PredictionFolder.open(tmp_path).case("x").without("routing", "softmax")
         assert not case.has("routing")
         assert np.array_equal(case.route, written.route)
-        with pytest.raises(InputError, match="case x: the array routing is not given"):
+        with pytest.raises(InputError, match="case x: array routing is missing"):
             _ = case.routing
 
     def test_an_orientation_that_is_none_names_the_mask(self, tmp_path):
@@ -300,5 +300,5 @@ class TestCase:
         assert opened.case("x").orientation.spacing_mm == pytest.approx((2.5, 0.7, 1.1))
         case = opened.case("x")
         case.properties["sitk_stuff"]["direction"] = (1.0,) * 9
-        with pytest.raises(InputError, match=re.escape(f"{opened.mask_file('x')}: the axes of the volume are no")):
+        with pytest.raises(InputError, match=re.escape(f"{opened.mask_file('x')}: the axis directions of the volume")):
             _ = case.orientation

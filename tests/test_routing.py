@@ -115,5 +115,5 @@ def test_all_experts_are_available_unless_said_otherwise():
 def test_an_unknown_objective_and_numbers_that_differ_are_refused():
     with pytest.raises(InputError, match='"collaboration" or "one_vs_all", got \'softmax\''):
         routing_rule("softmax", (0.0,))
-    with pytest.raises(InputError, match="costs are of 2 experts, but availability of 1"):
+    with pytest.raises(InputError, match="costs has 2 entries, but available has 1"):
         routing_rule(ONE_VS_ALL, (0.0, 0.0), (True,))

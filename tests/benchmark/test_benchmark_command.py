@@ -177,7 +177,7 @@ def test_raters_are_read_from_the_raw_dataset(workplace):
 def test_missing_raters_are_named(workplace, capsys):
     workplace.write_model(DEFERRAL, route=ask_where_wrong, experts=["ann"])
     text = refused([*workplace.arguments, "-tr", DEFERRAL.trainer], capsys)
-    assert "there is no folder of the masks of" in text
+    assert "the folder with the masks of" in text
 
 
 def test_models_of_different_experts_are_compared_only_on_the_same(workplace, capsys):

@@ -174,7 +174,7 @@ class TestRefusals:
     def test_an_expert_who_was_asked_and_has_no_masks_at_all(self, tmp_path, ready):
         for file in (tmp_path / "experts" / "bob").iterdir():
             file.unlink()
-        self.refused(tmp_path, r"experts without masks: no \*.nii.gz in .*/experts/bob \(folders there: ann, bob\)")
+        self.refused(tmp_path, r"experts without masks: no \*.nii.gz in .*/experts/bob \(existing folders: ann, bob\)")
 
     @pytest.mark.parametrize(
         ("geometry", "message"),
@@ -194,7 +194,7 @@ class TestRefusals:
 
     def test_a_mask_with_labels_that_the_dataset_does_not_have(self, tmp_path, ready):
         write_mask(tmp_path / "experts/bob/y.nii.gz", answer("bob", "y", (4, 6, 7), labels=(0, 9)))
-        self.refused(tmp_path, r"bob/y.nii.gz: holds labels that are not in dataset.json: 9")
+        self.refused(tmp_path, r"bob/y.nii.gz: contains labels that are not in dataset.json: 9")
 
     def test_a_mask_that_was_cut_short(self, tmp_path, ready):
         file = tmp_path / "experts/ann/y.nii.gz"
@@ -251,7 +251,7 @@ class TestCommand:
         ("damage", "message"),
         [
             (lambda root: maps.index_file(root / "in").write_text("{"), "deferral.json cannot be read"),
-            (lambda root: (root / "in" / "dataset.json").unlink(), "give it with -djfile"),
+            (lambda root: (root / "in" / "dataset.json").unlink(), "specify it with -djfile"),
             (lambda root: (root / "in" / "dataset.json").write_text("{"), "dataset.json cannot be read"),
             (lambda root: (root / "experts" / "bob").rename(root / "gone"), "experts without masks"),
         ],

@@ -105,7 +105,7 @@ def test_all_faults_are_listed_and_nothing_is_written(dataset, capsys):
     moved = dataset.write_mask("bob", "c", dataset.reference("c"), origin=(1, 2, 3))
     said = error_of(capsys, "-d", NAME, "-np", "1")
     assert "2 fault(s) in the experts' masks of" in said
-    assert f"{wrong}: holds labels that are not in dataset.json: 9" in said
+    assert f"{wrong}: contains labels that are not in dataset.json: 9" in said
     assert f"{moved}: origin (1, 2, 3) instead of (-7, 3.5, 11)" in said
     assert "Traceback" not in said
     assert masks_of(dataset, "2d") == masks_of(dataset, "3d_fullres") == []

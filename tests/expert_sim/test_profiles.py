@@ -47,7 +47,7 @@ def test_an_unknown_error_model_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", 3])
 def test_a_name_that_is_no_folder_name_is_refused(name):
-    with pytest.raises(ValueError, match="expert profile: .* cannot be the name of an expert"):
+    with pytest.raises(ValueError, match="expert profile: .* is not a valid name of an expert"):
         make(name=name)
 
 

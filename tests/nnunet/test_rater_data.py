@@ -267,8 +267,8 @@ class TestFaults:
         stranger = dataset.write_mask("bob", "d", dataset.reference("a"))
         (dataset.raw / "expertsTr" / "eve").mkdir()
         return [
-            f"{labels}: holds labels that are not in dataset.json: 7; origin (0, 0, 0) instead of",
-            f"{other}: holds labels that are not in dataset.json: 9",
+            f"{labels}: contains labels that are not in dataset.json: 7; origin (0, 0, 0) instead of",
+            f"{other}: contains labels that are not in dataset.json: 9",
             f"{shape}: shape (9, 30, 24), but the image has (10, 30, 24)",
             f"{cut} cannot be read",
             f"{stranger}: there is no preprocessed case of that name",
