@@ -309,7 +309,7 @@ class TestUnavailable:
 class TestRefusals:
     def test_a_trainer_for_another_number_of_experts_names_both_sides(self, workplace: Workplace, rated: str) -> None:
         for name in ("nnUNetTrainerDeferral3Experts", "nnUNetTrainerDeferral1Expert"):
-            with pytest.raises(ValueError, match="number of experts is in conflict") as refused:
+            with pytest.raises(ValueError, match="conflicting numbers of experts") as refused:
                 workplace.trainer(name, rated, "2d")
             assert f"the trainer says {name.removeprefix('nnUNetTrainerDeferral')[0]}" in str(refused.value)
             assert '"experts" in dataset.json (ann, bob) says 2' in str(refused.value)
@@ -334,7 +334,7 @@ class TestRefusals:
         said = workplace.command("nnUNetv2_train", *arguments, fails=True).stdout
         assert "3 fault(s) in the experts' masks of" in said
         for fault in (
-            f"{wrong}: holds labels that are not in dataset.json: 7, 8, 9",
+            f"{wrong}: contains labels that are not in dataset.json: 7, 8, 9",
             f"{small}: shape (1, 39, 48), but the image has (1, 40, 48)",
             f"{cut} cannot be read",
         ):

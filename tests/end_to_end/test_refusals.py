@@ -73,7 +73,7 @@ class TestPlans:
             fails=True,
         )  # fmt: skip
         last = done.stdout.strip().splitlines()[-1]
-        said = "the number of experts is in conflict: the trainer says 2"
+        said = "conflicting numbers of experts: the trainer says 2"
         assert last.startswith(f"nnunetv2_deferral.errors.InputError: {said}")
 
 
