@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def read_dataset_json(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFiles:
-    """How the label files of a dataset are read and what is in them.
+    """How the files of a dataset are read, and what its labels are called.
 
     Attributes:
         file_ending: Such as `.nii.gz`.
@@ -59,15 +60,15 @@ class DatasetFiles:
 
     @classmethod
     def of(cls, dataset_json: Path, example: Path) -> DatasetFiles:
-        """What a dataset.json says, and how its files are read.
+        """Read a dataset.json and choose the reader of its files.
 
         Args:
-            dataset_json: The file. If a plans.json lies beside it, as in folders of models and predictions, the reader
-                is the one that was planned with; nnU-Net may have fallen back from its first choice.
-            example: A label file, by which nnU-Net chooses a reader where there are no plans.
+            dataset_json: The file. If there is a plans.json beside it, as in folders of models and predictions, its
+                reader is taken, because nnU-Net may have fallen back from its first choice when planning.
+            example: A label file, from which nnU-Net chooses a reader if there are no plans.
 
         Raises:
-            InputError: If either is of no use; the message names the file.
+            InputError: If either cannot be used; the message names the file.
         """
         content = read_dataset_json(dataset_json)
         try:
@@ -91,22 +92,26 @@ class DatasetFiles:
 
     @property
     def unit(self) -> str:
-        """What spacings are in: `"mm"`, or `"pixels"` for pictures (.png, .tif, .bmp), which know no size."""
+        """The unit of spacings: `"mm"`, or `"pixels"` for .png, .tif and .bmp, which have no physical size."""
         return "pixels" if isinstance(self.reader, NaturalImage2DIO) else "mm"
 
     @property
     def label_names(self) -> dict[int, str]:
-        """What each label value is called, background included; with region-based training, the regions it lies in."""
+        """The name of each label value, background included; with region-based training, the regions it lies in."""
         named: Mapping[str, int | Sequence[int]] = self.content["labels"]
         names = {}
         for label in self.label_values:
-            own = [name for name, value in named.items() if value == label]
-            within = [name for name, value in named.items() if isinstance(value, list | tuple) and label in value]
-            names[label] = own[0] if own else " + ".join(within) or f"label {label}"
+            # dataset.json may write a region of one label as a number or as a list.
+            within = [
+                name
+                for name, value in named.items()
+                if label in (value if isinstance(value, list | tuple) else [value])
+            ]
+            names[label] = " + ".join(within) or f"label {label}"
         return names
 
     def cases(self, folder: Path) -> list[str]:
-        """The cases whose files lie in a folder, sorted."""
+        """The cases with a file in a folder, sorted."""
         files = (file for file in folder.glob(f"*{self.file_ending}") if not file.name.startswith("."))
         return sorted(file.name.removesuffix(self.file_ending) for file in files)
 
@@ -120,7 +125,7 @@ class DatasetFiles:
         return np.rint(values).astype(np.int64), properties
 
     def read_values(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        """:meth:`read` for a map of any numbers, in nnU-Net's dtype (float32).
+        """:meth:`read` without rounding, in nnU-Net's dtype (float32).
 
         Raises:
             InputError: If the file is missing, cannot be read, or has more than one channel.
@@ -132,42 +137,39 @@ class DatasetFiles:
         except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
             raise InputError(f"{file} cannot be read: {error}") from error
         if values.shape[0] != 1:
-            raise InputError(f"{file} is no label map of one channel: nnU-Net reads shape {values.shape}")
+            raise InputError(f"{file} is not a label map with one channel: nnU-Net reads shape {values.shape}")
         return values[0], properties
 
     def read_like(self, file: Path, mask: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
         """A label map that must have the shape and the geometry of another.
 
         Raises:
-            InputError: See :meth:`read`, and naming the file and all in which it differs.
+            InputError: See :meth:`read`, and naming the file and all differences.
         """
         labels, found = self.read(file)
         differences = geometry_differences(found, properties)
         if labels.shape != mask.shape:
             differences.insert(0, f"shape {labels.shape} instead of {mask.shape}")
         if differences:
-            raise InputError(f"{file} does not fit its prediction: {'; '.join(differences)}")
+            raise InputError(f"{file} does not match its prediction: {'; '.join(differences)}")
         return labels
 
     def image_file(self, folder: Path, case: str, channel: int = 0) -> Path:
-        """Where one channel of a case's image is, `<case>_0000<file_ending>`; a colour picture has one file only."""
+        """The file of one channel of a case's image, `<case>_0000<file_ending>`; RGB pictures have only that."""
         return folder / f"{case}_{channel:04d}{self.file_ending}"
 
     def image_files(self, folder: Path, case: str) -> list[Path]:
         """The files of a case's image in channel order, `<case>_0000<file_ending>` and so on; empty if there are none.
 
         Raises:
-            InputError: If a channel between others is missing.
+            InputError: If a channel before others is missing; the message names its file.
         """
-        length = len(case) + len("_0000")
-        found = (file for file in folder.glob("*_[0-9][0-9][0-9][0-9]" + self.file_ending))
-        stems = {file.name.removesuffix(self.file_ending): file for file in found}
-        own = {int(stem[-4:]): file for stem, file in stems.items() if len(stem) == length and stem[:-5] == case}
-        if own and sorted(own) != list(range(len(own))):
-            raise InputError(
-                f"{folder} has channels {', '.join(map(str, sorted(own)))} of {case}, but not those between"
-            )
-        return [own[channel] for channel in sorted(own)]
+        pattern = f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{self.file_ending}"
+        found = {int(file.name.removesuffix(self.file_ending)[-4:]): file for file in folder.glob(pattern)}
+        missing = sorted(set(range(max(found, default=-1))) - set(found))
+        if missing:
+            raise InputError(f"{self.image_file(folder, case, missing[0])} is missing, but later channels exist")
+        return [found[channel] for channel in sorted(found)]
 
     def check_images(self, folder: Path, cases: Sequence[str]) -> None:
         """Refuse a folder that lacks the image of any case.
@@ -179,7 +181,7 @@ class DatasetFiles:
         same_cases(f"cases without an image <case>_0000{self.file_ending} in {folder}", cases, present)
 
     def read_image(self, files: Sequence[Path]) -> np.ndarray:
-        """The image (C, *S), float32, whose channels lie in these files.
+        """The image, float32 (C, *S), of these files, one per channel.
 
         Raises:
             InputError: If they cannot be read; the message names the first.
@@ -191,7 +193,7 @@ class DatasetFiles:
 
 
 def _planned_reader(plans_file: Path) -> type[BaseReaderWriter] | None:
-    """The reader that plans name, None where there are no plans or they name none.
+    """The reader named in the plans; None without plans or without a name in them.
 
     Raises:
         InputError: If nnU-Net has no reader of that name.
@@ -208,7 +210,7 @@ def _planned_reader(plans_file: Path) -> type[BaseReaderWriter] | None:
 
 def _chosen_reader(content: dict[str, Any], example: Path) -> type[BaseReaderWriter]:
     try:
-        # nnU-Net tries its readers out and prints their failures.
+        # nnU-Net tries its readers and prints their failures.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return determine_reader_writer_from_dataset_json(content, str(example), verbose=False)
     except RuntimeError as error:

@@ -36,6 +36,8 @@ class TestLabelNames:
             (2, "whole + core"),
             (3, "whole + core + active"),
         ]
+        as_number = labels | {"active": 3}  # nnU-Net takes either for a region of one label
+        assert files_of(tmp_path, as_number, regions_class_order=[1, 2, 3]).label_names == names
 
     def test_regions_that_do_not_overlap_name_their_own_labels_only(self, tmp_path):
         labels = {"background": 0, "left": [1, 3], "right": [2]}
@@ -84,10 +86,11 @@ class TestImageFiles:
         self.write(tmp_path, f"a[1]_0000{ending}", f"a1_0000{ending}", f"a[1]b_0001{ending}")
         assert files.image_files(tmp_path, "a[1]") == [tmp_path / f"a[1]_0000{ending}"]
 
-    @pytest.mark.parametrize("channels", [(0, 2), (0, 1, 4), (1, 2)])
-    def test_a_missing_channel_is_refused_naming_folder_case_and_those_there_are(self, tmp_path, ending, channels):
+    @pytest.mark.parametrize("channels", [(0, 2), (0, 1, 4), (1, 2), (1,)])
+    def test_a_missing_channel_before_others_is_refused_naming_its_file(self, tmp_path, ending, channels):
         files = files_of(tmp_path, ending=ending)
         self.write(tmp_path, *(f"x_{channel:04d}{ending}" for channel in channels), f"x_a_0001{ending}")
-        message = f"{tmp_path} has channels {', '.join(map(str, channels))} of x,"
+        missing = next(channel for channel in range(5) if channel not in channels)
+        message = f"{tmp_path / f'x_{missing:04d}{ending}'} is missing"
         with pytest.raises(InputError, match=re.escape(message)):
             files.image_files(tmp_path, "x")

@@ -20,6 +20,7 @@ from nnunetv2_deferral.dataset import read_groups, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
+from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import read_json, write_json, written_whole
@@ -31,7 +32,6 @@ from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 COMMAND = "nnUNetv2_deferral_evaluate"
-SUMMARY_NAME = "deferral_summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
 
 DEFAULT_PORT = 8765
+# What the extra `review` installs and nothing else imports.
+EXTRA = ("starlette", "uvicorn")
 
 
 def review(
@@ -132,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset_json=options.djfile,
             port=options.port,
         )
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
         parser.error(f"{error}; install it with: pip install 'nnunetv2-deferral[review]'")
     except InputError as error:
         parser.error(str(error))

@@ -13,6 +13,7 @@ from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates
 
+SUMMARY_NAME = "deferral_summary.json"
 _PARTS = ("system", "expert", "model", "model_everywhere")
 
 

@@ -13,15 +13,13 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.summary import summarize_deferral
+from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME, summarize_deferral
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.export import model_identity
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.nnunet.rater_data import rater_masks
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import DeferralSettings
-
-SUMMARY_NAME = "deferral_summary.json"
 
 
 def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: DeferralPlansManager) -> None:

@@ -446,7 +446,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            (remove_validation, ["there is no folder", "fold_1/validation"]),
+            (remove_validation, ["fold_1/validation does not exist"]),
             (remove_model, ["plans.json is missing", TRAINER]),
             (make_stock, ["is no deferral model", "no deferral block"]),
             (make_collaborating, ['"collaboration"', "_OvA", "--thresholds_only -budgets"]),
@@ -458,7 +458,7 @@ class TestRefusals:
             (lambda here: shutil.rmtree(here.preprocessed), ["has no dataset.json: plan and preprocess"]),
             (lambda here: (here.model / "dataset.json").unlink(), ["dataset.json"]),
             (lambda here: (here.preprocessed / "splits_final.json").unlink(), ["splits_final.json is missing"]),
-            (lambda here: shutil.rmtree(here.raw / "expertsTr"), ["no folder of the masks of ann, bob", "expertsTr"]),
+            (lambda here: shutil.rmtree(here.raw / "expertsTr"), ["masks of ann, bob", "expertsTr"]),
             (lambda here: (here.preprocessed / "gt_segmentations" / "e.nii.gz").unlink(), ["e.nii.gz is missing"]),
             (
                 lambda here: write_mask(here.raw / "expertsTr" / "bob" / "e.nii.gz", np.zeros((2, 40, 42), np.uint8)),
@@ -467,7 +467,7 @@ class TestRefusals:
             (
                 lambda here: write_mask(here.preprocessed / "gt_segmentations" / "e.nii.gz", np.zeros(SHAPE, np.uint8),
                                         origin=(0.0, 0.0, 0.0)),
-                ["e.nii.gz does not fit its prediction: origin (0, 0, 0) instead of"],
+                ["e.nii.gz does not match its prediction: origin (0, 0, 0) instead of"],
             ),
             (lambda here: cut_short(here.plans_file), ["plans.json cannot be read"]),
             (lambda here: cut_short(maps.routing_file(here.validation("b"), "b")), ["routing/b.npz cannot be read"]),
@@ -514,8 +514,8 @@ class TestRefusals:
                 ["-budgets", 0.05, 0.5, "-capacities", 0.1, 0.2],
                 ["the budget 0.5 cannot be met", "[0.1, 0.2] add up to 0.3"],
             ),
-            (["-experts", "standard"], ["the model asks ann, bob, but the set standard has expert1, expert2"]),
-            (["-experts", "unheard_of"], ["no set of simulated experts 'unheard_of'", "standard"]),
+            (["-experts", "standard"], ["the model's experts are ann, bob, those of set standard expert1, expert2"]),
+            (["-experts", "unheard_of"], ["unknown set of simulated experts 'unheard_of'", "standard"]),
             (["-p", "nnUNetResEncUNetMPlans"], ["nnUNetResEncUNetMPlans__2d/plans.json is missing"]),
         ],
     )

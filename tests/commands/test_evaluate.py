@@ -8,10 +8,11 @@ import pytest
 from small_prediction import read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands.evaluate import SUMMARY_NAME, main
+from nnunetv2_deferral.commands.evaluate import main
 from nnunetv2_deferral.decision.calibrators import Temperature
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.overlap import overlap
+from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
@@ -304,7 +305,7 @@ class TestRefusals:
     def test_a_label_that_the_dataset_does_not_have(self, folders, capsys):
         file = folders.file("experts", "ann", "x")
         write_mask(file, np.full((4, 6, 7), 7, np.uint8))
-        assert f"{file}: holds labels that are not in dataset.json: 7" in folders.refused(capsys)
+        assert f"{file}: contains labels that are not in dataset.json: 7" in folders.refused(capsys)
 
     def test_a_file_that_was_cut_short(self, folders, capsys):
         file = folders.file("experts", "ann", "x")
@@ -321,7 +322,7 @@ class TestRefusals:
         assert "there is no folder of experts nobody, and no set of that name (standard," in said
 
     def test_a_set_of_other_experts_than_the_models(self, folders, capsys):
-        assert "the model asks ann, bob, but the set standard has expert1, expert2" in folders.refused(
+        assert "the model's experts are ann, bob, those of set standard expert1, expert2" in folders.refused(
             capsys, experts="standard"
         )
 

@@ -208,7 +208,7 @@ def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
     colours.mkdir()
     io.imsave(colours / "x.png", np.zeros((8, 8, 3), dtype=np.uint8), check_contrast=False)
     djfile = write_dataset_json(tmp_path, file_ending=".png")
-    with pytest.raises(InputError, match="x.png is no label map of one channel"):
+    with pytest.raises(InputError, match="x.png is not a label map with one channel"):
         simulate_experts_for_folder(colours, djfile, tmp_path / "out2")
 
 
@@ -249,8 +249,8 @@ def test_what_is_no_dataset_json_is_refused(dataset, content, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": "fancy"}, "no expert set 'fancy', only standard"),
-        ({"experts": "standard", "num_experts": 5}, "no 5 experts"),
+        ({"experts": "fancy"}, "unknown expert set 'fancy'; known sets: standard"),
+        ({"experts": "standard", "num_experts": 5}, "1 to 3 experts, not for 5"),
         ({"experts": []}, "at least one expert"),
         ({"experts": [PERFECT, PERFECT]}, "two experts have the same name"),
         ({"error_model": "drunk"}, "'drunk'"),
@@ -326,7 +326,7 @@ def test_the_command_ends_bad_input_with_one_line(dataset, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["-i", str(labels), "-djfile", str(djfile), "-o", str(out), "-num_experts", "9"])
     assert ended.value.code == 2
-    assert "expert set 'scalability' has no 9 experts; it has 1 to 5" in capsys.readouterr().err
+    assert "expert set 'scalability' is defined for 1 to 5 experts, not for 9" in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_does():

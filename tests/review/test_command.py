@@ -5,6 +5,7 @@ import json
 import pytest
 from small_review import write_volumes
 
+from nnunetv2_deferral.commands import review as command
 from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.review import server
 
@@ -61,7 +62,7 @@ def test_experts_whose_names_are_no_folders_are_refused(tmp_path, capsys, name):
     folders = write_volumes(tmp_path)
     index = folders.predictions / "deferral" / "deferral.json"
     index.write_text(index.read_text().replace('"ann"', json.dumps(name)))
-    fails(capsys, options(folders), "cannot be the name of an expert")
+    fails(capsys, options(folders), "is not a valid name of an expert")
 
 
 def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):
@@ -70,3 +71,22 @@ def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):
     hidden.mkdir(parents=True)
     (hidden / "access.json").write_text("{")
     fails(capsys, options(folders), "without it, new links are made")
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_missing_package_of_the_extra_is_named_with_how_to_install_it(tmp_path, monkeypatch, capsys, package):
+    monkeypatch.setattr(command, "review", raising(ModuleNotFoundError(f"No module named {package!r}", name=package)))
+    fails(capsys, options(write_volumes(tmp_path)), "pip install 'nnunetv2-deferral[review]'")
+
+
+def test_any_other_failed_import_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "review", raising(ModuleNotFoundError("No module named 'mat'", name="mat")))
+    with pytest.raises(ModuleNotFoundError, match="mat"):
+        main(options(write_volumes(tmp_path)))
+
+
+def raising(error):
+    def review(*_arguments, **_options):
+        raise error
+
+    return review
