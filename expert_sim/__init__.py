@@ -1,1 +1,1 @@
-"""Simulated experts: their profiles, the regions of an image, error models and the data loader's transforms."""
+"""Simulated experts: profiles, image zones, error models and transforms for the data loader."""

@@ -1,8 +1,8 @@
-"""Error models: how a simulated expert errs.
+"""Error models of simulated experts.
 
-Every error model is a function `(reference, profile, generator) -> answers`: it takes the regions of one image, an
-expert's accuracies and a CPU generator, the only source of chance, and returns an int16 label map of the same shape.
-Voxels without a reference are answered with anything and count for nothing; the caller puts the ignore label back.
+An error model is a function `(reference, profile, generator) -> answers`: it takes the zones of one image, an expert's
+accuracies and a CPU generator, the only source of randomness, and returns an int16 label map of the same shape. The
+answers at voxels without a reference are arbitrary; the caller replaces them by the ignore label.
 
 =================  =============================  ===============  ===================================
 model              foreground (FG)                background (BG)  boundary band (BD)
@@ -16,8 +16,8 @@ missed_components  in expectation over            in expectation   background si
                    components, not in each image                   foreground side as FG
 =================  =============================  ===============  ===================================
 
-"Exact" is up to one voxel: a region of n voxels has n (1 - accuracy) wrong ones, rounded up or down at random so that
-the expectation is exact in regions of any size. Regions that are empty are passed over.
+"Exact" is to within one voxel: a zone of n voxels has n (1 - accuracy) errors, rounded up or down at random so that the
+expectation is exact for zones of any size. Empty zones are skipped.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CORRELATION_SIGMA = 3.0
 
 
 def independent_errors(reference: Reference, profile: ExpertProfile, generator: torch.Generator) -> torch.Tensor:
-    """Each voxel is wrong on its own, and then any other label is as likely (DeferredSeg, section 5.2.2).
+    """Independent errors in each voxel, with all wrong labels equally likely (DeferredSeg, section 5.2.2).
 
     Args:
-        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: The expert's accuracies; each is met in expectation in its region.
+        reference: The zones of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies; each is met in expectation in its zone.
         generator: CPU generator.
 
     Returns:
@@ -59,16 +59,16 @@ def independent_errors(reference: Reference, profile: ExpertProfile, generator: 
 def correlated_errors(
     reference: Reference, profile: ExpertProfile, generator: torch.Generator, *, sigma: float = CORRELATION_SIGMA
 ) -> torch.Tensor:
-    """Errors come in blobs: the peaks of a smooth random field, as many in each region as its accuracy leaves.
+    """Errors in blobs: in each zone, the highest values of a smooth random field, as many as the accuracy requires.
 
-    The wrong label is chosen by a second smooth field, uniform among the others over many draws and alike within a
-    blob of one reference label. The fields are periodic, so that errors are as likely at the image border as within.
+    The wrong label is chosen by a second smooth field: uniform over draws, and mostly constant within a blob of one
+    reference label. The fields are periodic, so that errors are as likely at the image border as elsewhere.
 
     Args:
-        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: The expert's accuracies; each is met up to one voxel in its region.
+        reference: The zones of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies; each is met to within one voxel in its zone.
         generator: CPU generator.
-        sigma: Smoothness of the fields: standard deviation of the smoothing Gaussian, in voxels.
+        sigma: Standard deviation of the Gaussian that smooths the fields, in voxels.
 
     Returns:
         int16 label map of the same shape.
@@ -88,18 +88,18 @@ def correlated_errors(
 
 
 def boundary_bias_errors(reference: Reference, profile: ExpertProfile, generator: torch.Generator) -> torch.Tensor:
-    """The expert draws every boundary too far out or too far in; elsewhere errors are independent.
+    """All boundaries shifted outwards or inwards; outside the band errors are independent.
 
-    One draw decides between over-segmentation (the background voxels of the band nearest to the foreground take its
-    label) and under-segmentation (the foreground voxels nearest to the background take the label across). Where
-    foreground labels touch, a random order of them, drawn with it, says which one grows. Ties in distance are broken by
-    a smooth field, so that the last voxels flip in arcs rather than as specks. When the side that gives way has too few
-    voxels, the nearest ones on the other side follow.
+    A random draw selects over-segmentation (the background voxels of the band nearest to the foreground take its label)
+    or under-segmentation (the foreground voxels nearest to the background take the label across the boundary). Where
+    foreground labels touch, a random order determines which one grows. Ties in distance are broken by a smooth field,
+    so that the last voxels flip in arcs instead of specks. If the receding side has too few voxels, the nearest ones on
+    the other side follow.
 
     Args:
-        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
-        profile: The expert's accuracies. In the band as a whole the number of errors is met up to one voxel (with an
-            edge boost: the sum of both sides); outside of it FG and BG are met in expectation.
+        reference: The zones of one image, of shape (X, Y) or (X, Y, Z).
+        profile: The expert's accuracies. The number of errors in the whole band is met to within one voxel (with an
+            edge boost: the sum of both sides); outside the band FG and BG are met in expectation.
         generator: CPU generator.
 
     Returns:
@@ -118,16 +118,16 @@ def boundary_bias_errors(reference: Reference, profile: ExpertProfile, generator
 
 
 def missed_components_errors(reference: Reference, profile: ExpertProfile, generator: torch.Generator) -> torch.Tensor:
-    """Whole objects are missed: each connected component of a foreground label becomes background, or stays as it is.
+    """Missed objects: each connected component of a foreground label is either kept or replaced by background.
 
-    A component is missed with probability 1 - FG, on its own, whatever its size; so the accuracy over foreground
-    voxels is FG in expectation, but in one image with one component it is 0 or 1. The part of the band within the
-    foreground follows its component, hence has accuracy FG too, whatever the profile says of the band. In the
-    background errors are independent: accuracy BG outside the band, and the band's accuracy for the background side
-    within it. Components are connected through faces, edges and corners; two labels that touch are two components.
+    A component is missed with probability 1 - FG, independently and regardless of its size. The accuracy over
+    foreground voxels is thus FG in expectation, but 0 or 1 in an image with a single component. The foreground side of
+    the band follows its component and has accuracy FG too; the profile's accuracy in the band does not apply there. In
+    the background errors are independent: accuracy BG outside the band, and the band's accuracy for the background side
+    within it. Components are connected through faces, edges and corners; touching labels are separate components.
 
     Args:
-        reference: The regions of one image, of shape (X, Y) or (X, Y, Z).
+        reference: The zones of one image, of shape (X, Y) or (X, Y, Z).
         profile: The expert's accuracies.
         generator: CPU generator.
 
@@ -143,7 +143,7 @@ def missed_components_errors(reference: Reference, profile: ExpertProfile, gener
             continue
         components, count = ndimage.label(of_this_label, structure=connectivity)
         missed = torch.rand(count + 1, generator=generator) >= profile.foreground
-        missed[0] = False  # number 0 stands for everything outside the components
+        missed[0] = False  # 0 is the outside of the components
         answers[torch.from_numpy(missed.numpy()[components])] = 0
     return answers
 
@@ -157,15 +157,15 @@ ERROR_MODELS: dict[str, ErrorModel] = {
 
 
 def _wrong_independently(reference: Reference, profile: ExpertProfile, generator: torch.Generator) -> torch.Tensor:
-    """Where an expert errs, each voxel on its own: bool tensor of the image's shape.
+    """Draw independent errors: bool tensor of the image's shape.
 
-    This runs for every expert and sample of a training, so chance comes in 16 bits a voxel, four voxels a draw. An
-    accuracy is met to within 2**-16.
+    This runs for every expert and training sample. For speed each voxel gets 16 random bits, four voxels per draw, so
+    that accuracies are met to within 2**-16.
     """
     number = reference.labels.numel()
     draws = torch.empty(-(-number // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     chance = draws.numpy().view(np.int16)[:number].reshape(reference.labels.shape)
-    # From this draw on a voxel is wrong; 2**15, which none reaches, where the expert is always right.
+    # A voxel is wrong from this value on. For accuracy 1 it is 2**15, above the range of int16.
     by_region = [
         mask & (chance >= round(accuracy * 2**16) - 2**15) for mask, accuracy in region_accuracies(reference, profile)
     ]
@@ -173,17 +173,20 @@ def _wrong_independently(reference: Reference, profile: ExpertProfile, generator
 
 
 def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:
-    """The reference labels, but another one where `wrong`.
+    """The reference labels, replaced by another label where `wrong`.
 
     Args:
         reference: The image.
         wrong: Bool tensor of the image's shape, with n voxels True.
-        steps: Int64 tensor of shape (n,) with values in [0, number of labels - 2]: how many labels to go on, beyond the
-            next, from the right one; the labels are a ring. Not needed when there are two labels.
+        steps: Int64 tensor of shape (n,) with values in [0, number of labels - 2]: cyclic distance from the label after
+            the right one to the wrong one. None for two labels.
+
+    Returns:
+        int16 label map of the image's shape.
     """
     labels, values = reference.labels.numpy(), np.array(reference.label_values, dtype=np.int16)
     if steps is None:
-        # The bits in which two labels differ make one of the other.
+        # XOR with the differing bits exchanges the two labels.
         return torch.from_numpy(labels ^ wrong.numpy() * (values[0] ^ values[1]))
     answers = labels.copy()
     voxels, where = answers.reshape(-1), np.flatnonzero(wrong.numpy())
@@ -193,14 +196,14 @@ def _answer_otherwise(reference: Reference, wrong: torch.Tensor, steps: torch.Te
 
 
 def region_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple[np.ndarray, float]]:
-    """The masks of FG, BG and BD (Tables 2, D.9, E.11), without voxels to be ignored, each with its accuracy."""
+    """The masks of FG, BG and BD (Tables 2, D.9, E.11), without ignored voxels, each with its accuracy."""
     foreground, background = reference.beyond
     beyond = [(foreground, profile.foreground), (background, profile.background)]
     return beyond + _band_accuracies(reference, profile)
 
 
 def _band_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple[np.ndarray, float]]:
-    """The band as one region, or, when the accuracy there depends on the side, as two."""
+    """The mask and accuracy of the band, or of its two sides if the accuracy depends on the side."""
     band = reference.band.numpy()
     if profile.boundary is not None:
         return [(band, profile.boundary)]
@@ -211,20 +214,20 @@ def _band_accuracies(reference: Reference, profile: ExpertProfile) -> list[tuple
 
 
 def _random_round(value: float, generator: torch.Generator) -> int:
-    """`value` rounded up or down at random, so that the expectation is `value`."""
+    """Round `value` up or down at random, with expectation `value`."""
     whole = int(value)
     return whole + int(torch.rand((), generator=generator, dtype=torch.float64).item() < value - whole)
 
 
 def _smallest(items: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """Those `count` of `items` (shape (n,)) that have the smallest `keys` (shape (n,)), in no order."""
+    """The `count` of `items` (n,) with the smallest `keys` (n,), unordered; all if `count` is n or more."""
     if count <= 0:
         return items[:0]
     return items if count >= items.size else items[np.argpartition(keys, count - 1)[:count]]
 
 
 def _smooth_field(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> np.ndarray:
-    """White noise smoothed by a Gaussian of `sigma` voxels: float32, periodic, every voxel standard normal."""
+    """White noise smoothed by a Gaussian of `sigma` voxels: float32, periodic, each voxel standard normal."""
     spectrum = scipy.fft.rfftn(torch.randn(shape, generator=generator).numpy())
     variance = 1.0
     for axis, size in enumerate(shape):
@@ -236,14 +239,14 @@ def _smooth_field(shape: tuple[int, ...], sigma: float, generator: torch.Generat
 
 
 def _moved_boundary(reference: Reference, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """In which order the voxels of the band flip when all boundaries move one way, and what they become.
+    """The order in which voxels of the band flip when all boundaries shift one way, and their new labels.
 
-    Labels are ranked: the background lowest and the foreground in random order, or all of it upside down. Each label
-    grows into those of lower rank, so a voxel first takes the nearest label of higher rank; a voxel with none in reach
-    comes after all those, and takes the nearest label of lower rank.
+    Labels are ranked: background lowest and foreground in random order, or all ranks reversed. Each label grows into
+    those of lower rank: a voxel takes the nearest label of higher rank. Voxels without one within reach come after all
+    others and take the nearest label of lower rank.
 
     Returns:
-        For the n voxels of the band in C order: float64 sort keys (n,), small first, and int16 labels (n,).
+        For the n voxels of the band in C order: float64 sort keys (n,), ascending, and int16 labels (n,).
     """
     values = np.array(reference.label_values)
     rank_of = np.empty(values.size, dtype=np.int64)
@@ -251,7 +254,7 @@ def _moved_boundary(reference: Reference, generator: torch.Generator) -> tuple[n
     rank_of[values == 0] = 0
     if torch.rand((), generator=generator) < 0.5:
         rank_of = -rank_of
-    # Whatever is across the boundary from a voxel of the band is within its width, so this much of the image is enough.
+    # The nearest other label of a voxel of the band is within the band's width, so a crop with this margin suffices.
     margin = reference.boundary_width
     around_band = ndimage.find_objects(reference.band.numpy().astype(np.uint8))[0]
     box = tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in around_band)

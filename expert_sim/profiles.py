@@ -1,7 +1,7 @@
-"""Who the simulated experts are: how often each is right, where, and by which error model they err.
+"""Profiles of simulated experts: accuracies by zone and error model.
 
-A profile is plain data (part of the `"deferral"` block of a plans file); the errors themselves are drawn in
-:mod:`.error_models`. The named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
+A profile is plain data (part of the `"deferral"` block of a plans file); errors are drawn in :mod:`.error_models`. The
+named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ ERROR_MODEL_NAMES = ("independent", "correlated", "boundary_bias", "missed_compo
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertProfile:
-    """The accuracies of one simulated expert, and the error model.
+    """The accuracies and the error model of one simulated expert.
 
-    The image falls into three regions: the boundary band around label changes (BD), and outside of it the reference
+    The image consists of three zones: the boundary band around label changes (BD), and outside it the reference
     foreground (FG, every label but 0) and background (BG, label 0).
 
     Attributes:
-        name: The expert's name; it becomes a folder name.
+        name: The expert's name, also used as a folder name.
         foreground: Probability in [0, 1] of being right in FG.
         background: Probability in [0, 1] of being right in BG.
         boundary: Probability in [0, 1] of being right anywhere in BD (the paper's Table 2), or None.
-        edge_boost: Added in BD to the accuracy of the voxel's own side, the sum clipped to [0, 1] (the paper's Tables
-            D.9 and E.11), or None. In [-1, 1]. Exactly one of `boundary` and `edge_boost` is given.
-        error_model: One of :data:`ERROR_MODEL_NAMES`; :mod:`.error_models` tells which accuracies each of them meets.
+        edge_boost: In [-1, 1], added in BD to the accuracy of the voxel's own side (FG or BG) and clipped to [0, 1]
+            (the paper's Tables D.9 and E.11), or None. Exactly one of `boundary` and `edge_boost` must be given.
+        error_model: One of :data:`ERROR_MODEL_NAMES`; for the accuracies that each meets see :mod:`.error_models`.
 
     Raises:
-        InputError: For a number outside its range, both or neither of `boundary` and `edge_boost`, an unknown error
-            model, or a name that cannot be a folder; the message names expert, field and value.
+        InputError: If a number is out of range, both or neither of `boundary` and `edge_boost` are given, the error
+            model is unknown, or the name is invalid; the message names expert, field and value.
 
     Example:
         A reader who misses whole objects and is good at boundaries:
@@ -81,21 +81,21 @@ class ExpertProfile:
             raise InputError(f"expert {self.name!r}: {field} must be a number in [{lowest:g}, 1], got {value!r}")
 
     def band_accuracy(self, side: float) -> float:
-        """The accuracy in the boundary band, where the voxel's own side has accuracy `side` (FG or BG)."""
+        """The accuracy in the boundary band for voxels whose own side (FG or BG) has accuracy `side`."""
         if self.boundary is not None:
             return self.boundary
         return min(max(side + (self.edge_boost or 0.0), 0.0), 1.0)
 
     def to_json(self) -> dict[str, Any]:
-        """This profile as JSON-ready data; fields that are None are left out."""
+        """The profile as JSON-ready data, without fields that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ExpertProfile:
-        """The profile that :meth:`to_json` wrote.
+        """Restore a profile from the data of :meth:`to_json`.
 
         Raises:
-            InputError: For unknown or missing keys (named), or values that no profile may have.
+            InputError: If keys are unknown or missing (the message names them), or a value is invalid.
         """
         unknown = sorted(set(data) - {field.name for field in fields(cls)})
         missing = sorted({"name", "foreground", "background"} - set(data))
@@ -118,7 +118,7 @@ _TABLE_E11 = (
     (0.97, 0.99, 0.03),
 )
 
-# Which rows of the table (counted from 1, as the paper does) are the J experts of a set.
+# The rows of the table, numbered from 1 as in the paper, of the J experts of a set.
 _SETS: dict[str, dict[int, tuple[int, ...]]] = {
     "standard": {1: (1,), 2: (1, 2), 3: (1, 2, 3)},
     "scalability": {1: (1,), 2: (2, 3), 3: (1, 2, 3), 4: (2, 3, 4, 5), 5: (1, 2, 3, 4, 5)},
@@ -135,13 +135,13 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
     Args:
         name: `"standard"` (Table 2, 1 to 3 experts), `"scalability"` (Table D.9, 1 to 5) or `"complementary"` (Table
             E.11, 1 to 7).
-        num_experts: J. The paper does not always take the first J rows of its table.
+        num_experts: The number J of experts. The paper does not always use the first J rows of its table.
 
     Returns:
-        J profiles with independent errors, named "expert1" to "expertJ" by their place in the set.
+        J profiles with independent errors, named "expert1" to "expertJ" in order.
 
     Raises:
-        InputError: If there is no such set, or not with that many experts; the message says what exists.
+        InputError: If the set is unknown or not defined for J experts; the message lists the alternatives.
 
     Example:
         >>> from nnunetv2_deferral import expert_set
@@ -152,11 +152,12 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
         expert3 0.75 0.95 0.9
     """
     if name not in _SETS:
-        raise InputError(f"there is no expert set {name!r}, only {', '.join(EXPERT_SETS)}")
+        raise InputError(f"unknown expert set {name!r}; known sets: {', '.join(EXPERT_SETS)}")
     rows_by_number = _SETS[name]
     if num_experts not in rows_by_number:
         raise InputError(
-            f"expert set {name!r} has no {num_experts!r} experts; it has {min(rows_by_number)} to {max(rows_by_number)}"
+            f"expert set {name!r} is defined for {min(rows_by_number)} to {max(rows_by_number)} experts, not for "
+            f"{num_experts!r}"
         )
     is_absolute = name == "standard"
     profiles = []
@@ -175,5 +176,5 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
 
 
 def default_expert_set(num_experts: int) -> str:
-    """The set to take when none is named: `"standard"` up to 3 experts, `"scalability"` above."""
+    """The default set: `"standard"` for up to 3 experts, `"scalability"` for more."""
     return "standard" if num_experts <= 3 else "scalability"

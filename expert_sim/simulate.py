@@ -1,8 +1,8 @@
-"""Let experts answer for one image: the entry to the simulation.
+"""Simulation of experts' answers for one image.
 
-An image is looked at once (:class:`.zones.Reference`), then every expert answers in turn. All chance
-comes from the generators that are passed in; :func:`case_generator` makes them for evaluation, where an expert must
-give the same answers for a case in whatever order and in however many processes the cases are worked on.
+The zones of an image are computed once (:class:`.zones.Reference`) for all experts. All randomness comes from the
+generators that are passed in. For evaluation they are made by :func:`case_generator`, so that an expert's answers for a
+case do not depend on the order of the cases or the number of processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH, Reference
 
 
 def case_generator(seed: int, case: str, expert: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but `seed`, the case's name and the expert's name."""
+    """A CPU generator that depends only on `seed`, the case's name and the expert's name."""
     digest = hashlib.sha256(json.dumps([int(seed), case, expert]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # within int64
 
@@ -37,27 +37,27 @@ def simulate_experts(
     """The answers of J experts for one image.
 
     Args:
-        labels: The reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU. It may lack foreground or
-            consist of one label only: then there is no boundary band, and nothing but the side that is there counts.
+        labels: The reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU. With one label only there
+            is no boundary band.
         profiles: The J experts.
-        label_values: The real labels of the dataset, without the ignore label, 0 among them and at least two.
-        generator: One CPU generator that the experts use in turn, or J of them, one each.
+        label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
+        generator: One CPU generator used by the experts in turn, or one per expert.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
-        ignore_label: Voxels of this label keep it in every answer; they make no boundary with their neighbours, count
-            in no region, and are background to the search for connected components. None if there is no such label.
+        ignore_label: Voxels of this label keep it in every answer; they do not form a boundary with their neighbours,
+            belong to no zone, and count as background for connected components. None if there is no such label.
 
     Returns:
         int16 tensor of shape (J, X, Y) or (J, X, Y, Z).
 
     Raises:
-        InputError: For no experts, another number of generators than of experts, a generator that is not on the CPU,
-            or labels that :meth:`.zones.Reference.from_labels` refuses.
+        InputError: If there are no experts, the number of generators is not J, a generator is not on the CPU, or the
+            labels are invalid, see :meth:`.zones.Reference.from_labels`.
     """
     if len(profiles) == 0:
         raise InputError("there must be at least one expert to simulate, got no profiles")
     generators = [generator] * len(profiles) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(profiles):
-        raise InputError(f"each expert needs its generator: got {len(generators)} for {len(profiles)} experts")
+        raise InputError(f"one generator per expert is required, got {len(generators)} for {len(profiles)} experts")
     elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
     if elsewhere:
         raise InputError(f"experts are simulated on the CPU, got a generator on {elsewhere[0]}")
@@ -83,16 +83,16 @@ def simulate_case(
     boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
-    """The answers for one case of an evaluation, the same wherever and whenever they are asked for.
+    """The reproducible answers of J experts for one case of an evaluation.
 
-    Every expert has the generator of (`seed`, `case`, its name); all else is as in :func:`simulate_experts`.
+    Each expert's generator is seeded by `seed`, `case` and the expert's name; see :func:`simulate_experts`.
 
     Args:
         labels: The reference, an integer label map of shape (X, Y) or (X, Y, Z) on the CPU.
         profiles: The J experts.
-        label_values: The real labels of the dataset, without the ignore label, 0 among them and at least two.
-        seed: Another seed gives other answers.
-        case: The name of the case.
+        label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
+        seed: The seed.
+        case: The case identifier.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
         ignore_label: Voxels of this label keep it in every answer. None if there is no such label.
 

@@ -1,13 +1,12 @@
-"""The experts of every training sample, as transforms of nnU-Net's data loader (batchgeneratorsv2).
+"""Transforms of nnU-Net's data loader (batchgeneratorsv2) that add the experts' answers to training samples.
 
-:class:`SplitRatersTransform` goes directly after the spatial transforms, :class:`SimulateExpertsTransform` before the
-segmentation is turned into regions or into a list for deep supervision, :class:`ExpertsToTargetTransform` last.
+:class:`SplitRatersTransform` belongs directly after the spatial transforms, :class:`SimulateExpertsTransform` before
+the segmentation is converted to regions or to a list for deep supervision, :class:`ExpertsToTargetTransform` last.
 
-On chance: nnU-Net's augmenter starts its workers with `seeds=None`. A forked worker then inherits torch's global
-generator in the state it had in the parent, the same in every worker, while numpy's is seeded anew from the operating
-system in each of them (and from the seed, in both libraries, when there is one). So numpy's global state is what tells
-the workers apart, as it does for the transforms of batchgeneratorsv2: the first sample in a process seeds a generator
-from it, which then seeds every sample, and puts the state back, so that everything else is drawn as it is without
+Randomness: nnU-Net's augmenter starts its workers with `seeds=None`. Forked workers then all inherit the same state of
+torch's global generator, while numpy's is seeded from the operating system in each worker (with a seed, both are seeded
+from it). Workers thus differ in numpy's global state only. The first sample in a process draws from it the seed of a
+generator, which seeds every sample, and restores the state, so that all other random numbers are the same as without
 experts. Loaders of torch (>= 1.9) seed numpy in each worker too.
 """
 
@@ -30,20 +29,20 @@ from nnunetv2_deferral.labels import MISSING
 
 
 class SimulateExpertsTransform(BasicTransform):
-    """Adds `"experts"`, int16 of shape (J, X, Y[, Z]), drawn anew for each sample (DeferredSeg, section 5.2.2).
+    """Adds `"experts"`, int16 of shape (J, X, Y[, Z]), redrawn for each sample (DeferredSeg, section 5.2.2).
 
-    The reference is channel 0 of `"segmentation"`, an integer tensor of shape (C, X, Y[, Z]). Negative labels, with
-    which nnU-Net marks what lies outside the image, are background here as they are to its loss. Image and segmentation
-    are left as they are.
+    The reference is channel 0 of `"segmentation"`, an integer tensor of shape (C, X, Y[, Z]). Negative labels, which
+    mark voxels outside the image in nnU-Net, are background here as in nnU-Net's loss. Image and segmentation are
+    unchanged.
 
     Args:
         profiles: The J experts, at least one.
-        label_values: The real labels of the dataset, without the ignore label.
+        label_values: The labels of the dataset, without the ignore label.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
-        ignore_label: The label of voxels without a reference, which the answers keep there. None if there is none.
+        ignore_label: The label of voxels without a reference, which is kept in the answers. None if there is none.
 
     Raises:
-        InputError: For no profiles; for a sample without an integer segmentation tensor, or with labels that are not in
+        InputError: If there are no profiles, or a sample has no integer segmentation tensor or labels that are not in
             the dataset.
     """
 
@@ -79,8 +78,8 @@ class SimulateExpertsTransform(BasicTransform):
         segmentation = data_dict.get("segmentation")
         if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
             raise InputError(
-                "experts are simulated from a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it "
-                f"becomes a list for deep supervision; got {_describe(segmentation)}"
+                "simulated experts need a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it is "
+                f"converted to a list for deep supervision; got {_describe(segmentation)}"
             )
         labels = segmentation[0]
         data_dict["experts"] = simulate_experts(
@@ -95,14 +94,14 @@ class SimulateExpertsTransform(BasicTransform):
 
 
 class SplitRatersTransform(BasicTransform):
-    """Takes the masks of real experts out of the segmentation, with which they went through all spatial transforms.
+    """Separates raters' masks from the segmentation, with which they passed through the spatial transforms.
 
-    `"segmentation"` (1 + R + C, *S) becomes (1 + C, *S), where C counts what nnU-Net itself stacks behind the
-    reference in a cascade, and `"raters"` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with
-    -1, become background as they do in the reference, or without a label for a rater who has none in the patch.
+    `"segmentation"` (1 + R + C, *S) becomes (1 + C, *S), where C is the number of channels that nnU-Net appends for a
+    cascade, and `"raters"` is added, int16 (R, *S). Voxels outside the image, which nnU-Net marks with -1, become
+    background as in the reference, or `MISSING` for a rater without labels in the patch.
 
     Args:
-        num_raters: R.
+        num_raters: The number R of raters.
     """
 
     def __init__(self, num_raters: int) -> None:
@@ -112,7 +111,7 @@ class SplitRatersTransform(BasicTransform):
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Split the segmentation of a sample."""
         reference, masks, others = data_dict["segmentation"].tensor_split([1, 1 + self.num_raters])
-        # In place, like what nnU-Net itself does to the -1 of the reference.
+        # In place, as nnU-Net treats the -1 of the reference.
         raters = masks.numpy().astype(np.int16, copy=False)
         if raters.min() < 0:
             missing = raters.reshape(self.num_raters, -1).max(1) < 0
@@ -124,17 +123,17 @@ class SplitRatersTransform(BasicTransform):
 
 
 class ExpertsToTargetTransform(BasicTransform):
-    """Moves the experts' answers to the end of `"segmentation"`, which becomes a list if it is not one yet.
+    """Appends the experts' answers to `"segmentation"`, which is converted to a list if it is not one yet.
 
     nnU-Net's loader forwards only image and segmentation, and collates a list of segmentations entry by entry, each in
-    its own shape and dtype. So the last entry of a batch's target is (B, J, X, Y[, Z]) int16.
+    its own shape and dtype. The last entry of a batch's target is therefore int16 (B, J, X, Y[, Z]).
 
     Args:
-        order: Where each of the J experts is found in `"raters"` followed by `"experts"`, the simulated ones; None
-            for that order.
+        order: For each of the J experts, the index in the concatenation of `"raters"` and `"experts"` (the simulated
+            ones); None for the order of the concatenation.
 
     Raises:
-        InputError: For a sample without segmentation or without experts.
+        InputError: If a sample has no segmentation or no experts.
     """
 
     def __init__(self, order: Sequence[int] | None = None) -> None:
@@ -142,11 +141,11 @@ class ExpertsToTargetTransform(BasicTransform):
         self.order = None if order is None or list(order) == sorted(order) else list(order)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
-        """Put the experts of a sample into its target."""
+        """Append the experts' answers of a sample to its target."""
         answers = [data_dict.pop(key) for key in ("raters", "experts") if data_dict.get(key) is not None]
         missing = ["segmentation"] * (data_dict.get("segmentation") is None) + ["experts"] * (not answers)
         if missing:
-            raise InputError(f"there is no {' and no '.join(missing)} in the sample, only {sorted(data_dict)}")
+            raise InputError(f"the sample has no {' and no '.join(missing)}, only {sorted(data_dict)}")
         experts = answers[0] if len(answers) == 1 else torch.cat(answers)
         segmentation = data_dict["segmentation"]
         scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]

@@ -19,7 +19,7 @@ class InputError(ValueError):
         ...     expert_set("standard", 4)
         ... except InputError as error:
         ...     print(error)
-        expert set 'standard' has no 4 experts; it has 1 to 3
+        expert set 'standard' is defined for 1 to 3 experts, not for 4
     """
 
 

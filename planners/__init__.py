@@ -1,8 +1,8 @@
 """Experiment planners that write plans for deferral networks.
 
-nnU-Net's own commands look planners up inside nnunetv2 only, so these are chosen by name through
-`nnUNetv2_deferral_plan_experiment -pl NAME`. The plans they write are ordinary plans: they name nothing but nnU-Net's
-own classes and carry one more block, `"deferral"`.
+nnU-Net's own commands look up planners inside nnunetv2 only, so these are selected by
+`nnUNetv2_deferral_plan_experiment -pl NAME`. The plans they write are ordinary plans, which name nnU-Net's own classes
+only and have an additional block, `"deferral"`.
 """
 
 from nnunetv2_deferral.planners.cpu import nnUNetPlannerDeferralCPU

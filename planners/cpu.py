@@ -1,4 +1,4 @@
-"""Plans small enough to train a deferral network on two CPU cores."""
+"""A planner for deferral networks small enough to train on two CPU cores."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nnunetv2_deferral.planners.deferral import DeferralPlannerMixin
 
 
 class nnUNetPlannerDeferralCPU(DeferralPlannerMixin, ExperimentPlanner):
-    """nnU-Net's default planner with half the features and a small budget of feature map elements.
+    """nnU-Net's default planner with half the features and a small limit on feature map elements.
 
-    Meant for trying things out, teaching and tests, not for results to publish. An epoch of 250 iterations on
-    128x128 images takes a minute or two on two CPU cores.
+    Meant for experiments, teaching and tests, not for results to be published. An epoch of 250 iterations on 128x128
+    images takes one to two minutes on two CPU cores.
 
-    The budgets count the head, as everywhere in this package: 2D allows 15 million elements in a batch (four images of
-    128x128, or fewer and at last smaller patches of larger images), 3D 23 million. `gpu_memory_target_in_gb` scales
-    them and has no other meaning here; 8, the default, leaves them as they are.
+    The limits include the head: 15 million elements per batch in 2D (four images of 128x128; for larger images the
+    batch size is reduced first, then the patch size), 23 million in 3D. `gpu_memory_target_in_gb` only scales these
+    limits; 8, the default, leaves them unchanged.
 
-    There is never a 3d_lowres configuration (and hence no cascade): nnU-Net adds one as soon as the patch sees less
-    than a quarter of the image, which patches of this size nearly always do.
+    There is no 3d_lowres configuration, and hence no cascade: nnU-Net adds one if the patch covers less than a quarter
+    of the image, which nearly always applies to patches of this size.
     """
 
     default_plans_name = "nnUNetDeferralCPUPlans"

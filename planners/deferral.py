@@ -1,8 +1,7 @@
 """nnU-Net's planners, extended for deferral networks.
 
-:class:`DeferralPlannerMixin` stands in front of any of nnU-Net's planners and changes three things: the memory estimate
-counts the deferral head, the plans carry the `"deferral"` block, and data that the stock plans already describe is not
-preprocessed a second time.
+:class:`DeferralPlannerMixin` extends any of nnU-Net's planners in three respects: the memory estimate includes the
+deferral head, the plans contain the `"deferral"` block, and data already preprocessed for the stock plans is shared.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from nnunetv2_deferral.raters import declared_raters
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralSettings, resolve_settings
 
-# The mixin stands in front of a planner of nnU-Net; for the type checker it is one.
+# The mixin is combined with a planner of nnU-Net; for the type checker it is one.
 if TYPE_CHECKING:
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
         ExperimentPlanner as _Planner,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 else:
     _Planner = object
 
-# What decides the content of a configuration's preprocessed files, in the configuration and in the plans around it.
+# The entries of a configuration, and of the plans around it, that determine the preprocessed files.
 _DATA_KEYS = (
     "preprocessor_name",
     "spacing",
@@ -56,13 +55,13 @@ _DATA_KEYS_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_i
 
 @dataclass(frozen=True, kw_only=True)
 class DeferralBlock:
-    """The `"deferral"` block that plans get.
+    """The `"deferral"` block for plans.
 
     Attributes:
-        block: The block as it stands in the plans file.
-        settings: What it means.
-        kept: One phrase for each setting in which a block found in the plans file, and kept, differs from the one that
-            would have been written: `"lambda_balance is 2.0, not 5.0"`.
+        block: The block as written to the plans file.
+        settings: The effective settings.
+        kept: For an existing block that is kept, one phrase for each setting that differs from the defaults:
+            `"lambda_balance is 2.0, not 5.0"`.
     """
 
     block: dict[str, Any]
@@ -73,21 +72,22 @@ class DeferralBlock:
 def default_deferral_block(
     *, num_experts: int | None = None, experts: str | Sequence[str] | None = None, raters: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A block with every setting spelled out, for a person to edit; its objective is one-vs-all.
+    """A block with all settings written out for editing, with the one-vs-all objective.
 
     Args:
-        num_experts: J; None for that of the raters or the list, else 3.
-        experts: Name of a set of simulated experts, which stands in the block by its name, or a list of raters; None
-            for all raters of the dataset, or where it has none for the usual set of that size.
-        raters: The raters that the dataset declares.
+        num_experts: The number J of experts; None for the number of raters, or 3 without raters.
+        experts: Name of a set of simulated experts, which is written to the block as a name, or a list of raters; None
+            for all raters of the dataset, or without raters the default set for J.
+        raters: The raters declared in the dataset.
 
     Raises:
-        InputError: If there is no such set, none of that size, no such rater, or another number of raters.
+        InputError: If the set is unknown or not defined for J experts, a rater is not declared, or their number is not
+            `num_experts`.
     """
     if experts is None and not raters:
         experts = default_expert_set(DEFAULT_NUM_EXPERTS if num_experts is None else num_experts)
     chosen = experts if experts is None or isinstance(experts, str) else list(experts)
-    # What docs/results.md found to do as well or better than the paper's objective, and what can be calibrated.
+    # According to docs/results.md as good as or better than the paper's objective, and it can be calibrated.
     block: dict[str, Any] = {"objective": ONE_VS_ALL}
     if chosen is not None:
         block["experts"] = chosen
@@ -103,25 +103,26 @@ def settle_deferral_block(
     raters: Sequence[str] = (),
     overwrite: bool = False,
 ) -> DeferralBlock:
-    """The block for a plans file: the one a person may have edited there if it has one, else the defaults.
+    """The block for a plans file: the existing one, which may have been edited, else the defaults.
 
     Args:
-        plans_file: The plans about to be written; they need not exist.
-        num_experts: J as asked for; None takes that of the block found, or see :func:`default_deferral_block`.
-        experts: The experts as asked for, likewise.
-        raters: The raters that the dataset declares.
-        overwrite: Write the defaults over a block found.
+        plans_file: The plans to be written; the file need not exist.
+        num_experts: The requested number J of experts; None for that of an existing block, else see
+            :func:`default_deferral_block`.
+        experts: The requested experts; None likewise.
+        raters: The raters declared in the dataset.
+        overwrite: Replace an existing block by the defaults.
 
     Raises:
-        InputError: If the plans file exists without such a block (then it is not ours to overwrite), if its block is
-            invalid, or if it is for another number of experts than asked for.
+        InputError: If the plans file exists without a block (other plans must not be overwritten), the existing block
+            is invalid, or it is for another number of experts than requested.
     """
     found = None
     if plans_file.is_file():
         found = read_json(plans_file).get(PLANS_KEY)
         if found is None:
             raise InputError(
-                f'{plans_file} exists and has no "{PLANS_KEY}" block, so it would be overwritten with other plans. '
+                f'{plans_file} exists and has no "{PLANS_KEY}" block; it would be overwritten by different plans. '
                 "Choose another plans name (-overwrite_plans_name)"
             )
     if found is None or overwrite:
@@ -130,12 +131,12 @@ def settle_deferral_block(
     try:
         settings = resolve_settings(found, raters=raters)
     except InputError as error:
-        raise InputError(f"{plans_file}: {error}. Correct it, or write it anew with --overwrite_deferral") from error
+        raise InputError(f"{plans_file}: {error}. Correct it, or replace it with --overwrite_deferral") from error
     asked = num_experts if experts is None or isinstance(experts, str) else len(experts)
     if asked is not None and asked != settings.num_experts:
         raise InputError(
-            f"{plans_file} is for {settings.num_experts} experts, but {asked} were asked for. Choose another "
-            "plans name (-overwrite_plans_name), or write its block anew with --overwrite_deferral"
+            f"{plans_file} is for {settings.num_experts} experts, but {asked} were requested. Choose another "
+            "plans name (-overwrite_plans_name), or replace its block with --overwrite_deferral"
         )
     number = None if experts is None and raters else settings.num_experts
     usual = resolve_settings(default_deferral_block(num_experts=number, experts=experts, raters=raters))
@@ -143,11 +144,11 @@ def settle_deferral_block(
 
 
 def head_feature_map_elements(patch_size: Sequence[int], settings: DeferralSettings) -> int:
-    """Feature map elements that the deferral head adds for one patch.
+    """The number of feature map elements that the deferral head adds for one patch.
 
-    In the unit of nnU-Net's estimate (`compute_conv_feature_map_size`): the outputs of the convolutions for a single
-    patch. Both hidden layers, the J + 1 routing logits and the aggregated logit have the full resolution. The
-    segmentation layer is nnU-Net's own and already in its estimate.
+    The unit is that of nnU-Net's estimate (`compute_conv_feature_map_size`): outputs of convolutions for a single
+    patch. Both hidden layers, the J + 1 routing logits and the aggregated logit are at full resolution. The
+    segmentation layer is part of nnU-Net's estimate.
     """
     channels = 2 * settings.head_channels + (settings.num_experts + 1) + 1
     return channels * int(np.prod(patch_size, dtype=np.int64))
@@ -156,21 +157,21 @@ def head_feature_map_elements(patch_size: Sequence[int], settings: DeferralSetti
 def shared_data_identifier(
     configuration: Mapping[str, Any], plans: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
 ) -> str | None:
-    """The data identifier of a configuration in other plans whose preprocessed files would be the same as ours.
+    """Find a configuration in other plans with the same preprocessed files.
 
-    These must agree, because each of them changes what a preprocessed file holds: the reader and `transpose_forward`
-    (which axis is which), the spacing and the functions that resample to it, the normalization, the mask it uses and
-    the intensity statistics behind it, and the preprocessor. The name of the configuration need not agree, nor the
-    patch size: it only shapes the chunks of the compressed files, and any patch can be read from any chunks.
+    All entries that affect the content of preprocessed files must agree: the reader and `transpose_forward` (order of
+    the axes), the spacing and the resampling functions, the normalisation with its mask and intensity statistics, and
+    the preprocessor. The name of the configuration and the patch size may differ; the latter only determines the
+    chunks of the compressed files, from which any patch can be read.
 
     Args:
         configuration: A planned configuration.
-        plans: What surrounds it: `image_reader_writer`, `transpose_forward` and
+        plans: The plans' `image_reader_writer`, `transpose_forward` and
             `foreground_intensity_properties_per_channel`.
-        others: Plans whose data may be used.
+        others: Plans whose data may be shared.
 
     Returns:
-        The first identifier that fits, or None.
+        The data identifier of the first such configuration, or None.
     """
     wanted = _as_json({key: configuration[key] for key in _DATA_KEYS})
     wanted_of_plans = _as_json({key: plans[key] for key in _DATA_KEYS_OF_PLANS})
@@ -184,26 +185,27 @@ def shared_data_identifier(
 
 
 class DeferralPlannerMixin(_Planner):
-    """Put in front of one of nnU-Net's planners, makes it plan deferral networks.
+    """Extends one of nnU-Net's planners, given as the second base class, to deferral networks.
 
-    - The head's feature maps count in the memory estimate, so patch and batch are what fits together with the head.
-    - The plans get the `"deferral"` block. One that a person has edited is kept when planning again.
-    - Configurations use the preprocessed data of the stock plans (`stock_plans_names`, where such plans exist) when
-      it is the same as their own would be (:func:`shared_data_identifier`); else they get data of their own.
+    - The memory estimate includes the head's feature maps, so that patch and batch size fit with the head.
+    - The plans contain the `"deferral"` block. An existing block is kept when planning again.
+    - Configurations share the preprocessed data of the stock plans (`stock_plans_names`, if these exist) where it would
+      be identical (:func:`shared_data_identifier`), and have their own otherwise.
 
-    The plans name only nnU-Net's classes: `experiment_planner_used` is the stock planner underneath, and the planner
-    here stands under `deferral_planner_used`, which nnU-Net ignores.
+    The plans name nnU-Net's classes only: `experiment_planner_used` is the underlying stock planner. The planner itself
+    is named in `deferral_planner_used`, which nnU-Net ignores.
 
     Args:
-        dataset_name_or_id: As in nnU-Net, like all up to `suppress_transpose`.
+        dataset_name_or_id: As in nnU-Net, like all arguments up to `suppress_transpose`.
         gpu_memory_target_in_gb: None for the default of the stock planner.
         preprocessor_name: A preprocessor of nnU-Net.
         plans_name: None for the planner's `default_plans_name`.
         overwrite_target_spacing: Target spacing of 3d_fullres, three floats.
         suppress_transpose: Keep the order of the axes.
-        num_experts: J; None for that of plans that exist under this name, else see :func:`default_deferral_block`.
+        num_experts: The number J of experts; None for that of existing plans of this name, else see
+            :func:`default_deferral_block`.
         experts: Name of a set of simulated experts or a list of raters; None likewise.
-        overwrite_deferral: Write the defaults over an existing `"deferral"` block.
+        overwrite_deferral: Replace an existing `"deferral"` block by the defaults.
 
     Raises:
         InputError: See :func:`settle_deferral_block`.
@@ -246,16 +248,16 @@ class DeferralPlannerMixin(_Planner):
         self.stock_plans = [read_json(file) for file in stock_files if file.is_file()]
 
     def static_estimate_VRAM_usage(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> int:
-        """nnU-Net's estimate and the head's elements. A method here, as the head depends on the settings."""
+        """nnU-Net's estimate plus the head's elements. An instance method, because the head depends on the settings."""
         network = super().static_estimate_VRAM_usage(patch_size, *args, **kwargs)
         return int(network) + head_feature_map_elements(patch_size, self.deferral.settings)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """An identifier of our own, which :meth:`get_plans_for_configuration` gives up where data can be shared."""
+        """The plans' own identifier, which :meth:`get_plans_for_configuration` replaces if data can be shared."""
         return f"{self.plans_identifier}_{configuration_name}"
 
     def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """nnU-Net's configuration, on the data of the stock plans where that is the same."""
+        """nnU-Net's configuration, with the data identifier of the stock plans if data can be shared."""
         configuration = super().get_plans_for_configuration(*args, **kwargs)
         shared = shared_data_identifier(configuration, self._data_properties, self.stock_plans)
         if shared is not None:
@@ -273,7 +275,7 @@ class DeferralPlannerMixin(_Planner):
         }
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Add the block, name the stock planner, and save as nnU-Net does."""
+        """Add the block and the names of the planners, and save with nnU-Net."""
         stock = next(base for base in type(self).__mro__ if base.__module__.startswith("nnunetv2."))
         plans["experiment_planner_used"] = stock.__name__
         plans["deferral_planner_used"] = type(self).__name__
@@ -309,7 +311,7 @@ class nnUNetPlannerDeferralResEncXL(DeferralPlannerMixin, nnUNetPlannerResEncXL)
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as they would be read back from a plans file."""
+    """The values after a round trip through a plans file."""
     values = deepcopy(values)
     recursive_fix_for_json_export(values)
     return json.loads(json.dumps(values))

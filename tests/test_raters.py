@@ -101,7 +101,7 @@ class TestRefusals:
         file = tmp_path / "ann" / "x.nii.gz"
         file.parent.mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(np.full((2, 3, 4), 0.5, np.float32)), str(file))
-        with pytest.raises(ValueError, match="x.nii.gz: holds labels .*: 0.5"):
+        with pytest.raises(ValueError, match="x.nii.gz: contains labels .*: 0.5"):
             masks_in(tmp_path).read("ann", "x")
 
     def test_only_ten_of_many_labels_are_listed(self, tmp_path):
@@ -171,7 +171,7 @@ class TestRefusals:
         masks_in(tmp_path, experts=("ann", "bob")).check_asked(["ann", "bob"])
 
     def test_a_folder_of_experts_that_is_empty(self, tmp_path):
-        with pytest.raises(ValueError, match=r"folders there: none"):
+        with pytest.raises(ValueError, match=r"existing folders: none"):
             masks_in(tmp_path).check_asked(["ann"])
 
 

@@ -1,1 +1,1 @@
-"""What of an image is deferred to whom: expected gains, limits, and the route within them."""
+"""Deferral decisions: expected gains, limits, and the route within them."""

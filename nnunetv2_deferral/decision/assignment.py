@@ -1,19 +1,21 @@
-r"""Whom to ask about which voxel, within a budget and the experts' capacities, so that the most is gained.
+r"""Assignment of voxels to experts with maximal total gain within a budget and the experts' capacities.
 
-With gains g_ij of asking expert j about voxel i, at most B voxels may be deferred and at most c_j to expert j:
+With the gain g_ij of asking expert j about voxel i, at most B voxels deferred, and at most c_j to expert j:
 
 .. math:: \max_{x \ge 0} \sum_{ij} g_{ij} x_{ij}, \quad
           \sum_j x_{ij} \le 1, \quad \sum_i x_{ij} \le c_j, \quad \sum_{ij} x_{ij} \le B
 
-This transportation problem has whole solutions: routes. In its dual the budget has a price p >= 0, and p with the price
-of expert j's capacity is their threshold t_j >= p. The best p is min_j t_j if the c_j add up to more than B, else 0:
+This transportation problem has integral optimal solutions, i.e. routes. In its dual the budget has a price p >= 0; the
+threshold t_j >= p of expert j is p plus the price of the expert's capacity. The optimal p is min_j t_j if
+sum_j c_j > B, else 0:
 
 .. math:: f(t) = \sum_j c_j t_j - \max(0, \sum_j c_j - B) \min_j t_j + \sum_i \max(0, \max_j (g_{ij} - t_j))
 
-Experts are substitutes, so f is L-natural-convex: among integers, t is a minimum if f is no lower with the thresholds
-of any set of experts all higher by 1 or all lower by 1, and where that holds for steps of s, some minimum is within
-J s. So f is descended with steps that are halved again and again, without the voxels whose route is the same all over
-that reach. Then a voxel goes where g_ij - t_j is highest; a flow between the kinds of ties meets the limits exactly.
+Experts are substitutes, so f is L-natural-convex: an integer t is a minimum if f does not decrease when the thresholds
+of any set of experts are all raised or all lowered by 1; if that holds for steps of s, a minimum lies within J s. f is
+therefore minimised by descent with step sizes halved repeatedly, excluding voxels whose route is constant within that
+distance. A voxel then goes to the expert with the highest g_ij - t_j; a flow between groups of tied voxels meets the
+limits exactly.
 
 Sources: Shapley & Shubik 1971, "The assignment game I" (the dual); Murota 2003, "Discrete Convex Analysis", chapters 7
 and 10 (local minima, proximity, scaling of L-natural-convex functions).
@@ -30,29 +32,30 @@ import numpy as np
 from nnunetv2_deferral.decision.limits import check_budget
 from nnunetv2_deferral.errors import InputError
 
-Capacities = Sequence[float | None] | None  # shares of the voxels, one an expert
+Capacities = Sequence[float | None] | None  # shares of the voxels, one per expert
 
 MOST_EXPERTS = 12  # steps are compared for all 2^J sets of experts
-_MANY = 1 << 14  # more voxels are descended from the thresholds of every eighth
+_MANY = 1 << 14  # with more voxels the descent starts from the thresholds of every eighth voxel
 
 
 def route_within_limits(gains: np.ndarray, *, budget: float | None, capacities: Capacities) -> np.ndarray:
-    """The routes that gain the most of all that the budget and the capacities allow.
+    """The route with the highest total gain within the budget and the capacities.
 
-    Only positive gains are deferred. Of equal gains the voxels that come first are taken, and the experts of lower
-    index; where capacities bind, of the voxels that tie between the same routes. With a budget alone these are the
-    voxels with the highest gains.
+    Only voxels with a positive gain are deferred. With a budget only, these are the voxels with the highest gains. Ties
+    go to the voxels that come first and to the expert with the lower index; if capacities bind, this holds among voxels
+    with the same tied routes.
 
     Args:
-        gains: Real (J, *S), what asking expert j gains, in any unit; -inf where they cannot be asked.
+        gains: Real (J, *S), the gain from asking expert j, in any unit; -inf where the expert cannot be asked.
         budget: The share in [0, 1] of the voxels of S that may be deferred, or None. It is never exceeded.
-        capacities: The same for each expert, or None for no capacities.
+        capacities: The share in [0, 1] for each expert, None for no limit; or None for no capacities.
 
     Returns:
         uint8 of shape S: 0 the model, j expert j. Empty if S is. Optimal for gains rounded as in `_as_integers`.
 
     Raises:
-        InputError: If a limit is not as above, a gain NaN or inf, or J not in [1, `MOST_EXPERTS`].
+        InputError: If a share is outside [0, 1], there is not one capacity per expert, a gain is NaN or inf, or J is
+            not in [1, `MOST_EXPERTS`].
     """
     gains = _checked(gains)
     flat = gains.reshape(len(gains), math.prod(gains.shape[1:]))
@@ -62,27 +65,27 @@ def route_within_limits(gains: np.ndarray, *, budget: float | None, capacities: 
 def thresholds_within_limits(
     gains: np.ndarray, *, num_voxels: int, budget: float | None, capacities: Capacities
 ) -> np.ndarray:
-    """What has to be gained by asking an expert, for the limits to be met on average: the dual solution.
+    """The minimum gain for asking each expert with which the limits are met on average: the dual solution.
 
-    On the same gains, `route_by_thresholds` repeats `route_within_limits`, but for ties: those with the model stay
-    there, and those between experts go to the lower index even where that exceeds a capacity.
+    On the same gains, `route_by_thresholds` reproduces `route_within_limits` except for ties: ties with the model stay
+    with the model, and ties between experts go to the lower index even if that exceeds a capacity.
 
     Args:
-        gains: Real (J, m), the gains at the voxels that matter, of all cases. Those without positive gains do not.
-        num_voxels: The number of all voxels, at least m, which the shares refer to.
-        budget: As above.
-        capacities: As above.
+        gains: Real (J, m), the gains at m voxels of all cases; voxels without positive gains may be omitted.
+        num_voxels: The number of all voxels, at least m, to which the shares refer.
+        budget: See :func:`route_within_limits`.
+        capacities: See :func:`route_within_limits`.
 
     Returns:
-        float64 (J,), at least 0, in units of the gains. A limit that does not bind adds nothing, so that without
-        limits or without voxels that matter all are 0. inf for experts whose limits are less than one voxel.
+        float64 (J,), at least 0, in units of the gains. 0 where no limit binds, and for m = 0; inf for experts whose
+        limits are less than one voxel.
 
     Raises:
-        InputError: As above, and if `gains` is not (J, m) with m <= `num_voxels`.
+        InputError: See :func:`route_within_limits`; also if `gains` is not (J, m) with m <= `num_voxels`.
     """
     gains = _checked(gains)
     if gains.ndim != 2 or num_voxels < gains.shape[1]:
-        raise InputError(f"gains of shape (J, m) are needed, with m <= {num_voxels} voxels, got {gains.shape}")
+        raise InputError(f"gains must have shape (J, m) with m <= {num_voxels} voxels, got {gains.shape}")
     total, each = _limits(budget, capacities, len(gains), max(num_voxels, 1))
     thresholds, asked = np.full(len(gains), np.inf), each > 0
     if asked.any():
@@ -92,21 +95,22 @@ def thresholds_within_limits(
 
 
 def route_by_thresholds(gains: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Defer each voxel to the expert whose gain exceeds their threshold the most, if any does.
+    """Defer each voxel to the expert whose gain exceeds the expert's threshold the most, if any does.
 
     Args:
-        gains: Real (J, *S), as above.
+        gains: Real (J, *S), see :func:`route_within_limits`.
         thresholds: Real (J,), at least 0; inf for experts who are never asked.
 
     Returns:
-        uint8 of shape S: 0 the model, j expert j; of equal experts the lower index. Empty if S is.
+        uint8 of shape S: 0 the model, j expert j; ties go to the lower index. Empty if S is.
 
     Raises:
-        InputError: If a shape or value is not as above.
+        InputError: If there is not one threshold per expert, a threshold is negative or NaN, or the gains are invalid,
+            see :func:`route_within_limits`.
     """
     gains, thresholds = _checked(gains), np.asarray(thresholds, dtype=np.float64)
     if thresholds.shape != gains.shape[:1] or not (thresholds >= 0).all():
-        raise InputError(f"{len(gains)} thresholds >= 0 are needed, got {thresholds.tolist()}")
+        raise InputError(f"thresholds must be {len(gains)} numbers >= 0, got {thresholds.tolist()}")
     route, most = np.zeros(gains.shape[1:], dtype=np.uint8), np.zeros(gains.shape[1:])
     for index, threshold in enumerate(thresholds):
         surplus = np.asarray(np.subtract(gains[index], threshold, dtype=np.float64))
@@ -118,15 +122,21 @@ def route_by_thresholds(gains: np.ndarray, thresholds: np.ndarray) -> np.ndarray
 def check_capacities(
     capacities: Capacities, num_experts: int, available: Sequence[bool] | None = None, named: str = "capacities"
 ) -> tuple[float | None, ...]:
-    """The capacities, one an expert; 0 for who is not available, None where there is none or for all of None.
+    """Check the capacities and return them, one per expert: 0 for unavailable experts, None for no limit.
+
+    Args:
+        capacities: Shares in [0, 1] or None, one per expert; None for no limits.
+        num_experts: The number J of experts.
+        available: Whether each expert can be asked; None for all.
+        named: Name of the capacities in messages.
 
     Raises:
-        InputError: If there are not as many as experts, or one is not a share in [0, 1]; `named` says where they stand.
+        InputError: If there is not one capacity per expert, or one is outside [0, 1].
     """
     each = (None,) * num_experts if capacities is None else tuple(capacities)
     can = (True,) * num_experts if available is None else tuple(available)
     if len(each) != num_experts or len(can) != num_experts:
-        raise InputError(f"{named} need one entry for each of {num_experts} experts, got {each}, available {can}")
+        raise InputError(f"{named} must have one entry for each of {num_experts} experts, got {each}, available {can}")
     for index, share in enumerate(each):
         if share is not None:
             check_budget(share, named=f"{named}[{index}]")
@@ -136,14 +146,14 @@ def check_capacities(
 def _checked(gains: np.ndarray) -> np.ndarray:
     gains = np.asarray(gains)
     if not gains.ndim or not 1 <= len(gains) <= MOST_EXPERTS:
-        raise InputError(f"gains of 1 to {MOST_EXPERTS} experts are needed, shape (J, ...), got {gains.shape}")
+        raise InputError(f"gains must have shape (J, ...) with J from 1 to {MOST_EXPERTS} experts, got {gains.shape}")
     if gains.size and not (highest := gains.max()) < np.inf:
         raise InputError(f"gains must be finite or -inf, got {highest}")
     return gains
 
 
 def _limits(budget: float | None, capacities: Capacities, num_experts: int, num_voxels: int) -> tuple[int, np.ndarray]:
-    """The limits in voxels: of all together, and int64 (J,) of each expert, which is no more than that."""
+    """The limits in voxels: in total, and per expert, int64 (J,), at most the total."""
     shares = [1.0 if share is None else share for share in check_capacities(capacities, num_experts)]
     total = math.floor((1.0 if budget is None else check_budget(budget)) * num_voxels)
     return total, np.array([min(total, math.floor(share * num_voxels)) for share in shares], dtype=np.int64)
@@ -155,19 +165,19 @@ def _route(gains: np.ndarray, total: int, each: np.ndarray) -> np.ndarray:
     experts = np.flatnonzero(each)
     if not (experts.size and route.size):
         return route
-    # The optimum without capacities is the optimum with them if it happens to respect them.
+    # The optimum without capacities is also optimal with them if it respects them.
     chosen = _highest(gains[experts].max(axis=0), total)
     asked = experts[gains[np.ix_(experts, chosen)].argmax(axis=0)]
     if (np.bincount(asked, minlength=each.size) <= each).all():
         route[chosen] = asked + 1
         return route
-    # Whoever is not among the `most` best of an expert could be replaced by one of these that is not deferred.
+    # A voxel that is not among the `most` best of an expert can be replaced by one of these that is not deferred.
     most, matters = min(total, int(each.sum())), np.zeros(route.size, dtype=bool)
     for index in experts:
         matters[_highest(gains[index], most)] = True
     candidates = np.flatnonzero(matters)
     integers, bits = _as_integers(gains[np.ix_(experts, candidates)])
-    # So that no product of limits and prices overflows; a limit of all candidates does not bind.
+    # Avoids overflow in products of limits and prices; a limit of all candidates does not bind.
     total, each = min(total, candidates.size), np.minimum(each[experts], candidates.size)
     thresholds = _dual(integers, total, each, bits)
     route[candidates] = np.append(0, experts + 1)[_primal(integers, total, each, thresholds)]
@@ -175,7 +185,7 @@ def _route(gains: np.ndarray, total: int, each: np.ndarray) -> np.ndarray:
 
 
 def _highest(values: np.ndarray, number: int) -> np.ndarray:
-    """Ascending indices of the positive among the `number` >= 1 highest values; of equal ones the first."""
+    """Ascending indices of the positive values among the `number` >= 1 highest; ties go to the first."""
     positive = np.flatnonzero(values > 0)
     if positive.size <= number:
         return positive
@@ -187,9 +197,10 @@ def _highest(values: np.ndarray, number: int) -> np.ndarray:
 
 
 def _as_integers(gains: np.ndarray) -> tuple[np.ndarray, int]:
-    """Gains as multiples of a power of two, int64 in [1, 2^bits], -1 where not positive, and the bits.
+    """Gains as multiples of a power of two, int64 in [1, 2^bits], -1 where not positive, and the number of bits.
 
-    As many bits as the sums leave, at most 40; float32 has 24, so that those near the highest are exact.
+    There are as many bits as sums allow without overflow, at most 40. float32 has 24, so gains near the highest are
+    exact.
     """
     bits = min(40, 59 - math.ceil(math.log2(gains.size)))
     scaled = np.ldexp(np.maximum(gains, 0).astype(np.float64), bits - math.frexp(gains.max())[1])
@@ -197,11 +208,11 @@ def _as_integers(gains: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _dual(gains: np.ndarray, total: int, each: np.ndarray, bits: int, finest: int = 1) -> np.ndarray:
-    """Thresholds int64 (J,) of least f for integer gains (J, m), in multiples of `finest`: 1 unless for a start."""
+    """Thresholds int64 (J,) that minimise f for integer gains (J, m), in multiples of `finest`."""
     experts, number = gains.shape
     thresholds, step = np.zeros(experts, dtype=np.int64), 1 << bits
     if number > _MANY:
-        # Of the order of a quantile's standard error, so that few steps lead from the sample's minimum to that of all.
+        # Of the order of a quantile's standard error, so that the sample's minimum is few steps from the overall one.
         step = max(finest, step >> (number.bit_length() // 2 - 3))
         thresholds = _dual(gains[:, ::8], max(1, total // 8), np.maximum(1, each // 8), bits, step)
     lowest, highest = np.zeros_like(thresholds), np.full_like(thresholds, 1 << bits)
@@ -220,7 +231,7 @@ def _dual(gains: np.ndarray, total: int, each: np.ndarray, bits: int, finest: in
             return thresholds
         lowest = np.maximum(lowest, thresholds - experts * step)
         highest = np.minimum(highest, thresholds + experts * step)
-        # A route is settled if no other reaches its lowest surplus; the model's is 0.
+        # A route is settled if no other can reach its lowest surplus; the model's surplus is 0.
         settled_at = np.maximum((gains - highest[:, None]).max(axis=0), 0)
         reaching = gains - lowest[:, None] >= settled_at
         settled = np.count_nonzero(reaching, axis=0) + (settled_at == 0) == 1
@@ -229,16 +240,17 @@ def _dual(gains: np.ndarray, total: int, each: np.ndarray, bits: int, finest: in
 
 
 def _surplus_changes(gains: np.ndarray, thresholds: np.ndarray, step: int) -> np.ndarray:
-    """How much f's sum over voxels changes with the thresholds of a set of experts higher, then lower, by `step`.
+    """Change of f's sum over voxels if the thresholds of a set of experts are raised, then lowered, by `step`.
 
-    int64 (2^J + 2^J,); expert j is in the sets whose number has bit j - 1.
+    Returns:
+        int64 (2^J + 2^J,); expert j is in the sets whose number has bit j - 1.
     """
     sets = 1 << len(gains)
     changes = np.zeros((2, sets), dtype=np.int64)
     width = (1 << 18) // sets
     for start in range(0, gains.shape[1], width):
         surplus = gains[:, start : start + width] - thresholds[:, None]
-        # The highest surplus within each set; read backwards, within the experts who are not in it.
+        # The highest surplus within each set; in reverse order, within its complement.
         within = np.full((sets, surplus.shape[1]), -1 << 60, dtype=np.int64)
         for index, of_expert in enumerate(surplus):
             np.maximum(within[: 1 << index], of_expert, out=within[1 << index : 2 << index])
@@ -249,15 +261,15 @@ def _surplus_changes(gains: np.ndarray, thresholds: np.ndarray, step: int) -> np
 
 
 def _primal(gains: np.ndarray, total: int, each: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Optimal routes, integers (m,) in [0, J], from optimal thresholds: of the ties so many each way as limits ask."""
+    """Optimal routes, integers (m,) in [0, J], from optimal thresholds; ties are split so that the limits are met."""
     experts, number = gains.shape
     surplus = np.vstack((np.zeros_like(gains[:1]), gains - thresholds[:, None]))
-    # The routes that tie at a voxel as bits, the model's the lowest.
+    # The tied routes of a voxel as bits, the model's lowest.
     kind = ((surplus == surplus.max(axis=0)) << np.arange(experts + 1)[:, None]).sum(axis=0, dtype=np.int16)
     may = np.arange(2 << experts)[:, None] >> np.arange(experts + 1) & 1
     flow = np.zeros_like(may)
     flow[np.arange(len(may)), may.argmax(axis=1)] = np.bincount(kind, minlength=len(may))
-    # Limits with a price are used up.
+    # Limits with a positive price are exhausted.
     price = thresholds.min() if each.sum() > total else 0
     upper = np.append(number - total if price else number, each)
     lower = np.append(number - total, np.where(thresholds > price, each, 0))
@@ -271,9 +283,15 @@ def _primal(gains: np.ndarray, total: int, each: np.ndarray, thresholds: np.ndar
 
 
 def _balance(flow: np.ndarray, may: np.ndarray, bound: np.ndarray) -> bool:
-    """Move voxels along a shortest path from a route above its bound (J + 1,) to one below; whether there was one.
+    """Move voxels along a shortest path from a route above its bound to one below.
 
-    `flow` counts the voxels of a kind that go each route, int64 (K, J + 1), and is changed; `may` is 1 where they may.
+    Args:
+        flow: int64 (K, J + 1), the number of voxels of each kind on each route; changed in place.
+        may: (K, J + 1), 1 where voxels of a kind may take a route.
+        bound: (J + 1,), the target for the number of voxels on each route.
+
+    Returns:
+        Whether there was such a path.
     """
     spare, movable = bound - flow.sum(axis=0), flow.T @ may
     paths = [[start] for start in np.flatnonzero(spare < 0).tolist()]
@@ -295,10 +313,11 @@ def _balance(flow: np.ndarray, may: np.ndarray, bound: np.ndarray) -> bool:
 
 
 def _between(gains: np.ndarray, route: np.ndarray, total: int, each: np.ndarray) -> np.ndarray:
-    """Thresholds, float64 (J,), that lie between what optimal routes defer and what they keep; limits of at least 1.
+    """Thresholds, float64 (J,), that separate the gains of deferred and kept voxels; limits must be at least 1.
 
     With t_0 = 0 for the model and t_(J + 1) = p for the budget, they solve the dual if t_b - t_a >= w_ab for all a, b,
-    what a voxel that goes to a gains more at b, at most. The lowest such t are the longest paths from the model.
+    where w_ab is the largest additional gain at b of a voxel routed to a. The lowest such t are the longest paths from
+    the model.
     """
     weights = np.full((len(gains) + 2, len(gains) + 2), -np.inf)
     counts = np.bincount(route, minlength=len(gains) + 1)[1:]
@@ -306,14 +325,14 @@ def _between(gains: np.ndarray, route: np.ndarray, total: int, each: np.ndarray)
         here = gains[:, route == index]
         own = here[index - 1] if index else np.zeros(1)
         weights[index, 0], weights[index, 1:-1] = -own.min(), (here - own).max(axis=1)
-    # No price is negative, and limits that are not used up have none; nor have others that can do without.
+    # Prices are not negative. They are 0 for limits that are not exhausted, and for others where possible.
     weights[0, -1] = weights[-1, 1:-1] = 0
     weights[1:-1, -1][(counts < each) | (each >= total)] = 0
     weights[-1, 0] = 0 if counts.sum() < total else -np.inf
     lowest = _longest_paths(weights)[0]
     weights[1:-1, -1][lowest[1:-1] <= lowest[-1]] = 0
     weights[-1, 0] = 0 if lowest[-1] <= 0 else weights[-1, 0]
-    # The mean of the J + 2 solutions that are the highest with t_a = 0 for one a has this share of every slack.
+    # The mean of the J + 2 solutions that are highest with t_a = 0 for one a has this share of every slack.
     pairs = weights[:-1, :-1]
     slack = -_longest_paths(weights)[:-1, :-1].T - pairs
     pairs += np.where(np.isfinite(pairs), np.maximum(slack, 0) / len(weights), 0)
@@ -321,7 +340,7 @@ def _between(gains: np.ndarray, route: np.ndarray, total: int, each: np.ndarray)
 
 
 def _longest_paths(weights: np.ndarray) -> np.ndarray:
-    """The length of the longest path from node to node; no cycle is longer than 0."""
+    """The lengths of the longest paths between all nodes; no cycle is longer than 0."""
     lengths = weights.copy()
     for via in range(len(lengths)):
         lengths = np.maximum(lengths, lengths[:, via, None] + lengths[via])

@@ -1,4 +1,4 @@
-"""Maps from the probabilities that a head learned to calibrated ones, one a head."""
+"""Calibrators: monotonic maps from the probabilities of a head to calibrated ones."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ MAX_KNOTS = 64
 
 @dataclass(frozen=True)
 class Calibrator(ABC):
-    """Calibrated probabilities from those of a head; never falls where they rise."""
+    """A monotonically increasing map from the probabilities of a head to calibrated ones."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def on_logits(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated logits from logits, float64 of any shape."""
+        """Calibrate logits, float64 of any shape."""
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, float32 in [0, 1], from real floating point in [0, 1], both of any shape.
+        """Calibrate probabilities.
+
+        Args:
+            probabilities: Real floating point in [0, 1], any shape.
+
+        Returns:
+            float32 in [0, 1], of the same shape.
 
         Raises:
-            InputError: If a dtype or probability is not as above.
+            InputError: If the dtype is not floating point or a probability is outside [0, 1].
         """
         calibrated, start = np.empty(probabilities.size, dtype=np.float32), 0
         for (some,) in in_chunks(probabilities):
@@ -41,14 +47,14 @@ class Calibrator(ABC):
         return calibrated.reshape(probabilities.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """What :func:`calibrator_from_dict` reads, in JSON's types."""
+        """The calibrator as JSON-ready data; the inverse of :func:`calibrator_from_dict`."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {"kind": self.kind, **values}
 
 
 @dataclass(frozen=True)
 class Identity(Calibrator):
-    """Probabilities as they are, to float32."""
+    """Leaves probabilities unchanged, except for conversion to float32."""
 
     kind = "none"
 
@@ -57,20 +63,24 @@ class Identity(Calibrator):
         return logits
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """The same probabilities, float32."""
+        """The same probabilities as float32.
+
+        Raises:
+            InputError: See :meth:`Calibrator.__call__`.
+        """
         check_probabilities(probabilities)
         return probabilities.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Temperature(Calibrator):
-    """sigmoid(logit(p) / T) (Guo et al. 2017, "On calibration of modern neural networks").
+    """Temperature scaling, sigmoid(logit(p) / T) (Guo et al. 2017, "On calibration of modern neural networks").
 
     Attributes:
-        temperature: T > 0. Above 1 for a head that is too sure.
+        temperature: T > 0. Above 1 for an overconfident head.
 
     Raises:
-        InputError: If it is not positive and finite.
+        InputError: If the temperature is not positive and finite.
 
     Example:
         >>> import numpy as np
@@ -93,20 +103,20 @@ class Temperature(Calibrator):
 
 @dataclass(frozen=True)
 class Isotonic(Calibrator):
-    """Linear between knots, in logits on both sides, and with slope 1 beyond them: strictly rising everywhere.
+    """Piecewise linear in logits between knots, with slope 1 outside: strictly increasing everywhere.
 
-    A plain isotonic regression is a staircase, which makes voxels of different rank equal. With its blocks as knots it
-    keeps them apart (Oron & Flournoy 2017, "Centered isotonic regression").
+    Plain isotonic regression is a step function, which loses the order of voxels within a block. With its blocks as
+    knots of a linear interpolation the order is kept (Oron & Flournoy 2017, "Centered isotonic regression").
 
     Attributes:
-        logits: 1 to `MAX_KNOTS`, of the head, strictly ascending.
-        probabilities: What is right there, in (0, 1), strictly ascending.
+        logits: 1 to `MAX_KNOTS` logits of the head, strictly ascending.
+        probabilities: The calibrated probabilities there, in (0, 1), strictly ascending.
 
     Raises:
-        InputError: If they are not as above.
+        InputError: If the two differ in length, or one is not as above.
 
     Example:
-        A head that says 0.5 and 0.95 (logits 0 and 2.944) where 0.6 and 0.8 are right:
+        A head that predicts 0.5 and 0.95 (logits 0 and 2.944) where the observed frequencies are 0.6 and 0.8:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import Isotonic
@@ -127,9 +137,9 @@ class Isotonic(Calibrator):
                 raise InputError(f"{name} must be 1 to {MAX_KNOTS} finite numbers, got {values!r}")
             if any(first >= second for first, second in pairwise(values)):
                 raise InputError(f"{name} must be strictly ascending, got {values!r}")
-            object.__setattr__(self, name, tuple(values))  # a list from JSON is equal to no tuple
+            object.__setattr__(self, name, tuple(values))  # a list from JSON would not compare equal to a tuple
         if not 0 < self.probabilities[0] <= self.probabilities[-1] < 1:
-            raise InputError(f"probabilities must lie between 0 and 1, got {self.probabilities!r}")
+            raise InputError(f"probabilities must lie in (0, 1), got {self.probabilities!r}")
         if len(self.logits) != len(self.probabilities):
             raise InputError(f"got {len(self.logits)} logits but {len(self.probabilities)} probabilities")
 
@@ -145,31 +155,39 @@ KINDS: tuple[type[Calibrator], ...] = (Identity, Temperature, Isotonic)
 
 
 def calibrator_from_dict(content: Any) -> Calibrator:
-    """The map that wrote this.
+    """Restore a calibrator from the data of :meth:`Calibrator.to_dict`.
 
     Raises:
-        InputError: If `content` is not what :meth:`Calibrator.to_dict` writes, naming what is wrong.
+        InputError: If `content` is not of this form; the message names the fault.
     """
     if not isinstance(content, Mapping):
-        raise InputError(f"a calibration map is a mapping with a kind, got {content!r}")
+        raise InputError(f"a calibrator must be a mapping with a kind, got {content!r}")
     kinds = {each.kind: each for each in KINDS}
     kind, values = content.get("kind"), {key: value for key, value in content.items() if key != "kind"}
     if not isinstance(kind, str) or kind not in kinds:
-        raise InputError(f"the kind of a calibration map is one of {', '.join(kinds)}, got {kind!r}")
+        raise InputError(f"the kind of a calibrator must be one of {', '.join(kinds)}, got {kind!r}")
     expected = {field.name for field in fields(kinds[kind])}
     if values.keys() != expected:
-        raise InputError(f"a calibration map of kind {kind} has the keys {sorted(expected)}, got {list(values)}")
+        raise InputError(f"a calibrator of kind {kind} must have the keys {sorted(expected)}, got {list(values)}")
     return kinds[kind](**values)
 
 
 def apply(maps: Sequence[Calibrator], probabilities: np.ndarray) -> np.ndarray:
-    """Channel j of real floating point (J + 1, *S) in [0, 1] through map j; float32 of the same shape, in [0, 1].
+    """Apply map j to channel j.
+
+    Args:
+        maps: J + 1 calibrators.
+        probabilities: Real floating point (J + 1, *S) in [0, 1].
+
+    Returns:
+        float32 (J + 1, *S) in [0, 1].
 
     Raises:
-        InputError: If there are more or fewer maps than channels, or a dtype or probability is not as above.
+        InputError: If there is not one map per channel, the dtype is not floating point, or a probability is outside
+            [0, 1].
     """
     if probabilities.ndim < 1 or len(maps) != len(probabilities):
-        raise InputError(f"one map a channel is needed, got {len(maps)} maps for shape {probabilities.shape}")
+        raise InputError(f"one map per channel is required, got {len(maps)} maps for shape {probabilities.shape}")
     return np.stack([each(channel) for each, channel in zip(maps, probabilities, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""What of an image is deferred to whom: from probabilities to the maps, under all limits."""
+"""The deferral decision for an image: from routing probabilities to maps, within limits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RoutingMaps(NamedTuple):
 
     Attributes:
         route: uint8, 0 the model, j expert j.
-        probability: float32 in [0, 1], the score of the model's rule: the probability 1 - M_0 that the voxel is
-            deferred, or with one-vs-all the probability that deferring it helps.
-        expert: uint8 in [1, J], the expert whom the rule prefers, whether the voxel is deferred or not.
-        gain: float32, not negative: by how much asking that expert is expected to raise the case's mean Dice.
+        probability: float32 in [0, 1], the rule's score: 1 - M_0, the probability that the voxel is deferred, or with
+            one-vs-all the probability that deferring it helps.
+        expert: uint8 in [1, J], the rule's preferred expert, whether the voxel is deferred or not.
+        gain: float32, not negative: expected gain in the mean Dice of the case from asking that expert.
     """
 
     route: np.ndarray
@@ -35,13 +35,13 @@ class RoutingMaps(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What becomes of a case.
+    """The decision for a case.
 
     Attributes:
-        maps: Its maps.
-        statistics: What is said of the route: its `expected_gain`, the sum over the voxels deferred; the `limits` it
-            was made under, if any; and where regions are deferred, what is `lost_by_regions`, against the best choice
-            of single voxels under the same limits (less what asking costs, where costs or thresholds set its price).
+        maps: The maps.
+        statistics: `expected_gain`, the sum of the gains of the deferred voxels; `limits`, if there are any; and with a
+            minimum region size `lost_by_regions`, the gain lost relative to the best choice of single voxels within the
+            same limits (net of costs or thresholds where these are applied).
     """
 
     maps: RoutingMaps
@@ -57,26 +57,26 @@ def decide(
     spacing_mm: Sequence[float] | None = None,
     calibration: ModelCalibration | None = None,
 ) -> Decision:
-    """Decide what of a case is deferred to whom.
+    """Compute the route and the other deferral maps of a case.
 
-    What was not predicted stays the model's: route 0, probability and gain 0, and the first expert who is available
-    for want of a better one.
+    Voxels without a prediction stay with the model: route, probability and gain are 0, and expert is the first
+    available one.
 
     Args:
-        probabilities: float32 (J + 1, *S), the rule's before any calibration; NaN where nothing was predicted.
-        voxel_weight: What a voxel is worth, float32 that broadcasts to S, see :func:`.area.dice_weight`. With 1, gains
-            are in voxels put right.
-        rule: What the probabilities mean.
-        limits: How much may be deferred.
+        probabilities: float32 (J + 1, *S), from the rule, before calibration; NaN where nothing was predicted.
+        voxel_weight: The weight of a voxel, float32 that broadcasts to S, see :func:`.area.dice_weight`. With 1, gains
+            are in corrected voxels.
+        rule: The routing rule.
+        limits: The limits on deferral.
         spacing_mm: Size of a voxel along each axis of S; None for 1 mm along each.
-        calibration: What was fitted on validation cases, or None.
+        calibration: The model's calibration, or None.
 
     Raises:
-        InputError: If the limits are over a dataset, and there is a calibration without thresholds for them. Without
-            any calibration the rule decides, as in the validation that thresholds are fitted on.
+        InputError: If the limits are over a dataset and the calibration has no thresholds for them. Without a
+            calibration, limits over a dataset are ignored, as in the validation on which thresholds are fitted.
 
     Example:
-        Four voxels and two experts; a is how likely the model, and each expert, is to be right:
+        Four voxels and two experts; a is the probability that the model, and each expert, is right:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import Limits, decide, routing_rule
@@ -92,7 +92,7 @@ def decide(
     if spacing_mm is None:
         spacing_mm = (1.0,) * (probabilities.ndim - 1)
     unknown = np.isnan(probabilities[0])
-    # The model is right there and nobody else is, until the end.
+    # Placeholder: the model is right and no expert is.
     certain = np.eye(len(probabilities), 1, dtype=np.float32).reshape(-1, *[1] * unknown.ndim)
     known = np.where(unknown, certain, probabilities)
     if calibration is not None:
@@ -106,7 +106,7 @@ def decide(
         route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
         statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:
-        # Without a budget to set the price of asking, the costs do.
+        # Costs are subtracted in full only without a budget or capacities.
         priced = gains if limits.limits_amount else gains - rule.cheapest * voxel_weight
         route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
     return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), statistics)
@@ -119,11 +119,11 @@ def _route_within(
     calibration: ModelCalibration | None,
     spacing_mm: Sequence[float],
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The route by gains (J, *S) less prices, and what is said of it."""
+    """The route for gains net of prices, real (J, *S), and its statistics."""
     budget, capacities = limits.budget, limits.capacities
     if limits.over == DATASET and calibration is not None:
         budget = capacities = None
-        thresholds = calibration.thresholds_for(limits)  # float64, as they lie between gains
+        thresholds = calibration.thresholds_for(limits)  # float64, to separate neighbouring float32 gains
         priced = priced - thresholds.reshape(-1, *[1] * (priced.ndim - 1))
     route = route_within_limits(priced, budget=budget, capacities=capacities)
     statistics: dict[str, Any] = {"limits": limits.to_dict()}
@@ -133,5 +133,5 @@ def _route_within(
             priced, spacing_mm=spacing_mm, budget=budget, min_diameter_mm=limits.min_region_mm, capacities=capacities
         )
         lost = expected_gain(priced, by_voxel) - expected_gain(priced, route)
-        statistics["lost_by_regions"] = max(lost, 0.0)  # nothing lost may come out just below 0
+        statistics["lost_by_regions"] = max(lost, 0.0)  # rounding may give a value just below 0
     return route, statistics | {"expected_gain": expected_gain(gains, route)}

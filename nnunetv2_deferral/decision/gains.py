@@ -1,4 +1,4 @@
-"""What is expected to be gained by asking, by voxel and by route."""
+"""Expected gains of voxels and of routes."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from nnunetv2_deferral.routing import RoutingRule
 def image_gains(
     probabilities: np.ndarray, unknown: np.ndarray, voxel_weight: np.ndarray, rule: RoutingRule
 ) -> np.ndarray:
-    """What is expected to be gained in an image by asking each expert, in mean Dice: what voxels are ranked by.
+    """The expected gain in mean Dice from asking each expert about each voxel.
 
     Args:
-        probabilities: float32 (J + 1, *S), calibrated; anything in [0, 1] where nothing was predicted.
-        unknown: Bool of shape S, where nothing was predicted.
-        voxel_weight: What a voxel is worth, float32 that broadcasts to S.
-        rule: What the probabilities mean.
+        probabilities: float32 (J + 1, *S), calibrated; arbitrary in [0, 1] where nothing was predicted.
+        unknown: Bool of shape S, True where nothing was predicted.
+        voxel_weight: The weight of a voxel, float32 that broadcasts to S.
+        rule: The routing rule.
 
     Returns:
-        float32 (J, *S), -inf where nothing was predicted, and for experts who cannot be asked.
+        float32 (J, *S), -inf where nothing was predicted and for unavailable experts.
     """
     gains = rule.gains(probabilities, axis=0)
     worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
-    # Experts who cannot be asked have -inf already, which times a worth of 0 would not be a number.
+    # Unavailable experts have -inf, which times a weight of 0 would be NaN.
     return np.multiply(gains, voxel_weight, out=worthwhile, where=~unknown & np.isfinite(gains))
 
 
 def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:
-    """What a route is expected to gain over the model's answer, in the unit of `gains`, summed over voxels.
+    """The expected gain of a route over the model, in the unit of `gains`.
 
     Args:
-        gains: Real (J, *S), as in :func:`route_regions`.
+        gains: Real (J, *S), as in :func:`.route_regions`.
         route: Shape S, integers in [0, J].
 
     Returns:
-        The sum of the asked experts' gains; 0 where nothing is deferred.
+        The sum over deferred voxels of the asked expert's gain; 0 if nothing is deferred.
 
     Raises:
-        InputError: If the shapes differ or a route names an expert without gains.
+        InputError: If the shapes differ or a route is outside [0, J].
     """
     if gains.shape[1:] != route.shape:
         raise InputError(f"shapes differ: gains {gains.shape[1:]}, route {route.shape}")
     where = np.nonzero(route)
     asked = route[where].astype(np.intp)
     if asked.size and not 1 <= asked.min() <= asked.max() <= len(gains):
-        raise InputError(f"routes lie in [0, {len(gains)}], got {asked.min()} to {asked.max()}")
+        raise InputError(f"routes must lie in [0, {len(gains)}], got {asked.min()} to {asked.max()}")
     places = (asked - 1, *where)
     return float(gains[places].sum(dtype=np.float64))

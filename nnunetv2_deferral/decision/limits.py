@@ -1,4 +1,4 @@
-"""How much may be deferred: the limits of a prediction, as the plans or the environment set them."""
+"""Limits on deferral, set by the plans or by environment variables."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _NO_LIMIT = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much may be deferred, and in what pieces. Without any limit the rule alone decides.
+    """Limits on the amount and the region size of deferral. Without limits the rule alone decides.
 
     Attributes:
         budget: The share in [0, 1] of the voxels that may be deferred; None for no limit.
-        capacities: The share in [0, 1] of the voxels that may go to each expert, None for no limit to one; None for no
-            limit to any.
-        over: `"case"`: the shares are of each case and never exceeded. `"dataset"`: they are of all cases together, and
-            kept by thresholds that were fitted on validation cases (`nnUNetv2_deferral_calibrate`), on average.
-        min_region_mm: People look at regions: whole regions of at least this equivalent diameter are deferred, to one
-            expert each. None decides voxel by voxel.
+        capacities: The share in [0, 1] of the voxels that may go to each expert, None for an expert without a limit;
+            None for no limits.
+        over: `"case"`: shares of the voxels of each case, never exceeded. `"dataset"`: shares of the voxels of all
+            cases, met on average by thresholds fitted on validation cases (`nnUNetv2_deferral_calibrate`).
+        min_region_mm: Equivalent diameter of the smallest connected piece that is deferred to one expert. None decides
+            voxel by voxel.
 
     Raises:
-        InputError: For a value out of its range, or limits over a dataset where nothing is limited.
+        InputError: If a value is out of range, the budget exceeds the sum of the capacities, or limits are over a
+            dataset without a budget or capacities.
 
     Example:
         At most 2 % of the voxels of each case, of which at most half go to the first of two experts:
@@ -44,7 +45,7 @@ class Limits:
         {'budget': 0.02, 'capacities': [0.01, None], 'over': 'case'}
         >>> Limits(budget=2)
         Traceback (most recent call last):
-        nnunetv2_deferral.errors.InputError: a budget is a share of the voxels in [0, 1], got 2
+        nnunetv2_deferral.errors.InputError: a budget must be a share of the voxels in [0, 1], got 2
     """
 
     budget: float | None = None
@@ -59,16 +60,16 @@ class Limits:
             if capacity is not None:
                 check_budget(capacity, named="a capacity")
         if self.over not in OVER:
-            raise InputError(f"a budget is over a {' or a '.join(OVER)}, got {self.over!r}")
+            raise InputError(f"a budget must be over a {' or a '.join(OVER)}, got {self.over!r}")
         if self.budget is not None and self.budget > _most(self.capacities):
             raise InputError(
-                f"the budget {self.budget} cannot be met: the experts' capacities {list(self.capacities or ())} add up "
-                f"to {_most(self.capacities):g}"
+                f"the budget {self.budget} exceeds the sum {_most(self.capacities):g} of the experts' capacities "
+                f"{list(self.capacities or ())}"
             )
         if self.over == DATASET and not self.limits_amount:
-            raise InputError("a budget over a dataset needs a budget or capacities")
+            raise InputError("limits over a dataset require a budget or capacities")
         if self.min_region_mm is not None and not 0 <= self.min_region_mm < math.inf:
-            raise InputError(f"the smallest region is a diameter in mm, not negative, got {self.min_region_mm}")
+            raise InputError(f"min_region_mm must be a finite diameter >= 0 in mm, got {self.min_region_mm}")
 
     @property
     def limits_amount(self) -> bool:
@@ -76,7 +77,7 @@ class Limits:
         return self.budget is not None or any(capacity is not None for capacity in self.capacities or ())
 
     def to_dict(self) -> dict[str, Any]:
-        """The limits as JSON, without those that are not set; empty if there is none."""
+        """The limits that are set, as JSON-ready data; empty if there are none."""
         found = {key: value for key, value in asdict(self).items() if value is not None}
         if self.capacities is not None:
             found["capacities"] = list(self.capacities)
@@ -86,13 +87,14 @@ class Limits:
 
 
 def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
-    """The limits, with those in their place that environment variables set.
+    """Override limits by environment variables.
 
-    `nnUNet_deferral_budget`, `nnUNet_deferral_capacities` (shares separated by commas, one an expert, `none` for no
-    limit), `nnUNet_deferral_budget_over` (`case` or `dataset`) and `nnUNet_deferral_min_region_mm`.
+    The variables are `nnUNet_deferral_budget`, `nnUNet_deferral_capacities` (shares separated by commas, one per
+    expert, `none` for no limit), `nnUNet_deferral_budget_over` (`case` or `dataset`) and
+    `nnUNet_deferral_min_region_mm`.
 
     Raises:
-        InputError: If one is not what it should be; the message names the variable.
+        InputError: If a value is invalid; the message names the variable.
     """
     asked: dict[str, Any] = {}
     if text := environment.get(ENVIRONMENT, "").strip():
@@ -104,34 +106,34 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     if text := environment.get(ENVIRONMENT_OVER, "").strip():
         asked["over"] = text
         if text not in OVER:
-            raise InputError(f"{ENVIRONMENT_OVER} is one of {', '.join(OVER)}, got {text!r}")
+            raise InputError(f"{ENVIRONMENT_OVER} must be one of {', '.join(OVER)}, got {text!r}")
     if text := environment.get(ENVIRONMENT_REGION, "").strip():
         try:
             asked["min_region_mm"] = float(text)
         except ValueError:
-            raise InputError(f"{ENVIRONMENT_REGION} is a diameter in mm, got {text!r}") from None
+            raise InputError(f"{ENVIRONMENT_REGION} must be a diameter in mm, got {text!r}") from None
     return replace(limits, **asked)
 
 
 def check_budget(budget: float, named: str = "a budget") -> float:
-    """The budget, if it is one.
+    """Return the budget if it is valid.
 
     Raises:
-        InputError: If it is not a share in [0, 1]; `named` says where it stands.
+        InputError: If it is not a share in [0, 1]; `named` is its name in the message.
     """
     if not 0 <= budget <= 1:
-        raise InputError(f"{named} is a share of the voxels in [0, 1], got {budget}")
+        raise InputError(f"{named} must be a share of the voxels in [0, 1], got {budget}")
     return budget
 
 
 def _most(capacities: Sequence[float | None] | None) -> float:
-    """What all experts together can take, as a share of the voxels."""
+    """The sum of the capacities, as a share of the voxels."""
     total = sum(1.0 if capacity is None else capacity for capacity in capacities or (None,))
-    return total + 1e-9  # 0.1 + 0.2 is a budget of 0.3
+    return total + 1e-9  # so that 0.1 + 0.2 allows a budget of 0.3
 
 
 def _share(text: str, variable: str) -> float:
     try:
         return check_budget(float(text))
     except ValueError:
-        raise InputError(f"{variable} is a share of the voxels in [0, 1], got {text.strip()!r}") from None
+        raise InputError(f"{variable} must be a share of the voxels in [0, 1], got {text.strip()!r}") from None

@@ -1,4 +1,4 @@
-"""What was fitted on a model's validation cases and is kept in its plans: calibration maps and budget thresholds."""
+"""The calibration of a model, stored in its plans: calibration maps and budget thresholds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CALIBRATION_KEY = "deferral_calibration"
 
 @dataclass(frozen=True)
 class FittedThresholds:
-    """The price of asking each expert with which a budget over the validation cases was met.
+    """The thresholds with which limits over the validation cases were met.
 
     Attributes:
         budget: Share of all voxels that may be deferred, or None.
         capacities: Share of all voxels that may go to each expert, or None.
-        thresholds: t_j, one an expert: asked is whoever has the highest gain less t_j, where that is positive. inf for
-            an expert who is never asked.
+        thresholds: t_j, one per expert. A voxel is deferred to the expert with the highest gain minus t_j if that is
+            positive. inf for an expert who is never asked.
         rate: The share of the validation voxels that was deferred.
     """
 
@@ -39,17 +39,17 @@ class FittedThresholds:
     rate: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The thresholds as JSON-ready data."""
         return {
             "budget": self.budget,
             "capacities": None if self.capacities is None else list(self.capacities),
-            "thresholds": without_nan(self.thresholds),  # JSON knows no inf
+            "thresholds": without_nan(self.thresholds),  # JSON has no inf
             "rate": self.rate,
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FittedThresholds:
-        """What :meth:`to_dict` wrote."""
+        """Restore thresholds from the data of :meth:`to_dict`."""
         capacities = content["capacities"]
         return cls(
             budget=content["budget"],
@@ -61,13 +61,13 @@ class FittedThresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCalibration:
-    """What `nnUNetv2_deferral_calibrate` writes into the plans of a model folder.
+    """The calibration that `nnUNetv2_deferral_calibrate` writes to the plans of a model folder.
 
     Attributes:
         experts: The names of the experts in routing order.
-        heads: How to calibrate the J + 1 probabilities, the model's first.
-        thresholds: For each budget over a dataset that was asked for.
-        report: On what it was fitted and how good it is; for people.
+        heads: The calibrators of the J + 1 probabilities, the model's first.
+        thresholds: One entry for each requested budget over a dataset.
+        report: Cases used and quality of the fit, for information only.
     """
 
     experts: tuple[str, ...]
@@ -76,14 +76,14 @@ class ModelCalibration:
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, float32 of the same shape (J + 1, *S)."""
+        """Calibrate probabilities (J + 1, *S); float32 of the same shape. See :func:`.calibrators.apply`."""
         return apply(self.heads, probabilities)
 
     def thresholds_for(self, limits: Limits) -> np.ndarray:
-        """The thresholds t_j, float64 (J,), that keep limits over a dataset.
+        """The thresholds t_j, float64 (J,), for limits over a dataset.
 
         Raises:
-            InputError: If none were fitted for these limits; the message lists those that were.
+            InputError: If none were fitted for these limits; the message lists the limits with thresholds.
         """
         for fitted in self.thresholds:
             if (fitted.budget, fitted.capacities) == (limits.budget, limits.capacities):
@@ -96,12 +96,12 @@ class ModelCalibration:
 
     @property
     def fingerprint(self) -> str:
-        """Short, and another one for whatever makes other maps: what was fitted, not the report on it."""
+        """A short hash of everything that affects the maps, i.e. all except the report."""
         fitted = {key: value for key, value in self.to_dict().items() if key != "report"}
         return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, :meth:`from_dict` reads it back."""
+        """The calibration as JSON-ready data; the inverse of :meth:`from_dict`."""
         return {
             "experts": list(self.experts),
             "heads": [each.to_dict() for each in self.heads],
@@ -111,10 +111,10 @@ class ModelCalibration:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], experts: Sequence[str]) -> ModelCalibration:
-        """Read the entry of the plans of a model with these experts.
+        """Restore the calibration of a model with these experts from the entry of its plans.
 
         Raises:
-            InputError: If it is of another model, or not as :meth:`to_dict` writes it.
+            InputError: If the entry belongs to another model or is not of the form of :meth:`to_dict`.
         """
         entry = f'the "{CALIBRATION_KEY}" entry of the plans'
         try:
@@ -128,8 +128,8 @@ class ModelCalibration:
             raise InputError(f"{entry} cannot be read: {error!r}") from error
         if found.experts != tuple(experts) or len(found.heads) != len(experts) + 1:
             raise InputError(
-                f"{entry} is of another model: it has {len(found.heads)} probabilities for the experts "
-                f"{', '.join(found.experts)}, and the model asks {', '.join(experts)}"
+                f"{entry} belongs to another model: it has {len(found.heads)} probabilities for the experts "
+                f"{', '.join(found.experts)}, but the model's experts are {', '.join(experts)}"
             )
         for fitted in found.thresholds:
             if len(fitted.thresholds) != len(experts):
@@ -143,15 +143,18 @@ class ModelCalibration:
 
 
 def calibration_of_other_folds(plans_file: Path, fold: int | str) -> dict[str, Any] | None:
-    """The entry in the plans of a model folder, if it was fitted without a fold that is about to be trained anew.
+    """The entry in the plans of a model folder, unless it was fitted on a fold that is about to be retrained.
 
-    nnU-Net writes the plans of the model folder whenever a fold is trained, and what was fitted on other folds is still
-    true then.
+    nnU-Net rewrites the plans of the model folder whenever a fold is trained; a calibration fitted on other folds
+    remains valid.
+
+    Returns:
+        The entry, or None if there is none or it was fitted on `fold`.
     """
     try:
         content = json.loads(plans_file.read_text()).get(CALIBRATION_KEY)
     except (OSError, ValueError):
-        return None  # there are none yet, or they were cut short and are written anew
+        return None  # missing or truncated; nnU-Net writes them again
     return None if content is None or fold in content.get("report", {}).get("folds", []) else content
 
 

@@ -1,7 +1,7 @@
-"""Regions instead of specks: deferral decided piece by piece, since experts are people and look at regions.
+"""Deferral of pieces of a minimum size instead of single voxels.
 
-Decided voxel by voxel, deferral crumbles into specks of one voxel. Here whole pieces of a minimum size are deferred,
-each to one expert, within the same budget.
+Voxel-wise decisions leave many specks of one voxel, while people look at regions. Here connected pieces of a minimum
+size are deferred, each to one expert, within the same limits.
 """
 
 from __future__ import annotations
@@ -29,39 +29,41 @@ def route_regions(
     min_diameter_mm: float,
     capacities: Sequence[float | None] | None = None,
 ) -> np.ndarray:
-    """Defer the regions with the highest expected gain per voxel, as many as the budget allows.
+    """Defer the pieces with the highest expected gain per voxel that fit in the budget.
 
-    Candidates are the voxels where somebody is expected to help, and gaps between them of up to about the minimum
-    diameter where the mean gain around (Gaussian, sigma a quarter of that diameter) is positive. A watershed of this
-    mean (`skimage.segmentation.watershed`) splits them into pieces of at least the minimum size. Pairs of piece and
-    expert are taken by gain per voxel, as for a knapsack (Dantzig 1957); where there is no room for a piece, its core.
-    That is tried for all candidates and for the best of them only, as many as the budget allows, twice as many, or so
-    few that the gaps fit in, too, for parts of many regions may gain more than a few regions as a whole; what gains
-    most stays. Small holes are filled last. What is larger than the smallest region is no hole but the model's: often
-    only the border of an object is in doubt, and to have its inside redrawn would harm.
+    Candidates are the voxels with a positive gain, and gaps between them of up to about the minimum diameter where the
+    smoothed gain (Gaussian, sigma a quarter of that diameter) is positive. A watershed of the smoothed gain
+    (`skimage.segmentation.watershed`) splits them into connected pieces of at least the minimum size. Pairs of piece
+    and expert are selected by gain per voxel, as in the greedy heuristic for knapsacks (Dantzig 1957); a piece that
+    does not fit is reduced to its core. Because parts of many pieces may have a higher gain than a few whole ones, this
+    is tried with all candidates and with the best only (as many as the budget allows, twice as many, and so few that
+    the gaps should fit as well), and the route with the highest gain is taken. Finally holes below the minimum size are
+    filled. Larger holes stay with the model: often only the border of an object is uncertain, and redrawing its inside
+    would harm.
 
     Args:
-        gains: Real (J, *S), S being (Z, Y, X), (1, Y, X) or (Y, X): what asking expert j is expected to gain over the
-            model's answer, negative where it harms, -inf where the expert cannot be asked.
-        spacing_mm: The distance of neighbouring voxels along each axis of S.
-        budget: The share in [0, 1] of the voxels of S that may be deferred, filled gaps and holes included; None for no
-            limit. It is never exceeded; what is left of it may be too little for a region.
-        min_diameter_mm: No region is smaller than the sphere of this diameter by volume, in (Y, X) and (1, Y, X) than
-            the circle by area. 0 for no minimum: nothing is smoothed and no gap is closed.
-        capacities: Such shares for each expert, None for no limit.
+        gains: Real (J, *S), S being (Z, Y, X), (1, Y, X) or (Y, X): expected gain of asking expert j over the model,
+            negative where it harms, -inf where the expert cannot be asked.
+        spacing_mm: Size of a voxel along each axis of S.
+        budget: The share in [0, 1] of the voxels of S that may be deferred, including filled gaps and holes; None for
+            no limit. It is never exceeded; the remainder may be too small for another piece.
+        min_diameter_mm: The minimum size of a piece: the volume of the sphere of this diameter, in (Y, X) and (1, Y, X)
+            the area of the circle. 0 for no minimum; then there is no smoothing and gaps are not closed.
+        capacities: The share in [0, 1] for each expert, None for no limit; None for no capacities.
 
     Returns:
-        uint8 of shape S: 0 the model, j expert j. All 0 where nobody is expected to help. Each connected component of
-        an expert (full connectivity) has the minimum size, a positive summed gain, and no hole below the minimum size
-        that could be filled within budget and capacity with its gain still positive. What goes to others in a hole
-        stays with them.
+        uint8 of shape S: 0 the model, j expert j. All 0 if no gain is positive. Each connected component of an expert's
+        voxels (full connectivity) has the minimum size and a positive total gain, and no hole below the minimum size
+        that could be filled within budget and capacity with a total gain still positive. Voxels in holes that are
+        routed to other experts stay with them.
 
     Raises:
-        InputError: If the shape is another, a gain is NaN or +inf, the spacing does not fit or is not positive, the
-            minimum diameter is negative or not finite, or a budget or capacity is outside [0, 1].
+        InputError: If the shape is not as above, a gain is NaN or +inf, the spacing is not one positive number per
+            axis, the minimum diameter is negative or not finite, there is not one capacity per expert, or a share is
+            outside [0, 1].
     """
     if gains.ndim not in (3, 4) or not 1 <= len(gains) <= 255:
-        raise InputError(f"gains are (J, Z, Y, X) or (J, Y, X) with J in [1, 255], got the shape {gains.shape}")
+        raise InputError(f"gains must have shape (J, Z, Y, X) or (J, Y, X) with J in [1, 255], got {gains.shape}")
     spacing = check_spacing(spacing_mm, gains.ndim - 1)
     if not 0 <= min_diameter_mm < math.inf:
         raise InputError(f"min_diameter_mm must be finite and at least 0, got {min_diameter_mm}")
@@ -70,7 +72,7 @@ def route_regions(
     if gains.ndim == 4 and gains.shape[1] == 1:
         gains, spacing = gains[:, 0], spacing[1:]
     best = gains.max(axis=0).astype(np.float32, copy=False)
-    if best.size and not best.max() < math.inf:  # NaN spreads through both maxima
+    if best.size and not best.max() < math.inf:  # NaN propagates through both maxima
         raise InputError(f"gains must be finite or -inf, got {best.max()}")
     smallest = _smallest_number_of_voxels(min_diameter_mm, spacing)
     sigma = np.where(np.array(best.shape) > 1, min_diameter_mm / 4 / np.array(spacing), 0)
@@ -85,23 +87,23 @@ def route_regions(
         if (gain := expected_gain(gains, route)) > highest:
             chosen, left, highest = route, rest, gain
         if many == number and (with_gaps := np.count_nonzero(pieces)) > number:
-            trials.append(number**2 // with_gaps)  # so few that there should be room for the gaps, too
-    while _fill_holes(chosen, gains, left, smallest):  # one filled may make another worth it
+            trials.append(number**2 // with_gaps)  # so few that the gaps should fit as well
+    while _fill_holes(chosen, gains, left, smallest):  # filling one may allow filling another
         pass
     return chosen.reshape(shape)
 
 
 def _price(values: np.ndarray, number: int) -> float:
-    """What the highest `number` of some positive gains are above, roughly: 0 where these are all."""
+    """The approximate lower bound of the highest `number` of positive gains; 0 if there are no more than that."""
     place = values.size - number
     return float(np.partition(values, place)[place]) if 0 < place < values.size else 0.0
 
 
 def _pieces(best: np.ndarray, price: float, sigma: np.ndarray, smallest: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces of what is above the price, int32 of shape S, numbered from 1, and the smoothed gain in them."""
+    """Pieces of voxels with gains above the price, int32 of shape S, numbered from 1, and their smoothed gain."""
     pieces, level = np.zeros(best.shape, dtype=np.int32), np.zeros(best.shape, dtype=np.float32)
     reach = np.minimum(2 * sigma, best.shape).astype(int)
-    margin = np.ceil(4 * sigma).astype(int) + 1  # nothing further away has any influence
+    margin = np.ceil(4 * sigma).astype(int) + 1  # voxels further away have no influence
     highest = 0
     for voxels in _clusters(best > price, reach):
         low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
@@ -123,7 +125,7 @@ def _pieces(best: np.ndarray, price: float, sigma: np.ndarray, smallest: int) ->
 
 
 def _clusters(candidates: np.ndarray, reach: np.ndarray) -> list[np.ndarray]:
-    """The candidates' indices (n, axes) in groups that closing cannot connect: of a whole CT, little is candidate."""
+    """The candidates' indices (n, axes) in groups that closing cannot connect, since candidates are sparse in a CT."""
     voxels = np.argwhere(candidates)
     tile = np.maximum(2 * reach + 1, 4)
     tiles = tuple((voxels // tile).T)
@@ -135,17 +137,17 @@ def _clusters(candidates: np.ndarray, reach: np.ndarray) -> list[np.ndarray]:
 
 
 def _closed(mask: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Closed by a box of 2 `reach` + 1 voxels: no ball, since a box is separable and a ball is slow."""
+    """Closing with a box of 2 `reach` + 1 voxels, which is separable and hence much faster than with a ball."""
     padded = np.pad(mask, [(each, each) for each in reach]).view(np.uint8)
     closed = ndimage.grey_closing(padded, size=tuple(2 * reach + 1))
     return closed[tuple(slice(each, each + length) for each, length in zip(reach, mask.shape, strict=True))] > 0
 
 
 def _split(candidates: np.ndarray, level: np.ndarray, smallest: int) -> np.ndarray:
-    """Candidates in connected pieces of at least `smallest` voxels around the maxima of `level`: integer, 0 none."""
+    """Split candidates into connected pieces of at least `smallest` voxels at maxima of `level`: integer, 0 none."""
     components = label(candidates, connectivity=level.ndim)
     candidates = candidates & (np.bincount(components.ravel()) >= smallest)[components]
-    # Padded, since an image that is one plateau would have no maximum.
+    # Padded, because an image of one plateau would have no maximum.
     padded = np.pad(np.where(candidates, level, -np.inf), 1, constant_values=-np.inf)
     peaks = local_maxima(padded, connectivity=level.ndim)
     markers = label(peaks[(slice(1, -1),) * level.ndim] & candidates, connectivity=level.ndim)
@@ -153,7 +155,7 @@ def _split(candidates: np.ndarray, level: np.ndarray, smallest: int) -> np.ndarr
     enough = np.bincount(pieces.ravel()) >= smallest
     if enough[1:].all():
         return pieces
-    # Those too small go to their neighbours; where all of a component are, it is one piece.
+    # Pieces that are too small are merged with neighbours; a component of only such pieces becomes one piece.
     pieces = watershed(-level, np.where(enough[markers], markers, 0), connectivity=level.ndim, mask=candidates)
     whole = label(candidates & (pieces == 0), connectivity=level.ndim)
     return np.where(whole > 0, whole + pieces.max(), pieces)
@@ -162,7 +164,7 @@ def _split(candidates: np.ndarray, level: np.ndarray, smallest: int) -> np.ndarr
 def _take(
     gains: np.ndarray, pieces: np.ndarray, level: np.ndarray, room: np.ndarray, smallest: int, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The route, uint8 of shape S, that takes pairs of piece and expert by gain per voxel, and the room it leaves."""
+    """Select pairs of piece and expert by gain per voxel; the route, uint8 of shape S, and the remaining room."""
     route, room = np.zeros(pieces.shape, dtype=np.uint8), room.copy()
     inside = pieces > 0
     numbers = pieces[inside]
@@ -170,7 +172,7 @@ def _take(
     mean, top = np.zeros((len(gains), len(sizes))), np.zeros((len(gains), len(sizes)))
     for expert, values in enumerate(gain[inside] for gain in gains):
         np.maximum.at(top[expert], numbers, values)
-        # Where an expert harms more than they help anywhere in the piece is left out, or it might cost the piece.
+        # Voxels where an expert harms more than they help anywhere in the piece are excluded.
         asked = values > -top[expert][numbers]
         total = np.bincount(numbers[asked], values[asked], len(sizes))
         mean[expert] = total / np.maximum(np.bincount(numbers[asked], minlength=len(sizes)), 1)
@@ -182,7 +184,7 @@ def _take(
             continue
         box = boxes[number - 1]
         gain = gains[expert][box]
-        # Another expert may have taken some of it already.
+        # Voxels already routed to another expert are excluded.
         taken = (pieces[box] == number) & (route[box] == 0) & (gain > -top[expert, number])
         size = np.count_nonzero(taken)
         if size >= smallest and not size == sizes[number] <= allowed:
@@ -195,7 +197,7 @@ def _take(
 
 
 def _core(piece: np.ndarray, level: np.ndarray, number: int, spacing: Sequence[float]) -> np.ndarray:
-    """At most `number` voxels of a piece that lie nearest to its highest, connected: bool of its shape, never empty."""
+    """At most `number` connected voxels of a piece nearest to its maximum: bool of its shape, never empty."""
     voxels, levels = np.argwhere(piece), level[piece]
     peak = most_central(voxels[levels == levels.max()], spacing)
     distance = np.linalg.norm((voxels - peak) * spacing, axis=1)
@@ -206,14 +208,14 @@ def _core(piece: np.ndarray, level: np.ndarray, number: int, spacing: Sequence[f
 
 
 def _fill_holes(route: np.ndarray, gains: np.ndarray, room: np.ndarray, smallest: int) -> bool:
-    """Fill the pieces' small holes in place, the least harmful first, where room and gain allow; whether any was."""
+    """Fill small holes of pieces in place, the least harmful first, as room and gain allow; whether any was filled."""
     before = room[0]
     regions = _components(route)
     for number, box in enumerate(_boxes(regions) if before else [], start=1):
         region = regions[box] == number
         if min(region.shape) < 3:
             continue
-        # Padded, so that what is outside is the first component.
+        # Padded, so that the outside is the first component.
         apart = label(np.pad(~region, 1, constant_values=True), connectivity=1)[(slice(1, -1),) * region.ndim]
         holes = np.where((apart > 1) & (route[box] == 0), apart, 0)
         expert = int(route[box][region][0])
@@ -242,10 +244,10 @@ def _boxes(labels: np.ndarray) -> list[tuple[slice, ...]]:
 
 
 def _room(voxels: int, experts: int, budget: float | None, capacities: Sequence[float | None] | None) -> np.ndarray:
-    """How many voxels may be deferred: int64 (J + 1,), in total first, then to each expert."""
+    """The number of voxels that may be deferred: int64 (J + 1,), in total, then to each expert."""
     shares = [None] * experts if capacities is None else list(capacities)
     if len(shares) != experts:
-        raise InputError(f"capacities are one an expert, got {len(shares)} for {experts} experts")
+        raise InputError(f"there must be one capacity per expert, got {len(shares)} for {experts} experts")
     names = ["a budget", *(f"the capacity of expert {expert}" for expert in range(1, experts + 1))]
     named = zip([budget, *shares], names, strict=True)
     return np.array([voxels if each is None else int(check_budget(each, name) * voxels) for each, name in named])

@@ -1,7 +1,7 @@
-"""Regions: what people look at. The one definition of them, for decisions, worklists and the review page.
+"""Definition of regions, shared by decisions, worklists and the review page.
 
-A region is what one expert is asked about in one place of a case. Its pieces may lie apart: pieces with gaps of at most
-2 `REACH_VOXELS` voxels between them are looked at together, so that specks do not count as visits of their own.
+A region consists of pieces that are routed to one expert in one case and at most 2 `REACH_VOXELS` voxels apart, so that
+specks do not count as separate regions.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from scipy import ndimage
 from nnunetv2_deferral.errors import InputError
 
 REACH_VOXELS = 2
-"""Every piece is widened by this many voxels along all axes (Chebyshev); pieces that then touch are one region."""
+"""Pieces are dilated by this many voxels (Chebyshev); those that are then connected form one region."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """What one expert is asked about in one place.
+    """A region that is deferred to one expert.
 
     Attributes:
-        expert: Whom to ask, in [1, J].
-        voxels: How many voxels it has.
-        box: (start, stop) in voxels along each axis of S.
-        centre: A voxel of the region: of its largest slice along the first axis, the one nearest to that slice's
-            centroid in mm.
+        expert: The expert, in [1, J].
+        voxels: The number of voxels.
+        box: Bounding box, (start, stop) in voxels along each axis of S.
+        centre: A voxel of the region: in its largest slice along the first axis, the voxel nearest to that slice's
+            centroid (in mm).
         size_mm: The extent of the box along each axis.
-        diameter_mm: Of the sphere of its volume; of the circle of its area where S is (Y, X) or (1, Y, X).
+        diameter_mm: Diameter of the sphere of equal volume, or for S = (Y, X) or (1, Y, X) of the circle of equal area.
     """
 
     expert: int
@@ -42,19 +42,19 @@ class Region:
 
 
 def region_labels(route: np.ndarray) -> np.ndarray:
-    """Where the regions of a route are.
+    """Label the regions of a route.
 
     Args:
         route: Integer of shape S = (Z, Y, X), (1, Y, X) or (Y, X): 0 the model, j expert j.
 
     Returns:
-        int32 of shape S: 0 the model, i the i-th region in the order of their first voxels, counted from 1.
+        int32 of shape S: 0 the model, i the i-th region in the order of first voxels, counted from 1.
 
     Raises:
         InputError: If S has neither two nor three axes.
     """
     if route.ndim not in (2, 3):
-        raise InputError(f"a route is (Z, Y, X) or (Y, X), got the shape {route.shape}")
+        raise InputError(f"a route must have shape (Z, Y, X) or (Y, X), got {route.shape}")
     labels = np.zeros(route.shape, dtype=np.int32)
     highest = 0
     for expert, box in enumerate(ndimage.find_objects(route) if route.size else [], start=1):
@@ -74,18 +74,18 @@ def region_labels(route: np.ndarray) -> np.ndarray:
 
 
 def describe_regions(labels: np.ndarray, route: np.ndarray, *, spacing_mm: Sequence[float]) -> list[Region]:
-    """What is to be said of the regions of a route.
+    """Measure the regions of a route.
 
     Args:
-        labels: Integer of shape S, where the regions are, numbered from 1 without gaps, as by :func:`region_labels`.
-        route: Integer of shape S; within a region the same everywhere.
-        spacing_mm: The distance of neighbouring voxels along each axis of S.
+        labels: Integer of shape S, regions numbered from 1 without gaps, as from :func:`region_labels`.
+        route: Integer of shape S, constant within a region.
+        spacing_mm: Size of a voxel along each axis of S.
 
     Returns:
-        In the order of their numbers; empty where nothing is deferred.
+        The regions in the order of their numbers; empty if nothing is deferred.
 
     Raises:
-        InputError: If the spacing does not fit S or is not positive.
+        InputError: If the spacing is not one positive number per axis of S.
     """
     spacing = check_spacing(spacing_mm, route.ndim)
     regions = []
@@ -108,23 +108,23 @@ def describe_regions(labels: np.ndarray, route: np.ndarray, *, spacing_mm: Seque
 
 
 def most_central(voxels: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Of voxels (n, axes) the one nearest to their centroid in mm."""
+    """The one of the voxels (n, axes) that is nearest to their centroid in mm."""
     return voxels[np.linalg.norm((voxels - voxels.mean(axis=0)) * spacing, axis=1).argmin()]
 
 
 def diameter_mm(voxels: int, spacing: Sequence[float]) -> float:
-    """Of the circle (two axes) or the sphere (three) of so many voxels."""
+    """Diameter of the circle (two axes) or sphere (three axes) with the size of so many voxels."""
     size = voxels * math.prod(spacing)
     return math.sqrt(4 * size / math.pi) if len(spacing) == 2 else (6 * size / math.pi) ** (1 / 3)
 
 
 def check_spacing(spacing_mm: Sequence[float], axes: int) -> tuple[float, ...]:
-    """The spacing as floats.
+    """Return the spacing as floats.
 
     Raises:
-        InputError: If it is not one positive, finite number an axis.
+        InputError: If it is not one positive, finite number per axis.
     """
     spacing = tuple(float(each) for each in spacing_mm)
     if len(spacing) != axes or not all(0 < each < math.inf for each in spacing):
-        raise InputError(f"spacing_mm must be {axes} positive numbers, one an axis, got {spacing}")
+        raise InputError(f"spacing_mm must be {axes} positive numbers, one per axis, got {spacing}")
     return spacing

@@ -1,5 +1,4 @@
-"""The training objective of DeferredSeg, Eqs. (4) to (10): one loss a module, joined in `objective`.
+"""The training objective of DeferredSeg, Eqs. (4) to (10): one module per loss, combined in `objective`.
 
-Every loss takes log-probabilities from :func:`nnunetv2_deferral.routing.routing_log_probabilities`, hence float32
-whatever autocast does, and knows nothing of nnU-Net.
+Losses are computed in float32 even under autocast, and do not depend on nnU-Net.
 """

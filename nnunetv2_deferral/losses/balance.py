@@ -10,16 +10,16 @@ from torch.distributed.nn.functional import all_reduce
 def routing_ratio(log_routing: Tensor, valid: Tensor | None = None, known: Tensor | None = None) -> Tensor:
     """rho_j, the mean routing probability of each expert over batch and voxels (Eq. 8).
 
-    In a distributed training it is the mean over the batches of all processes, and differentiable as such.
+    In distributed training it is the mean over the batches of all processes, with gradients accordingly.
 
     Args:
         log_routing: log M, float32 (B, J + 1, *S).
         valid: Bool (B, *S), the voxels that count, or None for all.
-        known: Bool (B, J, *S), where each expert has a label, or None for everywhere. The mean of an expert is over
-            the voxels that the expert could be asked about.
+        known: Bool (B, J, *S), where each expert has a label, or None for everywhere. An expert's mean is over the
+            voxels with a label of that expert.
 
     Returns:
-        float32 (J,), each in [0, 1]; 0 where no voxel counts.
+        float32 (J,), each in [0, 1]; 0 if no voxel counts.
     """
     probabilities = log_routing[:, 1:].exp()
     weights = None if valid is None else valid.unsqueeze(1).expand_as(probabilities)
@@ -41,7 +41,7 @@ def balance_loss(ratio: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
     .. math:: \sum_{j=1}^{J} \max(\rho_j - u_j, 0) + \max(l_j - \rho_j, 0)
 
-    It bounds the soft routing mass, not the share of voxels that the argmax sends to an expert.
+    The bounds apply to the mean routing probability, not to the share of voxels that the argmax routes to an expert.
 
     Args:
         ratio: rho, float32 (J,), from :func:`routing_ratio`.
@@ -52,7 +52,7 @@ def balance_loss(ratio: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         A scalar.
 
     Example:
-        The first expert is asked 0.15 too often, the second 0.08 too seldom:
+        The first expert's ratio is 0.15 above its upper bound, the second's 0.08 below its lower bound:
 
         >>> import torch
         >>> from nnunetv2_deferral import balance_loss

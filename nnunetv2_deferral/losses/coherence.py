@@ -19,12 +19,12 @@ def coherence_loss(
     trains_routing: bool,
     valid: Tensor | None = None,
 ) -> Tensor:
-    r"""Tie the aggregated deferral predictor, a smooth map, to the routing decisions, and keep its rate low.
+    r"""Fit the aggregated deferral predictor to the routing decisions, with a penalty on the deferral rate.
 
     .. math:: \frac{1}{N} \sum_i \mathrm{BCE}(A, \bar M) + \beta_1 (A - \sum_{j>0} M_j)^2 + \beta_2 A
 
-    with A = sigmoid(aggregated) and the target M-bar = [argmax_j M_j != 0] of Eq. (6), which carries no gradient. With
-    one-vs-all probabilities M-bar is that rule's decision, and its score takes the place of the sum.
+    with A = sigmoid(aggregated) and the target M-bar = [argmax_j M_j != 0] of Eq. (6), which has no gradient. With the
+    one-vs-all objective, M-bar is that rule's decision, and the sum is replaced by its score.
 
     Args:
         aggregated: Aggregated deferral logit (B, 1, *S), any floating dtype.
@@ -32,11 +32,11 @@ def coherence_loss(
         soft_deferred: The sum over the experts' M_j, float32 (B, *S).
         beta_consistency: beta_1, the weight of the squared difference.
         beta_rate: beta_2, the weight of the deferral rate.
-        trains_routing: True is the paper's form, whose squared term has a gradient to the routing logits as well.
+        trains_routing: True for the paper's form, in which the squared term has a gradient in the routing logits too.
         valid: Bool (B, *S), the voxels that count, or None for all.
 
     Returns:
-        A scalar; 0 where no voxel counts.
+        A scalar; 0 if no voxel counts.
 
     Example:
         >>> import torch

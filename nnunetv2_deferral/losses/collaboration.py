@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnunetv2_deferral.losses.reduction import mean_over_voxels
 
-# For a wrong expert the loss is + log M_j, which falls without bound as M_j goes to 0; the floor ends the reward.
+# For a wrong expert the loss is + log M_j, which is unbounded below as M_j goes to 0; the floor limits it.
 LOG_FLOOR = math.log(1e-8)
 
 
@@ -22,28 +22,28 @@ def collaboration_loss(
     known: Tensor | None = None,
     costs: Tensor | None = None,
 ) -> Tensor:
-    r"""Reward routing to those who are right, punish routing to experts who are wrong.
+    r"""Reward routing to a right model or expert and penalise routing to experts who are wrong.
 
     .. math:: \frac{1}{N} \sum_i \sum_{j=1}^{J} (1 - (2 - c_j) [m_j = y]) \log M_j - [\hat y = y] \log M_0
 
-    With costs c_j = 0 it is the paper's. A cost takes from the reward of an expert who is right, so that an expert must
-    be that much better than the model. No gradient flows through the indicators. Log-probabilities are floored at
-    `LOG_FLOOR`, below which their gradient is 0.
+    With costs c_j = 0 this is the paper's loss. A cost reduces the reward for routing to an expert who is right, so
+    that an expert must be better than the model by the cost. The indicators have no gradient. Log-probabilities are
+    clamped from below at `LOG_FLOOR`, where their gradient is 0.
 
     Args:
         log_routing: log M, float32 (B, J + 1, *S), from `routing_log_probabilities`.
         expert_right: Bool (B, J, *S), where each expert's label equals the reference.
-        model_right: Bool (B, *S), where the model's does.
+        model_right: Bool (B, *S), where the model's label equals the reference.
         valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
         known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
         costs: float32 (J,), c_j in [0, 1], or None for 0.
 
     Returns:
-        A scalar; 0 where no voxel counts.
+        A scalar; 0 if no voxel counts.
 
     Example:
-        One expert, two voxels: the expert is right at the first, the model at the second. Routing each to who is right
-        is rewarded:
+        One expert, two voxels: the expert is right at the first, the model at the second. Correct routing lowers the
+        loss:
 
         >>> import torch
         >>> from nnunetv2_deferral import collaboration_loss

@@ -1,7 +1,7 @@
 """The learning objective, Eq. (10): L = segmentation + DC + lambda_1 SC + lambda_2 LB.
 
-With the one-vs-all objective its loss takes the place of DC, and there is no LB: its probabilities say how often each
-expert is right, not how often each is to be asked.
+The one-vs-all objective replaces DC by its own loss and has no LB, because its probabilities are those of being right,
+not of being asked.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class DeferralObjective(nn.Module):
 
     Args:
         settings: Weights and bounds.
-        labels: What the segmentation channels mean.
-        segmentation_loss: nnU-Net's loss, called with the segmentation logits and the targets as nnU-Net would call
-            it: both lists (one entry a scale, finest first) with deep supervision, else both tensors.
+        labels: The label space of the segmentation channels.
+        segmentation_loss: nnU-Net's loss, called with segmentation logits and targets as nnU-Net does: both lists (one
+            entry per scale, finest first) with deep supervision, else both tensors.
 
     Example:
-        Two classes, one expert, so 2 + 1 + 2 channels, on two images of 8 x 8 voxels:
+        Two classes and one expert, thus 2 + 1 + 2 channels, for two images of 8 x 8 voxels:
 
         >>> import torch
         >>> from nnunetv2_deferral import DeferralObjective
@@ -79,17 +79,18 @@ class DeferralObjective(nn.Module):
     def for_classes(
         cls, num_classes: int, num_experts: int, segmentation_loss: Callable[..., Tensor], **settings: Any
     ) -> DeferralObjective:
-        """The objective for classes and experts, with all else as the paper or the settings have it.
+        """Make the objective for a number of classes and experts.
 
         Args:
-            num_classes: K, background included.
-            num_experts: J.
+            num_classes: The number K of classes including background.
+            num_experts: The number J of experts.
             segmentation_loss: Called with logits (B, K, *S) and a target (B, 1, *S).
-            settings: Any of the `"deferral"` block of the plans, such as `objective="one_vs_all"` or
-                `experts=["ann", "bob"]` for raters who have not labelled every voxel.
+            settings: Settings of the `"deferral"` block of the plans, such as `objective="one_vs_all"`, or
+                `experts=["ann", "bob"]` for raters who have not labelled every voxel. Defaults are those of
+                :func:`.resolve_settings`.
 
         Raises:
-            InputError: For a setting that does not exist or a value out of its range.
+            InputError: If a setting is unknown or out of range.
         """
         return cls(resolve_settings(settings, num_experts=num_experts), LabelSpace(num_classes), segmentation_loss)
 
@@ -103,12 +104,12 @@ class DeferralObjective(nn.Module):
         """Evaluate the objective on one batch.
 
         Args:
-            output: (B, K + J + 2, *S), or with deep supervision a list whose first entry is that and whose further
-                entries have K channels at coarser scales.
-            target: nnU-Net's target, (B, 1, *S) or regions, or the list of it at every scale.
-            experts: The experts' label maps at full resolution, integer (B, J, *S). Where one is `MISSING`, that expert
-                cannot be asked and learns nothing.
-            deferral_weight: Factor on all deferral losses; 0 during the warm-up, when their terms are still reported.
+            output: (B, K + J + 2, *S), or with deep supervision a list of this and further entries with K channels at
+                coarser scales.
+            target: nnU-Net's target, (B, 1, *S) or regions, or with deep supervision a list with one per scale.
+            experts: The experts' label maps at full resolution, integer (B, J, *S). Where an expert's label is
+                `MISSING`, the expert is treated as unavailable and has no loss term.
+            deferral_weight: Factor of all deferral losses; 0 during warm-up, when their terms are still reported.
         """
         full, *coarser = output if isinstance(output, (list, tuple)) else [output]
         parts = self.layout.split(full)
@@ -135,12 +136,12 @@ class DeferralObjective(nn.Module):
             trains_routing=settings.coherence_trains_routing,
             valid=valid,
         )
-        # A term of weight 0 stays in the sum: its parameters then have a gradient (of 0), which DDP insists on.
+        # Terms of weight 0 stay in the sum, so that their parameters have a (zero) gradient, which DDP requires.
         deferral = routing_loss + settings.lambda_coherence * coherence + settings.lambda_balance * balance
         return ObjectiveTerms(segmentation + deferral_weight * deferral, segmentation, routing_loss, coherence, balance)
 
     def _known(self, experts: Tensor) -> Tensor | None:
-        """Where each expert can be asked, bool (B, J, *S), or None if everywhere; simulated ones answer everywhere."""
+        """Where each expert can be asked, bool (B, J, *S); None for everywhere. Simulated experts answer everywhere."""
         if not self.settings.raters and all(self.settings.available):
             return None
         return (experts != MISSING) & self.available.view(1, -1, *[1] * (experts.ndim - 2))

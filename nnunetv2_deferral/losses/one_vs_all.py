@@ -1,4 +1,4 @@
-"""The one-vs-all loss: a binary problem for the model and for each expert (Verma & Nalisnick 2022, Eq. 9, by voxel)."""
+"""The one-vs-all loss: a binary problem for the model and each expert (Verma & Nalisnick 2022, Eq. 9, voxel-wise)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def one_vs_all_loss(
     valid: Tensor | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
-    r"""Learn where the model is right and where each expert is.
+    r"""Binary cross-entropy for the correctness of the model and of each expert.
 
     .. math:: \frac{1}{N} \sum_i \mathrm{BCE}(f_0, [\hat y = y]) + \sum_{j=1}^{J} \mathrm{BCE}(f_j, [m_j = y])
 
-    A proper loss for each of the J + 1 probabilities by itself, so that sigmoid(f_j) is calibrated where the head can
-    tell voxels apart, whatever the others are. No gradient flows through the indicators.
+    This is a proper scoring rule for each of the J + 1 probabilities separately: at its minimum sigmoid(f_j) is the
+    probability of being right, independently of the other heads. The indicators have no gradient.
 
     Args:
-        routing: Logits f, (B, J + 1, *S), any floating dtype; computed with in float32.
+        routing: Logits f, (B, J + 1, *S), any floating dtype; computed in float32.
         expert_right: Bool (B, J, *S), where each expert's label equals the reference.
-        model_right: Bool (B, *S), where the model's does.
+        model_right: Bool (B, *S), where the model's label equals the reference.
         valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
         known: Bool (B, J, *S), where each expert has a label, or None for everywhere. Elsewhere the expert has no term.
 
     Returns:
-        A scalar; 0 where no voxel counts.
+        A scalar; 0 if no voxel counts.
 
     Example:
-        One expert, two voxels; a head that knows who is right where has a lower loss:
+        One expert, two voxels; a head that predicts correctness has a lower loss:
 
         >>> import torch
         >>> from nnunetv2_deferral import one_vs_all_loss

@@ -1,4 +1,4 @@
-"""The one way in which losses are averaged: over the voxels that count."""
+"""The reduction shared by all losses: the mean over the voxels that count."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def mean_over_voxels(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of `values` (B, *S) over the voxels where the bool mask `valid` (B, *S) is true, or over all if None.
+    """Mean of `values` (B, *S) over the voxels where the bool mask `valid` (B, *S) is True, or over all if None.
 
     Returns:
-        A scalar; 0 (with a zero gradient) where no voxel counts.
+        A scalar; 0, with zero gradient, if no voxel counts.
     """
     if valid is None:
         return values.mean()

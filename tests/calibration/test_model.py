@@ -120,16 +120,20 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("content", "experts", "words"),
         [
-            (as_json(), ("ann", "bob", "cat"), ["3 probabilities for the experts ann, bob", "asks ann, bob, cat"]),
-            (as_json(), ("ann",), ["experts ann, bob", "asks ann"]),
-            (as_json(), ("bob", "ann"), ["experts ann, bob", "asks bob, ann"]),
-            (as_json(), ("ann", "eve"), ["experts ann, bob", "asks ann, eve"]),
+            (
+                as_json(),
+                ("ann", "bob", "cat"),
+                ["3 probabilities for the experts ann, bob", "experts are ann, bob, cat"],
+            ),
+            (as_json(), ("ann",), ["experts ann, bob", "experts are ann"]),
+            (as_json(), ("bob", "ann"), ["experts ann, bob", "experts are bob, ann"]),
+            (as_json(), ("ann", "eve"), ["experts ann, bob", "experts are ann, eve"]),
             (as_json(heads=as_json()["heads"][:2]), EXPERTS, ["2 probabilities for the experts ann, bob"]),
-            (as_json(experts=[]), EXPERTS, ["another model", "asks ann, bob"]),
+            (as_json(experts=[]), EXPERTS, ["another model", "experts are ann, bob"]),
         ],
     )
     def test_what_was_fitted_for_another_model(self, content, experts, words):
-        with pytest.raises(ValueError, match=f'"{CALIBRATION_KEY}" entry of the plans is of another model') as refused:
+        with pytest.raises(ValueError, match=f'"{CALIBRATION_KEY}" entry .* belongs to another model') as refused:
             ModelCalibration.from_dict(content, experts)
         for word in words:
             assert word in str(refused.value)

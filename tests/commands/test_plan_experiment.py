@@ -213,7 +213,7 @@ def test_an_edited_block_is_kept_and_the_command_says_so(fingerprints, capsys):
 def test_a_refusal_leaves_every_dataset_unplanned(fingerprints, capsys):
     main(["-d", "2", "-num_experts", "2"])
     said = error_of(capsys, "-d", "1", "2", "-num_experts", "3")
-    assert "is for 2 experts, but 3 were asked for" in said
+    assert "is for 2 experts, but 3 were requested" in said
     assert not (fingerprints / "nnUNet_preprocessed" / "Dataset001_Flat" / "nnUNetDeferralPlans.json").exists()
 
 

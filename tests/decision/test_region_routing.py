@@ -373,7 +373,7 @@ def test_the_expected_gain_is_that_of_who_is_asked():
     gains = np.array([[[1, 2], [3, -np.inf]], [[10, 20], [-30, 40]]], dtype=np.float32)
     assert expected_gain(gains, np.array([[0, 1], [2, 2]])) == 2 - 30 + 40
     assert expected_gain(gains, np.zeros((2, 2), np.uint8)) == 0
-    with pytest.raises(ValueError, match=r"routes lie in \[0, 2\], got 1 to 3"):
+    with pytest.raises(ValueError, match=r"routes must lie in \[0, 2\], got 1 to 3"):
         expected_gain(gains, np.array([[0, 1], [2, 3]]))
     with pytest.raises(ValueError, match=r"shapes differ: gains \(2, 2\), route \(2, 3\)"):
         expected_gain(gains, np.zeros((2, 3), np.uint8))
@@ -382,18 +382,18 @@ def test_the_expected_gain_is_that_of_who_is_asked():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"budget": 1.5}, r"a budget is a share of the voxels in \[0, 1\], got 1.5"),
-        ({"budget": float("nan")}, "a budget is a share .* got nan"),
-        ({"capacities": [0.5]}, "one an expert, got 1 for 2 experts"),
-        ({"capacities": [0.5, -0.1]}, "the capacity of expert 2 is a share .* got -0.1"),
+        ({"budget": 1.5}, r"a budget must be a share of the voxels in \[0, 1\], got 1.5"),
+        ({"budget": float("nan")}, "a budget must be a share .* got nan"),
+        ({"capacities": [0.5]}, "one capacity per expert, got 1 for 2 experts"),
+        ({"capacities": [0.5, -0.1]}, "the capacity of expert 2 must be a share .* got -0.1"),
         ({"min_diameter_mm": -1}, "min_diameter_mm must be finite and at least 0, got -1"),
         ({"min_diameter_mm": float("nan")}, "min_diameter_mm .* got nan"),
         ({"min_diameter_mm": float("inf")}, "min_diameter_mm .* got inf"),
         ({"spacing_mm": (1, 1)}, r"spacing_mm must be 3 positive numbers.* got \(1.0, 1.0\)"),
         ({"spacing_mm": (1, 0, 1)}, "spacing_mm must be 3 positive numbers"),
         ({"spacing_mm": (1, float("nan"), 1)}, "spacing_mm must be 3 positive numbers"),
-        ({"gains": np.zeros((5, 5), np.float32)}, r"got the shape \(5, 5\)"),
-        ({"gains": np.zeros((0, 5, 5), np.float32)}, r"J in \[1, 255\], got the shape \(0, 5, 5\)"),
+        ({"gains": np.zeros((5, 5), np.float32)}, r"got \(5, 5\)"),
+        ({"gains": np.zeros((0, 5, 5), np.float32)}, r"J in \[1, 255\], got \(0, 5, 5\)"),
         ({"gains": np.full((2, 3, 3, 3), np.nan, np.float32)}, "finite or -inf, got nan"),
         ({"gains": np.full((2, 3, 3, 3), np.inf, np.float32)}, "finite or -inf, got inf"),
     ],

@@ -218,7 +218,7 @@ class TestABudgetOverADataset:
                 {ENVIRONMENT: "0.01", ENVIRONMENT_CAPACITIES: "0.01,0.01,0.01", ENVIRONMENT_OVER: "dataset"},
                 ["a budget of 0.01 with capacities of 0.01, 0.01, 0.01", "fitted: a budget of 0.06; a budget of 0.01"],
             ),
-            ({ENVIRONMENT_OVER: "dataset"}, ["needs a budget or capacities"]),
+            ({ENVIRONMENT_OVER: "dataset"}, ["limits over a dataset require a budget or capacities"]),
             ({ENVIRONMENT: "2"}, [ENVIRONMENT, "share of the voxels in [0, 1], got '2'"]),
             ({ENVIRONMENT_CAPACITIES: "0.1,0.1"}, [ENVIRONMENT_CAPACITIES, "3 experts"]),
         ],
