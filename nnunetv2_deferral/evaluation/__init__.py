@@ -1,1 +1,1 @@
-"""Scoring a system of model and experts."""
+"""Evaluation of a system of model and experts."""

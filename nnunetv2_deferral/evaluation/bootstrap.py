@@ -1,8 +1,8 @@
 """Confidence intervals by the percentile bootstrap over cases, or over groups of cases such as patients.
 
-Groups are drawn with replacement, as many as there are, each with all of its cases, and the statistic is computed
-again; the interval lies between percentiles of these values (Efron & Tibshirani 1993). Cases of one patient are alike,
-so where a patient has several, groups must be given, or the intervals come out too narrow.
+Groups are resampled with replacement, each with all of its cases; the interval is given by percentiles of the statistic
+over resamples (Efron & Tibshirani 1993). Cases of one patient are correlated: if patients have several cases, groups
+must be given, otherwise the intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from nnunetv2_deferral.errors import InputError
 
 Statistic = Callable[[np.ndarray], float]
 
-_MAX_WEIGHTS = 2**22  # at once: 32 MiB
+_MAX_WEIGHTS = 2**22  # per batch of resamples: 32 MiB
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its confidence interval; `low` and `high` are NaN where there is none."""
+    """An estimate and its confidence interval; `low` and `high` are NaN if the interval is undefined."""
 
     estimate: float
     low: float
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        """All three, by name."""
+        """`estimate`, `low` and `high`."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
 
 
 def mean_over_cases(values: np.ndarray) -> float:
-    """The mean over cases, NaN left out; of several columns the mean of their means, as nnU-Net's foreground mean.
+    """The mean over cases, ignoring NaN; for several columns the mean of their means, as nnU-Net's foreground mean.
 
     Args:
         values: (N,) or (N, R) for R regions.
 
     Returns:
-        NaN where nothing is defined.
+        The mean; NaN if all values are NaN.
     """
     columns = _columns(np.asarray(values, dtype=np.float64))
     return float(_weighted_means(columns, np.ones((1, len(columns))))[0])
@@ -59,20 +59,19 @@ def bootstrap_interval(
 
     Args:
         values: (N,) or (N, K), a row for each case; NaN where undefined.
-        statistic: From the rows drawn, (M,) or (M, K), to a number. It must not depend on their order. The default is
-            fast; any other is called once a resample.
-        generator: All randomness comes from it.
-        groups: For each case what it is drawn with, such as its patient, (N,); or None for each case by itself.
-        num_resamples: How many resamples to draw.
+        statistic: Maps resampled rows, (M,) or (M, K), to a number, independently of their order. The default is fast;
+            any other is called once per resample.
+        generator: The source of randomness.
+        groups: For each case its group, such as its patient, (N,); None for each case by itself.
+        num_resamples: The number of resamples.
         level: The coverage of the interval, in (0, 1).
 
     Returns:
-        The statistic of all cases, and the interval. Resamples in which it is NaN are left out. The interval is NaN
-        where it is NaN in all, and where fewer than two groups have any value that is not NaN: drawing one group again
-        and again tells nothing about others.
+        The statistic of all cases, and the interval. Resamples with an undefined statistic are ignored. The interval is
+        NaN if the statistic is NaN in all resamples, or fewer than two groups have values that are not NaN.
 
     Raises:
-        InputError: If `groups` has another length, or an option is out of its range.
+        InputError: If `groups` is not of length N, or an option is out of range.
 
     Example:
         The mean Dice of six cases of three patients:
@@ -99,25 +98,25 @@ def bootstrap_difference(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """The interval of statistic(first) - statistic(second), where both are of the same cases (paired).
+    """The percentile interval of the paired difference statistic(first) - statistic(second).
 
-    Each resample draws the same cases for both. A value that is NaN in one is left out of that one only, so that the
-    estimate is the difference of what is reported for each.
+    Each resample has the same cases for both. A value that is NaN in one sample is ignored in that sample only, so that
+    the estimate equals the difference of the separately reported statistics.
 
     Args:
         first: (N,) or (N, K), as in :func:`bootstrap_interval`.
-        second: The same for another method, the cases in the same order.
-        statistic: See :func:`bootstrap_interval`, like everything below.
-        generator: See there.
-        groups: See there.
-        num_resamples: See there.
-        level: See there.
+        second: The same for another method, with the cases in the same order.
+        statistic: See :func:`bootstrap_interval`.
+        generator: See :func:`bootstrap_interval`.
+        groups: See :func:`bootstrap_interval`.
+        num_resamples: See :func:`bootstrap_interval`.
+        level: See :func:`bootstrap_interval`.
 
     Returns:
-        See there; here two groups need to have values that are not NaN in both.
+        See :func:`bootstrap_interval`; at least two groups must have values that are not NaN in both samples.
 
     Raises:
-        InputError: If the shapes differ, and as there.
+        InputError: If the shapes differ; see also :func:`bootstrap_interval`.
 
     Example:
         The system is better than the model in each of five cases, by different amounts:
@@ -132,7 +131,7 @@ def bootstrap_difference(
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise InputError(f"paired values have one shape, got {first.shape} and {second.shape}")
+        raise InputError(f"paired values must have the same shape, got {first.shape} and {second.shape}")
     return _bootstrap((first, second), statistic, generator, groups, num_resamples, level)
 
 
@@ -144,7 +143,7 @@ def _bootstrap(
     num_resamples: int,
     level: float,
 ) -> Interval:
-    """The interval of the statistic of one sample, or of the first less that of the second."""
+    """The interval of the statistic of one sample, or of the difference between two samples."""
     number = len(samples[0])
     group = _number_groups(groups, number)
     if num_resamples < 1:
@@ -168,7 +167,7 @@ def _bootstrap(
 
 
 def _columns(values: np.ndarray) -> np.ndarray:
-    """Per-case values as (N, R), also without cases."""
+    """Per-case values as (N, R), also for N = 0."""
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
@@ -177,26 +176,26 @@ def _number_groups(groups: Sequence[Hashable] | None, number: int) -> np.ndarray
     if groups is None:
         return np.arange(number)
     if len(groups) != number:
-        raise InputError(f"each of the {number} cases needs a group, got {len(groups)} groups")
+        raise InputError(f"groups must have one entry for each of {number} cases, got {len(groups)}")
     names: dict[Hashable, int] = {}
     return np.array([names.setdefault(name, len(names)) for name in groups], dtype=np.int64)
 
 
 def _draw(group: np.ndarray, rows: int, generator: np.random.Generator) -> np.ndarray:
-    """How often each case (N,) is drawn in each resample: int64 (rows, N)."""
+    """The number of times that each case is drawn in each resample: int64 (rows, N)."""
     number = int(group.max()) + 1
     return generator.multinomial(number, np.full(number, 1 / number), size=rows)[:, group]
 
 
 def _resampled(values: np.ndarray, statistic: Statistic, weights: np.ndarray) -> np.ndarray:
-    """The statistic of each resample (rows,), given how often it holds each case."""
+    """The statistic of each resample, float64 (rows,), from the multiplicities (rows, N) of the cases."""
     if statistic is mean_over_cases:
         return _weighted_means(_columns(values), weights)
     return np.array([statistic(np.repeat(values, row, axis=0)) for row in weights], dtype=np.float64)
 
 
 def _weighted_means(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """For each row of weights (M, N), the mean over columns of the weighted means of (N, R), NaN left out: (M,)."""
+    """For each row of weights (M, N), the mean over columns of the weighted means of (N, R), ignoring NaN: (M,)."""
     defined = ~np.isnan(columns)
     means = _ratio(weights @ np.where(defined, columns, 0), weights @ defined.astype(np.float64))
     has_mean = ~np.isnan(means)
@@ -204,7 +203,7 @@ def _weighted_means(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _ratio(sums: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """NaN where the number is 0."""
+    """Sums divided by numbers; NaN where the number is 0."""
     return np.divide(sums, numbers, out=np.full(sums.shape, np.nan), where=numbers > 0)
 
 

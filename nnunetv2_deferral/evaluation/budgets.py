@@ -1,8 +1,7 @@
-"""Matched budgets: how good the system is when a given fraction of the voxels may be deferred.
+"""Matched budgets: the Dice of the system if a given fraction of the voxels may be deferred.
 
-A *ranking* says which voxels are deferred first; the voxels deferred at a budget are those with the highest scores of
-the whole dataset. Rankings differ in the score that is handed over, all with the answer of the expert who would be
-asked at each voxel:
+A *ranking* determines the order of deferral: the voxels deferred at a budget are those with the highest scores in the
+whole dataset, each answered by the expert who would be asked there. Rankings differ in the score:
 
     learned         the probability of deferral, or the expected gain
     max-softmax     1 - the largest softmax probability
@@ -10,14 +9,14 @@ asked at each voxel:
     random          a constant, so that all voxels are one tie
     oracle          :func:`oracle_score`, with `positive_only`
 
-No voxel is stored. Of each case is kept how true positives and predicted voxels of each region change when the voxels
-of one score bin (:mod:`score_bins`) are answered by the expert, for those bins only where expert and model differ.
-That takes 8 (2 R + 1) bytes a bin and case for R regions, and 8 MiB for the dataset: at most
-8 (2 R + 1) min(voxels where they differ, cases x bins that occur).
+Voxels are not stored. For each case and score bin (:mod:`score_bins`) in which expert and model differ, the change in
+true positives and predicted voxels of each region is stored that results from deferring the bin's voxels. For R regions
+this takes 8 (2 R + 1) bytes per bin and case, at most 8 (2 R + 1) min(voxels where they differ, cases x occupied bins),
+plus 8 MiB for the dataset.
 
-Within the bin that crosses the budget a fraction of the voxels is deferred. Counts are then those expected over a
-random choice of them, linear in the fraction, and Dice is the Dice of expected counts. For the random ranking so is
-everything.
+In the bin that crosses the budget a fraction of the voxels is deferred. Counts are then expectations over a random
+choice of these voxels, linear in the fraction, and Dice is computed from expected counts. For the random ranking this
+applies to all voxels.
 """
 
 from __future__ import annotations
@@ -38,16 +37,19 @@ BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def oracle_score(reference: np.ndarray, model: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """1 where deferring makes a wrong label right, 0 elsewhere: uint8 of shape S.
+    """1 where deferral corrects a wrong label, 0 elsewhere.
 
-    For :class:`BudgetStatistics` with `positive_only`: the oracle defers no voxel that the expert leaves as wrong as it
-    was or makes worse, and stops when nothing is left to be gained. It ranks by right and wrong, not by what Dice gives
-    for a voxel, so that a ranking which prefers voxels of small objects can do better.
+    For :class:`BudgetStatistics` with `positive_only`: the oracle never defers a voxel that the expert does not
+    correct. It ranks by correctness and not by the gain in Dice, so a ranking that prefers voxels of small objects can
+    be better.
 
     Args:
         reference: Label map, integer of shape S.
         model: The model's label map, of the same shape.
         answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where there is none.
+
+    Returns:
+        uint8 of shape S.
 
     Raises:
         InputError: If the shapes differ.
@@ -67,25 +69,27 @@ def dice_at_budgets(
     valid: Sequence[np.ndarray] | None = None,
     positive_only: bool = False,
 ) -> list[BudgetResult]:
-    """Dice of the system when a share of all voxels may be deferred, those with the highest scores first.
+    """Dice of the system if a share of all voxels may be deferred, those with the highest scores first.
 
-    Each argument has an array a case; a budget is a share of the voxels of all cases together.
+    Each argument has one array per case; a budget is a share of the voxels of all cases.
 
     Args:
-        scores: Finite and not negative (:func:`score_bins`); high is deferred first.
-        references: Label maps, integer, of the shape of the scores.
-        models: The model's label maps, likewise.
-        answers: Those of the expert who would be asked at each voxel, :data:`MISSING` where there is no answer.
+        scores: Finite and not negative (:func:`score_bins`); high scores are deferred first.
+        references: Label maps, integer, of the shapes of the scores.
+        models: The model's label maps, integer.
+        answers: The labels of the expert who would be asked at each voxel, integer, :data:`MISSING` where there is
+            none.
         budgets: Shares in [0, 1]; 0 is the model alone.
         regions: The foreground labels, or tuples of labels, to score; None for all labels above 0 in the references.
         valid: Bool, the voxels that count; None for all.
-        positive_only: Never defer a voxel with score 0, so that a budget is an upper limit.
+        positive_only: Never defer voxels with score 0, so that a budget is an upper limit.
 
     Returns:
-        A result for each budget: `foreground_mean`, `rate`, and `dice` for each case and region.
+        A result for each budget, with `foreground_mean`, `rate`, and `dice` for each case and region.
 
     Raises:
-        InputError: If arrays do not go together, there is no case or region, or a value is not as above.
+        InputError: If numbers of cases or shapes differ, there are no cases or regions, a score is negative or not
+            finite, `valid` is not bool, or a budget is outside [0, 1].
 
     Example:
         Two voxels are wrong; the expert corrects both and is asked about the most uncertain first:
@@ -103,7 +107,7 @@ def dice_at_budgets(
     masks = [None] * number if valid is None else list(valid)
     for what, found in (("references", references), ("models", models), ("answers", answers), ("valid", masks)):
         if len(found) != number:
-            raise InputError(f"scores are of {number} cases, but {what} of {len(found)}")
+            raise InputError(f"scores has {number} cases, but {what} has {len(found)}")
     if regions is None:
         regions = sorted({int(label) for reference in references for label in np.unique(reference) if label > 0})
     statistics = BudgetStatistics(regions, positive_only=positive_only)
@@ -115,15 +119,15 @@ def dice_at_budgets(
 
 
 def recovered_gain(dice: float, dice_without: float, dice_oracle: float) -> float:
-    """The fraction of the oracle's gain that a ranking reaches at the same budget.
+    """The fraction of the oracle's gain that a ranking recovers at the same budget.
 
     Args:
-        dice: Of the ranking at the budget.
-        dice_without: Of the model alone, budget 0.
-        dice_oracle: Of the oracle at the budget.
+        dice: Dice of the ranking at the budget.
+        dice_without: Dice of the model alone (budget 0).
+        dice_oracle: Dice of the oracle at the budget.
 
     Returns:
-        (dice - dice_without) / (dice_oracle - dice_without): negative where deferring harms, NaN where the oracle gains
+        (dice - dice_without) / (dice_oracle - dice_without): negative if deferral harms, NaN if the oracle gains
         nothing or a Dice is NaN.
     """
     gain = dice_oracle - dice_without
@@ -136,9 +140,9 @@ class BudgetResult:
 
     Attributes:
         budget: The fraction of all counted voxels that may be deferred.
-        rate: The fraction that is: less where fewer voxels can be.
+        rate: The fraction that is deferred, lower than the budget if fewer voxels can be deferred.
         cases: The N cases.
-        regions: The R regions, as nnU-Net's summaries name them.
+        regions: The R regions, named as in nnU-Net's summaries.
         dice: float64 (N, R), NaN where neither reference nor system has the region.
     """
 
@@ -150,7 +154,7 @@ class BudgetResult:
 
     @property
     def foreground_mean(self) -> float:
-        """Mean over the regions of the mean over cases, as nnU-Net has it: NaN left out, NaN if nothing is defined."""
+        """Mean over regions of the mean over cases, as in nnU-Net: NaN is ignored; NaN if nothing is defined."""
         return self.summary()["foreground_mean"]["Dice"]
 
     def summary(self) -> dict[str, Any]:
@@ -164,12 +168,12 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class _Case:
-    """What is kept of a case.
+    """The statistics of a case.
 
     Attributes:
-        own: int64 (3, R), the model's true positives and predicted voxels of each region, and those of the reference.
-        bins: int64 (B,), the bins where expert and model differ, ascending.
-        changes: int64 (2 R, B), what the true positives of each region, then its predicted voxels, gain in each bin.
+        own: int64 (3, R), for each region the model's true positives, its predicted voxels and the reference's voxels.
+        bins: int64 (B,), the bins in which expert and model differ, ascending.
+        changes: int64 (2 R, B), for each bin the change in true positives of each region, then in predicted voxels.
     """
 
     own: np.ndarray
@@ -177,11 +181,11 @@ class _Case:
     changes: np.ndarray
 
     def dice(self, crossing_bins: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-        """Dice (M, R) at M budgets: all voxels of the bins above one are deferred, and a fraction of those of that one.
+        """Dice (M, R) at M budgets.
 
         Args:
-            crossing_bins: int64 (M,).
-            fractions: float64 (M,).
+            crossing_bins: int64 (M,), the bins that cross the budgets; all voxels in higher bins are deferred.
+            fractions: float64 (M,), the fraction of the voxels of the crossing bin that is deferred.
         """
         from_top = np.zeros((len(self.changes), self.bins.size + 1), dtype=np.int64)
         from_top[:, :-1] = np.cumsum(self.changes[:, ::-1], axis=1)[:, ::-1]
@@ -194,20 +198,20 @@ class _Case:
 
 
 class BudgetStatistics:
-    """What one ranking needs to be scored at any budget, gathered case by case."""
+    """Accumulates, case by case, the statistics for scoring one ranking at any budget."""
 
     def __init__(self, regions: Sequence[Region], *, positive_only: bool = False) -> None:
         """Start without cases.
 
         Args:
             regions: The foreground labels, or tuples of labels, to score.
-            positive_only: Never defer a voxel with score 0: a budget is an upper limit then.
+            positive_only: Never defer voxels with score 0; a budget is then an upper limit.
 
         Raises:
             InputError: If there are no regions.
         """
         if not regions:
-            raise InputError(f"at least one region is needed, got {regions}")
+            raise InputError(f"at least one region is required, got {regions}")
         self.regions = tuple(regions)
         self.positive_only = positive_only
         self._num_voxels = 0
@@ -227,20 +231,21 @@ class BudgetStatistics:
         """Add a case.
 
         Args:
-            case: Its name.
-            scores: Shape S, finite and not negative (:func:`score_bins`) where the voxel counts and has an answer,
-                anything elsewhere. High is deferred first.
+            case: The case identifier.
+            scores: Shape S, finite and not negative (:func:`score_bins`) at valid voxels with an answer, arbitrary
+                elsewhere. High scores are deferred first.
             reference: Label map, integer of shape S.
             model: The model's label map, of the same shape.
-            answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where that expert
-                has none. Such a voxel counts, but is never deferred.
-            valid: Bool of shape S, or None for all voxels.
+            answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where there is none;
+                such voxels count, but are never deferred.
+            valid: Bool of shape S, the voxels that count, or None for all.
 
         Raises:
-            InputError: If the shapes differ, a score is not as above or the case was added before; nothing is added.
+            InputError: If the shapes differ, `valid` is not bool, a score is negative or not finite, or the case was
+                already added; the statistics are then unchanged.
         """
         if case in self._cases:
-            raise InputError(f"case {case} was added before")
+            raise InputError(f"case {case} was already added")
         check_same_shape(scores=scores, reference=reference, model=model, answer=answer, valid=valid)
         check_bool(valid=valid)
         own, num_voxels = self._count_own(reference, model, valid)
@@ -256,14 +261,14 @@ class BudgetStatistics:
             budgets: Fractions of all counted voxels, each in [0, 1].
 
         Raises:
-            InputError: If a budget is outside [0, 1] or there is no case.
+            InputError: If a budget is outside [0, 1] or there are no cases.
         """
         if not self._cases:
-            raise InputError("no case was added")
+            raise InputError("no cases were added")
         limits = np.array(list(budgets), dtype=np.float64)
         for budget in limits:
             if not 0 <= budget <= 1:
-                raise InputError(f"a budget is a fraction in [0, 1], got {budget}")
+                raise InputError(f"a budget must be a fraction in [0, 1], got {budget}")
         num_deferred, crossing_bins, fractions = self._fill(limits * self._num_voxels)
         dice = np.stack([case.dice(crossing_bins, fractions) for case in self._cases.values()])
         return [
@@ -278,7 +283,7 @@ class BudgetStatistics:
         ]
 
     def _fill(self, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """How many voxels are deferred when at most so many (M,) may be, the lowest bin that is, and its fraction."""
+        """For limits (M,) in voxels: the number of deferred voxels, the lowest deferred bin, and its fraction."""
         from_top = np.cumsum(self._deferrable[::-1])
         num_deferred = np.minimum(most, from_top[-1])
         place = np.searchsorted(from_top, num_deferred)
@@ -289,7 +294,7 @@ class BudgetStatistics:
         return num_deferred, crossing_bins, fractions
 
     def _count_own(self, reference: np.ndarray, model: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """`own` of :class:`_Case`, and how many voxels count."""
+        """`own` of :class:`_Case`, and the number of valid voxels."""
         own, num_voxels = np.zeros((3, len(self.regions)), dtype=np.int64), 0
         for truth, labels, where in in_chunks(reference, model, valid):
             metrics = overlap(truth, labels, self.regions, where).values()
@@ -305,7 +310,7 @@ class BudgetStatistics:
         answer: np.ndarray,
         valid: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`bins` and `changes` of :class:`_Case`, and the number of voxels in each bin that can be deferred."""
+        """`bins` and `changes` of :class:`_Case`, and the number of deferrable voxels in each bin."""
         deferrable = np.zeros(NUM_BINS, dtype=np.int64)
         pieces = [(np.zeros(0, dtype=np.int64), np.zeros((2 * len(self.regions), 0), dtype=np.int64))]
         for ranked, truth, own, asked, where in in_chunks(scores, reference, model, answer, valid):
@@ -322,14 +327,14 @@ class BudgetStatistics:
         return *_sum_by_bin(bins, changes), deferrable
 
     def _hits(self, reference: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Bool (2 R, n): where `labels` is a true positive of each region, then where it has the region at all."""
+        """Bool (2 R, n): true positives of each region in `labels`, then all its voxels."""
         has = np.stack([region_mask(labels, region) for region in self.regions])
         truly = np.stack([region_mask(reference, region) for region in self.regions])
         return np.concatenate([has & truly, has])
 
 
 def _sum_by_bin(bins: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bins (B,) that occur among (n,), ascending, and for each the sums (V, B) of its values (V, n), int64."""
+    """The unique bins (B,) among (n,), ascending, and the sums (V, B) of the values (V, n) of each, int64."""
     occurring, index = np.unique(bins, return_inverse=True)
     sums = [np.bincount(index, weights=row, minlength=occurring.size) for row in values]
     return occurring.astype(np.int64), np.stack(sums).astype(np.int64)

@@ -1,6 +1,6 @@
-"""What was deferred, and what came of it, as numbers of voxels.
+"""Numbers of deferred voxels, and of errors corrected and introduced by deferral.
 
-Where the expert who is asked has no label (:data:`MISSING`), the model's answer stands, as in
+Where the asked expert has no label (:data:`MISSING`), the model's label is kept, as in
 :func:`nnunetv2_deferral.fusion.fuse_masks`: the voxel is deferred and unanswered, neither fixed nor worsened.
 """
 
@@ -20,17 +20,17 @@ TOTAL_KEYS = ("voxels", "model_wrong", *EXPERT_KEYS)
 
 
 class DeferralCounts(TypedDict):
-    """Numbers of voxels of one case or of many.
+    """Numbers of voxels of one or more cases.
 
-    `total` has the keys `TOTAL_KEYS`, `experts` for each expert `EXPERT_KEYS` (the voxels that expert is asked):
+    `total` has the keys `TOTAL_KEYS`; `experts` has `EXPERT_KEYS` for each expert (the voxels routed to that expert):
 
-        voxels                 that count
-        model_wrong            of these, those the model has wrong, deferred or not
-        deferred               routed to an expert
-        deferred_model_wrong   of these, those the model has wrong
-        fixed                  of these, those the expert has right
-        worsened               of the deferred, those the model has right and the expert wrong
-        unanswered             of the deferred, those where the expert has no label
+        voxels                 valid voxels
+        model_wrong            of these, voxels with a wrong label of the model, deferred or not
+        deferred               valid voxels routed to an expert
+        deferred_model_wrong   of these, voxels with a wrong label of the model
+        fixed                  of these, voxels with a right label of the expert
+        worsened               deferred voxels with a right label of the model and a wrong one of the expert
+        unanswered             deferred voxels without a label of the expert
     """
 
     total: dict[str, int]
@@ -45,7 +45,7 @@ def count_deferred(
     names: Sequence[str],
     valid: np.ndarray | None = None,
 ) -> DeferralCounts:
-    """Count what asking the experts changed in one case. A label is right if it equals the reference's.
+    """Count deferred voxels and the effect of deferral in one case. A label is right if it equals the reference's.
 
     Args:
         reference: Label map, integer of shape S.
@@ -56,11 +56,10 @@ def count_deferred(
         valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
-        The numbers; all 0 where no voxel counts.
+        The numbers; all 0 if no voxel counts.
 
     Raises:
-        InputError: If shapes differ, `valid` is not bool, or the number of experts differs from that of the names or
-            is exceeded by a route.
+        InputError: If shapes differ, `valid` is not bool, there are not J distinct names, or a route is outside [0, J].
     """
     _validate(reference, model, experts, route, names, valid)
     where = np.ones(route.shape, dtype=bool) if valid is None else valid
@@ -83,11 +82,11 @@ def count_deferred(
 
 
 def add_counts(cases: Iterable[DeferralCounts], names: Sequence[str]) -> DeferralCounts:
-    """The sums over cases, or over sums of cases; all 0 without any.
+    """Sum the numbers of cases; all 0 without cases.
 
     Args:
-        cases: From :func:`count_deferred`, all for the same experts.
-        names: These experts.
+        cases: From :func:`count_deferred` or this function, all for the same experts.
+        names: The names of the experts.
 
     Raises:
         InputError: If a case has other experts.
@@ -98,7 +97,7 @@ def add_counts(cases: Iterable[DeferralCounts], names: Sequence[str]) -> Deferra
     }
     for case in cases:
         if case["experts"].keys() != summed["experts"].keys():
-            raise InputError(f"counts are of the experts {list(case['experts'])}, not of {list(names)}")
+            raise InputError(f"the counts are for the experts {list(case['experts'])}, not {list(names)}")
         _add(summed["total"], case["total"])
         for name in names:
             _add(summed["experts"][name], case["experts"][name])
@@ -114,13 +113,13 @@ def _validate(
     valid: np.ndarray | None,
 ) -> None:
     if len(experts) != len(names) or len(set(names)) != len(names):
-        raise InputError(f"{len(experts)} experts need as many names, each its own, got {list(names)}")
+        raise InputError(f"names must be {len(experts)} distinct names, one per expert, got {list(names)}")
     labels = experts[0] if len(experts) else None
     check_same_shape(reference=reference, model=model, experts=labels, route=route, valid=valid)
     check_bool(valid=valid)
     if route.size and not 0 <= route.min() <= route.max() <= len(experts):
         raise InputError(
-            f"routes lie in [0, {len(experts)}] for {len(experts)} experts, got {route.min()} to {route.max()}"
+            f"routes must lie in [0, {len(experts)}] for {len(experts)} experts, got {route.min()} to {route.max()}"
         )
 
 

@@ -1,9 +1,11 @@
-"""Everything that is said about a deferral system, gathered case by case: :class:`Evaluation`.
+"""The complete evaluation of a deferral system, accumulated case by case: :class:`Evaluation`.
 
-Model, experts and system are scored by :mod:`summary`; what was deferred and what came of it is counted by
-:mod:`deferred`; the ranking of voxels is compared with others at the same budgets by :mod:`budgets`, and as a ranking
-of errors by :mod:`risk_coverage`; whether it tells which cases went wrong is asked by :mod:`failure`, and whether its
-probabilities mean what they say by :mod:`reliability`.
+- :mod:`summary`: scores of model, experts and system
+- :mod:`deferred`: numbers of deferred, corrected and worsened voxels
+- :mod:`budgets`: rankings of voxels compared at matched budgets
+- :mod:`risk_coverage`: rankings of voxels as rankings of errors
+- :mod:`failure`: detection of failed cases
+- :mod:`reliability`: calibration of the routing probabilities
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 
 
 
 class Evaluation:
-    """Scores of a deferral system over cases that are looked at one at a time.
+    """Scores of a deferral system, accumulated over cases one at a time.
 
-    Rankings at matched budgets: by the learned expected gain, where there is any; by the probability map, by 1 - max
-    softmax and entropy of the model (where its probabilities were saved), and at random, each with the expert whom the
-    model would ask; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks whoever
-    is right where the model is wrong.
+    Rankings at matched budgets: by the learned expected gain (where positive), by the probability map, by the model's
+    1 - max softmax and entropy (if its probabilities were saved), and at random, each with the expert in the expert
+    map; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks an expert who is
+    right where the model is wrong.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class Evaluation:
             regions: The foreground labels or regions to score.
             experts: The names of the J experts in routing order.
             has_regions: Whether the model's probabilities are those of regions.
-            calibration: The J + 1 maps that the route was made with, the model's first, or None.
+            calibration: The J + 1 calibrators that the route was computed with, the model's first, or None.
 
         Raises:
-            InputError: If there are more or fewer maps.
+            InputError: If there are no regions, names are not distinct, or there are not J + 1 calibrators.
         """
         self.experts = tuple(experts)
         self.regions = tuple(regions)
@@ -78,7 +80,8 @@ class Evaluation:
         """Add a case.
 
         Raises:
-            InputError: If it has the scores that cases before it lack, or the other way round, or shapes differ.
+            InputError: If shapes differ, or the case has optional arrays that earlier cases lack or the other way
+                round.
         """
         prediction, valid = case.prediction, case.valid
         self._summary.update(case)
@@ -109,26 +112,26 @@ class Evaluation:
         seed: int = 0,
         num_resamples: int = 2000,
     ) -> dict[str, Any]:
-        """All scores, as `deferral_summary.json` has them.
+        """All scores, as in `deferral_summary.json`.
 
         Args:
-            budgets: The budgets to compare rankings at, beside the model's own rate.
-            groups: For each case what is drawn together in the bootstrap, such as its patient; None for each by itself.
-            seed: Of the bootstrap.
-            num_resamples: Of the bootstrap.
+            budgets: The budgets at which rankings are compared, in addition to the model's own rate.
+            groups: For each case its group in the bootstrap, such as its patient; None for each case by itself.
+            seed: Seed of the bootstrap.
+            num_resamples: Number of resamples in the bootstrap.
 
         Returns:
-            What :func:`.summary.summarize_deferral` returns, and `intervals`, `deferred`, `budgets`, `curve`,
-            `risk_coverage`, `failure_detection`, `location` and `reliability` (None without routing probabilities);
-            docs/evaluation.md explains them.
+            The result of :func:`.summary.summarize_deferral`, and `intervals`, `deferred`, `budgets`, `curve`,
+            `risk_coverage`, `failure_detection`, `location` and `reliability` (None without routing probabilities), see
+            docs/reference/evaluation.md.
 
         Raises:
-            InputError: If there is no case, or one without a group.
+            InputError: If there are no cases, a case has no group, or a budget is outside [0, 1].
         """
         summary = self._summary.summary()
         cases = list(self._deferred)
         if not cases:
-            raise InputError("there is no case to evaluate")
+            raise InputError("there are no cases to evaluate")
         group = None if groups is None else [_group_of(case, groups) for case in cases]
         draw = {"groups": group, "num_resamples": num_resamples}
         dice = {part: self._dice(summary[part]) for part in ("model_everywhere", "system")}
@@ -154,14 +157,14 @@ class Evaluation:
         }
 
     def _scores(self, prediction: PredictedCase) -> dict[str, np.ndarray]:
-        """What voxels are ranked by, apart from chance and truth."""
+        """The scores by which voxels are ranked, except for gain, random and oracle."""
         scores = {PROBABILITY: prediction.probability}
         if prediction.has("softmax"):
             scores[MAX_SOFTMAX] = one_minus_max(prediction.softmax, has_regions=self.has_regions)
             scores[ENTROPY] = entropy(prediction.softmax, has_regions=self.has_regions)
         if self._histograms and scores.keys() != self._histograms.keys():
             differing = sorted(scores.keys() ^ self._histograms.keys())
-            raise InputError(f"case {prediction.name} and those before it do not all have {', '.join(differing)}")
+            raise InputError(f"case {prediction.name} and earlier cases do not all have {', '.join(differing)}")
         return scores
 
     def _update_budgets(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
@@ -177,7 +180,7 @@ class Evaluation:
             if MAX_SOFTMAX in scores:
                 rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
         for name, (values, answer) in rankings.items():
-            # Nobody would ask where nothing is to be gained.
+            # Voxels without a gain would never be deferred.
             positive_only = name == ORACLE or name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
             statistics.update(
@@ -200,19 +203,19 @@ class Evaluation:
     def _update_reliability(self, case: EvaluatedCase) -> None:
         has_routing = case.prediction.has("routing")
         if self._has_routing not in (None, has_routing):
-            raise InputError(f"case {case.name} and those before it do not all have routing probabilities")
+            raise InputError(f"case {case.name} and earlier cases do not all have routing probabilities")
         self._has_routing = has_routing
         if has_routing:
             self._reliability.update(case.name, case.prediction.routing, case.right, case.known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
-        """Dice (N, R) of a part of the summary; NaN for cases that it lacks."""
+        """Dice (N, R) of a part of the summary; NaN for missing cases."""
         rows = {row["case"]: [scores["Dice"] for scores in row["metrics"].values()] for row in part["metric_per_case"]}
         nothing = [float("nan")] * len(self.regions)
         return np.array([rows.get(case, nothing) for case in self._deferred], dtype=np.float64)
 
     def _budget_rows(self, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
-        """For each ranking a row a budget; the last is the model's own rate."""
+        """For each ranking one row per budget; the last is the model's own rate."""
         results = {name: statistics.at([0.0, *budgets]) for name, statistics in self._budgets.items()}
         rows: dict[str, Any] = {}
         for name, (without, *found) in results.items():
@@ -239,7 +242,7 @@ class Evaluation:
         return rows
 
     def _curve(self) -> dict[str, Any]:
-        """Dice of every ranking along budgets, without intervals; the learned one also with them."""
+        """Dice of every ranking along budgets, without intervals."""
         budgets = (0.0, *CURVE_BUDGETS)
         return {
             "budget": list(budgets),
@@ -261,7 +264,7 @@ class Evaluation:
 
 
 def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
-    """Foreground mean Dice with its interval, of everyone and of the system less everyone else."""
+    """Foreground mean Dice with interval, of the model, the system and each expert, and of differences from these."""
     found = {
         name: bootstrap_interval(values, generator=np.random.default_rng(seed), **draw).to_dict()
         for name, values in dice.items()
@@ -277,11 +280,11 @@ def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any
 
 
 def _row_means(values: np.ndarray) -> list[float]:
-    """The mean of each row, NaN left out, NaN where nothing is defined."""
+    """The mean of each row, ignoring NaN; NaN if all values are NaN."""
     return [float(np.mean(row[~np.isnan(row)])) if (~np.isnan(row)).any() else float("nan") for row in values]
 
 
 def _group_of(case: str, groups: Mapping[str, Any]) -> Any:
     if case not in groups:
-        raise InputError(f"case {case} is not among the groups")
+        raise InputError(f"case {case} has no group")
     return groups[case]

@@ -1,9 +1,9 @@
-"""Case-level failure detection: does one number a case, without a reference, tell which segmentations are bad?
+"""Case-level failure detection: identification of poor segmentations by a score that needs no reference.
 
-A voxel score (probability of deferral, entropy, 1 - max softmax) is averaged to a score of the case, or the folds of an
-ensemble are compared with each other. Here as everywhere in :mod:`risk_coverage`, high means uncertain. What it is
-worth are its AURC and AUGRC with the loss 1 - Dice (Zenk et al. 2025, "Comparative benchmarking of failure detection
-methods in medical image segmentation").
+A voxel score (probability map, entropy, 1 - max softmax) is averaged to a score of the case, or the folds of an
+ensemble are compared. As everywhere in :mod:`risk_coverage`, high means uncertain. Scores are assessed by AURC and
+AUGRC with the loss 1 - Dice (Zenk et al. 2025, "Comparative benchmarking of failure detection methods in medical image
+segmentation").
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_co
 
 
 class NoVoxels(Enum):
-    """What the score of a case is when a mean has no voxel to be taken over, as over an empty predicted foreground.
+    """The score of a case if there are no voxels to average over, such as for an empty predicted foreground.
 
-    HIGHEST: The highest voxel score of the case: an empty mask is as uncertain as the voxel that came closest to being
-        in it. Like a mean over foreground, it is not diluted by background.
-    WHOLE_IMAGE: The mean over all voxels. Empty masks look more certain than any other.
-    UNDEFINED: NaN; the case is left out, and empty masks of cases with foreground, the worst failures, with it.
+    HIGHEST: The highest voxel score of the case. Like a mean over foreground, it is not diluted by background.
+    WHOLE_IMAGE: The mean over all voxels. Empty masks then appear more certain than all others.
+    UNDEFINED: NaN; the case is excluded. This excludes empty masks of cases with foreground, the worst failures.
     """
 
     HIGHEST = "highest"
@@ -44,7 +43,7 @@ def mean_score(scores: np.ndarray, valid: np.ndarray | None = None) -> float:
         valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
-        A float in the unit of the scores, NaN where no voxel counts.
+        A float in the unit of the scores, NaN if no voxel counts.
 
     Raises:
         InputError: If the shapes differ, `valid` is not bool, or a score is not finite.
@@ -59,16 +58,16 @@ def mean_foreground_score(
     *,
     no_voxels: NoVoxels = NoVoxels.HIGHEST,
 ) -> float:
-    """The mean over the predicted foreground, all labels but 0.
+    """The mean over the predicted foreground, i.e. all labels but 0.
 
     Args:
         scores: Real, any shape S; high means uncertain.
         prediction: Label map, integer of shape S.
         valid: Bool of shape S, the voxels that count, or None for all.
-        no_voxels: What it is without predicted foreground.
+        no_voxels: The result without predicted foreground.
 
     Returns:
-        A float in the unit of the scores, NaN where no voxel counts.
+        A float in the unit of the scores, NaN if no voxel counts.
 
     Raises:
         InputError: If the shapes differ, `valid` is not bool, or a score is not finite.
@@ -84,18 +83,18 @@ def mean_score_off_boundary(
     width_voxels: int = 2,
     no_voxels: NoVoxels = NoVoxels.HIGHEST,
 ) -> float:
-    """The mean over the voxels that do not lie in a band around predicted boundaries, where scores are always high.
+    """The mean over the voxels outside a band around predicted boundaries, where scores are always high.
 
     Args:
         scores: Real, any shape S; high means uncertain.
         prediction: Label map, integer of shape S.
         valid: Bool of shape S, the voxels that count, or None for all.
-        width_voxels: The depth of the band on each side; it holds the voxels with another label within this Chebyshev
-            distance, as `expert_sim.regions.boundary_band` has it. 0 for no band.
-        no_voxels: What it is where the band holds all voxels.
+        width_voxels: The depth of the band on each side: it consists of the voxels with another label within this
+            Chebyshev distance, as in `expert_sim.zones.boundary_band`. 0 for no band.
+        no_voxels: The result if all voxels are in the band.
 
     Returns:
-        A float in the unit of the scores, NaN where no voxel counts.
+        A float in the unit of the scores, NaN if no voxel counts.
 
     Raises:
         InputError: If the shapes differ, `valid` is not bool, the width is negative, or a score is not finite.
@@ -110,22 +109,22 @@ def mean_score_off_boundary(
 def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], valid: np.ndarray | None = None) -> float:
     """1 - the mean Dice between the masks of all pairs of folds (Roy et al. 2019; Zenk et al. 2025).
 
-    The Dice of a pair is its mean over regions, without those that neither mask has. Two masks without any of the
-    regions agree: their Dice is 1.
+    The Dice of a pair is its mean over regions, excluding those in neither mask. It is 1 if neither mask has any
+    region.
 
     Args:
-        masks: Label maps, integer (F, *S), one a fold, at least two.
+        masks: Label maps, integer (F, *S), one per fold, at least two.
         regions: The foreground labels, or tuples of labels.
         valid: Bool of shape S, the voxels that count, or None for all.
 
     Returns:
-        A float in [0, 1]; 0 where no voxel counts.
+        A float in [0, 1]; 0 if no voxel counts.
 
     Raises:
-        InputError: If there is only one mask, a shape differs or `valid` is not bool.
+        InputError: If there is only one mask, shapes differ, or `valid` is not bool.
     """
     if len(masks) < 2:
-        raise InputError(f"at least two masks are needed, got {len(masks)}")
+        raise InputError(f"at least two masks are required, got {len(masks)}")
     check_same_shape(masks=masks[0], valid=valid)
     check_bool(valid=valid)
     dice = []
@@ -138,13 +137,13 @@ def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], valid: np.nd
 
 @dataclass(frozen=True)
 class FailureDetection:
-    """How well a score of cases finds those with a low Dice.
+    """How well a score of cases detects those with a low Dice.
 
     Attributes:
-        aurc: Area under the selective risk-coverage curve, the loss being 1 - Dice.
-        augrc: Area under the generalised one.
-        num_cases: The number of cases in them.
-        undefined: The cases left out because their score or their Dice is NaN.
+        aurc: Area under the selective risk-coverage curve with the loss 1 - Dice.
+        augrc: Area under the generalised risk-coverage curve with the loss 1 - Dice.
+        num_cases: The number of cases included.
+        undefined: The cases excluded because their score or Dice is NaN.
     """
 
     aurc: RiskCoverageArea
@@ -157,13 +156,12 @@ def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) ->
     """AURC and AUGRC over cases with the loss 1 - Dice.
 
     Args:
-        scores: For each case a score; high means that it is probably bad. NaN where undefined.
-        dice: For each case Dice in [0, 1], such as the foreground mean; NaN without foreground in reference and
-            prediction, as nnU-Net has it.
+        scores: The score of each case; high means uncertain. NaN where undefined.
+        dice: The Dice of each case in [0, 1], such as the foreground mean; NaN where undefined.
 
     Returns:
-        The areas over the cases with score and Dice, NaN without any. Compare scores on the same cases only: see
-        `undefined`.
+        The areas over the cases with score and Dice, NaN without any. Only scores with the same `undefined` cases are
+        comparable.
 
     Raises:
         InputError: If the cases differ or a Dice is outside [0, 1].
@@ -172,7 +170,7 @@ def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) ->
         raise InputError(f"cases with a score and cases with a Dice differ in {sorted(scores.keys() ^ dice.keys())}")
     for case, value in dice.items():
         if not (np.isnan(value) or 0 <= value <= 1):
-            raise InputError(f"Dice lies in [0, 1], got {value} for case {case}")
+            raise InputError(f"Dice must lie in [0, 1], got {value} for case {case}")
     cases = [case for case in scores if not (np.isnan(scores[case]) or np.isnan(dice[case]))]
     found = risk_coverage_of_cases(
         np.array([scores[case] for case in cases]), np.array([1 - dice[case] for case in cases])
@@ -182,7 +180,7 @@ def failure_detection(scores: Mapping[str, float], dice: Mapping[str, float]) ->
 
 
 def _mean_where(scores: np.ndarray, where: np.ndarray | None, valid: np.ndarray | None, no_voxels: NoVoxels) -> float:
-    """The mean over the voxels that count and are in `where` (None: all)."""
+    """The mean over the valid voxels in `where` (None: all)."""
     check_same_shape(scores=scores, prediction=where, valid=valid)
     check_bool(valid=valid)
     counted = np.ones(scores.shape, dtype=bool) if valid is None else valid

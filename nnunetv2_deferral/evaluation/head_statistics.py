@@ -1,9 +1,8 @@
-"""Probabilities that mean what they say: of the voxels where someone is right with 0.9, 90 % are right.
+"""Sufficient statistics of a head for calibration and reliability.
 
-A head of a one-vs-all network says for every voxel how probable it is that the model, or an expert, is right there. A
-calibration map corrects one head, and is fitted on cases the network was not trained on. Nearly all voxels are right,
-so that everything happens in logits, log(p / (1 - p)), where there is room next to 1. No voxel is kept: the voxels of a
-group, which is a case or all cases of a patient, are counted in bins of the logit.
+A head of a one-vs-all network predicts for every voxel the probability that the model, or an expert, is right. Nearly
+all voxels are right, so statistics are in terms of logits, log(p / (1 - p)), which resolve probabilities close to 1.
+Voxels are not stored, but counted in bins of the logit, separately for each group (a case, or all cases of a patient).
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _LOWEST = -NUM_BINS * BIN_WIDTH / 2
 
 
 class Bins(NamedTuple):
-    """Voxels counted by logit, float64 (B,) each, the logits ascending; whole numbers up to 2**53 are exact.
+    """Voxels counted by logit, float64 (B,) each, with ascending logits; counts up to 2**53 are exact.
 
     Attributes:
-        voxels: Their number.
-        right: How many of them are right.
+        voxels: The number of voxels.
+        right: The number of voxels that are right.
         logit_sum: The sum of their logits.
     """
 
@@ -35,12 +34,12 @@ class Bins(NamedTuple):
 
     @property
     def logits(self) -> np.ndarray:
-        """The mean logit of each bin that is not empty; a bin's centre would bias what is fitted."""
+        """The mean logit of each non-empty bin; the centres of bins would bias fits."""
         return self.logit_sum / self.voxels
 
 
 class HeadStatistics:
-    """All that is kept of one head: per group, 40 KB whatever the number of voxels."""
+    """The statistics of one head: 40 KB per group, regardless of the number of voxels."""
 
     def __init__(self) -> None:
         self._counted: dict[str, np.ndarray] = {}
@@ -49,13 +48,14 @@ class HeadStatistics:
         """Add voxels.
 
         Args:
-            group: What stays together when something is held back, such as a patient. May come again.
-            probabilities: Real floating point of shape S, in [0, 1] where `valid` is True, anything elsewhere.
+            group: The unit of cross-validation, such as a patient. Voxels may be added to a group several times.
+            probabilities: Real floating point of shape S, in [0, 1] where `valid` is True, arbitrary elsewhere.
             right: Bool of shape S, whether the model, or the expert, is right.
-            valid: Bool of shape S, the voxels where that is known, or None for all. A group without any is no group.
+            valid: Bool of shape S, the voxels to count, or None for all. Groups without any are ignored.
 
         Raises:
-            InputError: If the shapes differ, or a dtype or probability is not as above; nothing is added then.
+            InputError: If the shapes differ, `right` or `valid` is not bool, or `probabilities` is not floating point
+                in [0, 1]; the statistics are then unchanged.
         """
         check_same_shape(probabilities=probabilities, right=right, valid=valid)
         check_bool(right=right, valid=valid)
@@ -70,11 +70,11 @@ class HeadStatistics:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups that have voxels, sorted."""
+        """The groups with voxels, sorted."""
         return tuple(sorted(self._counted))
 
     def bins(self, groups: Sequence[str] | None = None) -> Bins:
-        """The bins that have voxels, of these groups together or of all; none (B = 0) without voxels."""
+        """The non-empty bins of the sum over these groups, or over all; B = 0 without voxels."""
         added = np.zeros((3, NUM_BINS))
         for group in self.groups if groups is None else groups:
             added += self._counted[group]

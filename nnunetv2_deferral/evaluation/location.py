@@ -1,4 +1,4 @@
-"""Where voxels are deferred and where the model errs: by distance to the border of the reference, and by score."""
+"""Location of deferred voxels and of errors: by distance to the border of the reference, and by score."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NUM_SCORE_BINS = 20
 
 
 def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Distance of each voxel to the nearest voxel of another label, from centre to centre.
+    """Distance of each voxel to the nearest voxel of another label, centre to centre.
 
     Args:
         labels: Label map, integer of shape S.
         spacing_mm: Size of a voxel along each axis of S.
 
     Returns:
-        float64 of shape S in mm, infinite where all voxels have one label.
+        float64 of shape S in mm, infinite if all voxels have one label.
     """
     distance = np.full(labels.shape, np.inf)
     values = np.unique(labels)
@@ -33,7 +33,7 @@ def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
 
 
 class LocationStatistics:
-    """Numbers of voxels, of deferred ones and of errors by distance and by score, over any number of cases."""
+    """Numbers of voxels, deferred voxels and errors by distance and by score, summed over cases."""
 
     def __init__(self) -> None:
         self._by_distance = np.zeros((3, len(DISTANCES_MM) - 1), dtype=np.int64)
@@ -52,7 +52,7 @@ class LocationStatistics:
         """Add a case.
 
         Args:
-            scores: Probability of deferral in [0, 1], shape S.
+            scores: The probability map in [0, 1], shape S.
             reference: Label map, integer of shape S.
             wrong: Bool of shape S, where the model is wrong.
             deferred: Bool of shape S.
@@ -68,10 +68,10 @@ class LocationStatistics:
             self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
 
     def summary(self) -> dict[str, list[dict[str, Any]]]:
-        """What was counted, in JSON's types.
+        """The counts as JSON-ready data.
 
         Returns:
-            `by_distance`: for each band (`above_mm`, `up_to_mm`; None is infinity) the numbers of `voxels`, `deferred`
+            `by_distance`: for each band (`above_mm`, `up_to_mm`; None for infinity) the numbers of `voxels`, `deferred`
             and `model_wrong`. `by_score`: for each interval of the score `voxels` and `model_wrong`.
         """
         bands = zip(DISTANCES_MM[:-1], DISTANCES_MM[1:], self._by_distance.T, strict=True)

@@ -1,4 +1,4 @@
-"""Overlap of label maps, in the nesting of nnU-Net's summary.json and with Sensitivity beside Dice and IoU."""
+"""Overlap of label maps, nested as in nnU-Net's summary.json, with Sensitivity in addition to Dice and IoU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def overlap(
         reference: Label map, integer, any shape.
         prediction: Label map of the same shape.
         regions: The labels, or tuples of labels, to score.
-        valid: Bool of the same shape, or None for all voxels.
+        valid: Bool of the same shape, the voxels that count, or None for all.
 
     Returns:
         For each region, keyed as in nnU-Net's summaries, the three scores and TP, FP, FN, TN, n_pred, n_ref. Dice and
-        IoU are NaN where neither map has the region, Sensitivity where the reference has none.
+        IoU are NaN if neither map has the region, Sensitivity if the reference does not have it.
     """
     metrics = {}
     for region in regions:
@@ -49,22 +49,22 @@ def overlap(
 
 
 def region_mask(labels: np.ndarray, region: Region) -> np.ndarray:
-    """Where a label map has a label, or any label of a region: bool of its shape."""
+    """The voxels of a label, or of any label of a region: bool of the shape of `labels`."""
     members = region if isinstance(region, tuple | list) else (region,)
     return np.logical_or.reduce([labels == member for member in members])
 
 
 def region_key(region: Region) -> str:
-    """What nnU-Net's summaries call a label or region."""
+    """The key of a label or region in nnU-Net's summaries."""
     return str(region)
 
 
 def summarize(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:
-    """Means over cases, as nnU-Net nests them; undefined (NaN) scores are left out and their number is reported.
+    """Means over cases, nested as in nnU-Net; undefined (NaN) scores are ignored and their number is reported.
 
     Returns:
-        `{"mean": {region: scores}, "foreground_mean": scores, "metric_per_case": [...]}` where every `scores` of
-        `mean` also has `n_undefined`, the number of cases whose Dice is undefined. A mean over nothing is NaN.
+        `{"mean": {region: scores}, "foreground_mean": scores, "metric_per_case": [...]}`, where each `scores` in
+        `mean` also has `n_undefined`, the number of cases with an undefined Dice. A mean without values is NaN.
     """
     regions = list(next(iter(cases.values()), {}))
     mean = {}

@@ -1,9 +1,9 @@
-"""Whether model and experts are right as often as a one-vs-all network says, before and after calibration.
+"""Reliability of a one-vs-all network's probabilities of being right, before and after calibration.
 
-Nearly everywhere everybody is right, so that the mean over all voxels says little about where deferral is decided:
-among the voxels where the model is least sure. Which these are is known after the last case only, and no case is read
-twice. So voxels are counted by the coarse logit of the model's probability, and whole coarse bins are taken from below.
-The model's probability before calibration says which; a calibration never falls where it rises, and would say the same.
+Nearly everywhere model and experts are right, so means over all voxels say little about the least certain voxels, among
+which deferral is decided. These are known only after the last case, and cases are read once. Therefore voxels are
+counted in coarse bins of the logit of the model's uncalibrated probability, and the lowest bins are taken as a whole.
+Calibration is monotonic and does not change their order.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from nnunetv2_deferral.files import without_nan
 
 LEAST_CERTAIN = 0.02
 MODEL = "model"
-# At most 162 groups of 40 KB a head; between 0.9 and 0.95 there are about four bins.
+# At most 162 groups of 40 KB per head; between 0.9 and 0.95 there are about four bins.
 _COARSE_WIDTH = 0.2
 _NUM_COARSE = round(NUM_BINS * BIN_WIDTH / _COARSE_WIDTH)
 _LOWEST = -_NUM_COARSE * _COARSE_WIDTH / 2
 
 
 class ReliabilityStatistics:
-    """What is needed of the cases to tell how reliable the heads of a one-vs-all network are, gathered case by case.
+    """Accumulates, case by case, the statistics for the reliability of the heads of a one-vs-all network.
 
-    Memory does not grow with the number of voxels or cases: at most 6 MiB a head.
+    Memory does not grow with the number of voxels or cases: at most 6 MiB per head.
 
     Attributes:
-        names: Of the J + 1 heads.
-        heads: How they were calibrated, or None.
+        names: The names of the J + 1 heads.
+        heads: Their calibrators, or None.
     """
 
     def __init__(self, names: Sequence[str], heads: Sequence[Calibrator] | None = None) -> None:
@@ -45,17 +45,17 @@ class ReliabilityStatistics:
 
         Args:
             names: The names of the J + 1 heads: the model's, then those of the experts in routing order.
-            heads: A calibration map for each, or None where there is no calibration.
+            heads: One calibrator per head, or None for no calibration.
 
         Raises:
-            InputError: If two names are the same, or there are more or fewer maps.
+            InputError: If there are no names, two names are equal, or there is not one calibrator per head.
         """
         self.names = tuple(names)
         self.heads = None if heads is None else tuple(heads)
         if not self.names or len(set(self.names)) != len(self.names):
-            raise InputError(f"every head needs a name of its own, got {list(self.names)}")
+            raise InputError(f"the names of heads must be distinct and not empty, got {list(self.names)}")
         if self.heads is not None and len(self.heads) != len(self.names):
-            raise InputError(f"got {len(self.heads)} calibration maps for the heads {', '.join(self.names)}")
+            raise InputError(f"got {len(self.heads)} calibrators for the heads {', '.join(self.names)}")
         self._counted = [HeadStatistics() for _ in self.names]
         self._asked, self._promised, self._kept = 0, 0.0, 0
 
@@ -65,16 +65,16 @@ class ReliabilityStatistics:
         """Add a case.
 
         Args:
-            case: Its name, for messages.
+            case: The case identifier, for messages.
             probabilities: Real floating point (J + 1, *S) before calibration, in [0, 1], or NaN where nothing was
-                predicted: these voxels count nowhere.
+                predicted; these voxels are excluded.
             right: Bool (J + 1, *S), whether the model, and each expert, is right.
-            known: Bool (J + 1, *S), where that is known: not where the expert gave no label or the reference is
-                ignored.
+            known: Bool (J + 1, *S), the voxels to count: those with a label of the expert and a valid reference.
             route: Integers in [0, J] of shape S: 0 the model, j expert j.
 
         Raises:
-            InputError: If shapes differ, or a dtype or value is not as above; the message names the case.
+            InputError: If shapes differ, `right` or `known` is not bool, a probability is outside [0, 1], or a route is
+                outside [0, J]; the message names the case.
         """
         num_heads = len(self.names)
         try:
@@ -82,11 +82,11 @@ class ReliabilityStatistics:
             check_bool(right=right, known=known)
             if probabilities.shape != (num_heads, *route.shape):
                 raise InputError(
-                    f"probabilities of shape {probabilities.shape} for {num_heads} heads and a route of shape "
-                    f"{route.shape}"
+                    f"probabilities must have shape {(num_heads, *route.shape)} for {num_heads} heads and a route of "
+                    f"shape {route.shape}, got {probabilities.shape}"
                 )
             if route.size and not 0 <= route.min() <= route.max() < num_heads:
-                raise InputError(f"routes lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
+                raise InputError(f"routes must lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
             for some in in_chunks(*probabilities, *right, *known, route):
                 inside = ~np.isnan(some[0])
                 said, was_right = some[:num_heads], some[num_heads : 2 * num_heads]
@@ -97,18 +97,18 @@ class ReliabilityStatistics:
             raise InputError(f"case {case}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
-        """How reliable the heads are, in JSON's types, None for what is undefined without voxels.
+        """The reliability of the heads as JSON-ready data; None where undefined because there are no voxels.
 
         Returns:
-            `least_certain`: the share of the voxels that was aimed at (`wanted`), the `share` that was taken, which is
-            larger as bins are taken whole, and `below` which probability of the model these voxels lie.
+            `least_certain`: the intended share of the voxels (`wanted`), the `share` taken, which is larger because
+            bins are taken whole, and the upper bound of the model's probability (`below`).
 
             `heads`: by name `all` and `least_certain`, each with `before` and `after` calibration (None without one) as
-            :meth:`.Reliability.to_dict` has it: ece, bias, and the bins as lists (probability, right, voxels).
+            from :meth:`.Reliability.to_dict`: ece, bias, and the bins as lists (probability, right, voxels).
 
-            `gain`: over the voxels that were deferred and answered, by how much the expert was said to be more probably
-            right than the model (`promised`, after calibration), how much more often the expert was (`kept`), and the
-            number of `voxels`.
+            `gain`: over the voxels that were deferred and answered, the mean difference between the calibrated
+            probabilities of expert and model (`promised`), the difference between their frequencies of being right
+            (`kept`), and the number of `voxels`.
         """
         groups, chosen = self._least_certain()
         heads = {}
@@ -126,7 +126,7 @@ class ReliabilityStatistics:
         known: Sequence[np.ndarray],
         inside: np.ndarray,
     ) -> None:
-        """Add voxels (n,) of all heads, those with the indices `inside`, by coarse bin of the model's logit."""
+        """Add the voxels with indices `inside` of all heads (n,), by coarse bin of the model's logit."""
         bins = _coarse_bins(said[0][inside])
         order = inside[np.argsort(bins, kind="stable")]
         ends = np.cumsum(np.bincount(bins, minlength=_NUM_COARSE))
@@ -139,7 +139,7 @@ class ReliabilityStatistics:
     def _compare(
         self, said: Sequence[np.ndarray], right: Sequence[np.ndarray], known: Sequence[np.ndarray], route: np.ndarray
     ) -> None:
-        """Add what was promised and kept where an expert was asked and answered."""
+        """Add the promised and observed gain where an expert was asked and answered."""
         for expert in range(1, len(self.names)):
             where = (route == expert) & known[0] & known[expert]
             promised = self._map(expert)(said[expert][where]) - self._map(0)(said[0][where])
@@ -148,14 +148,14 @@ class ReliabilityStatistics:
             self._kept += int(np.count_nonzero(right[expert][where])) - int(np.count_nonzero(right[0][where]))
 
     def _least_certain(self) -> tuple[list[str], dict[str, Any]]:
-        """The groups of the least certain voxels, and what is said of them."""
+        """The groups of the least certain voxels, and their description in the summary."""
         model = self._counted[0]
         voxels = np.array([model.bins([group]).voxels.sum() for group in model.groups])
         chosen: dict[str, Any] = {"wanted": LEAST_CERTAIN, "share": math.nan, "below": math.nan}
         if not voxels.size:
             return [], chosen
         reached = np.cumsum(voxels) / voxels.sum()
-        # Rounding must not ask for one more bin where a bin ends on the share.
+        # The tolerance avoids an additional bin by rounding if a bin ends exactly at the share.
         last = int(np.searchsorted(reached, LEAST_CERTAIN - 1e-12))
         groups = list(model.groups[: last + 1])
         edge = _LOWEST + (int(groups[-1]) + 1) * _COARSE_WIDTH
@@ -173,7 +173,7 @@ class ReliabilityStatistics:
 
 
 class _Part(HeadStatistics):
-    """Some groups of a head, for :func:`.calibration.reliability`, which asks for all that there are."""
+    """A subset of the groups of a head, for :func:`reliability`."""
 
     def __init__(self, whole: HeadStatistics, groups: Collection[str]) -> None:
         super().__init__()
@@ -188,24 +188,24 @@ class _Part(HeadStatistics):
 
 
 def _coarse_bins(probabilities: np.ndarray) -> np.ndarray:
-    """uint8 in [0, `_NUM_COARSE`), never falling where probabilities rise; as uint8 they are sorted in linear time."""
+    """Coarse bins, uint8 in [0, `_NUM_COARSE`), monotonic in the probability; uint8 is sorted in linear time."""
     logits = logit(np.clip(probabilities, SMALLEST, 1 - SMALLEST, dtype=np.float64))
     return ((logits - _LOWEST) / _COARSE_WIDTH).astype(np.uint8)
 
 
 def _group(number: int) -> str:
-    """A name of a coarse bin; names have the order of the numbers."""
+    """The group name of a coarse bin; names sort like the numbers."""
     return f"{number:03d}"
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How far probabilities are from what happens, in bins of about the same number of voxels, (B,) each.
+    """Predicted probabilities and observed frequencies in bins with similar numbers of voxels, (B,) each.
 
     Attributes:
         probability: float64, the mean calibrated probability in each bin, ascending.
-        right: float64, the share of its voxels that are right.
-        voxels: int64, their number, never 0.
+        right: float64, the share of the bin's voxels that are right.
+        voxels: int64, the number of voxels in each bin, never 0.
     """
 
     probability: np.ndarray
@@ -219,11 +219,11 @@ class Reliability:
 
     @property
     def bias(self) -> float:
-        """Mean probability - share right, over all voxels: positive for a head that is too sure; NaN if empty."""
+        """Mean probability minus observed frequency over all voxels: positive if overconfident; NaN if empty."""
         return self._mean(self.probability - self.right)
 
     def to_dict(self) -> dict[str, Any]:
-        """Bins, ece and bias, in JSON's types but for NaN."""
+        """Bins, ece and bias as JSON-ready data, except that values may be NaN."""
         bins = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
         return {**bins, "ece": self.ece, "bias": self.bias}
 
@@ -232,13 +232,13 @@ class Reliability:
 
 
 def reliability(statistics: HeadStatistics, calibration: Calibrator = IDENTITY, *, num_bins: int = 15) -> Reliability:
-    """How well a calibrated head keeps its word.
+    """The reliability of a head after calibration.
 
     Args:
-        statistics: Of the head before calibration.
-        calibration: Its map.
-        num_bins: At most so many bins. There are fewer where many voxels have nearly the same probability (logits
-            within `BIN_WIDTH`), as these stay together. Without voxels there are none.
+        statistics: Statistics of the head before calibration.
+        calibration: The head's calibrator.
+        num_bins: The maximum number of bins. There are fewer if many voxels have nearly the same probability (logits
+            within `BIN_WIDTH`), because these are not split, and none without voxels.
 
     Raises:
         InputError: If `num_bins` is less than 1.
@@ -248,7 +248,7 @@ def reliability(statistics: HeadStatistics, calibration: Calibrator = IDENTITY, 
     voxels, right, _ = bins = statistics.bins()
     if not voxels.size:
         return Reliability(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64))
-    # A fine bin cannot be split, so it goes where its middle voxel belongs.
+    # A fine bin cannot be split and is assigned by its middle voxel.
     middle = (np.cumsum(voxels) - voxels / 2) / voxels.sum()
     _, bin_of = np.unique((middle * num_bins).astype(np.int64), return_inverse=True)
     probability = expit(calibration.on_logits(bins.logits))

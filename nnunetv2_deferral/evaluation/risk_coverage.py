@@ -1,20 +1,20 @@
-r"""Risk-coverage curves and their areas: how well a score tells which answers to keep.
+r"""Risk-coverage curves and their areas: how well a score ranks items by their loss.
 
-A *high* score means uncertain: such items are deferred first and kept last. At coverage c the fraction c with the
-lowest scores is kept. With n items, the generalised risk is the sum of their losses / n, the selective risk the sum /
-(c n), that is their mean. AUGRC and AURC are the areas below the two over all coverages from 0 to 1.
+A *high* score means uncertain: such items are deferred first. At coverage c the fraction c of the items with the lowest
+scores is kept. With n items in total, the generalised risk is the sum of the losses kept divided by n, the selective
+risk this sum divided by c n, i.e. the mean loss. AUGRC and AURC are the areas under the two for coverages from 0 to 1.
 
-Ties. A curve has points only where the score changes. Between two points some of a group of equal scores are kept;
-over a random order of the group, the expected generalised risk G is then linear in c. Both areas are exact integrals
-of this piecewise linear G, and so the expected areas over all orders of the ties:
+Ties. A curve has points only where the score changes. Between two points a part of a group with equal scores is kept;
+the generalised risk G, as the expectation over random orders of the group, is linear in c. Both areas are exact
+integrals of this piecewise linear G, and hence expected areas over all orders of ties:
 
 .. math:: AUGRC = \int_0^1 G(c)\, dc, \qquad AURC = \int_0^1 G(c) / c \; dc
 
-The trapezoidal rule gives the first. For the second, selective risk follows a hyperbola between points (Traub et al.,
-"non-linear interpolation") and is constant up to the first, where G(c) / c is the mean loss of the first group. That
-makes the known values hold for every n, not just in the limit: with the mean loss e, a constant score has AUGRC e / 2
-and AURC e, and for losses of 0 and 1 the best score has e^2 / 2 and e + (1 - e) ln(1 - e). Averages of the selective
-risk over the n coverages (Geifman & El-Yaniv) and trapezoids of it (fd-shifts' default) differ in O(ln n / n).
+The first is given by the trapezoidal rule. For the second, selective risk follows a hyperbola between points (Traub et
+al., "non-linear interpolation") and is constant up to the first point, at the mean loss of the first group. The known
+closed forms then hold for every n, not only in the limit: with the mean loss e, a constant score has AUGRC e / 2 and
+AURC e, and for losses of 0 and 1 the best score has e^2 / 2 and e + (1 - e) ln(1 - e). The mean of the selective risk
+over the n coverages (Geifman & El-Yaniv) and its trapezoidal integral (fd-shifts' default) differ by O(ln n / n).
 
 Sources: Traub et al. 2024, "Overcoming common flaws in the evaluation of selective classification systems" (AUGRC);
 Geifman & El-Yaniv 2017 and Jaeger et al. 2023, fd-shifts (AURC).
@@ -34,12 +34,12 @@ from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
 @dataclass(frozen=True)
 class RiskCoverageArea:
-    """An area below a risk-coverage curve, in units of the loss, with what it can be compared with.
+    """An area under a risk-coverage curve, in units of the loss, with values for comparison.
 
     Attributes:
-        area: Of the score; lower is better.
-        optimum: Of the best possible score, which sorts by the loss itself.
-        random: Of a constant score; the expected area of a random one.
+        area: The area for the score; lower is better.
+        optimum: The area for the best possible score, which sorts by the loss itself.
+        random: The area for a constant score, equal to the expected area for a random score.
     """
 
     area: float
@@ -48,11 +48,11 @@ class RiskCoverageArea:
 
     @property
     def excess(self) -> float:
-        """How far the score is from the optimum."""
+        """The difference from the optimum."""
         return self.area - self.optimum
 
     def to_dict(self) -> dict[str, float]:
-        """All four, by name."""
+        """`area`, `optimum`, `random` and `excess`."""
         return {"area": self.area, "optimum": self.optimum, "random": self.random, "excess": self.excess}
 
 
@@ -61,9 +61,9 @@ class RiskCoverageCurve:
     """Points of a risk-coverage curve, float64 (P,) each.
 
     Attributes:
-        coverage: Fraction of the items that is kept, rising from 0 to 1.
-        generalised_risk: Sum of the losses kept / number of all items; starts with 0.
-        selective_risk: Mean of the losses kept; at coverage 0 what it is at the first point above.
+        coverage: Fraction of the items kept, ascending from 0 to 1.
+        generalised_risk: Sum of the losses kept divided by the number of all items; starts with 0.
+        selective_risk: Mean of the losses kept; at coverage 0 the value of the next point.
     """
 
     coverage: np.ndarray
@@ -72,7 +72,7 @@ class RiskCoverageCurve:
 
 
 class Groups(NamedTuple):
-    """Items in groups, in some order; no group is empty.
+    """Items in ordered groups, none of them empty.
 
     Attributes:
         items: int64 (G,), the number of items in each group.
@@ -85,11 +85,11 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The sufficient statistics of curves and areas: n items, sorted twice.
+    """The sufficient statistics of curves and areas: n items, sorted by score and by loss.
 
     Attributes:
         by_score: Groups of equal score, the lowest score first.
-        by_loss: Groups of equal loss, the lowest loss first: what the best score would make of the same items.
+        by_loss: Groups of equal loss, the lowest loss first, as sorted by the best possible score.
     """
 
     by_score: Groups
@@ -104,20 +104,20 @@ class RiskCoverage:
         return RiskCoverageArea(_aurc(self.by_score), _aurc(self.by_loss), random=_mean_loss(self.by_score))
 
     def curve(self, max_points: int = 1000) -> RiskCoverageCurve:
-        """The curve to be drawn, thinned to points that lie evenly along it.
+        """The curve for plotting, thinned to points that are evenly spaced along it.
 
         Args:
-            max_points: At most so many points, at least 2. The areas do not depend on it.
+            max_points: The maximum number of points, at least 2. Areas do not depend on it.
 
         Returns:
-            The first point (coverage 0) and the last (coverage 1) always, and all if there are few. No points without
-            items.
+            The points, including the first (coverage 0) and the last (coverage 1); all if there are at most
+            `max_points`. No points without items.
 
         Raises:
             InputError: If `max_points` is less than 2.
         """
         if max_points < 2:
-            raise InputError(f"a curve has at least 2 points, got max_points {max_points}")
+            raise InputError(f"max_points must be at least 2, got {max_points}")
         if not self.by_score.items.size:
             return RiskCoverageCurve(np.zeros(0), np.zeros(0), np.zeros(0))
         coverage, risk = _generalised_risk(self.by_score)
@@ -129,10 +129,10 @@ class RiskCoverage:
 
 
 def risk_coverage_of_voxels(histogram: ScoreHistogram) -> RiskCoverage:
-    """Risk and coverage of voxels, whose loss is 1 where the answer is wrong and 0 elsewhere.
+    """Risk and coverage of voxels with loss 1 where the label is wrong and 0 elsewhere.
 
     Args:
-        histogram: Scores and errors of the voxels. Voxels of one bin are a tie.
+        histogram: Scores and errors of the voxels. Voxels in the same bin are tied.
     """
     occurring = histogram.voxels > 0
     by_score = Groups(histogram.voxels[occurring], histogram.errors[occurring])
@@ -142,19 +142,19 @@ def risk_coverage_of_voxels(histogram: ScoreHistogram) -> RiskCoverage:
 
 
 def risk_coverage_of_cases(scores: np.ndarray, losses: np.ndarray) -> RiskCoverage:
-    """Risk and coverage of a few items that are all at hand, such as cases; scores are told apart exactly.
+    """Risk and coverage of items in memory, such as cases; only equal scores are tied.
 
     Args:
         scores: (n,), finite; high means uncertain.
         losses: (n,), finite and not negative, such as 1 - Dice.
 
     Raises:
-        InputError: If a shape differs or a value is not as above.
+        InputError: If the shapes differ, a value is not finite, or a loss is negative.
     """
     scores, losses = np.asarray(scores), np.asarray(losses, dtype=np.float64)
     check_same_shape(scores=scores, losses=losses)
     if scores.ndim != 1:
-        raise InputError(f"one score an item is needed, shape (n,), got {scores.shape}")
+        raise InputError(f"scores must have shape (n,), got {scores.shape}")
     for name, values, right in (
         ("scores must be finite", scores, np.isfinite(scores)),
         ("losses must be finite and not negative", losses, np.isfinite(losses) & (losses >= 0)),
@@ -165,18 +165,18 @@ def risk_coverage_of_cases(scores: np.ndarray, losses: np.ndarray) -> RiskCovera
 
 
 def aurc(scores: np.ndarray, losses: np.ndarray) -> RiskCoverageArea:
-    """Area under the selective risk-coverage curve: the mean loss of what is kept, over all coverages.
+    """Area under the selective risk-coverage curve: the mean loss of the items kept, over all coverages.
 
     Args:
-        scores: Any shape, finite; high means uncertain, and is deferred first.
-        losses: Of the same shape, finite and not negative: False and True for right and wrong voxels, 1 - Dice for
+        scores: Any shape, finite; items with high scores are uncertain and deferred first.
+        losses: Of the same shape, finite and not negative: False for right and True for wrong voxels, 1 - Dice for
             cases.
 
     Returns:
-        The area of the scores, and those of the best possible and of a random score; NaN without items.
+        The areas for the scores, for the best possible score and for a random score; NaN without items.
 
     Raises:
-        InputError: If the shapes differ or a value is not as above.
+        InputError: If the shapes differ, a value is not finite, or a loss is negative.
 
     Example:
         >>> import numpy as np
@@ -189,20 +189,20 @@ def aurc(scores: np.ndarray, losses: np.ndarray) -> RiskCoverageArea:
 
 
 def augrc(scores: np.ndarray, losses: np.ndarray) -> RiskCoverageArea:
-    """Area under the generalised risk-coverage curve: the losses kept per item of all, over all coverages.
+    """Area under the generalised risk-coverage curve: the sum of the losses kept divided by the number of all items.
 
     Args:
-        scores: Any shape, finite; high means uncertain, and is deferred first.
+        scores: Any shape, finite; items with high scores are uncertain and deferred first.
         losses: Of the same shape, finite and not negative, as for :func:`aurc`.
 
     Returns:
-        The area of the scores, and those of the best possible and of a random score; NaN without items.
+        The areas for the scores, for the best possible score and for a random score; NaN without items.
 
     Raises:
-        InputError: If the shapes differ or a value is not as above.
+        InputError: If the shapes differ, a value is not finite, or a loss is negative.
 
     Example:
-        A constant score has half the mean loss, a perfect one e^2 / 2 for the error rate e:
+        For the error rate e the area is e / 2 for a constant score and e^2 / 2 for a perfect one:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import augrc
@@ -219,7 +219,7 @@ def _risk_coverage_of_arrays(scores: np.ndarray, losses: np.ndarray) -> RiskCove
 
 
 def _grouped(keys: np.ndarray, losses: np.ndarray) -> Groups:
-    """Groups of equal key, the keys ascending."""
+    """Groups of items with equal keys, the keys ascending."""
     _, group, items = np.unique(keys, return_inverse=True, return_counts=True)
     return Groups(items, np.bincount(group, weights=losses, minlength=items.size))
 
@@ -229,7 +229,7 @@ def _mean_loss(groups: Groups) -> float:
 
 
 def _generalised_risk(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and generalised risk at the ends of the groups, float64 (G + 1,), both 0 first."""
+    """Coverage and generalised risk at the ends of the groups, float64 (G + 1,), both starting with 0."""
     number = groups.items.sum()
     coverage, risk = np.zeros(groups.items.size + 1), np.zeros(groups.items.size + 1)
     coverage[1:], risk[1:] = np.cumsum(groups.items) / number, np.cumsum(groups.losses) / number
@@ -247,8 +247,8 @@ def _augrc(groups: Groups) -> float:
 def _aurc(groups: Groups) -> float:
     """The integral of G(c) / c, where G is linear between the groups' ends.
 
-    On a group with the mean loss b that begins at (c0, G0), G(c) / c = b + (G0 - b c0) / c. The first terms of all
-    groups add up to the mean loss; the second term of the first group is 0.
+    In a group with mean loss b that begins at (c0, G0), G(c) / c = b + (G0 - b c0) / c. The first terms of all groups
+    sum to the mean loss; the second term of the first group is 0.
     """
     if not groups.items.size:
         return float("nan")
@@ -259,7 +259,7 @@ def _aurc(groups: Groups) -> float:
 
 
 def _evenly_along(position: np.ndarray, max_points: int) -> np.ndarray:
-    """Indices of at most `max_points` of rising positions: the first, the last and evenly between."""
+    """Indices of at most `max_points` ascending positions: the first, the last and evenly spaced ones between."""
     if position.size <= max_points:
         return np.arange(position.size)
     inner = np.searchsorted(position, np.linspace(position[0], position[-1], max_points)[1:-1])

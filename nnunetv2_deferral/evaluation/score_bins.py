@@ -1,10 +1,10 @@
-"""Voxels sorted by a score, in memory that does not grow with their number.
+"""Binning of voxels by score, with memory independent of the number of voxels.
 
-A score is rounded up to 13 significant bits of its float32 form, and what has become equal is one *bin*. Bins stand in
-the order of the scores, 0 has a bin of its own, neighbouring bins differ by at most 1/4096 of the score, and the 256
-values of a .png map keep apart, whole or divided by 255. Everything that ranks voxels counts by bin and takes the
-voxels of one bin for a tie. Probabilities that crowd just below 1 are better handed over as odds
-p / max(1 - p, 2**-24), which have the same order and full resolution there.
+Scores are rounded up to 13 significant bits of float32; scores that are then equal form a *bin*. Bins are ordered like
+the scores, 0 has its own bin, neighbouring bins differ by at most 1/4096 of the score, and the 256 values of an 8-bit
+map remain distinct, also divided by 255. All rankings of voxels count by bin and treat the voxels of a bin as ties.
+Probabilities close to 1 should be converted to odds p / max(1 - p, 2**-24), which have the same order and full
+resolution there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ def score_bins(scores: np.ndarray) -> np.ndarray:
     """The bin of each score.
 
     Args:
-        scores: Any shape, finite and not negative; real floating point, integer or bool. They are taken as float32.
+        scores: Any shape, finite and not negative; real floating point, integer or bool. Converted to float32.
 
     Returns:
-        int32 of the same shape, in [0, `NUM_BINS`), never falling where scores rise; 0 where, and only where, a score
-        is 0 in float32. Empty for no scores.
+        int32 of the same shape, in [0, `NUM_BINS`), monotonic in the scores; 0 if and only if a score is 0 in float32.
 
     Raises:
         InputError: If a score is negative, not finite or not a real number.
@@ -35,20 +34,20 @@ def score_bins(scores: np.ndarray) -> np.ndarray:
     if scores.dtype.kind not in "fiub":
         raise InputError(f"scores must be real numbers, got dtype {scores.dtype}")
     if scores.size:
-        for extreme in (scores.min(), scores.max()):  # NaN is both
+        for extreme in (scores.min(), scores.max()):  # NaN propagates to both
             if not 0 <= extreme <= np.finfo(np.float32).max:
                 raise InputError(f"scores must be finite and not negative, got {extreme}")
-    # As integers, the bits of floats without a sign have the order of the floats. abs takes the sign off -0.
+    # The bits of non-negative floats, read as integers, have the order of the floats. abs removes the sign of -0.
     bits = np.abs(np.ascontiguousarray(scores, dtype=np.float32)).view(np.uint32)
     return ((bits + np.uint32(2**_DROPPED_BITS - 1)) >> np.uint32(_DROPPED_BITS)).astype(np.int32).reshape(scores.shape)
 
 
 class ScoreHistogram:
-    """How many voxels there are of each score, and how many of them are wrong. 16 MiB.
+    """Numbers of voxels and of errors by score. 16 MiB.
 
     Attributes:
         voxels: int64 (`NUM_BINS`,), the number of voxels in each bin of :func:`score_bins`.
-        errors: int64 (`NUM_BINS`,), how many of them are wrong.
+        errors: int64 (`NUM_BINS`,), the number of wrong voxels in each bin.
     """
 
     def __init__(self) -> None:
@@ -59,12 +58,13 @@ class ScoreHistogram:
         """Add voxels.
 
         Args:
-            scores: Shape S, as :func:`score_bins` wants them where `valid` is True, anything elsewhere.
+            scores: Shape S, as for :func:`score_bins` where `valid` is True, arbitrary elsewhere.
             wrong: Bool of shape S.
             valid: Bool of shape S, the voxels to add, or None for all.
 
         Raises:
-            InputError: If the shapes differ or a score or dtype is not as above; nothing is added then.
+            InputError: If the shapes differ, a mask is not bool, or a score is invalid, see :func:`score_bins`; the
+                histogram is then unchanged.
         """
         check_same_shape(scores=scores, wrong=wrong, valid=valid)
         check_bool(wrong=wrong, valid=valid)

@@ -1,4 +1,4 @@
-"""The summary of a set of cases: system, experts and model, with what was deferred to whom."""
+"""Summary of a set of cases: scores of system, experts and model, and deferral rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS = ("system", "expert", "model", "model_everywhere")
 
 
 class SummaryStatistics:
-    """The scores of system, experts and model, gathered case by case."""
+    """The scores of system, experts and model, accumulated case by case."""
 
     def __init__(self, regions: Sequence[Region], experts: Sequence[str]) -> None:
         """Start without cases; arguments as in :func:`summarize_deferral`."""
@@ -33,7 +33,7 @@ class SummaryStatistics:
         """Add a case.
 
         Raises:
-            InputError: If shapes differ or a route names an expert that there is not.
+            InputError: If shapes differ or a route exceeds J.
         """
         valid = case.valid
         system = fuse_masks(case.model, case.answers, case.route)
@@ -81,18 +81,17 @@ def summarize_deferral(
     """Score a deferral system.
 
     Args:
-        cases: The cases; held one at a time.
+        cases: The cases; one at a time is held in memory.
         regions: The foreground labels or regions to score.
         experts: The names of the J experts in routing order.
 
     Returns:
-        A dictionary with, in the nesting of nnU-Net's summary.json: `system` (the fused mask over the whole image),
-        `expert` (the experts' labels over the voxels routed to them), `model` (the model's over those it keeps),
-        `model_everywhere`, and `expert_everywhere` (one entry an expert); and `deferral` with the rate over all
-        voxels, the share of each expert, the share of the deferred voxels that the asked expert has no label for
-        (there the model's stays, and counts as the model's), all over the voxels that count, and the same for every
-        case. An expert alone is scored on the cases and voxels that the expert has labelled, and has no entry without
-        any.
+        A dictionary with scores nested as in nnU-Net's summary.json: `system` (the fused mask over the whole image),
+        `expert` (the experts' labels on the voxels that were routed to them and answered), `model` (the model's labels
+        on the other voxels), `model_everywhere`, and `expert_everywhere` (one entry per expert, on the cases and voxels
+        that the expert labelled; no entry for an expert without labels). `deferral` has, over valid voxels in total and
+        for every case, the deferral rate, the share of each expert, and the share of the deferred voxels without a
+        label of the asked expert.
     """
     statistics = SummaryStatistics(regions, experts)
     for case in cases:

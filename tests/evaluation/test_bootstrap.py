@@ -166,7 +166,7 @@ def test_a_statistic_that_is_never_defined_has_no_interval():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"groups": ["a"]}, "each of the 2 cases needs a group, got 1"),
+        ({"groups": ["a"]}, "groups must have one entry for each of 2 cases, got 1"),
         ({"num_resamples": 0}, "num_resamples must be at least 1, got 0"),
         ({"level": 95}, "got 95"),
     ],

@@ -269,7 +269,7 @@ def test_a_case_that_cannot_be_scored_is_refused_and_leaves_nothing(changes, mes
 
 def test_cases_are_added_once():
     found = statistics_of({"a": bad_case()})
-    with pytest.raises(ValueError, match="case a was added before"):
+    with pytest.raises(ValueError, match="case a was already added"):
         found.update("a", **bad_case())
 
 
@@ -310,7 +310,7 @@ def test_without_regions_all_labels_of_the_references_are_scored():
 
 def test_dice_at_budgets_refuses_lists_that_differ_and_references_without_foreground():
     empty = np.zeros((1, 5), int)
-    with pytest.raises(ValueError, match="scores are of 1 cases, but models of 2"):
+    with pytest.raises(ValueError, match="scores has 1 cases, but models has 2"):
         dice_at_budgets(empty, empty, [empty[0]] * 2, empty)
     with pytest.raises(ValueError, match="at least one region"):
         dice_at_budgets(empty, empty, empty, empty)

@@ -91,9 +91,9 @@ def test_without_voxels_or_cases_all_numbers_are_zero():
     [
         ({"reference": np.zeros(4, int)}, r"reference \(4,\)"),
         ({"experts": np.zeros((2, 4), int)}, r"experts \(4,\)"),
-        ({"names": ["ann"]}, r"2 experts need as many names, each its own, got \['ann'\]"),
-        ({"names": ["ann", "ann"]}, "each its own"),
-        ({"route": np.array([0, 1, 3])}, r"routes lie in \[0, 2\] for 2 experts, got 0 to 3"),
+        ({"names": ["ann"]}, r"names must be 2 distinct names, one per expert, got \['ann'\]"),
+        ({"names": ["ann", "ann"]}, "distinct names"),
+        ({"route": np.array([0, 1, 3])}, r"routes must lie in \[0, 2\] for 2 experts, got 0 to 3"),
         ({"route": np.array([0, -1, 1])}, "got -1 to 1"),
         ({"valid": np.ones(3, int)}, "valid must be bool"),
     ],
@@ -111,5 +111,5 @@ def test_what_cannot_be_counted_is_named(changes, message):
 
 
 def test_counts_of_other_experts_do_not_add_up():
-    with pytest.raises(ValueError, match=r"\['ann', 'bob'\], not of \['ann'\]"):
+    with pytest.raises(ValueError, match=r"\['ann', 'bob'\], not \['ann'\]"):
         add_counts([count_deferred(*random_case(0), NAMES)], ["ann"])

@@ -107,7 +107,7 @@ def test_folds_are_compared_where_voxels_count_and_in_any_order():
         (lambda: mean_foreground_score(SCORES, np.ones(3, int)), r"prediction \(3,\)"),
         (lambda: mean_score_off_boundary(SCORES, np.ones(3, int)), r"prediction \(3,\)"),
         (lambda: mean_score_off_boundary(SCORES, np.ones(4, int), width_voxels=-1), "got -1"),
-        (lambda: fold_disagreement(np.ones((1, 4), int), [1]), "at least two masks are needed, got 1"),
+        (lambda: fold_disagreement(np.ones((1, 4), int), [1]), "at least two masks are required, got 1"),
         (lambda: fold_disagreement(np.ones((2, 4), int), [1], np.ones(3, bool)), r"valid \(3,\)"),
     ],
 )

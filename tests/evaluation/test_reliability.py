@@ -234,8 +234,8 @@ def test_probabilities_at_the_ends_are_counted(extreme):
     ("change", "said"),
     [
         ({"probabilities": np.full((2, 4), 0.5)}, r"shapes differ: probabilities \(2, 4\), right \(3, 4\)"),
-        ({"route": np.zeros(3, int)}, r"shape \(3, 4\) for 3 heads and a route of shape \(3,\)"),
-        ({"route": np.full(4, 3)}, r"routes lie in \[0, 2\], got 3 to 3"),
+        ({"route": np.zeros(3, int)}, r"shape \(3, 3\) for 3 heads and a route of shape \(3,\), got \(3, 4\)"),
+        ({"route": np.full(4, 3)}, r"routes must lie in \[0, 2\], got 3 to 3"),
         ({"right": np.ones((3, 4))}, "right must be bool, got dtype float64"),
         ({"probabilities": np.full((3, 4), 1.5)}, r"must lie in \[0, 1\], got 1.5"),
         ({"probabilities": np.array([[0.5], [np.nan], [0.5]]).repeat(4, 1)}, r"must lie in \[0, 1\], got nan"),
@@ -254,9 +254,9 @@ def test_what_does_not_fit_is_refused_with_the_case(change, said):
 
 
 def test_too_few_maps_and_names_that_come_twice_are_refused():
-    with pytest.raises(ValueError, match="got 2 calibration maps for the heads model, ann, bob"):
+    with pytest.raises(ValueError, match="got 2 calibrators for the heads model, ann, bob"):
         ReliabilityStatistics(NAMES, [IDENTITY] * 2)
-    with pytest.raises(ValueError, match="a name of its own"):
+    with pytest.raises(ValueError, match="names of heads must be distinct"):
         ReliabilityStatistics(("model", "model"))
 
 
@@ -327,5 +327,5 @@ def test_without_routing_probabilities_an_evaluation_has_no_reliability():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_routing_probabilities_of_some_cases_only_are_refused(first):
-    with pytest.raises(ValueError, match="case b and those before it do not all have routing probabilities"):
+    with pytest.raises(ValueError, match="case b and earlier cases do not all have routing probabilities"):
         evaluated(scored("a", routing=first), scored("b", routing=not first))

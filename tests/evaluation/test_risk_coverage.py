@@ -207,7 +207,7 @@ def test_what_cannot_be_ranked_is_named(scores, losses, message):
 
 
 def test_a_curve_of_fewer_than_two_points_is_refused():
-    with pytest.raises(ValueError, match="got max_points 1"):
+    with pytest.raises(ValueError, match="max_points must be at least 2, got 1"):
         of_voxels([0.1], [1]).curve(1)
 
 

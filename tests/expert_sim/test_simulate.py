@@ -130,9 +130,9 @@ def test_no_experts_and_wrong_numbers_of_generators_are_refused():
 
 
 def test_datasets_of_one_label_and_unknown_labels_are_refused():
-    with pytest.raises(ValueError, match="another label to answer"):
+    with pytest.raises(ValueError, match="at least two label values"):
         answer_of(torch.zeros(5, 5, dtype=torch.int16), EXPERTS[0], (0,), generator=seeded())
-    with pytest.raises(ValueError, match=r"holds \[2\]"):
+    with pytest.raises(ValueError, match=r"contains \[2\]"):
         answer_of(blocks(), EXPERTS[0], (0, 1), generator=seeded())
 
 

@@ -101,10 +101,10 @@ def test_ignored_voxels_stay_ignored():
     ("segmentation", "message"),
     [
         (None, "got none"),
-        ([torch.zeros(1, 4, 4)], "before it becomes a list for deep supervision; got a list"),
+        ([torch.zeros(1, 4, 4)], "before it is converted to a list for deep supervision; got a list"),
         (torch.zeros(4, 4, dtype=torch.int16), r"got shape \(4, 4\)"),
         (torch.zeros(1, 4, 4), "integer dtype, got torch.float32"),
-        (torch.full((1, 4, 4), 7), r"holds \[7\]"),
+        (torch.full((1, 4, 4), 7), r"contains \[7\]"),
     ],
 )
 def test_segmentations_that_no_expert_can_answer_are_refused(segmentation, message):
@@ -136,9 +136,9 @@ def test_experts_keep_full_resolution_beside_deep_supervision():
 
 
 def test_a_target_without_experts_or_segmentation_is_refused():
-    with pytest.raises(ValueError, match=r"no experts in the sample, only \['image', 'segmentation'\]"):
+    with pytest.raises(ValueError, match=r"the sample has no experts, only \['image', 'segmentation'\]"):
         ExpertsToTargetTransform()(**sample())
-    with pytest.raises(ValueError, match="no segmentation in the sample"):
+    with pytest.raises(ValueError, match="the sample has no segmentation"):
         ExpertsToTargetTransform()(experts=torch.zeros(1, 4, 4))
 
 

@@ -82,7 +82,7 @@ def test_the_image_border_is_no_boundary_and_one_label_has_no_band():
         (torch.zeros(4, 4, dtype=torch.int16), -1, "at least 0 voxels, got -1"),
         (torch.zeros(4, 4), 2, "integer dtype, got torch.float32"),
         (torch.zeros(4, dtype=torch.int16), 2, r"shape \(X, Y\).*got \(4,\)"),
-        (torch.zeros(0, 4, dtype=torch.int16), 2, "not empty"),
+        (torch.zeros(0, 4, dtype=torch.int16), 2, "not be empty"),
         (torch.full((4, 4), 40000), 2, "int16"),
     ],
 )
@@ -117,13 +117,13 @@ def test_a_reference_hides_ignored_voxels():
 @pytest.mark.parametrize(
     ("values", "ignore_label", "message"),
     [
-        ((0,), None, r"needs another label.*\[0\]"),
+        ((0,), None, r"at least two label values.*\[0\]"),
         ((1, 2), None, r"begin with the background label 0, got \[1, 2\]"),
         ((), None, "background label 0"),
         ((0, 70000), None, "int16, got 70000"),
-        ((0, 1, 2), 2, "ignore label 2 is also among"),
-        ((0, 1), None, r"holds \[2\].*\[0, 1\]"),
-        ((0, 1, 3), None, r"holds \[2\].*\[0, 1, 3\]"),
+        ((0, 1, 2), 2, "ignore label 2 is among"),
+        ((0, 1), None, r"contains \[2\].*\[0, 1\]"),
+        ((0, 1, 3), None, r"contains \[2\].*\[0, 1, 3\]"),
     ],
 )
 def test_label_values_that_do_not_fit_are_refused(values, ignore_label, message):
