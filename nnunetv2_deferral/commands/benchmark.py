@@ -1,7 +1,7 @@
-"""`nnUNetv2_deferral_benchmark`: stock nnU-Net and deferral trainings on the same folds, run, checked and compared.
+"""`nnUNetv2_deferral_benchmark`: run, verify and compare stock nnU-Net and deferral trainings on the same folds.
 
-What is trained is found in nnUNet_results; with `--run` what is missing is trained first, through nnUNetv2_train. The
-same call can be made again at any time: after an interruption it goes on from there. `--report` writes a page as well.
+Finished trainings are read from nnUNet_results; with `--run`, missing ones are run first through nnUNetv2_train. The
+same call can be repeated at any time and resumes after an interruption. `--report` also writes an HTML report.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOGS = "logs"
 
 
 def methods_of(trainers: Sequence[str], plans: str, epochs: int | None, studies: Sequence[Study] = ()) -> list[Method]:
-    """All methods, each once: the trainers in their order, then the rows of the studies.
+    """All distinct methods: the trainers in the given order, then the rows of the studies.
 
     Raises:
         InputError: If there are none.
@@ -46,12 +46,14 @@ def methods_of(trainers: Sequence[str], plans: str, epochs: int | None, studies:
     named = [Method(trainer=with_epochs(trainer, epochs), plans=plans) for trainer in trainers]
     methods = list(dict.fromkeys([*named, *(row.method for study in studies for row in study.rows)]))
     if not methods:
-        raise InputError("name trainers to compare (-tr), or a table of the paper (--ablation, --grid, --num_experts)")
+        raise InputError(
+            "specify trainers to compare (-tr) or a table of the paper (--ablation, --grid, --num_experts)"
+        )
     return methods
 
 
 def studies_of(given: argparse.Namespace, experiment: Experiment) -> list[Study]:
-    """The tables of the paper that were asked for; derives their plans with `--run`.
+    """The requested tables of the paper; with `--run`, their plans are written.
 
     Raises:
         InputError: See :class:`.StudyMaker`.
@@ -71,11 +73,11 @@ def studies_of(given: argparse.Namespace, experiment: Experiment) -> list[Study]
 
 
 def run_missing(given: argparse.Namespace, experiment: Experiment, methods: Sequence[Method]) -> None:
-    """Train what is missing, after everything that can be checked before was.
+    """Run the missing trainings, after all checks that are possible beforehand.
 
     Raises:
-        InputError: If something needed is not there, or what is there does not go with what would be trained.
-        TrainingError: If trainings failed, once the others are done.
+        InputError: If a required input is missing, or existing trainings are inconsistent with the requested ones.
+        TrainingError: If trainings failed; raised after all others have finished.
     """
     prepare(experiment, methods)
     verify_begun(experiment, methods)
@@ -87,17 +89,18 @@ def run_missing(given: argparse.Namespace, experiment: Experiment, methods: Sequ
 
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing if asked to, verify and compare; returns what benchmark.json holds.
+    """Run missing trainings if requested, verify and compare; returns the content of benchmark.json.
 
     Raises:
-        InputError: For bad input, and methods that cannot be compared.
-        TrainingError: If a command of nnU-Net failed.
+        InputError: For invalid input and for methods that cannot be compared.
+        TrainingError: If an nnU-Net command failed.
     """
     experiment = Experiment.find(given.d, given.c, given.f)
     studies = studies_of(given, experiment)
     if given.frozen and not studies:
         raise InputError(
-            "--frozen is for the tables; name frozen trainers by -tr: nnUNetTrainerDeferral3Experts_frozen"
+            "--frozen applies to the tables only; specify frozen trainers with -tr: "
+            "nnUNetTrainerDeferral3Experts_frozen"
         )
     trainers = given.tr or (["nnUNetTrainer"] if studies else [])
     epochs = None if given.frozen else given.epochs
@@ -120,10 +123,10 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
-    """Write the page about a benchmark, with the groups that its intervals were drawn by.
+    """Write the HTML report of a benchmark, with the groups used for its intervals.
 
     Raises:
-        InputError: If these cannot be read, or are no longer those that the intervals were drawn by.
+        InputError: If the groups cannot be read or have changed since the intervals were computed.
     """
     cases = [case for names in results["cases"].values() for case in names]
     groups = None if given.groups is None else read_groups(given.groups, cases)
@@ -131,7 +134,7 @@ def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with exit code 2, failed trainings with 1, an interruption with 130."""
+    """Entry point; exits with code 2 on invalid input, 1 if trainings failed, 130 if interrupted."""
     parser = _make_parser()
     given = parser.parse_args(arguments)
     if given.device == "auto":
@@ -150,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TrainingError as error:
         sys.exit(f"{COMMAND}: {error}")
     except KeyboardInterrupt:
-        print(f"\n{COMMAND}: interrupted; the same call goes on from here", file=sys.stderr)
+        print(f"\n{COMMAND}: interrupted; repeat the same call to resume", file=sys.stderr)
         sys.exit(130)
     print(markdown(results))
     print("\n".join(f"  {file}" for file in files))
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end us as Ctrl-C does, so that trainings end with us."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that child trainings are stopped too."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
@@ -175,45 +178,45 @@ def _ended_by_signals() -> Iterator[None]:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Compare stock nnU-Net and deferral trainings on the same folds: check that all saw the same data, "
-        "train what is missing if asked to, and write benchmark.md, benchmark.csv and benchmark.json. Differences are "
-        "from the first trainer.",
+        description="Compare stock nnU-Net and deferral trainings on the same folds: run missing trainings if "
+        "requested, verify that all used the same data, and write benchmark.md, benchmark.csv and benchmark.json. "
+        "Differences are relative to the first trainer.",
     )
     add = parser.add_argument
     add("-d", metavar="DATASET", required=True, help="dataset id or name")
-    add("-c", metavar="CONFIGURATION", required=True, help="configuration, such as 2d")
+    add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
     add("-f", metavar="FOLD", type=int, nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
-    add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default with a table below: nnUNetTrainer")
-    add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all. Default: %(default)s")
-    words = "append _Nepochs to trainers' names (with --frozen, of the tables alone); 1000 is nnU-Net's own"
+    add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default if a table is given: nnUNetTrainer")
+    add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all trainers. Default: %(default)s")
+    words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"
     add("-epochs", type=int, metavar="N", help=words)
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
-    add("--report", metavar="HTML", type=Path, help="also write a page with figures, one file that opens anywhere")
-    tables = parser.add_argument_group("tables of the paper, on plans derived from -p where these say otherwise")
+    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
+    tables = parser.add_argument_group("tables of the paper, on plans derived from -p where their settings differ")
     tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
     words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"
     tables.add_argument("--grid", metavar="LAMBDA", type=float, nargs="*", help=words)
     tables.add_argument("--num_experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
     tables.add_argument("--experts", dest="num_experts", metavar="J", type=int, nargs="+", help=argparse.SUPPRESS)
-    words = "of these tables, train the heads alone, on the networks of the first stock trainer"
+    words = "in these tables, train only the heads, on the networks of the first stock trainer"
     tables.add_argument("--frozen", action="store_true", help=words)
-    words = "the simulated experts of --num_experts. Default: %(default)s"
+    words = "set of simulated experts for --num_experts. Default: %(default)s"
     tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
     running = parser.add_argument_group("running")
-    running.add_argument("--run", action="store_true", help="train what is missing, or only begun")
-    words = "default: cuda, if there is a GPU"
+    running.add_argument("--run", action="store_true", help="run missing and unfinished trainings")
+    words = "default: cuda if a GPU is available, else cpu"
     running.add_argument("-device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=words)
-    words = "where trainings run: one after another here, or as jobs through submitit. Default: %(default)s"
+    words = "where to run trainings: sequentially on this machine, or as jobs through submitit. Default: %(default)s"
     running.add_argument("-executor", choices=("here", "slurm", "local"), default="here", help=words)
-    words = "of jobs, as submitit names them: slurm_partition=gpu gpus_per_node=1 cpus_per_task=12 timeout_min=2880"
+    words = "submitit parameters of the jobs: slurm_partition=gpu gpus_per_node=1 cpus_per_task=12 timeout_min=2880"
     running.add_argument("-job", metavar="KEY=VALUE", nargs="+", default=[], help=words)
     running.add_argument("--time_prediction", action="store_true", help="time nnUNetv2_predict of every trainer")
     scoring = parser.add_argument_group("scoring")
-    words = f"who answers: a folder <expert>/<case>, or a set ({', '.join(EXPERT_SETS)}). Default: the models' own"
+    words = f"folder <expert>/<case> of masks, or a set ({', '.join(EXPERT_SETS)}). Default: those of the models"
     scoring.add_argument("-experts", metavar="EXPERTS", help=words)
     scoring.add_argument("-panel", dest="experts", metavar="EXPERTS", help=argparse.SUPPRESS)
     scoring.add_argument("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the models")
-    words = "case -> group (patient), drawn together for the intervals"
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
     scoring.add_argument("-groups", metavar="JSON", type=Path, help=words)
-    scoring.add_argument("-bootstrap_seed", type=int, default=0, help="seed of the intervals. Default: %(default)s")
+    scoring.add_argument("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
     return parser

@@ -1,7 +1,7 @@
-"""`nnUNetv2_deferral_calibrate`: fit a model's probabilities and budget thresholds on its validation cases.
+"""`nnUNetv2_deferral_calibrate`: fit a model's calibrators and budget thresholds on its validation cases.
 
-What is fitted goes into the plans.json of the model folder, where prediction finds it. It is fitted on what the final
-validation saved with `--npz`, for cases that the network of a fold has not seen.
+They are fitted to the outputs that the final validation saved with `--npz`, on cases held out from each fold's training
+set, and written to plans.json in the model folder, where prediction reads them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ COMMAND = "nnUNetv2_deferral_calibrate"
 
 
 def text(calibration: ModelCalibration) -> str:
-    """What was fitted, for people."""
+    """A summary of the fit for the terminal."""
     report = calibration.report
     lines = [f"{len(report['cases'])} validation cases of fold {', '.join(map(str, report['folds']))}"]
     if report["heads"]:
-        lines.append(
-            f"  is right with the probability it says?   map          ECE of the {LEAST_CERTAIN:.0%} least certain "
-            "voxels   of all voxels"
-        )
+        lines.append(f"  {'calibration':<40} calibrator   ECE of the {LEAST_CERTAIN:.0%} least certain voxels   of all")
     for name, head in report["heads"].items():
         found = [head[part][when]["ece"] for part in ("least_certain", "all") for when in ("before", "after")]
         errors = ["–" if error is None else f"{error:.4f}" for error in found]
@@ -45,7 +42,7 @@ def text(calibration: ModelCalibration) -> str:
             words = ("no limit" if capacity is None else f"{capacity:.2%}" for capacity in each.capacities)
             limits.append(f"capacities {', '.join(words)}")
         prices = ", ".join(f"{value:.3g}" for value in each.thresholds)
-        lines.append(f"  {' and '.join(limits)} over the dataset: gain above {prices}; {each.rate:.2%} deferred here")
+        lines.append(f"  {' and '.join(limits)} over the dataset: gain > {prices}; {each.rate:.2%} of voxels deferred")
     return "\n".join(lines)
 
 
@@ -56,8 +53,9 @@ def _capacity(text: str) -> float | None:
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Fit on a model's validation cases how probable it is that model and experts are right, and the "
-        "thresholds that keep a budget over a dataset; prediction then uses both. Needs a final validation with --npz.",
+        description="Calibrate the probabilities that model and experts are right, and fit thresholds that keep a "
+        "budget over a dataset, on the model's validation cases; prediction then uses both. Requires a final "
+        "validation with --npz.",
     )
     add = parser.add_argument
     add("-d", required=True, metavar="DATASET", help="dataset id or name")
@@ -65,19 +63,19 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-f", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
     add("-tr", required=True, metavar="TRAINER", help="trainer")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
-    add("-experts", metavar="SET", help="set of simulated experts to fit with. Default: those of the training")
-    add("-groups", metavar="JSON", type=Path, help="case -> group (patient), held back together")
+    add("-experts", metavar="SET", help="set of simulated experts. Default: those used in training")
+    add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
     add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
     add(
         "-capacities", metavar="C", type=_capacity, nargs="+",
-        help="share of all voxels that may go to each expert at most, one an expert, or none: thresholds keep them too",
+        help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
     )  # fmt: skip
-    add("--thresholds_only", action="store_true", help="leave the probabilities as they are")
+    add("--thresholds_only", action="store_true", help="fit thresholds only; keep the current calibration")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _make_parser()
     given = parser.parse_args(arguments)
     try:
@@ -99,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(text(calibration))
-    print(f"  {file}: predictions of this model use it from now on")
+    print(f"  written to {file}; used by all further predictions of this model")

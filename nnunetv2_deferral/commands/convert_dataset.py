@@ -1,7 +1,7 @@
-"""`nnUNetv2_deferral_convert_dataset`: bring a published dataset into nnU-Net's raw format.
+"""`nnUNetv2_deferral_convert_dataset`: convert a published dataset to nnU-Net's raw format.
 
-Downloading is left to the user, who has to accept the datasets' terms. The modules of
-:mod:`nnunetv2_deferral.dataset_conversion` say which files are expected.
+The user downloads the dataset and accepts its terms. The modules of :mod:`nnunetv2_deferral.dataset_conversion`
+document the expected files.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def convert_dataset(
     ignore_label_geometry: bool = False,
     num_processes: int = 1,
 ) -> Path:
-    """Write `nnunet_raw/DatasetXXX_<Name>`, wholly or not at all.
+    """Write `nnunet_raw/DatasetXXX_<Name>`, completely or not at all.
 
     Args:
         dataset: One of :data:`DATASETS`.
-        published_folder: Where the dataset was unpacked; see its module for what is expected.
-        dataset_id: From 1 to 999, not in use.
+        published_folder: The unpacked dataset; see its module for the expected files.
+        dataset_id: An unused dataset id, 1 to 999.
         nnunet_raw: nnU-Net's folder of raw datasets.
-        task: Of AMOS22: 1 for CT alone, 2 for CT and MRI, which is the default.
-        ignore_label_geometry: Pair volumes voxel by voxel where the header of a segmentation has another geometry.
-        num_processes: Worker processes; 1 works in this process.
+        task: Task of AMOS22: 1 for CT only, 2 (default) for CT and MRI.
+        ignore_label_geometry: Pair images and segmentations voxel by voxel even if their headers differ in geometry.
+        num_processes: Number of worker processes; 1 runs in this process.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        InputError: If the published folder, or something without which nothing can be converted, is missing.
-        InputError: If there is a dataset with this id.
-        InputError: For faulty files, all named, and options that do not go with the dataset.
+        InputError: If the published folder or a required file is missing.
+        InputError: If a dataset with this id exists.
+        InputError: For invalid files, listing all of them, and for options that do not apply to the dataset.
     """
     info, cases = _find(dataset, Path(published_folder), task, ignore_label_geometry)
     return write_dataset(info, cases, Path(nnunet_raw), dataset_id, num_processes=num_processes)
@@ -59,12 +59,12 @@ def _find(
     dataset: str, folder: Path, task: int | None, ignore_label_geometry: bool
 ) -> tuple[DatasetInfo, Sequence[Case]]:
     if dataset not in DATASETS:
-        raise InputError(f"there is no dataset {dataset!r}, only {', '.join(DATASETS)}")
+        raise InputError(f"unknown dataset {dataset!r}; known datasets: {', '.join(DATASETS)}")
     if task is not None and dataset != "amos22":
         raise InputError(f"only amos22 has tasks, not {dataset}")
     if dataset == "chaksu":
         if ignore_label_geometry:
-            raise InputError("photographs have no geometry that could be ignored")
+            raise InputError("chaksu consists of photographs, whose files have no geometry to ignore")
         return find_chaksu(folder)
     if dataset == "amos22":
         return find_amos22(folder, task=2 if task is None else task, ignore_label_geometry=ignore_label_geometry)
@@ -73,12 +73,12 @@ def _find(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _parser()
     given = parser.parse_args(arguments)
     target = given.o or nnUNet_raw.get()
     if not target:
-        parser.error("nnUNet_raw is not set: set it or say with -o where the dataset shall be")
+        parser.error("nnUNet_raw is not set; set it or specify the folder of raw datasets with -o")
     try:
         convert_dataset(
             given.dataset,
@@ -96,19 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_deferral_convert_dataset",
-        description="Bring a published dataset, downloaded and unpacked, into nnU-Net's raw format. All files are "
-        "checked first; the dataset appears when it is complete, and nothing is overwritten.",
+        description="Convert a published dataset, downloaded and unpacked, to nnU-Net's raw format. All files are "
+        "checked first; the dataset appears once it is complete, and nothing is overwritten.",
     )
     add = parser.add_argument
-    add("dataset", choices=DATASETS, help="which dataset it is")
+    add("dataset", choices=DATASETS, help="name of the dataset")
     add("-i", metavar="PUBLISHED_FOLDER", required=True, help="folder with the published files")
-    add("-d", metavar="ID", type=int, required=True, help="id of the dataset in nnU-Net, 1 to 999")
+    add("-d", metavar="ID", type=int, required=True, help="dataset id in nnU-Net, 1 to 999")
     add("-o", metavar="NNUNET_RAW", help="folder of raw datasets. Default: the environment variable nnUNet_raw")
     add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
-    add("-task", type=int, choices=TASKS, help="amos22: 1 for CT alone, 2 for CT and MRI. Default: 2")
+    add("-task", type=int, choices=TASKS, help="amos22: 1 for CT only, 2 for CT and MRI. Default: 2")
     geometry = (
-        "pair segmentations with their images voxel by voxel where their headers disagree on spacing, origin or "
-        "direction; some of LiTS' need it"
+        "pair images and segmentations voxel by voxel even if their headers differ in spacing, origin or direction; "
+        "required for some cases of LiTS"
     )
     add("--ignore_label_geometry", action="store_true", help=geometry)
     return parser

@@ -1,4 +1,4 @@
-"""`nnUNetv2_deferral_demo`: the whole way from images to a report, on generated data, in a few minutes on a CPU."""
+"""`nnUNetv2_deferral_demo`: the whole pipeline from images to a report, on generated data, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from nnunetv2_deferral.report.tables import deferral_rows, score_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input and failing steps end with a message on stderr."""
+    """Entry point; invalid input and failed steps give a message on stderr and a nonzero exit code."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Learning to defer on generated data, from images to a report, through the stock nnU-Net commands. "
-        "Takes some minutes on two CPU cores. Your own nnU-Net folders are not touched.",
+        description="Run the whole pipeline on generated data, from images to a report, with the stock nnU-Net "
+        "commands. Takes a few minutes on two CPU cores. Your own nnU-Net folders are not touched.",
     )
     parser.add_argument("-o", metavar="OUT", default="demo_output", help="output folder. Default: ./%(default)s")
     parser.add_argument(
-        "-device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda, if there is a GPU"
+        "-device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="default: cuda if a GPU is available, else cpu",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the output folder")
     given = parser.parse_args(arguments)
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     except StepError as error:
         sys.exit(f"{COMMAND}: {error}")
-    print(f"\nDone in {time.monotonic() - begin:.0f} s on {device}. The {NUM_TEST} test cases:\n")
+    print(f"\nDone in {time.monotonic() - begin:.0f} s on {device}. Results on the {NUM_TEST} test cases:\n")
     table = read_json(files.table_json)
     print(_as_text(score_rows(table)), _as_text(deferral_rows(table)), sep="\n\n")
     print(f"\nReport: {files.report}")

@@ -1,4 +1,4 @@
-"""`nnUNetv2_deferral_doctor`: would a deferral training start here, and if not, what to do about it."""
+"""`nnUNetv2_deferral_doctor`: check whether a deferral training would start, and suggest a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 class Finding(NamedTuple):
-    """One checked thing: what it is, what was found, and what to do if it is a fault (None if it is well)."""
+    """The result of one check: its name, the state found, and a remedy (None if there is no fault)."""
 
     name: str
     found: str
@@ -28,9 +28,10 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Check everything that a training needs before it starts.
+    """Check all prerequisites of a training.
 
-    Imports come one after the other, so that the first that fails is named; later checks that need it are left out.
+    Imports are checked in order of dependency; after the first failure the remaining checks, which depend on it, are
+    skipped.
     """
     findings = [*_versions(), *(_folder(name) for name in _FOLDERS), _workers(), _external_trainers()]
     for check in (_torchvision, _nnunet_version, _hooks, _lookup):
@@ -41,10 +42,10 @@ def examine() -> list[Finding]:
 
 
 def describe_trainers() -> str:
-    """What the trainers' names can say."""
+    """The available trainer names and options."""
     from nnunetv2_deferral.nnunet.naming import OPTIONS, example_names
 
-    lines = ["trainers (any number of options can follow the name):"]
+    lines = ["trainers (any number of options can be appended to the name):"]
     lines += [f"  {name}" for name in example_names()]
     lines += [f"    _{name:<12} {option.description}" for name, option in OPTIONS.items()]
     return "\n".join(lines)
@@ -63,20 +64,20 @@ def _versions() -> list[Finding]:
 def _folder(name: str) -> Finding:
     value = os.environ.get(name)
     if not value:
-        return Finding(name, "not set", f"export {name}=/your/folder (nnU-Net needs all of {', '.join(_FOLDERS)})")
+        return Finding(name, "not set", f"export {name}=/your/folder (nnU-Net requires {', '.join(_FOLDERS)})")
     if name != "nnUNet_results" and not Path(value).is_dir():
-        return Finding(name, f"{value} is no folder", f"create it, or correct {name}")
+        return Finding(name, f"{value} is not a folder", f"create it or correct {name}")
     return Finding(name, value)
 
 
 def _workers() -> Finding:
     value = os.environ.get("nnUNet_n_proc_DA")
     if value is None:
-        return Finding("nnUNet_n_proc_DA", "not set (nnU-Net chooses)")
+        return Finding("nnUNet_n_proc_DA", "not set (nnU-Net's default applies)")
     if not value.isdigit():
-        return Finding("nnUNet_n_proc_DA", value, "set it to a whole number of data loading processes")
+        return Finding("nnUNet_n_proc_DA", value, "set it to the number of data loading processes, an integer")
     if value == "0":
-        return Finding("nnUNet_n_proc_DA", "0", "set it to at least 1: nnU-Net's planning fails with 0")
+        return Finding("nnUNet_n_proc_DA", "0", "set it to at least 1; nnU-Net's planning fails with 0")
     return Finding("nnUNet_n_proc_DA", value)
 
 
@@ -88,32 +89,32 @@ def _external_trainers() -> Finding:
     if not listed:
         return Finding("nnUNet_extTrainer", "not set", advice)
     if folder not in listed:
-        return Finding("nnUNet_extTrainer", f"{value} does not name our trainers", advice)
+        return Finding("nnUNet_extTrainer", f"{value} does not include our trainers", advice)
     return Finding("nnUNet_extTrainer", value)
 
 
 def _guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # a doctor reports whatever breaks
+    except Exception as error:  # any failure is a finding
         return Finding(check.__name__.strip("_"), f"{type(error).__name__}: {error}", "see the message")
 
 
 def _torchvision() -> Finding:
-    """nnU-Net imports torchvision when it looks up any external trainer; builds that do not match break that."""
+    """Import torchvision, as nnU-Net does to look up any external trainer; incompatible builds fail on import."""
     try:
         import torchvision
     except Exception as error:
         return Finding(
             "torch and torchvision",
-            f"do not fit together ({type(error).__name__}: {error})",
-            "reinstall both from one source: pip install --force-reinstall torch torchvision",
+            f"are incompatible ({type(error).__name__}: {error})",
+            "reinstall both from the same source: pip install --force-reinstall torch torchvision",
         )
     import torch
 
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else "no GPU: add -device cpu to nnU-Net's commands"
-    return Finding("torch and torchvision", f"{torch.__version__} and {torchvision.__version__} fit; {device}")
+    return Finding("torch and torchvision", f"{torch.__version__} and {torchvision.__version__}; {device}")
 
 
 def _nnunet_version() -> Finding:
@@ -132,12 +133,12 @@ def _hooks() -> Finding:
 
     problems = hooks.misfits()
     if problems:
-        return Finding("hooks into nnU-Net", "; ".join(problems), "install a tested nnunetv2, see above")
-    return Finding("hooks into nnU-Net", f"all {len(hooks.REPLACEMENTS)} replaced names are where they should be")
+        return Finding("hooks into nnU-Net", "; ".join(problems), "install a tested version of nnunetv2, see above")
+    return Finding("hooks into nnU-Net", f"all {len(hooks.REPLACEMENTS)} replaced names found")
 
 
 def _lookup() -> Finding:
-    """Find a trainer the way nnU-Net's commands do."""
+    """Look up a trainer as nnU-Net's commands do."""
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     name, folder = "nnUNetTrainerDeferral3Experts", str(trainers_folder())
@@ -154,12 +155,12 @@ def _render(finding: Finding) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; the exit code is 0 only if a training would start."""
+    """Entry point; exits with code 0 only if a training would start."""
     parser = argparse.ArgumentParser(description="Check whether a deferral training would start on this machine.")
     parser.add_argument(
         "--trainers",
         action="store_true",
-        help="only print the folder that nnUNet_extTrainer must name",
+        help="only print the trainers' folder, for nnUNet_extTrainer",
     )
     if parser.parse_args(arguments).trainers:
         print(trainers_folder())
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(_render(finding) for finding in findings))
     faults = [finding for finding in findings if finding.advice is not None]
     if faults:
-        print(f"\n{len(faults)} fault(s): a training would not start. Do what is said behind the arrows.")
+        print(f"\n{len(faults)} fault(s): a training would not start. Follow the advice after the arrows.")
         sys.exit(1)
     print(f"\n{describe_trainers()}\n\nA training would start, for example:")
     print("  nnUNetv2_train DATASET 2d 0 -tr nnUNetTrainerDeferral3Experts")

@@ -1,4 +1,4 @@
-"""`nnUNetv2_deferral_evaluate`: score predictions of a deferral model against references and its experts."""
+"""`nnUNetv2_deferral_evaluate`: evaluate predictions of a deferral model against references, with expert answers."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ COMMAND = "nnUNetv2_deferral_evaluate"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
-    """Where everything is that an evaluation reads.
+    """The inputs of an evaluation.
 
     Attributes:
         predictions: The predictions.
-        references: The folder of the references, named as the predictions.
-        experts: The experts.
-        has_probabilities: Whether the model's probabilities (npz) lie beside all masks.
-        fold_folders: Folders of the masks of single folds; may be empty.
-        has_routing: Whether all cases have routing probabilities beside their maps that say who is right (one-vs-all).
+        references: The folder of the references, with the same file names as the predictions.
+        experts: The experts' answers.
+        has_probabilities: Whether the model's probabilities (npz) exist for all cases.
+        fold_folders: Folders with the masks of single folds; may be empty.
+        has_routing: Whether routing probabilities of a one-vs-all model exist for all cases.
     """
 
     predictions: PredictionFolder
@@ -58,7 +58,7 @@ class EvaluationInputs:
         """Read a case.
 
         Raises:
-            InputError: If a file is missing, cannot be read or has another shape or geometry than the prediction.
+            InputError: If a file is missing or cannot be read, or its shape or geometry differs from the prediction's.
         """
         saved = {"softmax": self.has_probabilities, "routing": self.has_routing}
         prediction = self.predictions.case(case).without(*(what for what, of_all in saved.items() if not of_all))
@@ -72,7 +72,7 @@ class EvaluationInputs:
         )
 
     def _read_like(self, folder: Path, prediction: PredictedCase) -> np.ndarray:
-        """The labels of a predicted case in another folder."""
+        """The label map of a predicted case in another folder."""
         file = folder / self.predictions.mask_file(prediction.name).name
         return self.predictions.files.read_like(file, prediction.model, prediction.properties)
 
@@ -87,25 +87,25 @@ def open_inputs(
     dataset_json: Path | None = None,
     fold_folders: Sequence[Path] = (),
 ) -> EvaluationInputs:
-    """Find everything that an evaluation needs, and refuse before anything is computed.
+    """Find all inputs of an evaluation and check them before anything is computed.
 
     Args:
-        predictions: A folder that a deferral model has predicted into.
-        references: The label files.
+        predictions: A folder of predictions by a deferral model.
+        references: The folder of reference label files.
         experts: A folder `<expert>/<case>`, the name of a set of simulated experts, or None for the simulated experts
             that the model was trained with.
-        seed: Of simulated experts; None for that of the model's settings.
-        error_model: Let simulated experts err in this manner instead of their own.
+        seed: Seed of simulated experts; None for that of the model's settings.
+        error_model: Error model of all simulated experts; None for those of their profiles.
         dataset_json: See :meth:`.PredictionFolder.open`.
-        fold_folders: Masks predicted by single folds, one folder a fold.
+        fold_folders: Folders with the masks predicted by single folds, one per fold.
 
     Raises:
-        InputError: For predictions without maps, cases without reference or without any expert's mask, or experts who
-            do not go with the model's.
+        InputError: For predictions without maps, cases without a reference or any expert's mask, or experts that do
+            not match the model's.
     """
     folder = PredictionFolder.open(predictions, dataset_json)
     if not references.is_dir():
-        raise InputError(f"there is no folder of references {references}")
+        raise InputError(f"the folder of references {references} does not exist")
     same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))
     for each in fold_folders:
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
@@ -117,7 +117,7 @@ def open_inputs(
         experts=_answering(folder, experts, seed, error_model),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
-        # Those of the other objective are the probabilities of routes, and nothing that happens or not.
+        # The other objective gives probabilities of routes, which have no observable frequency.
         has_routing=all(has_routing) and folder.index["settings"].get("objective") == ONE_VS_ALL,
     )
 
@@ -129,10 +129,10 @@ def evaluate(
     groups: Mapping[str, Any] | None = None,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate, one case in memory at a time.
+    """Evaluate all cases, with one case in memory at a time.
 
     Returns:
-        What `deferral_summary.json` holds: see docs/evaluation.md.
+        The content of `deferral_summary.json`, see docs/reference/evaluation.md.
     """
     folder, experts = inputs.predictions, inputs.experts
     calibration = folder.calibration
@@ -154,16 +154,16 @@ def evaluate(
 
 
 def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
-    """What the experts' answers cost them, where they were given on the review page.
+    """The experts' effort, if their answers were given on the review page.
 
     Args:
-        experts: The folder of their masks.
+        experts: The folder of the experts' masks.
         names: The names of the experts.
-        cases: The cases of the evaluation.
+        cases: The evaluated cases.
 
     Returns:
-        For each expert the number of submitted `cases` among these, their `regions`, `voxels` asked about,
-        `changed_voxels`, and the `minutes` worked; None where there is no review.json in the folder.
+        For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
+        `changed_voxels`, and the `minutes` worked; None if the folder has no review.json.
 
     Raises:
         InputError: If review.json cannot be read.
@@ -185,7 +185,7 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
 
 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
-    """Write `deferral_summary.json`, `cases.csv` and `budgets.csv`, each whole or not at all; returns the files."""
+    """Write `deferral_summary.json`, `cases.csv` and `budgets.csv` atomically; returns the files."""
     write_json(summary, output / SUMMARY_NAME)
     tables = {"cases.csv": case_rows(summary), "budgets.csv": budget_rows(summary)}
     with written_whole(output) as scratch:
@@ -198,10 +198,10 @@ def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
 
 
 def write_report(summary: Mapping[str, Any], inputs: EvaluationInputs, file: Path, images: Path | None = None) -> None:
-    """Write the page about an evaluation; with a folder of images it shows a few cases, which are read again.
+    """Write the HTML report of an evaluation; with a folder of images it shows a few cases, which are read again.
 
     Raises:
-        InputError: If an image cannot be read or does not fit its case.
+        InputError: If an image cannot be read or does not match its case.
     """
     cases = None if images is None else case_pictures(summary, inputs.predictions, inputs.read, images)
     write_evaluation_page(summary, file, cases=cases, unit=inputs.predictions.files.unit)
@@ -215,7 +215,8 @@ def _answering(
     profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
     if raters_of(profiles):
         raise InputError(
-            f"this model asks raters ({', '.join(folder.experts)}): give the folder of their masks, -experts"
+            f"this model was trained with raters ({', '.join(folder.experts)}); specify the folder of their masks with "
+            "-experts"
         )
     if error_model is not None:
         profiles = tuple(replace(profile, error_model=error_model) for profile in profiles_of(profiles))
@@ -223,9 +224,9 @@ def _answering(
 
 
 def _experts_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) -> ExpertAnswers:
-    """The experts whose masks are in a folder; simulated ones among raters may be missing there."""
+    """The experts with masks in a folder; simulated experts of the training may be absent from it."""
     if not experts.is_dir():
-        raise InputError(f"there is no folder of experts {experts}, and no set of that name ({', '.join(EXPERT_SETS)})")
+        raise InputError(f"{experts} is neither a folder nor a set of simulated experts ({', '.join(EXPERT_SETS)})")
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
     answering = tuple(Rater(trained.name) if masks.cases(trained.name) else trained for trained in trained_with(folder))
     masks = ExpertMasks.of(experts, raters_of(answering), folder.files)
@@ -240,34 +241,40 @@ def _experts_of_folder(folder: PredictionFolder, experts: Path, seed: int | None
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Score predictions of a deferral model: model, experts and system, what was deferred and what came "
-        "of it, and how its ranking of voxels compares with others at the same budgets.",
+        description="Evaluate predictions of a deferral model: Dice of model, experts and system, the effect of "
+        "deferral, and the model's ranking of voxels compared with others at matched budgets.",
     )
     add = parser.add_argument
     add("-ref", metavar="LABELS", type=Path, required=True, help="folder of the references")
     add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
     sets = f"a set of simulated experts ({', '.join(EXPERT_SETS)})"
-    add("-experts", metavar="EXPERTS", help=f"folder of the experts' masks, or {sets}. Default: those of the training")
+    add("-experts", metavar="EXPERTS", help=f"folder of the experts' masks, or {sets}. Default: those used in training")
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
     add("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the model's settings")
-    add("-error_model", choices=ERROR_MODEL_NAMES, help="manner in which simulated experts err. Default: their own")
-    add("-djfile", metavar="DATASET_JSON", type=Path, help="default: the one beside the predictions")
-    add("-groups", metavar="JSON", type=Path, help="case -> group (patient), drawn together for the intervals")
-    add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help="masks of single folds, to compare")
+    add(
+        "-error_model",
+        choices=ERROR_MODEL_NAMES,
+        help="error model of all simulated experts. Default: those of their profiles",
+    )
+    add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
+    add("-groups", metavar="JSON", type=Path, help=words)
+    words = "folders with masks of single folds, for failure detection by their disagreement"
+    add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
     add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
-    add("-bootstrap_seed", type=int, default=0, help="seed of the intervals. Default: %(default)s")
-    add("--report", metavar="HTML", type=Path, help="also write a page with figures, one file that opens anywhere")
+    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
+    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _make_parser()
     given = parser.parse_args(arguments)
     try:
         if not all(0 <= budget <= 1 for budget in given.budgets):
-            raise InputError(f"budgets are shares of the voxels in [0, 1], got {given.budgets}")
+            raise InputError(f"budgets must be shares of the voxels in [0, 1], got {given.budgets}")
         inputs = open_inputs(
             given.i,
             given.ref,
@@ -279,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if given.images is not None:
             if given.report is None:
-                raise InputError("-images are shown in a report: give --report FILE as well")
+                raise InputError("-images are only used in a report; specify --report FILE as well")
             inputs.predictions.files.check_images(given.images, inputs.predictions.cases)
         groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
         summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
@@ -291,5 +298,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     print(evaluation_text(summary))
     if not inputs.has_probabilities:
-        print("  Without probabilities beside all masks (--save_probabilities, --npz): no max softmax, no entropy")
+        print("  max softmax and entropy omitted: not all cases have probabilities (--save_probabilities, --npz)")
     print("\n".join(f"  {file}" for file in files))

@@ -1,7 +1,7 @@
-"""`nnUNetv2_deferral_fuse`: the system's masks, from the masks and routes of a model and the masks of its experts.
+"""`nnUNetv2_deferral_fuse`: fuse a model's masks with those of its experts, as routed.
 
-The rule is that of training: every voxel is answered by whom it was routed to. Where the expert who was asked has no
-label, the model's stays, and `fusion.json` says how many voxels of which case that concerns.
+As in training, each voxel takes the label of the source it was routed to. Where that expert has no label, the model's
+label is kept; `fusion.json` counts these voxels for each case.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
 
@@ -30,19 +31,20 @@ def fuse_folder(
     """Fuse all cases of a prediction.
 
     Args:
-        predictions: A folder that a deferral model has predicted into.
-        experts: The experts' masks, `<experts>/<expert>/<case><file_ending>`, with the names of deferral.json.
-        output: Where `<case><file_ending>` and fusion.json go. They appear together, when the last is complete.
+        predictions: A folder of predictions by a deferral model.
+        experts: The folder of the experts' masks, `<experts>/<expert>/<case><file_ending>`, with the expert names of
+            deferral.json.
+        output: Output folder for `<case><file_ending>` and fusion.json, which appear together once all are complete.
         dataset_json: See :meth:`.PredictionFolder.open`.
-        overwrite: Replace masks that are in `output` already.
+        overwrite: Replace existing masks in `output`.
 
     Returns:
-        What was written to fusion.json: `experts`, and for every case the number of voxels `deferred`, `changed` by
-        it, and `unanswered` by expert.
+        The content of fusion.json: `experts`, and for each case the number of voxels `deferred`, `changed`, and
+        `unanswered` (by expert).
 
     Raises:
-        InputError: For predictions without deferral maps, an expert who was asked and has no masks at all, a mask that
-            does not fit its case (shape, geometry, labels), or an output folder that holds something already.
+        InputError: For predictions without deferral maps, an expert to whom voxels are routed but who has no masks, a
+            mask that does not match its case (shape, geometry, labels), or an output folder that already has masks.
     """
     folder = PredictionFolder.open(predictions, dataset_json)
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
@@ -56,7 +58,9 @@ def fuse_folder(
             model, route = case.model, case.route
             answers = masks.answers(name, model.shape, case.properties)
             system = fuse_masks(model, answers, route)
-            folder.files.reader.write_seg(system, str(scratch / folder.mask_file(name).name), case.properties)
+            file = folder.mask_file(name).name
+            folder.files.reader.write_seg(system, str(scratch / file), case.properties)
+            check_written(scratch / file, output / file)
             missed = np.bincount(route[unanswered(answers, route)], minlength=len(folder.experts) + 1)[1:]
             cases[name] = {
                 "deferred": int((route > 0).sum()),
@@ -68,7 +72,7 @@ def fuse_folder(
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
-    """What was done, for people."""
+    """A summary of the fusion for the terminal."""
     cases = report["cases"]
     deferred, changed = (sum(case[key] for case in cases.values()) for key in ("deferred", "changed"))
     lines = [f"{len(cases)} cases fused into {output}: {deferred} voxels deferred, {changed} changed"]
@@ -77,8 +81,8 @@ def summary(report: dict[str, Any], output: Path) -> str:
         if missed:
             names = ", ".join(list(missed)[:5]) + (", ..." if len(missed) > 5 else "")
             lines.append(
-                f"  {expert} has no label for {sum(missed.values())} voxels of {len(missed)} cases ({names}): the "
-                "model's stay"
+                f"  {expert} has no label for {sum(missed.values())} voxels of {len(missed)} cases ({names}); the "
+                "model's labels are kept"
             )
     return "\n".join(lines)
 
@@ -86,29 +90,29 @@ def summary(report: dict[str, Any], output: Path) -> str:
 def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *, overwrite: bool) -> None:
     read_from = [folder.folder, *(masks.folder / expert for expert in masks.experts)]
     if output.resolve() in [each.resolve() for each in read_from]:
-        raise InputError(
-            f"the fused masks would replace those they are made of in {output}: choose another folder (-o)"
-        )
+        raise InputError(f"the fused masks would overwrite their own inputs in {output}; choose another folder (-o)")
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
     if existing and not overwrite:
         raise InputError(
-            f"{output} holds masks of {len(existing)} of these cases already, the first of {existing[0]}; choose "
-            "another folder (-o), or replace them (--overwrite)"
+            f"{output} already has masks of {len(existing)} of these cases, the first being {existing[0]}; choose "
+            "another folder (-o) or replace them (--overwrite)"
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description="Fuse the masks of a deferral model with those of its experts, voxel by voxel as the model routed "
-        "them. Masks of experts are found as EXPERTS/<expert>/<case>, with the names of the model's experts.",
+        description="Fuse the masks of a deferral model with those of its experts, voxel by voxel as routed. The "
+        "experts' masks are EXPERTS/<expert>/<case>, with the names of the model's experts.",
     )
     parser.add_argument("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
     parser.add_argument("-experts", metavar="EXPERTS", type=Path, required=True, help="folder of the experts' masks")
     parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder for the fused masks")
-    parser.add_argument("-djfile", metavar="DATASET_JSON", type=Path, help="default: the one beside the predictions")
-    parser.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    parser.add_argument(
+        "-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     given = parser.parse_args(arguments)
     try:
         report = fuse_folder(given.i, given.experts, given.o, dataset_json=given.djfile, overwrite=given.overwrite)

@@ -1,7 +1,7 @@
-"""`nnUNetv2_deferral_plan_experiment`: plan deferral networks, and preprocess what no other plans have yet.
+"""`nnUNetv2_deferral_plan_experiment`: plan deferral networks and preprocess data that does not exist yet.
 
-nnU-Net's own planning command finds planners inside nnunetv2 only; this one hands ours to the same function. What it
-writes is an ordinary plans file, which all stock commands read.
+nnU-Net's planning command finds only planners inside nnunetv2; this one passes ours to the same function. The result is
+an ordinary plans file, which all stock commands can read.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from nnunetv2_deferral.raters import declared_raters
 
 COMMAND = "nnUNetv2_deferral_plan_experiment"
 DEFAULT_PLANNER = "nnUNetPlannerDeferral"
-# nnU-Net's own numbers of preprocessing processes, of which no more than nnUNet_def_n_proc are used here.
+# nnU-Net's default numbers of preprocessing processes, here limited to nnUNet_def_n_proc.
 _NUM_PROCESSES = {"2d": 8, "3d_fullres": 4, "3d_lowres": 8}
 _STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedExperiment:
-    """Plans, written or about to be.
+    """Plans of a deferral experiment, before or after they are written.
 
     Attributes:
         dataset_name: Full name of the dataset, `DatasetXXX_Name`.
-        plans_file: The file of the plans; its stem is their name, as the stock commands want it.
-        deferral: Their `"deferral"` block, and in what it differs from the defaults if it was kept.
+        plans_file: The plans file; its stem is the name of the plans.
+        deferral: The `"deferral"` block, and its differences from the defaults if an existing one was kept.
     """
 
     dataset_name: str
@@ -68,9 +68,10 @@ class ConfigurationData(NamedTuple):
 
     Attributes:
         configuration: Name of the configuration.
-        shape: Its patch and batch size, for people.
-        folder: Where its data is or will be.
-        num_cases: Training cases of the dataset; `num_missing` of them have no complete files in the folder.
+        shape: Its patch and batch size, as text.
+        folder: The folder of its preprocessed data; it need not exist.
+        num_cases: Number of training cases of the dataset.
+        num_missing: How many of them have no complete files in the folder.
     """
 
     configuration: str
@@ -89,19 +90,19 @@ def check_request(
     experts: str | Sequence[str] | None = None,
     overwrite_deferral: bool = False,
 ) -> PlannedExperiment:
-    """Find what is wrong with a request before anything is computed or written. Arguments as below.
+    """Check a request before anything is computed or written; arguments as in :func:`plan_deferral_experiment`.
 
     Raises:
-        InputError: For an unknown planner, for nnUNet_n_proc_DA below 1 (nnU-Net cannot plan then), and for what
-            :func:`nnunetv2_deferral.planners.deferral.settle_deferral_block` refuses.
-        RuntimeError: nnU-Net's, for an unknown dataset id.
+        InputError: For an unknown planner, for nnUNet_n_proc_DA below 1 (nnU-Net cannot plan then), and as in
+            :func:`nnunetv2_deferral.planners.deferral.settle_deferral_block`.
+        RuntimeError: Raised by nnU-Net for an unknown dataset id.
     """
     if planner not in PLANNERS:
-        raise InputError(f"unknown planner {planner!r}. There are: {', '.join(PLANNERS)}")
+        raise InputError(f"unknown planner {planner!r}; known planners: {', '.join(PLANNERS)}")
     if get_allowed_n_proc_DA() < 1:
         raise InputError(
-            f"nnUNet_n_proc_DA is {get_allowed_n_proc_DA()}, but nnU-Net needs at least 1 to plan. Set it for this "
-            f"command: nnUNet_n_proc_DA=1 {COMMAND} ..."
+            f"nnUNet_n_proc_DA is {get_allowed_n_proc_DA()}, but nnU-Net's planning requires at least 1. Set it for "
+            f"this command: nnUNet_n_proc_DA=1 {COMMAND} ..."
         )
     dataset_name = full_dataset_name(dataset_name_or_id)
     plans_file = Path(nnUNet_preprocessed, dataset_name, f"{plans_name or PLANNERS[planner].default_plans_name}.json")
@@ -131,12 +132,13 @@ def plan_deferral_experiment(
     Args:
         dataset_name_or_id: A dataset in nnUNet_raw.
         planner: Name of a planner in :data:`nnunetv2_deferral.planners.PLANNERS`.
-        plans_name: Name of the plans; None for the planner's own.
-        num_experts: J; None for that of plans that exist under this name, else that of the dataset's raters, else 3.
+        plans_name: Name of the plans; None for the planner's default.
+        num_experts: Number of experts J; None for that of existing plans of this name, else the number of the
+            dataset's raters, else 3.
         experts: Name of a set of simulated experts, or a list of the dataset's raters; None for all raters of the
-            dataset, or where it has none for the usual set of that size.
-        overwrite_deferral: Write the defaults over an existing `"deferral"` block, which is kept otherwise.
-        gpu_memory_target_in_gb: None for the planner's own.
+            dataset, or if it has none, for the default set of that size.
+        overwrite_deferral: Replace an existing `"deferral"` block by the defaults instead of keeping it.
+        gpu_memory_target_in_gb: GPU memory to plan for in GB; None for the planner's default.
         overwrite_target_spacing: Target spacing of 3d_fullres, three floats; None for nnU-Net's choice.
 
     Raises:
@@ -157,7 +159,7 @@ def plan_deferral_experiment(
 
 
 def configuration_data(planned: PlannedExperiment) -> list[ConfigurationData]:
-    """The configurations of the plans and how much of their data is there."""
+    """The configurations of the plans and the state of their preprocessed data."""
     plans = PlansManager(str(planned.plans_file))
     raw = Path(nnUNet_raw, planned.dataset_name)
     cases = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json"))
@@ -177,29 +179,31 @@ def preprocess_missing(
     configurations: Sequence[str] | None = None,
     num_processes: Sequence[int] | None = None,
 ) -> list[str]:
-    """Preprocess, with nnU-Net's function, the configurations whose data is missing or incomplete.
+    """Preprocess the configurations whose data is missing or incomplete, with nnU-Net's function.
 
     Args:
         planned: The plans.
-        configurations: Which ones; None for all. As in nnU-Net, usual ones that the dataset lacks are passed over.
-        num_processes: One number, or one for each of `configurations`; None for nnU-Net's own (8, 4 in 3d_fullres),
-            but no more than nnUNet_def_n_proc.
+        configurations: The configurations; None for all. As in nnU-Net, standard ones that the plans lack are skipped.
+        num_processes: One number, or one for each of `configurations`; None for nnU-Net's default (8, or 4 for
+            3d_fullres), limited to nnUNet_def_n_proc.
 
     Returns:
         The configurations that were preprocessed.
 
     Raises:
-        InputError: For a configuration that neither the plans nor nnU-Net know, or a wrong number of processes.
+        InputError: For a configuration unknown to both the plans and nnU-Net, or an invalid number of processes.
     """
     available = [data.configuration for data in configuration_data(planned)]
     wanted = available if configurations is None else list(configurations)
     unknown = [name for name in wanted if name not in (*available, *_STOCK_CONFIGURATIONS)]
     if unknown:
-        raise InputError(f"{planned.plans_name} has no configuration {', '.join(unknown)}, only {', '.join(available)}")
+        raise InputError(
+            f"{planned.plans_name} has no configuration {', '.join(unknown)}; available: {', '.join(available)}"
+        )
     dataset_id = convert_dataset_name_to_id(planned.dataset_name)
     done = []
     for name, processes in zip(wanted, _processes(wanted, num_processes), strict=True):
-        # Asked anew each time: configurations may share a folder, which the one before has filled then.
+        # Checked again each time, because configurations may share a folder.
         data = {data.configuration: data for data in configuration_data(planned)}.get(name)
         if data is not None and data.num_missing:
             preprocess_dataset(dataset_id, planned.plans_name, [name], [processes])
@@ -208,7 +212,7 @@ def preprocess_missing(
 
 
 def summary(planned: PlannedExperiment) -> str:
-    """What was planned and what to type next, for people."""
+    """A summary of the plans and the next commands, for the terminal."""
     experts = planned.deferral.settings.expert_names
     lines = [
         f"{planned.dataset_name}: {planned.plans_name} for {len(experts)} expert(s): {', '.join(experts)}",
@@ -216,13 +220,13 @@ def summary(planned: PlannedExperiment) -> str:
         f"  written to {planned.plans_file}",
     ]
     if planned.deferral.kept:
-        lines.append('  your "deferral" block was kept (--overwrite_deferral writes the defaults instead):')
+        lines.append('  kept the existing "deferral" block (--overwrite_deferral replaces it by the defaults):')
         lines.extend(f"    {difference}" for difference in planned.deferral.kept)
     configurations = configuration_data(planned)
     for data in configurations:
         state = f"{data.num_cases} cases ready"
         if data.num_missing:
-            state = f"{data.num_missing} of {data.num_cases} cases still to be preprocessed"
+            state = f"{data.num_missing} of {data.num_cases} cases not yet preprocessed"
         lines.append(f"  {data.configuration}: {data.shape}; data in {data.folder.name}, {state}")
     lines.append("Next:")
     lines.extend(f"  {command}" for command in _next_commands(planned, configurations))
@@ -230,11 +234,11 @@ def summary(planned: PlannedExperiment) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if not given.preprocess and (given.c or given.np):
-        parser.error("-c and -np say what to preprocess and how: they need --preprocess")
+        parser.error("-c and -np require --preprocess")
     asked: dict[str, Any] = {"planner": given.pl, "plans_name": given.overwrite_plans_name}
     asked |= {key: getattr(given, key) for key in ("num_experts", "experts", "overwrite_deferral")}
     if given.experts is not None and len(given.experts) == 1 and given.experts[0] in EXPERT_SETS:
@@ -265,24 +269,24 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-d", nargs="+", required=True, help="Dataset ids or names, as in nnU-Net")
     add("-pl", default=DEFAULT_PLANNER, help=f"Planner: {', '.join(PLANNERS)}. Default: %(default)s")
-    add("-gpu_memory_target", type=float, help="GPU memory to plan for, in GB. Default: the planner's own")
+    add("-gpu_memory_target", type=float, help="GPU memory to plan for, in GB. Default: the planner's")
     add("-overwrite_target_spacing", type=float, nargs=3, help="Target spacing of 3d_fullres. Default: nnU-Net's")
-    add("-overwrite_plans_name", help="Name of the plans. Default: the planner's own")
+    add("-overwrite_plans_name", help="Name of the plans. Default: the planner's")
     add("-num_experts", type=int, help="Number of experts J. Default: that of existing plans of this name, else 3")
     sets = "standard (up to 3), scalability (5), complementary (7)"
     words = (
         f"Named set of simulated experts, {sets}, or names of raters. Default: all raters that dataset.json declares"
     )
     add("-experts", nargs="+", help=f"{words}; without any, standard")
-    add("--overwrite_deferral", action="store_true", help='Write the "deferral" block of existing plans anew')
-    add("--preprocess", action="store_true", help="Preprocess the configurations whose data is not there yet")
-    add("-c", nargs="+", help="With --preprocess: configurations. Default: all of the plans")
-    add("-np", type=int, nargs="+", help="With --preprocess: number of processes, one or one for each of -c")
+    add("--overwrite_deferral", action="store_true", help='Replace the "deferral" block of existing plans')
+    add("--preprocess", action="store_true", help="Preprocess the configurations whose data is missing")
+    add("-c", nargs="+", help="With --preprocess: configurations. Default: all in the plans")
+    add("-np", type=int, nargs="+", help="With --preprocess: number of processes, one value or one for each of -c")
     return parser
 
 
 def _is_preprocessed(folder: Path, case: str) -> bool:
-    """Whether a case's files are complete. The pickle is written last; old versions wrote npz in place of b2nd."""
+    """Whether a case's files are complete. The pickle is written last; old versions wrote npz instead of b2nd."""
     is_blosc2 = (folder / f"{case}.b2nd").is_file() and (folder / f"{case}_seg.b2nd").is_file()
     return (folder / f"{case}.pkl").is_file() and (is_blosc2 or (folder / f"{case}.npz").is_file())
 
@@ -293,7 +297,7 @@ def _processes(configurations: Sequence[str], given: Sequence[int] | None) -> li
     if any(number < 1 for number in given):
         raise InputError(f"the number of processes (-np) must be at least 1, got {list(given)}")
     if len(given) not in (1, len(configurations)):
-        raise InputError(f"-np has {len(given)} numbers for {len(configurations)} configurations (-c)")
+        raise InputError(f"-np has {len(given)} values for {len(configurations)} configurations (-c)")
     return list(given) * (len(configurations) if len(given) == 1 else 1)
 
 

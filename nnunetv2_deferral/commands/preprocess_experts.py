@@ -1,6 +1,6 @@
-"""`nnUNetv2_deferral_preprocess_experts`: check the masks of a dataset's raters, and make them training data.
+"""`nnUNetv2_deferral_preprocess_experts`: check and preprocess the masks of a dataset's raters.
 
-The first training does the same; this is for those who want to know before, and with more processes.
+The first training does the same; this command finds faults earlier and can use more processes.
 """
 
 from __future__ import annotations
@@ -33,27 +33,28 @@ def preprocess_experts(
 
     Args:
         dataset_name_or_id: A dataset in nnUNet_raw, planned and preprocessed.
-        plans_name: Its plans.
-        configurations: Which of them; None for all whose cases are preprocessed.
-        num_processes: Worker processes.
+        plans_name: Name of the plans.
+        configurations: Configurations of the plans; None for all that are preprocessed.
+        num_processes: Number of worker processes.
 
     Returns:
-        One line for people a rater, then one a configuration.
+        Lines of text: a heading, one for each rater and one for each configuration.
 
     Raises:
-        InputError: If the dataset declares no experts, is not preprocessed, or masks do not fit; all faults are listed.
+        InputError: If the dataset declares no experts or is not preprocessed, or if masks are invalid; all faults are
+            listed.
     """
     name = full_dataset_name(dataset_name_or_id)
     base = Path(nnUNet_preprocessed, name)
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        raise InputError(f"{name} has no plans {plans_name}: {plans_file} is missing. Plan and preprocess it first")
+        raise InputError(f"{name} has no plans {plans_name} ({plans_file} is missing); plan and preprocess it first")
     plans = PlansManager(str(plans_file))
     dataset_json = read_json(base / "dataset.json")
     declared = dataset_raters(name, dataset_json)
     if not declared:
         raise InputError(
-            f'dataset.json of {name} declares no experts ("experts": ["ann", ...], one folder in {FOLDER})'
+            f'dataset.json of {name} declares no experts ("experts": ["ann", ...], one folder each in {FOLDER})'
         )
     masks = rater_masks(plans, dataset_json, declared)
     unknown = sorted(set(configurations or ()) - set(plans.available_configurations))
@@ -65,7 +66,7 @@ def preprocess_experts(
     }
     missing = [configuration for configuration, folder in folders.items() if not folder.is_dir()]
     if (configurations and missing) or len(missing) == len(folders):
-        raise InputError(f"{name} is not preprocessed for {', '.join(missing)}: run nnUNetv2_preprocess first")
+        raise InputError(f"{name} is not preprocessed for {', '.join(missing)}; run nnUNetv2_preprocess first")
     lines = [f"  {expert}: {len(masks.cases(expert))} masks" for expert in declared if masks is not None]
     for configuration in (each for each in folders if each not in missing):
         done = preprocess_raters(
@@ -77,16 +78,16 @@ def preprocess_experts(
             num_processes=num_processes,
         )
         lines.append(f"  {configuration}: {len(done)} cases preprocessed, the others were up to date")
-    said = "fit their images" if masks is not None else "are preprocessed; the raw dataset is not on this machine"
+    said = "match their images" if masks is not None else "are preprocessed; the raw dataset is not on this machine"
     return [f"{name}: the experts' masks {said}", *lines]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with a message on stderr and exit code 2."""
+    """Entry point; invalid input gives a message on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
-        description='Check the masks of the experts that dataset.json declares ("experts"), '
-        f"{FOLDER}/<expert>/<case>, against their images, and preprocess them as nnU-Net preprocessed the cases.",
+        description=f'Check the masks {FOLDER}/<expert>/<case> of the experts declared in dataset.json ("experts") '
+        "against their images, and preprocess them in the same way as the cases.",
     )
     parser.add_argument("-d", nargs="+", required=True, help="dataset ids or names")
     parser.add_argument("-p", default="nnUNetPlans", help="plans. Default: %(default)s")

@@ -1,4 +1,4 @@
-"""``nnUNetv2_deferral_review``: experts answer in the browser what the model asks them."""
+"""`nnUNetv2_deferral_review`: serve the review page, where experts annotate the deferred regions in the browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
 
 DEFAULT_PORT = 8765
-# What the extra `review` installs and nothing else imports.
+# Packages of the extra `review`, imported nowhere else.
 EXTRA = ("starlette", "uvicorn")
 
 
@@ -30,23 +30,23 @@ def review(
     dataset_json: str | Path | None = None,
     port: int = DEFAULT_PORT,
 ) -> None:
-    """Serve the review page on 127.0.0.1 until interrupted, printing one link an expert.
+    """Serve the review page on 127.0.0.1 until interrupted, and print one link per expert.
 
     Args:
         predictions: Folder of masks with deferral maps, from nnUNetv2_predict or a final validation.
         images: Folder of the images, `<case>_0000<file_ending>` and so on.
-        output_folder: Where answers go, see docs/review.md; a review that was begun there goes on.
+        output_folder: Output folder for the answers, see docs/reference/review.md; an existing review is continued.
         references: Folder of reference masks, for the scores of step 3; None for no scores.
-        worklist: Folder of nnUNetv2_deferral_worklist: only its regions are asked about; None for all.
+        worklist: Folder of nnUNetv2_deferral_worklist, to ask about its regions only; None for all regions.
         dataset_json: The model's dataset.json, if it is not beside the predictions.
-        port: Of 127.0.0.1.
+        port: Port on 127.0.0.1.
 
     Raises:
-        InputError: If an input is missing or does not fit, answers would come to lie among inputs, the review was begun
-            with another worklist, or another server has the folder open.
+        InputError: If an input is missing or inconsistent, the output folder overlaps an input folder, the review was
+            started with an incompatible worklist, or another server is using the folder.
         ImportError: If the packages of the extra `review` are not installed.
     """
-    # Only this command needs the packages of the extra.
+    # Imported here, because the other commands do not need the packages of the extra.
     from nnunetv2_deferral.review.access import Access
     from nnunetv2_deferral.review.server import create_app, serve
     from nnunetv2_deferral.review.service import Review
@@ -66,12 +66,12 @@ def review(
         served.check_begun()
         access = Access(store.hidden, study.experts, port)
         app = create_app(served, access, port)
-        print(f"{_summary(study)}\nOne link each; whoever has it can answer in that name:\n")
+        print(f"{_summary(study)}\nPersonal links; anyone who has a link can answer in that person's name:\n")
         links = access.links(f"http://127.0.0.1:{port}")
         width = max(len(person.name) for person, _ in links)
         for person, link in links:
             print(f"  {person.name:{width}}  {link}")
-        print("\nStop with Ctrl+C. What is saved stays saved.", flush=True)
+        print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
         serve(app, port)
     finally:
         store.close()
@@ -87,40 +87,40 @@ def _summary(study: Study) -> str:
         if not any(info.voxels[place] for info in infos):
             lines.append(f"Nothing is listed for {expert}.")
     if study.predictions.files.label_manager.ignore_label is None:
-        lines.append("The dataset has no ignore label: what is not listed counts as answered, with the model's label.")
+        lines.append("The dataset has no ignore label: unlisted voxels count as answered, with the model's label.")
     return "\n".join(lines)
 
 
 def _check_folders(inputs: Sequence[Path], output: Path) -> None:
     for folder in inputs:
         if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}")
+            raise InputError(f"the folder {folder} does not exist")
         ours, theirs = output.resolve(), folder.resolve()
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-            raise InputError(f"the answers in {output} would lie among the inputs in {folder}; choose another folder")
+            raise InputError(f"the output folder {output} overlaps the input folder {folder}; choose another one (-o)")
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Let experts answer what the model asks them: serves one page on this machine and prints a link "
-        "for each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Needs the extra [review]."
+        description="Serve a page on this machine where experts annotate the deferred regions, and print a link for "
+        "each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Requires the extra [review]."
     )
     parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
-    parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the images that were predicted")
+    parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the predicted images")
     parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
     parser.add_argument(
         "-worklist", metavar="LIST", help="folder of nnUNetv2_deferral_worklist: ask about its regions only"
     )
     parser.add_argument(
-        "-o", metavar="REVIEWS", required=True, help="folder for the answers; goes on where it was left"
+        "-o", metavar="REVIEWS", required=True, help="output folder for the answers; an existing review is continued"
     )
     parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port of 127.0.0.1. Default: {DEFAULT_PORT}")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port on 127.0.0.1. Default: {DEFAULT_PORT}")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")

@@ -1,8 +1,8 @@
-"""`nnUNetv2_deferral_simulate_experts`: write what simulated experts answer for every case of a label folder.
+"""`nnUNetv2_deferral_simulate_experts`: write the answers of simulated experts for all cases of a label folder.
 
-The answers are those that all methods under comparison are given at evaluation. They depend on the labels, the
-profiles, the band's width and (seed, case, expert) alone. With more than one process, cases are shared out among
-spawned workers, each of which holds one label map and its answers at a time.
+The evaluation gives the same answers to all methods. They depend only on the labels, the profiles, the width of the
+boundary band and (seed, case, expert). With more than one process, cases are distributed among spawned workers, each of
+which holds one label map and its answers at a time.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from nnunetv2_deferral.expert_sim.profiles import (
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import experts_to_json, names_of
-from nnunetv2_deferral.files import read_json, write_json, written_whole
-from nnunetv2_deferral.labels import unknown_labels
+from nnunetv2_deferral.files import read_json, write_json
+from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.processes import map_cases
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "simulation.json"
-"""The file in the output folder that says how the answers beside it were made."""
+"""The file in the output folder that records how the answers were simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is the same for all cases; goes to the workers by pickle."""
+    """Parameters common to all cases, pickled for the workers."""
 
     files: DatasetFiles
     profiles: tuple[ExpertProfile, ...]
@@ -70,35 +70,34 @@ def simulate_experts_for_folder(
 ) -> list[Path]:
     """Simulate experts for every label file of a folder and write their answers as `output_folder/<expert>/<case>`.
 
-    Files are read and written by nnU-Net's own reader, so any format it knows will do and the geometry is kept. An
-    answer appears under its name only when it is complete. Region-based labels are answered voxel by voxel with the
-    integers of the label files; ignored voxels keep the ignore label. Beside the answers, `simulation.json` records
-    profiles, seed and width.
+    Files are read and written by nnU-Net's readers, so all its formats are supported and the geometry is kept. Answers
+    are written atomically. Region-based labels are answered voxel by voxel with the integers of the label files;
+    ignored voxels keep the ignore label. `simulation.json` in the output folder records profiles, seed and width.
 
     Args:
-        labels_folder: The reference label files, `<case><file_ending>`.
-        dataset_json: Path of the dataset.json they belong to (nnU-Net's format; labels, file ending).
-        output_folder: Made if need be.
+        labels_folder: Folder of the reference label files, `<case><file_ending>`.
+        dataset_json: Path of the corresponding dataset.json (nnU-Net's format; labels, file ending).
+        output_folder: Output folder; created if necessary.
         experts: Name of a set of the paper, your own profiles (then `num_experts` is ignored), or None for
             :func:`~nnunetv2_deferral.expert_sim.profiles.default_expert_set`.
         num_experts: J, the number of experts of a named set.
-        seed: With the names of case and expert, the only source of chance.
+        seed: Random seed; together with the names of case and expert it determines the errors.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
-        error_model: The error model of all experts, in place of their profiles'.
-        num_processes: Worker processes; 1 works in this process.
-        overwrite: Replace answers that are there already.
+        error_model: Error model of all experts; None for those of their profiles.
+        num_processes: Number of worker processes; 1 runs in this process.
+        overwrite: Replace existing answers.
 
     Returns:
         The files written, sorted.
 
     Raises:
         InputError: If the label folder or dataset.json is missing.
-        InputError: If answers for these cases, or answers made in another way, are there already.
-        InputError: For no label files, an unusable dataset.json or expert set, or a label file with values that
-            dataset.json does not know (the message names file and values). Cases done before it stay written.
+        InputError: If answers for these cases, or answers simulated with other parameters, exist in the output folder.
+        InputError: If there are no label files, dataset.json or the expert set is invalid, or a label file has values
+            that are not in dataset.json (the message names file and values). Answers of earlier cases are kept.
     """
     if num_processes < 1:
-        raise InputError(f"there must be at least one process, got {num_processes}")
+        raise InputError(f"the number of processes must be at least 1, got {num_processes}")
     if boundary_width < 0:
         raise InputError(f"the width of the boundary band must be at least 0 voxels, got {boundary_width}")
     profiles = _choose_profiles(experts, num_experts, error_model)
@@ -106,7 +105,7 @@ def simulate_experts_for_folder(
     label_files = _find_label_files(Path(labels_folder), file_ending)
     files = DatasetFiles.of(Path(dataset_json), label_files[0])
     if not any(files.label_values):
-        raise InputError(f"the labels of {dataset_json} have no foreground, so an expert has nothing to tell apart")
+        raise InputError(f"the labels of {dataset_json} have no foreground, so experts cannot be simulated")
     job = _Job(
         files=files,
         profiles=profiles,
@@ -138,7 +137,7 @@ def _choose_profiles(
     else:
         profiles = tuple(experts)
     if not profiles:
-        raise InputError("there must be at least one expert to simulate")
+        raise InputError("the number of experts to simulate must be at least 1, got 0")
     check_expert_names(names_of(profiles), "experts to simulate")
     if error_model is not None:
         profiles = tuple(replace(profile, error_model=error_model) for profile in profiles)
@@ -147,10 +146,10 @@ def _choose_profiles(
 
 def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"there is no label folder at {folder}")
+        raise InputError(f"the folder of labels {folder} does not exist")
     files = sorted(file for file in folder.glob(f"*{file_ending}") if file.is_file() and file.name[0] != ".")
     if not files:
-        raise InputError(f"there are no files with ending {file_ending} in {folder}")
+        raise InputError(f"{folder} has no files with the ending {file_ending}")
     return files
 
 
@@ -160,71 +159,67 @@ def _record(job: _Job) -> dict[str, Any]:
 
 
 def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> None:
-    """Refuse to write over references, and, unless asked to, over earlier answers or among answers of another kind."""
+    """Refuse to overwrite references and, without `overwrite`, existing answers, or to mix answers of two kinds."""
     targets = [job.target(file, profile) for file in label_files for profile in job.profiles]
     inputs = {file.resolve() for file in label_files}
     clash = next((target for target in targets if target.resolve() in inputs), None)
     if clash is not None:
-        raise InputError(f"the answers would replace the labels they are made from: {clash}")
+        raise InputError(f"the answers would overwrite the labels they are simulated from: {clash}")
     if overwrite:
         return
     existing = [target for target in targets if target.exists()]
     if existing:
         raise InputError(
-            f"{len(existing)} of {len(targets)} files exist already, the first is {existing[0]}; "
-            "ask for overwriting (--overwrite) or choose another output folder"
+            f"{len(existing)} of {len(targets)} files already exist, the first being {existing[0]}; "
+            "replace them (--overwrite) or choose another output folder (-o)"
         )
     record = job.output_folder / RECORD_NAME
     if record.is_file() and read_json(record) != _record(job):
-        raise InputError(f"{record} tells of answers made in another way; choose another output folder")
+        raise InputError(f"{record} records answers simulated with other parameters; choose another output folder (-o)")
 
 
 def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
-    """Write all experts' answers for one case; returns the files."""
-    values, properties = job.files.read_values(label_file)
-    ignore_label = job.files.label_manager.ignore_label
-    if unknown := unknown_labels(values, (*job.files.label_values, ignore_label)):
-        raise InputError(f"{label_file} holds labels that are not in dataset.json: {unknown}")
+    """Write the answers of all experts for a case; returns the files."""
+    labels, properties = job.files.read(label_file)
     case = label_file.name.removesuffix(job.files.file_ending)
     answers = simulate_case(
-        torch.from_numpy(values.astype(np.int16)),
+        torch.from_numpy(labels.astype(np.int16)),
         job.profiles,
         job.files.label_values,
         seed=job.seed,
         case=case,
         boundary_width=job.boundary_width,
-        ignore_label=ignore_label,
+        ignore_label=job.files.label_manager.ignore_label,
     )
     targets = [job.target(label_file, profile) for profile in job.profiles]
     for answer, target in zip(answers.numpy(), targets, strict=True):
-        with written_whole(target.parent) as scratch:
-            job.files.reader.write_seg(answer, str(scratch / target.name), properties)
+        write_labels(answer, target, job.files.reader, properties)
     return targets
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Simulate experts for a folder of reference labels. Writes OUT/expert1/<case>, OUT/expert2/<case>, "
-        "... in the format of the labels. The same call gives the same answers, whatever the number of processes."
+        "... in the format of the labels. The answers are reproducible and do not depend on the number of processes."
     )
     parser.add_argument("-i", metavar="LABELS", required=True, help="folder with the reference label files")
-    parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json they belong to")
-    parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for instance expertsTr of the dataset")
+    parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json of these labels")
+    parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for example expertsTr of the dataset")
     sets = f"set of expert profiles: {', '.join(EXPERT_SETS)}. Default: standard up to 3 experts, else scalability"
     parser.add_argument("-experts", metavar="SET", help=sets)
     parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
-    parser.add_argument("-seed", type=int, default=0, help="another seed gives other errors. Default: 0")
+    parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
     parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
     width = f"depth of the boundary band on each side of a label change. Default: {DEFAULT_BOUNDARY_WIDTH}"
     parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=DEFAULT_BOUNDARY_WIDTH, help=width)
-    error_model = "error model of all experts. Default: independent"
+    error_model = "error model of all experts. Default: those of their profiles"
     parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
-    parser.add_argument("--overwrite", action="store_true", help="replace answers that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing answers")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
     try:

@@ -205,8 +205,8 @@ def test_all_models_of_the_same_experts_get_the_same_answers(workplace):
 def test_references_that_were_changed_since_are_refused(trained, capsys):
     write(trained.preprocessed / "gt_segmentations" / "case_1.png", with_errors(trained.reference("case_1"), 9, 0))
     text = refused([*trained.arguments, *TRAINERS], capsys)
-    assert "2 fault(s)" in text
-    assert "does not tell of the mask of case_1 and its reference as they are now" in text
+    assert "2 problem(s)" in text
+    assert "does not match the mask and the reference of case_1" in text
     assert not (trained.root / "out").exists()
 
 
@@ -216,7 +216,7 @@ def test_masks_that_are_cut_short_or_of_another_shape_are_all_named(trained, cap
     write(validation / "case_1.png", np.zeros((1, 8, 8), np.int64))
     cut_short(trained.experiment().validation(DEFERRAL, 1) / "deferral" / "route" / "case_5.png")
     text = refused([*trained.arguments, *TRAINERS], capsys)
-    for part in ("3 fault(s)", "case_0.png cannot be read", "case_1.png has shape (1, 8, 8)", "case_5.png cannot be"):
+    for part in ("3 problem(s)", "case_0.png cannot be read", "case_1.png has shape (1, 8, 8)", "case_5.png cannot be"):
         assert part in text
 
 
@@ -227,7 +227,7 @@ def test_folds_of_other_settings_are_refused(trained, capsys):
     content["settings"]["lambda_balance"] = 1.0
     file.write_text(json.dumps(content))
     text = refused([*trained.arguments, *TRAINERS], capsys)
-    assert "fold 1 was trained with other settings than fold 0: lambda_balance is 1.0, not 5.0" in text
+    assert "the settings of fold 1 differ from those of fold 0: lambda_balance is 1.0, not 5.0" in text
 
 
 def test_what_was_never_trained_says_how_to_train_it(trained, capsys):
@@ -237,7 +237,7 @@ def test_what_was_never_trained_says_how_to_train_it(trained, capsys):
 
 
 def test_nothing_to_compare_is_refused(trained, capsys):
-    assert "name trainers to compare" in refused(trained.arguments, capsys)
+    assert "specify trainers to compare" in refused(trained.arguments, capsys)
 
 
 def test_the_length_is_appended_to_all_names(trained):

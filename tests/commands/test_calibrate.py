@@ -448,11 +448,11 @@ class TestRefusals:
         [
             (remove_validation, ["fold_1/validation does not exist"]),
             (remove_model, ["plans.json is missing", TRAINER]),
-            (make_stock, ["is no deferral model", "no deferral block"]),
+            (make_stock, ["is not a deferral model", "no deferral block"]),
             (make_collaborating, ['"collaboration"', "_OvA", "--thresholds_only -budgets"]),
             (
                 take_maps_of_another_model,
-                ["fold_1/validation holds the deferral maps of another model", "nnUNetTrainerDeferral2Experts"],
+                ["fold_1/validation contains the deferral maps of another model", "nnUNetTrainerDeferral2Experts"],
             ),
             (take_maps_of_a_stock_model, ["fold_0/validation has no deferral maps", "stock model"]),
             (lambda here: shutil.rmtree(here.preprocessed), ["has no dataset.json: plan and preprocess"]),
@@ -496,7 +496,7 @@ class TestRefusals:
         said = workplace.refused(capsys)
         assert f"{file} is missing" in said
         fold = CASES.index(case) // 3
-        assert f"nnUNetv2_train {DATASET} 2d {fold} -tr {TRAINER} -p nnUNetPlans --val --npz writes them" in said
+        assert f"nnUNetv2_train {DATASET} 2d {fold} -tr {TRAINER} -p nnUNetPlans --val --npz" in said
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -528,18 +528,18 @@ class TestRefusals:
             assert word in said
 
     def test_a_fold_that_does_not_exist(self, workplace, capsys):
-        assert "splits_final.json has 2 folds, there is no fold 2" in workplace.refused(capsys, folds=(0, 1, 2))
+        assert "splits_final.json has 2 folds, but not fold 2" in workplace.refused(capsys, folds=(0, 1, 2))
         assert "different numbers from 0" in workplace.refused(capsys, folds=(0, 0))
 
     def test_a_single_case(self, workplace, capsys):
         validate_one_case(workplace)
         said = workplace.refused(capsys, folds=(0,))
-        assert "at least two cases (patients), to hold some back, got a" in said
+        assert "at least two cases (patients) for cross-validation, got a" in said
 
     def test_a_single_group(self, workplace, capsys):
         file = workplace.root / "groups.json"
         file.write_text(json.dumps(dict.fromkeys(CASES, "eve")))
-        assert "at least two cases (patients), to hold some back, got eve" in workplace.refused(capsys, "-groups", file)
+        assert "at least two cases for cross-validation, got eve" in workplace.refused(capsys, "-groups", file)
 
     @pytest.mark.parametrize(
         ("content", "words"),

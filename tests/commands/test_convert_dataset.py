@@ -42,7 +42,7 @@ def test_datasets_go_where_nnunet_looks_for_them(published, tmp_path, monkeypatc
     assert (tmp_path / "from_environment" / "Dataset024_PROMISE12" / "labelsTr" / "Case00.nii.gz").is_file()
     monkeypatch.delenv("nnUNet_raw")
     said = ended_with(["promise12", "-i", str(published), "-d", "25"], capsys)
-    assert said == "nnUNet_raw is not set: set it or say with -o where the dataset shall be\n"
+    assert said == "nnUNet_raw is not set; set it or specify the folder of raw datasets with -o\n"
 
 
 def test_bad_input_ends_with_one_line(published, tmp_path, capsys):
@@ -50,13 +50,13 @@ def test_bad_input_ends_with_one_line(published, tmp_path, capsys):
     (published / "Case01.mhd").touch()
     (published / "Case02_segmentation.mhd").touch()
     said = ended_with(arguments, capsys)
-    assert said.startswith("2 faults: ")
+    assert said.startswith("2 problems: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "raw").exists()
     (published / "Case02_segmentation.mhd").unlink()
     (published / "Case01.mhd").unlink()
     main(arguments)
-    assert "there is a dataset with id 24 already" in ended_with(arguments, capsys)
+    assert "a dataset with id 24 already exists" in ended_with(arguments, capsys)
 
 
 def test_unreadable_files_end_with_one_line_too(published, tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_pa
         (["lits", "-d", "one"], "invalid int value: 'one'"),
         (["lits", "-d", "1", "-task", "1"], "only amos22 has tasks, not lits"),
         (["amos22", "-d", "1", "-task", "3"], "invalid choice: 3"),
-        (["chaksu", "-d", "1", "--ignore_label_geometry"], "photographs have no geometry"),
+        (["chaksu", "-d", "1", "--ignore_label_geometry"], "photographs, whose files have no geometry"),
         (["promise12", "-d", "0"], "between 1 and 999, got 0"),
         (["promise12", "-d", "1", "-np", "0"], "at least one process, got 0"),
     ],
@@ -94,7 +94,7 @@ def test_options_that_make_no_sense_are_refused(arguments, message, published, t
 
 
 def test_the_library_refuses_unknown_datasets(published, tmp_path):
-    with pytest.raises(InputError, match="no dataset 'kits', only chaksu, promise12, lits, amos22"):
+    with pytest.raises(InputError, match="unknown dataset 'kits'; known datasets: chaksu, promise12, lits, amos22"):
         convert_dataset("kits", published, 1, tmp_path)
 
 

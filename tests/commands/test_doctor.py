@@ -39,7 +39,7 @@ def test_an_unset_folder_is_a_fault_with_the_line_to_type(monkeypatch, name):
 
 def test_a_folder_that_is_not_there_is_a_fault(monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nowhere"))
-    assert "nowhere is no folder" in faults()["nnUNet_raw"].found
+    assert "nowhere is not a folder" in faults()["nnUNet_raw"].found
 
 
 def test_other_external_trainers_are_kept_in_the_advice(monkeypatch, tmp_path):
@@ -78,4 +78,4 @@ def test_an_nnunet_that_was_not_tested_is_a_fault(monkeypatch):
 
 def test_a_seam_that_nnunet_has_moved_is_a_fault(monkeypatch):
     monkeypatch.delattr("nnunetv2.run.run_training.maybe_load_checkpoint")
-    assert "maybe_load_checkpoint is gone" in faults()["hooks into nnU-Net"].found
+    assert "maybe_load_checkpoint does not exist" in faults()["hooks into nnU-Net"].found

@@ -209,7 +209,7 @@ def test_what_a_one_vs_all_model_says_is_compared_with_what_happened(folders, ca
     ece = found["heads"]["bob"]["least_certain"]["before"]["ece"]
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["bob", f"{ece:.4f}"] for line in lines)
-    assert any(f"and did {found['gain']['kept']:.2%}" in line for line in lines)
+    assert any(f"observed {found['gain']['kept']:.2%}" in line for line in lines)
 
 
 def test_the_calibration_of_the_prediction_is_that_of_its_reliability(folders, capsys):
@@ -220,7 +220,7 @@ def test_the_calibration_of_the_prediction_is_that_of_its_reliability(folders, c
     assert heads["bob"]["all"]["after"]["ece"] == pytest.approx(heads["bob"]["all"]["before"]["ece"])
     ece = [f"{heads['ann']['least_certain'][when]['ece']:.4f}" for when in ("before", "after")]
     assert f"{ece[0]} -> {ece[1]}" in capsys.readouterr().out
-    assert "Do the probabilities mean what they say?" in report.read_text()
+    assert "Reliability of the probabilities" in report.read_text()
 
 
 @pytest.mark.parametrize("how", [{"objective": "collaboration"}, {"number": 1}, {"number": 0}])
@@ -229,7 +229,7 @@ def test_without_probabilities_of_being_right_for_all_cases_nothing_is_said_of_t
     report = folders.root / "report.html"
     assert folders.evaluate("--report", report)["reliability"] is None
     assert "ECE" not in capsys.readouterr().out
-    assert "Do the probabilities mean what they say?" not in report.read_text()
+    assert "Reliability of the probabilities" not in report.read_text()
 
 
 def write_review(folders, cases):
@@ -248,13 +248,13 @@ def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folde
     }  # fmt: skip
     assert summary["review"]["bob"]["minutes"] == 0.25
     assert "ann answered 4 regions of 2 cases in 3.0 minutes and changed 20 of 80 voxels" in capsys.readouterr().out
-    assert "Work on the review page" in report.read_text()
+    assert "Effort on the review page" in report.read_text()
 
 
 def test_without_a_review_nothing_is_said_of_one(folders):
     report = folders.root / "report.html"
     assert folders.evaluate("--report", report)["review"] is None
-    assert "Work on the review page" not in report.read_text()
+    assert "Effort on the review page" not in report.read_text()
 
 
 class TestRefusals:
@@ -319,7 +319,7 @@ class TestRefusals:
 
     def test_a_folder_of_experts_that_is_not_there(self, folders, capsys):
         said = folders.refused(capsys, experts="nobody")
-        assert "there is no folder of experts nobody, and no set of that name (standard," in said
+        assert "nobody is neither a folder nor a set of simulated experts (standard," in said
 
     def test_a_set_of_other_experts_than_the_models(self, folders, capsys):
         assert "the model's experts are ann, bob, those of set standard expert1, expert2" in folders.refused(
@@ -327,7 +327,7 @@ class TestRefusals:
         )
 
     def test_raters_without_a_folder(self, folders, capsys):
-        assert "this model asks raters (ann, bob)" in folders.refused(capsys, experts=None)
+        assert "this model was trained with raters (ann, bob)" in folders.refused(capsys, experts=None)
 
     def test_a_case_without_a_group(self, folders, capsys):
         file = folders.root / "groups.json"
@@ -335,4 +335,4 @@ class TestRefusals:
         assert f"cases without a group in {file} (1): y" in folders.refused(capsys, "-groups", file)
 
     def test_a_budget_that_is_none(self, folders, capsys):
-        assert "budgets are shares of the voxels in [0, 1], got [2.0]" in folders.refused(capsys, "-budgets", 2)
+        assert "budgets must be shares of the voxels in [0, 1], got [2.0]" in folders.refused(capsys, "-budgets", 2)

@@ -157,14 +157,14 @@ class TestRefusals:
     @pytest.mark.parametrize("where", ["in", "in/../in", "experts/bob"])
     def test_an_output_folder_that_is_an_input(self, tmp_path, ready, where, overwrite):
         how = {"output": tmp_path / where, "overwrite": overwrite}
-        said = self.refused(tmp_path, "would replace those they are made of", **how)
+        said = self.refused(tmp_path, "would overwrite their own inputs", **how)
         assert str(tmp_path / where) in said
         assert "(-o)" in said
 
     def test_masks_that_are_there_already_unless_told_to_replace_them(self, tmp_path, ready):
         fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
         (tmp_path / "out" / "x.nii.gz").unlink()
-        self.refused(tmp_path, r"out holds masks of 1 of these cases already, the first of y; .*--overwrite")
+        self.refused(tmp_path, r"out already has masks of 1 of these cases, the first being y; .*--overwrite")
         write_answers(tmp_path / "experts", {"x": ready["y"], "y": ready["x"]})
         fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out", overwrite=True)
         answers = np.stack([answer(expert, "y", ready["y"].model.shape) for expert in ("ann", "bob")])
@@ -218,7 +218,7 @@ class TestRefusals:
         fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
         for case in ready:
             write_mask(tmp_path / "experts" / "ann" / f"{case}.nii.gz", np.full((4, 6, 7), 2 if case == "x" else 9))
-        self.refused(tmp_path, "ann/y.nii.gz: holds labels", overwrite=True)
+        self.refused(tmp_path, "ann/y.nii.gz: contains labels", overwrite=True)
 
     def test_a_disk_that_is_full(self, tmp_path, ready, monkeypatch):
         stock = SimpleITKIO.write_seg

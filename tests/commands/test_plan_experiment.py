@@ -132,7 +132,7 @@ def test_the_summary_names_file_data_and_next_commands(fingerprints, capsys):
     file = fingerprints / "nnUNet_preprocessed" / "Dataset002_Solid" / "mine.json"
     assert f"written to {file}" in said
     assert json.loads(file.read_text())["deferral"]["experts"] == "complementary"
-    assert "data in mine_3d_fullres, 3 of 3 cases still to be preprocessed" in said
+    assert "data in mine_3d_fullres, 3 of 3 cases not yet preprocessed" in said
     said = said[said.index("Next:") :]
     assert "nnUNetv2_preprocess -d 2 -plans_name mine -c 2d 3d_fullres" in said
     assert "export nnUNet_extTrainer=" in said
@@ -163,7 +163,7 @@ def test_incomplete_data_is_counted(fingerprints):
     (folder / "b.pkl").unlink()
     (folder / "c_seg.b2nd").unlink()
     assert configuration_data(planned)[0].num_missing == 2
-    assert "2 of 3 cases still to be preprocessed" in summary(planned)
+    assert "2 of 3 cases not yet preprocessed" in summary(planned)
 
 
 def test_only_missing_data_is_preprocessed(fingerprints, preprocessed):
@@ -189,7 +189,7 @@ def test_usual_configurations_that_a_dataset_lacks_are_passed_over(fingerprints,
 
 def test_a_configuration_nobody_knows_is_refused(fingerprints, preprocessed):
     planned = plan_deferral_experiment(1, planner="nnUNetPlannerDeferralCPU")
-    with pytest.raises(ValueError, match="no configuration 2D, only 2d"):
+    with pytest.raises(ValueError, match="no configuration 2D; available: 2d"):
         preprocess_missing(planned, configurations=["2D"])
 
 
@@ -203,7 +203,7 @@ def test_an_edited_block_is_kept_and_the_command_says_so(fingerprints, capsys):
     assert "was kept" not in capsys.readouterr().out
     main(arguments)
     said = capsys.readouterr().out
-    assert '"deferral" block was kept' in said
+    assert 'kept the existing "deferral" block' in said
     assert "warmup is 0.5, not 0.1" in said
     assert json.loads(file.read_text())["deferral"]["warmup"] == 0.5
     main([*arguments, "--overwrite_deferral"])
@@ -232,16 +232,16 @@ def test_an_unknown_dataset_is_named_in_one_line(root, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["-d", "77"])
     assert stop.value.code == 2
-    assert "there is no dataset 77" in capsys.readouterr().err
+    assert "unknown dataset 77" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-c", "2d"], "need --preprocess"),
-        (["-np", "2"], "need --preprocess"),
+        (["-c", "2d"], "require --preprocess"),
+        (["-np", "2"], "require --preprocess"),
         (["--preprocess", "-np", "0"], "at least 1, got [0]"),
-        (["--preprocess", "-c", "2d", "-np", "1", "2"], "-np has 2 numbers for 1 configurations"),
+        (["--preprocess", "-c", "2d", "-np", "1", "2"], "-np has 2 values for 1 configurations"),
         (["-experts", "experienced"], "'experienced'"),
         (["-num_experts", "4", "-experts", "standard"], "4 experts"),
     ],

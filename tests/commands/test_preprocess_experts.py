@@ -49,7 +49,7 @@ def error_of(capsys, *arguments):
 def test_every_configuration_gets_its_masks_and_the_command_says_so(dataset, capsys):
     main(["-d", "701", "-np", "1"])
     assert capsys.readouterr().out.splitlines() == [
-        f"{NAME}: the experts' masks fit their images",
+        f"{NAME}: the experts' masks match their images",
         "  ann: 3 masks",
         "  bob: 2 masks",
         "  2d: 3 cases preprocessed, the others were up to date",
@@ -87,7 +87,7 @@ def test_a_configuration_that_is_not_preprocessed_is_passed_over_unless_it_is_as
     assert [line[:5] for line in preprocess_experts(NAME)[3:]] == ["  2d:"]
     assert not experts_folder(dataset.data("3d_fullres")).exists()
     said = error_of(capsys, "-d", NAME, "-c", "2d", "3d_fullres")
-    assert f"{NAME} is not preprocessed for 3d_fullres: run nnUNetv2_preprocess first" in said
+    assert f"{NAME} is not preprocessed for 3d_fullres; run nnUNetv2_preprocess first" in said
 
 
 def test_several_datasets_are_done_one_after_the_other(dataset, capsys):
@@ -104,7 +104,7 @@ def test_all_faults_are_listed_and_nothing_is_written(dataset, capsys):
     wrong = dataset.write_mask("ann", "a", np.full_like(dataset.reference("a"), 9))
     moved = dataset.write_mask("bob", "c", dataset.reference("c"), origin=(1, 2, 3))
     said = error_of(capsys, "-d", NAME, "-np", "1")
-    assert "2 fault(s) in the experts' masks of" in said
+    assert "2 problem(s) in the experts' masks of" in said
     assert f"{wrong}: contains labels that are not in dataset.json: 9" in said
     assert f"{moved}: origin (1, 2, 3) instead of (-7, 3.5, 11)" in said
     assert "Traceback" not in said
@@ -155,12 +155,12 @@ def unprocess(dataset):
     [
         (undeclare, ["-d", NAME], f"dataset.json of {NAME} declares no experts"),
         (damage_declaration, ["-d", NAME], "two experts have the same name, 'ann'"),
-        (unplan, ["-d", NAME], f"{NAME} has no plans nnUNetPlans: "),
+        (unplan, ["-d", NAME], f"{NAME} has no plans nnUNetPlans ("),
         (unprocess, ["-d", NAME], f"{NAME} is not preprocessed for 2d, 3d_fullres"),
         (None, ["-d", NAME, "-c", "2d", "3d_lowres"], f"nnUNetPlans of {NAME} has no configuration 3d_lowres"),
-        (None, ["-d", NAME, "-p", "others"], f"{NAME} has no plans others: "),
+        (None, ["-d", NAME, "-p", "others"], f"{NAME} has no plans others ("),
         (None, ["-d", "77"], "Could not find a dataset with the ID 77"),
-        (None, ["-d", NAME, "-np", "0"], "needs at least one process, got 0"),
+        (None, ["-d", NAME, "-np", "0"], "requires at least one process, got 0"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(dataset, capsys, damage, arguments, message):

@@ -179,10 +179,10 @@ def test_missing_inputs_are_refused(dataset, tmp_path):
     labels, djfile, out = dataset
     with pytest.raises(InputError, match="nowhere.json is missing"):
         simulate_experts_for_folder(labels, tmp_path / "nowhere.json", out)
-    with pytest.raises(InputError, match="no label folder at .*nowhere"):
+    with pytest.raises(InputError, match="the folder of labels .*nowhere does not exist"):
         simulate_experts_for_folder(tmp_path / "nowhere", djfile, out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no files with ending .nii.gz in .*empty"):
+    with pytest.raises(InputError, match="empty has no files with the ending .nii.gz"):
         simulate_experts_for_folder(tmp_path / "empty", djfile, out)
     assert not out.exists()
 
@@ -193,7 +193,7 @@ def test_labels_that_the_dataset_does_not_know_are_named_with_their_file(dataset
     array = volume()
     array[0, 0, :2] = 7, 9
     write_nifti(labels / "case_1.nii.gz", array)
-    with pytest.raises(InputError, match="case_1.nii.gz holds labels that are not in dataset.json: 7, 9"):
+    with pytest.raises(InputError, match="case_1.nii.gz contains labels that are not in dataset.json: 7, 9"):
         simulate_experts_for_folder(labels, djfile, out, num_processes=num_processes)
     assert not list(out.rglob("case_1.nii.gz"))
     assert not list(out.rglob(".unfinished_*"))
@@ -202,7 +202,7 @@ def test_labels_that_the_dataset_does_not_know_are_named_with_their_file(dataset
 def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
     labels, djfile, out = dataset
     write_nifti(labels / "case_0.nii.gz", volume().astype(np.float32) / 2)
-    with pytest.raises(InputError, match="case_0.nii.gz holds labels .*: 0.5"):
+    with pytest.raises(InputError, match="case_0.nii.gz contains labels .*: 0.5"):
         simulate_experts_for_folder(labels, djfile, out)
     colours = tmp_path / "colours"
     colours.mkdir()
@@ -220,7 +220,7 @@ def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
         ({"a": 1}, {}, "nnU-Net does not accept .*Background label not declared"),
         ({"background": 0, "ignore": 1, "a": 2}, {}, "nnU-Net does not accept .*ignore label"),
         ({"background": 0, "a": [1, 2]}, {}, "nnU-Net does not accept .*regions_class_order"),
-        (None, {"file_ending": ".xyz"}, "no files with ending .xyz"),
+        (None, {"file_ending": ".xyz"}, "no files with the ending .xyz"),
     ],
 )
 def test_datasets_that_cannot_be_answered_are_refused(dataset, labels, more, message):
@@ -251,10 +251,10 @@ def test_what_is_no_dataset_json_is_refused(dataset, content, message):
     [
         ({"experts": "fancy"}, "unknown expert set 'fancy'; known sets: standard"),
         ({"experts": "standard", "num_experts": 5}, "1 to 3 experts, not for 5"),
-        ({"experts": []}, "at least one expert"),
+        ({"experts": []}, "the number of experts to simulate must be at least 1, got 0"),
         ({"experts": [PERFECT, PERFECT]}, "two experts have the same name"),
         ({"error_model": "drunk"}, "'drunk'"),
-        ({"num_processes": 0}, "at least one process, got 0"),
+        ({"num_processes": 0}, "the number of processes must be at least 1, got 0"),
         ({"boundary_width": -1}, "at least 0 voxels, got -1"),
     ],
 )
@@ -281,7 +281,7 @@ def test_new_cases_join_earlier_ones_only_when_made_alike(dataset):
     simulate_experts_for_folder(labels, djfile, out)
     for file in labels.iterdir():
         file.rename(labels / file.name.replace("case", "next"))
-    with pytest.raises(InputError, match="answers made in another way"):
+    with pytest.raises(InputError, match="answers simulated with other parameters"):
         simulate_experts_for_folder(labels, djfile, out, seed=1)
     simulate_experts_for_folder(labels, djfile, out)
     assert len(arrays(out)) == 18
@@ -290,7 +290,7 @@ def test_new_cases_join_earlier_ones_only_when_made_alike(dataset):
 def test_references_are_never_replaced(dataset):
     labels, djfile, _ = dataset
     expert = ExpertProfile(name=labels.name, foreground=0.5, background=0.5, boundary=0.5)
-    with pytest.raises(InputError, match="would replace the labels"):
+    with pytest.raises(InputError, match="would overwrite the labels"):
         simulate_experts_for_folder(labels, djfile, labels.parent, experts=[expert], overwrite=True)
     assert np.array_equal(read(labels / "case_0.nii.gz"), volume())
 

@@ -411,7 +411,7 @@ class TestCommand:
             (["-max_minutes", "inf"], "max_minutes must be finite"),
             (["-minutes_per_region", "0"], "minutes_per_region must be positive and finite, got 0.0"),
             (["-minutes_per_cm", "-2"], "minutes_per_cm must be finite and at least 0, got -2.0"),
-            (["-i", "nowhere"], "there is no folder nowhere"),
+            (["-i", "nowhere"], "the folder nowhere does not exist"),
         ],
     )
     def test_bad_input_ends_with_one_line_and_no_traceback(self, tmp_path, capsys, arguments, message):
@@ -427,5 +427,5 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             self.run(tmp_path, images=False)
         assert ended.value.code == 2
-        assert "give their folder (-images), or write none (--no_pictures)" in capsys.readouterr().err
+        assert "specify their folder (-images) or use --no_pictures" in capsys.readouterr().err
         self.run(tmp_path, "--no_pictures", images=False)

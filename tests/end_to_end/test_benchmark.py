@@ -48,7 +48,7 @@ def test_killed_failed_and_started_again(workplace, start, tmp_path):
         assert time.monotonic() < until and killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(signal.SIGTERM)
-    assert "interrupted; the same call goes on from here" in finish(killed, 130)
+    assert "interrupted; repeat the same call to resume" in finish(killed, 130)
     assert not deferral_log.exists()
 
     assert "the power went out" in finish(start(), 1)  # the deferral trainer fails in its second epoch

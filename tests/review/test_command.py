@@ -36,12 +36,12 @@ def fails(capsys, arguments, message):
 @pytest.mark.parametrize("name", ["-i", "-images", "-ref"])
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys, name):
     folders = write_volumes(tmp_path)
-    fails(capsys, options(folders, **{name: tmp_path / "nowhere"}), f"there is no folder {tmp_path / 'nowhere'}")
+    fails(capsys, options(folders, **{name: tmp_path / "nowhere"}), f"the folder {tmp_path / 'nowhere'} does not exist")
 
 
 @pytest.mark.parametrize("place", ["predictions", "predictions/deferral", "labels/reviews", "."])
 def test_answers_may_not_lie_among_the_inputs(tmp_path, capsys, place):
-    fails(capsys, options(write_volumes(tmp_path), **{"-o": tmp_path / place}), "among the inputs")
+    fails(capsys, options(write_volumes(tmp_path), **{"-o": tmp_path / place}), "overlaps the input folder")
 
 
 def test_predictions_of_a_stock_model_are_refused(tmp_path, capsys):

@@ -241,7 +241,9 @@ def change_mask(file, change, folders):
 
 def test_what_is_no_worklist_is_named(folders, capsys):
     fails(capsys, options(folders, folders.images), f"{folders.images} holds no worklist", "worklist.json")
-    fails(capsys, options(folders, folders.images / "nowhere"), f"there is no folder {folders.images / 'nowhere'}")
+    fails(
+        capsys, options(folders, folders.images / "nowhere"), f"the folder {folders.images / 'nowhere'} does not exist"
+    )
     assert not folders.reviews.exists()
 
 
@@ -326,7 +328,7 @@ def test_a_list_of_predictions_whose_routes_are_others_by_now_is_refused(folders
 def test_answers_may_not_lie_in_the_worklist(folders, capsys):
     worklist, _ = write_list(folders)
     arguments = [*options(folders, worklist), "-o", str(worklist / "answers")]
-    fails(capsys, arguments, "among the inputs")
+    fails(capsys, arguments, "overlaps the input folder")
 
 
 # Reviews that go on
