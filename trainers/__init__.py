@@ -1,1 +1,1 @@
-"""The folder that `nnUNet_extTrainer` points to."""
+"""The folder for `nnUNet_extTrainer`."""

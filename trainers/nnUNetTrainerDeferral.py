@@ -1,10 +1,10 @@
-"""The deferral trainers, where nnU-Net finds them: point `nnUNet_extTrainer` at this folder.
+"""The deferral trainers for nnU-Net: set `nnUNet_extTrainer` to this folder.
 
     nnUNetv2_train 501 2d 0 -tr nnUNetTrainerDeferral3Experts
     nnUNetv2_train 501 2d 0 -tr nnUNetTrainerDeferral1Expert_20epochs_noSC
 
-`nnUNetv2_deferral_doctor` lists what a name can say. nnU-Net imports this module by itself, outside its package, so
-imports here are absolute and nothing is defined here that must be imported again.
+docs/reference/trainers.md lists the options of a name. nnU-Net imports this module outside its package; therefore
+imports are absolute, and classes are defined in a module that can be imported again.
 """
 
 from nnunetv2_deferral.nnunet.naming import trainer_class

@@ -1,13 +1,12 @@
-"""Stock nnU-Net and deferral trainings on the same folds: what is missing, running it, checking it, comparing it.
+"""Comparison of stock nnU-Net and deferral trainings on the same folds.
 
-experiment.py    what is compared on what, and where nnU-Net keeps it
-trainers.py      the classes behind trainers' names
+preparation.py   checks before training
+trainers.py      trainer classes by name
 studies.py       the paper's ablation, grid and scalability tables as trainers and plans
-plans.py         plans that differ from others in the deferral block alone
-state.py         how far the training of a fold has come
-training.py      one training as a task; running.py runs many here, cluster.py on SLURM
-verification.py  whether everyone had the same cases, references, plans and labels
+plans.py         plans that differ from others in the deferral block only
+state.py         progress of a fold
+training.py      one training as a task; running.py runs many locally, cluster.py on SLURM
+verification.py  check that all methods had the same cases, references, plans and labels
 scores.py        masks to scores; comparison.py scores to intervals and differences
-timing.py        what training and prediction take
-tables.py        Markdown and CSV
+timing.py        duration of training and prediction
 """

@@ -1,4 +1,4 @@
-"""Trainings as jobs of a SLURM cluster (or, to try it, of this machine) through submitit, an optional dependency."""
+"""Trainings as jobs of a SLURM cluster (or, for testing, local jobs) through submitit, an optional dependency."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Requeued:
-    """A training that submitit submits again when its job is preempted or runs out of time: it resumes."""
+    """A training that submitit resubmits, and which then resumes, when its job is preempted or times out."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -26,23 +26,23 @@ class Requeued:
         self.training()
 
     def checkpoint(self) -> Any:
-        """What submitit submits in the job's place."""
+        """The job that submitit submits as a replacement."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class ClusterExecutor:
-    """Submits trainings and waits for them. What was submitted is cancelled when the waiting is interrupted.
+    """Submits trainings as jobs and waits for them. An interruption cancels all submitted jobs.
 
     Args:
-        logs: A folder that this machine and those of the jobs see, for submitit's files.
+        logs: A folder shared by this machine and those of the jobs, for submitit's files.
         cluster: `"slurm"` or `"local"`.
-        parameters: As submitit's `update_parameters` takes them, such as `slurm_partition`, `gpus_per_node`,
-            `cpus_per_task`, `mem_gb`, `timeout_min` (two days without a word).
+        parameters: Parameters of submitit's `update_parameters`, such as `slurm_partition`, `gpus_per_node`,
+            `cpus_per_task`, `mem_gb`, `timeout_min` (default: two days).
 
     Raises:
-        InputError: If submitit is not installed, there is no SLURM, or a parameter is unknown.
+        InputError: If submitit is not installed, SLURM is not available, or a parameter is unknown.
     """
 
     def __init__(self, logs: Path, *, cluster: str = "slurm", parameters: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class ClusterExecutor:
             import submitit
         except ImportError as error:
             raise InputError(
-                f"-executor {cluster} needs submitit, which is not installed: pip install nnunetv2-deferral[slurm]"
+                f"-executor {cluster} requires submitit, which is not installed: pip install nnunetv2-deferral[slurm]"
             ) from error
         try:
             self._executor = submitit.AutoExecutor(folder=logs / "submitit", cluster=cluster)
@@ -61,7 +61,7 @@ class ClusterExecutor:
             raise InputError(f"submitit refuses -executor {cluster}: {error}") from error
 
     def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
-        """Submit all at once, wait for all, return the failures."""
+        """Submit all trainings, wait for them and return the failures."""
         jobs = {training: self._executor.submit(Requeued(training)) for training in trainings}
         try:
             while not all(job.done() for job in jobs.values()):
@@ -80,20 +80,20 @@ class ClusterExecutor:
 
 
 def parse_parameters(given: Sequence[str]) -> dict[str, Any]:
-    """`["slurm_partition=gpu", "mem_gb=32"]` as a dictionary; whole numbers become such.
+    """Convert `["slurm_partition=gpu", "mem_gb=32"]` to a dictionary; digits become integers.
 
     Raises:
-        InputError: For anything that is not KEY=VALUE.
+        InputError: If an item is not of the form KEY=VALUE.
     """
     parameters: dict[str, Any] = {}
     for pair in given:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise InputError(f"parameters of jobs are written KEY=VALUE, got {pair!r}")
+            raise InputError(f"parameters of jobs must be given as KEY=VALUE, got {pair!r}")
         parameters[key] = int(value) if value.isdigit() else value
     return parameters
 
 
 def _last_of(message: str, lines: int = 25) -> str:
-    """The last lines: errors of submitit hold the whole trace of the job."""
+    """The last lines of a message; errors of submitit contain the whole traceback of the job."""
     return "\n".join(message.strip().splitlines()[-lines:])

@@ -1,8 +1,8 @@
-"""From the scores of methods to intervals and paired differences, as plain data.
+"""Intervals and paired differences of the scores of methods, as plain data.
 
-Differences are taken from the first method. What is set against what: the mask of the model against the first one's
-mask; the system likewise against the first one's system, or, where that is a stock model, against its mask. Only cases
-count that both have, which after :mod:`.verification` are all.
+Differences are relative to the first method: masks of the model are compared with the first method's, the system with
+the first method's system, or its mask if it is a stock model. After :mod:`.verification` all methods have the same
+cases.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _COMPARED = ("model_everywhere", "system")
 
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """How intervals are drawn.
+    """Options of the bootstrap.
 
     Attributes:
-        groups: For each case what it is drawn with, such as its patient; None for each case by itself.
-        seed: Of the resamples, the same for all intervals.
-        num_resamples: How many.
+        groups: For each case its group, such as its patient; None for each case by itself.
+        seed: The seed, the same for all intervals.
+        num_resamples: The number of resamples.
     """
 
     groups: Mapping[str, Any] | None = None
@@ -45,7 +45,7 @@ class Resampling:
     num_resamples: int = 2000
 
     def options(self, cases: Sequence[str]) -> dict[str, Any]:
-        """For the functions of :mod:`nnunetv2_deferral.evaluation.bootstrap`."""
+        """Arguments for the functions of :mod:`nnunetv2_deferral.evaluation.bootstrap`."""
         return {
             "generator": np.random.default_rng(self.seed),
             "groups": None if self.groups is None else [self.groups[case] for case in cases],
@@ -62,17 +62,17 @@ def compare(
     studies: Sequence[Study] = (),
     resampling: Resampling | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of the methods.
+    """Compare methods.
 
     Args:
-        experiment: What they were compared on.
-        scores: Their scores; differences are from the first.
-        times: What each took, in the same order.
-        studies: Tables whose rows are among them.
-        resampling: How intervals are drawn.
+        experiment: Dataset, configuration and folds.
+        scores: The scores of the methods; differences are relative to the first.
+        times: The durations of the methods, in the same order.
+        studies: Tables whose rows are among the methods.
+        resampling: Options of the bootstrap.
 
     Returns:
-        What benchmark.json holds, NaN where nothing is defined: see docs/benchmark.md.
+        The content of benchmark.json, NaN where undefined, see docs/how-to/comparing.md.
     """
     resampling = resampling or Resampling()
     cases = experiment.cases()
@@ -116,7 +116,7 @@ def compare(
 
 
 def parts_of(found: MethodScores) -> dict[str, Mapping[str, Any]]:
-    """The parts that are scored, by name: `system`, `expert`, `model`, `model_everywhere`, and each expert alone."""
+    """The scored parts by name: `system`, `expert`, `model`, `model_everywhere`, and each expert alone."""
     parts = {name: found.summary[name] for name in ("system", "expert", "model", "model_everywhere") if name in
              found.summary}  # fmt: skip
     return parts | {f"{name} alone": part for name, part in found.summary.get("expert_everywhere", {}).items()}
@@ -131,7 +131,7 @@ def values(part: Mapping[str, Any], cases: Sequence[str], regions: Sequence[str]
 
 
 def _region_names(experiment: Experiment, regions: Sequence[str]) -> dict[str, str]:
-    """What dataset.json calls the labels or regions, by their keys in the scores."""
+    """The names of labels or regions in dataset.json, by their keys in the scores."""
     labels = experiment.dataset_json["labels"]
     names = {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
     return {region: names.get(region, region) for region in regions}
@@ -181,7 +181,7 @@ def _scores(
     regions: Sequence[str],
     resampling: Resampling,
 ) -> dict[str, Any]:
-    """Each score of each region and of their mean, with its interval; of the difference where there is another."""
+    """Each score of each region and of their mean, with interval; or of the differences from another part."""
     result: dict[str, Any] = {}
     for region in (FOREGROUND, *regions):
         chosen = list(regions) if region == FOREGROUND else [region]

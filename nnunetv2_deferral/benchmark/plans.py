@@ -1,4 +1,4 @@
-"""Plans that differ from others in the `"deferral"` block alone, under names of their own."""
+"""Derived plans, which differ from others in their name and the `"deferral"` block only."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 from nnunetv2_deferral.text import differences
 
-# All that a block says about who the experts are, one by one.
+# The settings that depend on the experts.
 _OF_EXPERTS = ("experts", "num_experts", "lower", "upper", "costs", "unavailable")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlansChange:
-    """How a deferral block is changed.
+    """A change to a deferral block.
 
     Attributes:
-        suffix: What the name of the derived plans ends with.
-        settings: The keys that get a value.
-        other_experts: Take out everything that the block says about its experts first.
+        suffix: Suffix of the derived plans' name.
+        settings: The settings to replace.
+        other_experts: Remove all settings that depend on the experts first.
     """
 
     suffix: str
@@ -37,12 +37,12 @@ class PlansChange:
 
 
 def use_expert_set(name: str) -> PlansChange:
-    """A named set of simulated experts, of the number that the trainer says."""
+    """Use a named set of simulated experts, as many as the trainer's name states."""
     return PlansChange(suffix=name, settings={"experts": name}, other_experts=True)
 
 
 def use_weights(coherence: float, balance: float) -> PlansChange:
-    """Other weights of the losses, lambda_1 and lambda_2."""
+    """Use other weights of the losses, lambda_1 and lambda_2."""
     settings = {"lambda_coherence": float(coherence), "lambda_balance": float(balance)}
     return PlansChange(suffix=f"l1_{coherence:g}_l2_{balance:g}", settings=settings)
 
@@ -50,22 +50,22 @@ def use_weights(coherence: float, balance: float) -> PlansChange:
 def plans_with(
     change: PlansChange, folder: Path, base: str, *, num_experts: int | None, raters: Sequence[str], write: bool
 ) -> str:
-    """The name of plans with a change.
+    """Derive plans with a change and return their name.
 
-    That is the base itself where the change makes no difference to a trainer of that number of experts, so that nothing
-    is trained twice; else `<base>_<suffix>`, on the same preprocessed data.
+    This is the base's name if the change has no effect for a trainer of that number of experts, so that nothing is
+    trained twice; else `<base>_<suffix>`, with the same preprocessed data.
 
     Args:
         change: The change.
         folder: The preprocessed dataset.
         base: Name of the plans to start from.
-        num_experts: J as the trainer's name fixes it.
-        raters: The raters that the dataset declares.
-        write: Write derived plans that are not there yet.
+        num_experts: The number J of experts as fixed by the trainer's name.
+        raters: The raters declared in the dataset.
+        write: Write derived plans that do not exist yet.
 
     Raises:
-        InputError: If the base cannot be read, the change makes no valid settings, or plans of the derived name differ
-            from those that would be written.
+        InputError: If the base cannot be read, the changed settings are invalid, or existing plans of the derived name
+            differ from those that would be written.
     """
     plans = read_json(folder / f"{base}.json")
     block = plans.get(PLANS_KEY) or {}
@@ -82,8 +82,8 @@ def plans_with(
     if file.is_file():
         if differing := differences(read_json(file), derived):
             raise InputError(
-                f"{file} is not {base} with {change.suffix}: {'; '.join(differing)}. Remove or rename it, if it is not "
-                "needed any more"
+                f"{file} differs from {base} with {change.suffix}: {'; '.join(differing)}. Remove or rename it if it "
+                "is no longer needed"
             )
     elif write:
         write_json(derived, file)

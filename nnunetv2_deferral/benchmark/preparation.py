@@ -1,4 +1,4 @@
-"""What must be there before anything is trained."""
+"""Checks before training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
 
 
 def prepare(experiment: Experiment, methods: Sequence[Method]) -> None:
-    """Check that all methods can be trained, and write nnU-Net's splits if there are none yet.
+    """Check that all methods can be trained, and write nnU-Net's splits if they do not exist yet.
 
-    nnU-Net writes them when the first training starts; several that start at once would get into each other's way.
+    nnU-Net writes the splits when the first training starts; trainings that start simultaneously would conflict.
 
     Raises:
-        InputError: With all that is missing: trainers, plans, their configuration, preprocessed data.
+        InputError: Listing missing trainers, plans, configurations and preprocessed data.
     """
     faults = _faults(experiment, methods)
     if faults:
-        raise InputError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} problem(s), nothing was trained:\n  " + "\n  ".join(faults))
     if not (experiment.preprocessed / SPLITS).is_file():
         folder = str(experiment.preprocessed / _data_identifier(experiment, methods[0].plans))
         cases = sorted(infer_dataset_class(folder).get_identifiers(folder))
@@ -58,10 +58,10 @@ def _faults(experiment: Experiment, methods: Sequence[Method]) -> list[str]:
 
 
 def _data_identifier(experiment: Experiment, plans: str) -> str:
-    """Where the preprocessed data of plans lies.
+    """The data identifier of plans.
 
     Raises:
-        InputError: If there are no such plans, or they lack the configuration.
+        InputError: If the plans do not exist or lack the configuration.
     """
     manager = PlansManager(read_json(experiment.preprocessed / f"{plans}.json"))
     if experiment.configuration not in manager.available_configurations:

@@ -1,7 +1,7 @@
-"""Running trainings: one after the other here, or as jobs of a cluster, with one bar over the epochs of all.
+"""Running trainings one after the other locally, or as jobs of a cluster, with a progress bar over all epochs.
 
-A training that fails does not stop the others; all failures are told at the end. An interruption (Ctrl-C, SIGTERM)
-ends what runs and raises KeyboardInterrupt; the same call again goes on from there.
+A failed training does not stop the others; all failures are reported at the end. An interruption (Ctrl-C, SIGTERM)
+ends running trainings and raises KeyboardInterrupt; repeating the call resumes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TRAINED = b"Training done."
 
 
 class Executor(Protocol):
-    """Whatever runs trainings that do not depend on each other."""
+    """Runs independent trainings."""
 
     def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
-        """Run them all and return the failures; `watch` is to be called about once a second."""
+        """Run all trainings and return the failures; must call `watch` about once a second."""
 
 
 def run_here(trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
@@ -45,16 +45,16 @@ def run_here(trainings: Sequence[Training], watch: Callable[[], None]) -> dict[T
 
 
 def run_trainings(trainings: Sequence[Training], execute: Executor = run_here) -> None:
-    """Run what is missing.
+    """Run all trainings that are not done.
 
-    Trainings that start from another's network are run after all others.
+    Trainings that start from another training's network are run last.
 
     Args:
-        trainings: All trainings, those that are done too.
-        execute: Where to run them.
+        trainings: All trainings, including completed ones.
+        execute: Runs the trainings.
 
     Raises:
-        TrainingError: Naming all that failed, once everything else is done.
+        TrainingError: Listing all failures, after all other trainings are done.
     """
     failures: dict[Training, str] = {}
     with Progress(trainings) as progress:
@@ -68,7 +68,7 @@ def run_trainings(trainings: Sequence[Training], execute: Executor = run_here) -
 
 @dataclass
 class _Watched:
-    """What is known of a training that is looked at from outside."""
+    """The progress of a training, read from its log."""
 
     training: Training
     total: int
@@ -83,7 +83,7 @@ class _Watched:
         self.start = self.training.log.stat().st_size if self.training.log.is_file() else 0
 
     def look(self) -> None:
-        """Read the log, where it has grown."""
+        """Read the log if it has grown."""
         log = self.training.log
         if self.done or not log.is_file() or (size := log.stat().st_size) == self.size or size <= self.start:
             return
@@ -99,7 +99,7 @@ class _Watched:
 
 
 class Progress:
-    """A bar over the epochs of all trainings, done ones included; it reads their logs."""
+    """A progress bar over the epochs of all trainings, including completed ones, read from their logs."""
 
     def __init__(self, trainings: Sequence[Training]) -> None:
         self._watched = []
@@ -112,7 +112,7 @@ class Progress:
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Progress:
-        # In a log file every update is a line of its own.
+        # In a log file every update is a separate line.
         seconds = 0.1 if sys.stderr.isatty() else 60.0
         self._bar = tqdm(total=self.total, initial=self.epochs, desc="Training", unit="epoch", mininterval=seconds)
         return self
@@ -126,16 +126,16 @@ class Progress:
 
     @property
     def epochs(self) -> int:
-        """The epochs done."""
+        """The number of completed epochs."""
         return sum(watched.epochs for watched in self._watched)
 
     @property
     def total(self) -> int:
-        """The epochs of all trainings, as far as is known."""
+        """The number of epochs of all trainings, as far as known."""
         return sum(watched.total for watched in self._watched)
 
     def watch(self) -> None:
-        """Look how far all are."""
+        """Update the progress of all trainings."""
         for watched in self._watched:
             watched.look()
         if self._bar is None:
@@ -147,9 +147,9 @@ class Progress:
 
 
 def _planned_epochs(debug: Path) -> int | None:
-    """The number of epochs that a training in progress has set itself, as nnU-Net's debug.json has it."""
+    """The number of epochs of a training according to nnU-Net's debug.json."""
     try:
         content: Any = json.loads(debug.read_text())
         return int(content["num_epochs"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not written yet, or being written
+        return None  # not written, or incomplete

@@ -1,7 +1,7 @@
-"""From validation masks to the scores of each method, all methods over the same cases and the same experts.
+"""Scores of methods from their validation masks, over the same cases and with the same experts.
 
-Cases are gone through once: reference and experts' answers are made once a case, for all methods that ask the same
-experts. One case is in memory at a time.
+Cases are read once: the reference and the experts' answers of a case are shared by all methods with the same experts.
+One case is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class MethodScores:
     """The scores of a method over all cases of all folds.
 
     Attributes:
-        method: Whose they are.
-        experts: The names of the experts it asks; empty for a stock model.
-        summary: For a deferral model what :func:`.summarize_deferral` returns; for a stock model `model_everywhere`.
-        answered_by: Who answered for the experts, see :meth:`.ExpertAnswers.to_dict`; None for a stock model.
+        method: The method.
+        experts: The names of its experts; empty for a stock model.
+        summary: For a deferral model the result of :func:`.summarize_deferral`; for a stock model only
+            `model_everywhere`.
+        answered_by: The experts who answered, see :meth:`.ExpertAnswers.to_dict`; None for a stock model.
     """
 
     method: Method
@@ -51,7 +52,7 @@ class MethodScores:
 
 @dataclass(kw_only=True)
 class _Scoring:
-    """A method while its cases are gone through."""
+    """A method during scoring."""
 
     method: Method
     validations: Mapping[int, Path]
@@ -83,18 +84,19 @@ def score_methods(
     """Score methods that have been verified.
 
     Args:
-        experiment: What they are compared on.
+        experiment: Dataset, configuration and folds.
         methods: The methods.
         experts: A folder of experts' masks `<expert>/<case>` or the name of a set of simulated experts, for all
-            deferral models; None for each model's own: raters are read from `expertsTr` of the raw dataset.
-        seed: Of simulated experts; None for `evaluation_seed` of each model's settings.
-        tables: The methods that are set against each other, if not all are: those of a table that ask equally many
-            experts must be answered by the same.
+            deferral models; None for each model's own experts, with raters' masks read from `expertsTr` of the raw
+            dataset.
+        seed: Seed of simulated experts; None for `evaluation_seed` of each model's settings.
+        tables: Groups of methods to be compared; None for one group of all. Within a group, methods with the same
+            number of experts must be answered by the same experts.
 
     Raises:
-        InputError: With all faults: files that cannot be read or do not fit, scores that are not those that nnU-Net
-            wrote into summary.json, folds of other experts or settings, and models of equally many experts that would
-            be answered by different ones.
+        InputError: Listing all problems: files that cannot be read or do not match, scores that differ from nnU-Net's
+            summary.json, folds with different experts or settings, and methods with the same number of experts that
+            would be answered by different experts.
     """
     cases = experiment.cases()
     first = experiment.reference(next(case for names in cases.values() for case in names))
@@ -116,7 +118,7 @@ def score_methods(
                     faults += _score_case(experiment, scorings, files, fold, case)
                     bar.update()
     if faults:
-        raise InputError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} problem(s), nothing was compared:\n  " + "\n  ".join(faults))
     return [scoring.finish() for scoring in scorings]
 
 
@@ -139,7 +141,7 @@ def _open(
     fold, opened = next(iter(scoring.predictions.items()))
     for other, prediction in scoring.predictions.items():
         if differing := differences(prediction.index["settings"], opened.index["settings"]):
-            raise InputError(f"fold {other} was trained with other settings than fold {fold}: {'; '.join(differing)}")
+            raise InputError(f"the settings of fold {other} differ from those of fold {fold}: {'; '.join(differing)}")
     scoring.answers = _answers_of(experiment, opened, experts, seed)
     scoring.statistics = SummaryStatistics(files.regions, scoring.answers.names)
     return scoring
@@ -148,19 +150,19 @@ def _open(
 def _answers_of(
     experiment: Experiment, folder: PredictionFolder, experts: str | None, seed: int | None
 ) -> ExpertAnswers:
-    """Who answers for the experts of a model."""
+    """The experts who answer in place of a model's experts."""
     if experts is None:
         return ExpertAnswers.of_model(folder, trained_with(folder), masks=experiment.raw / FOLDER, seed=seed)
     if experts in EXPERT_SETS:
         return ExpertAnswers.of_model(folder, experts_of_set(folder, experts), seed=seed)
     if not Path(experts).is_dir():
         sets = ", ".join(EXPERT_SETS)
-        raise InputError(f"there is no folder of the experts' masks {experts}, and no set of that name ({sets})")
+        raise InputError(f"{experts} is neither a folder of experts' masks nor a set of simulated experts ({sets})")
     return ExpertAnswers.of_model(folder, tuple(map(Rater, folder.experts)), masks=Path(experts), seed=seed)
 
 
 def _differing_experts(scorings: Sequence[_Scoring]) -> list[str]:
-    """Methods that ask as many experts as one before them, but would be answered by others."""
+    """Methods with the same number of experts as an earlier method that would be answered by different experts."""
     faults: list[str] = []
     first: dict[int, tuple[Method, dict[str, Any]]] = {}
     for scoring in scorings:
@@ -170,8 +172,8 @@ def _differing_experts(scorings: Sequence[_Scoring]) -> list[str]:
         method, before = first.setdefault(len(scoring.answers.experts), (scoring.method, answering))
         if differing := differences(answering, before):
             faults.append(
-                f"{scoring.method} and {method} would be answered by different experts ({'; '.join(differing)}): name "
-                "those to compare them on (-experts, -seed)"
+                f"{scoring.method} and {method} would be answered by different experts ({'; '.join(differing)}). "
+                "Specify the experts for the comparison (-experts, -seed)"
             )
     return faults
 
@@ -179,7 +181,7 @@ def _differing_experts(scorings: Sequence[_Scoring]) -> list[str]:
 def _score_case(
     experiment: Experiment, scorings: Sequence[_Scoring], files: DatasetFiles, fold: int, case: str
 ) -> list[str]:
-    """Add a case to all methods; returns the faults."""
+    """Add a case to all methods; returns the problems."""
     try:
         reference, properties = files.read(experiment.reference(case))
     except InputError as error:
@@ -209,7 +211,7 @@ def _score(
     prediction = None if deferral is None else deferral.case(case)
     model = files.read(file)[0] if prediction is None else prediction.model
     if model.shape != reference.shape:
-        raise InputError(f"{file} has shape {model.shape}, but its reference {reference.shape}")
+        raise InputError(f"{file} has shape {model.shape}, but its reference has {reference.shape}")
     found = overlap(reference, model, files.regions, None if ignored is None else reference != ignored)
     _check_counts(folder, case, found, scoring.written[fold][case])
     scoring.model[case] = found
@@ -224,16 +226,15 @@ def _score(
 
 
 def _check_counts(folder: Path, case: str, found: CaseMetrics, written: Mapping[str, Any]) -> None:
-    """Refuse a mask and a reference that are not those that nnU-Net scored."""
+    """Refuse a mask and a reference whose counts differ from nnU-Net's summary.json."""
     differing = [
-        f"{key} of {region} is {found[region][key]:g}, written is {written.get(region, {}).get(key)}"
+        f"{key} of {region} is {found[region][key]:g}, not {written.get(region, {}).get(key)}"
         for region in found
         for key in _COUNTS
         if found[region][key] != written.get(region, {}).get(key)
     ]
     if differing:
         raise InputError(
-            f"{folder / 'summary.json'} does not tell of the mask of {case} and its reference as they are now "
-            f"({listed(differing, 3)}): the references were changed, or a validation was interrupted "
-            "(nnUNetv2_train ... --val repeats it)"
+            f"{folder / 'summary.json'} does not match the mask and the reference of {case} ({listed(differing, 3)}): "
+            "the references were changed, or a validation was interrupted (repeat it with nnUNetv2_train ... --val)"
         )

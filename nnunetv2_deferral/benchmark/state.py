@@ -1,8 +1,8 @@
-"""How far the training of a fold has come, read from what lies in its folder.
+"""The progress of a fold, determined from the files in its folder.
 
-nnU-Net writes checkpoints, summaries and masks in place, so an interruption can leave any of them cut short. A
-checkpoint is a zip whose directory is written last, and summary.json is written after all masks: what is whole is seen
-from these.
+nnU-Net writes checkpoints, summaries and masks in place, so an interruption can leave any of them truncated. A
+checkpoint is a zip whose directory is written last, and summary.json is written after all masks; completeness is
+determined from these.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from nnunetv2_deferral.nnunet.experiment import is_deferral_model
 from nnunetv2_deferral.text import listed
 
 FINAL = "checkpoint_final.pth"
-# In the order in which nnU-Net looks for one to continue from.
+# In the order in which nnU-Net looks for a checkpoint to continue from.
 _UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 class Stage(Enum):
-    """What is left to do."""
+    """The next step of a fold."""
 
     START = "nothing is trained"
     RESUME = "the training is not finished"
@@ -35,12 +35,12 @@ class Stage(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FoldState:
-    """How far a fold is.
+    """The state of a fold.
 
     Attributes:
-        stage: What is left to do.
-        problem: What is missing, for people; empty when done.
-        broken: Checkpoints that are cut short.
+        stage: The next step.
+        problem: A message about what is missing; empty when done.
+        broken: Truncated checkpoints.
     """
 
     stage: Stage
@@ -52,9 +52,9 @@ def fold_state(folder: Path, cases: Sequence[str], file_ending: str) -> FoldStat
     """The state of a fold.
 
     Args:
-        folder: The fold's, which need not be there.
+        folder: The folder of the fold, which need not exist.
         cases: Its validation cases.
-        file_ending: The dataset's.
+        file_ending: The dataset's file ending.
     """
     checkpoints = [folder / name for name in (FINAL, *_UNFINISHED)]
     there = [file for file in checkpoints if file.is_file()]
@@ -63,7 +63,7 @@ def fold_state(folder: Path, cases: Sequence[str], file_ending: str) -> FoldStat
     if FINAL in whole:
         problem = validation_problem(folder, cases, file_ending)
         return FoldState(stage=Stage.VALIDATE if problem else Stage.DONE, problem=problem, broken=broken)
-    cut = f"; {listed(map(str, broken))} cut short" if broken else ""
+    cut = f"; truncated: {listed(map(str, broken))}" if broken else ""
     if whole:
         return FoldState(
             stage=Stage.RESUME, problem=f"{folder} was not trained to the end ({FINAL} is missing{cut})", broken=broken
@@ -72,7 +72,7 @@ def fold_state(folder: Path, cases: Sequence[str], file_ending: str) -> FoldStat
 
 
 def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> str:
-    """What is missing in the validation of a fold, empty if it is complete."""
+    """A message about what is missing in the validation of a fold; empty if it is complete."""
     folder = fold / "validation"
     if not (folder / "summary.json").is_file():
         return f"{folder} has no summary.json: the validation is missing or was interrupted"
@@ -97,7 +97,7 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
 
 
 def other_cases(fold: Path, cases: Sequence[str], file_ending: str) -> list[str]:
-    """The cases in the validation folder that are not among the fold's, sorted."""
+    """The cases in the validation folder that do not belong to the fold, sorted."""
     files = (fold / "validation").glob(f"*{file_ending}")
     found = {file.name.removesuffix(file_ending) for file in files if not file.name.startswith(".")}
     return sorted(found - set(cases))

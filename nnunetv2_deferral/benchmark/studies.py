@@ -1,9 +1,9 @@
-"""The tables of the paper: which trainers on which plans make their rows.
+"""The tables of the paper as trainers and plans.
 
-Names ask for the paper's objective (`_DC`), whatever the plans say. LB is on unless `_noLB` says otherwise, and SC
-unless `_noSC` does. SC trains the aggregated predictor alone, so its weight does not move the routing; where the
-paper's own form matters, rows have `_paperSC`: one more row a number of experts in the ablation, and the whole grid.
-One-vs-all, which the paper does not have, closes the ablation.
+Trainers' names select the paper's objective (`_DC`), regardless of the plans, with LB and SC unless switched off by
+`_noLB` and `_noSC`. By default SC trains the aggregated predictor only, so that its weight does not affect the routing;
+the paper's own form is selected by `_paperSC`, in one additional row per number of experts in the ablation and in the
+whole grid. The ablation ends with one-vs-all, which is not in the paper.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _ABLATION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row (or in the scalability table a column).
+    """A row of a table (a column of the paper's scalability table).
 
     Attributes:
-        headings: What stands beside the scores, by the heading of its column.
-        method: Whose scores they are.
+        headings: The cells beside the scores, by column heading.
+        method: The method that is scored.
     """
 
     headings: Mapping[str, str]
@@ -55,8 +55,8 @@ class Study:
 
     Attributes:
         name: `"ablation"`, `"grid"` or `"experts"`.
-        title: For people.
-        rows: In the paper's order.
+        title: The title of the table.
+        rows: The rows in the paper's order.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Study:
 
 
 class StudyMaker:
-    """Makes studies for a dataset and plans; the plans that they need are derived from these."""
+    """Makes studies for a dataset, with plans derived from given ones."""
 
     def __init__(self, experiment: Experiment, plans: str, *, name: Callable[[str], str], write: bool) -> None:
         """Prepare.
 
         Args:
-            experiment: What methods are compared on.
+            experiment: Dataset, configuration and folds.
             plans: Name of the plans that the others are derived from.
-            name: From a trainer's name without a length to the one to train: with a length, on a frozen network.
-            write: Write derived plans that are not there yet.
+            name: Converts a trainer's base name to the name to train, for example with a number of epochs.
+            write: Write derived plans that do not exist yet.
         """
         self._folder = experiment.preprocessed
         self._plans = plans
@@ -86,7 +86,7 @@ class StudyMaker:
         """Table 6, with one and three simulated experts.
 
         Raises:
-            InputError: See :func:`plans_with`, here and below.
+            InputError: See :func:`.plans_with`.
         """
         change = use_expert_set(expert_set)
         rows = [
@@ -96,7 +96,11 @@ class StudyMaker:
         return Study(name="ablation", title="Ablation of the losses (the paper's Table 6)", rows=tuple(rows))
 
     def grid(self, lambdas: Sequence[float] = LAMBDAS) -> Study:
-        """Table C.8, with the experts of the plans, in the paper's form of SC."""
+        """Table C.8, with the experts of the plans and the paper's form of SC.
+
+        Raises:
+            InputError: See :func:`.plans_with`.
+        """
         block = read_json(self._folder / f"{self._plans}.json").get(PLANS_KEY)
         number = resolve_settings(block, raters=self._raters).num_experts
         pairs = [(coherence, balance) for coherence in lambdas for balance in lambdas]
@@ -111,9 +115,13 @@ class StudyMaker:
         return Study(name="grid", title=title, rows=tuple(rows))
 
     def experts(self, numbers: Sequence[int], expert_set: str = "scalability") -> Study:
-        """Table D.10 (E.12 with the complementary set): numbers of simulated experts."""
+        """Table D.10 (E.12 with the complementary set): numbers of simulated experts.
+
+        Raises:
+            InputError: If a number is not in [1, `MAX_EXPERTS`]; see also :func:`.plans_with`.
+        """
         if unknown := [number for number in numbers if not 1 <= number <= MAX_EXPERTS]:
-            raise InputError(f"there are trainers for 1 to {MAX_EXPERTS} experts, not for {unknown}")
+            raise InputError(f"trainers exist for 1 to {MAX_EXPERTS} experts, not for {unknown}")
         change = use_expert_set(expert_set)
         rows = [Row(headings={"J": str(number)}, method=self._method(number, "_DC", change)) for number in numbers]
         table = {"scalability": " (the paper's Table D.10)", "complementary": " (the paper's Table E.12)"}
@@ -128,7 +136,7 @@ class StudyMaker:
 
 
 def _letters() -> Iterator[str]:
-    """A, B, ... as the paper names its groups; any number of them."""
+    """A, B, ..., Z, AA, ..., the paper's names of groups."""
     number = 0
     while True:
         yield (chr(ord("A") + number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)

@@ -1,4 +1,4 @@
-"""What training and prediction take. On a CPU only ratios are told: its seconds say more of what else it was doing."""
+"""Duration of training and prediction. On CPUs only ratios are reported, because durations depend on other load."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """What a method took.
+    """Durations of a method.
 
     Attributes:
-        device: What it was trained on: the name of the GPU, or such as `cpu`; empty if unknown or if folds differ. On a
-            CPU folds differ if their machines do, but no machine is named: tables are shown to others.
-        iterations: Training steps an epoch, 0 if unknown or if folds differ.
-        seconds_per_epoch: Median over epochs of all folds; NaN on anything but a GPU.
-        epoch_ratio: The same divided by that of the first method; NaN if device or steps differ or are unknown.
-        seconds_prediction: Of nnUNetv2_predict for the validation images of the first fold, start included; NaN on
-            anything but a GPU, or if it was not measured.
-        prediction_ratio: The same divided by that of the first method, in the same run.
+        device: The device of the training: the name of the GPU, or for example `cpu`; empty if unknown or if folds
+            differ. CPU trainings on different hosts differ; hosts are not named, because tables are published.
+        iterations: Training steps per epoch, 0 if unknown or if folds differ.
+        seconds_per_epoch: Median over the epochs of all folds; NaN unless on a GPU.
+        epoch_ratio: Seconds per epoch divided by the first method's; NaN if device or iterations differ or are unknown.
+        seconds_prediction: Duration of nnUNetv2_predict for the validation images of the first fold, including startup;
+            NaN unless measured on a GPU.
+        prediction_ratio: Duration of prediction divided by the first method's, in the same run; NaN if not measured.
     """
 
     device: str = ""
@@ -52,13 +52,13 @@ class Times:
 def method_times(
     experiment: Experiment, methods: Sequence[Method], *, predictions: Sequence[float] | None = None, device: str = ""
 ) -> list[Times]:
-    """What methods took, the first one as the measure of the others.
+    """The durations of methods, with ratios relative to the first.
 
     Args:
-        experiment: What they were trained on.
+        experiment: Dataset, configuration and folds.
         methods: The methods.
-        predictions: Seconds of each from :func:`time_predictions`, if they were measured.
-        device: What these were measured on, as nnU-Net's commands take it.
+        predictions: Seconds for each method from :func:`time_predictions`; None if not measured.
+        device: The device of these measurements, as in nnU-Net's commands.
     """
     trained = [_training(experiment, method) for method in methods]
     times = []
@@ -79,9 +79,9 @@ def method_times(
 
 
 def epoch_seconds(fold: Path) -> list[float]:
-    """The seconds of each epoch of a fold by nnU-Net's logs, the first of each log left out where there are more.
+    """The seconds of each epoch of a fold according to nnU-Net's logs, excluding the first of each log if possible.
 
-    A training that was interrupted has several logs; an epoch that was repeated counts as it was repeated.
+    An interrupted training has several logs; for a repeated epoch the last duration counts.
     """
     seconds: dict[int, float] = {}
     for log in training_logs(fold):
@@ -92,24 +92,24 @@ def epoch_seconds(fold: Path) -> list[float]:
                 first = epoch if first < 0 else first
             elif epoch >= 0:
                 found[epoch] = float(took)
-        # It compiles, fills caches and starts workers.
+        # The first epoch includes compilation, filling of caches and startup of workers.
         seconds |= {each: took for each, took in found.items() if each != first or len(found) == 1}
     return list(seconds.values())
 
 
 def time_predictions(experiment: Experiment, methods: Sequence[Method], *, device: str, logs: Path) -> list[float]:
-    """Seconds that nnUNetv2_predict takes for the validation images of the first fold, for each method once.
+    """Measure the seconds of nnUNetv2_predict for the validation images of the first fold, once per method.
 
-    They are wall time from the start of the command to its end, so of few and small images most of it is the start.
+    This is the wall time of the whole command; for few and small images it is mostly startup.
 
     Raises:
-        InputError: If the raw images are not there.
+        InputError: If raw images are missing.
         TrainingError: If a prediction fails.
     """
     fold = experiment.folds[0]
     images = {case: _raw_images(experiment, case) for case in experiment.cases()[fold]}
     if missing := [str(file) for files in images.values() for file in files if not file.is_file()]:
-        raise InputError(f"{len(missing)} raw images are missing, which predictions are timed on: {listed(missing, 3)}")
+        raise InputError(f"{len(missing)} raw images for timing predictions are missing: {listed(missing, 3)}")
     folder = logs / experiment.dataset
     folder.mkdir(parents=True, exist_ok=True)
     seconds = []
@@ -129,7 +129,7 @@ def time_predictions(experiment: Experiment, methods: Sequence[Method], *, devic
 
 
 def _raw_images(experiment: Experiment, case: str) -> list[Path]:
-    """The files of a case, one a channel. nnU-Net's own function for this starts processes by forking."""
+    """The files of a case, one per channel. nnU-Net's own function for this forks processes."""
     content = read_json(experiment.raw / "dataset.json")
     if "dataset" in content:
         names = content["dataset"].get(case, {}).get("images", [f"images of {case}"])
@@ -156,7 +156,7 @@ def _time(command: Sequence[str], log: Path) -> float:
 
 
 class _Setup(NamedTuple):
-    """What a fold was trained on, as far as it decides how long that takes; empty and 0 where unknown."""
+    """Properties of a fold that determine the duration of its training; empty and 0 if unknown."""
 
     device: str = ""
     host: str = ""
@@ -164,7 +164,7 @@ class _Setup(NamedTuple):
 
 
 def _training(experiment: Experiment, method: Method) -> tuple[_Setup, float]:
-    """What all folds were trained on, and the median seconds of an epoch; NaN where unknown."""
+    """The common setup of all folds, and the median seconds per epoch; NaN if unknown."""
     folders = [experiment.fold(method, fold) for fold in experiment.folds]
     setups = {_setup(folder) for folder in folders}
     seconds = [took for folder in folders for took in epoch_seconds(folder)]
@@ -172,7 +172,7 @@ def _training(experiment: Experiment, method: Method) -> tuple[_Setup, float]:
 
 
 def _setup(fold: Path) -> _Setup:
-    """By nnU-Net's debug.json. GPUs of one name are alike on any host."""
+    """The setup according to nnU-Net's debug.json. Hosts with the same GPU are treated as equal."""
     try:
         debug = read_json(fold / "debug.json")
         gpu = debug.get("gpu_name")

@@ -1,4 +1,4 @@
-"""The classes behind trainers' names, and how long they train."""
+"""Trainer classes by name, and their numbers of epochs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EPOCHS = re.compile(r"_(\d+)epochs?(?=_|$)")
 
 @cache
 def find_trainer(name: str) -> type:
-    """The class that nnUNetv2_train would train with.
+    """The class that nnUNetv2_train uses for a name.
 
     Raises:
         InputError: If there is none of that name.
@@ -31,30 +31,30 @@ def find_trainer(name: str) -> type:
     try:
         return trainer_class(name)
     except AttributeError:
-        pass  # not a name of ours
+        pass  # not a deferral trainer
     try:
-        # nnU-Net prints where it looks.
+        # nnU-Net prints the folders that it searches.
         with contextlib.redirect_stdout(io.StringIO()):
             return recursive_find_trainer_class_by_name(name)
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"there is no trainer {name}: {error}") from error
+        raise InputError(f"unknown trainer {name}: {error}") from error
 
 
 def is_frozen(name: str) -> bool:
-    """Whether the trainer needs the trained network of a stock trainer to start from."""
+    """Whether the trainer starts from the trained network of a stock trainer."""
     return bool(getattr(find_trainer(name), "frozen", False))
 
 
 def is_deferral_trainer(name: str) -> bool:
-    """Whether the trainer is one of ours or a subclass."""
+    """Whether the trainer is a deferral trainer."""
     return issubclass(find_trainer(name), DeferralTrainer)
 
 
 def with_epochs(name: str, epochs: int | None) -> str:
-    """The name of the same trainer with another length; None and 1000 (nnU-Net's own) leave it as it is.
+    """The name of the same trainer with another number of epochs; unchanged for None and 1000, nnU-Net's default.
 
     Raises:
-        InputError: If the length is no number of epochs.
+        InputError: If the number of epochs is less than 1.
     """
     if epochs is not None and epochs < 1:
         raise InputError(f"the number of epochs must be at least 1, got {epochs}")
@@ -64,13 +64,13 @@ def with_epochs(name: str, epochs: int | None) -> str:
 
 
 def expected_epochs(name: str) -> int:
-    """How many epochs a trainer of that name should take; one's own trainers may take another number."""
+    """The number of epochs according to a trainer's name; custom trainers may use another number."""
     found = _EPOCHS.search(name)
     return int(found[1]) if found else DEFAULT_EPOCHS
 
 
 def trainers_path() -> str:
-    """nnUNet_extTrainer with the folder of our trainers in it."""
+    """The value of nnUNet_extTrainer, including the folder of the deferral trainers."""
     ours = str(trainers_folder())
     theirs = [path for path in (nnUNet_extTrainer.get() or "").split(os.pathsep) if path.strip()]
     return os.pathsep.join(theirs if any(Path(path).resolve() == Path(ours) for path in theirs) else [ours, *theirs])

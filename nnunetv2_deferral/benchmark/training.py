@@ -1,10 +1,9 @@
-"""One training of one fold as a task: it looks how far the fold is, and does what is left through nnUNetv2_train.
+"""The training of one fold as a task: determines the state of the fold and completes it with nnUNetv2_train.
 
-A task can be started as often as one likes. What is done is not done again; an interrupted training goes on from its
-last whole checkpoint (`--c`), and where only the validation is missing, only that is run (`--val`). A checkpoint that
-is cut short is set aside as `<name>.broken`. The training runs in a process group of its own, which ends with the task;
-should the task be killed without a chance to end it (SIGKILL), it trains on, and holds a lock by which a task started
-again knows.
+A task can be started repeatedly. Completed work is not repeated; an interrupted training resumes from its last intact
+checkpoint (`--c`), and if only the validation is missing, only that is run (`--val`). Truncated checkpoints are renamed
+to `<name>.broken`. The training runs in its own process group, which is ended with the task. If the task is killed
+without a chance to do so (SIGKILL), the training continues and holds a lock that a restarted task detects.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ _SECONDS_TO_END = 10
 
 
 class TrainingError(RuntimeError):
-    """A training failed; the message says which, and shows the end of its log."""
+    """A training failed; the message names it and contains the end of its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The training of a fold; goes to other machines by pickle.
+    """The training of a fold; pickled for execution on other machines.
 
     Attributes:
-        experiment: What is trained on.
-        method: What is trained.
+        experiment: Dataset, configuration and folds.
+        method: Trainer and plans.
         fold: The fold.
         cases: Its validation cases.
-        device: As nnUNetv2_train takes it.
+        device: The device, as in nnUNetv2_train.
         logs: Folder of the log.
         pretrained: The checkpoint that a frozen trainer starts from, or None.
     """
@@ -64,28 +63,28 @@ class Training:
 
     @property
     def log(self) -> Path:
-        """What nnUNetv2_train prints; a task started again appends."""
+        """The log of nnUNetv2_train's output; a restarted task appends to it."""
         name = f"{self.method.trainer}__{self.method.plans}__{self.experiment.configuration}__fold_{self.fold}.log"
         return self.logs / self.experiment.dataset / name
 
     @property
     def folder(self) -> Path:
-        """Where the training goes."""
+        """The folder of the fold."""
         return self.experiment.fold(self.method, self.fold)
 
     def state(self) -> FoldState:
-        """How far it is."""
+        """The state of the fold."""
         return fold_state(self.folder, self.cases, self.experiment.file_ending)
 
     def __call__(self, watch: Callable[[], None] = lambda: None) -> None:
-        """Do what is left to do.
+        """Complete the fold.
 
         Args:
-            watch: Called about once a second while it runs.
+            watch: Called about twice a second while the training runs.
 
         Raises:
-            TrainingError: If nnUNetv2_train fails or ends without a complete validation, or if this fold is being
-                trained already.
+            TrainingError: If nnUNetv2_train fails or ends without a complete validation, or another process is training
+                this fold.
         """
         with self._alone() as lock:
             state = self.state()
@@ -95,13 +94,14 @@ class Training:
                 file.replace(file.with_name(f"{file.name}.broken"))
             self._run(self.command(state.stage), lock, watch)
             if (state := self.state()).stage is not Stage.DONE:
-                raise TrainingError(f"{self}: nnUNetv2_train ended without an error, but {state.problem}")
+                raise TrainingError(f"{self}: nnUNetv2_train ended without an error, but: {state.problem}")
 
     def command(self, stage: Stage) -> list[str]:
-        """The command line for what is left to do.
+        """The command line for the next step.
 
         Raises:
-            TrainingError: If nnUNetv2_train is not installed, or the network to start from is missing.
+            InputError: If nnUNetv2_train is not installed.
+            TrainingError: If the network to start from is missing.
         """
         words = [find_script("nnUNetv2_train"), self.experiment.dataset, self.experiment.configuration, str(self.fold)]
         words += ["-tr", self.method.trainer, "-p", self.method.plans, "-device", self.device]
@@ -133,12 +133,12 @@ class Training:
         if process.returncode:
             raise TrainingError(
                 f"{self}: nnUNetv2_train failed with exit code {process.returncode}:\n{last_lines(self.log)}\n"
-                f"All of it is in {self.log}"
+                f"The complete log is {self.log}"
             )
 
     @contextmanager
     def _alone(self) -> Iterator[IO[bytes] | None]:
-        """Hold the fold's lock, which a training inherits and so holds as long as it lives."""
+        """Hold the fold's lock, which the training process inherits and holds until it ends."""
         if sys.platform == "win32":
             yield None
             return
@@ -149,8 +149,8 @@ class Training:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise TrainingError(
-                    f"{self} is being trained already by another process ({file} is locked; a training outlives a "
-                    f"benchmark that was killed). Wait for it or end it, and start again"
+                    f"{self} is already being trained by another process ({file} is locked; a training continues when "
+                    f"its benchmark is killed). Wait for it or end it, and start again"
                 ) from error
             yield lock
 
@@ -162,12 +162,12 @@ def trainings_of(
     device: str,
     logs: Path,
 ) -> list[Training]:
-    """All trainings of an experiment, every method's folds in their order.
+    """All trainings of an experiment, by method and fold.
 
-    A frozen trainer starts from the network of the first method that is a stock trainer.
+    A frozen trainer starts from the network of the first stock trainer among the methods.
 
     Raises:
-        InputError: For an unknown trainer, and a frozen one without any stock trainer.
+        InputError: If a trainer is unknown, or there is a frozen trainer but no stock trainer.
     """
     cases = experiment.cases()
     stock = next((method for method in methods if not is_deferral_trainer(method.trainer)), None)
@@ -176,7 +176,7 @@ def trainings_of(
         frozen = is_frozen(method.trainer)
         if frozen and stock is None:
             raise InputError(
-                f"{method.trainer} starts from the network of a stock trainer: name one too (-tr nnUNetTrainer ...)"
+                f"{method.trainer} starts from the network of a stock trainer: add one (-tr nnUNetTrainer ...)"
             )
         source = stock if frozen else None
         trainings += [
@@ -195,18 +195,18 @@ def trainings_of(
 
 
 def environment() -> dict[str, str]:
-    """The environment of nnU-Net's commands: this one's, our trainers, output as it is printed."""
+    """The environment for nnU-Net's commands: the current one, with our trainers and unbuffered output."""
     return {**os.environ, "nnUNet_extTrainer": trainers_path(), "PYTHONUNBUFFERED": "1"}
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """See that a process and all that it started are over."""
+    """End a process and its process group, with SIGTERM and then SIGKILL."""
     for sign in ("SIGTERM", "SIGKILL"):
         if process.poll() is not None:
             return
         try:
             os.killpg(process.pid, getattr(signal, sign))
-        except (AttributeError, ProcessLookupError):  # Windows, or over by now
+        except (AttributeError, ProcessLookupError):  # Windows, or already ended
             process.kill()
         try:
             process.wait(timeout=_SECONDS_TO_END)

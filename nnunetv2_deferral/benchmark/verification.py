@@ -1,7 +1,7 @@
-"""Whether all methods saw the same: cases, references, plans, data and labels. All faults are found before any is told.
+"""Check that all methods had the same cases, references, plans, data and labels; all problems are reported together.
 
-That the references were the same when each method was validated is seen later, when masks are scored: what comes out
-must be what nnU-Net wrote into summary.json.
+Whether the references have changed since a validation is checked during scoring, by comparison with nnU-Net's
+summary.json.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
 from nnunetv2_deferral.text import differences, listed
 
-# What may differ between plans of methods that are compared: their names, who planned, and the deferral itself (also
-# its calibration, which comes after training and which no final validation uses).
+# Keys that may differ between the plans of compared methods: names, planners and deferral (including calibration, which
+# is fitted after training and not used in final validations).
 _FREE_KEYS = {
     *("plans_name", "configurations", "experiment_planner_used", "continue_training"),
     *("deferral", "deferral_model", "deferral_planner_used", CALIBRATION_KEY),
@@ -35,7 +35,7 @@ def verify(experiment: Experiment, methods: Sequence[Method]) -> None:
     """Refuse methods that cannot be compared.
 
     Raises:
-        InputError: With all faults.
+        InputError: Listing all problems.
     """
     cases = experiment.cases()
     faults = [
@@ -57,14 +57,14 @@ def verify(experiment: Experiment, methods: Sequence[Method]) -> None:
         faults += of_model + [state.problem for state in states if state.stage is not Stage.DONE]
     faults += _differing_models(experiment, sound)
     if faults:
-        raise InputError(f"{len(faults)} fault(s), so there is nothing to compare:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} problem(s), nothing was compared:\n  " + "\n  ".join(faults))
 
 
 def verify_begun(experiment: Experiment, methods: Sequence[Method]) -> None:
-    """Refuse to add to trainings that were begun on other splits, plans or labels than there are now.
+    """Refuse to continue trainings that were started with different splits, plans or labels.
 
     Raises:
-        InputError: With all faults.
+        InputError: Listing all problems.
     """
     cases = experiment.cases()
     faults = _split_faults(experiment, methods)
@@ -73,11 +73,11 @@ def verify_begun(experiment: Experiment, methods: Sequence[Method]) -> None:
         if any(state.stage is not Stage.START for state in states):
             faults += _model_faults(experiment, method)
     if faults:
-        raise InputError(f"{len(faults)} fault(s), nothing was trained:\n  " + "\n  ".join(faults))
+        raise InputError(f"{len(faults)} problem(s), nothing was trained:\n  " + "\n  ".join(faults))
 
 
 def _split_faults(experiment: Experiment, methods: Sequence[Method]) -> list[str]:
-    """Folds that were trained or validated with other splits than splits_final.json has now, one phrase each."""
+    """One phrase for each fold that was trained or validated with splits different from splits_final.json."""
     splits = experiment.splits()
     faults = []
     for method in methods:
@@ -88,8 +88,9 @@ def _split_faults(experiment: Experiment, methods: Sequence[Method]) -> list[str
             used = split_sizes(folder) if begun else None
             if used not in (None, sizes):
                 faults.append(
-                    f"{folder} was trained with other splits: {used[0]} training and {used[1]} validation cases "
-                    f"by its log, but fold {fold} of {experiment.preprocessed / SPLITS} has {sizes[0]} and {sizes[1]}"
+                    f"{folder} was trained with different splits: according to its log with {used[0]} training and "
+                    f"{used[1]} validation cases, but fold {fold} of {experiment.preprocessed / SPLITS} has {sizes[0]} "
+                    f"and {sizes[1]}"
                 )
             if strangers := other_cases(folder, splits[fold]["val"], experiment.file_ending):
                 faults.append(
@@ -100,7 +101,7 @@ def _split_faults(experiment: Experiment, methods: Sequence[Method]) -> list[str
 
 
 def split_sizes(fold: Path) -> tuple[int, int] | None:
-    """How many cases a fold was trained and validated with, as its last log has it; None where no log says."""
+    """The numbers of training and validation cases of a fold according to its last log; None if unknown."""
     for log in reversed(training_logs(fold)):
         if found := _SPLIT_SIZES.findall(log.read_text(errors="replace")):
             return int(found[-1][0]), int(found[-1][1])
@@ -109,7 +110,7 @@ def split_sizes(fold: Path) -> tuple[int, int] | None:
 
 def training_logs(fold: Path) -> list[Path]:
     """nnU-Net's logs of a fold, the oldest first."""
-    # The names hold the time with numbers of one or two digits.
+    # The names contain the time, in numbers of one or two digits.
     return sorted(fold.glob("training_log_*.txt"), key=lambda log: [int(part) for part in re.findall(r"\d+", log.name)])
 
 
@@ -118,11 +119,11 @@ def _never_trained(method: Method, model: Path) -> str:
         find_trainer(method.trainer)
     except InputError as error:
         return str(error)
-    return f"there is no {model}: {method} was not trained on this dataset and configuration (--run trains it)"
+    return f"{model} does not exist: {method} was not trained on this dataset and configuration (train it with --run)"
 
 
 def _model_faults(experiment: Experiment, method: Method) -> Iterator[str]:
-    """In what the plans and labels of a model differ from those that lie ready now."""
+    """Differences between the plans and labels of a model and the current ones."""
     model, now = experiment.model(method), experiment.preprocessed
     pairs = {"plans.json": now / f"{method.plans}.json", "dataset.json": now / "dataset.json"}
     for name, source in pairs.items():
@@ -137,25 +138,25 @@ def _model_faults(experiment: Experiment, method: Method) -> Iterator[str]:
 
 
 def _differing_models(experiment: Experiment, methods: Sequence[Method]) -> Iterator[str]:
-    """Models whose plans, apart from what may differ, or whose data are not those of the first."""
+    """Models whose plans, except for keys that may differ, or data differ from those of the first."""
     first: tuple[Path, Mapping[str, Any]] | None = None
     for method in methods:
         model = experiment.model(method)
         found = _comparable(read_json(model / "plans.json"), "plans.json", experiment.configuration)
-        # The fingerprint is of no use to nnU-Net after planning; where it was removed nothing is said.
+        # nnU-Net does not need the fingerprint after planning; a missing one is not an error.
         if (fingerprint := model / "dataset_fingerprint.json").is_file():
             found["the dataset's fingerprint"] = read_json(fingerprint)
         if first is None:
             first = model, found
         elif differing := differences(found, first[1]):
-            yield f"{model} was trained on other plans or data than {first[0]}: {'; '.join(differing)}"
+            yield f"the plans or data of {model} differ from those of {first[0]}: {'; '.join(differing)}"
 
 
 def _comparable(content: Mapping[str, Any], name: str, configuration: str) -> dict[str, Any]:
-    """What must be the same for all methods, of a plans.json or a dataset.json.
+    """The entries of a plans.json or dataset.json that must be the same for all methods.
 
     Raises:
-        InputError: For plans without the configuration.
+        InputError: If plans lack the configuration.
     """
     if name == "dataset.json":
         return {key: content.get(key) for key in _LABEL_KEYS}

@@ -1,1 +1,1 @@
-"""Probabilities that mean what they say: maps, how they are fitted on validation cases, what a model keeps of that."""
+"""Calibration: fitting of calibrators and budget thresholds on validation cases."""

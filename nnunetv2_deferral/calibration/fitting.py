@@ -1,4 +1,4 @@
-"""Fitting a model's probabilities and budget thresholds on its validation cases."""
+"""Fitting of a model's calibrators and budget thresholds on its validation cases."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from nnunetv2_deferral.routing import ONE_VS_ALL
 
 
 def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bool = True) -> ModelCalibration:
-    """Fit calibration maps, then thresholds for limits over the dataset.
+    """Fit calibrators, then thresholds for limits over a dataset.
 
     Args:
-        cases: To fit on.
+        cases: The cases to fit on.
         limits: The limits to fit thresholds for.
-        maps: Whether to fit calibration maps; without, probabilities stay as they are.
+        maps: Whether to fit calibrators; if not, probabilities are unchanged.
 
     Returns:
-        What was fitted. Its report has for each head the map, held-back log losses, and bias and expected calibration
-        error before and after, over all voxels and over the least certain.
+        The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
+        calibration error before and after calibration, over all voxels and over the least certain ones.
 
     Raises:
-        InputError: If model or an expert is known in fewer than two groups of cases, or the objective has no
-            probabilities to calibrate.
+        InputError: If the model or an expert has labels in fewer than two groups of cases, or the objective does not
+            predict probabilities of being right.
     """
     if maps and cases.settings.objective != ONE_VS_ALL:
         raise InputError(
-            f'the probabilities of the objective "{cases.settings.objective}" are those of routes, not of being right, '
-            "so there is nothing to calibrate them by. Train with one-vs-all (_OvA), or fit thresholds alone: "
-            "--thresholds_only -budgets ..."
+            f'the objective "{cases.settings.objective}" predicts probabilities of routes, not of being right, which '
+            "cannot be calibrated. Train with one-vs-all (_OvA), or fit thresholds only: --thresholds_only "
+            "-budgets ..."
         )
     names = ("model", *cases.settings.expert_names)
     every = [HeadStatistics() for _ in names]
@@ -81,7 +81,7 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
 
 
 def write_calibration(calibration: ModelCalibration, model: Path) -> Path:
-    """Write what was fitted into the plans of a model folder, whole or not at all; returns the file."""
+    """Write a calibration to the plans of a model folder, atomically; returns the file."""
     file = model / "plans.json"
     write_json(read_json(file) | {CALIBRATION_KEY: calibration.to_dict()}, file)
     return file
@@ -95,7 +95,7 @@ def _fit(name: str, statistics: HeadStatistics) -> Selection:
 
 
 def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[Calibrator]) -> np.ndarray:
-    """What is expected to be gained in a case, float32 (J, n) for its n voxels, as a prediction ranks them."""
+    """Expected gains in a case, float32 (J, n) for its n voxels, as in a prediction."""
     prediction = cases.prediction(fold, case)
     unknown = ~prediction.predicted
     known = apply(heads, np.where(unknown, 0, prediction.routing))
@@ -125,5 +125,5 @@ def _fit_thresholds(
 
 
 def _errors(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the bins, which the report of an evaluation draws."""
+    """The summary of a head without bins."""
     return {when: {key: each[key] for key in ("ece", "bias")} for when, each in found.items()}

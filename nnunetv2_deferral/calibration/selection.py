@@ -1,4 +1,4 @@
-"""The calibrator that does best on groups it was not fitted on."""
+"""Selection of a calibrator by cross-validation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.head_statistics import Bins, HeadStatistics
 
 TEMPERATURES = (0.05, 20.0)
-INDIFFERENT = 1e-4  # a relative difference of log losses that is not worth a more complex calibrator
+INDIFFERENT = 1e-4  # relative difference of log losses below which the simpler calibrator is preferred
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A calibrator and why it was chosen.
+    """The selected calibrator and the cross-validated losses.
 
     Attributes:
-        calibrator: Fitted on all voxels.
-        log_loss: By kind, in nats a voxel, the mean over all voxels of the loss of a calibrator that was fitted without
-            their group.
+        calibrator: The calibrator, fitted on all voxels.
+        log_loss: Held-out log loss by kind of calibrator, in nats per voxel.
     """
 
     calibrator: Calibrator
@@ -39,26 +38,28 @@ def select_calibrator(
     valid: Sequence[np.ndarray] | None = None,
     folds: int = 5,
 ) -> Selection:
-    """Fit calibrators to the probabilities of being right, and choose the one that does best on unseen cases.
+    """Fit calibrators to probabilities of being right and select the best on held-out cases.
 
-    See :func:`select_by_statistics` for how it is chosen.
+    The selection is described in :func:`select_by_statistics`.
 
     Args:
-        probabilities: For each case a floating-point array in [0, 1]: how likely the model, or an expert, is to be
-            right at each voxel. The cases are not those that the network was trained on.
-        right: For each case a bool array of the same shape: whether that was so.
-        groups: For each case what it is held out with, such as its patient; None for each case by itself.
+        probabilities: For each case a floating-point array in [0, 1]: the predicted probability that the model, or an
+            expert, is right at each voxel. The network must not have been trained on these cases.
+        right: For each case a bool array of the same shape: whether the model, or the expert, is right.
+        groups: For each case its group, such as its patient, which is held out as a whole; None for each case by
+            itself.
         valid: For each case a bool array of the same shape, the voxels that count; None for all.
-        folds: The number of parts that are held out in turn, at least 2; there are never more than groups.
+        folds: The number of folds, at least 2; reduced to the number of groups if there are fewer.
 
     Returns:
         The calibrator (:class:`.Identity`, :class:`.Temperature` or :class:`.Isotonic`) and the held-out log losses.
 
     Raises:
-        InputError: If there are fewer than two groups or folds, or arrays that do not go together.
+        InputError: If there are fewer than two groups or folds, numbers of cases or shapes differ, or a dtype or
+            probability is not as above.
 
     Example:
-        A model that is right in 73 % (sigmoid of 1) of the voxels of which it says 88 % (sigmoid of 2):
+        A model that is right in 73 % (sigmoid of 1) of the voxels with a predicted probability of 88 % (sigmoid of 2):
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import select_calibrator
@@ -77,7 +78,7 @@ def select_calibrator(
     masks = [None] * number if valid is None else list(valid)
     for what, found in (("right", right), ("groups", names), ("valid", masks)):
         if len(found) != number:
-            raise InputError(f"probabilities are of {number} cases, but {what} of {len(found)}")
+            raise InputError(f"probabilities has {number} cases, but {what} has {len(found)}")
     statistics = HeadStatistics()
     for name, said, was_right, counted in zip(names, probabilities, right, masks, strict=True):
         statistics.update(name, said, was_right, counted)
@@ -85,14 +86,14 @@ def select_calibrator(
 
 
 def select_by_statistics(statistics: HeadStatistics, *, folds: int = 5) -> Selection:
-    """The calibrator that does best on groups it was not fitted on.
+    """Select a calibrator by cross-validation over groups.
 
-    In the order of their names, groups are dealt to the parts in turn, which are held back one after the other. Of
-    several kinds within a relative `INDIFFERENT` of the least held-back log loss, the simplest is taken.
+    Groups are assigned to folds in turn, in the order of their names. Among the kinds of calibrators within a relative
+    difference `INDIFFERENT` of the lowest held-out log loss, the simplest is selected.
 
     Args:
-        statistics: Of one head, on cases the network was not trained on.
-        folds: The number of parts, at least 2; there are never more than groups.
+        statistics: Statistics of one head, on cases on which the network was not trained.
+        folds: The number of folds, at least 2; reduced to the number of groups if there are fewer.
 
     Raises:
         InputError: If there are fewer than two groups or folds.
@@ -100,7 +101,7 @@ def select_by_statistics(statistics: HeadStatistics, *, folds: int = 5) -> Selec
     groups = statistics.groups
     if len(groups) < 2:
         got = ", ".join(groups) or "none"
-        raise InputError(f"calibration needs at least two cases (patients), to hold some back, got {got}")
+        raise InputError(f"calibration requires at least two cases (patients) for cross-validation, got {got}")
     if folds < 2:
         raise InputError(f"folds must be at least 2, got {folds}")
     total = dict.fromkeys((each.kind for each in KINDS), 0.0)
@@ -128,7 +129,7 @@ def _loss(bins: Bins, calibration: Calibrator) -> float:
 
 
 def _fitted_temperature(bins: Bins) -> Temperature:
-    """The T in `TEMPERATURES` of least log loss, which is convex in 1 / T."""
+    """The T in the range `TEMPERATURES` with the lowest log loss, which is convex in 1 / T."""
     logits = bins.logits
 
     def slope(inverse: float) -> float:
@@ -144,13 +145,13 @@ def _fitted_temperature(bins: Bins) -> Temperature:
 
 def _fitted_isotonic(bins: Bins) -> Isotonic:
     blocks = _pooled(bins)
-    # A block that is all right or all wrong gets half a voxel of either kind, or its logit would be infinite. That may
-    # bring a small one out of order again.
+    # Half a right and half a wrong voxel are added to blocks that are all right or all wrong, to keep logits finite.
+    # Small blocks may then be out of order, so pooling is repeated.
     pure = (blocks.right == 0) | (blocks.right == blocks.voxels)
     logit_sum = blocks.logit_sum + pure * blocks.logits
     blocks = _pooled(Bins(blocks.voxels + pure, blocks.right + pure / 2, logit_sum))
     while blocks.voxels.size > MAX_KNOTS:
-        # The two neighbours that differ least, in the log loss that one value instead of two costs.
+        # Merge the two neighbours whose merger increases the log loss least.
         together = Bins(*(row[1:] + row[:-1] for row in blocks))
         least, apart = _least_loss(together), _least_loss(blocks)
         first = int(np.argmin(least - apart[1:] - apart[:-1]))
@@ -159,19 +160,19 @@ def _fitted_isotonic(bins: Bins) -> Isotonic:
 
 
 def _pooled(bins: Bins) -> Bins:
-    """Neighbours joined until the share that is right rises strictly."""
-    from sklearn.isotonic import isotonic_regression  # which takes longer to import than all else here
+    """Merge neighbouring bins until the share of right voxels is strictly increasing."""
+    from sklearn.isotonic import isotonic_regression  # imported here because it is slow to import
 
     fitted = isotonic_regression(bins.right / bins.voxels, sample_weight=bins.voxels)
     return _joined(bins, np.concatenate(([0], np.cumsum(np.diff(fitted) > 0))))
 
 
 def _joined(bins: Bins, block: np.ndarray) -> Bins:
-    """The bins of each block added; blocks are numbered in order."""
+    """Sum the bins of each block; blocks are numbered in order."""
     return Bins(*(np.bincount(block, row) for row in bins))
 
 
 def _least_loss(blocks: Bins) -> np.ndarray:
-    """The log loss of each block, in nats, if its probability is the share that is right; float64 (B,)."""
+    """The log loss of each block in nats, with its share of right voxels as the probability; float64 (B,)."""
     share = blocks.right / blocks.voxels
     return -xlogy(blocks.right, share) - xlogy(blocks.voxels - blocks.right, 1 - share)

@@ -1,4 +1,4 @@
-"""The validation cases of a trained model, as calibration reads them."""
+"""The validation cases of a trained model, for calibration."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class ValidationCases:
         experts: str | None = None,
         groups: Mapping[str, Any] | None = None,
     ) -> None:
-        """Find them, and refuse before anything is computed.
+        """Find the cases and check that all files exist.
 
         Args:
             experiment: Dataset, configuration and folds.
             method: Trainer and plans.
-            experts: The name of a set of simulated experts, or None for those that the model was trained with; the
-                masks of raters are read from `expertsTr` of the raw dataset.
-            groups: For each case its group, such as its patient; None for each by itself.
+            experts: The name of a set of simulated experts, or None for those that the model was trained with; raters'
+                masks are read from `expertsTr` of the raw dataset.
+            groups: For each case its group, such as its patient; None for each case by itself.
 
         Raises:
-            InputError: For a model that is no deferral model, a fold without validation, maps of another model, or
-                cases without saved probabilities.
+            InputError: If the model is not a deferral model, a fold has no validation or the maps of another model, or
+                a case has no saved probabilities or no group.
         """
         self.experiment, self.model = experiment, experiment.model(method)
         plans = read_json(self.model / "plans.json")
         if "deferral" not in plans:
-            raise InputError(f"{self.model} is no deferral model: its plans.json has no deferral block")
+            raise InputError(f"{self.model} is not a deferral model: its plans.json has no deferral block")
         self.settings = resolve_settings(plans["deferral"])
         self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}
         self.cases = [(fold, case) for fold, names in experiment.cases().items() for case in names]
@@ -56,9 +56,9 @@ class ValidationCases:
             for file in (folder.mask_file(case), folder.routing_file(case), folder.softmax_file(case)):
                 if not file.is_file():
                     raise InputError(
-                        f"{file} is missing: calibration needs the masks and probabilities of all validation cases. "
-                        f"nnUNetv2_train {experiment.dataset} {experiment.configuration} {fold} -tr {method.trainer} "
-                        f"-p {method.plans} --val --npz writes them"
+                        f"{file} is missing: calibration requires the masks and probabilities of all validation cases. "
+                        f"Write them with nnUNetv2_train {experiment.dataset} {experiment.configuration} {fold} "
+                        f"-tr {method.trainer} -p {method.plans} --val --npz"
                     )
         names = [case for _, case in self.cases]
         if lacking := [] if groups is None else sorted(set(names) - set(groups)):
@@ -77,7 +77,7 @@ class ValidationCases:
         """Read a case.
 
         Raises:
-            InputError: If a file cannot be read or does not fit.
+            InputError: If a file cannot be read or does not match the prediction.
         """
         prediction = self.prediction(fold, case)
         reference = self.files.read_like(self.experiment.reference(case), prediction.model, prediction.properties)
@@ -89,15 +89,15 @@ class ValidationCases:
         )
 
     def prediction(self, fold: int, case: str) -> PredictedCase:
-        """What the model says of a case."""
+        """The model's prediction for a case."""
         return self._folders[fold].case(case)
 
     def group(self, case: str) -> str:
-        """What a case is held back with, such as its patient."""
+        """The group of a case, such as its patient."""
         return str(self._groups[case])
 
     def voxel_weight(self, prediction: PredictedCase) -> np.ndarray:
-        """What a voxel is worth in a prediction, float32 that broadcasts to S."""
+        """The weight of voxels in a prediction, float32 that broadcasts to S, see :func:`.dice_weight`."""
         softmax = prediction.softmax
         foreground = softmax if self.files.label_manager.has_regions else softmax[1:]
         return dice_weight(torch.from_numpy(foreground)).numpy()[0]
@@ -114,5 +114,5 @@ class ValidationCases:
         }
         differing = [f"{key}: {identity.get(key)}" for key, value in expected.items() if identity.get(key) != value]
         if differing:
-            raise InputError(f"{folder} holds the deferral maps of another model ({'; '.join(differing)})")
+            raise InputError(f"{folder} contains the deferral maps of another model ({'; '.join(differing)})")
         return opened

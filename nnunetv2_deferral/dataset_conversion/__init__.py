@@ -1,1 +1,1 @@
-"""Published datasets in nnU-Net's raw format, with the masks of real experts where there are any."""
+"""Conversion of published datasets to nnU-Net's raw format, with experts' masks if available."""

@@ -1,6 +1,6 @@
 """AMOS22: 15 abdominal organs in CT (task 1) or in CT and MRI (task 2).
 
-Expected:
+Expected files:
 
     dataset.json                      "labels", "training", "validation", "test"
     imagesTr/amos_0001.nii.gz ...     labelsTr/amos_0001.nii.gz ...
@@ -8,13 +8,13 @@ Expected:
     imagesTs/ ...                     without labels
 
 Sources: the readme of the published data (Zenodo records 7155725 and 7262581) and nnU-Net's own
-`Dataset218_Amos2022_task1.py` and `Dataset219_Amos2022_task2.py`. As there, dataset.json lists the cases as
-`{"image": "./imagesTr/amos_0001.nii.gz", ...}`, the validation cases join the training set, numbers up to 500 are CT
-("less than 500" in the readme), labels are called as published, and nnU-Net is told to read with reorientation.
+`Dataset218_Amos2022_task1.py` and `Dataset219_Amos2022_task2.py`. As in these, dataset.json lists the cases as
+`{"image": "./imagesTr/amos_0001.nii.gz", ...}`, validation cases are added to the training set, numbers up to 500 are
+CT ("less than 500" in the readme), labels have their published names, and the reader is nnU-Net's with reorientation.
 
-Inferred, as the data was not at hand: labels of test cases were not published; should there be a `labelsTs`, they are
-taken along. nnU-Net's script for task 1 stops at number 410 in the training and 409 in the validation set, which is the
-same if no MRI case has a number up to 500.
+Assumed without access to the data: labels of test cases were not published; if `labelsTs` exists, it is converted too.
+nnU-Net's script for task 1 stops at number 410 in the training and 409 in the validation set, which is equivalent if no
+MRI case has a number up to 500.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ _TASK_INFO: dict[int, dict[str, Any]] = {
 def find_amos22(
     folder: Path, *, task: int = 2, ignore_label_geometry: bool = False
 ) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases that the published dataset.json lists.
+    """Find the cases listed in the published dataset.json.
 
     Args:
-        folder: The one with dataset.json, `amos22` in the archive.
-        task: 1 for CT alone, 2 for CT and MRI.
-        ignore_label_geometry: See :class:`~nnunetv2_deferral.dataset_conversion.volumes.VolumeCase`.
+        folder: The folder with dataset.json, `amos22` in the archive.
+        task: 1 for CT only, 2 for CT and MRI.
+        ignore_label_geometry: See :class:`.VolumeCase`.
 
     Raises:
-        InputError: If there is no folder, no dataset.json, or no training case of this task in it.
-        InputError: For another task, an unusable dataset.json, and listed files that are missing; names all of them.
+        InputError: If the folder or dataset.json does not exist or is invalid, there are no training cases of this
+            task, the task is unknown, or listed files are missing; the message lists all missing files.
     """
     if task not in TASKS:
-        raise InputError(f"AMOS22 has the tasks {' and '.join(map(str, TASKS))}, got {task}")
+        raise InputError(f"the task of AMOS22 must be {' or '.join(map(str, TASKS))}, got {task}")
     require_folder(folder)
     content = _read_dataset_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")
@@ -78,7 +78,7 @@ def find_amos22(
         for entry in content.get(key, []):
             match = _CASE.fullmatch(Path(str(entry.get("image", ""))).name) if isinstance(entry, dict) else None
             if match is None:
-                faults.append(f'"{key}" of {folder / "dataset.json"} lists {entry!r}, which is no image of a case')
+                faults.append(f'"{key}" of {folder / "dataset.json"} lists {entry!r}, which is not an image of a case')
             elif task == 2 or int(match[1]) <= LAST_CT:
                 case = _case(folder, match[0], suffix, tuple(labels.values()), ignore_label_geometry)
                 faults += _missing(case, folder / f"labels{suffix}")
@@ -93,22 +93,22 @@ def find_amos22(
 
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"there is no dataset.json of AMOS22 at {path}")
+        raise InputError(f"{path}, the dataset.json of AMOS22, is missing")
     content = read_json(path)
     if not isinstance(content, dict) or not {"labels", "training"} <= content.keys():
-        raise InputError(f'{path} has no "labels" and "training"; is it that of AMOS22?')
+        raise InputError(f'{path} lacks "labels" or "training". Is it the dataset.json of AMOS22?')
     return content
 
 
 def _labels(content: dict[str, Any], path: Path) -> dict[str, int]:
-    """Values by name; the published file has names by value."""
+    """Label values by name; the published file has names by value."""
     try:
         labels = {str(name): int(value) for value, name in content["labels"].items()}
     except (AttributeError, ValueError) as error:
-        raise InputError(f'"labels" of {path} must give names by value, got {content["labels"]!r}') from error
+        raise InputError(f'"labels" of {path} must map values to names, got {content["labels"]!r}') from error
     values = sorted(labels.values())
     if values != list(range(len(content["labels"]))) or len(values) < 2 or labels.get("background") != 0:
-        raise InputError(f'"labels" of {path} must count up from 0, the background, got {content["labels"]!r}')
+        raise InputError(f'"labels" of {path} must be consecutive from 0 (background), got {content["labels"]!r}')
     return labels
 
 
@@ -125,7 +125,7 @@ def _case(folder: Path, file: str, suffix: str, values: tuple[int, ...], ignore_
 
 
 def _missing(case: VolumeCase, labels: Path) -> list[str]:
-    faults = [] if case.image.is_file() else [f"there is no {case.image}"]
+    faults = [] if case.image.is_file() else [f"{case.image} is missing"]
     if case.split == "Tr" and case.label is None:
         faults.append(f"{case.image} has no label in {labels}")
     return faults
@@ -135,4 +135,6 @@ def _warn_of_unlisted(images: Path, entries: list[Any]) -> None:
     listed = {Path(str(entry["image"])).name for entry in entries if isinstance(entry, dict) and "image" in entry}
     unlisted = sorted(file.name for file in images.glob("amos_*.nii.gz") if file.name not in listed)
     if unlisted:
-        logger.warning("%d images in %s are not in dataset.json, such as %s.", len(unlisted), images, unlisted[0])
+        logger.warning(
+            "%d images in %s are not listed in dataset.json, such as %s.", len(unlisted), images, unlisted[0]
+        )

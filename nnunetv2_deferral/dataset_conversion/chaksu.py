@@ -1,29 +1,30 @@
 """Chákṣu IMAGE: optic disc and cup in fundus photographs, outlined by five doctors; 1009 training and 336 test images.
 
-Expected:
+Expected files:
 
     Train/1.0_Original_Fundus_Images/<device>/<image>.jpg or .png
     Train/3.0_Doctors_Annotations_Binary_OD_OC/Expert 1/<device>/Disc/<image>.tif     and so on to Expert 5
     Train/3.0_Doctors_Annotations_Binary_OD_OC/Expert 1/<device>/Cup/<image>.tif
-    Test/ ...                                                                         likewise, may be absent
+    Test/ ...                                                                         the same, optional
 
-with the devices Bosch, Forus and Remidio. `Train/Train`, which some unpackers make, will do as well.
+with the devices Bosch, Forus and Remidio. `Train/Train`, which some unpackers create, is also accepted.
 
 Sources: figshare 20123135 (https://doi.org/10.6084/m9.figshare.20123135), the article
 (https://doi.org/10.1038/s41597-023-01943-4), and public loaders of the database, which agree on these names and report
-that upper and lower case vary (`Cup`, `cup`; `.JPG`, `.jpg`), that "Remidio" is misspelt "Remedio" in places, and that
-expert 4's files for three images are called `22glsusp` and the like. The latter two are reported of the fused masks in
-`4.0_OD_CO_Fusion_Images`, which are not read: there disc and cup are grey values of one picture, in places a JPEG.
+that upper and lower case vary (`Cup`, `cup`; `.JPG`, `.jpg`), that "Remidio" is sometimes misspelt "Remedio", and that
+expert 4's files for three images have names like `22glsusp`. The latter two were reported for the fused masks in
+`4.0_OD_CO_Fusion_Images`, which are not read: there disc and cup are grey values of one image, sometimes a JPEG.
 
-Inferred, as the data was not at hand: the masks in 3.0 are white on black and nearly binary (those in 5.0 are), the
-photographs are stored upright like the masks whatever their EXIF tags say, and a doctor who did not annotate an image
+Assumed without access to the data: the masks in 3.0 are white on black and nearly binary (those in 5.0 are),
+photographs are stored upright like the masks regardless of their EXIF tags, and a doctor who did not annotate an image
 has no file for it, or an empty disc.
 
-Some photographs show the same patient (`P11_image_1`, `P11_image_2`); nnU-Net's random folds do not know that.
+Some photographs show the same patient (`P11_image_1`, `P11_image_2`), which nnU-Net's random folds do not take into
+account.
 
-Output: labels 1 (rim: the disc without the cup) and 2 (cup), a doctor's cup being part of the disc; each doctor's in
-`experts{Tr,Ts}/expert1` to `expert5`; and in `labels{Tr,Ts}` their consensus, see :func:`consensus`. Cases are called
-`<device>_<image>`.
+Output: labels 1 (rim: the disc without the cup) and 2 (cup), where a doctor's cup is part of the disc; each doctor's
+labels in `experts{Tr,Ts}/expert1` to `expert5`; and their consensus in `labels{Tr,Ts}`, see :func:`consensus`. Cases
+are named `<device>_<image>`.
 """
 
 from __future__ import annotations
@@ -65,18 +66,18 @@ _EXPERT = re.compile(r"expert[ _]?([1-5])", re.IGNORECASE)
 _PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 _MOST_GREY = 0.1
-"""Share of the marked pixels that may be neither black nor white, as they are along a compressed edge."""
+"""Tolerated number of grey pixels, as at edges after compression, relative to the number of marked pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FundusCase:
-    """A photograph and what the doctors marked on it.
+    """A photograph and the doctors' masks.
 
     Attributes:
         name: Case identifier.
         split: `"Tr"` or `"Ts"`.
-        image: The photograph.
-        masks: Files of disc and cup by expert; those who have none are absent.
+        image: The file of the photograph.
+        masks: Files of disc and cup by expert; experts without files are omitted.
     """
 
     name: str
@@ -85,7 +86,11 @@ class FundusCase:
     masks: Mapping[str, tuple[Path, Path]]
 
     def faults(self) -> list[str]:
-        """Files that cannot be read, are no photograph or mask, or of another size, and if nobody marked anything."""
+        """Masks that cannot be read, are not binary or have another size; photographs without any marked pixel.
+
+        Raises:
+            InputError: If the photograph cannot be read or is not an RGB image.
+        """
         return self._load()[2]
 
     def write(self, folder: Path) -> None:
@@ -98,10 +103,10 @@ class FundusCase:
         _save(consensus(list(labels.values())), folder / f"labels{self.split}" / f"{self.name}.png")
 
     def _load(self) -> tuple[np.ndarray, dict[str, np.ndarray], list[str]]:
-        """The photograph, (Y, X, 3) uint8, the labels (Y, X) uint8 of the experts who marked something, and faults."""
+        """The photograph, (Y, X, 3) uint8, the non-empty labels (Y, X) uint8 by expert, and problems."""
         photograph = _read(self.image)
         if photograph.ndim != 3 or photograph.shape[-1] not in (3, 4) or photograph.dtype != np.uint8:
-            raise InputError(f"{self.image} is no colour photograph: shape {photograph.shape}, {photograph.dtype}")
+            raise InputError(f"{self.image} is not an 8-bit RGB image: shape {photograph.shape}, {photograph.dtype}")
         labels, faults = {}, []
         for expert, files in self.masks.items():
             try:
@@ -113,20 +118,20 @@ class FundusCase:
             if label.any():
                 labels[expert] = label
         if not labels and not faults:
-            faults.append(f"nobody marked anything on {self.image}")
+            faults.append(f"all masks of {self.image} are empty")
         return photograph[..., :3], labels, faults
 
 
 def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
-    """The photographs that a doctor has annotated.
+    """Find the photographs and the doctors' masks.
 
     Args:
-        folder: The one with `Train` and `Test`.
+        folder: The folder with `Train` and `Test`.
 
     Raises:
-        InputError: If there is no folder, no `Train` in it, or no photographs or masks where they should be.
-        InputError: For photographs that no doctor annotated, files of the same name, and folders of masks that are
-            none of the five doctors, three devices, disc and cup; names all of them.
+        InputError: If the folder, `Train`, or the folders of photographs or masks do not exist, photographs have no
+            masks, files have the same name, or the folders of a mask are not those of a known doctor, device and
+            structure; the message lists all such files.
     """
     require_folder(folder)
     faults: list[str] = []
@@ -134,12 +139,12 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
     for half, split in _HALVES.items():
         root = folder / half
         if split == "Ts" and not root.is_dir():
-            logger.warning("There is no test set in %s.", folder)
+            logger.warning("%s has no test set.", folder)
             continue
         root = root / half if (root / half).is_dir() else root
         for part in (_PHOTOGRAPHS, _MASKS):
             if not (root / part).is_dir():
-                raise InputError(f"there is no folder {root / part}; is {folder} the one with Train and Test?")
+                raise InputError(f"the folder {root / part} does not exist. Does {folder} contain Train and Test?")
         cases += _find_half(root, split, faults)
     raise_faults(faults)
     if not any(case.split == "Tr" for case in cases):
@@ -148,16 +153,16 @@ def find_chaksu(folder: Path) -> tuple[DatasetInfo, list[FundusCase]]:
 
 
 def consensus(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """The labels that several annotators' labels are most likely distorted from, by STAPLE.
+    """The consensus of several annotators by STAPLE, see :func:`.staple`.
 
-    Disc and cup are estimated one after the other, as in the database's own fused masks; fused together
-    (MultiLabelSTAPLE) they can leave pixels undecided. The cup counts inside the disc only.
+    Disc and cup are estimated separately, as in the database's own fused masks; joint estimation (MultiLabelSTAPLE) can
+    leave pixels undecided. The cup is restricted to the disc.
 
     Args:
-        labels: (Y, X) of 0, RIM and CUP each; at least one.
+        labels: Label maps (Y, X) with values 0, RIM and CUP; at least one.
 
     Returns:
-        Likewise, uint8.
+        uint8 (Y, X) with values 0, RIM and CUP.
     """
     disc = staple([label != 0 for label in labels])
     cup = staple([label == CUP for label in labels])
@@ -169,7 +174,7 @@ def _find_half(root: Path, split: str, faults: list[str]) -> Iterator[FundusCase
     for file in _pictures(root / _PHOTOGRAPHS):
         device = _DEVICES.get(file.parent.name.lower())
         if device is None:
-            faults.append(f"{file} is in the folder of no known device")
+            faults.append(f"{file} is not in the folder of a known device")
         elif photographs.setdefault((device, file.stem.lower()), file) != file:
             faults.append(f"{photographs[device, file.stem.lower()]} and {file} have the same name")
     masks = _find_masks(root / _MASKS, photographs, faults)
@@ -179,18 +184,18 @@ def _find_half(root: Path, split: str, faults: list[str]) -> Iterator[FundusCase
             found = masks.get((device, stem, expert), {})
             if len(found) == 1:
                 only = next(iter(found.values()))
-                logger.warning("%s has no counterpart of the other structure; %s is left out.", only, expert)
+                logger.warning("%s has no mask of the other structure; %s is omitted.", only, expert)
             elif found:
                 complete[expert] = (found["disc"], found["cup"])
         if not complete:
-            faults.append(f"no doctor annotated {file}")
+            faults.append(f"{file} has no masks")
         yield FundusCase(name=f"{device}_{file.stem}", split=split, image=file, masks=complete)
 
 
 def _find_masks(
     folder: Path, photographs: Mapping[tuple[str, str], Path], faults: list[str]
 ) -> dict[tuple[str, str, str], dict[str, Path]]:
-    """Files by device, lower-case name of the photograph and expert, then by `"disc"` or `"cup"`."""
+    """Files by (device, lower-case name of the photograph, expert), then by `"disc"` or `"cup"`."""
     masks: dict[tuple[str, str, str], dict[str, Path]] = {}
     for file in _pictures(folder):
         place = _place(file.relative_to(folder).parts[:-1])
@@ -202,16 +207,16 @@ def _find_masks(
         if (device, stem) not in photographs:
             stem = stem.removesuffix("glsusp")
         if (device, stem) not in photographs:
-            logger.warning("%s belongs to no photograph.", file)
+            logger.warning("%s has no photograph.", file)
             continue
         found = masks.setdefault((device, stem, expert), {})
         if found.setdefault(structure, file) != file:
-            faults.append(f"{found[structure]} and {file} are masks of the same")
+            faults.append(f"{found[structure]} and {file} are masks of the same structure")
     return masks
 
 
 def _place(folders: Sequence[str]) -> tuple[str, str, str] | None:
-    """Expert, device and structure that a file's folders stand for, None if they stand for nothing known."""
+    """Expert, device and structure according to a file's folders, or None if one is unknown."""
     if len(folders) != 3:
         return None
     expert, device, structure = _EXPERT.fullmatch(folders[0]), _DEVICES.get(folders[1].lower()), folders[2].lower()
@@ -232,21 +237,25 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _read_mask(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """White on black, or 1 on 0, as booleans (Y, X)."""
+    """A mask, white on black or 1 on 0, as bool (Y, X).
+
+    Raises:
+        InputError: If it cannot be read, is not a binary mask, or its shape is not `shape`.
+    """
     mask = _read(file)
     if mask.ndim == 3:
         if (mask[..., :3] != mask[..., :1]).any():
-            raise InputError(f"{file} is a colour picture, no mask")
+            raise InputError(f"{file} is a colour image, not a mask")
         mask = mask[..., 0]
     if mask.shape != shape:
-        raise InputError(f"{file} has shape {mask.shape}, its photograph {shape}")
+        raise InputError(f"{file} has shape {mask.shape}, but its photograph has {shape}")
     if mask.dtype == bool or mask.max() <= 1:
         return mask.astype(bool)
     white = np.iinfo(mask.dtype).max if np.issubdtype(mask.dtype, np.integer) else mask.max()
     marked, grey = mask > white / 2, (mask > white / 4) & (mask < 3 * white / 4)
     if not marked.any() or grey.sum() > _MOST_GREY * marked.sum():
         values, counts = np.unique(mask[grey] if grey.any() else mask[mask > 0], return_counts=True)
-        raise InputError(f"{file} is no mask of black and white: {counts.max()} pixels are {values[counts.argmax()]:g}")
+        raise InputError(f"{file} is not a binary mask: {counts.max()} pixels have value {values[counts.argmax()]:g}")
     return marked
 
 

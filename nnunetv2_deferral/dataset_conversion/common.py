@@ -1,8 +1,8 @@
-"""Writing a published dataset as an nnU-Net dataset: everything is looked at first, and all or nothing appears.
+"""Writing of published datasets in nnU-Net's format, checked beforehand and atomic.
 
-Each converter finds the files of its dataset and describes them as cases. Here all cases are checked before anything
-is written, with one error for all their faults; then they are written into a scratch folder inside nnUNet_raw, which
-takes the dataset's name when it is complete. Several processes share out the cases, each holding one at a time.
+Each converter finds the files of its dataset and describes them as cases. All cases are checked before anything is
+written, with one error for all problems; then they are written to a temporary folder in nnUNet_raw, which is renamed
+when it is complete. Cases may be processed in parallel, each process holding one at a time.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _FAULTS_LISTED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What dataset.json says of a dataset.
+    """The content of a dataset's dataset.json.
 
     Attributes:
         name: Last part of the folder's name, `DatasetXXX_<name>`.
-        channel_names: By channel index; they choose nnU-Net's intensity normalisation.
-        labels: Values by name, with background.
-        file_ending: Of images and labels.
-        reference: Where the dataset is published.
+        channel_names: Names by channel index, which determine nnU-Net's intensity normalisation.
+        labels: Values by name, including background.
+        file_ending: File ending of images and labels.
+        reference: Source of the dataset.
         licence: Its licence.
-        num_published: Training cases of the complete dataset.
-        experts: Names of the folders in expertsTr; none leaves `"experts"` out.
-        reader: Name of nnU-Net's reader, None for its choice by file ending.
+        num_published: Number of training cases in the complete dataset.
+        experts: Names of the folders in expertsTr; `"experts"` is omitted if empty.
+        reader: Name of nnU-Net's reader; None for nnU-Net's choice by file ending.
     """
 
     name: str
@@ -54,17 +54,17 @@ class DatasetInfo:
 
 
 class Case(Protocol):
-    """A case to be converted; goes to the worker processes by pickle."""
+    """A case to be converted; pickled for worker processes."""
 
     @property
     def split(self) -> str:
         """`"Tr"` or `"Ts"`."""
 
     def faults(self) -> list[str]:
-        """All that is wrong with the case's files, each naming file and value; may raise an InputError instead."""
+        """All problems of the case's files, each naming file and value; may raise an InputError instead."""
 
     def write(self, folder: Path) -> None:
-        """Write the case's files into a dataset's folder."""
+        """Write the case's files to a dataset's folder."""
 
 
 def write_dataset(
@@ -73,25 +73,25 @@ def write_dataset(
     """Check all cases, then write them and dataset.json.
 
     Args:
-        info: What dataset.json shall say.
-        cases: Training and test cases, all with different names within their split.
-        nnunet_raw: Folder of raw datasets, made if need be.
+        info: The content of dataset.json.
+        cases: Training and test cases, with distinct names within each split.
+        nnunet_raw: Folder of raw datasets, created if necessary.
         dataset_id: From 1 to 999.
-        num_processes: Worker processes; 1 works in this process.
+        num_processes: Worker processes; 1 runs in this process.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        InputError: If there is a dataset with this id; nothing is overwritten.
-        InputError: For an impossible id or number of processes, and for faulty cases; names all their faults.
+        InputError: If a dataset with this id exists (nothing is overwritten), the id or the number of processes is out
+            of range, or cases have problems; the message lists the problems.
     """
     if num_processes < 1:
         raise InputError(f"there must be at least one process, got {num_processes}")
     _check_target(nnunet_raw, dataset_id)
     num_training = sum(case.split == "Tr" for case in cases)
     if num_training != info.num_published:
-        logger.warning("%d training cases were found, %d are published.", num_training, info.num_published)
+        logger.warning("Found %d training cases, but %d are published.", num_training, info.num_published)
     folder_name = f"Dataset{dataset_id:03d}_{info.name}"
     _for_all(_faults_of, cases, num_processes, "Checking")
     with written_whole(nnunet_raw) as scratch:
@@ -116,30 +116,30 @@ def write_dataset(
 
 
 def raise_faults(faults: Sequence[str]) -> None:
-    """Raise an error that lists the faults, if there are any.
+    """Raise an error that lists the problems, if there are any.
 
     Raises:
-        InputError: If there are faults.
+        InputError: If there are problems; at most 20 are listed.
     """
     if len(faults) == 1:
         raise InputError(faults[0])
     if faults:
         more = f"; and {len(faults) - _FAULTS_LISTED} more" if len(faults) > _FAULTS_LISTED else ""
-        raise InputError(f"{len(faults)} faults: {'; '.join(faults[:_FAULTS_LISTED])}{more}")
+        raise InputError(f"{len(faults)} problems: {'; '.join(faults[:_FAULTS_LISTED])}{more}")
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse what is not a folder.
+    """Refuse a path that is not a folder.
 
     Raises:
-        InputError: If there is none.
+        InputError: Naming the path.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
+        raise InputError(f"the folder {folder} does not exist")
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted, without hidden ones and what macOS puts into archives (`__MACOSX`, `._x`)."""
+    """All files below a folder, sorted, except hidden files and those that macOS adds to archives (`__MACOSX`)."""
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if file.is_file() and not any(part.startswith((".", "__MACOSX")) for part in parts):
@@ -149,14 +149,14 @@ def visible_files(folder: Path) -> Iterator[Path]:
 def _check_target(nnunet_raw: Path, dataset_id: int) -> None:
     if not 1 <= dataset_id <= 999:
         raise InputError(f"the dataset id must be between 1 and 999, got {dataset_id}")
-    # nnU-Net finds datasets by their id, so a second one with another name would make both unusable.
+    # nnU-Net finds datasets by id, so a second dataset with the same id would make both unusable.
     existing = sorted(nnunet_raw.glob(f"Dataset{dataset_id:03d}*"))
     if existing:
-        raise InputError(f"there is a dataset with id {dataset_id} already: {existing[0]}")
+        raise InputError(f"a dataset with id {dataset_id} already exists: {existing[0]}")
 
 
 def _for_all(work: Callable[[Case], list[str]], cases: Sequence[Case], num_processes: int, description: str) -> None:
-    """Do some work for every case, in the order of the cases; raises all faults it reports together."""
+    """Apply a function to every case, and raise all reported problems in one error."""
     found = map_cases(work, cases, num_processes, description=description, initializer=_use_one_thread)
     faults = [fault for of_case in found for fault in of_case]
     raise_faults(faults)
@@ -172,7 +172,7 @@ def _faults_of(case: Case) -> list[str]:
 def _write(case: Case, folder: Path) -> list[str]:
     try:
         case.write(folder)
-    except InputError as error:  # a file that has changed, or pixels that cannot be read although the header can
+    except InputError as error:  # the file has changed, or its header can be read but not its pixels
         return [str(error)]
     return []
 

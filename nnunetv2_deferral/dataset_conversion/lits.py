@@ -1,6 +1,6 @@
 """LiTS: liver and liver tumours in CT, 131 training and 70 test cases.
 
-Expected, at any depth below the folder, `.nii` or `.nii.gz`:
+Expected files, at any depth below the folder, `.nii` or `.nii.gz`:
 
     Training Batch 1/volume-0.nii     segmentation-0.nii    ...   0 to 27
     Training Batch 2/volume-28.nii    segmentation-28.nii   ...   28 to 130
@@ -8,17 +8,17 @@ Expected, at any depth below the folder, `.nii` or `.nii.gz`:
 
 Sources: the challenge (https://competitions.codalab.org/competitions/17094), nnU-Net v1's
 `Task029_LiverTumorSegmentationChallenge.py`, and the loaders of kaiko-ai/eva and neuro-ml/amid. The archives unpack
-into `media/nas/01_Datasets/CT/LITS/Training Batch 1`; mirrors keep the names of the files and change the folders. So
-the folders do not count.
+into `media/nas/01_Datasets/CT/LITS/Training Batch 1`; mirrors keep the names of files but not of folders. Therefore
+names of folders are ignored.
 
-Known of the published headers, and left as it is: the images 28 to 47 have a spacing of 1 mm in all directions
-(PatrickChrist/LITS-CHALLENGE#14), and the axes of test volume 59 are in another order (reported by MedIMeta). Some
-segmentations have an identity matrix for their geometry, such as the 53rd of MIC-DKFZ/nnUNet#2751 (see also #850): they
-are refused, unless `ignore_label_geometry` says to pair them with their images voxel by voxel, as all public loaders
-do. Look at the overlays afterwards (`nnUNetv2_plot_overlay_pngs`).
+Known issues of the published headers, which are not corrected: images 28 to 47 have a spacing of 1 mm in all directions
+(PatrickChrist/LITS-CHALLENGE#14), and the axes of test volume 59 are in a different order (reported by MedIMeta). Some
+segmentations have an identity matrix as geometry, such as the 53rd of MIC-DKFZ/nnUNet#2751 (see also #850). These are
+refused unless `ignore_label_geometry` is set, which pairs them with their images voxel by voxel, as all public loaders
+do. Check the overlays afterwards (`nnUNetv2_plot_overlay_pngs`).
 
-Inferred, as the data was not at hand: in those segmentations only the header is wrong, not the order of the voxels; and
-all hold 0, 1 (liver) and 2 (tumour) alone.
+Assumed without access to the data: in these segmentations only the header is wrong, not the order of the voxels;
+segmentations contain 0, 1 (liver) and 2 (tumour) only.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _FILE = re.compile(r"(test-)?(volume|segmentation)-(\d+)\.nii(\.gz)?", re.IGNORE
 
 
 def find_lits(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases below a folder: `LiTS_000` is volume 0, `LiTS_test_000` test volume 0.
+    """Find the cases below a folder: `LiTS_000` is volume 0, `LiTS_test_000` is test volume 0.
 
-    Arguments and errors as in :func:`find_volumes`.
+    Arguments and errors as in :func:`.find_volumes`.
     """
     return find_volumes(INFO, folder, _volumes, example="volume-0.nii", ignore_label_geometry=ignore_label_geometry)
 

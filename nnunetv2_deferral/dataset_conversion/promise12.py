@@ -1,21 +1,21 @@
-"""PROMISE12: the prostate in T2-weighted MRI, 50 training cases.
+"""PROMISE12: prostate in T2-weighted MRI, 50 training cases.
 
-Expected, at any depth below the folder:
+Expected files, at any depth below the folder:
 
     training_data/Case00.mhd  Case00.raw  Case00_segmentation.mhd  Case00_segmentation.raw  ...
     test_data/Case00.mhd ...                 with or without segmentations
-    livechallenge_test_data/Case00.mhd ...   likewise
+    livechallenge_test_data/Case00.mhd ...   with or without segmentations
 
 Sources: the challenge (https://promise12.grand-challenge.org) and Zenodo record 8026660, whose three archives have
 these names; nnU-Net v1's `Task024_Promise2012.py` and public loaders of both releases. The older release has the
-folders `TrainingData_Part1` to `TrainingData_Part3` and `TestData`. A file belongs to the live challenge or to the test
-set if a folder below the given one says "live" or "test", else to the training set. Unpack each archive into a folder
-of its own, as public scripts disagree on whether they bring one along.
+folders `TrainingData_Part1` to `TrainingData_Part3` and `TestData`. A file belongs to the live challenge or the test
+set if the name of a folder below the given one contains "live" or "test", else to the training set. Unpack each archive
+into its own folder, because according to public scripts not all archives contain a top-level folder.
 
-Inferred, as the data was not at hand: the segmentations hold 0 and 1 alone (one public script speaks of 2 as well), lie
-on the grid of their images, and those of the test sets came with the Zenodo release only.
+Assumed without access to the data: segmentations contain 0 and 1 only (one public script also mentions 2) and are on
+the grid of their images; segmentations of the test sets are in the Zenodo release only.
 
-Test cases are named `TestCase00`, `LiveCase00`, because all sets count from `Case00`.
+Test cases are named `TestCase00` and `LiveCase00`, because all sets are numbered from `Case00`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FILE = re.compile(r"(Case\d+)(_segmentation)?\.mhd", re.IGNORECASE)
 
 
 def find_promise12(folder: Path, *, ignore_label_geometry: bool = False) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases below a folder. Arguments and errors as in :func:`find_volumes`."""
+    """Find the cases below a folder. Arguments and errors as in :func:`.find_volumes`."""
     return find_volumes(INFO, folder, _volumes, example="Case00.mhd", ignore_label_geometry=ignore_label_geometry)
 
 

@@ -1,4 +1,4 @@
-"""The consensus of several annotators on a structure."""
+"""Consensus of several annotators on a structure."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import numpy as np
 import SimpleITK as sitk
 
 _MARGIN = 0.1
-"""Width of the surroundings in which the consensus is estimated, relative to the longer side of what was marked."""
+"""Margin around the marked pixels in which the consensus is estimated, relative to their longer extent."""
 _ITERATIONS = 1000
 
 
 def staple(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """Where a structure is with a probability of at least one half; a tie belongs to it.
+    """The pixels that belong to a structure with a probability of at least 0.5 according to STAPLE.
 
-    STAPLE (Warfield et al. 2004) rates annotators by sensitivity and specificity. The latter depends on how much
-    background there is: on a whole photograph all are so specific that the votes of two out of five suffice, and the
-    consensus grows with the photograph. Hence the estimation is restricted to the surroundings of what was marked.
+    STAPLE (Warfield et al. 2004) estimates sensitivity and specificity of annotators. Specificity depends on the amount
+    of background: on a whole photograph it is so high for all annotators that two votes out of five suffice, and the
+    consensus grows with the size of the photograph. Therefore the estimation is restricted to the surroundings of the
+    marked pixels.
 
     Args:
-        masks: Booleans of one shape, at least one.
+        masks: Bool (Y, X), all of one shape, at least one mask.
 
     Returns:
-        Likewise. What all agree on is returned as it is; an image nobody marked has no consensus but emptiness.
+        Bool (Y, X). If all masks are equal, this mask; empty if all are empty.
     """
     if all(np.array_equal(mask, masks[0]) for mask in masks):
         return np.asarray(masks[0], dtype=bool)
@@ -37,5 +38,5 @@ def staple(masks: Sequence[np.ndarray]) -> np.ndarray:
     images = [sitk.GetImageFromArray(mask[box].astype(np.uint8)) for mask in masks]
     probability = sitk.GetArrayFromImage(estimate.Execute(images))
     result = np.zeros(marked.shape, dtype=bool)
-    result[box] = probability.round(6) >= 0.5  # rounded, so that a tie is a tie on every machine
+    result[box] = probability.round(6) >= 0.5  # rounded, so that ties do not depend on the machine
     return result

@@ -1,8 +1,8 @@
-"""Volumes and their segmentations: on the same grid, with the labels they should have, as compressed NIfTI.
+"""Checking of volumes and their segmentations, and conversion to compressed NIfTI.
 
-Spacing, origin and direction of an image are kept, and a segmentation gets exactly those of its image. Where its own
-differ by more than rounding, the case is refused: the voxels may belong to other places than their indices say. Where
-it is known that only the headers are wrong (see `lits.py`), they can be ignored on request.
+Spacing, origin and direction of an image are kept, and its segmentation is written with exactly the same. If those of
+the segmentation differ by more than rounding, the case is refused, because voxels with equal indices may not
+correspond. If it is known that only the headers are wrong (see `lits.py`), the check can be switched off.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from nnunetv2_deferral.labels import unknown_labels
 FILE_ENDING = ".nii.gz"
 
 _LARGEST_SHIFT = 0.1
-"""How far a corner of a segmentation may lie from its image's, in voxels of the finest spacing."""
+"""Tolerance for the corners of a segmentation relative to its image, in units of the smallest spacing."""
 _PROPERTIES = ("Size", "Spacing", "Origin", "Direction")
 
 
 class FoundVolume(NamedTuple):
-    """A file that holds an image or a segmentation of a case."""
+    """The file of an image or a segmentation of a case."""
 
     case: str
     split: str
@@ -39,15 +39,15 @@ class FoundVolume(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeCase:
-    """An image and, in the training set at least, its segmentation.
+    """An image and its segmentation, which may be absent in the test set.
 
     Attributes:
         name: Case identifier.
         split: `"Tr"` or `"Ts"`.
-        image: A file that SimpleITK reads.
-        label: Likewise; None if there is none.
-        label_values: The values the segmentation may hold.
-        ignore_label_geometry: Take only the number of voxels of the segmentation's header to be true.
+        image: The image, in a format that SimpleITK reads.
+        label: The segmentation, or None.
+        label_values: The values that the segmentation may contain.
+        ignore_label_geometry: Ignore the segmentation's geometry, except for the number of voxels.
     """
 
     name: str
@@ -58,7 +58,11 @@ class VolumeCase:
     ignore_label_geometry: bool = False
 
     def faults(self) -> list[str]:
-        """What is wrong with the headers and the labels."""
+        """All problems of headers and labels.
+
+        Raises:
+            InputError: If a file cannot be read.
+        """
         header = _read_header(self.image)
         faults = _shape_faults(self.image, header.GetSize(), header.GetNumberOfComponents())
         if faults or self.label is None:
@@ -94,23 +98,23 @@ class VolumeCase:
         for name in _PROPERTIES:
             of_label, of_image = (_listed(getattr(header, f"Get{name}")()) for header in (label, image))
             if of_label != of_image:
-                different.append(f"{name.lower()} {of_label} against {of_image}")
-        hint = " (ignore_label_geometry goes by the voxels alone)" if same_size else ""
+                different.append(f"{name.lower()} {of_label} instead of {of_image}")
+        hint = " (ignore_label_geometry switches off this check)" if same_size else ""
         return [f"{self.label} is not on the grid of {self.image.name}: {', '.join(different)}{hint}"]
 
     def _value_faults(self, label: sitk.Image) -> list[str]:
         unknown = unknown_labels(sitk.GetArrayViewFromImage(label), self.label_values)
-        return [f"{self.label} holds unexpected labels: {unknown}"] if unknown else []
+        return [f"{self.label} contains unexpected labels: {unknown}"] if unknown else []
 
 
 def pair_volumes(
     found: Iterable[FoundVolume], label_values: tuple[int, ...], *, ignore_label_geometry: bool = False
 ) -> list[VolumeCase]:
-    """Cases of the images and segmentations found, in the order of their images.
+    """Pair images and segmentations to cases, in the order of the images.
 
     Raises:
-        InputError: For a training image without segmentation, a segmentation without image and two files that are the
-            same part of a case; names all of them.
+        InputError: If a training image has no segmentation, a segmentation has no image, or two files are the same part
+            of a case; the message lists all of them.
     """
     images: dict[tuple[str, str], Path] = {}
     labels: dict[tuple[str, str], Path] = {}
@@ -144,18 +148,18 @@ def find_volumes(
     example: str,
     ignore_label_geometry: bool = False,
 ) -> tuple[DatasetInfo, list[VolumeCase]]:
-    """The cases below a folder whose files tell by their names what they are.
+    """Find the cases of a dataset by their file names.
 
     Args:
         info: The dataset.
-        folder: Where its archives were unpacked.
+        folder: The folder with its unpacked archives.
         found: Finds the files of the dataset below a folder.
-        example: A file of the training set, for the message that there is none.
+        example: A file name of the training set, for messages.
         ignore_label_geometry: See :class:`VolumeCase`.
 
     Raises:
-        InputError: If there is no folder, or no training case in it.
-        InputError: If images and segmentations do not pair up; names all of them.
+        InputError: If the folder does not exist or contains no training cases, or images and segmentations cannot be
+            paired, see :func:`pair_volumes`.
     """
     require_folder(folder)
     values = tuple(info.labels.values())
@@ -166,7 +170,7 @@ def find_volumes(
 
 
 def _corners(header: Any) -> np.ndarray:
-    """Where the centres of the eight corner voxels of an image, or of an image file, lie: (8, 3) in mm."""
+    """The centres of the eight corner voxels of an image or image file, (8, 3) in mm."""
     steps = np.reshape(header.GetDirection(), (3, 3)) * header.GetSpacing()
     indices = np.array(list(product(*((0, size - 1) for size in header.GetSize()))))
     return np.array(header.GetOrigin()) + indices @ steps.T
@@ -175,7 +179,7 @@ def _corners(header: Any) -> np.ndarray:
 def _shape_faults(file: Path, size: Sequence[int], num_channels: int) -> list[str]:
     if len(size) == 3 and num_channels == 1:
         return []
-    return [f"{file} is no volume of one channel: size {_listed(size)}, {num_channels} channel(s)"]
+    return [f"{file} is not a volume with one channel: size {_listed(size)}, {num_channels} channel(s)"]
 
 
 def _listed(values: Iterable[float]) -> str:
@@ -207,5 +211,5 @@ def _write(image: sitk.Image, file: Path) -> None:
 
 
 def _last_line(error: RuntimeError) -> str:
-    """What SimpleITK has to say; before it come source files and line numbers."""
+    """SimpleITK's message, without the preceding source files and line numbers."""
     return str(error).strip().splitlines()[-1].strip()

@@ -1,11 +1,12 @@
-"""All that knows nnU-Net: its trainers, plans, predictor and folders.
+"""Integration with nnU-Net: trainers, plans, predictor and folders.
 
-- `managers`: plans and label managers that know of the deferral channels and travel into nnU-Net's worker processes.
+- `managers`: plans and label managers for deferral channels, also in nnU-Net's worker processes.
 - `trainer`: the training. `optimizer`, `transforms`, `progress` and `pretrained` are its parts.
-- `naming`: how a trainer's name says what it is.
-- `rater_data` and `rater_transform`: the masks of raters as training data.
-- `export`: from logits to masks and deferral maps. `case_geometry` takes arrays back to the image.
-- `hooks`: the names in nnU-Net that are replaced, all of them in one place.
+- `naming`: trainers' names.
+- `rater_data` and `rater_transform`: raters' masks as training data.
+- `export`: from logits to masks and deferral maps. `case_geometry` converts arrays back to the image.
+- `in_memory`: prediction of arrays.
+- `hooks`: all functions of nnU-Net that are replaced.
 - `validation`: the summary after the final validation.
-- `experiment`: where nnU-Net keeps datasets, splits and trained models.
+- `experiment`: locations of datasets, splits and trained models.
 """

@@ -1,4 +1,4 @@
-"""From what was predicted for a preprocessed case back to its image."""
+"""Conversion of predictions for a preprocessed case to the geometry of its image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CaseGeometry:
-    """How nnU-Net brings what was predicted for a preprocessed case back into its image.
+    """The geometry of a preprocessed case relative to its image.
 
     Attributes:
         properties: nnU-Net's properties of the case.
-        configuration_manager: The configuration that was predicted with.
+        configuration_manager: The configuration used for prediction.
         plans_manager: Its plans.
     """
 
@@ -27,7 +27,7 @@ class CaseGeometry:
 
     @property
     def cropped_shape(self) -> tuple[int, ...]:
-        """The shape of the case before it was resampled, in the axis order of preprocessed data."""
+        """The shape of the case before resampling, in the axis order of preprocessed data."""
         return tuple(self.properties["shape_after_cropping_and_before_resampling"])
 
     @property
@@ -36,14 +36,14 @@ class CaseGeometry:
         return tuple(float(size) for size in self.properties["spacing"])
 
     def channels_in_image(self, channels: Tensor, outside: float) -> np.ndarray:
-        """(C, *S) of the preprocessed case in its image; float32, with `outside` for what was cropped away.
+        """Convert (C, *S) of the preprocessed case to the image; float32, with `outside` where it was cropped.
 
-        Resampling, cropping and axis order are undone as nnU-Net undoes them for probabilities.
+        Resampling, cropping and axis order are reverted as by nnU-Net for probabilities.
         """
         return np.stack([self.in_image(each, outside) for each in self.resampled(channels)])
 
     def resampled(self, channels: Tensor) -> np.ndarray:
-        """(C, *S) of the preprocessed case in :attr:`cropped_shape`, as nnU-Net resamples probabilities; float32."""
+        """Resample (C, *S) of the preprocessed case to :attr:`cropped_shape` like nnU-Net's probabilities; float32."""
         spacing = [self.properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
         target = list(self.configuration_manager.spacing)
         predicted_spacing = target if len(target) == len(self.cropped_shape) else [spacing[0], *target]
@@ -51,7 +51,7 @@ class CaseGeometry:
         return np.asarray(resample(channels, self.cropped_shape, predicted_spacing, spacing), dtype=np.float32)
 
     def in_image(self, cropped: np.ndarray, outside: float = 0) -> np.ndarray:
-        """An array of :attr:`cropped_shape` in the image, with `outside` for what was cropped away."""
+        """Convert an array of :attr:`cropped_shape` to the image, with `outside` where it was cropped."""
         whole = np.full(self.properties["shape_before_cropping"], outside, dtype=cropped.dtype)
         whole = insert_crop_into_image(whole, cropped, self.properties["bbox_used_for_cropping"])
         return whole.transpose(self.plans_manager.transpose_backward)

@@ -1,4 +1,4 @@
-"""What is compared on what, and where nnU-Net keeps it."""
+"""Methods, datasets and folds to be compared, and their locations in nnU-Net's folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS = "splits_final.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is compared: a trainer on plans."""
+    """A trainer with plans."""
 
     trainer: str
     plans: str
@@ -31,15 +31,15 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What methods are compared on.
+    """Dataset, configuration and folds on which methods are compared.
 
     Attributes:
         dataset: Full name, `DatasetXXX_Name`.
         configuration: Such as `2d`.
         folds: Folds of splits_final.json.
-        raw: The dataset's folder in nnUNet_raw; it need not be there for simulated experts.
-        preprocessed: Likewise in nnUNet_preprocessed.
-        results: Likewise in nnUNet_results; it need not be there yet.
+        raw: The dataset's folder in nnUNet_raw; need not exist for simulated experts.
+        preprocessed: The dataset's folder in nnUNet_preprocessed.
+        results: The dataset's folder in nnUNet_results; need not exist.
     """
 
     dataset: str
@@ -51,17 +51,17 @@ class Experiment:
 
     @classmethod
     def find(cls, dataset: str | int, configuration: str, folds: Sequence[int]) -> Experiment:
-        """The experiment on a dataset that nnU-Net knows.
+        """The experiment on a dataset in nnU-Net's folders.
 
         Raises:
-            InputError: For unset variables of nnU-Net, an unknown or unprocessed dataset, and folds that are negative
-                or named twice.
+            InputError: If a variable of nnU-Net is not set, the dataset is unknown or not preprocessed, or folds are
+                negative or not distinct.
         """
         roots = {"nnUNet_raw": nnUNet_raw, "nnUNet_preprocessed": nnUNet_preprocessed, "nnUNet_results": nnUNet_results}
         if unset := [name for name, path in roots.items() if not path.is_set()]:
             raise InputError(f"{', '.join(unset)} must be set, as for nnU-Net's own commands")
         if not folds or len(set(folds)) != len(folds) or min(folds) < 0:
-            raise InputError(f"folds (-f) are different numbers from 0, got {list(folds)}")
+            raise InputError(f"folds (-f) must be distinct numbers >= 0, got {list(folds)}")
         name = full_dataset_name(dataset)
         here = cls(
             dataset=name,
@@ -87,7 +87,7 @@ class Experiment:
         return self.model(method) / f"fold_{fold}"
 
     def validation(self, method: Method, fold: int) -> Path:
-        """The folder of its validation masks."""
+        """The folder of a fold's validation masks."""
         return self.fold(method, fold) / "validation"
 
     def reference(self, case: str) -> Path:
@@ -101,14 +101,14 @@ class Experiment:
 
     @property
     def file_ending(self) -> str:
-        """The dataset's."""
+        """The dataset's file ending."""
         return self.dataset_json["file_ending"]
 
     def splits(self) -> list[dict[str, list[str]]]:
         """The content of splits_final.json.
 
         Raises:
-            InputError: If it is missing, no such file, or lacks a fold.
+            InputError: If the file is missing, invalid, or lacks a fold.
         """
         file = self.preprocessed / SPLITS
         splits = read_json(file)
@@ -116,7 +116,7 @@ class Experiment:
         if not isinstance(splits, list) or not all(isinstance(s, dict) and all(k in s for k in keys) for s in splits):
             raise InputError(f'{file} must be a list of folds, each with "train" and "val"')
         if lacking := [str(fold) for fold in self.folds if fold >= len(splits)]:
-            raise InputError(f"{file} has {len(splits)} folds, there is no fold {', '.join(lacking)}")
+            raise InputError(f"{file} has {len(splits)} folds, but not fold {', '.join(lacking)}")
         return splits
 
     def cases(self) -> dict[int, list[str]]:
@@ -132,8 +132,8 @@ class Experiment:
             for case in names:
                 if case in seen:
                     raise InputError(
-                        f"{self.preprocessed / SPLITS}: {case} is validated in fold {seen[case]} and again in fold "
-                        f"{fold}, but counts once: choose folds (-f) without common cases"
+                        f"{self.preprocessed / SPLITS}: {case} is in the validation of fold {seen[case]} and of fold "
+                        f"{fold}. Choose folds (-f) without common cases"
                     )
                 seen[case] = fold
         return cases
@@ -143,16 +143,16 @@ def full_dataset_name(dataset: str | int) -> str:
     """The full name, `DatasetXXX_Name`, of a dataset given by id or name.
 
     Raises:
-        InputError: If nnU-Net knows no such dataset.
+        InputError: If nnU-Net does not find the dataset.
     """
     try:
         return str(maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else dataset))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(f"there is no dataset {dataset}: {error}") from error
+        raise InputError(f"unknown dataset {dataset}: {error}") from error
 
 
 def is_deferral_model(model: Path) -> bool:
-    """Whether the folder is that of a deferral model, by the plans in it.
+    """Whether a model folder belongs to a deferral model, according to its plans.
 
     Raises:
         InputError: If the plans cannot be read.

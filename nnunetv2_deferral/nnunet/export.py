@@ -35,15 +35,15 @@ def export_prediction_from_logits(
     save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
 ) -> None:
-    """nnU-Net's export, with the same signature; for a deferral model it also writes the deferral maps.
+    """nnU-Net's export, with the same signature; for a deferral model also writes the deferral maps.
 
-    With `save_probabilities` the routing probabilities are saved beside the maps, as nnU-Net saves its own.
+    With `save_probabilities` the routing probabilities are saved beside the maps.
 
-    Masks and npz files are written by nnU-Net's own function from the first K channels. The maps come first: a mask
-    that exists tells a continued prediction that its case is done.
+    Masks and npz files are written by nnU-Net's own function from the first K channels. Maps are written first, because
+    nnU-Net treats a case with a mask as done when a prediction is continued.
 
     Raises:
-        InputError: If the folder holds the maps of another model.
+        InputError: If the folder contains the maps of another model.
     """
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
@@ -90,14 +90,14 @@ def decide_case(
     plans_manager: DeferralPlansManager,
     limits: Limits | None = None,
 ) -> tuple[np.ndarray, Decision]:
-    """What of a case is deferred to whom, from its logits.
+    """Compute the deferral decision for a case from its logits.
 
     Args:
         parts: The logits of the preprocessed case, channels first.
         labels: The model's label manager.
-        geometry: How the preprocessed case lies in its image.
-        plans_manager: The model's plans, which hold its settings and calibration.
-        limits: How much may be deferred; None for what the environment or the model's settings say.
+        geometry: The geometry of the preprocessed case.
+        plans_manager: The model's plans, with settings and calibration.
+        limits: The limits on deferral; None for those of the environment or the model's settings.
 
     Returns:
         The routing probabilities in the image, float32 (J + 1, *S), before calibration and NaN where nothing was
@@ -117,10 +117,10 @@ def decide_case(
 
 
 def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
-    """What each voxel of the image is worth, by the areas that the segmentation logits (K, *S) lead to expect.
+    """The weight of each voxel of the image, from the expected areas according to the segmentation logits (K, *S).
 
     Returns:
-        float32 in the shape of the image, or (1, 1, ...) where all voxels are worth the same.
+        float32 in the shape of the image, or (1, 1, ...) if all voxels have the same weight. See :func:`.dice_weight`.
     """
     probabilities = torch.as_tensor(labels.apply_inference_nonlin(segmentation))
     foreground = probabilities if labels.has_regions else probabilities[1:]
@@ -129,10 +129,10 @@ def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geomet
 
 
 def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
-    """The limits that the environment sets, else those of the model's settings.
+    """The limits of the model's settings, overridden by environment variables.
 
     Raises:
-        InputError: If the environment asks for what cannot be.
+        InputError: If an environment variable is invalid; the message names it.
     """
     settings = plans_manager.settings
     limits = limits_of_environment(settings.limits)
@@ -141,15 +141,15 @@ def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
 
 
 def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = None) -> None:
-    """Refuse limits that a prediction could not keep.
+    """Refuse limits that a prediction cannot meet.
 
     Args:
         plans_manager: The model's plans.
-        limits: The limits; None for what the environment or the model's settings say.
+        limits: The limits on deferral; None for those of the environment or the model's settings.
 
     Raises:
-        InputError: If they are over a dataset and no thresholds were fitted for them, or there are more or fewer
-            capacities than experts.
+        InputError: If limits are over a dataset and no thresholds were fitted for them, or there is not one capacity
+            per expert.
     """
     if limits is None:
         limits = effective_limits(plans_manager)
@@ -157,14 +157,14 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
     if limits.over == DATASET:
         if plans_manager.calibration is None:
             raise InputError(
-                "a budget over a dataset needs thresholds from validation cases, and this model has none. Fit them: "
-                "nnUNetv2_deferral_calibrate ... -budgets"
+                "a budget over a dataset requires thresholds fitted on validation cases, which this model does not "
+                "have. Fit them: nnUNetv2_deferral_calibrate ... -budgets"
             )
         plans_manager.calibration.thresholds_for(limits)
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:
-    """Which model a plans manager belongs to."""
+    """The identity of the model that a plans manager belongs to."""
     names = [
         name
         for name in plans_manager.available_configurations

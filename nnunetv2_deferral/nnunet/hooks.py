@@ -1,8 +1,8 @@
-"""Every name in nnU-Net that this package replaces, and how it is checked that they are still there.
+"""The functions of nnU-Net that this package replaces, and a check that they are unchanged.
 
-nnU-Net has no hook for writing more than a mask for a case, for looking at an output folder before a prediction
-starts, or for a trainer to see the file of pretrained weights. Each replacement has the signature of what it replaces
-and hands everything that is not a deferral model to it. Importing the trainer installs them; nothing on disk changes.
+nnU-Net has no hooks for writing more than a mask for a case, for checking an output folder before a prediction starts,
+or for passing the file of pretrained weights to a trainer. Each replacement has the signature of the original and
+delegates to it for everything but deferral models. Importing the trainer installs them; no files are changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TESTED_NNUNET = ("2.8", "2.9")
 
 
 def check_nnunet_version(installed: str | None = None) -> None:
-    """Refuse an nnunetv2 that the replacements were not tried with.
+    """Refuse versions of nnunetv2 that the replacements were not tested with.
 
     Raises:
         InputError: Naming the installed and the supported versions.
@@ -37,7 +37,7 @@ def check_nnunet_version(installed: str | None = None) -> None:
     low, high = TESTED_NNUNET
     if not _release(low) <= _release(installed) < _release(high):
         raise InputError(
-            f"nnunetv2 {installed} is installed, but nnunetv2-deferral works with nnunetv2 >={low},<{high}: "
+            f"nnunetv2 {installed} is installed, but nnunetv2-deferral requires nnunetv2 >={low},<{high}: "
             f"pip install 'nnunetv2>={low},<{high}'"
         )
 
@@ -47,7 +47,7 @@ def _release(text: str) -> tuple[int, ...]:
 
 
 def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Look at output folder and limits as soon as nnU-Net knows the folder, before the first case is predicted."""
+    """Check the output folder and the limits before the first case is predicted."""
 
     @wraps(stock)
     def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a deferral trainer load the pretrained weights itself, if it wants to."""
+    """Let a deferral trainer load pretrained weights itself."""
 
     @wraps(stock)
     def maybe_load_checkpoint(
@@ -82,7 +82,7 @@ def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Replacement(NamedTuple):
-    """One replaced name: where it is, what it becomes, and the parameters it must have."""
+    """A replaced function: its owner and name, its replacement, and the parameters it must have."""
 
     owner: Any
     name: str
@@ -133,23 +133,23 @@ REPLACEMENTS = (
 
 
 def misfits() -> list[str]:
-    """What of nnU-Net is not as the replacements expect it; empty if all fits."""
+    """The functions of nnU-Net that differ from what the replacements expect, one phrase each; empty if none."""
     found = []
     for replacement in REPLACEMENTS:
         where = f"{replacement.owner.__name__}.{replacement.name}"
         current = getattr(replacement.owner, replacement.name, None)
         if current is None:
-            found.append(f"{where} is gone")
+            found.append(f"{where} does not exist")
         elif tuple(inspect.signature(current).parameters) != replacement.parameters:
-            found.append(f"{where} takes {', '.join(inspect.signature(current).parameters)}")
+            found.append(f"{where} has the parameters {', '.join(inspect.signature(current).parameters)}")
     return found
 
 
 def install() -> None:
-    """Replace the names, once.
+    """Install the replacements; repeated calls have no effect.
 
     Raises:
-        RuntimeError: If nnU-Net has moved or changed one of them.
+        RuntimeError: If nnU-Net has moved or changed one of the functions.
     """
     if getattr(run_training, "_deferral_installed", False):
         return

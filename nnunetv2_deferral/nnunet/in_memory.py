@@ -1,12 +1,12 @@
-"""Masks and deferral maps of arrays, without files, from nnU-Net's own predictor.
+"""Prediction of masks and deferral maps for arrays, without files.
 
-nnU-Net's `nnUNetPredictor` predicts arrays, but what it returns for them is a mask (and probabilities) alone. Here the
-maps come with it, the same that `nnUNetv2_predict` writes:
+For arrays, nnU-Net's `nnUNetPredictor` returns only masks (and probabilities). The functions here also return the maps
+that `nnUNetv2_predict` writes:
 
-- in place of `predict_single_npy_array`: :func:`predict_array`, an image at a time;
-- in place of `predict_from_list_of_npy_arrays`: :func:`predict_array` for each image;
-- after `predict_logits_from_preprocessed_data`: :func:`deferral_maps` of the logits it returns, for images that are
-  preprocessed by `get_data_iterator_from_raw_npy_data` or by a pipeline of one's own.
+- instead of `predict_single_npy_array`: :func:`predict_array`;
+- instead of `predict_from_list_of_npy_arrays`: :func:`predict_array` for each image;
+- after `predict_logits_from_preprocessed_data`: :func:`deferral_maps` of the logits, for images preprocessed by
+  `get_data_iterator_from_raw_npy_data` or a custom pipeline.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ def predict_array(
     Args:
         predictor: nnU-Net's predictor, initialized with a deferral model (`initialize_from_trained_model_folder`).
         image: Floating point (C, Z, Y, X), or (C, 1, Y, X) in 2D, in the axis order of nnU-Net's readers.
-        properties: What nnU-Net's readers say of the image; `"spacing"`, of Z, Y and X, is enough. Left unchanged.
+        properties: Properties of the image from nnU-Net's readers; `"spacing"` of Z, Y and X in mm is sufficient. Not
+            modified.
         previous_stage: For the second stage of a cascade, the label map (Z, Y, X) of the first.
-        limits: How much may be deferred; None for what the environment or the model's settings say.
+        limits: The limits on deferral; None for those of the environment or the model's settings.
 
     Returns:
         The model's label map, uint8 or uint16 (Z, Y, X), and the decision, whose `maps` have the same shape.
 
     Raises:
-        InputError: If the predictor holds no deferral model, the image has another number of axes, the spacing is
-            missing, or the model cannot keep the limits.
+        InputError: If the predictor's model is not a deferral model, the image does not have four axes, the spacing is
+            missing, or the model cannot meet the limits.
 
     Example:
-        With `predictor = nnUNetPredictor(...)` after `predictor.initialize_from_trained_model_folder(...)`, and an
+        Given `predictor = nnUNetPredictor(...)` after `predictor.initialize_from_trained_model_folder(...)`, and an
         `image` of shape (1, 3, 40, 48):
 
         >>> from nnunetv2_deferral import Limits, predict_array
@@ -67,9 +68,9 @@ def predict_array(
     """
     _managers(predictor, limits)
     if image.ndim != 4:
-        raise InputError(f"an image has the axes (C, Z, Y, X), or (C, 1, Y, X) in 2D, got shape {image.shape}")
+        raise InputError(f"an image must have the axes (C, Z, Y, X), or (C, 1, Y, X) in 2D, got shape {image.shape}")
     if len(properties.get("spacing", ())) != 3:
-        raise InputError(f'properties need a "spacing" of three axes, got {properties.get("spacing")}')
+        raise InputError(f'properties must have a "spacing" of three axes, got {properties.get("spacing")}')
     preprocessed = next(
         PreprocessAdapterFromNpy(
             [image],
@@ -95,17 +96,17 @@ def deferral_maps(
     *,
     limits: Limits | None = None,
 ) -> Decision:
-    """The deferral maps of logits in the image, as `nnUNetv2_predict` writes them.
+    """Compute the deferral maps from logits, in the geometry of the image, as `nnUNetv2_predict` writes them.
 
     Args:
-        predictor: The predictor that made the logits.
-        logits: (K + J + 2, *S) of the preprocessed image, as `predict_logits_from_preprocessed_data` returns them.
+        predictor: The predictor that computed the logits.
+        logits: (K + J + 2, *S) of the preprocessed image, from `predict_logits_from_preprocessed_data`.
         properties: nnU-Net's properties of the preprocessed image (`"data_properties"` of its data iterators).
-        limits: How much may be deferred; None for what the environment or the model's settings say.
+        limits: The limits on deferral; None for those of the environment or the model's settings.
 
     Raises:
-        InputError: If the predictor holds no deferral model, the logits have another number of channels, or the model
-            cannot keep the limits.
+        InputError: If the predictor's model is not a deferral model, the number of channels is not K + J + 2, or the
+            model cannot meet the limits.
     """
     plans_manager, labels = _managers(predictor, limits)
     geometry = CaseGeometry(properties, predictor.configuration_manager, plans_manager)
@@ -113,7 +114,7 @@ def deferral_maps(
 
 
 def _mask(predictor: nnUNetPredictor, logits: Tensor, properties: dict[str, Any]) -> np.ndarray:
-    """The label map, as nnU-Net makes it of the segmentation channels."""
+    """The label map, computed by nnU-Net from the segmentation channels."""
     plans_manager, labels = _managers(predictor)
     stock = plans_manager.stock()
     mask: np.ndarray = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -133,12 +134,17 @@ def _parts(labels: DeferralLabelManager, logits: np.ndarray | Tensor) -> Deferra
 def _managers(
     predictor: nnUNetPredictor, limits: Limits | None = None
 ) -> tuple[DeferralPlansManager, DeferralLabelManager]:
-    """The managers of the predictor's model, which must be a deferral model that can keep the limits."""
+    """The managers of the predictor's model, which must be a deferral model that can meet the limits.
+
+    Raises:
+        InputError: If it is not.
+    """
     plans_manager = predictor.plans_manager
     if not isinstance(plans_manager, DeferralPlansManager):
         raise InputError(
-            "the predictor holds no deferral model: "
-            + ("it is not initialized" if plans_manager is None else f"its trainer is {predictor.trainer_name}")
+            "the predictor is not initialized"
+            if plans_manager is None
+            else f"the predictor's model is not a deferral model: its trainer is {predictor.trainer_name}"
         )
     check_limits(plans_manager, limits)
     return plans_manager, plans_manager.get_label_manager(predictor.dataset_json)

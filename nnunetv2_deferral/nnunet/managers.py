@@ -1,9 +1,9 @@
-"""nnU-Net's plans and label managers, for a model with deferral channels.
+"""nnU-Net's plans and label managers for models with deferral channels.
 
-nnU-Net's predictor allocates as many channels as its label manager counts segmentation heads, and hands the plans
-manager to worker processes that import nothing of ours. So the live plans manager of a deferral model becomes a
-:class:`DeferralPlansManager`: it is pickled by reference to this module (which makes the workers import it), and its
-label manager reports K + J + 2 heads while it segments from the first K.
+nnU-Net's predictor allocates as many channels as its label manager has segmentation heads, and passes the plans manager
+to worker processes that do not import this package. Therefore the plans manager of a deferral model is converted to a
+:class:`DeferralPlansManager`: it is pickled by reference to this module, which the workers then import, and its label
+manager reports K + J + 2 heads, but segments from the first K.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import LabelSpace
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
-# What a model is, as opposed to how it was asked to be trained: written by the trainer beside the settings.
+# The entry that the trainer adds to the plans of a model.
 MODEL_KEY = "deferral_model"
 
 
 class DeferralLabelManager(LabelManager):
-    """Counts the deferral channels as heads, and converts from the first K of them as the stock manager would."""
+    """Counts deferral channels as heads, and converts the first K channels like the stock manager."""
 
     def __init__(self, stock: LabelManager, num_experts: int) -> None:
         self.__dict__.update(stock.__dict__)
@@ -40,7 +40,7 @@ class DeferralLabelManager(LabelManager):
 
     @property
     def num_segmentation_heads(self) -> int:
-        """K + J + 2: what nnU-Net's predictor must allocate."""
+        """K + J + 2, the number of channels that nnU-Net's predictor must allocate."""
         return self.layout.total
 
     def apply_inference_nonlin(self, logits: np.ndarray | Tensor) -> np.ndarray | Tensor:
@@ -64,7 +64,7 @@ class DeferralPlansManager(PlansManager):
 
     @classmethod
     def adopt(cls, plans_manager: PlansManager) -> DeferralPlansManager:
-        """Turn the live stock manager, which nnU-Net already holds, into one of this class, in place."""
+        """Convert a stock manager, to which nnU-Net already has references, to this class in place."""
         plans_manager.__class__ = cls
         return plans_manager
 
@@ -77,24 +77,24 @@ class DeferralPlansManager(PlansManager):
         """
         if PLANS_KEY not in self.plans:
             raise InputError(
-                f'the plans "{self.plans.get("plans_name")}" of this model have no "{PLANS_KEY}" block, so they are '
-                "not those of a deferral model. Was plans.json in the model folder replaced?"
+                f'the plans "{self.plans.get("plans_name")}" of this model have no "{PLANS_KEY}" block, so this is not '
+                "a deferral model. Was plans.json in the model folder replaced?"
             )
         return resolve_settings(self.plans[PLANS_KEY])
 
     @property
     def calibration(self) -> ModelCalibration | None:
-        """What was fitted on the model's validation cases, None if nothing was.
+        """The model's calibration, or None.
 
         Raises:
-            InputError: If it is of a model with other experts.
+            InputError: If the entry belongs to a model with other experts or is invalid.
         """
         content = self.plans.get(CALIBRATION_KEY)
         return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
 
     @property
     def trainer_name(self) -> str | None:
-        """The trainer that made this model, None in a model folder that does not say."""
+        """The trainer of this model, or None if unknown."""
         return self.plans.get(MODEL_KEY, {}).get("trainer")
 
     @property
@@ -102,26 +102,26 @@ class DeferralPlansManager(PlansManager):
         """Whether the model was trained on regions.
 
         Raises:
-            InputError: If the plans are those a training starts from, not those of a model.
+            InputError: If the plans are not those of a trained model.
         """
         if MODEL_KEY not in self.plans:
             raise InputError(
-                f'the plans "{self.plans.get("plans_name")}" of this model have no "{MODEL_KEY}" entry, which a '
-                "training writes. Was plans.json in the model folder replaced by the plans of the dataset?"
+                f'the plans "{self.plans.get("plans_name")}" of this model have no "{MODEL_KEY}" entry, which is '
+                "written in training. Was plans.json in the model folder replaced by the plans of the dataset?"
             )
         return self.plans[MODEL_KEY]["has_regions"]
 
     def stock(self) -> PlansManager:
-        """A stock manager of the same plans, for handing work back to nnU-Net."""
+        """A stock manager of the same plans, for functions of nnU-Net."""
         return PlansManager(self.plans)
 
     def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
-        """A label manager that knows the deferral channels."""
+        """A label manager that includes the deferral channels."""
         return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings.num_experts)
 
 
 def label_space(label_manager: LabelManager) -> LabelSpace:
-    """What nnU-Net's (stock) label manager says of the labels, for losses and metrics."""
+    """The label space, for losses and metrics, of nnU-Net's (stock) label manager."""
     regions = None
     if label_manager.has_regions:
         regions = tuple(_as_labels(region) for region in label_manager.foreground_regions)

@@ -1,10 +1,9 @@
-"""How a trainer's name says what it is, and the one mechanism that makes a class of such a name.
+"""Trainers' names, and the creation of trainer classes from them.
 
     nnUNetTrainerDeferral[{J}Expert[s]][_{option}]...
 
-with the number of experts J from 1 to 5 (left out: as the plans say) and options in any order. nnU-Net asks a module
-for a trainer with `hasattr`, so a module-level `__getattr__` is all it takes: no class is written by hand for every
-combination.
+with the number of experts J from 1 to 5 (if omitted, that of the plans) and options in any order. nnU-Net looks up
+trainers with `hasattr` on modules, so a module-level `__getattr__` can create classes on demand.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
 class Option(NamedTuple):
-    """What a suffix of a trainer's name fixes."""
+    """The attributes and settings fixed by a suffix of a trainer's name."""
 
     description: str
     attributes: Mapping[str, Any]
@@ -34,7 +33,7 @@ class Option(NamedTuple):
 OPTIONS: dict[str, Option] = {
     "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
     "DC": Option("the paper's objective: DC with SC and LB", {}, {"objective": COLLABORATION}),
-    "OvA": Option("one-vs-all probabilities in place of DC and LB", {}, {"objective": ONE_VS_ALL}),
+    "OvA": Option("one-vs-all probabilities instead of DC and LB", {}, {"objective": ONE_VS_ALL}),
     "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
     "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),
     "paperSC": Option("spatial coherence also trains the routing (paper)", {}, {"coherence_trains_routing": True}),
@@ -45,16 +44,17 @@ OPTIONS: dict[str, Option] = {
     },
 }
 
-# Only names of this form are ours to explain; anything else may be a user's own trainer in another folder.
+# Names of any other form may belong to a user's own trainer in another folder.
 _OWN_NAME = re.compile(rf"{BASE_NAME}(?:(?P<experts>\d+)Experts?)?(?P<options>(?:_\w+)?)")
 
 
 def trainer_class(name: str) -> type[DeferralTrainer]:
-    """The trainer of that name.
+    """The trainer class of a name.
 
     Raises:
-        AttributeError: If the name is not of our form at all (what a module's `__getattr__` must raise).
-        InputError: If it is of our form but means nothing; the message says what exists.
+        AttributeError: If the name is not of the form above, as required of a module's `__getattr__`.
+        InputError: If the name is of this form, but the number of experts or an option is unknown, or options conflict;
+            the message lists the alternatives.
     """
     match = _OWN_NAME.fullmatch(name)
     if match is None:
@@ -63,7 +63,7 @@ def trainer_class(name: str) -> type[DeferralTrainer]:
 
 
 def example_names() -> Iterator[str]:
-    """The names without options, one a number of experts."""
+    """The names without options, one per number of experts."""
     yield BASE_NAME
     for number in range(1, MAX_EXPERTS + 1):
         yield f"{BASE_NAME}{_experts_part(number)}"
@@ -75,18 +75,18 @@ def _parse(name: str, match: re.Match[str]) -> tuple[int | None, tuple[str, ...]
     canonical = f"{BASE_NAME}{_experts_part(number)}"
     if number is not None and not (1 <= number <= MAX_EXPERTS and name.split("_")[0] == canonical):
         raise InputError(
-            f"there is no trainer {name}: {name.split('_')[0]} means nothing. There are "
-            f"{', '.join(example_names())}; more experts than {MAX_EXPERTS} need {BASE_NAME} and plans that list them"
+            f"unknown trainer {name}: the part before the options must be one of {', '.join(example_names())}. For "
+            f"more than {MAX_EXPERTS} experts use {BASE_NAME} with plans that list them"
         )
     unknown = [option for option in options if option not in OPTIONS]
     if unknown:
         raise InputError(
-            f"there is no trainer {name}: {', '.join('_' + option for option in unknown)} means nothing. "
-            f"{canonical} can be followed by any of {', '.join('_' + option for option in OPTIONS)}"
+            f"unknown trainer {name}: unknown option {', '.join('_' + option for option in unknown)}. "
+            f"The options are {', '.join('_' + option for option in OPTIONS)}"
         )
     fixed = [key for option in options for key in (*OPTIONS[option].attributes, *OPTIONS[option].settings)]
     if len(set(fixed)) != len(fixed):
-        raise InputError(f"there is no trainer {name}: its options contradict or repeat each other")
+        raise InputError(f"unknown trainer {name}: its options conflict or are repeated")
     return number, options
 
 
@@ -104,7 +104,7 @@ def _make_class(name: str, number: int | None, options: tuple[str, ...]) -> type
         attributes["settings_overrides"] |= OPTIONS[option].settings
     described = "; ".join(OPTIONS[option].description for option in options)
     doc = f"Deferral to {number or 'as many experts as the plans say'}{': ' + described if described else ''}."
-    # The module name makes the class importable by name from here, hence picklable.
+    # With this module name the class can be imported by name, and hence pickled.
     return type(name, (DeferralTrainer,), attributes | {"__module__": __name__, "__doc__": doc})
 
 

@@ -1,8 +1,8 @@
-"""Two optimizers that nnU-Net can treat as one.
+"""Two optimizers with the interface of one.
 
-The segmentation network keeps the optimizer and schedule that nnU-Net gives it; the deferral parameters have their own
-Adam with a cosine schedule. Gradients are clipped for each side on its own, so that a deferral loss, however large,
-does not shorten the steps of the segmentation network.
+The segmentation network keeps nnU-Net's optimizer and schedule; the deferral parameters have their own Adam with a
+cosine schedule. Gradients are clipped separately, so that a large deferral loss does not reduce the steps of the
+segmentation network.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import nn
 # The norm at which nnU-Net's train_step clips.
 GRADIENT_CLIP = 12.0
 
-# A shorter memory of squared gradients than Adam's default: the load-balancing penalty is idle or fifty times as
-# strong as the rest, and one such step must not slow the head down for a thousand.
+# A shorter memory of squared gradients than Adam's default: the load-balancing penalty is either 0 or up to fifty times
+# as strong as the other terms, and one such step must not slow down the head for a thousand steps.
 ADAM_BETAS = (0.9, 0.99)
 
 
 class JointOptimizer:
-    """Steps nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters together.
+    """Combines nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters.
 
-    It has what nnU-Net's trainer, checkpoints and gradient scaler use of an optimizer. Its first parameter group is
-    nnU-Net's, whose learning rate nnU-Net logs.
+    It implements the part of the optimizer interface that nnU-Net's trainer, checkpoints and gradient scaler use. The
+    first parameter group is nnU-Net's, whose learning rate nnU-Net logs.
     """
 
     def __init__(self, segmentation: torch.optim.Optimizer, deferral: torch.optim.Optimizer) -> None:
@@ -44,7 +44,7 @@ class JointOptimizer:
         self.deferral.zero_grad(set_to_none)
 
     def clip_gradients(self) -> None:
-        """Clip the gradient norm of each side on its own."""
+        """Clip the gradient norms of the two optimizers separately."""
         for optimizer in (self.segmentation, self.deferral):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
@@ -65,7 +65,7 @@ class JointOptimizer:
 
 
 class JointSchedule:
-    """nnU-Net's schedule for its optimizer; a cosine from the initial rate to 0 for the deferral parameters."""
+    """nnU-Net's schedule for its optimizer, and a cosine from the initial rate to 0 for the deferral parameters."""
 
     def __init__(
         self, segmentation: Any, deferral: torch.optim.Optimizer, initial_rate: float, num_epochs: int
@@ -84,7 +84,7 @@ class JointSchedule:
 
 
 def without_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Take `parameters` out of an optimizer that has not stepped yet, in place."""
+    """Remove `parameters` in place from an optimizer that has not stepped yet."""
     excluded = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in excluded]

@@ -1,4 +1,4 @@
-"""Seeing a deferral training: the logged keys and `deferral_progress.png`."""
+"""Progress of a deferral training: the logged keys and `deferral_progress.png`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def plot_progress(log: dict[str, list[Any]], settings: DeferralSettings, output_
     """Draw the log as `deferral_progress.png` beside nnU-Net's `progress.png`.
 
     Args:
-        log: nnU-Net's local log with one entry an epoch for each of `KEYS` and for `mean_fg_dice`.
-        settings: For the names of the experts.
-        output_folder: The fold's folder.
+        log: nnU-Net's local log with one entry per epoch for each of `KEYS` and for `mean_fg_dice`.
+        settings: The settings, for the names of the experts.
+        output_folder: The folder of the fold.
     """
-    # nnU-Net sets the style of all figures for its own, far larger one.
+    # nnU-Net changes the global style for its own, much larger figure.
     with rc_context(rcParamsDefault), written_whole(Path(output_folder)) as scratch:
         figure = _draw(log, settings)
         FigureCanvasAgg(figure)

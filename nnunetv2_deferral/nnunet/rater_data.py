@@ -1,11 +1,11 @@
-"""Masks of real experts as training data: preprocessed like the reference, read by patch, beside nnU-Net's own files.
+"""Raters' masks as training data: preprocessed like the reference, stored beside nnU-Net's files and read by patch.
 
-    <preprocessed>/<dataset>/<data_identifier>/<case>.b2nd, <case>_seg.b2nd     nnU-Net's
-    <preprocessed>/<dataset>/<data_identifier>_experts/<case>.b2nd              (J, *S), one channel a declared rater
-    <preprocessed>/<dataset>/<data_identifier>_experts/experts.json             what they were made from
+    <preprocessed>/<dataset>/<data_identifier>/<case>.b2nd, <case>_seg.b2nd     nnU-Net's files
+    <preprocessed>/<dataset>/<data_identifier>_experts/<case>.b2nd              (J, *S), one channel per declared rater
+    <preprocessed>/<dataset>/<data_identifier>_experts/experts.json             sizes and times of the source files
 
-Every mask goes the way its case went: axes transposed, cropped with the case's own bounding box, resampled with the
-configuration's function for segmentations. Nothing is written where stock nnU-Net looks for cases.
+Masks are preprocessed like their case: axes transposed, cropped with the case's bounding box, and resampled with the
+configuration's function for segmentations. Nothing is written to folders in which stock nnU-Net looks for cases.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INDEX = "experts.json"
 
 
 def raw_dataset(dataset_name: str) -> Path | None:
-    """The raw folder of a dataset, or None where it is not on this machine."""
+    """The raw folder of a dataset, or None if it does not exist in nnUNet_raw."""
     root = nnUNet_raw.get()
     folder = Path(root or "", dataset_name)
     return folder if root and folder.is_dir() else None
@@ -50,8 +50,8 @@ def raw_dataset(dataset_name: str) -> Path | None:
 def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     """The raters of a dataset.
 
-    nnU-Net copies dataset.json when it plans, and a person may declare experts later; so the raw one counts where it
-    is at hand.
+    nnU-Net copies dataset.json when planning, but experts may be declared later. Therefore the raw dataset.json takes
+    precedence if it exists.
 
     Raises:
         InputError: See :func:`.raters.declared_raters`.
@@ -66,7 +66,7 @@ def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[
 def rater_masks(
     plans_manager: PlansManager, dataset_json: Mapping[str, Any], experts: Sequence[str]
 ) -> ExpertMasks | None:
-    """The raters' masks in the raw folder of a dataset, or None where that is not on this machine."""
+    """The raters' masks in the raw folder of a dataset, or None if the folder does not exist."""
     raw = raw_dataset(plans_manager.dataset_name)
     if raw is None:
         return None
@@ -82,13 +82,13 @@ def rater_masks(
 
 
 def experts_folder(preprocessed: Path) -> Path:
-    """Where the preprocessed masks of the raters lie, for a folder of preprocessed cases."""
+    """The folder of the raters' preprocessed masks for a folder of preprocessed cases."""
     return preprocessed.with_name(f"{preprocessed.name}_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is the same for all cases; goes to the workers by pickle."""
+    """Arguments common to all cases; pickled for the workers."""
 
     masks: ExpertMasks
     preprocessed: Path
@@ -105,25 +105,26 @@ def preprocess_raters(
     configuration: str,
     num_processes: int = 1,
 ) -> list[str]:
-    """Preprocess the raters' masks of all cases; those that are up to date are not touched.
+    """Preprocess the raters' masks of all cases, except those that are up to date.
 
     Args:
-        masks: The masks of all declared raters, or None where the raw data is not on this machine: then what was
-            preprocessed before is taken as it is.
-        declared: The raters that dataset.json declares.
+        masks: The masks of all declared raters, or None without raw data; masks must then have been preprocessed
+            already.
+        declared: The raters declared in dataset.json.
         preprocessed: nnU-Net's folder of preprocessed cases.
-        plans_manager: The plans that it was made with.
+        plans_manager: The plans of the preprocessed cases.
         configuration: Their configuration.
-        num_processes: Worker processes; 1 works in this one.
+        num_processes: Worker processes; 1 runs in this process.
 
     Returns:
         The cases that were preprocessed.
 
     Raises:
-        InputError: If masks do not fit their images; all faults are listed, and nothing is written.
+        InputError: If masks are invalid or do not match their images, or are missing without raw data; the message
+            lists all problems, and nothing is written.
     """
     if num_processes < 1:
-        raise InputError(f"preprocessing experts' masks needs at least one process, got {num_processes}")
+        raise InputError(f"preprocessing experts' masks requires at least one process, got {num_processes}")
     folder = experts_folder(preprocessed)
     cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
     if masks is None:
@@ -138,27 +139,27 @@ def preprocess_raters(
     states = {case: _state(masks, preprocessed, case) for case in cases}
     general = list(_general_faults(masks, cases))
     if not general and not _stale(folder, states, declared):
-        return []  # nothing is written, so that the folder may be read-only
+        return []  # nothing is written, so the folder may be read-only
     folder.mkdir(exist_ok=True)
     with FileLock(folder / ".lock"):
-        stale = _stale(folder, states, declared)  # another process may have been at it until now
+        stale = _stale(folder, states, declared)  # another process may have preprocessed some in the meantime
         job = _Job(masks=masks, preprocessed=preprocessed, plans=dict(plans_manager.plans), configuration=configuration)
         with written_whole(folder) as scratch:
             faults = [*general, *_run(job, stale, scratch, num_processes)]
             if faults:
                 raise InputError(
-                    f"{len(faults)} fault(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
+                    f"{len(faults)} problem(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
                 )
         write_json({"experts": list(declared), "cases": states}, folder / _INDEX)
     return stale
 
 
 class RaterDataset:
-    """nnU-Net's dataset, whose segmentations carry the raters' masks as further channels.
+    """nnU-Net's dataset with the raters' masks as additional channels of the segmentations.
 
     Args:
-        dataset: nnU-Net's.
-        folder: That of :func:`preprocess_raters`.
+        dataset: nnU-Net's dataset.
+        folder: The folder from :func:`experts_folder`.
         experts: The raters to read, in the order of the channels.
     """
 
@@ -170,7 +171,7 @@ class RaterDataset:
         self.channels = None if declared == list(experts) else [declared.index(expert) for expert in experts]
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """Image, segmentation (1 + J, *S), the previous stage's and properties; arrays are read when they are cut."""
+        """Image, segmentation (1 + J, *S), segmentation of the previous stage, and properties; read on slicing."""
         data, segmentation, previous, properties = self.dataset.load_case(identifier)
         file = self.folder / f"{identifier}.b2nd"
         experts = _opened(str(file), file.stat().st_mtime_ns, **getattr(self.dataset, "mmap_kwargs", {}))
@@ -179,15 +180,15 @@ class RaterDataset:
     __getitem__ = load_case
 
 
-# Of a small patch, opening the file takes longer than reading it. An open file is 0.2 MiB and one file descriptor.
+# For small patches, opening the file takes longer than reading. An open file takes 0.2 MiB and one file descriptor.
 @lru_cache(maxsize=128)
 def _opened(file: str, changed: int, **how: Any) -> Any:
-    """A file of masks, of which parts can be read; it stays open until others take its place or it has `changed`."""
+    """A file of masks for partial reading, kept open until it is evicted or its modification time `changed`."""
     return blosc2.open(urlpath=file, mode="r", dparams={"nthreads": 1}, **how)
 
 
 class _Stacked:
-    """A segmentation and raters' masks as one array of 1 + J channels, of which a part is read when it is asked for."""
+    """A segmentation and raters' masks as one array of 1 + J channels, read on slicing."""
 
     def __init__(self, segmentation: Any, experts: Any, channels: list[int] | None) -> None:
         self._segmentation, self._experts, self._channels = segmentation, experts, channels
@@ -204,20 +205,20 @@ class _Stacked:
 
 
 def _read_index(folder: Path, declared: Sequence[str]) -> dict[str, Any]:
-    """What the files in the folder were made from, by case; empty if they are of other raters."""
+    """The states of the source files in the index, by case; empty if the index is for other raters."""
     file = folder / _INDEX
     content = read_json(file) if file.is_file() else {}
     return content.get("cases", {}) if content.get("experts") == list(declared) else {}
 
 
 def _stale(folder: Path, states: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
-    """The cases whose masks are not preprocessed, or were made from something else than there is now."""
+    """The cases whose masks are not preprocessed or whose source files have changed."""
     index = _read_index(folder, declared)
     return [case for case in states if index.get(case) != states[case] or not (folder / f"{case}.b2nd").is_file()]
 
 
 def _state(masks: ExpertMasks, preprocessed: Path, case: str) -> dict[str, Any]:
-    """What tells whether something that a case's masks depend on has changed."""
+    """Sizes and modification times of the files on which a case's masks depend."""
     files = {expert: masks.file(expert, case) for expert in masks.experts}
     files = {expert: file for expert, file in files.items() if file.is_file()}
     files["case"] = preprocessed / f"{case}.pkl"
@@ -230,11 +231,11 @@ def _general_faults(masks: ExpertMasks, cases: Sequence[str]) -> Iterator[str]:
         if not annotated:
             yield f"{masks.folder / expert} has no masks (*{masks.file_ending})"
         for case in sorted(set(annotated) - set(cases)):
-            yield f"{masks.file(expert, case)}: there is no preprocessed case of that name"
+            yield f"{masks.file(expert, case)}: no preprocessed case has this name"
 
 
 def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> list[str]:
-    """Preprocess into a scratch folder; returns all faults."""
+    """Preprocess cases into a scratch folder; returns all problems."""
     if not cases:
         return []
     work = partial(_preprocess_case, job, scratch)
@@ -243,11 +244,11 @@ def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> 
 
 
 def _preprocess_case(job: _Job, scratch: Path, case: str) -> list[str]:
-    """Write the masks of a case, or return what is wrong with them."""
+    """Write the masks of a case, or return the problems found."""
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     properties = load_pickle(str(job.preprocessed / f"{case}.pkl"))
-    # How nnU-Net's reader saw the image, before its axes were transposed.
+    # The shape from nnU-Net's reader, before axes were transposed.
     shape = [properties["shape_before_cropping"][axis] for axis in plans.transpose_backward]
     faults: list[str] = []
     answers = np.full((len(job.masks.experts), *shape), MISSING, dtype=np.int16)
@@ -277,7 +278,7 @@ def _like_the_case(
     configuration: ConfigurationManager,
     shape: Sequence[int],
 ) -> np.ndarray:
-    """Masks (J, *S) in the axis order of the reader as the preprocessed case has it: int16 (J, *shape)."""
+    """Preprocess masks (J, *S) in the axis order of the reader like their case: int16 (J, *shape)."""
     answers = answers.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
     box = (slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))
     spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]

@@ -1,8 +1,8 @@
-"""nnU-Net's spatial augmentation of raters' masks, at little more than the cost of the reference alone.
+"""nnU-Net's spatial augmentation of raters' masks, at little more than the cost for the reference alone.
 
-nnU-Net interpolates every channel of a segmentation label by label, and four raters would cost as much as half of what
-its data loader does otherwise. But raters mostly agree with the reference, so they get what nnU-Net makes of that, and
-only the voxels that draw on a difference are interpolated for them.
+nnU-Net interpolates every channel of a segmentation label by label; four raters would add about half of the other work
+of the data loader. As raters mostly agree with the reference, nnU-Net's result for the reference is reused, and only
+voxels that depend on a difference are interpolated for raters.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from torch.nn.functional import grid_sample
 
 from nnunetv2_deferral.labels import MISSING
 
-# What nnU-Net writes where there is no image, and into the reference where the image is 0 up to its edge.
+# nnU-Net's label of voxels outside the image, and of the reference where the image is 0 up to its edge.
 _OUTSIDE = -1
-# Pixels cut out around all differences: a voxel lies within 1 of what it draws on, and draws on 1 to the other side.
+# Margin of the crop around all differences, in voxels: interpolation reaches 1 voxel, in both directions.
 _MARGIN = 2
 
 
 def follows_the_reference(transform: BasicTransform) -> bool:
-    """Whether a transform interpolates as nnU-Net's does by default, so that :class:`RaterSpatialTransform` may."""
+    """Whether a transform has nnU-Net's default interpolation, as :class:`RaterSpatialTransform` requires."""
     settings: dict[str, object] = {"mode_seg": "bilinear", "seg_tiebreak": "nearest", "border_mode_seg": "constant"}
     settings |= {"padding_value_seg": _OUTSIDE, "align_corners": False}
     return type(transform) is SpatialTransform and settings.items() <= vars(transform).items()
 
 
 class RaterSpatialTransform(BasicTransform):
-    """nnU-Net's `SpatialTransform`, faster for a segmentation that carries the masks of raters.
+    """nnU-Net's `SpatialTransform`, accelerated for segmentations with raters' masks.
 
-    ``"segmentation"``, int16, has the reference, R raters and whatever nnU-Net stacks behind as channels. Everything
-    becomes what nnU-Net makes of it, but a rater's mask is background, not -1, outside of the image, and MISSING all
-    over where it has no label. Background of a rater that is -1 in the reference is no difference to it, so that who
-    equals the reference equals it afterwards.
+    ``"segmentation"``, int16, has as channels the reference, R raters and any channels that nnU-Net appends. The result
+    is that of nnU-Net, except that outside the image a rater's mask is background instead of -1, and that a mask
+    without any label is MISSING everywhere. Where the reference is -1, background of a rater counts as agreement, so
+    that a mask equal to the reference stays equal to it.
 
     Args:
-        spatial: One that :func:`follows_the_reference`.
-        num_raters: R.
+        spatial: A transform for which :func:`follows_the_reference` is True.
+        num_raters: The number R of raters.
     """
 
     def __init__(self, spatial: SpatialTransform, num_raters: int) -> None:
@@ -50,16 +50,16 @@ class RaterSpatialTransform(BasicTransform):
         self.num_raters = num_raters
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """Those of nnU-Net's transform."""
+        """The parameters of nnU-Net's transform."""
         return self.spatial.get_parameters(**data_dict)
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Transform a sample."""
         if params["grid"] is None:
-            # Most samples are only cropped, all channels at once.
+            # Most samples are only cropped, which is done for all channels together.
             return self.spatial.apply(data_dict, **params)
         segmentation = data_dict["segmentation"]
-        # Dummy 2D augmentation has turned each channel into a block of slices.
+        # Dummy 2D augmentation has converted each channel to a block of slices.
         depth = len(segmentation) // data_dict.get("nchannels_seg", len(segmentation))
         reference, masks, others = segmentation.tensor_split([depth, depth * (1 + self.num_raters)])
         data_dict["segmentation"] = torch.cat((reference, others)) if len(others) else reference
@@ -71,18 +71,18 @@ class RaterSpatialTransform(BasicTransform):
         return data_dict
 
 
-# numpy here, as it compares and selects small integers several times faster than torch on a CPU.
+# numpy, because it compares and selects small integers several times faster than torch on CPUs.
 def _move(masks: np.ndarray, reference: np.ndarray, moved: np.ndarray, grid: torch.Tensor) -> np.ndarray:
-    """Masks as the reference was moved.
+    """Transform masks like the reference.
 
     Args:
-        masks: The raters' (R, D, *S).
-        reference: (D, *S).
-        moved: What nnU-Net made of the reference, (D, *P).
-        grid: Where it took that from, as for `grid_sample`, float32 (*P, dim).
+        masks: The raters' masks (R, D, *S).
+        reference: The reference (D, *S).
+        moved: nnU-Net's transformed reference, (D, *P).
+        grid: The sampling grid of the transform, as for `grid_sample`, float32 (*P, dim).
 
     Returns:
-        (R, D, *P).
+        The transformed masks (R, D, *P).
     """
     absent = masks.reshape(len(masks), -1).max(1) < 0
     differs = (masks != reference) & ((masks != 0) | (reference != _OUTSIDE))
@@ -103,30 +103,30 @@ def _move(masks: np.ndarray, reference: np.ndarray, moved: np.ndarray, grid: tor
 
 
 def _extent(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and last index of a mask that is not empty, along each axis."""
+    """First and last index of a non-empty mask along each axis."""
     axes = range(mask.ndim)
     found = [np.flatnonzero(mask.any(tuple(other for other in axes if other != axis))) for axis in axes]
     return [(int(indices[0]), int(indices[-1])) for indices in found]
 
 
 def _seen_from(box: list[list[int]], shape: tuple[int, ...], points: np.ndarray) -> torch.Tensor:
-    """Points (N, dim) of an image as points of a box cut out of it, as a grid (N, 1[, 1], dim)."""
-    # grid_sample counts axes from the last, and from -1 to 1 between the edges.
+    """Convert points (N, dim) of an image to a grid (N, 1[, 1], dim) in a box cropped from it."""
+    # grid_sample orders axes from the last to the first, with -1 and 1 at the edges.
     size, start, length = np.array([(n, low, high - low) for n, (low, high) in zip(shape, box, strict=True)][::-1]).T
     moved = ((points + 1) * size - 2 * start) / length - 1
     return torch.from_numpy(moved.astype(np.float32)).view(-1, *[1] * (len(shape) - 1), len(shape))
 
 
 def _draws_on(mask: np.ndarray, grid: torch.Tensor) -> np.ndarray:
-    """Whether what is interpolated at a grid (*P, dim) draws on any voxel of a mask (C, *S): bool (C, *P)."""
+    """Whether interpolation at a grid (*P, dim) depends on any voxel of a mask (C, *S): bool (C, *P)."""
     return _sample(mask, grid).numpy() > 0
 
 
 def _interpolate(masks: np.ndarray, grid: torch.Tensor) -> np.ndarray:
-    """Label maps (C, *S) at a grid (N, 1[, 1], dim) inside of them, by the rule of nnU-Net's transform: (C, N).
+    """Interpolate label maps (C, *S) at a grid (N, 1[, 1], dim) by the rule of nnU-Net's transform: (C, N).
 
-    The label with the largest weight wins, and of several the one of the nearest pixel, else the smallest. Like
-    nnU-Net, weights are rounded to what float16 holds of 0 to 1000, so that nearly equal ones are equal.
+    The result is the label with the largest weight; ties go to the label of the nearest voxel, else to the smallest. As
+    in nnU-Net, weights are scaled to [0, 1000] and rounded to float16, so that nearly equal weights are tied.
     """
     labels = np.unique(masks)
     indicators = (masks == labels.reshape(-1, *[1] * masks.ndim)) * np.float32(1000)

@@ -50,13 +50,13 @@ hooks.install()
 class DeferralTrainer(nnUNetTrainer):
     """nnU-Net's trainer with pixel-wise deferral to experts.
 
-    Subclasses are made of a name, see `naming`. They fix:
+    Subclasses are created from trainers' names, see `naming`, which fix the attributes.
 
     Attributes:
-        num_experts: J, or None to take it from the plans.
-        epochs: The number of epochs, or None for nnU-Net's.
-        settings_overrides: Settings that the name fixes, over those of the plans.
-        frozen: Whether the segmentation network is a trained one that stays as it is.
+        num_experts: The number J of experts, or None to take it from the plans.
+        epochs: The number of epochs, or None for nnU-Net's default.
+        settings_overrides: Settings that override those of the plans.
+        frozen: Whether the segmentation network is pretrained and not changed.
     """
 
     num_experts: ClassVar[int | None] = None
@@ -79,14 +79,14 @@ class DeferralTrainer(nnUNetTrainer):
             overrides=self.settings_overrides,
             raters=dataset_raters(plans["dataset_name"], dataset_json),
         )
-        # A copy, so that the plans of the caller stay as they are.
+        # A copy, so that the caller's plans are not modified.
         plans = {**plans, PLANS_KEY: self.settings.to_dict()}
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.labels = label_space(self.label_manager)
         if len(self.label_manager.all_labels) < 2:
             raise InputError(
                 f"dataset.json of {self.plans_manager.dataset_name} has no foreground label (labels: "
-                f"{dataset_json['labels']}), so there is nothing on which experts could be right or wrong"
+                f"{dataset_json['labels']}), but deferral requires at least one"
             )
         plans[MODEL_KEY] = {"trainer": type(self).__name__, "has_regions": self.label_manager.has_regions}
         self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
@@ -97,7 +97,7 @@ class DeferralTrainer(nnUNetTrainer):
 
     @property
     def warmup_epochs(self) -> int:
-        """How many epochs, from the first, train the segmentation network alone; subclasses may set `num_epochs`."""
+        """The number of epochs, at the start, in which only the segmentation network is trained."""
         return 0 if self.frozen else int(self.settings.warmup * self.num_epochs)
 
     @classmethod
@@ -109,10 +109,14 @@ class DeferralTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        """nnU-Net's network of these plans with the deferral head on it; called in training and in prediction.
+        """nnU-Net's network with a deferral head; called in training and in prediction.
 
-        `num_output_channels` is K, the number of segmentation heads, as nnU-Net counts them before it builds the
-        network. From here on the live plans manager knows of the deferral channels.
+        `num_output_channels` is the number K of segmentation heads. The plans manager is converted to a
+        :class:`.DeferralPlansManager` in place, so that from here on deferral channels are counted.
+
+        Raises:
+            InputError: If the trainer's number of experts is not that of the plans, or the architecture is not
+                supported.
         """
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
@@ -121,19 +125,19 @@ class DeferralTrainer(nnUNetTrainer):
         settings = deferral_plans.settings
         if cls.num_experts not in (None, settings.num_experts):
             raise InputError(
-                f"{cls.__name__} routes to {cls.num_experts} experts, but the plans of this model say "
+                f"{cls.__name__} is for {cls.num_experts} experts, but the plans of this model have "
                 f"{settings.num_experts} ({', '.join(settings.expert_names)})"
             )
         network = add_deferral_head(network, settings, has_regions=deferral_plans.has_regions)
         if cls.frozen:
-            # Now, as nnU-Net goes on to wrap the network: DDP insists on a gradient for all that require one by then.
+            # Before nnU-Net wraps the network: DDP expects gradients for all parameters that require one at that time.
             head = {id(parameter) for parameter in deferral_head(network).deferral_parameters()}
             for parameter in network.parameters():
                 parameter.requires_grad_(id(parameter) in head)
         return network
 
     def configure_optimizers(self) -> tuple[JointOptimizer, JointSchedule]:
-        """nnU-Net's optimizer and schedule for its network, Adam with a cosine for the deferral parameters."""
+        """nnU-Net's optimizer and schedule for its network, Adam with a cosine schedule for the deferral parameters."""
         segmentation, schedule = super().configure_optimizers()
         parameters = list(self._head().deferral_parameters())
         rate = self.settings.head_learning_rate
@@ -150,7 +154,7 @@ class DeferralTrainer(nnUNetTrainer):
         return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's augmentation, after which experts are drawn for the augmented sample."""
+        """nnU-Net's augmentation, followed by the experts of the augmented sample."""
         return self._with_experts(super().get_training_transforms(*args, **kwargs))
 
     def get_validation_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
@@ -166,7 +170,7 @@ class DeferralTrainer(nnUNetTrainer):
         )
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's datasets, which carry the masks of raters with the segmentations where there are any."""
+        """nnU-Net's datasets, with raters' masks as additional channels of the segmentations if there are raters."""
         datasets = super().get_tr_and_val_datasets()
         raters = self.settings.raters
         if not raters:
@@ -176,10 +180,13 @@ class DeferralTrainer(nnUNetTrainer):
         return training, validation
 
     def load_pretrained_weights(self, filename: str) -> bool:
-        """Load a stock checkpoint whole, for a frozen trainer; called before the training starts.
+        """Load all weights of a stock checkpoint, for a frozen trainer; called before the training starts.
 
         Returns:
-            False where this trainer leaves `-pretrained_weights` to nnU-Net.
+            False if this trainer leaves `-pretrained_weights` to nnU-Net.
+
+        Raises:
+            InputError: See :func:`.load_stock_network`.
         """
         if not self.frozen:
             return False
@@ -187,21 +194,29 @@ class DeferralTrainer(nnUNetTrainer):
             self.initialize()
         load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
         self._has_segmentation_weights = True
-        self.print_to_log_file(f"Segmentation network taken from {filename}; only the deferral head is trained")
+        self.print_to_log_file(f"Segmentation network loaded from {filename}; only the deferral head is trained")
         return True
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Resume from a checkpoint of the same experts."""
+        """Resume from a checkpoint with the same experts.
+
+        Raises:
+            InputError: If the experts differ.
+        """
         check_same_experts(filename_or_checkpoint, self.settings, device=self.device)
         super().load_checkpoint(filename_or_checkpoint)
         self._has_segmentation_weights = True
         self._register_log_keys()
 
     def on_train_start(self) -> None:
-        """Refuse what cannot be trained, then start as nnU-Net does."""
+        """Check that training is possible and start it.
+
+        Raises:
+            InputError: If a frozen trainer has no pretrained weights, or raters' masks are invalid.
+        """
         if not self._has_segmentation_weights:
             raise InputError(
-                f"{type(self).__name__} trains a deferral head on a network that is already trained: give it with "
+                f"{type(self).__name__} trains a deferral head on a trained network, which must be specified with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
         if self.settings.raters:
@@ -217,7 +232,7 @@ class DeferralTrainer(nnUNetTrainer):
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
         if self.warmup_epochs:
-            self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network alone")
+            self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network only")
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch; a frozen segmentation network stays in evaluation mode."""
@@ -247,7 +262,7 @@ class DeferralTrainer(nnUNetTrainer):
         self._log_terms("train", train_outputs)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Losses, the counts of nnU-Net's pseudo Dice for the model and for the system, and the routed voxels."""
+        """Losses, counts for nnU-Net's pseudo Dice of the model and of the system, and numbers of routed voxels."""
         terms, full, target, experts = self._forward(batch)
         parts = self.layout.split(full)
         reference, valid = self.labels.reference(target)
@@ -269,7 +284,7 @@ class DeferralTrainer(nnUNetTrainer):
         )
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Log the model's pseudo Dice as nnU-Net does, then the system's, the deferral rate and the shares."""
+        """Log the pseudo Dice of the model and of the system, the deferral rate and the experts' shares."""
         super().on_validation_epoch_end(val_outputs)
         self._log_terms("val", val_outputs)
         collated = collate_outputs(val_outputs)
@@ -283,7 +298,7 @@ class DeferralTrainer(nnUNetTrainer):
         self.logger.log("deferral_share", [float(value) for value in share[1:]], self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        """Print and plot what the deferral did in this epoch, then end it as nnU-Net does."""
+        """Print and plot deferral losses, rate and shares, and end the epoch."""
         epoch = self.current_epoch
         value = {key: self.logger.get_value(key, -1) for key in KEYS}
         terms = ", ".join(f"{term} {value[f'train_loss_{term}']:.4f}" for term in TERMS)
@@ -292,14 +307,14 @@ class DeferralTrainer(nnUNetTrainer):
         self.print_to_log_file(
             f"pseudo Dice of the system {value['mean_fg_dice_system']:.4f}; deferred {value['deferral_rate']:.2%} of "
             f"the voxels (by expert: {shares})"
-            + (" [warm-up: routing is not trained yet]" if epoch < self.warmup_epochs else "")
+            + (" [warm-up, routing is not trained yet]" if epoch < self.warmup_epochs else "")
         )
         super().on_epoch_end()
         if self.local_rank == 0:
             plot_progress(self.logger.local_logger.my_fantastic_logging, self.settings, self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's final validation, then the deferral summary over seeded experts."""
+        """nnU-Net's final validation, followed by the deferral summary, see :func:`.summarize_validation`."""
         if self.local_rank == 0:
             discard_maps_of_another_model(self, self.plans_manager)
         if self.is_ddp:
@@ -309,8 +324,8 @@ class DeferralTrainer(nnUNetTrainer):
             summary = summarize_validation(self, self.settings)
             if summary is None:
                 self.print_to_log_file(
-                    f"The masks of {', '.join(self.settings.raters)} are not on this machine, so there is no "
-                    "deferral_summary.json"
+                    f"The raw dataset with the masks of {', '.join(self.settings.raters)} was not found; "
+                    "deferral_summary.json is not written"
                 )
                 return
             self.print_to_log_file(
@@ -320,7 +335,7 @@ class DeferralTrainer(nnUNetTrainer):
             )
 
     def _prepare_raters(self) -> None:
-        """Check and preprocess the raters' masks, as far as that is not done yet."""
+        """Check and preprocess the raters' masks unless they are up to date."""
         if self.local_rank == 0:
             declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
             done = preprocess_raters(
@@ -336,12 +351,12 @@ class DeferralTrainer(nnUNetTrainer):
             distributed.barrier()
 
     def _forward(self, batch: dict[str, Any]) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
-        """The objective on a batch, with the full-resolution output, target and expert labels it was computed on."""
+        """The objective on a batch, and the full-resolution output, target and expert labels."""
         data = batch["data"].to(self.device, non_blocking=True)
         *targets, experts = (part.to(self.device, non_blocking=True) for part in batch["target"])
         target = targets if self.enable_deep_supervision else targets[0]
         weight = 0.0 if self.current_epoch < self.warmup_epochs else 1.0
-        # nnU-Net's rule: autocast on cuda alone (slow on the CPU, not implemented on mps).
+        # As in nnU-Net, autocast on CUDA only (slow on CPUs, not implemented on MPS).
         with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
             output = self.network(data)
             terms = self.loss(output, target, experts, weight)

@@ -1,4 +1,4 @@
-"""Where the experts enter nnU-Net's data augmentation."""
+"""Integration of the experts into nnU-Net's data augmentation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from nnunetv2_deferral.expert_sim.transform import (
 from nnunetv2_deferral.nnunet.rater_transform import RaterSpatialTransform, follows_the_reference
 from nnunetv2_deferral.settings import DeferralSettings
 
-# The first of these ends the spatial transforms.
+# Transforms that follow the spatial transforms.
 _LABEL_TRANSFORMS = (RemoveLabelTransform, MoveSegAsOneHotToDataTransform)
-# From the first of these on, the segmentation is no longer the label map that experts are drawn from.
+# Transforms after which the segmentation is no longer a label map from which experts can be simulated.
 _TARGET_TRANSFORMS = (ConvertSegmentationToRegionsTransform, DownsampleSegForDSTransform)
 
 
@@ -32,20 +32,20 @@ def add_experts(
     label_values: Sequence[int],
     ignore_label: int | None,
 ) -> ComposeTransforms:
-    """Carry the experts' label maps to the loss as the last entry of the target.
+    """Extend a pipeline to append the experts' label maps to the target.
 
-    Simulated experts are drawn on the augmented label map. The masks of raters come as channels of the segmentation
-    (:class:`.rater_data.RaterDataset`) and have been augmented with it.
+    Simulated experts are drawn from the augmented label map. Raters' masks are channels of the segmentation
+    (:class:`.rater_data.RaterDataset`) and are augmented with it.
 
     Args:
         pipeline: nnU-Net's transforms, a `ComposeTransforms`.
         settings: The experts and the width of the boundary band.
-        label_values: All labels with background, without the ignore label.
+        label_values: All labels including background, without the ignore label.
         ignore_label: The ignore label or None.
 
     Returns:
-        The pipeline whose target is a list: nnU-Net's targets, finest first, then the experts' label maps
-        (int16, (J, *S), at full resolution).
+        The pipeline, whose target is a list: nnU-Net's targets, finest first, then the experts' label maps, int16
+        (J, *S) at full resolution.
     """
     steps = list(pipeline.transforms) if isinstance(pipeline, ComposeTransforms) else [pipeline]
     if settings.profiles:
@@ -66,5 +66,5 @@ def add_experts(
 
 
 def _first(steps: Sequence[BasicTransform], kinds: tuple[type, ...]) -> int:
-    """The place of the first step of these kinds, or the end."""
+    """The index of the first step of these kinds, or the number of steps."""
     return next((place for place, step in enumerate(steps) if isinstance(step, kinds)), len(steps))

@@ -1,4 +1,4 @@
-"""The deferral summary of a fold's final validation, over raters and seeded simulated experts."""
+"""The deferral summary of a fold's final validation, with raters and seeded simulated experts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnunetv2_deferral.settings import DeferralSettings
 
 
 def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: DeferralPlansManager) -> None:
-    """Remove the maps of an earlier training of other experts from the validation folder of a fold."""
+    """Remove maps of another model, from an earlier training, from the validation folder of a fold."""
     folder = _folder(trainer)
     try:
         maps.check_folder(folder, model_identity(plans_manager, trainer.configuration_manager))
@@ -35,10 +35,10 @@ def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: Deferra
 def summarize_validation(trainer: nnUNetTrainer, settings: DeferralSettings) -> dict[str, Any] | None:
     """Score the validation folder of a fold and write its `deferral_summary.json`.
 
-    Simulated experts are those that `nnUNetv2_deferral_simulate_experts` draws with the same profiles and seed.
+    Simulated answers are the same as those of `nnUNetv2_deferral_simulate_experts` with the same profiles and seed.
 
     Returns:
-        The summary, see :func:`summarize_deferral`, or None where masks of raters are needed and not on this machine.
+        The summary, see :func:`.summarize_deferral`, or None if there are raters but the raw dataset does not exist.
     """
     masks = rater_masks(trainer.plans_manager, trainer.dataset_json, settings.raters)
     if settings.raters and masks is None:
@@ -76,7 +76,7 @@ def _cases(
         yield EvaluatedCase(
             prediction=predictions.case(name),
             reference=reference,
-            # Without geometry: the masks were compared with the images when they were preprocessed.
+            # Geometry is not checked: this was done when the masks were preprocessed.
             answers=experts.answers(name, reference),
             ignore_label=predictions.files.label_manager.ignore_label,
         )

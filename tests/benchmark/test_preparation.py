@@ -21,7 +21,7 @@ def test_all_that_is_missing_is_told_before_anything_is_trained(workplace, capsy
     ]
     with pytest.raises(InputError) as error:
         prepare(workplace.experiment(), methods)
-    parts = ("3 fault(s)", "nnUNetTrainerDeferral9Experts means nothing", "nowhere_2d has no preprocessed cases",
+    parts = ("3 problem(s)", "unknown trainer nnUNetTrainerDeferral9Experts", "nowhere_2d has no preprocessed cases",
              "None.json is missing", "nnUNetv2_preprocess -d 901 -plans_name Other -c 2d")  # fmt: skip
     for part in parts:
         assert part in str(error.value)
@@ -31,7 +31,7 @@ def test_an_unknown_trainer_ends_the_command_before_it_trains(workplace, capsys)
     with pytest.raises(SystemExit) as error:
         main([*workplace.arguments, "-tr", "nnUNetTrainerr", "--run"])
     assert error.value.code == 2
-    assert "there is no trainer nnUNetTrainerr" in capsys.readouterr().err
+    assert "unknown trainer nnUNetTrainerr" in capsys.readouterr().err
     assert not any((workplace.root / "results").iterdir())
 
 

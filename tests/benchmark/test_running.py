@@ -150,7 +150,7 @@ def test_a_training_that_outlives_its_benchmark_is_not_started_twice(workplace, 
     process.kill()
     process.communicate()
     try:
-        with pytest.raises(TrainingError, match="is being trained already by another process"):
+        with pytest.raises(TrainingError, match="is already being trained by another process"):
             run_trainings([training])
     finally:
         for child in children:

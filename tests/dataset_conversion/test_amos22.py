@@ -115,11 +115,11 @@ def test_listed_files_that_are_missing_are_all_named_at_once(published):
     (published / "imagesTr/amos_0001.nii.gz").unlink()
     (published / "labelsVa/amos_0008.nii.gz").unlink()
     (published / "imagesTs/amos_0600.nii.gz").unlink()
-    with pytest.raises(InputError, match="3 faults") as raised:
+    with pytest.raises(InputError, match="3 problems") as raised:
         convert(published)
-    assert "there is no" in str(raised.value)
+    assert "is missing" in str(raised.value)
     assert "imagesVa/amos_0008.nii.gz has no label in" in str(raised.value)
-    with pytest.raises(InputError, match="2 faults"):
+    with pytest.raises(InputError, match="2 problems"):
         convert(published, task=1)
     assert not (published.parent / "raw").exists()
 
@@ -128,22 +128,22 @@ def test_organs_without_a_name_and_foreign_geometries_are_refused_together(publi
     for number, values, geometry in ((1, [16], {}), (410, [1], {"origin": (0.0, 0.0, 0.0)})):
         name = f"amos_{number:04d}.nii.gz"
         write_pair(published / "imagesTr" / name, published / "labelsTr" / name, values, **geometry)
-    with pytest.raises(InputError, match="2 faults: .*labelsTr/amos_0001.nii.gz .*labels: 16; .*amos_0410.* origin"):
+    with pytest.raises(InputError, match="2 problems: .*labelsTr/amos_0001.nii.gz .*labels: 16; .*amos_0410.* origin"):
         convert(published)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, 'has no "labels" and "training"'),
-        ({"training": None}, 'has no "labels" and "training"'),
-        ({"labels": ["background", "spleen"]}, "must give names by value, got"),
-        ({"labels": {"zero": "background"}}, "must give names by value, got"),
-        ({"labels": {"0": "background", "2": "spleen"}}, "must count up from 0, the background"),
-        ({"labels": {"1": "background", "0": "spleen"}}, "must count up from 0, the background"),
-        ({"labels": {"0": "background"}}, "must count up from 0, the background"),
-        ({"training": ["./imagesTr/amos_0001.nii.gz"]}, '"training" of .* lists .* which is no image of a case'),
-        ({"validation": [{"image": "./imagesVa/liver_8.nii.gz"}]}, "lists .*liver_8.* which is no image of a case"),
+        ({"labels": None}, 'lacks "labels" or "training"'),
+        ({"training": None}, 'lacks "labels" or "training"'),
+        ({"labels": ["background", "spleen"]}, "must map values to names, got"),
+        ({"labels": {"zero": "background"}}, "must map values to names, got"),
+        ({"labels": {"0": "background", "2": "spleen"}}, "must be consecutive from 0 .background."),
+        ({"labels": {"1": "background", "0": "spleen"}}, "must be consecutive from 0 .background."),
+        ({"labels": {"0": "background"}}, "must be consecutive from 0 .background."),
+        ({"training": ["./imagesTr/amos_0001.nii.gz"]}, '"training" of .* lists .* which is not an image of a case'),
+        ({"validation": [{"image": "./imagesVa/liver_8.nii.gz"}]}, "lists .*liver_8.* which is not an image of a case"),
         ({"validation": entries("Tr", (1,))}, "has no label in .*labelsVa.*; .* lists amos_0001 twice"),
     ],
 )
@@ -161,12 +161,12 @@ def test_a_task_without_training_cases_and_missing_files_are_refused(published, 
     with pytest.raises(InputError, match="dataset.json cannot be read"):
         convert(published)
     (published / "dataset.json").unlink()
-    with pytest.raises(InputError, match="no dataset.json of AMOS22 at"):
+    with pytest.raises(InputError, match="dataset.json, the dataset.json of AMOS22, is missing"):
         convert(published)
-    with pytest.raises(InputError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match="the folder .*nowhere does not exist"):
         convert(published / "nowhere")
 
 
 def test_there_are_two_tasks(published):
-    with pytest.raises(InputError, match="tasks 1 and 2, got 3"):
+    with pytest.raises(InputError, match="must be 1 or 2, got 3"):
         convert(published, task=3)

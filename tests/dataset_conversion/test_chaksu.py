@@ -141,7 +141,7 @@ def test_a_doctor_who_saw_no_cup_is_present(published, train):
 def test_a_disc_without_a_cup_file_counts_for_nothing_and_is_warned_of(published, train, caplog):
     mask_file(train, 3, "Forus", "Cup", "22").unlink()
     assert not (convert(published) / "expertsTr/expert3/Forus_22.png").exists()
-    assert "Expert 3/Forus/Disc/22.tif has no counterpart of the other structure; expert3 is left out" in caplog.text
+    assert "Expert 3/Forus/Disc/22.tif has no mask of the other structure; expert3 is omitted" in caplog.text
 
 
 def test_a_cup_beyond_the_disc_belongs_to_the_disc(published, train):
@@ -171,13 +171,13 @@ def test_the_test_set_may_be_absent(published, files_below, caplog):
     shutil.rmtree(published / "Test")
     assert not [file for file in files_below(convert(published)) if "Ts/" in file]
     assert "no test set" in caplog.text
-    assert "4 training cases were found, 1009 are published" in caplog.text
+    assert "Found 4 training cases, but 1009 are published" in caplog.text
 
 
 def test_masks_that_belong_to_no_photograph_are_left_out_with_a_warning(published, train, caplog):
     save_mask(mask_file(train, 1, "Forus", "Disc", "99"), circle(SHAPES["Forus"], 9))
     convert(published)
-    assert "Expert 1/Forus/Disc/99.tif belongs to no photograph" in caplog.text
+    assert "Expert 1/Forus/Disc/99.tif has no photograph" in caplog.text
 
 
 def test_masks_may_have_an_alpha_channel_soft_edges_or_ones_for_white(published, train):
@@ -214,14 +214,14 @@ def test_faulty_masks_of_several_cases_are_all_named_before_anything_is_written(
     )
     mask_file(train, 4, "Bosch", "Cup", "P11_image_1").write_bytes(b"no picture")
     save(mask_file(train, 5, "Remidio", "Disc", "IMG_2431"), circle(SHAPES["Remidio"], 9) * np.uint8(3))
-    with pytest.raises(InputError, match="5 faults") as raised:
+    with pytest.raises(InputError, match="5 problems") as raised:
         convert(published)
     message = str(raised.value)
-    assert f"Expert 1/Forus/Disc/22.tif is no mask of black and white: {(disc & ~cup).sum()} pixels are 127" in message
-    assert "Expert 2/Forus/Disc/22.tif has shape (5, 6), its photograph (44, 56)" in message
-    assert "Expert 3/Bosch/Cup/Image101.tif is a colour picture, no mask" in message
+    assert f"Expert 1/Forus/Disc/22.tif is not a binary mask: {(disc & ~cup).sum()} pixels have value 127" in message
+    assert "Expert 2/Forus/Disc/22.tif has shape (5, 6), but its photograph has (44, 56)" in message
+    assert "Expert 3/Bosch/Cup/Image101.tif is a colour image, not a mask" in message
     assert "Expert 4/Bosch/Cup/P11_image_1.tif cannot be read" in message
-    assert "Expert 5/Remidio/Disc/IMG_2431.tif is no mask of black and white" in message
+    assert "Expert 5/Remidio/Disc/IMG_2431.tif is not a binary mask" in message
     assert not (published.parent / "raw").exists()
 
 
@@ -230,7 +230,7 @@ def test_photographs_that_nobody_annotated_are_refused(published, train):
         for structure in ("Disc", "Cup"):
             mask_file(train, expert, "Bosch", structure, "Image101").unlink()
     save(train / PHOTOGRAPHS / "Forus" / "23.png", np.zeros((*SHAPES["Forus"], 3), np.uint8))
-    with pytest.raises(InputError, match=r"2 faults: no doctor .*Bosch/Image101.JPG; no doctor .*Forus/23.png"):
+    with pytest.raises(InputError, match=r"2 problems: .*Bosch/Image101.JPG has no masks; .*Forus/23.png has no masks"):
         convert(published)
 
 
@@ -238,14 +238,16 @@ def test_photographs_on_which_nobody_marked_anything_are_refused(published, trai
     for expert in range(1, 6):
         for structure in ("Disc", "Cup"):
             save_mask(mask_file(train, expert, "Forus", structure, "22"), np.zeros(SHAPES["Forus"], bool))
-    with pytest.raises(InputError, match="nobody marked anything on .*Forus/22.png"):
+    with pytest.raises(InputError, match="all masks of .*Forus/22.png are empty"):
         convert(published)
 
 
 def test_grey_pictures_and_unreadable_files_are_no_photographs(published, train):
     save(train / PHOTOGRAPHS / "Forus" / "22.png", np.zeros(SHAPES["Forus"], np.uint8))
     (train / PHOTOGRAPHS / "Remidio" / "IMG_2431.JPG").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="2 faults: .*22.png is no colour photograph.*; .*IMG_2431.JPG cannot be read"):
+    with pytest.raises(
+        InputError, match="2 problems: .*22.png is not an 8-bit RGB image.*; .*IMG_2431.JPG cannot be read"
+    ):
         convert(published)
 
 
@@ -256,27 +258,27 @@ def test_unknown_folders_and_files_of_the_same_name_are_refused(published, train
     save_mask(mask_file(train, 1, "Bosch", "Fovea", "Image101"), circle(SHAPES["Bosch"], 9))
     save_mask(train / MASKS / "Expert 1" / "Image101.tif", circle(SHAPES["Bosch"], 9))
     save(train / PHOTOGRAPHS / "Zeiss" / "1.png", np.zeros((9, 9, 3), np.uint8))
-    with pytest.raises(InputError, match="faults") as raised:
+    with pytest.raises(InputError, match="problems") as raised:
         convert(published)
     message = str(raised.value)
     assert "IMAGE101.png and " in message
     assert "Disc/IMAGE101.tif and " in message
-    assert "Zeiss/1.png is in the folder of no known device" in message
+    assert "Zeiss/1.png is not in the folder of a known device" in message
     for part in ("Expert 6/Bosch/Disc", "Expert 1/Zeiss/Disc", "Expert 1/Bosch/Fovea", "Expert 1"):
         assert f"{part}/Image101.tif is not in a folder such as" in message
 
 
 def test_a_folder_of_something_else_is_refused(published, train, tmp_path):
-    with pytest.raises(InputError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match="the folder .*nowhere does not exist"):
         convert(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=rf"no folder .*{PHOTOGRAPHS}; is .* the one with Train and Test"):
+    with pytest.raises(InputError, match=rf"the folder .*{PHOTOGRAPHS} does not exist. Does .* contain Train and Test"):
         convert(train)
     shutil.rmtree(train / PHOTOGRAPHS)
     (train / PHOTOGRAPHS).mkdir()
     with pytest.raises(InputError, match="no photographs in .*Train"):
         convert(published)
     shutil.rmtree(train / MASKS)
-    with pytest.raises(InputError, match=f"no folder .*{MASKS}"):
+    with pytest.raises(InputError, match=f"the folder .*{MASKS} does not exist"):
         convert(published)
 
 

@@ -79,7 +79,7 @@ def test_one_batch_alone_is_converted_with_a_word_of_warning(published, caplog):
     batch = published / BATCHES / "Training Batch 1"
     content = json.loads((convert_dataset("lits", batch, 7, published.parent / "raw") / "dataset.json").read_text())
     assert content["numTraining"] == 2
-    assert "2 training cases were found, 131 are published" in caplog.text
+    assert "Found 2 training cases, but 131 are published" in caplog.text
 
 
 def test_a_segmentation_with_an_identity_matrix_is_refused_unless_told_otherwise(
@@ -97,7 +97,7 @@ def test_a_segmentation_with_an_identity_matrix_is_refused_unless_told_otherwise
 def test_tumours_called_otherwise_are_refused(published, write_pair):
     part = published / BATCHES / "Training Batch 2"
     write_pair(part / "volume-28.nii", part / "segmentation-28.nii", [1, 3, 255])
-    with pytest.raises(InputError, match="segmentation-28.nii holds unexpected labels: 3, 255$"):
+    with pytest.raises(InputError, match="segmentation-28.nii contains unexpected labels: 3, 255$"):
         convert(published)
 
 
@@ -105,7 +105,7 @@ def test_unpaired_and_repeated_files_are_all_named_at_once(published):
     part = published / BATCHES / "Training Batch 1"
     (part / "segmentation-0.nii").rename(published / "segmentation-1.nii")
     (published / "segmentation-27.nii").write_bytes((part / "segmentation-27.nii").read_bytes())
-    with pytest.raises(InputError, match="3 faults") as raised:
+    with pytest.raises(InputError, match="3 problems") as raised:
         convert(published)
     assert "segmentation-27.nii are the same part" in str(raised.value)
     assert "segmentation-1.nii has no image" in str(raised.value)

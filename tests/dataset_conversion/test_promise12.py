@@ -81,7 +81,9 @@ def test_the_training_archive_alone_will_do_and_what_macos_adds_is_no_case(publi
 def test_unpaired_files_are_all_named_at_once(published, files_below):
     (published / "training_data/Case01_segmentation.mhd").unlink()
     (published / "training_data/Case07.mhd").unlink()
-    with pytest.raises(InputError, match="2 faults: .*Case07_segmentation.mhd has no image; .*Case01.mhd has no segm"):
+    with pytest.raises(
+        InputError, match="2 problems: .*Case07_segmentation.mhd has no image; .*Case01.mhd has no segm"
+    ):
         convert(published)
     assert not (published.parent / "raw").exists()
 
@@ -100,11 +102,11 @@ def test_geometries_that_disagree_are_all_named_before_anything_is_written(publi
         image = published / f"training_data/Case{number:02d}.mhd"
         label = image.with_name(f"Case{number:02d}_segmentation.mhd")
         write_pair(image, label, [1], spacing=(1.0, 1.0, float(number)), origin=(0.0, 0.0, 0.0))
-    with pytest.raises(InputError, match="2 faults") as raised:
+    with pytest.raises(InputError, match="2 problems") as raised:
         convert(published)
     message = str(raised.value)
     assert "Case01_segmentation.mhd is not on the grid of Case01.mhd" in message
-    assert "spacing (1, 1, 7) against (0.625, 0.75, 3.5), origin (0, 0, 0) against (-11, 3.5, 40)" in message
+    assert "spacing (1, 1, 7) instead of (0.625, 0.75, 3.5), origin (0, 0, 0) instead of (-11, 3.5, 40)" in message
     assert "direction" not in message
     assert "ignore_label_geometry" in message
     assert not (published.parent / "raw").exists()
@@ -124,7 +126,7 @@ def test_ignoring_the_labels_geometry_gives_them_that_of_their_images(published,
 
 def test_another_number_of_voxels_is_refused_even_then(published, write_volume):
     write_volume(published / "training_data/Case01_segmentation.mhd", np.zeros((4, 9, 12), np.uint8))
-    with pytest.raises(InputError, match=r"Case01_segm.*size \(12, 9, 4\) against \(11, 9, 4\)$"):
+    with pytest.raises(InputError, match=r"Case01_segm.*size \(12, 9, 4\) instead of \(11, 9, 4\)$"):
         convert(published, ignore_label_geometry=True)
 
 
@@ -141,7 +143,7 @@ def test_rounding_of_the_labels_geometry_is_no_fault_and_is_undone(published, wr
 def test_labels_that_should_not_be_there_are_named(published, write_pair, value, listed):
     image = published / "training_data/Case07.mhd"
     write_pair(image, image.with_name("Case07_segmentation.mhd"), [1, value], dtype=np.float32)
-    with pytest.raises(InputError, match=f"Case07_segmentation.mhd holds unexpected labels: {listed}$"):
+    with pytest.raises(InputError, match=f"Case07_segmentation.mhd contains unexpected labels: {listed}$"):
         convert(published)
     assert not (published.parent / "raw").exists()
 
@@ -149,7 +151,7 @@ def test_labels_that_should_not_be_there_are_named(published, write_pair, value,
 def test_geometry_and_labels_of_a_case_are_complained_of_together(published, write_pair):
     image = published / "training_data/Case07.mhd"
     write_pair(image, image.with_name("Case07_segmentation.mhd"), [3], origin=(0.0, 0.0, 0.0))
-    with pytest.raises(InputError, match="2 faults: .*not on the grid.*; .*unexpected labels: 3"):
+    with pytest.raises(InputError, match="2 problems: .*not on the grid.*; .*unexpected labels: 3"):
         convert(published)
 
 
@@ -169,14 +171,16 @@ def test_flat_and_coloured_pictures_are_no_volumes(published, write_volume):
     write_volume(published / "training_data/Case01.mhd", np.zeros((9, 11), np.int16), **flat)
     colours = sitk.GetImageFromArray(np.zeros((4, 9, 11, 3), np.uint8), isVector=True)
     sitk.WriteImage(colours, str(published / "training_data/Case07_segmentation.mhd"))
-    with pytest.raises(InputError, match="2 faults") as raised:
+    with pytest.raises(InputError, match="2 problems") as raised:
         convert(published)
-    assert "Case01.mhd is no volume of one channel: size (11, 9), 1 channel(s)" in str(raised.value)
-    assert "Case07_segmentation.mhd is no volume of one channel: size (11, 9, 4), 3 channel(s)" in str(raised.value)
+    assert "Case01.mhd is not a volume with one channel: size (11, 9), 1 channel(s)" in str(raised.value)
+    assert "Case07_segmentation.mhd is not a volume with one channel: size (11, 9, 4), 3 channel(s)" in str(
+        raised.value
+    )
 
 
 def test_a_folder_without_the_dataset_is_refused(published, tmp_path):
-    with pytest.raises(InputError, match="no folder .*nowhere"):
+    with pytest.raises(InputError, match="the folder .*nowhere does not exist"):
         convert(tmp_path / "nowhere")
     for file in (published / "training_data").iterdir():
         file.unlink()

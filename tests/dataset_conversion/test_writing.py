@@ -27,11 +27,11 @@ def raw(tmp_path):
 def test_an_id_that_is_taken_is_refused_and_what_is_there_stays(published, raw, files_below):
     (raw / "Dataset007_Other" / "imagesTr").mkdir(parents=True)
     (raw / "Dataset007_Other" / "dataset.json").write_text("{}")
-    with pytest.raises(InputError, match="id 7 already: .*Dataset007_Other"):
+    with pytest.raises(InputError, match="id 7 already exists: .*Dataset007_Other"):
         convert_dataset("lits", published, 7, raw)
     assert files_below(raw) == ["Dataset007_Other/dataset.json"]
     convert_dataset("lits", published, 70, raw)
-    with pytest.raises(InputError, match="id 70 already: .*Dataset070_LiTS"):
+    with pytest.raises(InputError, match="id 70 already exists: .*Dataset070_LiTS"):
         convert_dataset("lits", published, 70, raw)
 
 
@@ -83,7 +83,7 @@ def test_the_number_of_processes_changes_neither_files_nor_faults(published, raw
         write_pair(published / f"volume-{number}.nii", published / f"segmentation-{number}.nii", [5 + number])
     messages = []
     for num_processes in (1, 2):
-        with pytest.raises(InputError, match=r"2 faults: .*segmentation-0.* 5; .*segmentation-2.* 7$") as raised:
+        with pytest.raises(InputError, match=r"2 problems: .*segmentation-0.* 5; .*segmentation-2.* 7$") as raised:
             convert_dataset("lits", published, 7, raw, num_processes=num_processes)
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
@@ -110,7 +110,7 @@ def test_faults_that_show_when_writing_are_gathered_and_nothing_is_left(raw):
         name="X", channel_names={}, labels={}, file_ending=".png", reference="", licence="", num_published=1
     )
     cases = [Pretended("Tr", "one is bad"), Pretended("Ts"), Pretended("Ts", "two is bad")]
-    with pytest.raises(InputError, match="2 faults: one is bad; two is bad"):
+    with pytest.raises(InputError, match="2 problems: one is bad; two is bad"):
         write_dataset(info, cases, raw, 7)
     assert list(raw.iterdir()) == []
 
@@ -119,7 +119,7 @@ def test_many_faults_are_counted_and_the_first_are_listed():
     raise_faults([])
     with pytest.raises(InputError, match="^only one$"):
         raise_faults(["only one"])
-    with pytest.raises(InputError, match=r"^23 faults: fault 0; .*; fault 19; and 3 more$"):
+    with pytest.raises(InputError, match=r"^23 problems: fault 0; .*; fault 19; and 3 more$"):
         raise_faults([f"fault {number}" for number in range(23)])
 
 

@@ -115,5 +115,5 @@ def test_what_cannot_be_predicted_is_refused(
 
 def test_a_stock_model_is_refused(flat_stock: Path, flat_image: tuple[np.ndarray, dict[str, Any]]) -> None:
     predictor = predictor_of(flat_stock.parent)
-    with pytest.raises(InputError, match="no deferral model: its trainer is TinyStock"):
+    with pytest.raises(InputError, match="not a deferral model: its trainer is TinyStock"):
         predict_array(predictor, *flat_image)

@@ -240,7 +240,7 @@ class TestABudgetOverADataset:
 
     def test_of_a_model_without_calibration_is_refused(self, workplace: Workplace, model: Path, tmp_path: Path) -> None:
         bare = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: None})
-        with pytest.raises(ValueError, match="this model has none. Fit them: nnUNetv2_deferral_calibrate"):
+        with pytest.raises(ValueError, match="which this model does not have. Fit them: nnUNetv2_deferral_calibrate"):
             predict_with(predictor_of(bare), workplace.raw / FLAT / "imagesTs", tmp_path / "out", LIMITS["dataset"])
         assert not list((tmp_path / "out").glob("*.png"))
 

@@ -332,7 +332,7 @@ class TestRefusals:
         cut.write_bytes(cut.read_bytes()[:40])
         arguments = (dataset, "2d", 0, "-tr", "TinyDeferral", "-device", "cpu")
         said = workplace.command("nnUNetv2_train", *arguments, fails=True).stdout
-        assert "3 fault(s) in the experts' masks of" in said
+        assert "3 problem(s) in the experts' masks of" in said
         for fault in (
             f"{wrong}: contains labels that are not in dataset.json: 7, 8, 9",
             f"{small}: shape (1, 39, 48), but the image has (1, 40, 48)",

@@ -162,7 +162,7 @@ class TestPrediction:
         plans = json.loads((model / "plans.json").read_text())
         plans["deferral"] = resolve_settings({"num_experts": 2}).to_dict()
         (model / "plans.json").write_text(json.dumps(plans))
-        with pytest.raises(ValueError, match="TinyDeferral3Experts routes to 3 experts, but the plans .* say 2"):
+        with pytest.raises(ValueError, match="TinyDeferral3Experts is for 3 experts, but the plans .* have 2"):
             predictor_of(model)
 
     def test_with_stock_plans_in_the_model_folder(

@@ -71,11 +71,14 @@ class TestFrozen:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda c: c["init_args"].update(configuration="3d_fullres"), "was trained in 3d_fullres, not in 2d"),
-            (lambda c: configuration_of(c).update(spacing=[2.0, 3.0]), "is of other plans .*differ in spacing"),
+            (
+                lambda c: c["init_args"].update(configuration="3d_fullres"),
+                "configuration 3d_fullres, not 2d",
+            ),
+            (lambda c: configuration_of(c).update(spacing=[2.0, 3.0]), "the plans of .*differ in spacing"),
             (
                 lambda c: configuration_of(c)["architecture"]["arch_kwargs"].update(features_per_stage=[8, 16, 32]),
-                "is of other plans .*differ in architecture",
+                "the plans of .*differ in architecture",
             ),
             (
                 lambda c: c["init_args"]["plans"].update(dataset_name="Dataset123_Other", transpose_forward=[2, 0, 1]),
@@ -83,10 +86,10 @@ class TestFrozen:
             ),
             (
                 lambda c: c["network_weights"].update({"decoder.seg_layers.1.weight": torch.zeros(5, 4, 1, 1)}),
-                r"does not fit this network: .*segmentation.weight has shape \(5, 4, 1, 1\) instead of \(3, 4, 1, 1\)",
+                r"do not match this network: .*segmentation.weight has shape \(5, 4, 1, 1\) instead of \(3, 4, 1, 1\)",
             ),
             (lambda c: c["network_weights"].pop("decoder.seg_layers.1.bias"), "segmentation.bias is missing"),
-            (lambda c: c["network_weights"].update(more=torch.zeros(1)), "more is not expected"),
+            (lambda c: c["network_weights"].update(more=torch.zeros(1)), "more is unexpected"),
         ],
     )
     def test_it_is_refused_on_another_networks_weights(
@@ -111,7 +114,7 @@ class TestFrozen:
         self, workplace: Workplace, flat_deferral: Path
     ) -> None:
         name = "nnUNetTrainerDeferral3Experts_frozen"
-        with pytest.raises(ValueError, match="does not fit this network"):
+        with pytest.raises(ValueError, match="do not match this network"):
             start(workplace, name, flat_deferral / "checkpoint_final.pth")
         assert_not_started(workplace, name)
 

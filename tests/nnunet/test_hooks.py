@@ -37,14 +37,14 @@ def test_a_name_that_has_moved_stops_the_installation(
 ) -> None:
     monkeypatch.setattr(run_training, "_deferral_installed", False)
     monkeypatch.delattr(replacement.owner, replacement.name)
-    with pytest.raises(RuntimeError, match=rf"nnunetv2 2\.\d.* has changed: .*{replacement.name} is gone"):
+    with pytest.raises(RuntimeError, match=rf"nnunetv2 2\.\d.* has changed: .*{replacement.name} does not exist"):
         hooks.install()
 
 
 def test_a_name_with_other_parameters_stops_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_training, "_deferral_installed", False)
     monkeypatch.setattr(run_training, "maybe_load_checkpoint", lambda nnunet_trainer, mode: None)
-    with pytest.raises(RuntimeError, match="maybe_load_checkpoint takes nnunet_trainer, mode"):
+    with pytest.raises(RuntimeError, match="maybe_load_checkpoint has the parameters nnunet_trainer, mode"):
         hooks.install()
 
 

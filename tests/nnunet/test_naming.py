@@ -31,13 +31,19 @@ def test_every_listed_name_is_a_trainer_that_can_be_pickled(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nnUNetTrainerDeferral9Experts_3epoch", "nnUNetTrainerDeferral9Experts means nothing. There are .*5Experts"),
-        ("nnUNetTrainerDeferral0Experts", "nnUNetTrainerDeferral0Experts means nothing"),
-        ("nnUNetTrainerDeferral1Experts", "nnUNetTrainerDeferral1Experts means nothing. There are .*Deferral1Expert,"),
-        ("nnUNetTrainerDeferral3Experts_3epoch", "_3epoch means nothing. .* followed by any of .*_5epochs"),
-        ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "contradict"),
+        (
+            "nnUNetTrainerDeferral9Experts_3epoch",
+            "unknown trainer .*9Experts_3epoch: .* must be one of .*5Experts",
+        ),
+        ("nnUNetTrainerDeferral0Experts", "unknown trainer nnUNetTrainerDeferral0Experts: "),
+        (
+            "nnUNetTrainerDeferral1Experts",
+            "unknown trainer .*1Experts: .* must be one of .*Deferral1Expert,",
+        ),
+        ("nnUNetTrainerDeferral3Experts_3epoch", "unknown option _3epoch. The options are .*_5epochs"),
+        ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "conflict or are repeated"),
         ("nnUNetTrainerDeferral3Experts_noSC_noSC", "repeat"),
-        ("nnUNetTrainerDeferral3Experts_DC_OvA", "contradict"),
+        ("nnUNetTrainerDeferral3Experts_DC_OvA", "conflict or are repeated"),
     ],
 )
 def test_a_name_that_means_nothing_is_refused_with_what_exists(name, message):

@@ -271,7 +271,7 @@ class TestFaults:
             f"{other}: contains labels that are not in dataset.json: 9",
             f"{shape}: shape (9, 30, 24), but the image has (10, 30, 24)",
             f"{cut} cannot be read",
-            f"{stranger}: there is no preprocessed case of that name",
+            f"{stranger}: no preprocessed case has this name",
             f"{dataset.raw / 'expertsTr' / 'eve'} has no masks (*.nii.gz)",
         ]
 
@@ -279,7 +279,7 @@ class TestFaults:
     def test_all_faults_of_all_files_are_listed_and_nothing_is_written(self, make, num_processes):
         dataset = make()
         expected = self.faulty(dataset)
-        with pytest.raises(ValueError, match=r"^6 fault\(s\) in the experts' masks of ") as refused:
+        with pytest.raises(ValueError, match=r"^6 problem\(s\) in the experts' masks of ") as refused:
             run(dataset, ("ann", "bob", "eve"), num_processes=num_processes)
         for fault in expected:
             assert fault in str(refused.value)
@@ -293,7 +293,7 @@ class TestFaults:
         content = index.read_text()
         dataset.write_mask("ann", "a", np.full_like(dataset.reference("a"), 1))
         dataset.write_mask("ann", "b", np.full_like(dataset.reference("b"), 7))
-        with pytest.raises(ValueError, match=r"^1 fault\(s\)"):
+        with pytest.raises(ValueError, match=r"^1 problem\(s\)"):
             run(dataset, ("ann",))
         assert written(dataset) == before
         assert index.read_text() == content
