@@ -94,7 +94,7 @@ class Training:
                 file.replace(file.with_name(f"{file.name}.broken"))
             self._run(self.command(state.stage), lock, watch)
             if (state := self.state()).stage is not Stage.DONE:
-                raise TrainingError(f"{self}: nnUNetv2_train ended without an error, but: {state.problem}")
+                raise TrainingError(f"{self}: nnUNetv2_train ended without an error, but {state.problem}")
 
     def command(self, stage: Stage) -> list[str]:
         """The command line for the next step.

@@ -108,7 +108,7 @@ def test_derived_plans_differ_in_the_deferral_block_alone(workplace):
 def test_plans_of_that_name_that_differ_are_not_overwritten(workplace):
     write_plans(workplace, "nnUNetPlans_scalability", deferral={"experts": "standard"})
     before = (workplace.preprocessed / "nnUNetPlans_scalability.json").read_text()
-    with pytest.raises(ValueError, match='nnUNetPlans_scalability.json is not .*"standard"'):
+    with pytest.raises(ValueError, match='nnUNetPlans_scalability.json differs from .*"standard"'):
         plans_with(
             use_expert_set("scalability"),
             workplace.preprocessed,

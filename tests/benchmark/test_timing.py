@@ -80,5 +80,5 @@ def test_predictions_are_told_as_ratios_on_a_cpu(trained):
 
 
 def test_missing_raw_images_are_named(trained):
-    with pytest.raises(ValueError, match=r"3 raw images are missing.*case_0_0000.png"):
+    with pytest.raises(ValueError, match=r"3 raw images .* are missing.*case_0_0000.png"):
         time_predictions(trained.experiment(0), [STOCK], device="cpu", logs=trained.root)

@@ -260,7 +260,7 @@ def test_arrays_of_other_numbers_of_cases_are_refused(what):
     probabilities, right = zip(*cases_that_say(groups=3, number=5).values(), strict=True)
     given = {"right": right, "groups": ["a", "b", "c"], "valid": [np.ones(5, bool)] * 3}
     given[what] = given[what][:2]
-    with pytest.raises(ValueError, match=f"of 3 cases, but {what} of 2"):
+    with pytest.raises(ValueError, match=f"probabilities has 3 cases, but {what} has 2"):
         select_calibrator(probabilities, **given)
 
 
