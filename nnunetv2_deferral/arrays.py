@@ -61,7 +61,7 @@ def to_logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 def check_probabilities(probabilities: np.ndarray) -> None:
-    """Refuse an array that does not hold probabilities.
+    """Refuse an array whose values are not probabilities.
 
     Raises:
         InputError: If the dtype is not floating point or a value is outside [0, 1].

@@ -109,7 +109,7 @@ def settle_deferral_block(
         plans_file: The plans to be written; the file need not exist.
         num_experts: The requested number J of experts; None for that of an existing block, else see
             :func:`default_deferral_block`.
-        experts: The requested experts; None likewise.
+        experts: The requested experts; None for those of an existing block, or the defaults.
         raters: The raters declared in the dataset.
         overwrite: Replace an existing block by the defaults.
 
@@ -204,7 +204,7 @@ class DeferralPlannerMixin(_Planner):
         suppress_transpose: Keep the order of the axes.
         num_experts: The number J of experts; None for that of existing plans of this name, else see
             :func:`default_deferral_block`.
-        experts: Name of a set of simulated experts or a list of raters; None likewise.
+        experts: Name of a set of simulated experts or a list of raters; None as for `num_experts`.
         overwrite_deferral: Replace an existing `"deferral"` block by the defaults.
 
     Raises:

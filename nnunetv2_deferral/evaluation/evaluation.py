@@ -62,7 +62,7 @@ class Evaluation:
             calibration: The J + 1 calibrators that the route was computed with, the model's first, or None.
 
         Raises:
-            InputError: If there are no regions, names are not distinct, or there are not J + 1 calibrators.
+            InputError: If the names of experts are not distinct, or there are not J + 1 calibrators.
         """
         self.experts = tuple(experts)
         self.regions = tuple(regions)

@@ -59,7 +59,7 @@ def test_frozen_tables_train_heads_on_the_stock_network(workplace, capsys):
 def test_frozen_without_a_table_is_refused(workplace, capsys):
     with pytest.raises(SystemExit):
         main([*workplace.arguments, "-tr", STOCK.trainer, "--frozen"])
-    assert "--frozen is for the tables" in capsys.readouterr().err
+    assert "--frozen applies to the tables only" in capsys.readouterr().err
 
 
 def test_stock_plans_need_no_derived_ones_for_the_ablation(maker):
