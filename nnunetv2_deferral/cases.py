@@ -14,6 +14,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation, orientation_of
 from nnunetv2_deferral.labels import MISSING
 
+_ROUNDING = 1e-3  # of probabilities in half precision
 _MOST_EXPERTS = np.iinfo(np.uint8).max
 
 
@@ -134,22 +135,19 @@ class PredictedCase:
     @cached_property
     def probability(self) -> np.ndarray:
         """float32 of shape S in [0, 1]: the objective's deferral score."""
-        return self._map("probability")
+        return self._within("probability", self._map("probability"), 1)
 
     @cached_property
     def gain(self) -> np.ndarray:
         """float32 of shape S, not negative: expected gain in the Dice of the case from asking `expert`."""
-        gain = self._map("gain")
-        if not np.isfinite(gain).all():
-            raise InputError(f"{self._named('gain')} has values that are not finite")
-        return gain
+        return self._within("gain", self._map("gain"), np.inf)
 
     @cached_property
     def softmax(self) -> np.ndarray:
         """float32 (K, *S): the model's probabilities of classes, or of regions with region-based training."""
         softmax = self._read("softmax")
         self._check_shape("softmax", softmax, (*softmax.shape[:1], *self.model.shape))
-        return softmax
+        return self._within("softmax", softmax, 1)
 
     @cached_property
     def routing(self) -> np.ndarray:
@@ -157,6 +155,7 @@ class PredictedCase:
         routing = self._read("routing")
         heads = routing.shape[:1] if self.num_experts is None else (self.num_experts + 1,)
         self._check_shape("routing", routing, (*heads, *self.model.shape))
+        self._within("routing", np.nan_to_num(routing, nan=0.0), 1)
         return routing
 
     @property
@@ -175,12 +174,19 @@ class PredictedCase:
         self._check_shape(what, found, self.model.shape)
         return found
 
+    def _within(self, what: str, values: np.ndarray, highest: float, lowest: float = 0) -> np.ndarray:
+        """The values, if they lie in [lowest, highest] up to rounding and are finite."""
+        for value in (values.min(initial=lowest), values.max(initial=lowest)):
+            if not lowest - _ROUNDING <= value <= highest + _ROUNDING or np.isinf(value):  # false for NaN
+                raise InputError(f"{self._named(what)} contains {value:g}, but must lie in [{lowest:g}, {highest:g}]")
+        return values
+
     def _experts(self, what: str, lowest: int) -> np.ndarray:
-        numbers, highest = self._map(what), _MOST_EXPERTS if self.num_experts is None else self.num_experts
-        for number in (numbers.min(initial=lowest), numbers.max(initial=lowest)):
-            if not lowest <= number <= highest:
-                raise InputError(f"{self._named(what)} contains {number}, but must lie in [{lowest}, {highest}]")
-        return numbers.astype(np.uint8, copy=False)
+        numbers = self._within(what, self._map(what), self.num_experts or _MOST_EXPERTS, lowest)
+        whole = numbers.astype(np.uint8, copy=False)
+        if not np.array_equal(whole, numbers):
+            raise InputError(f"{self._named(what)} contains numbers that are not whole")
+        return whole
 
     def _check_shape(self, what: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
         if found.shape != expected:

@@ -22,6 +22,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.geometry import geometry_differences
+from nnunetv2_deferral.image_files import read_image, read_labels, read_values
 from nnunetv2_deferral.text import listed
 
 _CASES_LISTED = 10
@@ -116,29 +117,20 @@ class DatasetFiles:
         return sorted(file.name.removesuffix(self.file_ending) for file in files)
 
     def read(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        """A label map, int64 in the axis order of nnU-Net's readers, and its properties.
+        """A label map of the dataset, int64 in the axis order of nnU-Net's readers, and its properties.
 
         Raises:
-            InputError: See :meth:`read_values`.
+            InputError: See :func:`.read_labels`.
         """
-        values, properties = self.read_values(file)
-        return np.rint(values).astype(np.int64), properties
+        return read_labels(file, self.reader, (*self.label_values, self.label_manager.ignore_label))
 
     def read_values(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        """:meth:`read` without rounding, in nnU-Net's dtype (float32).
+        """A map of any finite numbers, in nnU-Net's dtype (float32), and its properties.
 
         Raises:
-            InputError: If the file is missing, cannot be read, or has more than one channel.
+            InputError: See :func:`.read_values`.
         """
-        if not file.is_file():
-            raise InputError(f"{file} is missing")
-        try:
-            values, properties = self.reader.read_seg(str(file))
-        except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
-            raise InputError(f"{file} cannot be read: {error}") from error
-        if values.shape[0] != 1:
-            raise InputError(f"{file} is not a label map with one channel: nnU-Net reads shape {values.shape}")
-        return values[0], properties
+        return read_values(file, self.reader)
 
     def read_like(self, file: Path, mask: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
         """A label map that must have the shape and the geometry of another.
@@ -147,7 +139,7 @@ class DatasetFiles:
             InputError: See :meth:`read`, and naming the file and all differences.
         """
         labels, found = self.read(file)
-        differences = geometry_differences(found, properties)
+        differences = geometry_differences(found, properties, labels.shape)
         if labels.shape != mask.shape:
             differences.insert(0, f"shape {labels.shape} instead of {mask.shape}")
         if differences:
@@ -184,12 +176,9 @@ class DatasetFiles:
         """The image, float32 (C, *S), of these files, one per channel.
 
         Raises:
-            InputError: If they cannot be read; the message names the first.
+            InputError: See :func:`.read_image`.
         """
-        try:
-            return self.reader.read_images([str(file) for file in files])[0]
-        except Exception as error:  # readers fail in their own ways
-            raise InputError(f"{files[0] if files else 'no file'} cannot be read: {error}") from error
+        return read_image(files, self.reader)
 
 
 def _planned_reader(plans_file: Path) -> type[BaseReaderWriter] | None:

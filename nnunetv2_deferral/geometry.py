@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
+
+MAX_DISPLACEMENT_VOXELS = 0.05
+"""Largest displacement of a corner voxel, in edges of the smallest voxel side, that is attributed to rounding."""
 
 OBLIQUE_DEGREES = 1.0
 """A volume is oblique if an axis and the patient's differ by at least this angle."""
@@ -128,31 +131,36 @@ def _axis_vectors_mm(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
     return np.diag(np.asarray(properties["spacing"], dtype=float)[::-1]), np.zeros(3), False
 
 
-# Tools round geometry differently; NIfTI, for example, stores directions as a single-precision quaternion.
-_TOLERANCE = 1e-4
+def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any], shape: Sequence[int]) -> list[str]:
+    """Compare where the voxels of two files are, by nnU-Net's properties of both.
 
+    Tools round geometry differently; NIfTI, for example, may store directions as a single-precision quaternion. Two
+    volumes agree if no corner voxel is displaced by more than :data:`MAX_DISPLACEMENT_VOXELS`. Where only one file has
+    an origin and directions, only spacings are compared.
 
-def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Compare spacing, origin, direction and affine, where both have them, in nnU-Net's properties of two files.
-
-    Differences below 1e-4 of the smallest voxel edge, or in a direction cosine, are attributed to rounding.
+    Args:
+        properties: Of one file.
+        expected: Of the other.
+        shape: The shape of both arrays in the axis order of nnU-Net's readers.
 
     Returns:
-        One phrase per difference, such as `"origin (0, 0) instead of (1, 0)"`.
+        One phrase per difference, such as `"origin (0, 0, 0) instead of (1, 0, 0)"`, the last with the displacement;
+        empty if they agree.
     """
     ours, theirs = _geometry(properties), _geometry(expected)
-    edge = min(abs(length) for length in theirs["spacing"])
-
-    def agree(name: str) -> bool:
-        tolerance = _TOLERANCE * (1 if name == "direction" else edge)
-        same_shape = np.shape(ours[name]) == np.shape(theirs[name])
-        return same_shape and np.allclose(ours[name], theirs[name], atol=tolerance)
-
-    return [
-        f"{name} {_text(value)} instead of {_text(theirs[name])}"
-        for name, value in ours.items()
-        if name in theirs and not agree(name)
-    ]
+    both = [name for name in ours if name in theirs]
+    if both == ["spacing"]:
+        properties, expected = ours, theirs
+    (our_steps, our_origin, _), (their_steps, their_origin, _) = map(_axis_vectors_mm, (properties, expected))
+    corners = np.array(list(product(*((0, size - 1) for size in tuple(shape)[::-1]))))
+    apart = np.linalg.norm(corners @ (our_steps - their_steps).T + (our_origin - their_origin), axis=1).max()
+    displacement = apart / np.linalg.norm(their_steps, axis=0).min()
+    if displacement <= MAX_DISPLACEMENT_VOXELS:  # false for NaN
+        return []
+    phrases = [f"{name} {_text(ours[name])} instead of {_text(theirs[name])}" for name in both]
+    differing = [phrase for phrase, name in zip(phrases, both, strict=True) if _text(ours[name]) != _text(theirs[name])]
+    differing = differing or ["geometry that differs in its last digits"]
+    return [*differing[:-1], f"{differing[-1]} (corners up to {displacement:.3g} voxels apart)"]
 
 
 def _geometry(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -30,18 +30,12 @@ from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.image_files import MaskWriter, write_labels
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
 # The integer that represents probability 1, in the formats of nnU-Net's reader for natural images.
 _FULL_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
-
-
-class MaskWriter(Protocol):
-    """The part of nnU-Net's reader-writers that writes maps."""
-
-    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict[str, Any]) -> None:
-        """Write a mask with the geometry in `properties`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +157,7 @@ class DeferralFolder:
             (expert_file, maps.expert),
             (gain_file, gain),
         ):
-            file = path(self.folder, case, self.file_ending)
-            with written_whole(file.parent) as scratch:
-                self.writer.write_seg(_as_typed(array), str(scratch / file.name), properties)
+            write_labels(_as_typed(array), path(self.folder, case, self.file_ending), self.writer, properties)
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 

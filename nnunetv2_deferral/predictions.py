@@ -112,9 +112,9 @@ class PredictionFolder:
         return PredictedCase(
             name,
             model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
-            route=self._map(name, maps.route_file, self._numbers),
-            probability=self._map(name, maps.probability_file, self._probability),
-            expert=self._map(name, maps.expert_file, self._numbers),
+            route=self._map(name, maps.route_file, self._values),
+            probability=self._map(name, maps.probability_file, self._scaled),
+            expert=self._map(name, maps.expert_file, self._values),
             gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
             softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
@@ -140,24 +140,24 @@ class PredictionFolder:
         file = path(self.folder, case, self.files.file_ending)
         return Stored(file=file, read=lambda: read(file))
 
-    def _numbers(self, file: Path) -> np.ndarray:
-        return self.files.read(file)[0]
-
-    def _probability(self, file: Path) -> np.ndarray:
-        values, _ = self.files.read_values(file)
-        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
+    def _values(self, file: Path) -> np.ndarray:
+        return self.files.read_values(file)[0]
 
     def _gain(self, file: Path, case: str) -> np.ndarray:
-        values, _ = self.files.read_values(file)
-        scale = maps.full_scale(self.files.file_ending, values.shape)
-        if scale is None:
-            return values.astype(np.float32)
-        return (values * (self.index["cases"][case]["largest_gain"] / scale)).astype(np.float32)
+        values = self._scaled(file)
+        if maps.full_scale(self.files.file_ending, values.shape) is None:
+            return values
+        return (values * self.index["cases"][case]["largest_gain"]).astype(np.float32)
+
+    def _scaled(self, file: Path) -> np.ndarray:
+        values = self._values(file)
+        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
 
 def _probabilities(file: Path) -> np.ndarray:
     try:
-        return np.load(file)["probabilities"].astype(np.float32)
+        with np.load(file) as content:
+            return content["probabilities"].astype(np.float32)
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error
 

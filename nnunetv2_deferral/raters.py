@@ -9,15 +9,16 @@ ignore label.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import geometry_differences
+from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
 from nnunetv2_deferral.names import check_expert_names
 
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 FOLDER = "expertsTr"
 DATASET_KEY = "experts"
 REVIEW_NAME = "review.json"  # written by the review page to its folder of experts' masks
-
-
-class MaskReader(Protocol):
-    """The part of nnU-Net's reader-writers that reads masks."""
-
-    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """The mask (1, *S) and its properties."""
 
 
 def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
@@ -123,22 +117,20 @@ class ExpertMasks:
             voxel out.
 
         Raises:
-            InputError: If the file cannot be read, contains labels that are not in dataset.json, or has another
-                geometry; the message names the file and all faults.
+            InputError: If the file is incomplete or cannot be read, contains labels that are not in dataset.json, or
+                has another geometry; the message names the file and its faults.
         """
         file = self.file(expert, case)
         if not file.is_file():
             return None
-        try:
-            values, found = self.reader.read_seg(str(file))
-        except Exception as error:  # nnU-Net's readers raise various exceptions for truncated or foreign files
-            raise InputError(f"{file} cannot be read: {error}") from error
-        faults = list(self._label_faults(values))
+        values, found = read_values(file, self.reader)
+        unknown = unknown_labels(values, (*self.label_values, self.ignore_label))
+        faults = [f"contains labels that are not in dataset.json: {unknown}"] if unknown else []
         if properties is not None:
-            faults += geometry_differences(found, properties)
+            faults += geometry_differences(found, properties, values.shape)
         if faults:
             raise InputError(f"{file}: {'; '.join(faults)}")
-        labels = np.rint(values[0]).astype(np.int16)
+        labels = values.astype(np.int16)
         if self.ignore_label is not None:
             labels[labels == self.ignore_label] = MISSING
         return labels
@@ -163,10 +155,3 @@ class ExpertMasks:
                 raise InputError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
             answer[...] = labels
         return answers
-
-    def _label_faults(self, values: np.ndarray) -> Iterator[str]:
-        if values.ndim != 4 or values.shape[0] != 1:
-            yield f"not a label map with one channel, nnU-Net reads shape {values.shape}"
-            return
-        if unknown := unknown_labels(values, (*self.label_values, self.ignore_label)):
-            yield f"contains labels that are not in dataset.json: {unknown}"

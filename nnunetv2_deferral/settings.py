@@ -9,11 +9,14 @@ else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.limits import CASE, Limits, check_budget
+from nnunetv2_deferral.decision.limits import CASE, Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
@@ -28,11 +31,11 @@ from nnunetv2_deferral.experts import (
 )
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
+from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Number, Share, Text, validate
 
 PLANS_KEY = "deferral"
 DEFAULT_NUM_EXPERTS = 3
-OBJECTIVES = (COLLABORATION, ONE_VS_ALL)
-SEGMENTATION_LOSSES = ("nnunet", "cross_entropy")
+_WHERE = "deferral settings"
 # Raters agree nearly everywhere with a reference made from their own masks; without a cost nearly everything would be
 # deferred. Simulated experts have no cost in the paper.
 RATER_COST = 0.05
@@ -40,6 +43,36 @@ RATER_COST = 0.05
 # Sec. 5.2.4 gives bounds for three experts only; for another J the same totals are divided equally.
 _PAPER_LOWER = (0.15, 0.10, 0.10)
 _PAPER_UPPER = (0.35, 0.25, 0.30)
+
+
+class SettingsBlock(TypedDict, total=False):
+    """Types and ranges of the `"deferral"` block of the plans; see :class:`DeferralSettings` for the meanings."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    num_experts: Annotated[int, Field(strict=True, ge=1)] | None
+    experts: Text | Annotated[list[Text | dict[Text, Any]], Field(min_length=1)] | None
+    lower: list[Share]
+    upper: list[Share]
+    costs: list[Share]
+    unavailable: list[Text]
+    boundary_width: Count
+    objective: Literal["collaboration", "one_vs_all"]
+    lambda_coherence: NonNegative
+    lambda_balance: NonNegative
+    beta_consistency: NonNegative
+    beta_rate: NonNegative
+    coherence_trains_routing: Boolean
+    routing_trains_decoder: Boolean
+    segmentation_loss: Literal["nnunet", "cross_entropy"]
+    head_channels: Annotated[Integer, Field(ge=1, le=4096)]
+    head_learning_rate: Annotated[Number, Field(gt=0)]
+    warmup: Annotated[Number, Field(ge=0, lt=1)]
+    budget: Share | None
+    capacities: list[Share | None] | None
+    budget_over: Literal["case", "dataset"]
+    min_region_mm: NonNegative | None
+    evaluation_seed: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,47 +137,23 @@ class DeferralSettings:
 
     def __post_init__(self) -> None:
         if not self.experts:
-            raise InputError("deferral settings: there must be at least one expert")
-        names = check_expert_names(self.expert_names, "deferral settings")
+            raise InputError(f"{_WHERE}: there must be at least one expert")
+        validate(self.to_dict(), SettingsBlock, _WHERE)
+        names = check_expert_names(self.expert_names, _WHERE)
         if strangers := [name for name in self.unavailable if name not in names]:
             raise InputError(
-                f"deferral settings: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"
+                f"{_WHERE}: unavailable names {', '.join(strangers)}, but the experts are {', '.join(names)}"
             )
         if set(self.unavailable) == set(names):
-            raise InputError(f"deferral settings: all experts ({', '.join(names)}) are unavailable")
+            raise InputError(f"{_WHERE}: all experts ({', '.join(names)}) are unavailable")
         _check_bounds(self.lower, self.upper, self.num_experts)
-        if len(self.costs) != self.num_experts or not all(0 <= cost <= 1 for cost in self.costs):
-            raise InputError(
-                f"deferral settings: costs must be {self.num_experts} numbers in [0, 1], one per expert, got "
-                f"{list(self.costs)}"
-            )
-        for name in ("lambda_coherence", "lambda_balance", "beta_consistency", "beta_rate"):
-            if getattr(self, name) < 0:
-                raise InputError(f"deferral settings: {name} must not be negative, got {getattr(self, name)}")
-        if self.boundary_width < 0:
-            raise InputError(f"deferral settings: boundary_width must not be negative, got {self.boundary_width}")
-        if self.head_channels < 1:
-            raise InputError(f"deferral settings: head_channels must be at least 1, got {self.head_channels}")
-        if not self.head_learning_rate > 0:
-            raise InputError(f"deferral settings: head_learning_rate must be positive, got {self.head_learning_rate}")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"deferral settings: warmup must be a share of the epochs in [0, 1), got {self.warmup}")
-        if self.budget is not None:
-            check_budget(self.budget, named="deferral settings: budget")
-        check_capacities(self.capacities, self.num_experts, named="deferral settings: capacities")
+        if len(self.costs) != self.num_experts:
+            raise InputError(f"{_WHERE}: costs has {len(self.costs)} numbers for {self.num_experts} experts")
+        check_capacities(self.capacities, self.num_experts, named=f"{_WHERE}: capacities")
         try:
             self.limits.to_dict()
         except InputError as error:
-            raise InputError(f"deferral settings: {error}") from error
-        if self.objective not in OBJECTIVES:
-            raise InputError(
-                f"deferral settings: objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
-            )
-        if self.segmentation_loss not in SEGMENTATION_LOSSES:
-            raise InputError(
-                f"deferral settings: segmentation_loss must be one of {', '.join(SEGMENTATION_LOSSES)}, got "
-                f"{self.segmentation_loss!r}"
-            )
+            raise InputError(f"{_WHERE}: {error}") from error
 
     @property
     def num_experts(self) -> int:
@@ -218,19 +227,16 @@ def resolve_settings(
         raters the paper's three simulated experts of Table 2.
 
     Raises:
-        InputError: If a key is unknown, a value is out of range, a rater is not declared in the dataset, the trainer,
-            the plans, the dataset and the list of experts disagree on the number of experts (the message names the
-            sources), or the trainer's name switches off load balancing for an objective without it.
+        InputError: If a key is unknown, a value is of the wrong type or out of range, a rater is not declared in the
+            dataset, the trainer, the plans, the dataset and the list of experts disagree on the number of experts (the
+            message names the sources), or the trainer's name switches off load balancing for an objective without it.
     """
+    where = f'the "{PLANS_KEY}" block of the plans'
+    known = SettingsBlock.__annotations__
+    if isinstance(block, Mapping) and (unknown := sorted(set(map(str, block)) - set(known))):
+        raise InputError(f"{where} has unknown keys: {', '.join(unknown)}. Known keys: {', '.join(sorted(known))}")
+    validate({} if block is None else block, SettingsBlock, where)
     given = dict(block or {})
-    known = {field.name for field in fields(DeferralSettings)} | {"num_experts"}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise InputError(
-            f'the "{PLANS_KEY}" block of the plans has unknown keys: {", ".join(unknown)}. '
-            f"Known keys: {', '.join(sorted(known))}"
-        )
-    _check_types(given)
     planned = given.pop("num_experts", None)
     experts = _resolve_experts(given.get("experts"), raters, plans_num=planned, asked={asked_by: num_experts})
     default_lower, default_upper = _default_bounds(len(experts))
@@ -248,35 +254,6 @@ def resolve_settings(
             "the paper's objective without load balancing use _DC_noLB"
         )
     return settings
-
-
-def _check_types(block: Mapping[str, Any]) -> None:
-    """Refuse JSON values of the wrong type.
-
-    Raises:
-        InputError: Naming the key and the value.
-    """
-    for key, (types, words) in _LISTS.items():
-        value = block.get(key)
-        if value is None or (key == "experts" and isinstance(value, str)):
-            continue
-        if not isinstance(value, (list, tuple)) or not all(isinstance(each, types) for each in value):
-            raise InputError(f"deferral settings: {key} must be a list of {words}, got {value!r}")
-        if key == "experts" and not value:
-            raise InputError("deferral settings: there must be at least one expert, got an empty list")
-    for key in ("budget", "min_region_mm"):
-        if not isinstance(block.get(key), int | float | None):
-            raise InputError(f"deferral settings: {key} must be a number, got {block[key]!r}")
-
-
-_LISTS: dict[str, tuple[tuple[type, ...], str]] = {
-    "lower": ((int, float), "numbers"),
-    "upper": ((int, float), "numbers"),
-    "costs": ((int, float), "numbers"),
-    "capacities": ((int, float, type(None)), "numbers, or null for no limit"),
-    "unavailable": ((str,), "names"),
-    "experts": ((str, Mapping), "raters' names and profiles, or the name of a set"),
-}
 
 
 def _resolve_experts(
@@ -340,13 +317,9 @@ def _default_bounds(num_experts: int) -> tuple[tuple[float, ...], tuple[float, .
 def _check_bounds(lower: tuple[float, ...], upper: tuple[float, ...], num_experts: int) -> None:
     for name, bounds in (("lower", lower), ("upper", upper)):
         if len(bounds) != num_experts:
-            raise InputError(
-                f"deferral settings: {name} has {len(bounds)} bounds ({list(bounds)}) for {num_experts} experts"
-            )
-        if not all(0 <= bound <= 1 for bound in bounds):
-            raise InputError(f"deferral settings: {name} bounds must lie in [0, 1], got {list(bounds)}")
+            raise InputError(f"{_WHERE}: {name} has {len(bounds)} bounds ({list(bounds)}) for {num_experts} experts")
     for expert, (low, high) in enumerate(zip(lower, upper, strict=True), start=1):
         if low > high:
-            raise InputError(f"deferral settings: lower bound {low} of expert {expert} is above its upper bound {high}")
+            raise InputError(f"{_WHERE}: lower bound {low} of expert {expert} is above its upper bound {high}")
     if sum(lower) > 1:
-        raise InputError(f"deferral settings: the lower bounds {list(lower)} sum to more than 1 and cannot be met")
+        raise InputError(f"{_WHERE}: the lower bounds {list(lower)} sum to more than 1 and cannot be met")

@@ -14,6 +14,7 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 LAYERS = (
     ("errors",),
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels"),
+    ("schema", "image_files"),
     ("expert_sim", "routing", "geometry", "fusion"),
     ("experts",),
     ("cases", "decision", "dataset"),

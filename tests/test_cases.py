@@ -49,7 +49,7 @@ class TestPredicted:
     def test_what_does_not_fit_does_no_harm_where_it_is_not_used(self):
         case = predicted(gain=np.full(SHAPE, np.nan))
         assert case.route.shape == SHAPE
-        with pytest.raises(InputError, match="case x: array gain has values that are not finite"):
+        with pytest.raises(InputError, match="case x: array gain contains nan, but must lie in .0, inf."):
             _ = case.gain
 
     @pytest.mark.parametrize("number", [-1, 3, 256])

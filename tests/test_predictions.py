@@ -2,13 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from small_prediction import LABELS, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.dataset import DatasetFiles, same_cases
+from nnunetv2_deferral.dataset import same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 
@@ -198,7 +200,7 @@ class TestRefusals:
         write_prediction(tmp_path, ending=".png")
         file = tmp_path / "deferral" / kind / "x.png"
         file.write_bytes(file.read_bytes()[:30])
-        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read: ")):
+        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read; is it complete? (")):
             getattr(PredictionFolder.open(tmp_path).case("x"), kind)
 
     def test_cases_that_are_not_among_others_are_all_named(self):
@@ -217,8 +219,8 @@ class TestCase:
     def test_only_what_is_used_is_read_and_only_once(self, tmp_path, monkeypatch, used):
         write_prediction(tmp_path)
         opened, read = PredictionFolder.open(tmp_path), []
-        stock = DatasetFiles.read_values
-        monkeypatch.setattr(DatasetFiles, "read_values", lambda self, file: read.append(file) or stock(self, file))
+        stock = SimpleITKIO.read_seg
+        monkeypatch.setattr(SimpleITKIO, "read_seg", lambda self, file: read.append(Path(file)) or stock(self, file))
         case = opened.case("x")
         assert read == []
         assert getattr(case, used) is getattr(case, used)
@@ -247,7 +249,7 @@ class TestCase:
         write_prediction(tmp_path, ending=".png")
         file = maps.gain_file(tmp_path, "x", ".png")
         edit_index(tmp_path, lambda index: index["cases"]["x"].update(largest_gain=float("inf")))
-        with pytest.raises(InputError, match=re.escape(f"{file} has values that are not finite")):
+        with pytest.raises(InputError, match=re.escape(f"{file} contains inf, but must lie in [0, inf]")):
             _ = PredictionFolder.open(tmp_path).case("x").gain
 
     def test_probabilities_are_there_where_they_were_saved(self, tmp_path):

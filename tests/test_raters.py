@@ -127,7 +127,8 @@ class TestRefusals:
         # A direction of 0 is read as one of -0, depending on the version of ITK.
         with pytest.raises(InputError) as refused:
             masks_in(tmp_path).read("ann", "x", properties_of(image))
-        assert str(refused.value).replace("(-0", "(0").replace(" -0", " 0") == f"{file}: {message}"
+        said = str(refused.value).replace("(-0", "(0").replace(" -0", " 0")
+        assert re.fullmatch(re.escape(f"{file}: {message}") + r" \(corners up to \S+ voxels apart\)", said)
 
     def test_all_that_is_wrong_with_a_file_is_said_at_once(self, tmp_path):
         image = write(tmp_path, "images", "x", ".nii.gz", label_map(".nii.gz"))
@@ -148,14 +149,14 @@ class TestRefusals:
     def test_a_file_that_was_cut_short(self, tmp_path, ending):
         file = write(tmp_path, "ann", "x", ending, label_map(ending))
         file.write_bytes(file.read_bytes()[:40])
-        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read: ")):
+        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read; is it complete? (")):
             masks_in(tmp_path, ending).read("ann", "x")
 
     def test_a_picture_in_colour(self, tmp_path):
         file = tmp_path / "ann" / "x.png"
         file.parent.mkdir()
         io.imsave(file, np.zeros((7, 9, 3), np.uint8), check_contrast=False)
-        with pytest.raises(ValueError, match=r"x.png: not a label map with one channel, .* shape \(3, 1, 7, 9\)"):
+        with pytest.raises(ValueError, match=r"x.png is not a map with one channel: .* shape \(3, 1, 7, 9\)"):
             masks_in(tmp_path, ".png").read("ann", "x")
 
     def test_experts_who_are_asked_and_have_no_masks_at_all(self, tmp_path):
@@ -189,29 +190,33 @@ class TestGeometry:
         for reader in (SimpleITKIO(), NibabelIO()):
             found, expected = properties_of(mask, reader), properties_of(image, reader)
             assert str(found) != str(expected)
-            assert geometry_differences(found, expected) == []
+            assert geometry_differences(found, expected, (4, 7, 9)) == []
 
-    def test_a_shift_by_a_hundredth_of_a_voxel_is_a_difference(self, tmp_path):
+    @pytest.mark.parametrize(("voxels", "differs"), [(0.0, False), (0.01, False), (0.049, False), (0.06, True)])
+    def test_a_shift_by_more_than_a_twentieth_of_a_voxel_is_a_difference(self, tmp_path, voxels, differs):
+        mask = label_map(".nii.gz")
         files = [
-            write(tmp_path, rater, "x", ".nii.gz", label_map(".nii.gz"), origin=(*ORIGIN[:2], height))
-            for rater, height in (("ann", ORIGIN[2]), ("bob", ORIGIN[2] + 0.01 * min(SPACING)))
+            write(tmp_path, rater, "x", ".nii.gz", mask, origin=(*ORIGIN[:2], height))
+            for rater, height in (("ann", ORIGIN[2]), ("bob", ORIGIN[2] + voxels * min(SPACING)))
         ]
-        (difference,) = geometry_differences(*map(properties_of, files))
-        assert difference.startswith("origin ")
+        differences = geometry_differences(*map(properties_of, files), mask.shape)
+        assert len(differences) == differs
+        assert all(re.fullmatch(r"origin .* \(corners up to 0.06 voxels apart\)", each) for each in differences)
 
-    def test_a_small_turn_is_a_difference(self, tmp_path):
+    def test_a_small_turn_is_a_difference_if_it_moves_a_corner(self, tmp_path):
         turned = (0.001, -1.0, 0.0, 1.0, 0.001, 0.0, 0.0, 0.0, 1.0)
         files = [
             write(tmp_path, rater, "x", ".nii.gz", label_map(".nii.gz"), direction=direction)
             for rater, direction in (("ann", DIRECTION), ("bob", turned))
         ]
-        (difference,) = geometry_differences(*map(properties_of, files))
+        assert geometry_differences(*map(properties_of, files), (4, 7, 9)) == []  # 0.02 voxels at the farthest corner
+        (difference,) = geometry_differences(*map(properties_of, files), (4, 70, 90))
         assert difference.startswith("direction ")
 
     def test_what_only_one_of_them_has_is_not_compared(self):
         volume = {"spacing": [1, 1, 1], "sitk_stuff": {"origin": (0, 0, 0)}}
-        assert geometry_differences(volume, {"spacing": [1, 1, 1]}) == []
-        assert geometry_differences({"spacing": [1, 1, 1]}, volume) == []
+        assert geometry_differences(volume, {"spacing": [1, 1, 1]}, (2, 3, 4)) == []
+        assert geometry_differences({"spacing": [1, 1, 1]}, volume, (2, 3, 4)) == []
 
     def test_a_mask_stored_in_another_orientation_fits_once_the_reader_turns_both(self, tmp_path):
         mask = label_map(".nii.gz").transpose(2, 1, 0)

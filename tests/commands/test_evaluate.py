@@ -315,7 +315,7 @@ class TestRefusals:
     def test_a_route_to_an_expert_who_does_not_exist(self, folders, capsys):
         file = maps.route_file(folders.root / "out", "x", ".nii.gz")
         write_mask(file, np.full((4, 6, 7), 5, np.uint8))
-        assert f"{file} routes voxels to expert 5" in folders.refused(capsys)
+        assert f"{file} contains 5, but must lie in [0, 2]" in folders.refused(capsys)
 
     def test_a_folder_of_experts_that_is_not_there(self, folders, capsys):
         said = folders.refused(capsys, experts="nobody")

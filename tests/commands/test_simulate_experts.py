@@ -208,7 +208,7 @@ def test_fractional_labels_and_colour_images_are_refused(dataset, tmp_path):
     colours.mkdir()
     io.imsave(colours / "x.png", np.zeros((8, 8, 3), dtype=np.uint8), check_contrast=False)
     djfile = write_dataset_json(tmp_path, file_ending=".png")
-    with pytest.raises(InputError, match="x.png is not a label map with one channel"):
+    with pytest.raises(InputError, match="x.png is not a map with one channel"):
         simulate_experts_for_folder(colours, djfile, tmp_path / "out2")
 
 

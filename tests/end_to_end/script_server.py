@@ -6,7 +6,7 @@ and folder of the request; all that it and its children print goes to the file `
 does, so that an error is told by its traceback and 1. nnunetv2_deferral is not imported beforehand: whether and how a
 command comes to it is what is tested.
 
-nnU-Net's own pools are spawned as ever. Forked from a process in which PyTorch has worked, they would wait for ever.
+Pools that a script spawns are started by :mod:`pools`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import runpy
 import sys
 from pathlib import Path
 from typing import Any
+
+import pools
 
 
 def preload() -> None:
@@ -55,11 +57,13 @@ def run(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     sys.argv = [request["script"], *request["arguments"]]
     sys.path[0] = str(Path(request["script"]).parent)
+    pools.use(request["output"])
     np.random.seed()  # as in a process that imports numpy for itself
     runpy.run_path(request["script"], run_name="__main__")
 
 
 if __name__ == "__main__":
+    pools.start()
     preload()
     if (request := serve()) is not None:
         run(request)

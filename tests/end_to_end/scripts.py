@@ -25,8 +25,10 @@ class Scripts:
     a process that has nnU-Net imported (see :mod:`script_server`).
     """
 
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
+    def __init__(self, seen: Path) -> None:
+        """Start without a server; `seen` is a folder that all processes of a test session share."""
+        seen.mkdir(exist_ok=True)
+        self._seen = seen
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Scripts:
@@ -45,8 +47,7 @@ class Scripts:
     ) -> subprocess.CompletedProcess[str]:
         """Run the script `name`, with `environment` in place of this process's."""
         command = [str(Path(sys.executable).with_name(name)), *arguments]
-        if own_process or name not in self._seen or not hasattr(os, "fork"):
-            self._seen.add(name)
+        if own_process or not hasattr(os, "fork") or self._is_first(name):
             return subprocess.run(
                 command,
                 env=environment,
@@ -61,6 +62,13 @@ class Scripts:
             request = {"script": command[0], "arguments": command[1:], "environment": dict(environment)}
             code = self._ask(request | {"folder": str(Path.cwd()), "output": str(output)})
             return subprocess.CompletedProcess(command, code, output.read_text())
+
+    def _is_first(self, name: str) -> bool:
+        try:
+            (self._seen / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def _ask(self, request: Mapping[str, object]) -> int:
         if self._server is None:

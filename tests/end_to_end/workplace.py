@@ -39,12 +39,12 @@ class Workplace(NnunetFolders):
     """The folders of nnU-Net and how its commands are run on them.
 
     Attributes:
-        environment: Environment variables that every command sees.
         scripts: Runs them.
+        environment: Environment variables that every command sees.
     """
 
+    scripts: Scripts = field(kw_only=True)
     environment: dict[str, str] = field(default_factory=dict)
-    scripts: Scripts = field(default_factory=Scripts)
 
     def command(
         self, name: str, *arguments: object, fails: bool = False, own_process: bool = False, **environment: str
@@ -131,7 +131,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """nnU-Net's folders and environment, also for this process, with both datasets planned and preprocessed."""
     from nnunetv2_deferral import trainers
 
-    here = Workplace(tmp_path_factory.mktemp("nnunet"))
+    temporary = tmp_path_factory.getbasetemp()
+    shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+    here = Workplace(tmp_path_factory.mktemp("nnunet"), scripts=Scripts(shared / "scripts_seen"))
     here.environment = here.variables | {
         "nnUNet_extTrainer": os.pathsep.join((str(Path(trainers.__file__).parent), str(HERE / "trainers"))),
         "nnUNet_n_proc_DA": "0",

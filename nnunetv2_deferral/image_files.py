@@ -1,0 +1,328 @@
+"""Reading and writing images, label maps and float maps that are whole.
+
+Readers accept files that are not: SimpleITK returns zeros, or arbitrary memory, for the rest of a `.nii`, `.nii.gz` or
+`.gipl` that was cut short, ignores checksums, replaces NaN by 0 in NIfTI, and follows headers that refer to other
+files. Every image, mask and map of the package is therefore read here: by nnU-Net's reader-writer of the dataset, after
+:func:`check_file`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import written_whole
+from nnunetv2_deferral.labels import unknown_labels
+
+_CHUNK_BYTES = 2**22
+_MAX_TRAILING_BYTES = 2**20
+_MAX_HEADER_BYTES = 2**20
+_GIPL_HEADER_BYTES = 256
+_MAX_VOXEL_BYTES = 8
+_GIPL_MAGIC = (b"\x2a\xe3\x89\xb8", b"\xef\xff\xe9\xb0")
+
+
+_Stream: TypeAlias = IO[bytes] | gzip.GzipFile
+
+
+class MaskReader(Protocol):
+    """The part of nnU-Net's reader-writers that reads a label map."""
+
+    def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
+        """The label map (1, *S) and its properties."""
+
+
+class MaskWriter(Protocol):
+    """The part of nnU-Net's reader-writers that writes a label map."""
+
+    def write_seg(self, seg: np.ndarray, output_fname: str, properties: dict[str, Any]) -> None:
+        """Write a label map with the geometry in `properties`."""
+
+
+class ImageReader(MaskReader, Protocol):
+    """The part of nnU-Net's reader-writers that reads."""
+
+    def read_images(self, image_fnames: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """The image (C, *S) and its properties."""
+
+
+def read_image(files: Sequence[Path], reader: ImageReader) -> np.ndarray:
+    """The image, float32 (C, *S), whose channels are in these files.
+
+    Raises:
+        InputError: If there is no file, or one is missing, cut short or cannot be read; the message names it.
+    """
+    if not files:
+        raise InputError("an image needs at least one file")
+    for file in files:
+        check_file(file)
+    return _read(files[0], lambda: reader.read_images([str(file) for file in files]))[0]
+
+
+def read_values(file: Path, reader: MaskReader) -> tuple[np.ndarray, dict[str, Any]]:
+    """A map of finite real numbers with one channel, in nnU-Net's dtype (float32), and its properties.
+
+    Raises:
+        InputError: If the file is missing, cut short, cannot be read, has several channels, or holds NaN, infinite or
+            complex numbers; the message names it.
+    """
+    check_file(file, finite=True)
+    values, properties = _read(file, lambda: reader.read_seg(str(file)))
+    if values.ndim != 4 or values.shape[0] != 1:
+        raise InputError(f"{file} is not a map with one channel: nnU-Net reads shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError(f"{file} contains numbers that are not finite")
+    return values[0], properties
+
+
+def read_labels(
+    file: Path, reader: MaskReader, known: Iterable[int | None], listed_in: str = "dataset.json"
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A label map, int64 in the axis order of nnU-Net's readers, and its properties.
+
+    Args:
+        file: The file.
+        reader: nnU-Net's reader-writer of the dataset.
+        known: The labels that may occur; None is ignored.
+        listed_in: Where these are listed, for the message.
+
+    Raises:
+        InputError: As :func:`read_values`, and naming the values that are not among `known`.
+    """
+    values, properties = read_values(file, reader)
+    if unknown := unknown_labels(values, known):
+        raise InputError(f"{file} contains labels that are not in {listed_in}: {unknown}")
+    return values.astype(np.int64), properties
+
+
+def write_labels(array: np.ndarray, file: Path, writer: MaskWriter, properties: dict[str, Any]) -> None:
+    """Write a label map or map whole or not at all, with nnU-Net's reader-writer; what is there is replaced.
+
+    ITK reports no error if the disk is full, so the file is checked before it gets its name.
+
+    Args:
+        array: (Z, Y, X) or (1, Y, X).
+        file: The file, in a folder that is created if necessary.
+        writer: nnU-Net's reader-writer of the dataset.
+        properties: nnU-Net's properties of the image or mask, which contain its geometry.
+
+    Raises:
+        InputError: If the file cannot be written, or not completely.
+    """
+    with written_whole(file.parent) as scratch:
+        writer.write_seg(array, str(scratch / file.name), properties)
+        check_written(scratch / file.name, file)
+
+
+def check_written(written: Path, file: Path) -> None:
+    """Check a file that was just written, before it is moved to its place.
+
+    Raises:
+        InputError: If it is not complete; the message names `file`, its place.
+    """
+    try:
+        check_file(written)
+    except InputError as error:
+        raise InputError(f"{file} cannot be written completely: is the disk full?") from error
+
+
+def check_file(file: Path, *, finite: bool = False) -> None:
+    """Check that an image file has the format of its ending, is complete, and holds its data itself.
+
+    Compressed files (NIfTI, NRRD, MetaImage) are decompressed once, which compares their checksums. Endings that
+    nnU-Net does not read pass.
+
+    Args:
+        file: The file.
+        finite: Whether to refuse NaN and infinite numbers in NIfTI, which SimpleITK would read as 0.
+
+    Raises:
+        InputError: If it is missing or fails a check; the message names it.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is missing")
+    name = file.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            fault = _nifti_fault(file, finite)
+        else:
+            fault = next((check(file) for ending, check in _CHECKS.items() if name.endswith(ending)), "")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file} cannot be read; is it complete? ({_reason(error)})") from error
+    if fault:
+        raise InputError(f"{file} {fault}")
+
+
+def _read(file: Path, read: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        return read()
+    except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
+        raise InputError(f"{file} cannot be read; is it complete? ({_reason(error)})") from error
+
+
+def _nifti_fault(file: Path, finite: bool) -> str:
+    is_compressed = file.name.lower().endswith(".gz")
+    with file.open("rb") as raw, gzip.GzipFile(fileobj=raw) if is_compressed else raw as stream:
+        try:
+            header = _nifti_header(stream)
+        except Exception as error:  # nibabel's own kinds of error, and numpy's for impossible sizes
+            if isinstance(error, OSError | EOFError | zlib.error):
+                raise
+            return f"is not a NIfTI file: {_reason(error)}"
+        if header is None:
+            return "is not a NIfTI file that contains its own data"
+        dtype, offset = header.get_data_dtype(), int(header["vox_offset"])
+        if dtype.kind == "c":
+            return "contains complex numbers"
+        size = int(np.prod(header.get_data_shape(), dtype=object)) * dtype.itemsize
+        stream.seek(offset)
+        remaining, chunk_bytes = size, _CHUNK_BYTES // dtype.itemsize * dtype.itemsize
+        while remaining > 0:
+            chunk = _read_exactly(stream, min(remaining, chunk_bytes))
+            if len(chunk) < min(remaining, chunk_bytes):
+                missing = remaining - len(chunk)
+                return f"is incomplete: {missing} of {size} bytes of voxels are missing"
+            if finite and dtype.kind == "f" and not np.isfinite(np.frombuffer(chunk, dtype)).all():
+                return "contains numbers that are not finite"
+            remaining -= len(chunk)
+        # Reading to the end compares the checksum of a compressed file.
+        if len(_read_exactly(stream, _MAX_TRAILING_BYTES + 1)) > _MAX_TRAILING_BYTES:
+            return f"contains more than the {size} bytes of voxels of its header"
+    return ""
+
+
+def _nifti_header(stream: _Stream) -> Any:
+    """The header of a single-file NIfTI-1 or -2, None for anything else."""
+    block = _read_exactly(stream, 540)
+    kinds: tuple[tuple[Any, int, bytes], ...] = (
+        (nibabel.Nifti1Header, 344, b"n+1\0"),
+        (nibabel.Nifti2Header, 4, b"n+2\0"),
+    )
+    for kind, magic_at, magic in kinds:
+        length = kind.template_dtype.itemsize
+        if block[magic_at : magic_at + 4] == magic and len(block) >= length:
+            return kind(block[:length])
+    if len(block) < 348:
+        raise EOFError("the header is incomplete")
+    return None
+
+
+def _read_exactly(stream: _Stream, length: int) -> bytes:
+    parts = []
+    while length > 0 and (part := stream.read(length)):
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def _gipl_fault(file: Path) -> str:
+    with file.open("rb") as stream:
+        header = stream.read(_GIPL_HEADER_BYTES)
+    if header[-4:] not in _GIPL_MAGIC:
+        return "is not a complete GIPL file"
+    information = _information(file)
+    voxel_bytes = sitk.GetArrayFromImage(
+        sitk.Image([1] * information.GetDimension(), information.GetPixelID())
+    ).itemsize
+    expected = _GIPL_HEADER_BYTES + int(np.prod(information.GetSize(), dtype=object)) * voxel_bytes
+    present = file.stat().st_size
+    return f"is incomplete: {expected - present} of {expected} bytes are missing" if present < expected else ""
+
+
+def _nrrd_fault(file: Path) -> str:
+    with file.open("rb") as stream:
+        fields = dict(_header_fields(stream, b":"))
+        if not any(key.startswith(b"nrrd000") for key in fields):
+            return "is not an NRRD file"
+        if b"datafile" in fields:
+            return "refers to another file for its data"
+        if fields.get(b"encoding") in (b"gzip", b"gz"):
+            return _complex_fault(file) or _stream_fault(file, stream, zlib.MAX_WBITS | 16)
+    return _complex_fault(file)
+
+
+def _metaimage_fault(file: Path) -> str:
+    with file.open("rb") as stream:
+        fields = dict(_header_fields(stream, b"=", last=b"elementdatafile"))
+        if b"elementdatafile" not in fields:
+            return "is not a complete MetaImage file"
+        if fields[b"elementdatafile"] != b"local":
+            return "refers to another file for its data"
+        if fields.get(b"compresseddata") == b"true":
+            return _complex_fault(file) or _stream_fault(file, stream, zlib.MAX_WBITS)
+    return _complex_fault(file)
+
+
+def _header_fields(stream: IO[bytes], separator: bytes, last: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of a text header, in lower case, up to an empty line or a last key; the data follow."""
+    while stream.tell() < _MAX_HEADER_BYTES and (line := stream.readline(_MAX_HEADER_BYTES)).strip():
+        key, _, value = line.lower().partition(separator)
+        key = key.replace(b" ", b"").strip()
+        yield key, value.strip()
+        if key == last:
+            return
+
+
+def _complex_fault(file: Path) -> str:
+    is_complex = _information(file).GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    return "contains complex numbers" if is_complex else ""
+
+
+def _information(file: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise OSError(_reason(error)) from error
+    return reader
+
+
+def _stream_fault(file: Path, stream: IO[bytes], wbits: int) -> str:
+    """Decompress to the end, where the checksum is, but not more than the volume of the header."""
+    information = _information(file)
+    most = int(np.prod(information.GetSize(), dtype=object)) * information.GetNumberOfComponents() * _MAX_VOXEL_BYTES
+    data, length = zlib.decompressobj(wbits), 0
+    while not data.eof:
+        chunk = data.unconsumed_tail or stream.read(_CHUNK_BYTES)
+        if not chunk:
+            return "is incomplete: its compressed data have no end"
+        length += len(data.decompress(chunk, _CHUNK_BYTES))
+        if length > most + _MAX_TRAILING_BYTES:
+            return "contains more than the volume of its header"
+    return ""
+
+
+def _signature_fault(*signatures: bytes) -> Callable[[Path], str]:
+    def fault(file: Path) -> str:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        return "" if start.startswith(signatures) else f"is not a file of the format {file.suffix}"
+
+    return fault
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # ITK names the place in its own source first and the cause last.
+    return (lines[-1] if isinstance(error, RuntimeError) else lines[0])[:200] if lines else type(error).__name__
+
+
+_TIFF = _signature_fault(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_CHECKS: dict[str, Callable[[Path], str]] = {
+    ".gipl": _gipl_fault,
+    ".nrrd": _nrrd_fault,
+    ".mha": _metaimage_fault,
+    ".png": _signature_fault(b"\x89PNG\r\n\x1a\n"),
+    ".bmp": _signature_fault(b"BM"),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+}
