@@ -529,7 +529,7 @@ class TestRefusals:
 
     def test_a_fold_that_does_not_exist(self, workplace, capsys):
         assert "splits_final.json has 2 folds, but not fold 2" in workplace.refused(capsys, folds=(0, 1, 2))
-        assert "different numbers from 0" in workplace.refused(capsys, folds=(0, 0))
+        assert "distinct numbers >= 0, got [0, 0]" in workplace.refused(capsys, folds=(0, 0))
 
     def test_a_single_case(self, workplace, capsys):
         validate_one_case(workplace)
@@ -539,7 +539,7 @@ class TestRefusals:
     def test_a_single_group(self, workplace, capsys):
         file = workplace.root / "groups.json"
         file.write_text(json.dumps(dict.fromkeys(CASES, "eve")))
-        assert "at least two cases for cross-validation, got eve" in workplace.refused(capsys, "-groups", file)
+        assert "for cross-validation, got eve" in workplace.refused(capsys, "-groups", file)
 
     @pytest.mark.parametrize(
         ("content", "words"),
