@@ -37,7 +37,7 @@ def test_a_case_has_five_panels_and_names_who_was_asked(shape):
     assert titles[1] == "reference"
     assert titles[2].startswith("model: Dice 0.")
     assert titles[4] == "system: Dice 1.000"
-    assert any(text.startswith("asked ann") for text in texts_of(figure))
+    assert any(text.startswith("routed to ann") for text in texts_of(figure))
 
 
 def test_dice_is_the_mean_of_the_labels_and_leaves_out_what_is_ignored():
@@ -49,7 +49,7 @@ def test_dice_is_the_mean_of_the_labels_and_leaves_out_what_is_ignored():
     given["route"] = np.zeros_like(given["route"])
     figure = plot_case(**given, ignore_label=9)
     assert figure.axes[2].get_title() == "model: Dice 1.000"
-    assert any("asked expert1" in text for text in texts_of(figure))
+    assert any("routed to expert1" in text for text in texts_of(figure))
 
 
 def test_a_case_without_foreground_has_no_dice():
@@ -63,7 +63,7 @@ def test_a_case_without_foreground_has_no_dice():
     [
         ({"image": np.zeros((20, 23))}, "shapes differ"),
         ({"names": ["ann"]}, "1 names for 2 experts"),
-        ({"spacing": (1.0, 1.0, 1.0)}, "3 spacings"),
+        ({"spacing": (1.0, 1.0, 1.0)}, "spacing of length 3"),
         ({"route": np.full((20, 24), 3)}, r"contains 3, but must lie in \[0, 2\]"),
         ({"experts": np.zeros((2, 20, 23), int)}, "shapes differ"),
     ],

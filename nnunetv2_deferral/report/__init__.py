@@ -1,1 +1,1 @@
-"""Figures and pages: of an evaluation and of a benchmark."""
+"""Figures and HTML reports of evaluations and benchmarks."""

@@ -1,4 +1,4 @@
-"""The figures of a benchmark's page: differences to the first method, and who was asked."""
+"""The figures of a benchmark report: differences from the first method, and load of the experts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SCORE = "Dice"
 EXPERT = "expert alone"
 PARTS = {"model_everywhere": "model alone", "system": "system"}
 
-# Marker and colour of what is compared: told apart by the marker alone, too.
+# Marker and colour by kind; the marker alone distinguishes them.
 _MARKS = {"model_everywhere": ("s", INK), "system": ("D", "#0072B2"), EXPERT: ("^", "#B07800")}
 _MOST_PANELS = 3  # side by side
 _LABELS = 2.0  # inches
 _LINE = 0.25  # inches
-_LEAST_SPAN = 0.005  # of Dice to either side of zero, so that rounding does not look like a difference
-_NEAR = 0.05  # of Dice: experts within this are on the scale, whatever that of models and systems is
+_LEAST_SPAN = 0.005  # in Dice on either side of zero, so that negligible differences do not look large
+_NEAR = 0.05  # in Dice; experts within this distance of zero are always on the scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Line:
     """A line of the forest plot.
 
     Attributes:
-        label: What is set against the first method.
+        label: Label of the line.
         kind: `"model_everywhere"`, `"system"` or `EXPERT`.
-        differences: By region `{"estimate", "low", "high"}` in Dice, NaN where undefined.
+        differences: For each region `{"estimate", "low", "high"}` of the difference in Dice, NaN if undefined.
     """
 
     label: str
@@ -60,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Lines under a heading."""
+    """Lines under a common heading."""
 
     heading: str
     lines: Sequence[Line]
@@ -68,12 +68,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Expert:
-    """An expert who labels everything.
+    """An expert alone, labelling whole images.
 
     Attributes:
-        label: What to call it.
-        part: Of the `summary` of a method: its scores by case.
-        scores: Of the `scores` of a method: its means with intervals.
+        label: Displayed name.
+        part: Scores by case, from the `summary` of a method.
+        scores: Means with intervals, from the `scores` of a method.
     """
 
     label: str
@@ -83,12 +83,12 @@ class Expert:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Whom a method asked.
+    """The load of the experts of a method.
 
     Attributes:
-        label: Of the method.
-        rate: The share of all voxels that it deferred.
-        shares: Of all voxels, by expert in routing order.
+        label: Displayed name of the method.
+        rate: Deferral rate, as a share of all voxels.
+        shares: Share of all voxels routed to each expert, in routing order.
     """
 
     label: str
@@ -97,7 +97,7 @@ class Load:
 
 
 def method_lines(method: Mapping[str, Any]) -> list[Line]:
-    """The differences of a method to the first, which has none itself."""
+    """The differences of a method from the first; empty for the first itself."""
     return [
         Line(label=word, kind=part, differences={region: found[SCORE] for region, found in less.items()})
         for part, word in PARTS.items()
@@ -106,11 +106,11 @@ def method_lines(method: Mapping[str, Any]) -> list[Line]:
 
 
 def experts_alone(methods: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Expert]:
-    """Every expert who can be scored alone, once however many methods ask the same one.
+    """All distinct experts with scores of their own.
 
     Args:
-        methods: Of the results.
-        labels: What they are called, for experts of one name who answered differently.
+        methods: Methods of the results.
+        labels: Displayed names of the methods, to distinguish experts of the same name with different answers.
     """
     found: dict[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {}
     for method, label in zip(methods, labels, strict=True):
@@ -125,14 +125,14 @@ def experts_alone(methods: Sequence[Mapping[str, Any]], labels: Sequence[str]) -
 
 
 def expert_line(expert: Expert, results: Mapping[str, Any], resampling: Resampling | None) -> Line:
-    """An expert alone less the mask of the first method, over the cases that the expert has labelled.
+    """The difference between an expert alone and the mask of the first method, over the cases labelled by the expert.
 
-    benchmark.json has no such difference, but the scores of every case that it is made of.
+    It is not part of benchmark.json and is computed from the scores by case.
 
     Args:
         expert: The expert.
         results: From :func:`nnunetv2_deferral.benchmark.comparison.compare`.
-        resampling: As for the other intervals; None if it is not known, for a line without intervals.
+        resampling: The resampling of the other intervals; None if unknown, for a line without intervals.
     """
     labelled = {row["case"] for row in expert.part["metric_per_case"]}
     cases = [case for fold in results["cases"].values() for case in fold if case in labelled]
@@ -149,20 +149,20 @@ def expert_line(expert: Expert, results: Mapping[str, Any], resampling: Resampli
 
 
 def draw_forest(blocks: Sequence[Block], regions: Mapping[str, str]) -> Figure:
-    """Differences in Dice to the first method with their intervals, a panel for each region, all on one scale.
+    """Forest plot of the differences in Dice from the first method, with one panel per region on a common scale.
 
-    The scale is that of models and systems. An expert alone may lie far off it, and is then an arrow with its number.
+    The scale fits models and systems; experts outside it are drawn as an arrow with a number.
 
     Args:
-        blocks: What to show, from top to bottom.
+        blocks: The lines to show, from top to bottom.
         regions: Titles of the panels by region.
 
     Raises:
-        InputError: If there is nothing to show.
+        InputError: If there are no lines or no regions.
     """
     lines = [line for block in blocks for line in (None, *block.lines)]
     if not lines or not regions:
-        raise InputError(f"a forest plot needs lines and regions, got {len(lines)} and {len(regions)}")
+        raise InputError(f"a forest plot requires lines and regions, got {len(lines)} and {len(regions)}")
     names, columns = list(regions), min(len(regions), _MOST_PANELS)
     stacked = math.ceil(len(names) / columns)
     tall = len(lines) * _LINE
@@ -180,7 +180,7 @@ def draw_forest(blocks: Sequence[Block], regions: Mapping[str, str]) -> Figure:
         if column == 0:
             _draw_labels(figure, blocks, top)
     kinds = {line.kind: None for block in blocks for line in block.lines}
-    words = PARTS | {EXPERT: "an expert alone, labelling everything"}
+    words = PARTS | {EXPERT: "expert alone, whole image"}
     handles = [
         Line2D([], [], marker=_MARKS[kind][0], color=_MARKS[kind][1], markersize=6, linewidth=1.6, label=words[kind])
         for kind in kinds
@@ -192,13 +192,13 @@ def draw_forest(blocks: Sequence[Block], regions: Mapping[str, str]) -> Figure:
 
 
 def draw_loads(loads: Sequence[Load]) -> Figure:
-    """A bar for each method: how the voxels that it deferred are shared out among its experts.
+    """A bar for each method: the distribution of its deferred voxels among the experts.
 
     Raises:
         InputError: If there is no method.
     """
     if not loads:
-        raise InputError("a figure of loads needs at least one method, got none")
+        raise InputError("a figure of loads requires at least one method, got none")
     most = max(len(load.shares) for load in loads)
     columns = min(most, 4)
     above, below = 0.1, 0.75 + 0.24 * math.ceil(most / columns)
@@ -240,7 +240,7 @@ def _draw_panel(axes: Axes, lines: Sequence[Line | None], region: str, span: tup
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.4g}".replace("-", "−") if value else "0"))
-    axes.set_xlabel("difference in Dice; better is right")
+    axes.set_xlabel("difference in Dice (positive is better)")
     for place, line in enumerate(lines):
         if line is None:
             continue
@@ -261,7 +261,7 @@ def _draw_panel(axes: Axes, lines: Sequence[Line | None], region: str, span: tup
 
 
 def _draw_beyond(axes: Axes, place: int, estimate: float, span: tuple[float, float], colour: str) -> None:
-    """An arrow at the edge, with the number that lies beyond it."""
+    """An arrow at the edge of the axes, with the value outside them."""
     left = estimate < span[0]
     for text, points, shade, size in (("◀" if left else "▶", 2, colour, 1), (signed_text(estimate), 14, INK, 2)):
         axes.annotate(
@@ -272,7 +272,7 @@ def _draw_beyond(axes: Axes, place: int, estimate: float, span: tuple[float, flo
 
 
 def _draw_labels(figure: Figure, blocks: Sequence[Block], top: float) -> None:
-    """Headings over the whole width, where no data are, so that long names have room; labels beside the panels."""
+    """Headings across the whole width, on lines without data, so that long names fit; labels beside the panels."""
     width, height = figure.get_size_inches()
     where = top - 0.5 * _LINE
     for block in blocks:
@@ -309,7 +309,7 @@ def _draw_load(axes: Axes, place: int, load: Load) -> None:
 
 
 def _span(blocks: Sequence[Block], regions: Sequence[str]) -> tuple[float, float]:
-    """The scale: zero, models and systems with their intervals, and experts who are not far from them."""
+    """The scale, containing zero, models and systems with their intervals, and experts close to them."""
     lines = [line for block in blocks for line in block.lines]
     telling = [line for line in lines if line.kind != EXPERT] or lines
     numbers = [number for line in telling for number in _finite(line, regions)]
@@ -325,7 +325,7 @@ def _finite(line: Line, regions: Sequence[str]) -> list[float]:
 
 
 def _plain(name: str, longest: int) -> str:
-    """A name for matplotlib, cut in its middle where it is too long, because names of trainers differ at their ends."""
+    """A name for matplotlib, shortened in the middle if too long, because names of trainers differ at their ends."""
     end = longest // 2
     short = name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
     return plain(short, longest=longest)

@@ -1,4 +1,4 @@
-"""The page of a benchmark: is the mask as good as stock nnU-Net's, is the system better, and who was asked."""
+"""The HTML report of a benchmark."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from nnunetv2_deferral.report.statements import interval_text
 from nnunetv2_deferral.report.tables import DASH, ratio, share_text
 
 _DPI = 150
-_MOST_PANELS = 24  # more are no figure
-_MOST_COLUMNS = 4  # of intervals beside each other
+_MOST_PANELS = 24  # more do not fit into a figure
+_MOST_COLUMNS = 4  # of intervals side by side
 _COLUMNS = {
     "model_everywhere": "alone",
     "system": "system",
-    "model": "model, where\nit answers",
-    "expert": "expert, where\nasked",
+    "model": "model,\nkept voxels",
+    "expert": "expert,\ndeferred voxels",
 }
 _WORDS = (
-    ("alone", "The network's mask of the whole image, as a stock model has, or an expert who labels everything."),
-    ("system", "Model and experts together: the asked expert's label where the model defers, its own elsewhere."),
-    ("deferred", "Handed to an expert instead of answered by the model; the rate is the share of all voxels."),
-    ("where it answers, where asked", "Scored over the voxels that the model keeps, and over those that it defers: "
-     "other voxels each, to be compared neither with each other nor with the rest."),
-    ("unanswered", "Of what was deferred: the expert who was asked has no label there, so the model's answer stands."),
-    ("Dice", f"Overlap with the reference from 0 to 1, a mean over cases; {DASH} where there is nothing to overlap."),
+    ("alone", "The network's mask of the whole image, as of a stock model, or an expert's labels of the whole image."),
+    ("system", "Model and experts together: the expert's label where a voxel was deferred, the model's elsewhere."),
+    ("deferred", "Labelled by an expert instead of the model; the deferral rate is the share of all voxels."),
+    ("kept voxels, deferred voxels", "Scores over the voxels that the model keeps and over those that it defers. As "
+     "the voxels differ, these scores are not comparable with each other or with the others."),
+    ("unanswered", "Deferred voxels where the expert has no label; the model's label is kept."),
+    ("Dice", f"Overlap with the reference between 0 and 1, mean over cases; {DASH} if undefined."),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Methods that are shown together: a table of the paper, or those that stand in none, without a title.
+    """Methods that are shown together: a table of the paper, or without a title those that are in none.
 
-    A method has its place in the results, a label, and the cells that stand at the left of tables under `heads`.
+    Each method has its index in the results, a label, and the leading cells of its table rows, under `heads`.
     """
 
     title: str
@@ -61,13 +61,13 @@ class _Group:
 
 
 def check_report(file: Path) -> None:
-    """Refuse a file that could not be written, before anything is computed for it.
+    """Check that a report can be written, before anything is computed.
 
     Raises:
-        InputError: If it is a folder or no plain file, or if its folder cannot be written or made.
+        InputError: If the path exists and is not a regular file, or its folder cannot be written or created.
     """
     if file.exists() and not file.is_file():
-        raise InputError(f"the report {file} cannot be written: it is there and no file")
+        raise InputError(f"the report {file} cannot be written: it exists and is not a regular file")
     there = file.absolute().parent
     while not there.exists():
         there = there.parent
@@ -79,22 +79,22 @@ def check_report(file: Path) -> None:
 
 
 def write_benchmark_page(results: Mapping[str, Any], file: Path, *, groups: Mapping[str, Any] | None = None) -> None:
-    """Write the page of a benchmark, whole or not at all.
+    """Write the HTML report of a benchmark atomically.
 
     Args:
-        results: From :func:`nnunetv2_deferral.benchmark.comparison.compare`, or what was read from benchmark.json.
+        results: From :func:`nnunetv2_deferral.benchmark.comparison.compare`, or the content of benchmark.json.
         file: The HTML file.
-        groups: For each case what it was drawn with, where results were made with groups, for they do not hold them.
-            Without, experts alone then have no intervals.
+        groups: The group of each case, if the results were computed with groups, which they do not contain. Without
+            them, experts alone have no intervals in that case.
 
     Raises:
-        InputError: If the groups are not as many as those of the results.
+        InputError: If the number of groups differs from that of the results.
     """
     write_page(benchmark_page(results, groups=groups), file)
 
 
 def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | None = None) -> Page:
-    """The page; arguments as in :func:`write_benchmark_page`."""
+    """The report as a page; arguments as in :func:`write_benchmark_page`."""
     results = _with_nan(results)
     resampling, names = _resampling(results, groups), method_names(results["methods"])
     sections: list[Section] = []
@@ -106,23 +106,23 @@ def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | No
         if group.title:
             sections.append(Section(heading=group.title, parts=[part for found in parts for part in found]))
         else:
-            headings = (f"Differences to {names[0]}", "Who was asked", "Scores")
+            headings = (f"Differences from {names[0]}", "Load of the experts", "Scores")
             sections += [Section(heading=heading, parts=found) for heading, found in zip(headings, parts, strict=True)]
     return Page(
-        title=f"Trainings compared: {results['dataset']}, {results['configuration']}",
+        title=f"Comparison of trainings: {results['dataset']}, {results['configuration']}",
         headline=headline(results, verdicts),
         introduction=remarks(results, names),
         sections=(
             *(section for section in sections if section.parts),
             _times(results, names),
-            Section(heading="Words", parts=(Definitions(_WORDS),)),
+            Section(heading="Definitions", parts=(Definitions(_WORDS),)),
             _background(results, names),
         ),
     )
 
 
 def _groups(results: Mapping[str, Any], names: Sequence[str]) -> list[_Group]:
-    """The tables of the paper, each with the first method to compare with, and before them what stands in none."""
+    """The methods that are in no table of the paper, then each table with the first method for comparison."""
     studies = results["studies"]
     placed = {row["method"] for study in studies for row in study["rows"]}
     loose = [0, *(place for place in range(1, len(names)) if place not in placed)]
@@ -150,14 +150,14 @@ def _compared(results: Mapping[str, Any], group: _Group, resampling: Resampling 
     alone = [
         figures.expert_line(expert, results, resampling) for expert in figures.experts_alone(methods, group.labels)
     ]
-    blocks.append(figures.Block(heading="experts, labelling everything", lines=alone))
+    blocks.append(figures.Block(heading="experts alone, whole image", lines=alone))
     if not (blocks := [block for block in blocks if block.lines]):
         return []
     first = method_names(results["methods"])[0]
     caption = (
-        f"Dots are differences in Dice to {first} on the same cases, bars their 95 % intervals: right of the line is "
-        "better, and a bar across the line leaves open which is. Hollow: there is no interval. An arrow stands for an "
-        "expert alone beyond the scale. Model and expert are set against its mask, a system against its system, if it "
+        f"Paired differences in Dice from {first} on the same cases, with 95 % intervals; positive is better, and "
+        "intervals that cross the line are inconclusive. Hollow markers have no interval. Arrows stand for experts "
+        f"outside the scale. Models and experts are compared with the mask of {first}, systems with its system, if it "
         "has one."
     )
     drawn = regions
@@ -165,7 +165,7 @@ def _compared(results: Mapping[str, Any], group: _Group, resampling: Resampling 
         drawn = {FOREGROUND: regions[FOREGROUND]}
         caption += f" The {len(regions) - 1} classes are in the tables below."
     picture = to_png(figures.draw_forest(blocks, drawn), dpi=_DPI)
-    parts: list[Part] = [Picture(png=picture, title=f"Dice less that of {first}", caption=caption)]
+    parts: list[Part] = [Picture(png=picture, title=f"Difference in Dice from {first}", caption=caption)]
     for begin in range(0, len(regions), _MOST_COLUMNS):
         shown = list(regions)[begin : begin + _MOST_COLUMNS]
         rows = [
@@ -174,7 +174,7 @@ def _compared(results: Mapping[str, Any], group: _Group, resampling: Resampling 
             for line in block.lines
         ]
         head = ["", "", *(regions[region] for region in shown)]
-        parts.append(Table(caption=f"The same in numbers: Dice less that of {first}", head=head, rows=rows))
+        parts.append(Table(caption=f"Differences in Dice from {first}, with 95 % intervals", head=head, rows=rows))
     return parts
 
 
@@ -192,18 +192,18 @@ def _asked(results: Mapping[str, Any], group: _Group) -> list[Part]:
                   for name, share in deferral["share"].items())  # fmt: skip
         rows.append([label, share_text(rate), "\n".join(shares), share_text(deferral["unanswered"])])
     caption = (
-        "How the voxels that a method deferred are shared out among its experts; where one expert has nearly the whole "
-        "bar, routing has collapsed."
+        "Distribution of the deferred voxels among the experts; if one expert has nearly all of them, routing may have "
+        "collapsed."
     )
     return [
         Picture(png=to_png(figures.draw_loads(loads), dpi=_DPI), title="Load of each expert", caption=caption),
-        Table(caption="The same in numbers: of each expert the share of the deferred voxels (of all voxels)",
-              head=["", "deferred", "asked", "unanswered"], rows=rows),
+        Table(caption="For each expert the share of the deferred voxels (of all voxels)",
+              head=["", "deferred", "routed to", "unanswered"], rows=rows),
     ]  # fmt: skip
 
 
 def _scores(results: Mapping[str, Any], group: _Group) -> list[Part]:
-    """A table for each score of each region: a row a method, then the experts alone."""
+    """A table for each score and region: one row per method, then the experts alone."""
     methods = [results["methods"][place] for place in group.places]
     columns = {part: head for part, head in _COLUMNS.items() if any(part in method["scores"] for method in methods)}
     lines = [(cells, method["scores"], method["deferral"].get("rate", math.nan))
@@ -226,27 +226,27 @@ def _scores(results: Mapping[str, Any], group: _Group) -> list[Part]:
 
 
 def _times(results: Mapping[str, Any], names: Sequence[str]) -> Section:
-    """Ratios; seconds where the results have any, which is on GPUs."""
+    """Ratios, and seconds if the results contain them (GPUs only)."""
     columns = {"epoch_ratio": "epoch, ratio", "prediction_ratio": "prediction, ratio",
-               "seconds_per_epoch": "seconds\nan epoch", "seconds_prediction": "seconds\nto predict"}  # fmt: skip
+               "seconds_per_epoch": "seconds\nper epoch", "seconds_prediction": "prediction,\nseconds"}  # fmt: skip
     took = [method["time"] for method in results["methods"]]
     shown = [key for key in columns if key.endswith("ratio") or any(not math.isnan(each[key]) for each in took)]
     rows = [
         [name, str(each["device"]) or DASH, *(DASH if math.isnan(each[key]) else f"{each[key]:.3g}" for key in shown)]
         for name, each in zip(names, took, strict=True)
     ]
-    caption = f"What training and prediction take, {names[0]} being 1"
+    caption = f"Duration of training and prediction relative to {names[0]}"
     note = (
-        "Epochs are medians, set in relation where device and number of steps are the same; trainings ran at different "
-        "times, so what else the machine did is in them. Prediction is measured once, from the start of the command to "
-        "its end. Seconds are told for GPUs only."
+        "Epochs: ratio of medians, if device and number of steps agree. Trainings ran at different times and may have "
+        "been affected by other load on the machine. Prediction: one run, from start to end of the command. Seconds "
+        "are given for GPUs only."
     )
     head = ["trainer", "trained on", *(columns[key] for key in shown)]
     return Section(heading="Time", parts=(Table(caption=caption, head=head, rows=rows), Note(note)))
 
 
 def _broken(found: Mapping[str, float], *, signed: bool = False) -> str:
-    """An estimate, and below it its interval in one line."""
+    """An estimate with its interval on a second line."""
     return interval_text(found, signed=signed).replace(" [", "\n[").replace(", ", ",\N{NO-BREAK SPACE}")
 
 
@@ -254,13 +254,13 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
     cases = results["cases"]
     methods = [
         f"{method['trainer']}, plans {method['plans']}"
-        + (f", asks {', '.join(method['experts'])}" if method["deferral_model"] else "")
+        + (f", experts {', '.join(method['experts'])}" if method["deferral_model"] else "")
         for method in results["methods"]
     ]
     drawn = {"intervals": results["intervals"], "deferred": {"per_case": [c for fold in cases.values() for c in fold]}}
     limits = [
-        "Each method is one training a fold: another training of the same trainer would differ, too. If settings were "
-        "chosen on these cases, all numbers are optimistic.",
+        "Each method was trained once per fold; repeated trainings of the same trainer would differ as well. If "
+        "settings were selected on these cases, all results are optimistic.",
     ]
     mean = results["methods"][0]["summary"]["model_everywhere"]["mean"]
     undefined = {
@@ -270,17 +270,17 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
     }
     if undefined:
         numbers = ", ".join(f"{title}: {number}" for title, number in undefined.items())
-        limits.append(f"Cases left out of the mean of {names[0]} because a score is undefined, by class: {numbers}.")
+        limits.append(f"Cases excluded from the mean of {names[0]} because a score is undefined, by class: {numbers}.")
     answering = panels(results)
     if answering:
         limits.append(
-            "An expert alone would have labelled every voxel of every image: a reference, not an alternative at the "
-            "same effort. A share of voxels is not a measure of working time either."
+            "An expert alone labels every voxel of every image: a point of comparison, not an alternative with the "
+            "same effort. The share of voxels does not measure working time."
         )
     if any(isinstance(expert, str) for panel in answering for expert in panel["experts"]):
         limits.append(
-            "If the reference was made from these raters' own labels, they are right partly by construction; this page "
-            "cannot know."
+            "If the reference was made from these raters' own labels, their agreement with it is partly by "
+            "construction."
         )
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     meanings = [
@@ -289,35 +289,35 @@ def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
         ("methods", "\n".join(methods)),
         ("experts", "\n".join(statements.experts_text({"experts": panel}) for panel in answering) or "none"),
         ("intervals", statements.intervals_text(drawn)),
-        ("limits", "\n".join(limits)),
-        ("made with", f"{versions}; {results['machine']}; {results['date']}"),
+        ("limitations", "\n".join(limits)),
+        ("versions", f"{versions}; {results['machine']}; {results['date']}"),
     ]
     note = Note(
-        "All numbers are in benchmark.json and benchmark.csv, written with this page, but for the differences of "
-        "experts alone, which are made of the scores by case in benchmark.json."
+        "All numbers are in benchmark.json and benchmark.csv of the same benchmark, except for the differences of "
+        "experts alone, which are computed from the scores by case in benchmark.json."
     )
-    return Section(heading="How this was done, and what it cannot tell", parts=(Definitions(meanings), note))
+    return Section(heading="Methods and limitations", parts=(Definitions(meanings), note))
 
 
 def _regions(results: Mapping[str, Any]) -> dict[str, str]:
-    """What is shown, by region: the mean and every class; a single class says the same as its mean."""
+    """The titles of the regions shown: the mean and each class, or only the class if there is one."""
     classes = {region: f"class {name}" for region, name in results["regions"].items()}
     return classes if len(classes) == 1 else {FOREGROUND: "mean over classes"} | classes
 
 
 def _resampling(results: Mapping[str, Any], groups: Mapping[str, Any] | None) -> Resampling | None:
-    """As the intervals of the results were drawn; None if they were by groups that are not known here."""
+    """The resampling used for the results; None if it used groups that are not given."""
     drawn, cases = results["intervals"], [case for fold in results["cases"].values() for case in fold]
     if groups is None and drawn["num_groups"] != len(cases):
         return None
     if groups is not None and len({groups[case] for case in cases}) != drawn["num_groups"]:
         number = len({groups[case] for case in cases})
-        raise InputError(f"the results were made with {drawn['num_groups']} groups of cases, not with these {number}")
+        raise InputError(f"the results were computed with {drawn['num_groups']} groups of cases, got {number}")
     return Resampling(groups=groups, seed=drawn["seed"], num_resamples=drawn["num_resamples"])
 
 
 def _with_nan(content: Any) -> Any:
-    """The same data with NaN for None, as it was before it was written as JSON."""
+    """The data with None replaced by NaN, as before it was written as JSON."""
     if isinstance(content, Mapping):
         return {key: _with_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

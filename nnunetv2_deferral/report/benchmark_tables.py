@@ -1,4 +1,4 @@
-"""The results as Markdown, in the layouts of the paper (scores in per cent), and as one long CSV (as fractions)."""
+"""The results of a benchmark as Markdown in the layouts of the paper (scores in per cent), CSV and JSON (fractions)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _COLUMNS = ("trainer", "plans", "part", "region", "score", "estimate", "low", "h
 
 
 def write_tables(results: Mapping[str, Any], output: Path) -> list[Path]:
-    """Write benchmark.json (NaN as null), benchmark.csv and benchmark.md, each whole or not at all.
+    """Write benchmark.json (NaN as null), benchmark.csv and benchmark.md atomically.
 
     Args:
         results: From :func:`nnunetv2_deferral.benchmark.comparison.compare`.
-        output: The folder.
+        output: The output folder.
 
     Returns:
-        The files.
+        The files written.
     """
     with written_whole(output) as scratch:
         (scratch / f"{NAME}.json").write_text(json.dumps(without_nan(results), indent=1) + "\n")
@@ -41,7 +41,7 @@ def write_tables(results: Mapping[str, Any], output: Path) -> list[Path]:
 
 
 def long_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row for each number, with its interval and its difference to the first method where there are such."""
+    """One row per number, with its interval and its difference from the first method if defined."""
     for method in results["methods"]:
         row = {key: method[key] for key in ("trainer", "plans")}
         for part, regions in method["scores"].items():
@@ -62,7 +62,7 @@ def long_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """All tables with a heading each."""
+    """All tables as Markdown, with headings."""
     methods, names = results["methods"], results["regions"]
     regions = [FOREGROUND, *names]
     parts = [
@@ -70,10 +70,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         _introduction(results),
         "## Deferral",
         markdown_table(_deferral_rows(methods)),
-        f"## Dice, difference to {methods[0]['trainer']}, in points",
+        f"## Difference in Dice from {methods[0]['trainer']}, in percentage points",
         markdown_table(_difference_rows(methods, names)),
     ]
-    # The mean over a single class says the same as the class.
+    # With a single class the mean equals the class.
     for region in regions if len(regions) > 2 else regions[1:]:
         title = "Mean over the foreground" if region == FOREGROUND else f"Class {names[region]}"
         parts += [f"## {title}", markdown_table(_score_rows(methods, region))]
@@ -91,17 +91,17 @@ def _introduction(results: Mapping[str, Any]) -> str:
     groups = "cases" if drawn["num_groups"] == results["num_cases"] else f"{drawn['num_groups']} groups of cases"
     return (
         f"{'Fold' if len(folds) == 1 else 'Folds'} {', '.join(map(str, folds))}, {results['num_cases']} validation "
-        "cases, each counted once. Scores are means over cases in per cent; in brackets "
-        f"{drawn['level']:.0%} intervals from {drawn['num_resamples']} bootstrap resamples of the {groups}. "
-        "System: the fused mask. Expert: over the voxels that were deferred. Model: over those it keeps; model "
-        "everywhere: its mask of the whole image, as that of a stock model. Means leave out cases where a score is "
-        f"undefined, so expert and model are of other voxels and may be of other cases than the system. {DASH}: "
-        "undefined everywhere."
+        "cases, each counted once. Scores are means over cases in per cent, with "
+        f"{drawn['level']:.0%} intervals from {drawn['num_resamples']} bootstrap resamples of the {groups} in "
+        "brackets. System: the fused mask. Expert: the experts' labels on the deferred voxels. Model: the model's "
+        "labels on the voxels it keeps. Model everywhere: the model's mask of the whole image, as of a stock model. "
+        "Cases with an undefined score are excluded from means, so expert and model refer to other voxels, and "
+        f"possibly other cases, than the system. {DASH}: undefined in all cases."
     )
 
 
 def _score_rows(methods: Sequence[Mapping[str, Any]], region: str) -> Iterator[list[str]]:
-    """A method a row: every score of system, expert, model and model everywhere."""
+    """One row per method: all scores of system, expert, model and model everywhere."""
     parts = (*_PARTS, "model_everywhere")
     yield ["trainer", *(f"{score} {_named(part)}" for score in SCORES for part in parts)]
     for method in methods:
@@ -109,7 +109,7 @@ def _score_rows(methods: Sequence[Mapping[str, Any]], region: str) -> Iterator[l
 
 
 def _deferral_rows(methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    yield ["trainer", "system Dice", "model everywhere Dice", "deferred", "asked of each expert", "without an answer"]
+    yield ["trainer", "system Dice", "model everywhere Dice", "deferred", "routed to each expert", "unanswered"]
     for method in methods:
         deferral = method["deferral"]
         shares = (f"{name} {_percent(share)}" for name, share in deferral.get("share", {}).items())
@@ -123,7 +123,7 @@ def _deferral_rows(methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 
 
 def _difference_rows(methods: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Iterator[list[str]]:
-    """For each other method the difference of system and of model everywhere, for each region."""
+    """One row per method after the first: differences of system and model everywhere, for each region."""
     parts = ("system", "model_everywhere")
     regions = {FOREGROUND: ""} | ({key: f", {name}" for key, name in names.items()} if len(names) > 1 else {})
     yield ["trainer", *(f"{_named(part)}{name}" for name in regions.values() for part in parts)]
@@ -134,7 +134,7 @@ def _difference_rows(methods: Sequence[Mapping[str, Any]], names: Mapping[str, s
 
 
 def _ablation_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Table 6: the scores side by side, in each system, expert, model."""
+    """Table 6: for each score the columns system, expert and model."""
     headings = list(study["rows"][0]["headings"])
     yield [*headings, *(f"{score} {part}" for score in SCORES for part in _PARTS), "model everywhere Dice", "deferred"]
     for row in study["rows"]:
@@ -144,7 +144,7 @@ def _ablation_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]
 
 
 def _grid_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Table C.8: system, expert and model side by side, in each IoU, Dice, Sensitivity."""
+    """Table C.8: for each of system, expert and model the columns IoU, Dice and Sensitivity."""
     scores = ("IoU", "Dice", "Sensitivity")
     headings = list(study["rows"][0]["headings"])
     yield [*headings, *(f"{part} {score}" for part in _PARTS for score in scores), "model everywhere Dice", "deferred"]
@@ -155,7 +155,7 @@ def _grid_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -
 
 
 def _scalability_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Table D.10: a column for each number of experts, a row for each score of each predictor."""
+    """Table D.10: one column per number of experts, one row per score and predictor."""
     chosen = [methods[row["method"]] for row in study["rows"]]
     yield ["Metric", "Predictor", *(f"J = {row['headings']['J']}" for row in study["rows"])]
     for score in SCORES:
@@ -165,7 +165,7 @@ def _scalability_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, A
 
 
 def _time_rows(methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    yield ["trainer", "trained on", "seconds an epoch", "epoch, ratio", "seconds to predict", "prediction, ratio"]
+    yield ["trainer", "trained on", "seconds per epoch", "epoch, ratio", "prediction, seconds", "prediction, ratio"]
     for method in methods:
         took = method["time"]
         numbers = ("seconds_per_epoch", "epoch_ratio", "seconds_prediction", "prediction_ratio")
@@ -174,9 +174,9 @@ def _time_rows(methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
 
 def _time_note(results: Mapping[str, Any]) -> str:
     return (
-        f"Ratios are to {results['methods'][0]['trainer']}: the median epoch, where device and number of steps are the "
-        "same; trainings ran at different times, so what else the machine did is in them. Prediction is measured once, "
-        "from the start of the command to its end. Seconds are told for GPUs only."
+        f"Ratios are relative to {results['methods'][0]['trainer']}. Epochs: ratio of medians, if device and number of "
+        "steps agree. Trainings ran at different times and may have been affected by other load on the machine. "
+        "Prediction: one run, from start to end of the command. Seconds are given for GPUs only."
     )
 
 
@@ -214,6 +214,6 @@ def _named(part: str) -> str:
 
 
 def _name(method: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> str:
-    """The trainer, with its plans where they are not those of all."""
+    """The name of the trainer, with its plans if these differ among methods."""
     differ = len({each["plans"] for each in methods}) > 1
     return f"{method['trainer']} ({method['plans']})" if differ else method["trainer"]

@@ -1,4 +1,4 @@
-"""Risk-coverage curves: what errors remain among the answers that are kept when the least certain are deferred."""
+"""Risk-coverage curves: the remaining risk when the least certain items are deferred."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ _RANDOM = LineStyle(colour=PALE, dashes=(0, (6, 3)), width=1.0)
 
 
 def draw_coverage(found: Mapping[str, RiskCoverage], *, risk: str = GENERALISED) -> Figure:
-    """A curve for each score, between those of the best possible and of a random score; areas in the legend.
+    """A risk-coverage curve for each score, with those of the optimum and of a random score; areas in the legend.
 
     Args:
-        found: The risk and coverage of each score, by its name; all of the same items.
-        risk: `"generalised"` (losses kept / number of all items) or `"selective"` (mean loss of what is kept).
+        found: The risk and coverage of each score by name, all for the same items.
+        risk: `"generalised"` (sum of the losses of covered items / number of all items) or `"selective"` (mean loss of
+            covered items).
 
     Raises:
-        InputError: If there is no score or no item, or no such risk.
+        InputError: If there is no score or no item, or `risk` is unknown.
     """
     if risk not in _AREAS:
-        raise InputError(f"risk is one of {', '.join(_AREAS)}, got {risk!r}")
+        raise InputError(f"risk must be one of {', '.join(_AREAS)}, got {risk!r}")
     if not found or not all(each.by_score.items.size for each in found.values()):
-        raise InputError("a risk-coverage curve needs at least one score and one item")
+        raise InputError("a risk-coverage curve requires at least one score and one item")
     figure = new_figure(7.6, 4.4)
     axes = figure.add_axes((0.1, 0.13, 0.5, 0.75))
 
@@ -68,9 +69,9 @@ def draw_coverage(found: Mapping[str, RiskCoverage], *, risk: str = GENERALISED)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("coverage: share that is kept", fontsize=FONT_SIZE, color=INK)
+    axes.set_xlabel("coverage", fontsize=FONT_SIZE, color=INK)
     axes.set_ylabel(f"{risk} risk", fontsize=FONT_SIZE, color=INK)
-    set_title(axes, "Losses kept per item of all" if risk == GENERALISED else "Mean loss of what is kept")
+    set_title(axes, f"{risk.capitalize()} risk against coverage")
     legend = figure.legend(
         loc="upper left", bbox_to_anchor=(0.61, 0.89), frameon=False, fontsize=FONT_SIZE - 1, handlelength=2.6
     )

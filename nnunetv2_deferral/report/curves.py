@@ -1,4 +1,4 @@
-"""The curves of an evaluation: Dice of the system against the share of voxels that is deferred."""
+"""The curves of an evaluation: Dice of the system against the share of voxels deferred."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ SHORT_NAMES = {
     ORACLE: "oracle",
 }
 _TICKS = [digit * 10.0**power for power in range(-6, 1) for digit in (1, 2, 5)]
-_SAME = 0.002  # of Dice
-_CLOSE = 0.1  # the largest share on the closer look
+_SAME = 0.002  # in Dice
+_CLOSE = 0.1  # largest share shown in the right panel
 
 
 @dataclass(frozen=True)
 class _Label:
-    """A name beside a panel, at the height of what it names."""
+    """A label beside a panel, at the height of the curve or level that it names."""
 
     text: str
     height: float
@@ -51,11 +51,12 @@ class _Label:
 
 
 def draw_curves(summary: Mapping[str, Any]) -> Figure:
-    """Two panels: how rankings compare, and a closer look with who is asked.
+    """Two panels: comparison of rankings, and choice of expert.
 
-    Both have the share of voxels deferred on a logarithmic axis and mean foreground Dice of the system, the learned
-    ranking with its 95 % interval at the budgets, the model alone as a line and the operating point. The left panel
-    shows all rankings, the right one the learned ranking also with always the same expert, and every expert alone.
+    Both show the mean foreground Dice of the system against the share of voxels deferred (logarithmic axis), with the
+    95 % intervals of the learned ranking at the budgets, the model alone as a line, and the operating point. The left
+    panel has all rankings, the right one the learned ranking with the chosen or always the same expert, and each expert
+    alone.
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it.
@@ -68,21 +69,21 @@ def draw_curves(summary: Mapping[str, Any]) -> Figure:
         del names[ENTROPY]
         names[MAX_SOFTMAX] = "max softmax, entropy"
     _draw_panel(left, summary, {name: RANKINGS[name] for name in names}, names, closer=False)
-    set_title(left, "Which voxels are deferred")
+    set_title(left, "Ranking of voxels")
     left.set_ylabel("Dice of the system, mean over cases")
     experts = list(summary["deferral"]["share"])
     always = {f"{LEARNED}, always {name}": expert_line(place) for place, name in enumerate(experts)}
-    names = {LEARNED: "the expert it chooses"} | {
+    names = {LEARNED: "chosen expert"} | {
         f"{LEARNED}, always {name}": f"always {plain(name, longest=18)}" for name in experts
     }
     _draw_panel(right, summary, {LEARNED: RANKINGS[LEARNED]} | always, names, closer=True)
-    set_title(right, "Who is asked: a closer look")
+    set_title(right, "Choice of expert")
     _add_legend(figure, summary)
     return figure
 
 
 def curve_points(summary: Mapping[str, Any], name: str) -> tuple[list[float], list[float]]:
-    """Shares deferred (above 0, ascending) and Dice of a ranking: those of its curve and of its budgets."""
+    """Shares deferred (above 0, ascending) and Dice of a ranking, from both its curve and its budgets."""
     curve = summary["curve"]
     found = dict(zip(curve["budget"], curve["Dice"][name], strict=True))
     found |= {row["budget"]: row["Dice"] for row in summary["budgets"][name]}
@@ -91,7 +92,7 @@ def curve_points(summary: Mapping[str, Any], name: str) -> tuple[list[float], li
 
 
 def same_curve(summary: Mapping[str, Any], first: str, second: str) -> bool:
-    """Whether two rankings cannot be told apart in a figure, as max softmax and entropy with two classes."""
+    """Whether two rankings are indistinguishable in a figure, as max softmax and entropy are for two classes."""
     pairs = zip(curve_points(summary, first)[1], curve_points(summary, second)[1], strict=True)
     return all(abs(one - other) < _SAME or (math.isnan(one) and math.isnan(other)) for one, other in pairs)
 
@@ -158,7 +159,7 @@ def _draw_band(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _draw_alone(axes: Axes, alone: Mapping[str, float], labels: list[_Label], low: float, high: float) -> None:
-    """A level for everyone who answers alone; who is far from all curves is named at the edge with the number."""
+    """A horizontal line for the model and each expert alone; values outside the axes are given at the edge."""
     for name, height in alone.items():
         if math.isnan(height):
             continue
@@ -205,16 +206,16 @@ def _set_shares(axes: Axes, shares: Sequence[float], rate: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in _ticks(low, high) if low * 0.999 <= tick <= high]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axes.set_xlabel("share of all voxels that may be deferred")
+    axes.set_xlabel("share of all voxels deferred")
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Every 1, 2, 5 of a decade where there is room, else the decades only."""
+    """Ticks at 1, 2 and 5 of each decade, or at the decades only for a wide range."""
     return _TICKS if high / low < 200 else _TICKS[::3]
 
 
 def _draw_labels(axes: Axes, labels: Sequence[_Label], low: float, high: float) -> None:
-    """Names to the right of a panel, moved apart, each with a thin line to what it names."""
+    """Labels to the right of a panel, spread to avoid overlap, each with a thin leader line."""
     apart = (high - low) * 0.052
     places = spread([label.height for label in labels], apart=apart, low=low, high=high)
     across = axes.get_yaxis_transform()
@@ -228,7 +229,7 @@ def _draw_labels(axes: Axes, labels: Sequence[_Label], low: float, high: float) 
 
 def _add_legend(figure: Figure, summary: Mapping[str, Any]) -> None:
     rate, learned = summary["deferral"]["rate"], RANKINGS[LEARNED]
-    where = f"as the model decides by itself: {share_text(rate)} deferred"
+    where = f"the model's own decision: {share_text(rate)} deferred"
     if rate == 0:
         where += " (drawn at the left edge)"
     entries = [

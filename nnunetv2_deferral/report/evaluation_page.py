@@ -1,4 +1,4 @@
-"""The page of an evaluation: did asking help, which voxels were deferred, who was asked, and what became of it."""
+"""The HTML report of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from nnunetv2_deferral.report.reliability_figure import draw_reliability, reliab
 
 _DPI = 150
 WITHOUT_IMAGES = (
-    "Pictures of single cases are left out because no images were given. To have them, evaluate again with "
-    "-images FOLDER, the folder of the images that nnU-Net predicted (named <case>_0000 and the file ending)."
+    "Pictures of cases are omitted because no images were given. To include them, evaluate again with -images FOLDER, "
+    "the folder of the predicted images (<case>_0000 and the file ending)."
 )
 
 
 def write_evaluation_page(
     summary: Mapping[str, Any], file: Path, *, cases: Sequence[Picture] | None = None, unit: str = "mm"
 ) -> None:
-    """Write the page of an evaluation, whole or not at all.
+    """Write the HTML report of an evaluation atomically.
 
     Args:
-        summary: What `deferral_summary.json` holds, see :func:`nnunetv2_deferral.commands.evaluate.evaluate`.
+        summary: The content of `deferral_summary.json`, see :func:`nnunetv2_deferral.commands.evaluate.evaluate`.
         file: The HTML file.
-        cases: Pictures of cases, from :func:`.strips.case_pictures`; None where there are no images.
-        unit: Of distances: mm, or pixels for images without a spacing.
+        cases: Pictures of cases, from :func:`.strips.case_pictures`; None without images.
+        unit: Unit of distances: mm, or pixels for images without a spacing.
     """
     write_page(evaluation_page(summary, cases=cases, unit=unit), file)
 
 
 def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | None = None, unit: str = "mm") -> Page:
-    """The page; arguments as in :func:`write_evaluation_page`."""
+    """The report as a page; arguments as in :func:`write_evaluation_page`."""
     model = summary["model_identity"]
     return Page(
-        title=f"Does asking experts help? {model['dataset']}, {model['configuration']}",
+        title=f"Evaluation of deferral: {model['dataset']}, {model['configuration']}",
         headline=statements.headline(summary),
         introduction=statements.remarks(summary),
         sections=(
@@ -51,7 +51,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
             *_reliability(summary),
             _cases(cases),
             _failures(summary),
-            Section(heading="Words", parts=(Definitions(statements.DEFINITIONS),)),
+            Section(heading="Definitions", parts=(Definitions(statements.DEFINITIONS),)),
             _background(summary),
         ),
     )
@@ -64,10 +64,10 @@ def _numbers(summary: Mapping[str, Any]) -> Section:
     num_cases = len(summary["deferred"]["per_case"])
     parts.append(
         Note(
-            "The model alone is the network without asking anyone; the system takes the label of the expert who was "
-            "asked where the model defers; an expert alone has labelled everything, and is scored on the cases that "
-            f"expert has labelled. {num_cases} {'case' if num_cases == 1 else 'cases'}. Brackets hold 95 % intervals; "
-            "how they were drawn, who the experts were, and what all words mean is told at the end of this page."
+            "Model alone: the network without experts. System: the expert's label where a voxel was deferred, the "
+            "model's elsewhere. Expert alone: the expert's labels of whole images, scored on the cases that the expert "
+            f"labelled. {num_cases} {'case' if num_cases == 1 else 'cases'}. Numbers in brackets are 95 % intervals. "
+            "Definitions, experts and methods are described at the end of this page."
         )
     )
     return Section(heading="Model, system and experts", parts=parts)
@@ -75,18 +75,17 @@ def _numbers(summary: Mapping[str, Any]) -> Section:
 
 def _budgets(summary: Mapping[str, Any]) -> Section:
     caption = (
-        "Dice of the system when a given share of all voxels is deferred (logarithmic axis). Left: by which score the "
-        "voxels are chosen, each then answered by the expert whom the model would ask; the oracle is a bound. Right: "
-        "the learned choice of voxels, answered by the expert the model chooses or always by the same one, beside "
-        "every expert alone. The diamond is what the model decides by itself, with its interval; the band holds "
-        "between the budgets at which intervals were computed (bars). Curves above the model alone mean that asking "
-        "helps; a learned curve that is not above the model's own uncertainty (max softmax, entropy) knows no "
-        "better where to ask than the model's own probabilities do."
+        "Dice of the system against the share of all voxels deferred (logarithmic axis). Left: voxels ranked by "
+        "different scores, answered by the expert that the model selects; the oracle is an upper bound. Right: voxels "
+        "ranked by the learned score, answered by the selected expert or always by the same one, with each expert "
+        "alone for comparison. The diamond is the model's own decision with its interval; bars and band are 95 % "
+        "intervals of the learned ranking. Deferral helps where a curve lies above the model alone. If the learned "
+        "curve is not above model uncertainty (max softmax, entropy), learning where to defer brought no advantage."
     )
     return Section(
-        heading="How much to ask, where, and whom",
+        heading="Matched budgets",
         parts=(
-            _picture(draw_curves(summary), "System Dice against the share of voxels deferred", caption),
+            _picture(draw_curves(summary), "Dice of the system against the share of voxels deferred", caption),
             evaluation_tables.budgets_table(summary),
             evaluation_tables.differences_table(summary),
             *_without_probabilities(summary),
@@ -99,23 +98,23 @@ def _without_probabilities(summary: Mapping[str, Any]) -> list[Part]:
         return []
     return [
         Note(
-            "The model's own uncertainty is not compared because its probabilities were not saved beside all masks "
-            "(nnU-Net's --save_probabilities when predicting, --npz when training)."
+            "Max softmax and entropy are omitted because not all cases have the model's probabilities "
+            "(--save_probabilities in prediction, --npz in training)."
         )
     ]
 
 
 def _load(summary: Mapping[str, Any]) -> Section:
     caption = (
-        "Left: how the deferred voxels are shared out; where one bar takes nearly all, routing has collapsed to one "
-        "expert. Middle: voxels that asking made right, to the right, and that it made wrong, to the left. Right: "
-        "what became of all voxels asked of each expert."
+        "Left: distribution of the deferred voxels among the experts; if one expert has nearly all of them, routing "
+        "may have collapsed. Middle: voxels that the experts fixed (right) and worsened (left). Right: outcome of all "
+        "voxels routed to each expert."
     )
     effort = evaluation_tables.effort_table(summary)
     return Section(
-        heading="Who was asked, and what came of it",
+        heading="Load and effect of the experts",
         parts=(
-            _picture(draw_load(summary), "Load and benefit of each expert", caption),
+            _picture(draw_load(summary), "Load and effect of each expert", caption),
             evaluation_tables.load_table(summary),
             *(() if effort is None else (effort,)),
         ),
@@ -124,16 +123,15 @@ def _load(summary: Mapping[str, Any]) -> Section:
 
 def _location(summary: Mapping[str, Any], unit: str) -> Section:
     caption = (
-        "Left: the share of voxels that the model has wrong, by the probability of deferral, with the number "
-        f"of voxels above; a useful score rises to the right. Pale: fewer than {FEW_VOXELS} voxels. Right: by the "
-        f"distance to the border of the reference in {unit}, the share deferred and the share that the model has "
-        "wrong; the numbers on the bars are per cent. Deferral that knows where the model errs is high where errors "
-        "are."
+        "Left: error rate of the model by deferral score, with the number of voxels above; the error rate should rise "
+        f"with the score. Pale: fewer than {FEW_VOXELS} voxels. Right: deferral rate and error rate of the model by "
+        f"distance to the border of the reference in {unit}; the numbers on the bars are per cent. The deferral rate "
+        "should be high where the error rate is."
     )
     return Section(
-        heading="Were the deferred voxels the wrong ones?",
+        heading="Location of deferral and errors",
         parts=(
-            _picture(draw_location(summary, unit=unit), "Score against error, and deferral by distance", caption),
+            _picture(draw_location(summary, unit=unit), "Error rate by score and by distance", caption),
             evaluation_tables.errors_table(summary),
         ),
     )
@@ -144,20 +142,19 @@ def _reliability(summary: Mapping[str, Any]) -> list[Section]:
     if table is None:
         return []
     caption = (
-        "For every voxel the network says how probable it is that the model, and each expert, is right there. Among "
-        "the voxels where the model is least sure, those of similar probability are taken together: across what is "
-        "said, upwards how often it was right, with larger marks for more voxels. On the diagonal probabilities mean "
-        "what they say; below it they are too high. Every panel has axes of its own. The expected calibration error "
-        "(ECE) is the mean distance from the diagonal. Where no open mark is seen beside a filled one, calibration "
-        "left the probabilities as they were. Neighbouring voxels are right or wrong together, so that a few cases can "
-        "bend a curve."
+        "For each voxel the network predicts the probability that the model and each expert are right. The voxels "
+        "where the model is least certain are grouped by predicted probability; the vertical axis is the observed "
+        "frequency of being right. The area of a marker grows with the number of voxels. Points below the diagonal are "
+        "overconfident. The panels have different axes. The expected calibration error (ECE) is the mean distance from "
+        "the diagonal. Where no open marker is visible next to a filled one, calibration did not change the "
+        "probabilities. Errors of neighbouring voxels are correlated, so a few cases can distort a curve."
     )
     return [
         Section(
-            heading="Do the probabilities mean what they say?",
+            heading="Reliability of the probabilities",
             parts=(
                 *reliability_texts(summary),
-                _picture(draw_reliability(summary), "What was said, and what happened", caption),
+                _picture(draw_reliability(summary), "Observed frequency against predicted probability", caption),
                 table,
             ),
         )
@@ -166,34 +163,33 @@ def _reliability(summary: Mapping[str, Any]) -> list[Section]:
 
 def _cases(pictures: Sequence[Picture] | None) -> Section:
     if pictures is None:
-        return Section(heading="Case by case", parts=(WITHOUT_IMAGES,))
+        return Section(heading="Cases", parts=(WITHOUT_IMAGES,))
     how = (
-        "From left to right: the image, the reference (yellow), the model's answer with its errors, who was asked "
-        "where (the black line is the model's border), and the system's answer with the errors that are left. A "
-        "volume is shown in the slice with most deferred voxels, at its true proportions; where little of a picture "
-        "matters, that part alone is shown. Numbers are of the whole case."
+        "From left to right: image, reference (yellow), the model's mask with its errors, routing (black line: the "
+        "model's mask), and the fused mask with the remaining errors. Volumes are shown in the slice with the most "
+        "deferred voxels, in true proportions and cropped to the relevant part. Numbers refer to the whole case."
     )
-    return Section(heading="Case by case", parts=(how, *pictures))
+    return Section(heading="Cases", parts=(how, *pictures))
 
 
 def _failures(summary: Mapping[str, Any]) -> Section:
-    text = "Would a score for the whole case have told which cases the model segments badly, before anyone looks?"
-    return Section(heading="Which cases went wrong?", parts=(text, evaluation_tables.cases_table(summary)))
+    text = "How well do scores of whole cases rank the cases by the model's Dice?"
+    return Section(heading="Failure detection", parts=(text, evaluation_tables.cases_table(summary)))
 
 
 def _background(summary: Mapping[str, Any]) -> Section:
     return Section(
-        heading="How this was done, and what it cannot tell",
+        heading="Methods and limitations",
         parts=(
             Definitions(
                 [
                     ("experts", statements.experts_text(summary)),
                     ("intervals", statements.intervals_text(summary)),
-                    ("limits", "\n".join(statements.limits(summary))),
+                    ("limitations", "\n".join(statements.limits(summary))),
                     ("model", statements.model_text(summary)),
                 ]
             ),
-            Note("All numbers are in deferral_summary.json, cases.csv and budgets.csv, written with this page."),
+            Note("All numbers are in deferral_summary.json, cases.csv and budgets.csv of the same evaluation."),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The tables of an evaluation's page, from its summary."""
+"""The tables of an evaluation report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from nnunetv2_deferral.report.tables import DASH, SYSTEM, ratio, score_text, sha
 
 _HOW_CASES_ARE_SCORED = {
     "mean": "mean over all voxels",
-    "foreground": "mean over what the model calls foreground",
-    "off_boundary": "mean away from the model's borders",
+    "foreground": "mean over predicted foreground",
+    "off_boundary": "mean outside a band around predicted borders",
 }
 
 
 def ranking_name(name: str) -> str:
-    """What a ranking is called on the page."""
-    return RANKING_NAMES.get(name, name).replace(f"{MAX_SOFTMAX},", "model's uncertainty,")
+    """The displayed name of a ranking."""
+    return RANKING_NAMES.get(name, name).replace(f"{MAX_SOFTMAX},", "model uncertainty,")
 
 
 def scores_table(summary: Mapping[str, Any]) -> Table:
-    """Model, system and every expert alone."""
+    """Scores of the model, the system and each expert alone."""
     dice, num_cases = summary["intervals"]["Dice"], len(summary["deferred"]["per_case"])
     parts = {"model alone": ("model_everywhere", summary["model_everywhere"]), SYSTEM: ("system", summary["system"])}
     parts |= {f"{name} alone": (name, part) for name, part in summary["expert_everywhere"].items()}
@@ -41,14 +41,14 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
         )  # fmt: skip
     return Table(
         caption="Overlap with the reference, mean over cases and labels, with 95 % intervals",
-        head=["who answers", "Dice", "system less this", "IoU", "sensitivity", "cases"],
+        head=["source", "Dice", "system − this", "IoU", "sensitivity", "cases"],
         rows=rows,
         highlighted=SYSTEM,
     )
 
 
 def regions_table(summary: Mapping[str, Any]) -> Table | None:
-    """Dice by label, where there are several."""
+    """Dice by label; None if there is only one."""
     regions = list(summary["system"]["mean"])
     if len(regions) < 2:
         return None
@@ -64,7 +64,7 @@ def regions_table(summary: Mapping[str, Any]) -> Table | None:
 
 
 def budgets_table(summary: Mapping[str, Any]) -> Table:
-    """Dice and recovered gain of every ranking at matched budgets."""
+    """Dice and recovered gain of all rankings at matched budgets."""
     rows = []
     for name, found in summary["budgets"].items():
         cells = [
@@ -72,15 +72,15 @@ def budgets_table(summary: Mapping[str, Any]) -> Table:
         ]
         rows.append([ranking_name(name), *cells])
     return Table(
-        caption="At matched budgets: Dice of the system, 95 % interval, recovered gain",
-        head=["what is deferred first", *_budget_heads(summary)],
+        caption="Matched budgets: Dice of the system, 95 % interval, recovered gain",
+        head=["ranking", *_budget_heads(summary)],
         rows=rows,
         highlighted=ranking_name(LEARNED),
     )
 
 
 def differences_table(summary: Mapping[str, Any]) -> Table:
-    """The learned ranking less the others at matched budgets."""
+    """Differences between the learned ranking and the others at matched budgets."""
     rows = []
     for name, found in summary["budgets"].items():
         if name == LEARNED:
@@ -92,14 +92,14 @@ def differences_table(summary: Mapping[str, Any]) -> Table:
         ]  # fmt: skip
         rows.append([ranking_name(name), *cells])
     return Table(
-        caption="At matched budgets: Dice of the learned ranking less that of the others, paired, with 95 % intervals",
-        head=["learned less", *_budget_heads(summary)],
+        caption="Matched budgets: paired differences in Dice, learned − other ranking, with 95 % intervals",
+        head=["learned −", *_budget_heads(summary)],
         rows=rows,
     )
 
 
 def load_table(summary: Mapping[str, Any]) -> Table:
-    """Load and benefit of every expert."""
+    """Load and effect of each expert."""
     counts = summary["deferred"]
     voxels, deferred = counts["total"]["voxels"], counts["total"]["deferred"]
     rows = []
@@ -113,22 +113,22 @@ def load_table(summary: Mapping[str, Any]) -> Table:
              _signed(found["fixed"] - found["worsened"])]
         )  # fmt: skip
     return Table(
-        caption="Load and benefit: numbers of voxels. Below them, for those asked the share of all voxels, for the "
-        "others the share of those asked of this expert",
-        head=["expert", "asked", "of the\ndeferred", "model was\nwrong", "fixed", "no change", "made worse",
-              "unanswered", "fixed less\nmade worse"],
+        caption="Load and effect in numbers of voxels. Below: for routed voxels the share of all voxels, else the "
+        "share of the voxels routed to this expert",
+        head=["expert", "routed", "share of\ndeferred", "model\nwrong", "fixed", "no change", "worsened",
+              "unanswered", "fixed −\nworsened"],
         rows=rows,
         highlighted="all",
     )  # fmt: skip
 
 
 def effort_table(summary: Mapping[str, Any]) -> Table | None:
-    """What the answers cost the experts who gave them on the review page; None where they did not."""
+    """The experts' effort on the review page; None if the answers were not given there."""
     if not summary.get("review"):
         return None
     return Table(
-        caption="Work on the review page: submitted cases, answered regions and their voxels, and the time worked",
-        head=["expert", "cases", "regions", "voxels", "changed", "minutes", "minutes a case"],
+        caption="Effort on the review page: submitted cases, answered regions and voxels, and working time",
+        head=["expert", "cases", "regions", "voxels", "changed", "minutes", "minutes per case"],
         rows=[
             [name, str(effort["cases"]), str(effort["regions"]), f"{effort['voxels']:,}",
              f"{effort['changed_voxels']:,}\n{share_text(ratio(effort['changed_voxels'], effort['voxels']))}",
@@ -139,7 +139,7 @@ def effort_table(summary: Mapping[str, Any]) -> Table | None:
 
 
 def errors_table(summary: Mapping[str, Any]) -> Table:
-    """How well scores rank the model's wrong voxels first."""
+    """How well scores rank the model's errors, by voxel."""
     rows = [
         [
             ranking_name(name),
@@ -148,44 +148,44 @@ def errors_table(summary: Mapping[str, Any]) -> Table:
         for name, found in summary["risk_coverage"].items()
     ]
     return Table(
-        caption="Do high scores find the model's wrong voxels? Areas under risk-coverage curves, times 1000; low is "
-        "good",
-        head=["score", "AUGRC", "best\npossible", "by chance", "AURC", "best\npossible", "by chance"],
+        caption="Ranking of the model's errors: areas under risk-coverage curves over voxels, times 1000; lower is "
+        "better",
+        head=["score", "AUGRC", "optimum", "random", "AURC", "optimum", "random"],
         rows=rows,
     )
 
 
 def cases_table(summary: Mapping[str, Any]) -> Table:
-    """How well scores of cases tell where the model's Dice is low."""
+    """How well scores of cases rank the cases by the model's Dice."""
     rows = []
     for name, found in summary["failure_detection"].items():
         score, _, how = name.partition(", ")
         label = f"{ranking_name(score)}, {_HOW_CASES_ARE_SCORED[how]}" if how in _HOW_CASES_ARE_SCORED else name
-        label = "disagreement of the folds" if name == "fold_disagreement" else label
+        label = "disagreement between folds" if name == "fold_disagreement" else label
         areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]
         rows.append([label, *areas, str(found["num_cases"])])
     return Table(
-        caption="Area under the generalised risk-coverage curve (AUGRC) over cases, risk 1 − Dice of the model; low is "
-        "good",
-        head=["score of a case", "AUGRC", "best possible", "by chance", "cases"],
+        caption="Area under the generalised risk-coverage curve (AUGRC) over cases, loss 1 − Dice of the model; lower "
+        "is better",
+        head=["score of the case", "AUGRC", "optimum", "random", "cases"],
         rows=rows,
     )
 
 
 def reliability_table(summary: Mapping[str, Any]) -> Table | None:
-    """How far probabilities of being right are from what happens; None where there are none of that meaning."""
+    """Calibration error and bias of the probabilities of being right; None without reliability."""
     reliability = summary.get("reliability")
     if reliability is None:
         return None
     times = ["before", "after"] if all(each["all"]["after"] for each in reliability["heads"].values()) else ["before"]
-    parts = {"least_certain": "least sure", "all": "all voxels"}
+    parts = {"least_certain": "least certain", "all": "all voxels"}
     cells = [(part, score, time) for part in parts for score in ("ece", "bias") for time in times]
     texts = {"ece": error_text, "bias": bias_text}
     return Table(
-        caption="Probabilities of being right: expected calibration error (ECE, low is good) and bias (the mean less "
-        "how often it was right: + for too sure), over the voxels where the model is least sure and over all",
+        caption="Probabilities of being right: expected calibration error (ECE, lower is better) and bias (mean "
+        "probability − observed frequency; positive: overconfident), over the least certain and over all voxels",
         head=[
-            "who",
+            "source",
             *(
                 "\n".join(
                     [parts[part], score.upper() if score == "ece" else score, *([time] if len(times) > 1 else [])]

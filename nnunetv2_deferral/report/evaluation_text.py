@@ -1,4 +1,4 @@
-"""An evaluation in words and rows: what the command prints, and its CSV files."""
+"""The terminal output and the CSV rows of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nnunetv2_deferral.report.tables import share_text
 
 
 def evaluation_text(summary: Mapping[str, Any]) -> str:
-    """The figures that are looked at first, for people."""
+    """The main results as text for the terminal."""
     intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
     total = summary["deferred"]["total"]
     lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
     lines += [
         f"  deferred {deferral['rate']:.2%} of the voxels; of these the model had "
-        f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, asking fixed "
-        f"{_share(total['fixed'], total['deferred'])} and made {_share(total['worsened'], total['deferred'])} worse",
+        f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, experts fixed "
+        f"{_share(total['fixed'], total['deferred'])} and worsened {_share(total['worsened'], total['deferred'])}",
     ]
     for name, effort in (summary["review"] or {}).items():
         answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
@@ -27,7 +27,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
     lines += _reliability_lines(summary["reliability"])
-    lines.append("  System Dice (part of the oracle's gain) at matched budgets:")
+    lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
     lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
     for name, rows in summary["budgets"].items():
@@ -37,7 +37,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
 
 
 def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a case of `cases.csv`: rates, scores of everyone, and what was deferred."""
+    """The rows of `cases.csv`, one per case: deferral rates, scores and counts of deferred voxels."""
     parts = {"model": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
     rows = []
     for case, rates in summary["deferral"]["per_case"].items():
@@ -55,7 +55,7 @@ def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a ranking and budget of `budgets.csv`."""
+    """The rows of `budgets.csv`, one per ranking and budget."""
     keys = ("budget", "own_rate", "rate", "Dice", "low", "high", "recovered")
     return [
         {"ranking": name} | {key: row[key] for key in keys} | {f"Dice_{key}": v for key, v in row["per_region"].items()}
@@ -65,13 +65,13 @@ def budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
-    """A line a head over the voxels where the model is least sure, and one about the gain; none without reliability."""
+    """One line per head over the least certain voxels, and one about the gain; empty without reliability."""
     if reliability is None:
         return []
     is_calibrated = all(head["all"]["after"] is not None for head in reliability["heads"].values())
     lines = [
-        "  ECE of the probabilities of being right, where the model is least sure "
-        f"({share_text(_or_nan(reliability['least_certain']['share']))} of the voxels"
+        "  ECE of the probabilities of being right over the least certain voxels "
+        f"({share_text(_or_nan(reliability['least_certain']['share']))}"
         f"{'; before -> after calibration' if is_calibrated else ''}):"
     ]
     for name, head in reliability["heads"].items():
@@ -81,8 +81,8 @@ def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
     gain = reliability["gain"]
     if gain["voxels"]:
         lines.append(
-            f"  of the deferred voxels with an answer, asking was to put right {gain['promised']:.2%} more than it "
-            f"made worse, and did {gain['kept']:.2%}"
+            f"  fixed minus worsened among the deferred voxels with an answer: predicted {gain['promised']:.2%}, "
+            f"observed {gain['kept']:.2%}"
         )
     return lines
 

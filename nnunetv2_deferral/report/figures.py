@@ -1,9 +1,8 @@
-"""Pictures of a deferral system at work: one of every case, and an overview for a first page.
+"""Pictures of single cases, and an overview of several.
 
-A row of panels tells the story of a case from left to right: image, reference, what the model got wrong, who was asked
-where, what the system answered. Whatever is told by colour is told by lightness or hatching as well, so the pictures
-survive grey printing and colour-blind readers (colours of Okabe and Ito). Volumes are shown in one slice, and where
-little of a picture matters, that part alone is shown.
+The panels of a row are image, reference, the model's mask with its errors, the routing, and the fused mask with the
+remaining errors. Colours (from the palette of Okabe and Ito) are always combined with lightness or hatching, so that
+pictures are readable in grey and by colour-blind readers. Volumes are shown in one slice, cropped to the relevant part.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from nnunetv2_deferral.report.style import INK, RULE, expert_fill, new_figure, p
 from nnunetv2_deferral.report.tables import share_text
 from nnunetv2_deferral.report.views import CaseView, error_kinds, fullest_slice, telling_part
 
-PANELS = ("image", "reference", "model", "who was asked", "system")
+PANELS = ("image", "reference", "model", "routing", "system")
 
 _ERROR_STYLES = {
-    "added": ("#D55E00", "", "added: not in the reference"),
-    "missed": ("#56B4E9", "////", "missed: only in the reference"),
-    "confused": ("#F0E442", "xxxx", "another label than the reference"),
+    "added": ("#D55E00", "", "false positive"),
+    "missed": ("#56B4E9", "////", "false negative"),
+    "confused": ("#F0E442", "xxxx", "wrong foreground label"),
 }
 _OUTLINE = "#FFD60A"
-_KEY_HEIGHT = 0.24  # inches a row
-_FINEST = 1600  # screen pixels along the longer side of an outline, no more is ever seen
+_KEY_HEIGHT = 0.24  # inches per row
+_FINEST = 1600  # maximum resolution of an outline along its longer side, in pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Slice:
-    """What is drawn of a case, each of shape (Y, X)."""
+    """The slice of a case to draw; arrays of shape (Y, X)."""
 
     image: np.ndarray
     reference: np.ndarray
@@ -60,19 +59,19 @@ def draw_case(view: CaseView, experts: Sequence[str]) -> Figure:
         experts: Names of the J experts in routing order.
 
     Raises:
-        InputError: If there are routes to experts without a name.
+        InputError: If voxels are routed to an expert without a name.
     """
     return _draw_rows([view], experts, width=11.7, with_names=False)
 
 
 def draw_overview(views: Sequence[CaseView], experts: Sequence[str]) -> Figure:
-    """A few cases as rows under common headings, about 1400 pixels wide when saved by :func:`to_png`.
+    """Several cases as rows of one figure, about 1400 pixels wide when saved by :func:`to_png`.
 
     Raises:
         InputError: If there is no case, and as in :func:`draw_case`.
     """
     if not views:
-        raise InputError("an overview needs at least one case, got none")
+        raise InputError("an overview requires at least one case, got none")
     return _draw_rows(views, experts, width=11.7, with_names=True)
 
 
@@ -113,7 +112,7 @@ def _draw_rows(views: Sequence[CaseView], experts: Sequence[str], *, width: floa
 def _draw_panel(axes: Axes, name: str, part: _Slice) -> None:
     low, high = np.percentile(part.image, (0.5, 99.5))
     shown = np.clip((part.image - low) / max(high - low, 1e-12), 0, 1)
-    if name == "who was asked":
+    if name == "routing":
         shown = 0.6 + 0.4 * shown  # paler, so that the colours stand out
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, aspect=part.aspect, interpolation="nearest")
     if name == "reference":
@@ -123,14 +122,14 @@ def _draw_panel(axes: Axes, name: str, part: _Slice) -> None:
         for kind, where in error_kinds(part.reference, answer).items():
             _fill(axes, where, *_ERROR_STYLES[kind][:2], opacity=0.75)
         _outline(axes, answer)
-    elif name == "who was asked":
+    elif name == "routing":
         for route in np.unique(part.route[part.route > 0]):
             _fill(axes, part.route == route, *expert_fill(int(route) - 1), opacity=0.9)
         _outline(axes, part.model, colour=INK)
 
 
 def _fill(axes: Axes, where: np.ndarray, colour: str, hatch: str, *, opacity: float) -> None:
-    """Fill the voxels of a bool mask (Y, X), hatched in ink if `hatch` is not empty."""
+    """Fill the voxels of a bool mask (Y, X), with dark hatching if `hatch` is not empty."""
     if not where.any():
         return
     layer = np.zeros((*where.shape, 4))
@@ -153,9 +152,9 @@ def _outline(axes: Axes, labels: np.ndarray, *, colour: str = _OUTLINE) -> None:
 
 
 def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The mask with every voxel repeated, so that a contour follows its edges, and its extent in voxels of the image.
+    """The mask upsampled by repetition, so that a contour follows the edges of voxels, and its extent in image voxels.
 
-    One voxel of background is put around, so that what touches the border of the image has an outline there too.
+    It is padded with one voxel of background, so that objects at the border of the image have a closed outline.
     """
     factor = max(1, min(12, _FINEST // max(mask.shape)))
     padded = np.pad(mask, 1)
@@ -197,7 +196,7 @@ def _title(name: str, view: CaseView, part: _Slice, *, show_case: bool) -> str:
         return f"model: Dice {_score(view.model_dice)}"
     if name == "system":
         return f"system: Dice {_score(view.system_dice)}"
-    if name == "who was asked":
+    if name == "routing":
         route = view.counted_route
         return f"deferred: {share_text(float(np.mean(route > 0)) if route.size else 0.0)}"
     return name
@@ -223,12 +222,12 @@ def _rule(height: float) -> Line2D:
 def _keys(
     views: Sequence[CaseView], slices: Sequence[_Slice], experts: Sequence[str], width: float
 ) -> list[tuple[list[Patch], int]]:
-    """What is explained below, as rows of entries with their numbers of columns: one if all fits, else two."""
+    """The entries of the legend, in one row if they fit, else in two, each row with its number of columns."""
     rates = [deferral_rates(view.counted_route, experts)["share"] for view in views]
     asked, errors = [], []
     for place, name in enumerate(experts):
         share = f" ({share_text(rates[0][name])})" if len(views) == 1 else ""
-        asked.append(_swatch(*expert_fill(place), f"asked {plain(name)}{share}"))
+        asked.append(_swatch(*expert_fill(place), f"routed to {plain(name)}{share}"))
     answers = [(part.reference, answer) for part in slices for answer in (part.model, part.system)]
     for kind, (colour, hatch, label) in _ERROR_STYLES.items():
         if kind != "confused" or any(error_kinds(*pair)[kind].any() for pair in answers):
@@ -239,7 +238,7 @@ def _keys(
 
 
 def _columns(entries: Sequence[Patch], width: float) -> int:
-    """How many columns of a legend fit into a figure `width` inches wide: each is as wide as its longest label."""
+    """The number of legend columns that fit into `width` inches; a column is as wide as its longest label."""
     labels = [str(entry.get_label()) for entry in entries]
     for columns in range(len(labels), 1, -1):
         rows = math.ceil(len(labels) / columns)

@@ -1,4 +1,4 @@
-"""What asking came to, in bars: load and benefit of each expert, where the model deferred and where it was wrong."""
+"""Bar charts of the effect of deferral: load and outcome by expert, error rates by score and by distance."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _KINDS = {"deferred": ("#0072B2", "", "deferred"), "model_wrong": ("#D55E00", "/
 
 
 def unchanged(counts: Mapping[str, int]) -> int:
-    """Of the deferred voxels, those that asking left right or wrong as they were."""
+    """Number of deferred voxels that were answered but neither fixed nor worsened."""
     return counts["deferred"] - counts["fixed"] - counts["worsened"] - counts["unanswered"]
 
 
 def draw_load(summary: Mapping[str, Any]) -> Figure:
-    """Three panels with a bar for each expert: how much was asked, what it brought, and what became of what was asked.
+    """Three panels with a bar for each expert: load, voxels fixed and worsened, and outcome of the routed voxels.
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it.
@@ -66,11 +66,11 @@ def draw_load(summary: Mapping[str, Any]) -> Figure:
 
 
 def draw_location(summary: Mapping[str, Any], *, unit: str = "mm") -> Figure:
-    """Whether the deferred voxels were the wrong ones: errors by score, and deferral and errors by distance.
+    """Error rate of the model by score, and deferral and error rate by distance to the border of the reference.
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it.
-        unit: Of the distances, for the axis.
+        unit: Unit of the distances, for the axis label.
     """
     figure = new_figure(WIDTH, 4.3)
     numbers = figure.add_axes((0.075, 0.75, 0.37, 0.15))
@@ -117,8 +117,8 @@ def _draw_benefit(axes: Axes, experts: Sequence[Mapping[str, int]]) -> None:
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_xlim(-1.5 * widest, 1.5 * widest)
     axes.set_xticks([])
-    axes.set_xlabel("voxels made worse  |  voxels fixed")
-    set_title(axes, "Harm and benefit\n")
+    axes.set_xlabel("voxels worsened  |  voxels fixed")
+    set_title(axes, "Effect\n")
 
 
 def _draw_outcomes(axes: Axes, experts: Sequence[Mapping[str, int]]) -> None:
@@ -139,8 +139,8 @@ def _draw_outcomes(axes: Axes, experts: Sequence[Mapping[str, int]]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel("of the voxels asked of each")
-    set_title(axes, "What became of them\n")
+    axes.set_xlabel("share of the voxels routed to the expert")
+    set_title(axes, "Outcome\n")
 
 
 def _draw_scores(numbers: Axes, errors: Axes, summary: Mapping[str, Any]) -> None:
@@ -175,9 +175,9 @@ def _draw_scores(numbers: Axes, errors: Axes, summary: Mapping[str, Any]) -> Non
         )  # fmt: skip
     errors.set_ylim(bottom=0)
     errors.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    errors.set_ylabel("model wrong")
-    errors.set_xlabel("probability of deferral")
-    set_title(numbers, "Is the model wrong where the score is high?")
+    errors.set_ylabel("error rate of the model")
+    errors.set_xlabel("deferral score (probability map)")
+    set_title(numbers, "Error rate by score")
 
 
 def _draw_distances(axes: Axes, bands: Sequence[Mapping[str, Any]], unit: str) -> None:
@@ -198,9 +198,9 @@ def _draw_distances(axes: Axes, bands: Sequence[Mapping[str, Any]], unit: str) -
     highest = max([1e-6, *(row[key] / row["voxels"] for row in bands if row["voxels"] for key in _KINDS)])
     axes.set_ylim(0, 1.22 * highest)  # room for the legend
     axes.set_yticks([tick for tick in MaxNLocator(6).tick_values(0, highest) if 0 <= tick <= 1])
-    axes.set_xlabel(f"distance to the border of the reference ({unit}), and number of voxels")
-    axes.set_ylabel("of the voxels at this distance")
-    set_title(axes, "Where it deferred, and where it was wrong")
+    axes.set_xlabel(f"distance to the border of the reference ({unit}); number of voxels")
+    axes.set_ylabel("share of the voxels at this distance")
+    set_title(axes, "Deferral and errors by distance")
     axes.legend(
         handles=[_patch(*style, edge="white") for style in _KINDS.values()], ncols=2,
         frameon=False, fontsize=FONT_SIZE - 1, labelcolor=INK, loc="upper right",
@@ -219,7 +219,7 @@ def _number(voxels: int) -> str:
 
 
 def _short_share(share: float) -> str:
-    """Per cent in two digits, without the sign that the axis has."""
+    """Per cent with two significant digits, without the per cent sign."""
     if share == 0:
         return "0"
     return f"{100 * share:.2g}" if share < 0.0995 else f"{100 * share:.0f}"

@@ -1,7 +1,7 @@
-"""The picture of one region that somebody should look at: its neighbourhood and the whole slice, side by side.
+"""The picture of a region of the worklist: its surroundings and the whole slice side by side.
 
-The region has a solid outline in the colour of its expert with a white rim, the model's mask a dashed white one; dark
-around both, they are told apart in grey and on any image.
+The region has a solid outline in the colour of its expert with a white rim, the model's mask a dashed white one. Both
+have a dark outer rim, so that they are visible on any image and distinguishable in grey.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from nnunetv2_deferral.report.style import FONT_SIZE, INK, expert_fill, new_figu
 from nnunetv2_deferral.report.views import telling_part
 
 _PANEL, _GAP = 4.6, 0.1  # inches
-_LINE = 0.2  # inches a line of text
-_CHARACTERS = 140  # a line of the caption
-_FINEST = 1600  # screen pixels along the longer side of an outline
+_LINE = 0.2  # inches per line of text
+_CHARACTERS = 140  # per line of the caption
+_FINEST = 1600  # maximum resolution of an outline along its longer side, in pixels
 _WHITE = "#FFFFFF"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RegionView:
-    """A slice with a region to look at.
+    """A slice with a region.
 
     Attributes:
-        image: Real (Y, X).
-        model: Integer of the same shape, the model's labels.
-        region: Bool of the same shape.
-        aspect: Height of a pixel over its width.
-        place: The expert's place in routing order, from 0.
-        title: What stands above.
-        slice_name: What the whole slice is called.
-        caption: Paragraphs below.
-        sides: What lies on the left, right, top and bottom, such as "RLAP"; empty where that is not known.
+        image: The image, real (Y, X).
+        model: The model's labels, integer of the same shape.
+        region: The region, bool of the same shape.
+        aspect: Height of a pixel divided by its width.
+        place: The expert's index in routing order, from 0.
+        title: Title above the picture.
+        slice_name: Name of the whole slice.
+        caption: Paragraphs below the picture.
+        sides: Letters of the left, right, top and bottom side, for example "RLAP"; empty if unknown.
     """
 
     image: np.ndarray
@@ -79,7 +79,7 @@ def draw_region(view: RegionView) -> Figure:
         axes = figure.add_axes((left / width, below / height, _PANEL / width, panel / height))
         _draw_part(axes, view, part)
         axes.set_title(name, fontsize=FONT_SIZE, color=INK, pad=4)
-    # On the whole slice only, where it is hard to see which side of an outline is inside.
+    # Tinted on the whole slice only, where inside and outside of an outline are hard to distinguish.
     tint = np.zeros((*view.region.shape, 4))
     tint[view.region] = to_rgba(expert_fill(view.place)[0], 0.4)
     figure.axes[1].imshow(tint, aspect=view.aspect, interpolation="nearest")
@@ -116,13 +116,13 @@ def _draw_part(axes: Axes, view: RegionView, part: tuple[slice, slice]) -> None:
 
 
 def _outline(axes: Axes, mask: np.ndarray, part: tuple[slice, slice], look: dict[str, Any]) -> None:
-    """Draw the border of a mask along the edges of its voxels; one that goes on outside of the part has none there."""
+    """Draw the border of a mask along the edges of its voxels, open where the mask continues outside the part."""
     rows, cols = part
     ring = np.pad(mask, 1)[rows.start : rows.stop + 2, cols.start : cols.stop + 2]
     if not ring.any() or ring.all():
         return
     factor = max(1, min(12, _FINEST // max(ring.shape)))
-    # No more than where the mask is: most of a slice is not.
+    # Limited to the bounding box of the mask, which is much smaller than most slices.
     ends = [np.flatnonzero(ring.any(1 - axis))[[0, -1]] for axis in (0, 1)]
     (top, bottom), (left, right) = (
         (max(first - 1, 0), min(last + 2, size)) for (first, last), size in zip(ends, ring.shape, strict=True)
@@ -136,7 +136,7 @@ def _outline(axes: Axes, mask: np.ndarray, part: tuple[slice, slice], look: dict
 
 
 def _region_look(view: RegionView) -> dict[str, Any]:
-    # White between the colour, which may be dark, and the dark rim.
+    # A white line separates the colour, which may be dark, from the dark rim.
     rim = [_rim(4.8), withStroke(linewidth=3.4, foreground=_WHITE)]
     return {"color": expert_fill(view.place)[0], "linewidth": 2.0, "linestyle": "-", "path_effects": rim}
 
@@ -150,7 +150,7 @@ def _rim(width: float) -> AbstractPathEffect:
 
 
 def _add_key(figure: Figure, view: RegionView, top: float) -> None:
-    lines = [Line2D([], [], **_region_look(view), label="region to look at"),
+    lines = [Line2D([], [], **_region_look(view), label="region"),
              Line2D([], [], **_model_look(), label="the model's mask")]  # fmt: skip
     figure.legend(handles=lines, loc="lower right", bbox_to_anchor=(0.985, top), ncols=2, frameon=False,
                   fontsize=9, borderaxespad=0, borderpad=0)  # fmt: skip

@@ -1,7 +1,7 @@
-"""One self-contained HTML page: plain words, tables, pictures.
+"""Self-contained HTML pages of text, tables and pictures.
 
-The page loads nothing: no scripts, no fonts, no style sheets, and every picture is inside it. It can be mailed, printed
-and opened in ten years.
+A page has no scripts and loads no fonts, style sheets or other files; pictures are embedded. It can be mailed, printed
+and archived as a single file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Picture:
     """A picture of a page.
 
     Attributes:
-        png: The PNG file's content.
-        title: Shown above it.
-        caption: Shown below it, and read out where pictures are not seen; may be empty.
+        png: Content of the PNG file.
+        title: Title above the picture.
+        caption: Caption below the picture, also its alternative text; may be empty.
     """
 
     png: bytes
@@ -32,7 +32,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise InputError(f"picture {self.title!r} is no PNG file, it starts with {self.png[:8]!r}")
+            raise InputError(f"picture {self.title!r} is not a PNG file; it starts with {self.png[:8]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Table:
     """A table of a page.
 
     Attributes:
-        caption: Shown above it.
-        rows: Cells as text, of which line feeds are kept.
-        head: The headings of the columns; may be empty.
-        highlighted: The first cell of the row that stands out.
+        caption: Caption above the table.
+        rows: Cells as text; line breaks are kept.
+        head: Headings of the columns; may be empty.
+        highlighted: First cell of the row to highlight.
     """
 
     caption: str
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Tables beside each other where there is room."""
+    """Tables side by side, if they fit."""
 
     tables: Sequence[Table]
 
@@ -68,14 +68,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Commands:
-    """Text shown as it is to be typed."""
+    """Commands in a monospaced font."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """Words, and what they mean here."""
+    """Terms with their definitions."""
 
     meanings: Sequence[tuple[str, str]]
 
@@ -88,8 +88,8 @@ class Section:
     """A part of a page under its own heading.
 
     Attributes:
-        heading: Its heading.
-        parts: What it consists of, in this order; a string is a paragraph.
+        heading: The heading.
+        parts: The contents in order; a string is a paragraph.
     """
 
     heading: str
@@ -98,13 +98,13 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a page says.
+    """The content of a page.
 
     Attributes:
-        title: Of the page.
-        headline: What came out, in a sentence or two; may be empty.
-        introduction: One string a paragraph.
-        sections: What follows.
+        title: Title of the page.
+        headline: The main result in one or two sentences; may be empty.
+        introduction: Paragraphs below the headline.
+        sections: The sections.
     """
 
     title: str
@@ -114,13 +114,13 @@ class Page:
 
 
 def write_page(page: Page, file: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     with written_whole(file.parent) as scratch:
         (scratch / file.name).write_text(render_page(page), encoding="utf-8")
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML. All text is escaped, so names of cases and experts may hold any character."""
+    """The page as HTML. All text is escaped, so names of cases and experts may contain any character."""
     body = [
         f"<h1>{escape(page.title)}</h1>",
         *([f'<p class="headline">{escape(page.headline)}</p>'] if page.headline else []),

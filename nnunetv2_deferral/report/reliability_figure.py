@@ -1,4 +1,4 @@
-"""Whether probabilities of being right mean what they say: reliability diagrams of model and experts, and sentences."""
+"""Reliability diagrams of model and experts, and a summary in sentences."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from nnunetv2_deferral.report.style import (
 )
 from nnunetv2_deferral.report.tables import DASH, share_text
 
-_LARGEST = 62.0  # square points, of a mark
+_LARGEST = 62.0  # area of a marker in square points
 _SMALLEST = 12.0
 _MOST_IN_A_ROW = 4
-_SIDE = 2.75  # inches of a panel at most
+_SIDE = 2.75  # maximum side of a panel in inches
 _LEFT, _GAP, _RIGHT, _ABOVE, _BELOW, _LEGEND = 0.76, 0.52, 0.2, 0.62, 0.58, 0.42  # inches
-_NARROWEST = 0.2  # of an axis, so that a head that is nearly right does not look wrong
+_NARROWEST = 0.2  # minimum range of an axis, so that small deviations do not look large
 
 
 def draw_reliability(summary: Mapping[str, Any], *, part: str = "least_certain") -> Figure:
-    """A panel for the model and for each expert, over the voxels where the model is least sure, or over all.
+    """Reliability diagrams of the model and each expert, over the least certain or over all voxels.
 
-    Across what was said, upwards how often it was right; before calibration open marks and a dashed line, after it
-    filled marks and a solid line; a mark's area grows with the number of voxels. Every panel has axes of its own, as
-    experts often lie close together at the upper end.
+    The observed frequency of being right against the predicted probability: open markers and dashed lines before
+    calibration, filled markers and solid lines after it. The area of a marker grows with the number of voxels. Each
+    panel has its own axes, because the probabilities of experts often lie in a narrow range.
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it, with `reliability`.
@@ -65,13 +65,13 @@ def draw_reliability(summary: Mapping[str, Any], *, part: str = "least_certain")
         _draw_panel(axes, head, style)
         set_title(axes, f"{plain(name, longest=22)}\nECE {_change(head)}")
         if column == 0:
-            axes.set_ylabel("was right", fontsize=FONT_SIZE, color=INK)
+            axes.set_ylabel("observed frequency", fontsize=FONT_SIZE, color=INK)
     _add_legend(figure, has_after=any(head["after"] is not None for head in heads.values()))
     return figure
 
 
 def reliability_texts(summary: Mapping[str, Any]) -> list[str]:
-    """What the probabilities are worth in plain words: over the least certain voxels, and of the gain; may be empty.
+    """The reliability over the least certain voxels and that of the gain, in sentences; may be empty.
 
     Args:
         summary: As :meth:`nnunetv2_deferral.evaluation.evaluation.Evaluation.summary` returns it, with `reliability`.
@@ -83,27 +83,27 @@ def reliability_texts(summary: Mapping[str, Any]) -> list[str]:
     said = [_said(name, head) for name, head in found.items() if head["before"]["voxels"]]
     if said:
         texts.append(
-            f"Over the {share_text(chosen['share'])} of voxels where the model is least sure (it gives itself less "
-            f"than {share_text(chosen['below'])}), {'; '.join(said)}."
+            f"Over the {share_text(chosen['share'])} of voxels where the model is least certain (predicted probability "
+            f"of being right below {share_text(chosen['below'])}): {'; '.join(said)}."
         )
     if gain["voxels"]:
-        voxels = f"{gain['voxels']:,} voxels that were" if gain["voxels"] > 1 else "one voxel that was"
+        voxels = f"{gain['voxels']:,} voxels" if gain["voxels"] > 1 else "one voxel"
         texts.append(
-            f"Of the {voxels} deferred and answered, asking was expected to put right "
-            f"{_points(gain['promised'])} more than it made worse; it did {_points(gain['kept'])}."
+            f"Of the {voxels} deferred and answered, the difference between the shares fixed and worsened was "
+            f"predicted as {_points(gain['promised'])} and observed as {_points(gain['kept'])}."
         )
     return texts
 
 
 def error_text(value: float | None) -> str:
-    """Four decimals, a dash for what is undefined, and never 0 for what is not."""
+    """Four decimals, a dash for None; small positive values are given as an upper bound instead of 0."""
     if value is None:
         return DASH
     return "< 0.0001" if 0 < value < 0.00005 else f"{value:.4f}"
 
 
 def bias_text(value: float | None) -> str:
-    """Four decimals with their sign, a dash for what is undefined; no sign where it rounds to zero."""
+    """Four decimals with a sign, a dash for None; no sign if the value rounds to zero."""
     if value is None:
         return DASH
     return f"{value:+.4f}".replace("-", "−") if abs(value) >= 0.00005 else "0.0000"
@@ -117,8 +117,8 @@ def _draw_panel(axes: Axes, head: Mapping[str, Any], style: LineStyle) -> None:
     axes.set_ylim(low, high)
     axes.plot([low, high], [low, high], color=PALE, linewidth=1, zorder=2, label="diagonal")
     for text, x, y, across, up in (
-        ("too modest", 0.04, 0.96, "left", "top"),
-        ("too sure", 0.96, 0.04, "right", "bottom"),
+        ("underconfident", 0.04, 0.96, "left", "top"),
+        ("overconfident", 0.96, 0.04, "right", "bottom"),
     ):
         axes.text(
             x, y, text, transform=axes.transAxes, ha=across, va=up, fontsize=FONT_SIZE - 2, color=PALE, style="italic"
@@ -139,17 +139,17 @@ def _draw_panel(axes: Axes, head: Mapping[str, Any], style: LineStyle) -> None:
         )  # fmt: skip
     if not head["before"]["voxels"]:
         axes.text(
-            0.5, 0.5, "no answers there", transform=axes.transAxes, ha="center", va="center", fontsize=FONT_SIZE,
+            0.5, 0.5, "no answers", transform=axes.transAxes, ha="center", va="center", fontsize=FONT_SIZE,
             color=PALE, style="italic", bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
         )  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel("said to be right", fontsize=FONT_SIZE, color=INK)
+    axes.set_xlabel("predicted probability", fontsize=FONT_SIZE, color=INK)
 
 
 def _limits(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Of both axes, with all points inside; [0, 1] without points."""
+    """The limits of both axes, containing all points; [0, 1] without points."""
     values = [value for bins in found for key in ("probability", "right") for value in bins[key]]
     if not values:
         return 0.0, 1.0
@@ -161,7 +161,7 @@ def _limits(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _add_legend(figure: Figure, *, has_after: bool) -> None:
-    before = "before calibration" if has_after else "as the network says it (not calibrated)"
+    before = "before calibration" if has_after else "not calibrated"
     looks: list[tuple[Any, float, str, str]] = [
         ((0, (4, 2)), 1.1, "white", before),
         ("-", 1.5, INK, "after calibration"),
@@ -173,7 +173,7 @@ def _add_legend(figure: Figure, *, has_after: bool) -> None:
         )
         for dashes, width, face, label in (looks if has_after else looks[:1])
     ]  # fmt: skip
-    entries.append(Line2D([], [], color=PALE, linewidth=1, label="means what it says"))
+    entries.append(Line2D([], [], color=PALE, linewidth=1, label="perfect calibration"))
     legend = figure.legend(
         handles=entries, loc="lower center", ncols=len(entries), frameon=False, fontsize=FONT_SIZE - 1, handlelength=3
     )
@@ -186,14 +186,14 @@ def _change(head: Mapping[str, Any]) -> str:
 
 
 def _said(name: str, head: Mapping[str, Any]) -> str:
-    """`expert1 is right in 93.2 % and was said to be in 95.1 % (96.3 % before calibration)`."""
+    """`expert1 is right in 93.2 % (predicted: 95.1 %; 96.3 % before calibration)`."""
     who = "the model" if name == MODEL else name
     right, before = (_mean(head["before"], key) for key in ("right", "probability"))
     if head["after"] is None:
-        return f"{who} is right in {share_text(right)} and said to be in {share_text(before)}"
+        return f"{who} is right in {share_text(right)} (predicted: {share_text(before)})"
     after, was = share_text(_mean(head["after"], "probability")), share_text(before)
-    changed = f" ({was} before calibration)" if was != after else ""
-    return f"{who} is right in {share_text(right)} and said to be in {after}{changed}"
+    changed = f"; {was} before calibration" if was != after else ""
+    return f"{who} is right in {share_text(right)} (predicted: {after}{changed})"
 
 
 def _mean(bins: Mapping[str, Any], key: str) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of the few cases of an evaluation that tell most, read again from disk one at a time."""
+"""Pictures of the most informative cases of an evaluation, read again from disk one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_CASES = 6
 
 
 def chosen_cases(summary: Mapping[str, Any], most: int = NUM_CASES) -> list[tuple[str, str]]:
-    """Cases to show, with the reason: those of :func:`.telling_order` that have one, then others up to three."""
+    """Cases to show, with reasons: those of :func:`.telling_order` that have one, then others, at least three."""
     order = telling_order(dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"]))
     telling = sum(bool(why) for _, why in order)
     return order[: min(most, max(telling, 3))]
@@ -32,13 +32,13 @@ def case_pictures(
     """A picture of each chosen case.
 
     Args:
-        summary: Of the evaluation.
-        predictions: Where the cases are from.
-        read: Reads a case again.
+        summary: The summary of the evaluation.
+        predictions: The predictions.
+        read: Function that reads a case.
         images: The folder of the images.
 
     Raises:
-        InputError: If an image cannot be read or does not fit its case.
+        InputError: If an image cannot be read or does not match its case.
     """
     model, system = dice_by_case(summary["model_everywhere"]), dice_by_case(summary["system"])
     experts = list(summary["deferral"]["share"])
@@ -67,5 +67,5 @@ def _caption(summary: Mapping[str, Any], case: str, model: float, system: float,
     missed = f", {came['unanswered']:,} unanswered" if came["unanswered"] else ""
     return text + (
         f"{share_text(rates['deferral_rate'])} of the voxels deferred ({asked}): {came['fixed']:,} voxels fixed, "
-        f"{came['worsened']:,} made worse{missed}."
+        f"{came['worsened']:,} worsened{missed}."
     )

@@ -1,4 +1,4 @@
-"""How figures look, in one place: Okabe and Ito's colours, each with a hatch, a dash or a marker that survives grey."""
+"""The style of all figures: colours of Okabe and Ito, combined with hatching, dashes or markers for print in grey."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INK = "#222222"
 PALE = "#6E6E6E"
 RULE = "#D9D9D9"
 FONT_SIZE = 10.0
-WIDTH = 10.8  # inches; pages show figures about 980 pixels wide
+WIDTH = 10.8  # inches; figures are about 980 pixels wide on a page
 
 _COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#F0E442", "#D55E00", "#56B4E9")
 _HATCHES = ("", "////", "....", "xxxx", "----", "++++", "\\\\\\\\")
@@ -30,18 +30,18 @@ _DASHES: tuple[tuple[int, tuple[float, ...]], ...] = (
 )
 _MARKERS = "s^vDPX<>"
 
-# What asking came to, by colour and hatch.
+# Outcomes of deferred voxels: colour, hatching and label.
 OUTCOMES = {
     "fixed": ("#009E73", "", "fixed: the model was wrong, the expert right"),
     "unchanged": ("#E2E2E2", "", "no change: both right, or both wrong"),
-    "unanswered": ("#FFFFFF", "....", "unanswered: the expert has no label there"),
-    "worsened": ("#D55E00", "////", "made worse: the model was right, the expert wrong"),
+    "unanswered": ("#FFFFFF", "....", "unanswered: the expert has no label"),
+    "worsened": ("#D55E00", "////", "worsened: the model was right, the expert wrong"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineStyle:
-    """How a line is drawn."""
+    """The style of a line."""
 
     colour: str
     dashes: str | tuple[int, tuple[float, ...]] = "-"
@@ -59,16 +59,18 @@ RANKINGS = {
 
 
 def expert_fill(place: int) -> tuple[str, str]:
-    """Colour and hatch of the expert at a place in routing order, from 0; the first 49 all differ."""
+    """Colour and hatching of the expert with index `place` in routing order, from 0; the first 49 are distinct."""
     turn = place // len(_COLOURS)
     return _COLOURS[place % len(_COLOURS)], _HATCHES[(place + turn) % len(_HATCHES)]
 
 
 def expert_line(place: int) -> LineStyle:
-    """How a line of the expert at a place in routing order, from 0, is drawn."""
+    """Line style of the expert with index `place` in routing order, from 0."""
     turn = place // len(_DASHES)
     return LineStyle(
-        colour=_COLOURS[place % len(_COLOURS)] if place % len(_COLOURS) != 4 else "#8F8600",  # yellow is no line
+        colour=_COLOURS[place % len(_COLOURS)]
+        if place % len(_COLOURS) != 4
+        else "#8F8600",  # yellow lines are hard to see
         dashes=_DASHES[(place + turn) % len(_DASHES)],
         marker=_MARKERS[place % len(_MARKERS)],
         width=1.4,
@@ -76,20 +78,20 @@ def expert_line(place: int) -> LineStyle:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, which no window shows."""
+    """An empty figure of this size in inches, without a window."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
 def plain(name: str, *, longest: int = 28) -> str:
-    """A name as matplotlib shows it: no mathematics, not too long."""
+    """A name as literal text for matplotlib (no mathematics), truncated to `longest` characters."""
     short = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return short.replace("$", r"\$")
 
 
 def tidy(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
-    """Calm axes: no box, pale lines, dark text."""
+    """Format axes: no frame at the top and right, pale lines, dark text."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(colors=INK, labelsize=FONT_SIZE - 1, length=3)
@@ -101,21 +103,21 @@ def tidy(axes: Axes, *, grid: Literal["x", "y"] = "y") -> None:
 
 
 def set_title(axes: Axes, title: str) -> None:
-    """A title above the left edge."""
+    """Set a left-aligned title."""
     axes.set_title(title, loc="left", fontsize=FONT_SIZE + 0.5, color=INK, fontweight="bold", pad=9)
 
 
 def spread(heights: Sequence[float], *, apart: float, low: float, high: float) -> list[float]:
-    """Move heights as little as needed to be `apart` from each other, so that labels do not overlap.
+    """Move heights apart so that labels do not overlap.
 
     Args:
-        heights: In any order, any unit.
-        apart: The least distance; made smaller where all would not fit.
-        low: The lowest height allowed.
-        high: The highest.
+        heights: Heights in any order and unit.
+        apart: Minimum distance; reduced if the labels would not fit between `low` and `high`.
+        low: Lowest allowed height.
+        high: Highest allowed height.
 
     Returns:
-        The new heights, in the order given.
+        The new heights in the given order.
     """
     if len(heights) > 1:
         apart = min(apart, (high - low) / (len(heights) - 1))

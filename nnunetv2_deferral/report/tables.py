@@ -1,4 +1,4 @@
-"""The numbers of a report: who scores what, and what deferring did, as plain data, Markdown and words."""
+"""Scores and effects of deferral as data, text and Markdown."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from nnunetv2_deferral.text import markdown_table
 
 SCORES = ("Dice", "IoU", "Sensitivity")
 DASH = "–"
-SYSTEM = "system (model + experts asked)"
+SYSTEM = "system (model + experts)"
 
 
 def result_table(
     summary: Mapping[str, Any], effect: Mapping[str, int], *, stock: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The numbers of a report.
+    """The results of a report as data.
 
     Args:
         summary: From :func:`nnunetv2_deferral.evaluation.summary.summarize_deferral`.
@@ -27,8 +27,8 @@ def result_table(
         stock: Scores of a stock nnU-Net on the same cases, from :func:`nnunetv2_deferral.evaluation.overlap.summarize`.
 
     Returns:
-        `{"rows": [{"who", "Dice", "IoU", "Sensitivity"}, ...], "deferral": {"rate", "share", **effect}}`, scores being
-        means over the foreground, NaN where undefined.
+        `{"rows": [{"who", "Dice", "IoU", "Sensitivity"}, ...], "deferral": {"rate", "share", **effect}}`; scores are
+        means over the foreground, NaN if undefined.
     """
     parts = {} if stock is None else {"stock nnU-Net": stock}
     parts |= {"model alone": summary["model_everywhere"], SYSTEM: summary["system"]}
@@ -39,35 +39,34 @@ def result_table(
 
 
 def score_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """The scores as text, one row for each who answers, headings first."""
+    """The scores as text: a row of headings, then one row per source."""
     body = [[row["who"], *(score_text(row[score]) for score in SCORES)] for row in table["rows"]]
-    return [["who answers", *SCORES], *body]
+    return [["source", *SCORES], *body]
 
 
 def deferral_rows(table: Mapping[str, Any]) -> list[list[str]]:
-    """What was deferred and what came of it, as pairs of words and numbers."""
+    """Deferral rates and effects as pairs of description and number."""
     found = table["deferral"]
     deferred = found["deferred"]
     rows = [["voxels deferred", percent_text(found["rate"])]]
-    rows += [[f"asked of {name}", percent_text(share)] for name, share in found["share"].items()]
-    wrong = "of the deferred voxels, the model had wrong"
+    rows += [[f"routed to {name}", percent_text(share)] for name, share in found["share"].items()]
     if found["unanswered"]:
-        rows.append(["of the deferred voxels, no answer", percent_text(ratio(found["unanswered"], deferred))])
+        rows.append(["deferred voxels, unanswered", percent_text(ratio(found["unanswered"], deferred))])
     return [
         *rows,
-        [wrong, percent_text(ratio(found["deferred_model_wrong"], deferred))],
-        ["of the deferred voxels, deferring fixed", percent_text(ratio(found["fixed"], deferred))],
-        ["of the deferred voxels, deferring made wrong", percent_text(ratio(found["worsened"], deferred))],
-        ["of the model's errors, deferring fixed", percent_text(ratio(found["fixed"], found["model_wrong"]))],
+        ["deferred voxels, model wrong", percent_text(ratio(found["deferred_model_wrong"], deferred))],
+        ["deferred voxels, fixed", percent_text(ratio(found["fixed"], deferred))],
+        ["deferred voxels, worsened", percent_text(ratio(found["worsened"], deferred))],
+        ["errors of the model, fixed", percent_text(ratio(found["fixed"], found["model_wrong"]))],
     ]
 
 
 def result_tables(table: Mapping[str, Any]) -> list[Table]:
-    """Both as tables of a page."""
+    """Scores and effects as tables of a page."""
     head, *rows = score_rows(table)
     return [
         Table(caption="Overlap with the reference, mean over the cases", head=head, rows=rows, highlighted=SYSTEM),
-        Table(caption="What was deferred, and what came of it", rows=deferral_rows(table)),
+        Table(caption="Deferral and its effect", rows=deferral_rows(table)),
     ]
 
 
@@ -79,7 +78,7 @@ def markdown_tables(table: Mapping[str, Any]) -> str:
 
 
 def dice_by_case(part: Mapping[str, Any]) -> dict[str, float]:
-    """Foreground Dice of every case in a part of a summary: the mean over labels, NaN where none is defined."""
+    """Foreground Dice of each case in a part of a summary: the mean over labels, NaN if none is defined."""
     found = {}
     for row in part["metric_per_case"]:
         defined = [scores["Dice"] for scores in row["metrics"].values() if not math.isnan(scores["Dice"])]
@@ -88,16 +87,15 @@ def dice_by_case(part: Mapping[str, Any]) -> dict[str, float]:
 
 
 def telling_order(model: Mapping[str, float], system: Mapping[str, float]) -> list[tuple[str, str]]:
-    """All cases, the ones that tell most first.
+    """All cases, the most informative first.
 
     Args:
         model: Dice of the model by case.
-        system: Dice of the system, for the same cases. NaN is looked at last.
+        system: Dice of the system for the same cases, NaN if undefined.
 
     Returns:
-        Pairs of case and why it is shown, in the order: the most improved and the most harmed (where asking changed
-        any), the worst and the median of the system, then the others by name with an empty reason. A case appears
-        once, with all its reasons.
+        Pairs of case and reason, in the order: largest improvement and largest deterioration (if any), worst and median
+        result of the system, then the others by name with an empty reason. A case appears once, with all its reasons.
     """
     defined = sorted((case for case in system if not math.isnan(system[case])), key=lambda case: (system[case], case))
     gains = {case: system[case] - model[case] for case in defined if not math.isnan(model[case])}
@@ -105,9 +103,9 @@ def telling_order(model: Mapping[str, float], system: Mapping[str, float]) -> li
     if gains:
         best, worst = max(gains, key=lambda case: gains[case]), min(gains, key=lambda case: gains[case])
         if gains[best] > 0:
-            reasons.setdefault(best, []).append("most improved by asking")
+            reasons.setdefault(best, []).append("largest improvement")
         if gains[worst] < 0:
-            reasons.setdefault(worst, []).append("most harmed by asking")
+            reasons.setdefault(worst, []).append("largest deterioration")
     if defined:
         reasons.setdefault(defined[0], []).append("worst result of the system")
         reasons.setdefault(defined[len(defined) // 2], []).append("median result of the system")
@@ -121,7 +119,7 @@ def score_text(value: float) -> str:
 
 
 def signed_text(value: float) -> str:
-    """Three decimals with their sign, a dash for NaN; no sign where it rounds to zero."""
+    """Three decimals with a sign, a dash for NaN; no sign if the value rounds to zero."""
     if math.isnan(value):
         return DASH
     return f"{value:+.3f}".replace("-", "−") if abs(value) >= 0.0005 else "0.000"
@@ -133,7 +131,7 @@ def percent_text(value: float) -> str:
 
 
 def share_text(value: float) -> str:
-    """Per cent with as many decimals as it needs to be told from none and from all, a dash for NaN."""
+    """Per cent with enough decimals to differ from 0 % and 100 % unless equal, a dash for NaN."""
     if math.isnan(value) or value in (0, 1):
         return DASH if math.isnan(value) else f"{value:.0%}".replace("%", " %")
     if value < 1e-6:
@@ -145,5 +143,5 @@ def share_text(value: float) -> str:
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """The quotient, NaN for a denominator of zero."""
+    """The quotient, NaN if the denominator is zero."""
     return numerator / denominator if denominator else float("nan")

@@ -1,4 +1,4 @@
-"""A case to be drawn, and what of it to show: the slice and the part where something happens, and kinds of errors."""
+"""A case to be drawn, the selection of slice and crop, and kinds of errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nnunetv2_deferral.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CaseView:
-    """A case with what it takes to draw it.
+    """A case with the data needed to draw it.
 
     Attributes:
-        case: The case, its arrays of shape (Y, X) or (Z, Y, X); nnU-Net's (1, Y, X) for 2D will do as well. Of voxels
-            that do not count, only the image is shown.
+        case: The case, with arrays of shape (Y, X), (Z, Y, X) or, as in nnU-Net for 2D, (1, Y, X). Voxels that do not
+            count are shown without masks.
         image: One channel of the image, any real type, same shape.
-        model_dice: Dice of the model's mask, NaN where undefined.
-        system_dice: Dice of the fused mask, NaN where undefined.
+        model_dice: Dice of the model's mask, NaN if undefined.
+        system_dice: Dice of the fused mask, NaN if undefined.
     """
 
     case: EvaluatedCase
@@ -31,26 +31,26 @@ class CaseView:
         shape, spacing = self.case.reference.shape, self.case.prediction.spacing
         if self.image.shape != shape or len(spacing) != len(shape):
             raise InputError(
-                f"case {self.case.name}: masks of shape {shape} do not go with an image of shape {self.image.shape} "
-                f"and {len(spacing)} spacings"
+                f"case {self.case.name}: masks of shape {shape} do not match an image of shape {self.image.shape} with "
+                f"a spacing of length {len(spacing)}"
             )
         if len(shape) not in (2, 3):
-            raise InputError(f"case {self.case.name}: only 2D and 3D can be drawn, got shape {shape}")
+            raise InputError(f"case {self.case.name}: only 2D and 3D cases can be drawn, got shape {shape}")
 
     @property
     def counted_route(self) -> np.ndarray:
-        """The route of the voxels that count, one-dimensional."""
+        """The route of the voxels that count, as a 1D array."""
         return self.case.route[self.case.valid]
 
 
 def fullest_slice(*marked: np.ndarray) -> int:
-    """Which slice along the first axis to show.
+    """Select the slice along the first axis to show.
 
     Args:
-        marked: Arrays of shape (Z, Y, X), the most telling first, such as the route and where the model is wrong.
+        marked: Arrays of shape (Z, Y, X) in order of priority, for example the route and the errors of the model.
 
     Returns:
-        The slice with most voxels that are not 0 in the first array that has any; the middle one if none has.
+        Index of the slice with the most nonzero voxels in the first array that has any; the middle slice if none has.
     """
     for each in marked:
         numbers = np.count_nonzero(each.reshape(each.shape[0], -1), axis=1)
@@ -60,15 +60,15 @@ def fullest_slice(*marked: np.ndarray) -> int:
 
 
 def telling_part(*marked: np.ndarray, margin: float = 0.35, smallest: int = 40) -> tuple[slice, slice]:
-    """The part of an image (Y, X) that shows all that is not 0 in any of `marked`, with room around.
+    """A crop of an image (Y, X) that contains all nonzero pixels of `marked`, with a margin.
 
     Args:
         marked: Arrays of shape (Y, X).
-        margin: Room on each side, as a fraction of the longer side of what is marked.
-        smallest: The shortest side of the part in pixels, where the image has as many.
+        margin: Margin on each side, as a fraction of the longer side of the bounding box of nonzero pixels.
+        smallest: Minimum side of the crop in pixels, limited by the image.
 
     Returns:
-        Rows and columns; the whole image if nothing is marked or the part would be over three quarters of each side.
+        Rows and columns; the whole image if all arrays are zero or the crop would exceed three quarters of each side.
     """
     whole = (slice(0, marked[0].shape[0]), slice(0, marked[0].shape[1]))
     found = np.logical_or.reduce([each != 0 for each in marked])
@@ -86,7 +86,7 @@ def telling_part(*marked: np.ndarray, margin: float = 0.35, smallest: int = 40) 
 
 
 def error_kinds(reference: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
-    """Where an answer is wrong, by the kind of error.
+    """The errors of a mask by kind.
 
     Returns:
         Bool masks of the shape of `reference`: `added` (background in the reference), `missed` (background in the

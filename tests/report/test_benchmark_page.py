@@ -224,7 +224,7 @@ def test_an_expert_alone_is_paired_with_the_first_over_the_cases_the_expert_labe
         generator=np.random.default_rng(0),
         num_resamples=60,
     )
-    row = ["experts, labelling everything", "ann alone", broken(expected.to_dict(), signed=True)]
+    row = ["experts alone, whole image", "ann alone", broken(expected.to_dict(), signed=True)]
     assert row in read(results).rows
 
 
@@ -240,7 +240,7 @@ def test_an_expert_of_several_methods_is_shown_once(quick):
 def test_groups_are_drawn_together_for_experts_alone_too(quick):
     groups = {f"case_{number}": number // 2 for number in range(6)}
     results = make(groups=groups)
-    assert "in 3 groups (such as patients)" in read(results).text
+    assert "in 3 groups (for example patients)" in read(results).text
 
     def alone(**options):
         return next(row[2] for row in read(results, **options).rows if row[1:2] == ["ann alone"])
@@ -251,7 +251,7 @@ def test_groups_are_drawn_together_for_experts_alone_too(quick):
 
 def test_other_groups_than_those_of_the_results_are_refused(quick):
     results = make(groups={f"case_{number}": number // 2 for number in range(6)})
-    with pytest.raises(ValueError, match="made with 3 groups of cases, not with these 2"):
+    with pytest.raises(ValueError, match="computed with 3 groups of cases, got 2"):
         benchmark_page(results, groups={f"case_{number}": number // 3 for number in range(6)})
 
 
@@ -259,14 +259,14 @@ def test_other_groups_than_those_of_the_results_are_refused(quick):
     ("change", "num_groups", "said", "not_said"),
     [
         ((0.002, -0.01, 0.02), 24, "not shown to differ (+0.002 [−0.010, +0.020])", "better"),
-        ((0.002, -0.01, 0.02), 24, "and no worse by more than 0.010", "better"),
-        ((0.002, -0.0001, 0.02), 24, "no worse by more than 0.001", "same"),
-        ((0.002, -0.01, 0.02), 6, "neither to be as good nor to be worse", "no worse by more"),
+        ((0.002, -0.01, 0.02), 24, "it is worse by at most 0.010", "better"),
+        ((0.002, -0.0001, 0.02), 24, "it is worse by at most 0.001", "same"),
+        ((0.002, -0.01, 0.02), 6, "too few cases for a conclusion", "no worse by more"),
         ((0.05, 0.03, 0.07), 24, "its mask is better (+0.050 [+0.030, +0.070])", "no worse"),
         ((-0.05, -0.07, -0.03), 24, "its mask is worse (−0.050 [−0.070, −0.030])", "better"),
-        ((0.0, 0.0, 0.0), 24, "its mask scores the same", "no worse"),
-        ((0.05, NAN, NAN), 24, "Of its mask nothing is shown (+0.050, without an interval)", "better"),
-        ((NAN, NAN, NAN), 24, "Of its mask nothing is shown (–, without an interval)", "better"),
+        ((0.0, 0.0, 0.0), 24, "its mask is equally good", "no worse"),
+        ((0.05, NAN, NAN), 24, "For its mask no difference is shown (+0.050, without an interval)", "better"),
+        ((NAN, NAN, NAN), 24, "For its mask no difference is shown (–, without an interval)", "better"),
     ],
 )  # fmt: skip
 def test_the_headline_says_plainly_whether_the_mask_is_as_good(quick, change, num_groups, said, not_said):
@@ -292,17 +292,17 @@ def test_the_headline_says_plainly_whether_the_system_is_better_and_at_what_rate
 
 
 def test_the_headline_of_a_method_that_defers_nothing(quick):
-    assert "it deferred nothing, so its system is its mask" in benchmark_page(make(asked=0)).headline
+    assert "it deferred nothing, so its system equals its mask" in benchmark_page(make(asked=0)).headline
 
 
 def test_the_headline_of_one_method_compares_nothing(quick):
     text = benchmark_page(make([(STOCK, 30, ())])).headline
-    assert text.startswith(f"Nothing is compared: only {STOCK} was given")
+    assert text.startswith(f"No comparison: only {STOCK} was given")
 
 
 def test_the_headline_says_that_there_is_no_deferral_model(quick):
     text = benchmark_page(make([(STOCK, 30, ()), ("other", 20, ())])).headline
-    assert "There is no deferral model among them." in text and "system" not in text
+    assert "There is no deferral model among the methods." in text and "system" not in text
     assert "no deferral model" not in benchmark_page(make()).headline
 
 
@@ -312,7 +312,7 @@ def test_many_methods_are_counted_in_the_headline_and_each_told_below(quick):
     for place, low, high in ((1, 0.01, 0.03), (2, -0.03, -0.01), (3, -0.01, 0.01), (4, 0.01, 0.02), (5, NAN, NAN)):
         set_change(results, (low + high) / 2, low, high, place=place)
     page = benchmark_page(results)
-    assert "Of 5 masks, 2 are shown to be better and 1 to be worse; of the other 2 neither is shown." in page.headline
+    assert "Of 5 masks, 2 are better, 1 worse and 2 not shown to differ." in page.headline
     assert f"{ONE}_0" not in page.headline
     assert page.sections[0].heading == "Method by method"
     each = dict(page.sections[0].parts[0].meanings)
@@ -321,22 +321,22 @@ def test_many_methods_are_counted_in_the_headline_and_each_told_below(quick):
 
 def test_cases_folds_and_few_cases_are_told(quick):
     assert "6 validation cases of folds 0, 1, each counted once." in read(make()).text
-    assert "Only 6 cases or groups: intervals from so few are rough" in read(make()).text
+    assert "With only 6 cases or groups, intervals are rough" in read(make()).text
     assert "1 validation case of fold 0" in read(make(num_cases=1, folds=1)).text
-    assert "from so few" not in read(make(num_cases=20)).text
+    assert "With only" not in read(make(num_cases=20)).text
 
 
 def test_simulated_experts_and_raters_are_told_apart(quick):
     raters, simulated = read(make()).text, read(make(answering=[SIMULATED, "bob"])).text
     assert "Experts are simulated" in simulated and "seed 3" in simulated
-    assert "Experts are simulated" not in raters and "Raters, whose labels were read from files: ann, bob" in raters
+    assert "Experts are simulated" not in raters and "Raters, with labels read from files: ann, bob" in raters
 
 
 def test_a_collapse_of_routing_is_said(quick):
     assert "routing has collapsed unless" not in read(make()).text
     assert f"{ONE} (100 % to bob)" in read(make(to=2)).text
     assert "routing has collapsed unless" not in read(make([(STOCK, 30, ()), (ONE, 30, ("ann",))])).text
-    assert "hardly answers itself" in read(make(asked=1)).text
+    assert "Nearly all voxels were deferred" in read(make(asked=1)).text
 
 
 def test_load_is_that_of_the_results(quick):
@@ -366,7 +366,7 @@ def test_every_study_has_a_section_with_its_rows_beside_the_first_method(quick):
 def test_methods_outside_of_all_studies_have_their_own_sections_first(quick):
     methods = [(STOCK, 30, ()), (ONE, 30, ("ann",)), (TWO, 20, ("ann",))]
     page = read(make(methods, studies=[("experts", "Numbers of experts", [({"J": "1"}, 2)])]))
-    assert page.headings[:4] == [f"Differences to {STOCK}", "Who was asked", "Scores", "Numbers of experts"]
+    assert page.headings[:4] == [f"Differences from {STOCK}", "Load of the experts", "Scores", "Numbers of experts"]
 
 
 def test_times_are_ratios_and_seconds_only_where_there_are_any(quick):

@@ -95,7 +95,7 @@ def test_a_case_shows_both_dice_and_the_share_of_each_expert():
     route[:3], route[3:4, :8] = 1, 2
     figure = draw_case(make_view(route=route), ["ann", "bob"])
     assert titles(figure) == ["image", "reference", "model: Dice 0.500", "deferred: 29.2 %", "system: Dice 1.000"]
-    assert legend(figure)[:2] == ["asked ann (25.0 %)", "asked bob (4.2 %)"]
+    assert legend(figure)[:2] == ["routed to ann (25.0 %)", "routed to bob (4.2 %)"]
 
 
 def test_undefined_dice_is_a_dash():
@@ -161,9 +161,9 @@ def test_a_long_legend_has_several_rows():
 def test_names_are_no_mathematics():
     figure = draw_case(make_view(), ["$x_", "b$"])
     assert to_png(figure).startswith(b"\x89PNG")
-    assert r"asked \$x_" in legend(figure)[0]
+    assert r"routed to \$x_" in legend(figure)[0]
 
 
 def test_an_image_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"\(12, 16\) do not go with an image of shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"\(12, 16\) do not match an image of shape \(2, 2\)"):
         make_view(image=np.zeros((2, 2)))

@@ -10,7 +10,7 @@ from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.page import render_page
 from nnunetv2_deferral.report.reliability_figure import bias_text, draw_reliability, error_text, reliability_texts
 
-HEADING = "Do the probabilities mean what they say?"
+HEADING = "Reliability of the probabilities"
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_head_that_is_nearly_right_is_not_magnified(make_reliable):
 def test_an_expert_without_answers_is_said_to_have_none(make_reliable):
     summary = with_nothing_known(make_reliable(calibrated=True), "ann")
     model, ann, _ = draw_reliability(summary).axes
-    assert "no answers there" in texts(ann) and "no answers there" not in texts(model)
+    assert "no answers" in texts(ann) and "no answers" not in texts(model)
     assert ann.get_title(loc="left") == "ann\nECE – → –"
     assert "ann" not in reliability_texts(summary)[0]
     assert reliability_table(summary).rows[1] == ["ann", *["–"] * 8]
@@ -123,9 +123,9 @@ def test_sentences_say_how_often_each_was_right_and_was_said_to_be(make_reliable
         }  # fmt: skip
     summary["reliability"]["least_certain"] = {"wanted": 0.02, "share": 0.021, "below": 0.96}
     assert reliability_texts(summary)[0] == (
-        "Over the 2.1 % of voxels where the model is least sure (it gives itself less than 96.0 %), the model is right "
-        "in 50.0 % and said to be in 59.4 %; ann is right in 50.0 % and said to be in 50.0 %; bob is right in 50.0 % "
-        "and said to be in 31.2 %."
+        "Over the 2.1 % of voxels where the model is least certain (predicted probability of being right below "
+        "96.0 %): the model is right in 50.0 % (predicted: 59.4 %); ann is right in 50.0 % (predicted: 50.0 %); bob is "
+        "right in 50.0 % (predicted: 31.2 %)."
     )
 
 
@@ -137,16 +137,16 @@ def test_sentences_have_what_was_said_before_calibration_where_that_differs(make
         head["before"] |= bins
         head["after"] |= bins | {"probability": [after]}
     text = reliability_texts(summary)[0]
-    assert "the model is right in 80.0 % and said to be in 81.0 % (90.0 % before calibration);" in text
-    assert "ann is right in 80.0 % and said to be in 90.0 %;" in text
+    assert "the model is right in 80.0 % (predicted: 81.0 %; 90.0 % before calibration);" in text
+    assert "ann is right in 80.0 % (predicted: 90.0 %);" in text
 
 
 def test_what_asking_was_to_gain_and_gained_is_said_where_anything_was_asked(make_reliable):
     summary = make_reliable()
     summary["reliability"]["gain"] = {"promised": 0.176, "kept": -0.031, "voxels": 2996}
     assert reliability_texts(summary)[1] == (
-        "Of the 2,996 voxels that were deferred and answered, asking was expected to put right 17.6 % more than it "
-        "made worse; it did −3.1 %."
+        "Of the 2,996 voxels deferred and answered, the difference between the shares fixed and worsened was predicted "
+        "as 17.6 % and observed as −3.1 %."
     )
     assert len(reliability_texts(make_reliable(rate=0))) == 1
 
@@ -162,13 +162,13 @@ def test_the_table_has_error_and_bias_of_both_parts_before_and_after(make_reliab
             expected += [bias_text(head[part][when]["bias"]) for when in ("before", "after")]
         assert row == expected
     assert table.head[1:5] == [
-        f"least sure\n{what}\n{when}" for what in ("ECE", "bias") for when in ("before", "after")
+        f"least certain\n{what}\n{when}" for what in ("ECE", "bias") for when in ("before", "after")
     ]
 
 
 def test_the_table_of_a_model_without_calibration_has_nothing_after_it(make_reliable):
     table = reliability_table(make_reliable())
-    assert table.head == ["who", "least sure\nECE", "least sure\nbias", "all voxels\nECE", "all voxels\nbias"]
+    assert table.head == ["source", "least certain\nECE", "least certain\nbias", "all voxels\nECE", "all voxels\nbias"]
     assert all(len(row) == 5 for row in table.rows)
 
 
