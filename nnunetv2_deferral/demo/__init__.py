@@ -1,1 +1,1 @@
-"""The demo: a generated dataset, the whole pipeline on it, and a report."""
+"""The demo: generated data, the whole pipeline, and a report."""

@@ -1,11 +1,10 @@
-"""A small generated data set with borders that no image shows.
+"""A small generated dataset with partly hidden borders.
 
-Each case is a bright blob on a cloudy background. On part of its circumference a veil hides the border behind a slow
-change from bright to dark, and there the reference border is pushed in or out by a displacement drawn at random, after
-and apart from the image. The image
-says where the border is uncertain, but not where it runs: no model can know it, however long it is trained. Experts
-simulated from the reference do know it, because the reference is what makes an answer right. That is an idealised
-picture of borders that raters settle with knowledge from outside the image (other sequences, the patient's history).
+Each case is a bright blob on a cloudy background. On part of its circumference a veil replaces the border by a smooth
+transition from bright to dark. There the reference border is displaced inwards or outwards at random, independently of
+the image. The image shows where the border is uncertain, but not where it lies, so no model can predict it. Experts
+simulated from the reference can. This is an idealised model of borders that raters determine with information from
+outside the image, such as other sequences or the patient's history.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _VEIL_FADE = 0.15  # radians
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """The visible shape of a case: a border in polar coordinates, and the part of it that is hidden.
+    """The visible shape of a case: a border in polar coordinates, and its hidden part.
 
     Attributes:
-        center: Row and column, in pixels.
+        center: Row and column of the centre in pixels.
         radius: Mean radius in pixels.
-        amplitudes: Of the first harmonics of the border, relative to the radius, shape (3,).
-        phases: Their phases in radians, shape (3,).
-        hidden_direction: Middle of the hidden part, in radians.
-        hidden_half_width: Half its opening angle, in radians.
+        amplitudes: Amplitudes of the harmonics of the border relative to the radius, shape (3,).
+        phases: Phases of the harmonics in radians, shape (3,).
+        hidden_direction: Direction of the middle of the hidden part in radians.
+        hidden_half_width: Half the opening angle of the hidden part in radians.
     """
 
     center: tuple[float, float]
@@ -53,7 +52,7 @@ class Blob:
 
 
 def draw_blob(generator: np.random.Generator) -> Blob:
-    """A random blob that lies inside the image, its hidden border included."""
+    """A random blob that lies inside the image, including its hidden border."""
     row, column = generator.uniform(SIZE / 2 - 4, SIZE / 2 + 4, size=2)
     return Blob(
         center=(float(row), float(column)),
@@ -66,16 +65,16 @@ def draw_blob(generator: np.random.Generator) -> Blob:
 
 
 def draw_displacement(generator: np.random.Generator) -> float:
-    """How far the hidden border is off the visible shape's, relative to its radius: in or out with equal chance."""
+    """A random displacement of the hidden border relative to the radius, inwards or outwards with equal probability."""
     return float(generator.choice([-1, 1]) * generator.uniform(_LEAST_DISPLACED, _MOST_DISPLACED))
 
 
 def render_image(blob: Blob, generator: np.random.Generator) -> np.ndarray:
-    """The image of a blob. It knows nothing of the displacement.
+    """The image of a blob, independent of the displacement.
 
     Args:
         blob: The visible shape.
-        generator: For texture and noise.
+        generator: Random generator for texture and noise.
 
     Returns:
         uint8 of shape (SIZE, SIZE).
@@ -90,11 +89,11 @@ def render_image(blob: Blob, generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_reference(blob: Blob, displacement: float) -> np.ndarray:
-    """The reference label map of a blob whose hidden border is displaced.
+    """The reference label map of a blob with a displaced hidden border.
 
     Args:
         blob: The visible shape.
-        displacement: Of the hidden border, relative to the radius; positive is outwards.
+        displacement: Displacement of the hidden border relative to the radius, positive outwards.
 
     Returns:
         uint8 of shape (SIZE, SIZE), 0 background and 1 blob.
@@ -103,37 +102,37 @@ def draw_reference(blob: Blob, displacement: float) -> np.ndarray:
         InputError: If the displaced border would leave the veil.
     """
     if abs(displacement) > _MOST_DISPLACED:
-        raise InputError(f"the veil hides displacements up to {_MOST_DISPLACED}, got {displacement}")
+        raise InputError(f"the displacement must be at most {_MOST_DISPLACED} to stay in the veil, got {displacement}")
     distance, angle, border = _polar(blob)
-    # Full displacement in the middle, fading to none where the veil ends, so that the border has no jump.
+    # Full displacement in the middle, decreasing to zero at the ends of the veil, so that the border is continuous.
     edge = (blob.hidden_half_width - angle) / (0.35 * blob.hidden_half_width)
     return (distance <= border * (1 + displacement * _smooth_step(edge))).astype(np.uint8)
 
 
 def make_case(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image and reference of a case, the same whenever they are asked for."""
+    """Image and reference of a case, reproducible from seed and index."""
     visible, hidden = (np.random.default_rng([seed, index, part]) for part in (0, 1))
     blob = draw_blob(visible)
     return render_image(blob, visible), draw_reference(blob, draw_displacement(hidden))
 
 
 def write_dataset(raw: Path, *, num_training: int, num_test: int, seed: int) -> Path:
-    """Write the data set in nnU-Net's format, with labels for the test cases as well.
+    """Write the dataset in nnU-Net's format, including labels of the test cases.
 
     Args:
         raw: The nnUNet_raw folder.
         num_training: Number of training cases.
-        num_test: Number of test cases, into imagesTs and labelsTs.
-        seed: Another seed gives other cases.
+        num_test: Number of test cases, written to imagesTs and labelsTs.
+        seed: Random seed.
 
     Returns:
-        The data set's folder.
+        The folder of the dataset.
 
     Raises:
-        InputError: If there would be fewer than five training cases (nnU-Net splits them in five) or no test case.
+        InputError: For fewer than five training cases (nnU-Net uses five folds) or no test case.
     """
     if num_training < 5 or num_test < 1:
-        raise InputError(f"5 training cases and 1 test case are the least, got {num_training} and {num_test}")
+        raise InputError(f"at least 5 training cases and 1 test case are required, got {num_training} and {num_test}")
     folder = raw / DATASET_NAME
     for part, first, number in (("Tr", 0, num_training), ("Ts", num_training, num_test)):
         images, labels = folder / f"images{part}", folder / f"labels{part}"
@@ -154,7 +153,7 @@ def write_dataset(raw: Path, *, num_training: int, num_test: int, seed: int) -> 
 
 
 def _polar(blob: Blob) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every pixel: distance to the center, angle to the hidden direction in [0, pi], radius of the border seen."""
+    """Distance to the centre, angle to the hidden direction in [0, pi] and radius of the visible border by pixel."""
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(float)
     rows, columns = rows - blob.center[0], columns - blob.center[1]
     direction = np.arctan2(rows, columns)
@@ -165,7 +164,7 @@ def _polar(blob: Blob) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _veil(blob: Blob) -> np.ndarray:
-    """Opacity in [0, 1]; 1 wherever a displaced border can be, and where the visible shape's would show instead."""
+    """Opacity of the veil in [0, 1]; 1 wherever the visible or a displaced border of the hidden part can lie."""
     distance, angle, border = _polar(blob)
     depth = (_MOST_DISPLACED + _VEIL_MARGIN) - np.abs(distance / border - 1)
     across = blob.hidden_half_width + _VEIL_FADE - angle

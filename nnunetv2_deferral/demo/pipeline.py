@@ -1,8 +1,8 @@
-"""The demo's pipeline: from generated images to a report, in a few minutes on a CPU.
+"""The pipeline of the demo: from generated images to a report, in a few minutes on a CPU.
 
-Everything happens in the output folder, in nnU-Net folders of its own, through the commands a user would type. They
-run as subprocesses, one after the other; what they print goes to OUT/logs. Nothing outside the output folder is read or
-written, and the user's own nnUNet_raw, nnUNet_preprocessed and nnUNet_results are not looked at.
+The demo runs the commands that a user would type as subprocesses, one after the other, and writes their output to
+OUT/logs. All files are in the output folder, with nnU-Net folders of its own; the user's nnUNet_raw,
+nnUNet_preprocessed and nnUNet_results are not accessed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STOCK_TRAINER = f"nnUNetTrainer_{EPOCHS}epochs"
 DEFERRAL_TRAINER = f"nnUNetTrainerDeferral{NUM_EXPERTS}Experts_{EPOCHS}epochs"
 
 _MARKER = "demo.json"
-# All that a demo writes at the top of its output folder; overwriting removes nothing else.
+# All top-level entries of the output folder; overwriting removes nothing else.
 _OWN_ENTRIES = (
     *("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "predictions", "experts", "logs", "cases"),
     *("overview.png", "report.html", "table.json", "table.md", _MARKER),
@@ -46,7 +46,7 @@ _NUM_LAST_LINES = 15
 
 
 class StepError(RuntimeError):
-    """A command of the demo failed; the message says which, and shows the end of its log."""
+    """A command of the demo failed; the message names it and quotes the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Step:
     """One command of the demo.
 
     Attributes:
-        log_name: Stem of its log file.
-        title: What it does, for the person waiting.
-        arguments: The command line, the console script's name first.
-        epochs: Number of epochs to show progress of; 0 for a step that trains nothing.
+        log_name: Stem of the log file.
+        title: Description for the terminal.
+        arguments: The command line, starting with the name of the console script.
+        epochs: Number of epochs for the progress bar; 0 for a step without training.
     """
 
     log_name: str
@@ -67,18 +67,18 @@ class Step:
 
 
 def prepare_folder(out: Path, *, overwrite: bool = False) -> None:
-    """Make the output folder ready for a demo.
+    """Create or clear the output folder.
 
     Raises:
-        InputError: If it is not empty and may not be overwritten, or if no demo has written what is in it.
+        InputError: If it is not empty and `overwrite` is false, or its content was not written by a demo.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder")
     if out.is_dir() and any(out.iterdir()):
         if not (out / _MARKER).is_file():
-            raise InputError(f"{out} is not empty and was not written by {COMMAND}. Choose another folder (-o)")
+            raise InputError(f"{out} is not empty and was not written by {COMMAND}; choose another folder (-o)")
         if not overwrite:
-            raise InputError(f"{out} holds an earlier demo. Choose another folder (-o) or replace it (--overwrite)")
+            raise InputError(f"{out} has an earlier demo; choose another folder (-o) or replace it (--overwrite)")
         for name in _OWN_ENTRIES:
             entry = out / name
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
@@ -87,11 +87,11 @@ def prepare_folder(out: Path, *, overwrite: bool = False) -> None:
 
 
 def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
-    """The commands of the demo in their order.
+    """The commands of the demo in order.
 
     Args:
-        files: Where everything lies.
-        device: As nnU-Net's commands take it, `"cpu"` or `"cuda"`.
+        files: The files of the demo.
+        device: `"cpu"` or `"cuda"`, passed to nnU-Net's commands.
     """
     dataset = DATASET_NAME[len("Dataset") :].split("_")[0]
     panel = f"-experts {EXPERT_SET} -num_experts {NUM_EXPERTS}"
@@ -113,7 +113,7 @@ def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
 
 
 def demo_environment(out: Path) -> dict[str, str]:
-    """The environment of the commands: nnU-Net folders inside `out`, our trainers, few processes."""
+    """The environment of the commands: nnU-Net folders inside `out`, the deferral trainers, and few processes."""
     folders = {name: str(out / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     trainers = str(trainers_folder())
     return {
@@ -124,17 +124,17 @@ def demo_environment(out: Path) -> dict[str, str]:
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "MPLBACKEND": "Agg",
-        # nnU-Net trains with as many threads as there are cores. Threads that spin while they wait slow a busy machine
-        # down tenfold with networks as small as these.
+        # nnU-Net trains with as many threads as there are cores. With networks this small, threads that spin while
+        # waiting slow down a busy machine tenfold.
         "OMP_WAIT_POLICY": "passive",
     }
 
 
 def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
-    """Run a command, its output into `logs/<log_name>.log`, with a line or a bar of progress on the terminal.
+    """Run a command with its output written to `logs/<log_name>.log`, and a progress bar for trainings.
 
     Raises:
-        StepError: If it fails; the message has the last lines of its log.
+        StepError: If it fails; the message quotes the last lines of the log.
     """
     log = logs / f"{step.log_name}.log"
     command = [find_script(step.arguments[0]), *step.arguments[1:]]
@@ -151,7 +151,8 @@ def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
     if process.returncode:
         last = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-_NUM_LAST_LINES:])
         raise StepError(
-            f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\nAll of it is in {log}"
+            f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\n"
+            f"The complete log is {log}"
         )
 
 
@@ -164,7 +165,7 @@ def run_demo(out: Path, *, device: str, overwrite: bool = False) -> DemoFiles:
         overwrite: Replace an earlier demo in `out`.
 
     Returns:
-        Where everything lies; `report` is the page.
+        The files of the demo; `report` is the HTML report.
 
     Raises:
         InputError: See :func:`prepare_folder`.
@@ -195,17 +196,17 @@ def _show(bar: tqdm, epochs: int) -> None:
     if epochs > bar.n:
         bar.update(epochs - bar.n)
     elif sys.stderr.isatty():
-        bar.refresh()  # the clock at least
+        bar.refresh()  # updates the elapsed time
 
 
 def _epochs_begun(log: Path, step: Step) -> int:
-    """The number of the epoch that runs, as the log has it; 0 before the first."""
+    """The number of the current epoch according to the log; 0 before the first."""
     begun = _EPOCH.findall(log.read_bytes()) if step.epochs else []
     return int(begun[-1]) if begun else 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """See that a command is over; one that was interrupted with us gets the time to end its own workers."""
+    """Wait for a command to end, then terminate it; an interrupted command first gets time to stop its workers."""
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:

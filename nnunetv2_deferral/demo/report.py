@@ -1,4 +1,4 @@
-"""From the files a demo has left on disk to its report: scores, pictures, table.json, table.md, report.html."""
+"""The report of the demo: table.json, table.md, overview.png, pictures of cases and report.html."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUM_OVERVIEW = 3
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """Where everything of a demo lies.
+    """The files of a demo.
 
     Attributes:
         out: The output folder, absolute.
@@ -51,7 +51,7 @@ class DemoFiles:
 
     @property
     def logs(self) -> Path:
-        """What the commands printed."""
+        """The output of the commands."""
         return self.out / "logs"
 
     @property
@@ -61,47 +61,47 @@ class DemoFiles:
 
     @property
     def labels(self) -> Path:
-        """The test references."""
+        """The references of the test cases."""
         return self.out / "nnUNet_raw" / DATASET_NAME / "labelsTs"
 
     @property
     def dataset_json(self) -> Path:
-        """The data set's description."""
+        """The dataset.json of the dataset."""
         return self.out / "nnUNet_raw" / DATASET_NAME / "dataset.json"
 
     @property
     def experts(self) -> Path:
-        """The simulated experts' answers, one folder an expert."""
+        """The simulated experts' answers, one folder per expert."""
         return self.out / "experts"
 
     @property
     def progress(self) -> Path:
-        """The figure that the deferral training drew of itself."""
+        """The progress figure of the deferral training."""
         model = f"{self.deferral_trainer}__{self.plans}__2d"
         return self.out / "nnUNet_results" / DATASET_NAME / model / "fold_0" / "deferral_progress.png"
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The HTML report."""
         return self.out / "report.html"
 
     @property
     def table_json(self) -> Path:
-        """The numbers of the page."""
+        """The numbers of the report."""
         return self.out / "table.json"
 
     def prediction(self, name: str) -> Path:
-        """Masks of the test cases: of `stock`, `deferral` (its model alone) or `system` (fused)."""
+        """The masks of the test cases: `stock`, `deferral` (the model alone) or `system` (fused)."""
         return self.out / "predictions" / name
 
 
 def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]], epochs: int) -> None:
-    """Score the test cases, fuse masks, draw and write everything a demo shows.
+    """Score the test cases, fuse the masks, and write the report with its tables and pictures.
 
     Args:
-        files: Where the predictions and the experts' answers are, and where the report goes.
-        steps: Title and command line of every step, to be shown.
-        epochs: How long was trained.
+        files: The files of the demo.
+        steps: Title and command line of each step, for the report.
+        epochs: Number of training epochs.
     """
     predictions = PredictionFolder.open(files.prediction("deferral"))
     experts, cases = predictions.experts, _read_cases(files, predictions)
@@ -164,7 +164,7 @@ def _case_picture(files: DemoFiles, view: CaseView, why: str, experts: Sequence[
         (scratch / f"{view.case.name}.png").write_bytes(png)
     title = f"{view.case.name}: {why}" if why else view.case.name
     rates = maps.deferral_rates(view.case.route, experts)
-    asked = ", ".join(f"{percent_text(share)} {name}" for name, share in rates["share"].items())
+    asked = ", ".join(f"{name} {percent_text(share)}" for name, share in rates["share"].items())
     return Picture(
         png=png,
         title=title,
@@ -184,44 +184,43 @@ def _page(
     progress = Picture(
         png=files.progress.read_bytes(),
         title="Training of the deferral network",
-        caption="Losses, pseudo Dice of model and system, and the share of voxels deferred, epoch by epoch.",
+        caption="Losses, pseudo Dice of model and system, and share of voxels deferred, by epoch.",
     )
     return Page(
         title="Learning to defer: a demonstration",
         introduction=(
-            "A segmentation network was trained that also decides, for every voxel, whether its own answer stands or "
-            "whether one of three experts should be asked. Where it asks, the expert's answer takes the place of its "
-            "own: that is the system. Everything ran through nnU-Net's own commands, on this computer, within minutes.",
-            "The data are generated and the experts are simulated. Every image shows a blob; on part of its border a "
-            "veil hides where it ends, and there the reference border was displaced at random, after and apart from "
-            "the image. The image says where the border is uncertain, but not where it runs. No network can know it; "
-            "an expert can, because the reference defines what is right.",
+            "A segmentation network was trained that also decides for each voxel whether to keep its own label or to "
+            "ask one of three experts. The system is the model's mask with the experts' labels where voxels were "
+            "deferred. Everything ran with nnU-Net's commands on this computer.",
+            "The data are generated and the experts are simulated. Each image shows a blob. A veil hides part of its "
+            "border, and there the reference border was displaced at random, independently of the image. The image "
+            "shows where the border is uncertain, but not where it lies, so no network can predict it. The simulated "
+            "experts can, because their answers are derived from the reference.",
         ),
         sections=(
             _numbers(table, num_cases=len(pictures), epochs=epochs),
             Section(
-                heading="Case by case",
+                heading="Cases",
                 parts=(
-                    "From left to right: the image, the reference (yellow), the model's answer with its errors, who "
-                    "was asked where (the black line is the model's border), and the system's answer with the errors "
-                    "that are left.",
+                    "From left to right: image, reference (yellow), the model's mask with its errors, routing (black "
+                    "line: the model's mask), and the fused mask with the remaining errors.",
                     *pictures,
                 ),
             ),
             Section(heading="Training", parts=(progress,)),
             Section(
-                heading="What was run",
+                heading="Commands",
                 parts=(
-                    f"In this order; what the commands printed is in {files.logs.name}/ beside this page.",
+                    f"The demo ran these commands; their output is in {files.logs.name}/ beside this page.",
                     Commands("\n".join(_shown(files, arguments) for _, arguments in steps)),
                 ),
             ),
             Section(
-                heading="With your own data",
+                heading="Using your own data",
                 parts=(
-                    "Put your data set into nnUNet_raw as nnU-Net wants it, say as number 501, and tell nnU-Net where "
-                    "the trainers are (the doctor prints the line to type). In training, experts are simulated "
-                    "from your labels. Maps of who should be asked lie in out/deferral beside the masks.",
+                    "Put your dataset into nnUNet_raw in nnU-Net's format, for example as number 501, and tell nnU-Net "
+                    "where the trainers are (the doctor prints the command). In training, experts are simulated from "
+                    "your labels. The predicted deferral maps are in out/deferral beside the masks.",
                     Commands(_OWN_DATA),
                 ),
             ),
@@ -231,17 +230,17 @@ def _page(
 
 def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
     return Section(
-        heading="The numbers",
+        heading="Results",
         parts=(
             SideBySide(result_tables(table)),
             Note(
                 f"Test cases: {num_cases}. Both networks were trained for {epochs} epochs on the same fold with the "
-                "same plans. The model alone is the deferral network without its experts; it and stock nnU-Net were "
-                "trained with other random numbers, and on so few cases a few hundredths between them mean nothing. "
-                "The experts err independently from voxel to voxel with fixed accuracies, unlike people, whose errors "
-                "hang together; an expert alone would have labelled every voxel of every image."
+                "same plans. The model alone is the deferral network without experts. Stock nnU-Net was trained with "
+                "other random numbers, so differences of a few hundredths on so few cases are not meaningful. Unlike "
+                "people, the simulated experts err independently in each voxel, with fixed accuracies. An expert alone "
+                "labels every voxel of every image."
             ),
-            Note("A demonstration of how things work, not evidence that deferral helps on your data."),
+            Note("This demonstrates the pipeline; it is not evidence that deferral helps on your data."),
         ),
     )
 

@@ -1,1 +1,1 @@
-"""The worklist: which deferred regions people should look at first; found, written to a folder and read from it."""
+"""The worklist: deferred regions in the order in which people should look at them."""

@@ -1,7 +1,7 @@
-"""Which deferred regions people should look at first, and what is known of each.
+"""The items of a worklist and their order.
 
-A region is a connected component of what one expert is asked about in one case (full connectivity). Regions are ordered
-by the expected gain per minute of work. Knows numpy, nothing of files.
+Regions are those of :func:`.region_labels`: pieces that are routed to one expert in one case and lie close together.
+They are ordered by expected gain per minute of work. This module does not access files.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from nnunetv2_deferral.decision.regions import Region, describe_regions, region_
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
-JSON_NAME, MASKS = "worklist.json", "masks"  # of the folder that a list is written to and read from
+JSON_NAME, MASKS = "worklist.json", "masks"  # names in the folder of a worklist
 
-_ROUNDING = 1e-9  # minutes: sums of decimal fractions may miss a limit that they should just meet
+_ROUNDING = 1e-9  # tolerance in minutes for rounding errors of sums of decimal fractions
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkTime:
-    """How long a region takes: so much to find and judge it, and so much for each centimetre of its extent.
+    """The estimated working time of a region: a constant plus a term proportional to its extent.
 
-    No more than a rule of thumb, to be replaced by one's own figures.
+    The defaults are rules of thumb; replace them with your own figures.
 
     Attributes:
-        minutes_per_region: Positive.
-        minutes_per_cm: Not negative. Counts where voxels have a size in mm.
+        minutes_per_region: Minutes for each region, positive.
+        minutes_per_cm: Minutes for each cm of its longest side, not negative; only used if the voxel size in mm is
+            known.
 
     Raises:
         InputError: If either is out of range or not finite.
@@ -48,27 +49,28 @@ class WorkTime:
             raise InputError(f"minutes_per_cm must be finite and at least 0, got {self.minutes_per_cm}")
 
     def minutes(self, extent_mm: float | None) -> float:
-        """For a region whose box is so long along its longest side; None where that is not known in mm."""
+        """Minutes for a region whose bounding box has this longest side in mm, or None if it is unknown."""
         return self.minutes_per_region + (0 if extent_mm is None else self.minutes_per_cm * extent_mm / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem:
-    """A region that somebody could look at.
+    """A region for the worklist.
 
     Attributes:
         case: The case identifier.
-        number: Its number in :func:`.region_labels` of the case's route, in the order of first voxels.
-        region: Its expert, size and place.
-        expected_gain: The sum of the gain map over its voxels: the expected rise of the case's mean Dice.
-        minutes: The work that it is.
+        number: The number of the region in :func:`.region_labels` of the route, in the order of first voxels.
+        region: Its expert, size and position.
+        expected_gain: The sum of the gain map over its voxels: the expected increase of the mean Dice of the case.
+        minutes: Estimated working time.
         probability: The mean of the probability map over its voxels.
-        labels: The share of its voxels that the model gave each label, largest first.
-        preferred: The share of its voxels for which the expert map names the expert who is asked. Limits on experts and
-            regions make others of it; the gain map is that of the preferred one and promises too much there.
-        size: Extent of its box along the axes (z, y, x), in mm or pixels; None along z where there is one slice only.
-        centre_world: Its central voxel in LPS mm (x, y, z), in pixels where the file knows nothing else.
-        box_world: The lowest and highest x, y, z of the centres of the corner voxels of its box.
+        labels: The share of its voxels with each label of the model, in descending order.
+        preferred: The share of its voxels where the expert map names the expert to whom they are routed. It is below 1
+            if limits route voxels to other experts; the gain map, which refers to the preferred expert, is then an
+            upper bound.
+        size: Extent of its bounding box along (z, y, x) in mm or pixels; None along z for a single slice.
+        centre_world: The central voxel in LPS mm (x, y, z), in pixels if the file has no physical units.
+        box_world: Lowest and highest x, y and z of the centres of the corner voxels of the bounding box.
     """
 
     case: str
@@ -85,19 +87,19 @@ class WorkItem:
 
     @property
     def gain_per_minute(self) -> float:
-        """What the list is ordered by."""
+        """Expected gain per minute, the sorting key of the list."""
         return self.expected_gain / self.minutes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedRegion:
-    """A region of the list.
+    """A row of the worklist.
 
     Attributes:
         item: The region.
-        rank: Its place in the list, from 1.
-        label: Its value in the mask of its expert and case: its place among these, from 1.
-        cumulative_minutes: The work up to and with it.
+        rank: Its position in the list, from 1.
+        label: Its value in the mask of its expert and case: its position among the regions of that mask, from 1.
+        cumulative_minutes: Working time up to and including this region.
     """
 
     item: WorkItem
@@ -107,15 +109,15 @@ class ListedRegion:
 
 
 def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkItem]:
-    """All regions of a case in the order of their first voxels; empty where nothing is deferred.
+    """All regions of a case in the order of their first voxels; empty if nothing is deferred.
 
     Args:
-        case: Its arrays have three axes.
-        time: How long regions take.
-        unit: What its spacing is in, `"mm"` or `"pixels"`.
+        case: The case, with arrays of three axes.
+        time: Working time of regions.
+        unit: Unit of its spacing, `"mm"` or `"pixels"`.
 
     Raises:
-        InputError: If a map has another shape than the mask, or a gain is not finite.
+        InputError: If the shape of a map differs from the mask's, or a gain is not finite.
     """
     labels = region_labels(case.route)
     regions = describe_regions(labels, case.route, spacing_mm=case.spacing)
@@ -156,13 +158,13 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
 def choose(
     items: Iterable[WorkItem], *, max_regions: int | None = None, max_minutes: float | None = None
 ) -> list[ListedRegion]:
-    """The regions to look at, those with the highest expected gain per minute first.
+    """The regions to look at, in descending order of expected gain per minute.
 
     Args:
-        items: In any order. Ties are in the order of case names, then of first voxels.
-        max_regions: How many at most, None for any number.
-        max_minutes: The work there is time for, None for any. A region that would exceed it is left out, shorter ones
-            further down may still fit.
+        items: Regions in any order. Ties are broken by case name, then by first voxel.
+        max_regions: Maximum number of regions; None for no limit.
+        max_minutes: Maximum total working time; None for no limit. A region that would exceed it is skipped, and
+            shorter ones after it may still be listed.
 
     Raises:
         InputError: If a limit is negative, or not finite.
@@ -184,10 +186,10 @@ def choose(
 
 
 def check_limits(max_regions: int | None, max_minutes: float | None) -> None:
-    """Refuse limits that cannot be.
+    """Check the limits of a list.
 
     Raises:
-        InputError: Naming the limit and its value.
+        InputError: If a limit is negative or not finite.
     """
     if max_regions is not None and max_regions < 0:
         raise InputError(f"max_regions must be at least 0, got {max_regions}")
@@ -196,7 +198,7 @@ def check_limits(max_regions: int | None, max_minutes: float | None) -> None:
 
 
 def region_masks(route: np.ndarray, listed: Iterable[ListedRegion]) -> dict[int, np.ndarray]:
-    """The masks of a case: for each expert with a listed region, uint32 of the shape of the route, 0 or the label."""
+    """The masks of a case: for each expert with listed regions, their labels as uint32 of the shape of the route."""
     numbers = region_labels(route)
     size = int(numbers.max(initial=0)) + 1
     values: dict[int, np.ndarray] = {}
@@ -207,46 +209,47 @@ def region_masks(route: np.ndarray, listed: Iterable[ListedRegion]) -> dict[int,
 
 
 def mask_name(expert: str, file_name: str) -> str:
-    """Where the mask of an expert for a case is in the folder of a list, given the name of the model's mask file."""
+    """Path of an expert's mask for a case in the folder of a worklist, given the name of the model's mask file."""
     return f"{MASKS}/{expert}/{file_name}"
 
 
 def to_canonical(voxels: Any, case: PredictedCase) -> np.ndarray:
-    """Indices (n, 3) of a case's array as indices (z, y, x) of the same array in the patient's orientation."""
+    """Convert indices (n, 3) of a case's array to indices (z, y, x) of the array in canonical (LPS) orientation."""
     axes = list(case.orientation.axes)
     turned, last = np.asarray(voxels)[:, axes], np.array(case.model.shape)[axes] - 1
     return np.where(case.orientation.flips, last - turned, turned)
 
 
 def to_world(voxels: Any, case: PredictedCase) -> np.ndarray:
-    """Indices (n, 3) of a case's array in world coordinates (n, 3): LPS in mm, as x, y, z."""
+    """Convert indices (n, 3) of a case's array to world coordinates (x, y, z) in LPS mm, (n, 3)."""
     affine = case.orientation.affine
     return to_canonical(voxels, case)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
 
 
 def reason(item: WorkItem, expert: str, names: Mapping[int, str], objective: str | None) -> str:
-    """Why somebody should look at a region, in a sentence that claims no more than the maps say.
+    """A sentence that describes the model's labels in a region and its score.
 
     Args:
         item: The region.
-        expert: The name of whom to ask.
-        names: Of the labels.
-        objective: Of the model's settings; only with one-vs-all is the score the probability that asking helps.
+        expert: The name of the expert to ask.
+        names: The names of the labels.
+        objective: The objective of the model's settings; only with one-vs-all is the score the probability that asking
+            helps.
     """
     shares = [f"{names.get(label, f'label {label}')} ({_percent(share)})" for label, share in item.labels.items()]
     if len(shares) == 1:
-        what = f"All of it is {shares[0].removesuffix(' (100 %)')} to the model"
+        what = f"The model labels the whole region {shares[0].removesuffix(' (100 %)')}"
     else:
-        what = f"The model's border between {', '.join(shares[:-1])} and {shares[-1]} runs through it"
+        what = f"The model's labels in the region are {', '.join(shares[:-1])} and {shares[-1]}"
     score = f"probability that asking {expert} helps" if objective == ONE_VS_ALL else "deferral probability"
     text = f"{what}; mean {score}: {item.probability:.2f}"
     if item.preferred < 1:
-        text += f"; {_percent(1 - item.preferred)} of it would rather go to others, so the gain is an upper bound"
+        text += f"; for {_percent(1 - item.preferred)} of it another expert is preferred, so the gain is an upper bound"
     return f"{text}."
 
 
 def totals(items: Sequence[WorkItem]) -> dict[str, Any]:
-    """How many `cases` and `regions` these are, their `voxels`, `minutes` and `expected_gain`; 0 for none."""
+    """Number of `cases` and `regions`, and their total `voxels`, `minutes` and `expected_gain`."""
     return {
         "cases": len({item.case for item in items}),
         "regions": len(items),
@@ -257,7 +260,7 @@ def totals(items: Sequence[WorkItem]) -> dict[str, Any]:
 
 
 def columns(unit: str) -> list[str]:
-    """What the cells of :func:`to_row` are called, in their order, when it is written flat."""
+    """The column names of the CSV file, in the order of :func:`cells`."""
     return [
         *("rank", "case", "expert", "label", "expected_gain", "minutes", "gain_per_minute", "cumulative_minutes"),
         *("voxels", *(f"box_{axis}_{end}" for axis in "zyx" for end in ("start", "stop"))),
@@ -269,13 +272,13 @@ def columns(unit: str) -> list[str]:
 
 
 def cells(row: Any) -> list[Any]:
-    """The values of a row one after the other, those of lists and mappings included."""
+    """The values of a row of :func:`to_row` as a flat list."""
     values = row.values() if isinstance(row, Mapping) else row
     return [cell for each in values for cell in (cells(each) if isinstance(each, list) else [each])]
 
 
 def to_row(listed: ListedRegion, *, expert: str, unit: str, why: str, picture: str | None, mask: str) -> dict[str, Any]:
-    """A region of the list as JSON has it; lengths and minutes are rounded to what can matter."""
+    """A row of the list as JSON-ready data; lengths and minutes are rounded to four decimals."""
     item, region = listed.item, listed.item.region
 
     def rounded(value: Any) -> Any:
@@ -304,7 +307,7 @@ def to_row(listed: ListedRegion, *, expert: str, unit: str, why: str, picture: s
 
 
 def _size(region: Region, case: PredictedCase) -> tuple[float | None, ...]:
-    # What nnU-Net gives as the thickness of a single slice is made up.
+    # For a single slice nnU-Net sets an arbitrary thickness.
     return (None, *region.size_mm[1:]) if case.model.shape[0] == 1 else region.size_mm
 
 

@@ -1,4 +1,4 @@
-"""The worklist of arrays: regions of a decision, and which of them to look at first."""
+"""Worklists from arrays: the regions of a decision and their order."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def find_regions(
     spacing_mm: Sequence[float] | None = None,
     time: WorkTime = _DEFAULT_TIME,
 ) -> list[WorkItem]:
-    """The regions that a decision defers, with their expected gain and the time it takes to look at them.
+    """The deferred regions of a decision, with their expected gain and estimated working time.
 
     Args:
-        maps: Of the case, as :func:`.decide` makes them, of shape S = (Z, Y, X); (Y, X) is taken for one slice.
+        maps: The maps of the case from :func:`.decide`, of shape S = (Z, Y, X), or (Y, X) for a single slice.
         model: The model's label map, integer of shape S.
         case: The name of the case.
-        spacing_mm: Size of a voxel along each axis of S; None if it is not known, so that sizes are in pixels and only
-            the number of regions counts in the time.
-        time: How long a region takes.
+        spacing_mm: Size of a voxel along each axis of S; None if unknown. Sizes are then in pixels, and the working
+            time does not depend on them.
+        time: Working time of regions.
 
     Returns:
-        In the order of their first voxels; empty where nothing is deferred.
+        The regions in the order of their first voxels; empty if nothing is deferred.
 
     Raises:
         InputError: If the shapes differ, or there are neither two nor three axes.
@@ -49,7 +49,7 @@ def find_regions(
         [(4, 1.6, 0.54), (6, 4.2, 0.56)]
     """
     if model.ndim not in (2, 3):
-        raise InputError(f"a case is (Z, Y, X) or (Y, X), got the shape {model.shape}")
+        raise InputError(f"a case must have shape (Z, Y, X) or (Y, X), got {model.shape}")
     spacing = (1.0,) * model.ndim if spacing_mm is None else tuple(float(size) for size in spacing_mm)
     if len(spacing) != model.ndim:
         raise InputError(f"spacing_mm has {len(spacing)} entries for an array of shape {model.shape}")
@@ -63,16 +63,16 @@ def find_regions(
 def choose_regions(
     regions: Iterable[WorkItem], *, max_regions: int | None = None, max_minutes: float | None = None
 ) -> list[ListedRegion]:
-    """The regions to look at first, by expected gain per minute of work.
+    """The regions to look at, in descending order of expected gain per minute of work.
 
     Args:
-        regions: Of any number of cases, from :func:`find_regions`, in any order.
-        max_regions: How many at most, None for any number.
-        max_minutes: The time there is, None for any. A region that would exceed it is left out; shorter ones further
-            down may still fit.
+        regions: Regions of any number of cases from :func:`find_regions`, in any order.
+        max_regions: Maximum number of regions; None for no limit.
+        max_minutes: Maximum total working time; None for no limit. A region that would exceed it is skipped, and
+            shorter ones after it may still be listed.
 
     Returns:
-        The best first, each with its `item`, `rank` and `cumulative_minutes`.
+        The listed regions in order, each with its `item`, `rank` and `cumulative_minutes`.
 
     Raises:
         InputError: If a limit is negative or not finite.

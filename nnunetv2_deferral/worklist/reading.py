@@ -1,4 +1,4 @@
-"""A worklist that limits a review: which regions it lists, and whether it is one of the predictions at hand."""
+"""Reading a worklist, and checking that it belongs to the given predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunetv2_deferral.worklist.items import JSON_NAME, mask_name
 
 
 class Listed(NamedTuple):
-    """A row of the list: the value of the region in the mask, its place in the list and its size."""
+    """A listed region: its value in the mask, its rank and its size in voxels."""
 
     label: int
     rank: int
@@ -26,12 +26,12 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Worklist:
-    """A folder that nnUNetv2_deferral_worklist has written for some predictions.
+    """A worklist written by `nnUNetv2_deferral_worklist`.
 
     Attributes:
-        folder: LIST.
-        predictions: The predictions.
-        rows: For case and expert the listed regions, in the order of their labels 1, 2, ... and of their ranks.
+        folder: The folder of the worklist.
+        predictions: The predictions that it belongs to.
+        rows: The listed regions by case and expert, in the order of their labels 1, 2, ... and of their ranks.
     """
 
     folder: Path
@@ -40,15 +40,15 @@ class Worklist:
 
     @classmethod
     def open(cls, folder: Path, predictions: PredictionFolder) -> Worklist:
-        """Read the list; the masks are read case by case.
+        """Read the list; the masks are read later, case by case.
 
         Raises:
-            InputError: If there is no list, it cannot be read, or it is of another model or of cases that are not
-                predicted here; the message names the file and what differs.
+            InputError: If there is no list, it cannot be read, or it belongs to another model or other cases; the
+                message names the file and the differences.
         """
         file = folder / JSON_NAME
         if not file.is_file():
-            raise InputError(f"{folder} holds no worklist: there is no {file}")
+            raise InputError(f"{folder} is not a worklist: {file} does not exist")
         rows: dict[tuple[str, str], list[Listed]] = {}
         content = read_json(file)
         try:
@@ -59,30 +59,32 @@ class Worklist:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be read: {error!r}") from error
         _check_model(file, model, predictions)
-        same_cases(f"{file} lists cases that {predictions.folder} has not", [of for of, _ in rows], predictions.cases)
+        same_cases(
+            f"{file} lists cases that are not in {predictions.folder}", [of for of, _ in rows], predictions.cases
+        )
         same_cases(f"{file} lists unknown experts", [name for _, name in rows], predictions.experts)
         ordered = {of: tuple(sorted(found)) for of, found in rows.items()}
         for (case, expert), found in ordered.items():
             ranks = [each.rank for each in found]
             if [each.label for each in found] != list(range(1, len(found) + 1)) or ranks != sorted(set(ranks)):
                 numbers = [(each.label, each.rank) for each in found[:5]]
-                raise InputError(f"{file} does not count the regions of {expert} in {case} by rank: {numbers}")
+                raise InputError(f"{file} does not number the regions of {expert} in {case} by rank: {numbers}")
         return cls(folder=folder, predictions=predictions, rows=ordered)
 
     def labels(self, case: str, route: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
-        """Where the listed regions of a case are.
+        """The listed regions of a case.
 
         Args:
             case: The case identifier.
-            route: Its route, uint8 of shape S in the file's order.
+            route: Its route, uint8 of shape S in the orientation of the file.
             properties: nnU-Net's properties of the model's mask.
 
         Returns:
-            int64 of shape S: 0, or the label of the region of the expert that the voxel is routed to.
+            int64 of shape S: the label of the listed region of the expert to whom the voxel is routed, or 0.
 
         Raises:
-            InputError: If a mask is missing, cannot be read, has another shape or geometry, other regions than the
-                list, or voxels that are not routed to its expert; the message names the file.
+            InputError: If a mask is missing or cannot be read, its shape, geometry or regions differ, or it has voxels
+                that are not routed to its expert; the message names the file.
         """
         labels = np.zeros(route.shape, dtype=np.int64)
         for number, expert in enumerate(self.predictions.experts, start=1):
@@ -94,8 +96,8 @@ class Worklist:
             listed = mask != 0
             if outside := int((listed & (route != number)).sum()):
                 raise InputError(
-                    f"{file} lists {outside} voxels that {self.predictions.folder} does not route to {expert}: is it a "
-                    "worklist of other predictions?"
+                    f"{file} lists {outside} voxels that {self.predictions.folder} does not route to {expert}. Does "
+                    "the worklist belong to other predictions?"
                 )
             values, sizes = np.unique(mask[listed], return_counts=True)
             expected, found = {row.label: row.voxels for row in rows}, dict(zip(values.tolist(), sizes, strict=True))
@@ -117,4 +119,4 @@ def _check_model(file: Path, model: Mapping[str, Any], predictions: PredictionFo
         if model.get(key) != ours.get(key)
     ]
     if differences:
-        raise InputError(f"{file} is no worklist of {predictions.folder}: {'; '.join(differences)}")
+        raise InputError(f"{file} is not a worklist of {predictions.folder}: {'; '.join(differences)}")

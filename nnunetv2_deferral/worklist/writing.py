@@ -1,4 +1,4 @@
-"""Writing a worklist: the list of regions, a picture of each, and masks in which they are numbered, for any viewer."""
+"""Writing a worklist: the list of regions, a picture of each, and masks with numbered regions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.worklist import items as regions
@@ -37,24 +38,24 @@ def write_worklist(
     dataset_json: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """List the regions of a prediction that people should look at, one case in memory at a time.
+    """Write the worklist of predictions, with one case in memory at a time.
 
     Args:
-        predictions: A folder that a deferral model has predicted into.
-        output: Where list, pictures and masks go. They appear together, when the last is complete.
-        images: The folder of the images, or None for no pictures.
-        time: How long regions take; None for the usual figures.
+        predictions: A folder of predictions by a deferral model.
+        output: Output folder for list, pictures and masks, which appear together once all are complete.
+        images: The folder of the images; None for no pictures.
+        time: Working time of regions; None for the defaults.
         max_regions: See :func:`.choose`.
         max_minutes: See :func:`.choose`.
         dataset_json: See :meth:`.PredictionFolder.open`.
-        overwrite: Replace the worklist that is in `output` already: the files it names, no others.
+        overwrite: Replace an existing worklist in `output`: the files that it names, no others.
 
     Returns:
-        What was written to worklist.json: see docs/worklist.md.
+        The content of worklist.json, see docs/reference/files.md.
 
     Raises:
-        InputError: For predictions without deferral maps, cases without an image, files that do not fit their case or
-            cannot be read, limits that cannot be, or an output folder that holds something already.
+        InputError: For predictions without deferral maps, cases without an image, files that cannot be read or do not
+            match their case, invalid limits, or an output folder that already has a worklist.
     """
     time = time or WorkTime()
     regions.check_limits(max_regions, max_minutes)
@@ -91,7 +92,7 @@ def write_worklist(
 
 
 def summary(content: dict[str, Any], output: Path) -> str:
-    """The first rows, the totals and where everything is, for people."""
+    """The first rows, the totals and the files written, as text for the terminal."""
     rows, totals = content["regions"], content["totals"]
     listed, deferred = totals["listed"], totals["deferred"]
     lines = []
@@ -114,7 +115,7 @@ def summary(content: dict[str, Any], output: Path) -> str:
             numbers = f"{of['listed']['regions']} of {of['deferred']['regions']} regions"
             lines.append(f"  {name}: {numbers}, {of['listed']['minutes']:.1f} minutes")
     else:
-        lines.append(f"Nothing is deferred in these {totals['predicted_cases']} cases: the worklist is empty")
+        lines.append(f"nothing is deferred in {totals['predicted_cases']} cases; the worklist is empty")
     folders = sorted({Path(file).parts[0] for file in content["files"]})
     return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
 
@@ -183,25 +184,26 @@ def _read_image(folder: PredictionFolder, images: Path, case: PredictedCase) -> 
     file = folder.files.image_file(images, case.name)
     image = folder.files.read_image([file])[0]
     if image.shape != case.model.shape:
-        raise InputError(f"{file} has shape {image.shape}, but the mask of its case {case.model.shape}")
+        raise InputError(f"{file} has shape {image.shape}, but the mask of the case has {case.model.shape}")
     return image
 
 
 def _write_mask(folder: PredictionFolder, mask: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     reader, numbers = folder.files.reader, int(mask.max())
-    is_small = numbers < 255  # from there on nnU-Net writes two bytes a voxel, which not every format and writer can
+    is_small = numbers < 255  # from 255 on nnU-Net writes two bytes per voxel, which some formats do not support
     try:
         reader.write_seg(mask, str(file), properties)
+        check_written(file, file)
         fits = is_small or np.array_equal(reader.read_seg(str(file))[0][0], mask)
-    except Exception:
+    except Exception:  # what a writer or reader raises that cannot do two bytes a voxel
         if is_small:
             raise
         fits = False
     if not fits:
         raise InputError(
-            f"a {folder.files.file_ending} mask as nnU-Net writes it cannot number the {numbers} regions of "
-            f"{file.parent.name}/{file.name}: list fewer (-max_regions)"
+            f"nnU-Net's {folder.files.file_ending} masks cannot represent the {numbers} regions of "
+            f"{file.parent.name}/{file.name}; list fewer (-max_regions)"
         )
 
 
@@ -210,12 +212,11 @@ def _size_text(row: dict[str, Any], unit: str) -> str:
 
 
 def _replaced(output: Path, *, overwrite: bool) -> list[str]:
-    """The files of the worklist that is in a folder already and may be replaced; none where there is none."""
+    """The files of an existing worklist that may be replaced; empty if there is none."""
     taken = [name for name in (JSON_NAME, CSV_NAME, PICTURES, MASKS) if (output / name).exists()]
     if taken and not overwrite:
         raise InputError(
-            f"{output} already holds {', '.join(taken)}; choose another folder (-o), or replace the worklist that is "
-            "there (--overwrite)"
+            f"{output} already has {', '.join(taken)}; choose another folder (-o) or replace the worklist (--overwrite)"
         )
     old = output / JSON_NAME
     if not old.is_file():
@@ -224,14 +225,14 @@ def _replaced(output: Path, *, overwrite: bool) -> list[str]:
     try:
         files = [Path(file) for file in content["files"]]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{old} is no worklist that could be replaced: {error!r}") from error
+        raise InputError(f"{old} is not a valid worklist and is not replaced: {error!r}") from error
     return [str(file) for file in files if file.parts[0] in (PICTURES, MASKS) and ".." not in file.parts]
 
 
 def _publish(scratch: Path, output: Path, files: Sequence[str], replaced: Sequence[str]) -> None:
-    """Move pictures and masks to where they belong, instead of those replaced; the list itself is left to follow."""
+    """Move pictures and masks to the output folder, replacing the old ones; the list itself is published last."""
     if others := [file for file in files if file not in replaced and (output / file).exists()]:
-        raise InputError(f"{output} holds files that are of no worklist: {', '.join(others[:5])}")
+        raise InputError(f"{output} has files that do not belong to a worklist: {', '.join(others[:5])}")
     for name in replaced:
         (output / name).unlink(missing_ok=True)
     for name in files:

@@ -228,7 +228,7 @@ class TestMasks:
     def test_a_format_that_cannot_is_refused_with_the_way_out(self, tmp_path, dust):
         dust(".bmp")
         with pytest.raises(
-            ValueError, match=r"cannot number the 400 regions of ann/x.bmp: list fewer \(-max_regions\)"
+            ValueError, match=r"cannot represent the 400 regions of ann/x.bmp; list fewer \(-max_regions\)"
         ):
             make(tmp_path, images=None)
         assert state_of(tmp_path / "out") == {}
@@ -241,7 +241,7 @@ class TestMasks:
         monkeypatch.setattr(
             NaturalImage2DIO, "write_seg", lambda self, seg, *how: stock(self, seg.astype(np.uint8), *how)
         )
-        with pytest.raises(ValueError, match="cannot number the 400 regions of ann/x.png"):
+        with pytest.raises(ValueError, match="cannot represent the 400 regions of ann/x.png"):
             make(tmp_path, images=None)
         assert state_of(tmp_path / "out") == {}
 
@@ -288,7 +288,7 @@ class TestRefusals:
         [
             (
                 lambda file: write_image(file, (10, 80, 91)),
-                r"y_0000.nii.gz has shape \(10, 80, 91\), but the mask of its case \(10, 80, 90\)",
+                r"y_0000.nii.gz has shape \(10, 80, 91\), but the mask of the case has \(10, 80, 90\)",
             ),
             (lambda file: file.write_bytes(b"no image"), r"y_0000.nii.gz cannot be read"),
         ],
@@ -308,7 +308,7 @@ class TestRefusals:
     def test_a_folder_that_holds_a_worklist_already(self, tmp_path, name):
         write_input(tmp_path)
         (tmp_path / "out" / name).mkdir(parents=True)
-        self.refused(tmp_path, rf"out already holds {name}; choose another folder \(-o\), .*--overwrite")
+        self.refused(tmp_path, rf"out already has {name}; choose another folder \(-o\) or .*--overwrite")
 
     def test_told_to_replace_it_only_its_own_files_go(self, tmp_path, ending):
         write_input(tmp_path, ending)
@@ -326,14 +326,14 @@ class TestRefusals:
         write_input(tmp_path)
         for expert in ("ann", "bob"):
             write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((10, 80, 90), np.uint8))
-        self.refused(tmp_path, "out holds files that are of no worklist: masks/", images=None, overwrite=True)
+        self.refused(tmp_path, "out has files that do not belong to a worklist: masks/", images=None, overwrite=True)
 
     @pytest.mark.parametrize(
         ("content", "fault"),
         [
             ("{", "cannot be read"),
-            ("{}", "is no worklist that could be replaced"),
-            ('{"files": [3]}', "is no worklist that could be replaced"),
+            ("{}", "is not a valid worklist and is not replaced"),
+            ('{"files": [3]}', "is not a valid worklist and is not replaced"),
         ],
     )
     def test_nor_is_a_json_of_something_else(self, tmp_path, content, fault):
@@ -384,7 +384,7 @@ class TestCommand:
     def test_where_nothing_is_deferred_the_list_is_empty_and_that_is_said(self, tmp_path, ending, capsys):
         write_input(tmp_path, ending, deferred=False)
         self.run(tmp_path)
-        assert "Nothing is deferred in these 2 cases: the worklist is empty" in capsys.readouterr().out
+        assert "nothing is deferred in 2 cases; the worklist is empty" in capsys.readouterr().out
         lines = (tmp_path / "out" / "worklist.csv").read_text().splitlines()
         assert [line.split(",") for line in lines] == [columns("mm" if ending == ".nii.gz" else "pixels")]
         content = json.loads((tmp_path / "out" / "worklist.json").read_text())

@@ -240,7 +240,7 @@ def change_mask(file, change, folders):
 
 
 def test_what_is_no_worklist_is_named(folders, capsys):
-    fails(capsys, options(folders, folders.images), f"{folders.images} holds no worklist", "worklist.json")
+    fails(capsys, options(folders, folders.images), f"{folders.images} is not a worklist", "worklist.json")
     fails(
         capsys, options(folders, folders.images / "nowhere"), f"the folder {folders.images / 'nowhere'} does not exist"
     )
@@ -265,9 +265,9 @@ def test_a_damaged_worklist_is_named(folders, capsys, content):
         (lambda content: content["regions"][0].update(case="case_z"), "lists cases that"),
         (lambda content: content["regions"][0].update(case="case_z"), "(1): case_z"),
         (lambda content: content["regions"][0].update(expert="cat"), "lists unknown experts (1): cat"),
-        (lambda content: content["regions"][0].update(label=7), "does not count the regions of"),
+        (lambda content: content["regions"][0].update(label=7), "does not number the regions of"),
         (lambda content: content["regions"][0].update(rank="x"), "cannot be read"),
-        (lambda content: content["regions"].append(content["regions"][0]), "does not count the regions of"),
+        (lambda content: content["regions"].append(content["regions"][0]), "does not number the regions of"),
     ],
 )  # fmt: skip
 def test_a_list_of_other_predictions_is_refused(folders, capsys, change, message):

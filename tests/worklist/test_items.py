@@ -309,12 +309,13 @@ class TestReason:
     def test_it_tells_the_models_labels_and_the_probability(self):
         maps = picture("1111", model=np.array([[[0, 0, 0, 1]]]), probability=np.full((1, 1, 4), 0.62, np.float32))
         assert self.why(maps) == (
-            "The model's border between background (75 %) and rim (25 %) runs through it; "
+            "The model's labels in the region are background (75 %) and rim (25 %); "
             "mean probability that asking ann helps: 0.62."
         )
 
     def test_it_knows_a_region_of_one_label(self):
-        assert self.why(picture("11", model=np.full((1, 1, 2), 2))).startswith("All of it is core to the model; ")
+        found = self.why(picture("11", model=np.full((1, 1, 2), 2)))
+        assert found.startswith("The model labels the whole region core; ")
 
     def test_a_label_without_a_name_is_called_by_its_number(self):
         assert "label 7 (50 %)" in self.why(picture("11", model=np.array([[[7, 0]]])))
@@ -325,7 +326,7 @@ class TestReason:
 
     def test_it_says_where_the_gain_is_that_of_another_expert(self):
         maps = picture("1111", expert=np.array([[[1, 2, 2, 2]]], np.uint8))
-        assert self.why(maps).endswith("; 75 % of it would rather go to others, so the gain is an upper bound.")
+        assert self.why(maps).endswith("; for 75 % of it another expert is preferred, so the gain is an upper bound.")
 
     def test_shares_are_not_rounded_to_all_or_nothing(self):
         model = np.zeros((1, 1, 500), np.int64)

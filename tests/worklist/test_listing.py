@@ -57,7 +57,7 @@ def test_bad_arrays_are_refused():
     maps = maps_with((20, 24), (SMALL, 1, 0.5))
     with pytest.raises(InputError, match=r"route has shape \(1, 20, 24\) instead of \(1, 20, 23\)"):
         find_regions(maps, np.zeros((20, 23), int))
-    with pytest.raises(InputError, match="got the shape"):
+    with pytest.raises(InputError, match="a case must have shape"):
         find_regions(RoutingMaps(*(each[0] for each in maps)), np.zeros(24, int))
     with pytest.raises(InputError, match="spacing_mm has 3 entries"):
         find_regions(maps, np.zeros((20, 24), int), spacing_mm=(1, 1, 1))
