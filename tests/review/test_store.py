@@ -205,7 +205,6 @@ def start_server(folders, port):
     for line in process.stdout:
         if line.split()[:1] == ["ann"]:
             secret = line.strip().partition("#enter=")[2]
-        if line.startswith("Stop with"):
             break
     assert secret, process.stderr.read()
     return process, secret
