@@ -19,12 +19,12 @@ import SimpleITK as sitk
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS
+from nnunetv2_deferral.image_files import check_file, check_written
 from nnunetv2_deferral.labels import unknown_labels
 
 FILE_ENDING = ".nii.gz"
 
-_LARGEST_SHIFT = 0.1
-"""Tolerance for the corners of a segmentation relative to its image, in units of the smallest spacing."""
 _PROPERTIES = ("Size", "Spacing", "Origin", "Direction")
 
 
@@ -76,6 +76,7 @@ class VolumeCase:
         target = folder / f"images{self.split}" / f"{self.name}_0000{FILE_ENDING}"
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.image.name.endswith(FILE_ENDING):
+            check_file(self.image)
             shutil.copyfile(self.image, target)
         else:
             _write(_read(self.image), target)
@@ -91,8 +92,8 @@ class VolumeCase:
     def _geometry_faults(self, image: sitk.ImageFileReader, label: sitk.Image) -> list[str]:
         same_size = image.GetSize() == label.GetSize()
         if same_size:
-            shift = np.abs(_corners(image) - _corners(label)).max()
-            if self.ignore_label_geometry or shift <= _LARGEST_SHIFT * min(image.GetSpacing()):
+            shift = np.linalg.norm(_corners(image) - _corners(label), axis=1).max()
+            if self.ignore_label_geometry or shift <= MAX_DISPLACEMENT_VOXELS * min(image.GetSpacing()):
                 return []
         different = []
         for name in _PROPERTIES:
@@ -197,6 +198,7 @@ def _read_header(file: Path) -> sitk.ImageFileReader:
 
 
 def _read(file: Path) -> sitk.Image:
+    check_file(file)
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
@@ -208,6 +210,7 @@ def _write(image: sitk.Image, file: Path) -> None:
         sitk.WriteImage(image, str(file), True)
     except RuntimeError as error:
         raise OSError(f"{file} cannot be written: {_last_line(error)}") from error
+    check_written(file, file)
 
 
 def _last_line(error: RuntimeError) -> str:
