@@ -1,6 +1,6 @@
-"""The review page: experts answer, in the browser, exactly the regions that were routed to them.
+"""The review page: experts annotate the regions that were routed to them in the browser.
 
-`server.py` speaks HTTP and says how requests run side by side, `access.py` decides who is asking, `service.py` what
-they get, `rules.py` what they may change; `study.py` reads the predictions, `geometry.py` turns arrays between the
-file's orientation and the browser's, `store.py` and `durable.py` keep the answers on disk, `static/` is the page.
+`server.py` handles HTTP and concurrency, `access.py` authentication, `service.py` the requests, `edits.py` the checks
+of edits and `upload.py` those of uploaded masks. `study.py` reads predictions, images and references, `visits.py`
+numbers the regions, `store.py` keeps the answers on disk and `results.py` computes the results. `static/` has the page.
 """

@@ -1,8 +1,8 @@
-"""Who is asking: secret links, session cookies, and the checks that every request passes.
+"""Authentication: secret links, session cookies, and checks of every request.
 
-Each expert and the coordinator has one link, `http://127.0.0.1:PORT/#enter=SECRET`. What follows the # never leaves
-the browser by itself, so the secret is in no log and no Referer; the page exchanges it once for a cookie that scripts
-cannot read. The cookie is derived from the secret and cannot be turned back into the link.
+Each expert and the coordinator have a link `http://127.0.0.1:PORT/#enter=SECRET`. Browsers do not send the part after
+the # to servers, so the secret does not appear in logs or Referer headers. The page exchanges it once for an HttpOnly
+cookie, which is derived from the secret and from which the link cannot be recovered.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Person:
-    """Someone with a link.
+    """A person with a link.
 
     Attributes:
-        name: Shown on the page, and compared with what the page believes.
-        expert: The expert's name, or None for the coordinator.
+        name: The displayed name, which requests must state.
+        expert: The expert's name; None for the coordinator.
     """
 
     name: str
@@ -54,15 +54,15 @@ COORDINATOR = Person("coordinator", None)
 
 
 class Access:
-    """The links of a review. They are kept, so that they work again when the server is started again."""
+    """The links of a review. They are stored and remain valid when the server is restarted."""
 
     def __init__(self, folder: Path, experts: Sequence[str], port: int) -> None:
-        """Read the secrets from the hidden folder of a review, making those that are missing.
+        """Read the secrets from the hidden folder of a review, and create missing ones.
 
         Raises:
             InputError: If the file of secrets cannot be read.
         """
-        self.cookie_name = f"review_{port}"  # cookies of 127.0.0.1 are shared by all ports
+        self.cookie_name = f"review_{port}"  # browsers share the cookies of 127.0.0.1 among all ports
         people = [COORDINATOR, *(Person(expert, expert) for expert in experts)]
         file = folder / FILE
         known: dict[str, Any] = {"coordinator": "", "experts": {}}
@@ -70,7 +70,7 @@ class Access:
             known |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             found = [str(known["coordinator"]), *(str(known["experts"].get(expert, "")) for expert in experts)]
         except (OSError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error!r}; without it, new links are made") from error
+            raise InputError(f"{file} cannot be read: {error!r}; delete it to create new links") from error
         filled = [secret or secrets.token_urlsafe(32) for secret in found]
         if filled != found:
             kept = known["experts"] | dict(zip(experts, filled[1:], strict=True))
@@ -78,16 +78,16 @@ class Access:
         self._secrets = list(zip(people, filled, strict=True))
 
     def links(self, origin: str) -> list[tuple[Person, str]]:
-        """Everyone's link."""
+        """The link of each person."""
         return [(person, f"{origin}/#enter={secret}") for person, secret in self._secrets]
 
     def enter(self, secret: str) -> tuple[Person, str] | None:
-        """Whose secret it is, and the value of the cookie; None for an unknown secret."""
+        """The person with this secret and the value of their cookie; None for an unknown secret."""
         matches = [person for person, known in self._secrets if _same(known, secret)]
         return (matches[0], _cookie(secret)) if matches else None
 
     def person(self, cookie_header: str) -> Person | None:
-        """Who sent a Cookie header; None if nobody known."""
+        """The person identified by a Cookie header; None if there is none."""
         try:
             morsel = SimpleCookie(cookie_header).get(self.cookie_name)
         except CookieError:
@@ -97,18 +97,18 @@ class Access:
 
 
 class Guard:
-    """Middleware that lets only requests of the page itself through, and sets the headers of every answer.
+    """Middleware that accepts only requests from the page itself, and sets the headers of every response.
 
-    The Host header must be one of ours, so that no foreign name can be pointed at this machine (DNS rebinding); a
-    request that changes something must come from a page of ours (Origin), so that no other page can send it, not even
-    one served by another port of this machine, for which SameSite cookies are no barrier.
+    The Host header must be one of the server's own, which prevents DNS rebinding. Requests that change something must
+    have the page's own Origin, so that other pages cannot send them, including pages served from other ports of this
+    machine, to which SameSite cookies are sent.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
         self._app, self._hosts = app, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request."""
+        """Check a request and pass it on or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -127,7 +127,7 @@ class Guard:
     def _fault(self, method: str, headers: Headers) -> str:
         host = headers.get("host", "")
         if host not in self._hosts:
-            return "This server answers under its own address only."
+            return "This server can only be reached under its own address."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "This request comes from another page."
         if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":

@@ -1,4 +1,4 @@
-"""What an expert may change, and the refusals of everything else."""
+"""Edits of an expert's answers, and their checks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_SECONDS_PER_SAVE = 3600.0
 
 
 class RefusedError(Exception):
-    """A request that is refused whole; nothing on disk has changed.
+    """A request that was refused without any change on disk.
 
     Attributes:
         status: The HTTP status.
-        reason: For the person at the screen.
+        reason: The reason shown to the user.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -27,13 +27,13 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What a page asks to save.
+    """A change to be saved.
 
     Attributes:
-        revision: The revision that the page started from.
-        key: Chosen by the page for this save, so that a repeated one is known for what it is.
-        runs: int64 (N, 3): start and length in the flat volume of the browser's orientation, and the label.
-        done: The numbers of the regions that are answered.
+        revision: The revision that the change is based on.
+        key: Identifier of the save, chosen by the page, by which repeated requests are recognised.
+        runs: int64 (N, 3): start and length in the flat volume in the browser's orientation, and label.
+        done: The numbers of the answered regions.
         seconds: Working time since the last save.
     """
 
@@ -45,23 +45,23 @@ class Edit:
 
 
 def parse_edit(content: Any) -> Edit:
-    """The edit in the body of a request.
+    """Parse the edit in the body of a request.
 
     Raises:
-        RefusedError: If a field is missing or of another kind.
+        RefusedError: If a field is missing or invalid.
     """
     if not isinstance(content, Mapping):
-        raise RefusedError(400, "The request is no JSON object.")
+        raise RefusedError(400, "The request is not a JSON object.")
     revision, key, runs = content.get("revision"), content.get("key"), content.get("runs")
     done, seconds = content.get("done"), content.get("seconds")
     if not _is_count(revision):
         raise RefusedError(400, f"revision must be a whole number, got {revision!r}.")
     if not isinstance(key, str) or not 8 <= len(key) <= 64:
-        raise RefusedError(400, "key must be a text of 8 to 64 characters.")
+        raise RefusedError(400, "key must be a string of 8 to 64 characters.")
     if not isinstance(runs, list) or not all(
         isinstance(run, list) and len(run) == 3 and all(map(_is_count, run)) for run in runs
     ):
-        raise RefusedError(400, "runs must be a list of [start, length, label], whole numbers from 0 on.")
+        raise RefusedError(400, "runs must be a list of [start, length, label], non-negative whole numbers.")
     if not isinstance(done, list) or not all(map(_is_count, done)):
         raise RefusedError(400, "done must be a list of region numbers.")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS_PER_SAVE:
@@ -81,33 +81,33 @@ def apply_edit(
     """The expert's labels after an edit.
 
     Args:
-        edit: What shall change.
-        labels: uint8 (V,), the labels of the V voxels that the expert is asked about.
-        asked: int64 (V,), where they lie in the flat volume, ascending.
+        edit: The edit.
+        labels: uint8 (V,), the current labels of the V voxels that the expert is asked about.
+        asked: int64 (V,), the indices of these voxels in the flat volume, ascending.
         shape: (Z, Y, X) of the volume.
-        known_labels: All labels with background.
-        regions: How many regions the expert has.
+        known_labels: All labels including background.
+        regions: The number of the expert's regions.
 
     Returns:
-        A changed copy of `labels`.
+        The changed labels as a copy.
 
     Raises:
-        RefusedError: If a run leaves the volume, overlaps another, has an unknown label or touches a voxel that the
-            expert is not asked about; or if `edit.done` names a region that does not exist.
+        RefusedError: If a run lies outside the volume, overlaps another, has an unknown label or contains a voxel that
+            the expert is not asked about; or if `edit.done` contains a region that does not exist.
     """
     start, length, label = edit.runs.T
     if (length < 1).any():
         raise RefusedError(422, "A run must have at least one voxel.")
     size = int(np.prod(shape))
     if (start >= size).any() or (length > size - start).any():
-        raise RefusedError(422, f"An edit lies outside of the volume of {_by(shape)} voxels.")
+        raise RefusedError(422, f"An edit lies outside the volume of {_by(shape)} voxels.")
     if (start[1:] < start[:-1] + length[:-1]).any():
         raise RefusedError(422, "Runs must be in order and must not overlap.")
     unknown = sorted(set(label.tolist()) - set(known_labels))
     if unknown:
         raise RefusedError(422, f"The dataset has no label {', '.join(map(str, unknown[:5]))}.")
     if edit.done and not 1 <= min(edit.done) <= max(edit.done) <= regions:
-        raise RefusedError(422, f"There are {regions} regions, but region {max(edit.done)} is said to be answered.")
+        raise RefusedError(422, f"There are {regions} regions, but region {max(edit.done)} is marked as answered.")
     offsets = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
     voxels = np.repeat(start, length) + offsets
     places = np.searchsorted(asked, voxels)
@@ -116,7 +116,7 @@ def apply_edit(
         outside = voxels[~inside]
         raise RefusedError(
             422,
-            f"{outside.size} of the {voxels.size} voxels to change are not yours to answer, "
+            f"{outside.size} of the {voxels.size} changed voxels are outside your regions, "
             f"the first at {_place(outside[0], shape)}.",
         )
     changed = labels.copy()
@@ -125,37 +125,39 @@ def apply_edit(
 
 
 def check_whole_mask(mask: np.ndarray, model: np.ndarray, asked: np.ndarray, known_labels: Sequence[int]) -> np.ndarray:
-    """An expert's labels from a mask of the whole volume, such as one that was drawn in another program.
+    """An expert's labels from a mask of the whole volume, for example one drawn in another program.
 
     Args:
-        mask: Integer, (Z, Y, X) in the browser's orientation.
-        model: The model's mask of the same shape.
-        asked: int64 (V,), where the voxels lie that the expert is asked about.
-        known_labels: All labels with background.
+        mask: Integer (Z, Y, X), in the browser's orientation.
+        model: The model's mask, same shape.
+        asked: int64 (V,), the indices in the flat volume of the voxels that the expert is asked about.
+        known_labels: All labels including background.
 
     Returns:
-        uint8 (V,).
+        The labels of these voxels, uint8 (V,).
 
     Raises:
-        RefusedError: If it has unknown labels, or differs from the model's mask where the expert is not asked.
+        RefusedError: If the mask has unknown labels, or differs from the model's mask where the expert is not asked.
     """
     unknown = np.setdiff1d(mask, known_labels)
     if unknown.size:
-        raise RefusedError(422, f"The file holds labels that the dataset has not: {', '.join(map(str, unknown[:5]))}.")
+        raise RefusedError(
+            422, f"The file contains labels that are not in the dataset: {', '.join(map(str, unknown[:5]))}."
+        )
     differs = (mask != model).ravel()
     differs[asked] = False
     outside = np.flatnonzero(differs)
     if outside.size:
         raise RefusedError(
             422,
-            f"The file differs from the model's mask in {outside.size} voxels that are not yours to answer, the first "
-            f"at {_place(outside[0], mask.shape)}. Start from the mask that can be downloaded here.",
+            f"The file differs from the model's mask in {outside.size} voxels outside your regions, the first at "
+            f"{_place(outside[0], mask.shape)}. Start from the mask that can be downloaded here.",
         )
     return mask.ravel()[asked].astype(np.uint8)
 
 
 def runs_between(before: np.ndarray, after: np.ndarray, asked: np.ndarray) -> list[list[int]]:
-    """What changed, as :attr:`Edit.runs`; adjacent voxels of one label are joined. Arguments as above, (V,)."""
+    """The differences between two sets of labels (V,) as :attr:`Edit.runs`; adjacent voxels of a label are joined."""
     at = np.flatnonzero(before != after)
     if not at.size:
         return []

@@ -1,4 +1,4 @@
-"""Step 3: what the experts' answers make of the model's mask."""
+"""Step 3: the fused mask, its changes and scores."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from nnunetv2_deferral.review.study import ReviewedCase, Study
 
 
 def fused_mask(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:
-    """The model's mask with the submitted answers, (Z, Y, X), by the rule of `nnUNetv2_deferral_fuse`."""
+    """The model's mask fused with the submitted answers as by `nnUNetv2_deferral_fuse`, (Z, Y, X)."""
     return fuse_masks(case.model, _answers(study, store, case), case.route)
 
 
 def case_result(study: Study, store: ReviewStore, case: ReviewedCase) -> dict[str, Any]:
-    """What changed in a case, who answered, and the scores where there is a reference.
+    """Changes, experts and, if there is a reference, scores of a case.
 
     Returns:
-        `experts` (one entry an expert with voxels, whether submitted, changed voxels, minutes), `deferred_voxels`,
-        `left_out_voxels` (the deferred ones that a worklist does not list), `changed_voxels`, `unanswered_voxels` (of
-        those that experts are asked about), and `scores` (a list of region, Dice of the model, Dice of the system; None
-        without a reference), `corrected_voxels` and `spoiled_voxels`.
+        `experts` (one entry per expert: voxels, regions, whether submitted, changed voxels, minutes),
+        `deferred_voxels`, `left_out_voxels` (deferred but not on the worklist), `changed_voxels`, `unanswered_voxels`
+        (of those that experts are asked about), and `scores` (a list of region, Dice of the model and Dice of the
+        system; None without a reference); with a reference also `corrected_voxels` and `spoiled_voxels`.
     """
     name, info = case.name, study.infos[case.name]
     answers = _answers(study, store, case)
@@ -59,7 +59,7 @@ def case_result(study: Study, store: ReviewStore, case: ReviewedCase) -> dict[st
 
 
 def total_result(study: Study, store: ReviewStore) -> dict[str, Any]:
-    """For every expert: cases, voxels and minutes, asked and submitted."""
+    """Totals of each expert: cases, voxels and minutes, requested and submitted."""
     experts = []
     for place, expert in enumerate(study.experts):
         cases = [info for info in study.infos.values() if info.voxels[place]]

@@ -1,13 +1,12 @@
 """The server of the review page: Starlette on 127.0.0.1.
 
-Concurrency. One process, one event loop; `ReviewStore` holds a lock on the folder, so that no second server can write
-there. Requests are read on the loop and worked on in Starlette's threads. What changes the answers of one expert for
-one case happens under a lock of its own, and names the revision that it starts from: of two tabs, the second to save
-is refused. Reading needs no lock, because files are put in place by renaming. The log is written under one lock.
+Concurrency. There is one process with one event loop; `ReviewStore` locks the folder, so that no second server can
+write to it. Requests are read on the event loop and processed in Starlette's threads. Changes of one expert's answers
+to one case are made under a separate lock and state the revision that they are based on: of two tabs, the second to
+save is refused. Reading requires no lock, because files are replaced by renaming. The log has one lock.
 
-Limits. A save may have 32 MiB, an upload 256 MiB, both only with a Content-Length that is met to the byte. The few
-cases used last are kept in memory. There are no WebSockets, no cookies beside the session's, and no request to any
-other machine.
+Limits. A save may have 32 MiB and an upload 256 MiB, both with an exact Content-Length. The most recently used cases
+are kept in memory. There are no WebSockets, no cookies other than the session's, and no requests to other machines.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ STATIC = Path(__file__).parent / "static"
 MAX_SAVE_BYTES = 32 * 2**20
 MAX_UPLOAD_BYTES = 256 * 2**20
 PERSON_HEADER = "x-review-person"
-"""Whom the page believes to act for; another link opened in the same browser must not change that unseen."""
+"""The person whom the page acts for, stated in each request, in case another link is opened in the same browser."""
 
 
 def create_app(review: Review, access: Access, port: int) -> Starlette:
-    """The application, which answers under 127.0.0.1:port and localhost:port only."""
+    """The application, which can only be reached as 127.0.0.1:port or localhost:port."""
     handlers = _Handlers(review, access)
     case = "/api/cases/{case}"
     routes = [
@@ -93,7 +92,7 @@ def serve(app: Starlette, port: int) -> None:
 
 
 class _Handlers:
-    """One method a route: reads the request, asks the review, answers."""
+    """The request handlers, one method per route."""
 
     def __init__(self, review: Review, access: Access) -> None:
         self._review, self._access = review, access
@@ -139,7 +138,7 @@ class _Handlers:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
     async def download(self, request: Request) -> Response:
-        # A link cannot carry a header; the case and person are checked all the same.
+        # Downloads are links, which cannot send the header; the cookie and the case are still checked.
         person = self._person(request, named=False)
         case, what = request.path_params["case"], request.path_params["what"]
         name = f"{case}_{what}{self._review.study.predictions.files.file_ending}"
@@ -166,7 +165,7 @@ class _Handlers:
             raise RefusedError(400, "revision must be a whole number.")
         body = await _read_body(request, MAX_UPLOAD_BYTES)
         if hashlib.sha256(body).hexdigest() != request.headers.get("x-content-sha256", ""):
-            raise RefusedError(400, "The file did not arrive as it was sent. Try again.")
+            raise RefusedError(400, "The file was damaged in transfer. Try again.")
         case = request.path_params["case"]
         return await self._answer(self._review.upload, person, case, int(revision), key[:64], file_name, body)
 
@@ -180,10 +179,10 @@ class _Handlers:
     def _person(self, request: Request, *, named: bool = True) -> Person:
         person = self._access.person(request.headers.get("cookie", ""))
         if person is None:
-            raise RefusedError(401, "Open the link that you were given.")
+            raise RefusedError(401, "Open your personal link.")
         if named and unquote(request.headers.get(PERSON_HEADER, "")) != person.name:
             raise RefusedError(
-                409, f"This browser is now signed in as {person.name}. Reload to go on as {person.name}."
+                409, f"This browser is now signed in as {person.name}. Reload to continue as {person.name}."
             )
         return person
 
@@ -192,16 +191,16 @@ class _Handlers:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """The whole body.
+    """Read the body of a request.
 
     Raises:
-        RefusedError: If its length is not announced, is above the limit, or is not what was announced.
+        RefusedError: If there is no Content-Length, it exceeds the limit, or it differs from the length of the body.
     """
     announced = request.headers.get("content-length", "")
     if not (announced.isascii() and announced.isdigit()):
-        raise RefusedError(411, "The length of the request must be announced.")
+        raise RefusedError(411, "The request has no Content-Length.")
     if int(announced) > limit:
-        raise RefusedError(413, f"The request has {int(announced)} bytes, more than the {limit} that are allowed.")
+        raise RefusedError(413, f"The request has {int(announced)} bytes; at most {limit} are allowed.")
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -209,9 +208,9 @@ async def _read_body(request: Request, limit: int) -> bytes:
             if len(body) > int(announced):
                 break
     except ClientDisconnect:
-        raise RefusedError(400, "The request ended before its end.") from None
+        raise RefusedError(400, "The request is incomplete.") from None
     if len(body) != int(announced):
-        raise RefusedError(400, f"The request has {len(body)} bytes, but announced {int(announced)}.")
+        raise RefusedError(400, f"The request has {len(body)} bytes, but its Content-Length is {int(announced)}.")
     return bytes(body)
 
 
@@ -219,9 +218,9 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        raise RefusedError(400, "The request is no JSON.") from None
+        raise RefusedError(400, "The request is not JSON.") from None
     if not isinstance(content, dict):
-        raise RefusedError(400, "The request is no JSON object.")
+        raise RefusedError(400, "The request is not a JSON object.")
     return content
 
 
@@ -236,15 +235,16 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 async def _not_found(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return JSONResponse({"reason": "There is nothing here."}, status_code=status)
+    return JSONResponse({"reason": "Not found."}, status_code=status)
 
 
 async def _unreadable(_: Request, error: Exception) -> Response:
     logger.error("%s", error)
-    return JSONResponse({"reason": f"A file of this review is damaged: {error}"}, status_code=500)
+    return JSONResponse({"reason": f"A file of this review cannot be used: {error}"}, status_code=500)
 
 
 async def _disk_failed(_: Request, error: Exception) -> Response:
     logger.error("Not saved: %s", error)
-    reason = f"Nothing was saved: {getattr(error, 'strerror', None) or 'the disk failed'}. Free some space, then go on."
+    cause = getattr(error, "strerror", None) or "the disk failed"
+    reason = f"Nothing was saved: {cause}. Free some disk space, then continue."
     return JSONResponse({"reason": reason}, status_code=507)

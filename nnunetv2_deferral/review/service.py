@@ -1,7 +1,8 @@
-"""What a person may see and do, apart from HTTP."""
+"""The operations of the review page and their permissions, independent of HTTP."""
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import defaultdict
@@ -12,6 +13,7 @@ import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
+from nnunetv2_deferral.image_files import check_file
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
@@ -23,11 +25,11 @@ SLACK_SECONDS = 5.0
 
 
 class Review:
-    """The review: a study, its store, and the order in which they may be used.
+    """A review.
 
     Attributes:
-        study: What is reviewed.
-        store: What is kept.
+        study: The predictions, images and references.
+        store: The answers.
     """
 
     def __init__(self, study: Study, store: ReviewStore) -> None:
@@ -38,8 +40,8 @@ class Review:
     def listing(self, person: Person) -> list[dict[str, Any]]:
         """The cases that a person works with.
 
-        All of them by name for the coordinator; for an expert those with questions, the most useful first: by the best
-        rank that a region of theirs has on the worklist, without a worklist by the expected gain of all of them.
+        For the coordinator all cases by name. For an expert the cases with regions to answer, in the order of the best
+        rank of these regions on the worklist, or without a worklist, of their total expected gain.
         """
         entries = []
         for info in self._in_order(person):
@@ -64,10 +66,10 @@ class Review:
         return entries
 
     def check_begun(self) -> None:
-        """Refuse a review that was begun with other regions: with another worklist, without one, or with one.
+        """Refuse to continue a review whose answers refer to other regions because the worklist differs.
 
         Raises:
-            InputError: Naming the first of such answers. Nothing has changed.
+            InputError: Naming the first such draft. Nothing is changed.
         """
         now = f"the worklist {self.study.worklist.folder}" if self.study.worklist else "no worklist"
         for info in self.study.infos.values():
@@ -77,13 +79,12 @@ class Review:
                     continue
                 begun = "with other regions of a worklist" if draft.listed else "without a worklist"
                 raise InputError(
-                    f"{self.store.draft_file(expert, info.name)}: the answers of {expert} to {info.name} were begun "
-                    f"{begun}, and now there is {now}. Go on with what they were begun with, or choose another folder "
-                    "(-o)"
+                    f"{self.store.draft_file(expert, info.name)}: the answers of {expert} to {info.name} were started "
+                    f"{begun}, but now there is {now}. Use the same worklist as before or choose another folder (-o)"
                 )
 
     def details(self, person: Person, name: str) -> dict[str, Any]:
-        """All that the page must know of a case before it loads volumes."""
+        """The data of a case that the page needs before it loads volumes."""
         case = self._visible(person, name)
         image, files = self.study.image(name), self.study.predictions.files
         colour = self.study.is_colour(name)
@@ -117,16 +118,16 @@ class Review:
         return content
 
     def volume(self, person: Person, name: str, which: str) -> np.ndarray:
-        """A volume (Z, Y, X) or one channel of the image.
+        """A volume (Z, Y, X), or one channel of the image.
 
         Raises:
-            RefusedError: If it does not exist, or is not for this person (yet).
+            RefusedError: If it does not exist, or the person may not see it (yet).
         """
         case = self._visible(person, name)
         if which.startswith("image"):
             image, channel = self.study.image(name), which.removeprefix("image")
             if not channel.isascii() or not channel.isdigit() or int(channel) >= len(image):
-                raise RefusedError(404, "There is no such channel.")
+                raise RefusedError(404, "No such channel.")
             return image[int(channel)]
         if which == "model":
             return case.model
@@ -141,32 +142,32 @@ class Review:
             found = fused_mask(self.study, self.store, case) if which == "fused" else self.study.reference(name)
             if found is not None:
                 return found.astype(np.uint8)
-        raise RefusedError(404, "There is no such volume.")
+        raise RefusedError(404, "No such volume.")
 
     def result(self, person: Person, name: str) -> dict[str, Any]:
-        """Step 3 for a case: scores, what changed, who answered what."""
+        """The result of a case for step 3: scores, changes and experts."""
         case = self._visible(person, name)
         self._check_may_see_result(person, name)
         return without_nan(case_result(self.study, self.store, case))
 
     def totals(self, person: Person) -> dict[str, Any]:
-        """Minutes and voxels per expert over all cases, for the coordinator."""
+        """Minutes and voxels of each expert over all cases, for the coordinator."""
         if person.expert is not None:
-            raise RefusedError(403, "Only the coordinator sees the figures of all experts.")
+            raise RefusedError(403, "Only the coordinator can see the totals of all experts.")
         return without_nan(total_result(self.study, self.store))
 
     def save(self, person: Person, name: str, content: Any) -> dict[str, Any]:
-        """Keep an edit of the page.
+        """Save an edit.
 
         Raises:
-            RefusedError: If any part of it is not allowed; then nothing has changed.
+            RefusedError: If any part of it is not allowed; nothing is changed then.
         """
         edit = parse_edit(content)
         expert, case, asked = self._answerable(person, name)
         with self._locks[expert, name]:
             draft = self._draft(expert, case)
             if edit.revision + 1 == draft.revision and edit.key == draft.key:
-                return _receipt(draft)  # the same request again: its first answer was lost on the way
+                return _receipt(draft)  # a repeated request whose first response was lost
             self._check_open(expert, name, edit.revision, draft)
             labels = apply_edit(
                 edit, draft.labels, asked.voxels, case.model.shape, self.study.labels, len(asked.listing)
@@ -175,10 +176,10 @@ class Review:
             return self._keep(expert, case, asked, draft, labels, edit.done, edit.key, seconds, "saved")
 
     def upload(self, person: Person, name: str, revision: int, key: str, file_name: str, body: bytes) -> dict[str, Any]:
-        """Take a whole mask that was drawn in another program; all regions count as answered.
+        """Save a mask drawn in another program; all regions count as answered.
 
         Raises:
-            RefusedError: If the file does not fit in any way; then nothing has changed.
+            RefusedError: If the file is invalid or does not match the case; nothing is changed then.
         """
         expert, case, asked = self._answerable(person, name)
         with self._locks[expert, name]:
@@ -196,10 +197,10 @@ class Review:
             return self._keep(expert, case, asked, draft, labels, done, key, seconds, "uploaded")
 
     def submit(self, person: Person, name: str, revision: int) -> None:
-        """Make the saved answers the expert's mask; afterwards they cannot be changed.
+        """Write the saved answers as the expert's mask; afterwards they cannot be changed.
 
         Raises:
-            RefusedError: If regions are open or the page has not seen the last revision.
+            RefusedError: If regions are not answered, or `revision` is not the last one.
         """
         expert, case, asked = self._answerable(person, name)
         with self._locks[expert, name]:
@@ -222,7 +223,7 @@ class Review:
             self.store.submit(expert, name, lambda file: self._write(mask, case, file), record)
 
     def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
-        """Write what a person downloads, in the dataset's format: `mask` (their own so far), `regions` or `fused`."""
+        """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
         case = self._visible(person, name)
         if what == "mask" and person.expert is not None:
             self._write(self._mask(case, person.expert, case.model), case, file)
@@ -231,7 +232,7 @@ class Review:
         elif what == "fused":
             self._write(self.volume(person, name, "fused"), case, file)
         else:
-            raise RefusedError(404, "There is no such file.")
+            raise RefusedError(404, "No such file.")
 
     @property
     def _ignore_label(self) -> int | None:
@@ -240,27 +241,27 @@ class Review:
     def _visible(self, person: Person, name: str) -> ReviewedCase:
         case = self.study.case(name)
         if person.expert is not None and not self.study.infos[name].voxels[self.study.experts.index(person.expert)]:
-            raise RefusedError(404, "There is no such case.")
+            raise RefusedError(404, "No such case.")
         return case
 
     def _answerable(self, person: Person, name: str) -> tuple[str, ReviewedCase, Asked]:
         if person.expert is None:
-            raise RefusedError(403, "The coordinator gives no answers.")
+            raise RefusedError(403, "The coordinator cannot answer regions.")
         case = self._visible(person, name)
         return person.expert, case, self.study.asked(name, person.expert)
 
     def _check_may_see_result(self, person: Person, name: str) -> None:
         if person.expert is not None and not self.store.is_submitted(person.expert, name):
-            raise RefusedError(403, "The result can be seen once you have submitted this case.")
+            raise RefusedError(403, "The result is available once you have submitted this case.")
 
     def _check_open(self, expert: str, name: str, revision: int, draft: Draft) -> None:
         if self.store.is_submitted(expert, name):
-            raise RefusedError(409, "This case is submitted and cannot be changed any more.")
+            raise RefusedError(409, "This case has been submitted and can no longer be changed.")
         if revision != draft.revision:
             raise RefusedError(
                 409,
                 "This case has been changed in another tab or window "
-                f"(saved {draft.revision} times, this page knows of {revision}).",
+                f"(it is at revision {draft.revision}, this page at {revision}).",
             )
 
     def _draft(self, expert: str, case: ReviewedCase) -> Draft:
@@ -274,7 +275,7 @@ class Review:
             )
         if draft.digest != case.digest:
             raise RefusedError(
-                409, "The predictions have changed since this review was begun. Ask for them to be put back."
+                409, "The predictions have changed since this review was started. Ask the coordinator to restore them."
             )
         return draft
 
@@ -285,6 +286,10 @@ class Review:
 
     def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> None:
         self.study.predictions.files.reader.write_seg(case.orientation.to_file(mask), str(file), case.properties)
+        try:
+            check_file(file)
+        except InputError as error:  # ITK does not report a full disk
+            raise OSError(errno.ENOSPC, f"{file.name} could not be written completely") from error
 
     def _keep(
         self,
@@ -312,7 +317,7 @@ class Review:
         return _receipt(kept)
 
     def _worked(self, expert: str, name: str, seconds: float) -> float:
-        """Working time cannot be longer than the time since the page was last heard of."""
+        """The working time, limited to the time since the last request of the page."""
         now = time.monotonic()
         longest = now - self._seen.get((expert, name), now) + SLACK_SECONDS
         self._seen[expert, name] = now

@@ -1,20 +1,21 @@
-"""What a review keeps on disk.
+"""The files of a review.
 
     REVIEWS/<expert>/<case><file_ending>      submitted masks, in the layout of `expertsTr`
-    REVIEWS/review.json                       what was asked and answered, for every submitted mask
-    REVIEWS/.review/drafts/<expert>/<case>.npz    answers that are not submitted yet
-    REVIEWS/.review/log.jsonl                 every change, one JSON object a line, only ever appended to
+    REVIEWS/review.json                       regions, voxels and minutes of each submitted mask
+    REVIEWS/.review/drafts/<expert>/<case>.npz    answers not yet submitted
+    REVIEWS/.review/log.jsonl                 every change, one JSON object per line, append-only
     REVIEWS/.review/access.json               the links of the experts (access.py)
-    REVIEWS/.review/server.lock               held by the one server that writes here
+    REVIEWS/.review/server.lock               held by the server that writes to this folder
 
-A change is first written whole to a scratch file, then logged, then put in place by renaming, each step synced to
-disk. So a draft on disk is always one that the log knows; if a server is killed between the last two steps, the next
-one notes in the log that the change was not kept.
+A change is first written completely to a temporary file, then logged, then put in place by renaming; each step is
+synced to disk. A draft on disk is therefore always in the log. If a server is killed between the last two steps, the
+next one records in the log that the change was not kept.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,21 +29,23 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
 
+logger = logging.getLogger(__name__)
+
 HIDDEN = ".review"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """An expert's answers for a case.
+    """An expert's answers to a case.
 
     Attributes:
-        revision: Counts the saves, from 0 for none.
-        key: The page's name for the last save.
-        digest: Of the model's mask, the route and the gain that the answers belong to.
-        labels: uint8 (V,), the labels of the V voxels that the expert is asked about, in the browser's order.
-        done: The numbers of the regions that are answered.
+        revision: Number of saves.
+        key: The page's identifier of the last save.
+        digest: Digest of the model's mask, route and gain that the answers refer to.
+        labels: uint8 (V,), the labels of the V voxels that the expert is asked about, in the browser's orientation.
+        done: The numbers of the answered regions.
         seconds: Working time.
-        listed: With a worklist, a digest of the regions that it lists for expert and case; else empty.
+        listed: With a worklist, a digest of the listed regions of expert and case; else empty.
     """
 
     revision: int
@@ -55,18 +58,18 @@ class Draft:
 
 
 class ReviewStore:
-    """The folder of a review, held by one server at a time.
+    """The folder of a review, used by one server at a time.
 
     Attributes:
-        folder: REVIEWS.
+        folder: The folder REVIEWS.
         log: The log of changes.
     """
 
     def __init__(self, folder: Path, file_ending: str) -> None:
-        """Open the folder, making it if need be.
+        """Open the folder; creates it if necessary.
 
         Raises:
-            InputError: If another server has it open.
+            InputError: If another server is using it.
         """
         self.folder, self._ending = folder, file_ending
         self.hidden = folder / HIDDEN
@@ -75,21 +78,21 @@ class ReviewStore:
         try:
             self._lock.acquire()
         except Timeout:
-            raise InputError(f"{folder} is being served by another nnUNetv2_deferral_review") from None
+            raise InputError(f"{folder} is in use by another nnUNetv2_deferral_review") from None
         self.log = AppendOnlyLog(self.hidden / "log.jsonl")
         self._records = self._recover()
         self._write_index()
 
     def close(self) -> None:
-        """Let another server have the folder."""
+        """Release the folder."""
         self._lock.release()
 
     def mask_file(self, expert: str, case: str) -> Path:
-        """Where a submitted mask is or will be."""
+        """The file of a submitted mask; it need not exist."""
         return self.folder / expert / f"{case}{self._ending}"
 
     def draft_file(self, expert: str, case: str) -> Path:
-        """Where the saved answers are or will be."""
+        """The file of saved answers; it need not exist."""
         return self.hidden / "drafts" / expert / f"{case}.npz"
 
     def is_submitted(self, expert: str, case: str) -> bool:
@@ -97,11 +100,11 @@ class ReviewStore:
         return self.mask_file(expert, case).is_file()
 
     def record(self, expert: str, case: str) -> dict[str, Any] | None:
-        """What is known of a submitted mask; None if it was not made here or is not submitted."""
+        """The record of a submitted mask; None if it was not made with the review page or not submitted."""
         return self._records.get((expert, case))
 
     def draft(self, expert: str, case: str) -> Draft | None:
-        """The saved answers, if there are any.
+        """The saved answers; None if there are none.
 
         Raises:
             InputError: If the file cannot be read.
@@ -117,10 +120,10 @@ class ReviewStore:
             raise InputError(f"{file} cannot be read: {error}") from error
 
     def save(self, expert: str, case: str, draft: Draft, event: str, runs: list[list[int]]) -> None:
-        """Keep a draft and log what it changed.
+        """Save a draft and log its changes.
 
         Raises:
-            OSError: If the disk is full or fails; then nothing has changed.
+            OSError: If the disk is full or fails; nothing is changed then.
         """
         meta = {
             "revision": draft.revision,
@@ -139,16 +142,16 @@ class ReviewStore:
         write_durably(self.draft_file(expert, case), fill, before=lambda: self._append(event, expert, case, entry))
 
     def submit(self, expert: str, case: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
-        """Write a mask to where finished masks are, and enter it into the index.
+        """Write a submitted mask and add it to the index.
 
         Args:
             expert: The expert.
             case: The case.
-            write: Writes the mask to the path it is given.
-            record: For the index.
+            write: Function that writes the mask to a given path.
+            record: The entry for the index.
 
         Raises:
-            OSError: If the disk is full or fails; then nothing has changed.
+            OSError: If the disk is full or fails; nothing is changed then.
         """
         entry = {**record, "submitted": _now()}
         write_durably(
@@ -157,13 +160,16 @@ class ReviewStore:
             before=lambda: self._append("submitted", expert, case, {"record": entry}),
         )
         self._records[expert, case] = entry
-        self._write_index()
+        try:
+            self._write_index()
+        except OSError as error:  # the mask is in place and logged, and the index follows from the log
+            logger.warning("%s is out of date until the next submission or start: %s", REVIEW_NAME, error)
 
     def _append(self, event: str, expert: str, case: str, entry: Mapping[str, Any]) -> None:
         self.log.append({"time": _now(), "event": event, "expert": expert, "case": case, **entry})
 
     def _recover(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What the log says of submitted masks that exist; notes in it what a killed server had logged but not kept."""
+        """The logged records of existing submitted masks; also logs changes that a killed server did not complete."""
         revisions: dict[tuple[str, str], int] = {}
         records = {}
         for entry in self.log.entries():

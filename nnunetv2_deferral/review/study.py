@@ -25,19 +25,19 @@ CASES_IN_MEMORY = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInfo:
-    """What the list of cases tells; counts are (J,) in routing order.
+    """A case in the list of cases; values by expert are (J,) in routing order.
 
     Attributes:
         name: The case identifier.
         shape: (Z, Y, X) in the browser's orientation.
-        voxels: How many voxels each expert is asked about.
-        regions: How many regions these form.
-        gains: By how much answering them is expected to raise the case's mean Dice.
-        ranks: The best place that any of them has on the worklist; None without a worklist, or where none is listed.
-        left_out: How many voxels are routed to each expert that the worklist does not list.
-        listings: What each expert is asked about, see :attr:`Asked.listed`.
-        images: The files of the image, one a channel.
-        reference: The file of the reference, if there is one.
+        voxels: Number of voxels that each expert is asked about.
+        regions: Number of regions that these form.
+        gains: Expected increase of the mean Dice of the case if they are answered.
+        ranks: Best rank of these regions on the worklist; None without a worklist or listed regions.
+        left_out: Number of voxels routed to each expert that are not on the worklist.
+        listings: The digests :attr:`Asked.listed` of each expert.
+        images: The files of the image, one per channel, or one for an RGB picture.
+        reference: The file of the reference, or None.
     """
 
     name: str
@@ -54,16 +54,16 @@ class CaseInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReviewedCase:
-    """A case in the browser's orientation. V voxels are routed to experts, in the order of the flat volume.
+    """A case in the browser's orientation, with V voxels routed to experts, in the order of the flat volume.
 
     Attributes:
         name: The case identifier.
         properties: nnU-Net's properties of the model's mask.
-        orientation: How the file lies.
+        orientation: The orientation of the file.
         model: uint8 (Z, Y, X), the model's mask.
-        route: uint8 of the same shape; with a worklist 0 where it lists nothing, for there nobody is asked.
-        gain: float32 (V,), the gain map of these voxels.
-        labels: uint16 (V,), the worklist's labels of them; None without a worklist.
+        route: uint8 (Z, Y, X); with a worklist, 0 for voxels that are not listed.
+        gain: float32 (V,), the gain map at these voxels.
+        labels: uint16 (V,), the labels of the worklist at these voxels; None without a worklist.
         left_out: See :attr:`CaseInfo.left_out`.
     """
 
@@ -87,14 +87,14 @@ class ReviewedCase:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
-    """What an expert is asked in a case.
+    """The voxels and regions of a case that an expert is asked about.
 
     Attributes:
-        voxels: int64 (V,), where the voxels lie in the flat volume, ascending.
-        regions: uint16 (Z, Y, X): 0 not asked, else the number of the region: those to visit first come first. Without
-            a worklist by expected gain, else by rank.
-        listing: For each region what :func:`.describe_visits` says, and with a worklist its `rank`, else None.
-        listed: With a worklist, a digest of `voxels` and their regions; without one, empty.
+        voxels: int64 (V,), the indices of the voxels in the flat volume, ascending.
+        regions: uint16 (Z, Y, X): the number of the region, 0 where the expert is not asked. Regions are numbered by
+            rank on the worklist, or without a worklist, by expected gain.
+        listing: The description of each region from :func:`.describe_visits` and its `rank`, None without a worklist.
+        listed: With a worklist, a digest of `voxels` and their regions; else empty.
     """
 
     voxels: np.ndarray
@@ -104,28 +104,28 @@ class Asked:
 
 
 class Study:
-    """All that is reviewed; reads files, writes none, and may be used from any thread.
+    """The data of a review: predictions, images and references. Read-only and thread-safe.
 
     Attributes:
         predictions: The predictions.
-        worklist: The worklist whose regions alone are asked about, or None for all that is routed.
+        worklist: The worklist that limits the regions; None for all deferred regions.
         infos: The cases by name.
     """
 
     def __init__(
         self, predictions: PredictionFolder, images: Path, references: Path | None, worklist: Worklist | None = None
     ) -> None:
-        """Read through all cases once.
+        """Read and check all cases once.
 
         Raises:
-            InputError: If a mask, map or image is missing or does not fit, also one of the worklist; the message names
+            InputError: If a mask, map or image is missing or inconsistent, or a mask of the worklist; the message names
                 the file.
         """
         self.worklist = worklist
         self.predictions = predictions
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
-            raise InputError(f"the review page knows labels up to 255, the dataset has {highest}")
+            raise InputError(f"the review page supports labels up to 255, but the dataset has {highest}")
         self._images, self._references = images, references
         cases = tqdm(predictions.cases, desc="Reading the maps", unit="case")
         self.infos = {case: self._inspect(case) for case in cases}
@@ -141,31 +141,31 @@ class Study:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """All labels with background, without the ignore label."""
+        """All labels including background, without the ignore label."""
         return self.predictions.files.label_values
 
     def case(self, name: str) -> ReviewedCase:
-        """The maps of a case of the listing.
+        """A case with its maps.
 
         Raises:
-            RefusedError: If the name is not in the listing.
+            RefusedError: If there is no case of this name.
         """
         if name not in self.infos:
-            raise RefusedError(404, "There is no such case.")
+            raise RefusedError(404, "No such case.")
         with self._lock:
             return self._case(name)
 
     def asked(self, name: str, expert: str) -> Asked:
-        """What an expert is asked in a case."""
+        """The voxels and regions of a case that an expert is asked about."""
         case = self.case(name)
         with self._lock:
             return self._asked(case, expert)
 
     def image(self, name: str) -> np.ndarray:
-        """The image (C, Z, Y, X), uint8 or int16 where that holds its values exactly, else float32.
+        """The image (C, Z, Y, X), uint8 or int16 if that represents its values exactly, else float32.
 
         Raises:
-            RefusedError: If it cannot be read or has another shape than the mask.
+            RefusedError: If it cannot be read, or its shape differs from the mask's.
         """
         case = self.case(name)
         with self._lock:
@@ -180,18 +180,18 @@ class Study:
         values, _ = self.predictions.files.read(file)
         turned = case.orientation.to_canonical(values)
         if turned.shape != case.model.shape:
-            raise RefusedError(422, f"The reference has shape {turned.shape}, the model's mask {case.model.shape}.")
+            raise RefusedError(422, f"The reference has shape {turned.shape}, but the mask has {case.model.shape}.")
         return turned
 
     def is_colour(self, name: str) -> bool:
-        """Whether the channels of a case are red, green and blue of one picture."""
+        """Whether the image of a case is an RGB picture."""
         return len(self.infos[name].images) == 1 and self.image(name).shape[0] == 3
 
     def _inspect(self, name: str) -> CaseInfo:
         files = self.predictions.files
         images = tuple(files.image_files(self._images, name))
         if not images:
-            raise InputError(f"there is no image {files.image_file(self._images, name)}")
+            raise InputError(f"the image {files.image_file(self._images, name)} does not exist")
         reference = self._references and self._references / f"{name}{files.file_ending}"
         case = self._read_case(name)
         asked = [self._find_asked(case, expert) for expert in self.experts]
@@ -212,10 +212,10 @@ class Study:
         predicted = self.predictions.case(name)
         mask, everything = predicted.model, predicted.route
         if mask.ndim != 3:
-            raise InputError(f"{self.predictions.mask_file(name)} has {mask.ndim} axes instead of 3")
+            raise InputError(f"{self.predictions.mask_file(name)} must have 3 axes, got {mask.ndim}")
         unknown = np.setdiff1d(mask, self.labels)
         if unknown.size:
-            raise InputError(f"{self.predictions.mask_file(name)} holds unknown labels: {unknown[:5].tolist()}")
+            raise InputError(f"{self.predictions.mask_file(name)} contains unknown labels: {unknown[:5].tolist()}")
         turn, route, labels = predicted.orientation, everything, None
         if self.worklist is not None:
             listed = self.worklist.labels(name, everything, predicted.properties)
@@ -254,17 +254,17 @@ class Study:
 
     def _read_image(self, case: ReviewedCase) -> np.ndarray:
         try:
-            values, _ = self.predictions.files.reader.read_images([str(file) for file in self.infos[case.name].images])
-        except Exception as error:  # readers fail in their own ways
-            raise RefusedError(422, f"The image of this case cannot be read: {error}") from error
+            values = self.predictions.files.read_image(self.infos[case.name].images)
+        except InputError as error:
+            raise RefusedError(422, f"The image of this case cannot be used: {error}") from error
         turned = case.orientation.to_canonical(_narrow(values))
         if turned.shape[1:] != case.model.shape:
-            raise RefusedError(422, f"The image has shape {turned.shape[1:]}, the model's mask {case.model.shape}.")
+            raise RefusedError(422, f"The image has shape {turned.shape[1:]}, but the mask has {case.model.shape}.")
         return turned
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """The smallest type that holds all values exactly: a byte a voxel instead of four on the way to the browser."""
+    """Convert to the smallest type that represents all values exactly, to reduce the transfer to the browser."""
     for kind in (np.uint8, np.int16):
         limits = np.iinfo(kind)
         if values.min(initial=0) >= limits.min and values.max(initial=0) <= limits.max:

@@ -1,4 +1,4 @@
-"""Masks that were drawn in another program, such as ITK-SNAP or 3D Slicer."""
+"""Uploaded masks, drawn in other programs such as ITK-SNAP or 3D Slicer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from nnunetv2_deferral.review.study import ReviewedCase
 def read_uploaded_mask(body: bytes, file_name: str, case: ReviewedCase, files: DatasetFiles) -> np.ndarray:
     """The mask in an uploaded file, int64 (Z, Y, X) in the browser's orientation.
 
-    It may count its axes in another order or direction than the model's mask, as long as each voxel lies where one of
-    the mask's lies.
+    The order and direction of its axes may differ from those of the model's mask, provided that the voxels coincide in
+    space.
 
     Args:
         body: The content of the file.
-        file_name: Its name, of which the ending alone matters.
-        case: The case it shall answer.
-        files: The dataset's reader.
+        file_name: The name of the file; only its ending is used.
+        case: The case that the mask answers.
+        files: The files of the dataset.
 
     Raises:
-        RefusedError: If it cannot be read, has another shape or lies elsewhere.
+        RefusedError: If the file cannot be read, or its shape or geometry differs from the model's mask.
     """
     endings = [ending for ending in files.reader.supported_file_endings if file_name.lower().endswith(ending)]
     if not endings:
@@ -44,32 +44,32 @@ def read_uploaded_mask(body: bytes, file_name: str, case: ReviewedCase, files: D
             raise RefusedError(422, str(error).replace(str(file), "The file")) from error
     mask = np.rint(values).astype(np.int64)
     if not np.array_equal(mask, values):
-        raise RefusedError(422, "The file holds values that are no whole numbers.")
+        raise RefusedError(422, "The file contains values that are not whole numbers.")
     try:
         orientation = orientation_of(properties, mask.shape)
     except InputError as error:
         raise RefusedError(422, str(error)) from error
     turned = orientation.to_canonical(mask)
     if turned.shape != case.model.shape:
-        raise RefusedError(422, f"The file has shape {_by(turned.shape)}, the case {_by(case.model.shape)}.")
+        raise RefusedError(422, f"The file has shape {_by(turned.shape)}, but the case has {_by(case.model.shape)}.")
     apart = displacement_voxels(orientation, case.orientation, case.model.shape)
     if apart > MAX_DISPLACEMENT_VOXELS:
         raise RefusedError(
-            422, f"The file lies elsewhere in the patient: spacing, origin or direction are off by {apart:.3g} voxels."
+            422, f"Spacing, origin or direction of the file differ: its voxels are displaced by {apart:.3g} voxels."
         )
     return turned
 
 
 def _check_size(file: Path, expected: int) -> None:
-    """Refuse a small file that would expand to a large volume, by its header alone."""
+    """Refuse compressed files that would expand to a larger volume than expected, by their header alone."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return  # which reading it explains
+        return  # reading the file reports the fault
     if int(np.prod(reader.GetSize(), dtype=object)) != expected:
-        raise RefusedError(422, f"The file has {_by(reader.GetSize())} voxels, {expected} voxels in all were expected.")
+        raise RefusedError(422, f"The file has {_by(reader.GetSize())} voxels; {expected} in total were expected.")
 
 
 def _by(shape: tuple[int, ...]) -> str:

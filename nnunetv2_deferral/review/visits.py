@@ -1,4 +1,4 @@
-"""The regions that an expert visits, numbered in the order of what they are expected to gain."""
+"""The regions of an expert, numbered in descending order of expected gain."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MAX_REGIONS = np.iinfo(np.uint16).max
 
 
 def regions_by_gain(mask: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """The regions of what an expert is asked about, those with the highest expected gain first.
+    """Number the regions that an expert is asked about in descending order of expected gain.
 
     Args:
-        mask: Bool (Z, Y, X), what the expert is asked about.
-        gain: Real (V,), what each of its V voxels is expected to gain, in the order of the flat volume.
+        mask: Bool (Z, Y, X), the V voxels that the expert is asked about.
+        gain: Real (V,), their expected gains, in the order of the flat volume.
 
     Returns:
-        uint16 (Z, Y, X): 0 outside of the mask, else the number of the region; ties are in the order of their first
-        voxels. Regions beyond the number that fits share the last one: the least useful of a very noisy route.
+        uint16 (Z, Y, X): the number of the region, 0 outside the mask. Ties are broken by first voxel. Regions beyond
+        the largest uint16 share the last number.
     """
     labels = region_labels(mask.view(np.uint8))
     inside = labels[mask]
@@ -32,16 +32,16 @@ def regions_by_gain(mask: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def describe_visits(numbers: np.ndarray, gain: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
-    """What the page must know of each region.
+    """The description of each region for the page.
 
     Args:
-        numbers: uint16 (Z, Y, X): 0, or the number of the region, counted from 1 without gaps.
-        gain: Real (V,), what each of the V voxels of all regions is expected to gain, in the order of the flat volume.
+        numbers: uint16 (Z, Y, X): the number of the region, from 1 without gaps, or 0.
+        gain: Real (V,), the expected gains of the V voxels of all regions, in the order of the flat volume.
         spacing_mm: Size of a voxel along each axis.
 
     Returns:
-        For each region its `number`, its size in `voxels`, its expected `gain` (the sum over its voxels), its `centre`
-        [z, y, x] as :class:`.Region` has it, and the corners of its `box` (the second one is the last voxel inside).
+        For each region its `number`, its size in `voxels`, its expected `gain` (sum over its voxels), its `centre`
+        [z, y, x] as in :class:`.Region`, and the corners of its bounding `box` (the second is the last voxel inside).
     """
     asked = numbers > 0
     gains = np.bincount(numbers[asked], weights=gain, minlength=1)

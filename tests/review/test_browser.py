@@ -77,7 +77,7 @@ class Desk:
     def submit(self):
         self.page.get_by_role("button", name="Submit case").click()
         self.page.get_by_role("button", name="Submit", exact=True).click()
-        self.page.wait_for_selector("text=What changed")
+        self.page.wait_for_selector("h2:text('Changes')")
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_stroke_outside_of_the_regions_is_visibly_blocked_and_changes_nothing(
         ann.show_region(1)
         before = ann.page.locator(".grid > .cell canvas").first.screenshot()
         ann.drag((300, 300), (340, 300))
-        playwright.expect(ann.page.locator(".toast.warning")).to_contain_text("Outside of your regions")
+        playwright.expect(ann.page.locator(".toast.warning")).to_contain_text("Outside your regions")
         assert ann.page.locator(".grid > .cell canvas").first.screenshot() != before
         ann.page.wait_for_timeout(1800)
         assert not list(folders.reviews.rglob("*.npz"))
@@ -301,9 +301,9 @@ def test_with_a_worklist_the_page_has_its_regions_only_and_their_ranks(tmp_path,
         assert cases.all_inner_texts() == ["case_c", "case_a", "case_b"]
         order.click()
         assert cases.all_inner_texts() == ["case_a", "case_b", "case_c"]
-        playwright.expect(order).to_contain_text("Ordered by name")
+        playwright.expect(order).to_contain_text("Sorted by name")
         chief = sit_down(links["coordinator"])
-        playwright.expect(chief.page.locator(".panel")).to_contain_text("62 voxels more are not on the worklist")
+        playwright.expect(chief.page.locator(".panel")).to_contain_text("62 voxels not on the worklist")
 
 
 def test_the_second_tab_is_told_and_can_go_on_after_loading_anew(tmp_path, sit_down):

@@ -70,7 +70,7 @@ def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):
     hidden = folders.reviews / ".review"
     hidden.mkdir(parents=True)
     (hidden / "access.json").write_text("{")
-    fails(capsys, options(folders), "without it, new links are made")
+    fails(capsys, options(folders), "delete it to create new links")
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])

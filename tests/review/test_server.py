@@ -261,11 +261,11 @@ GOOD = {"revision": 0, "runs": [], "done": [], "key": "k" * 16, "seconds": 1}
 @pytest.mark.parametrize(
     ("change", "status", "reason"),
     [
-        ({"runs": "outside"}, 422, "are not yours to answer"),
-        ({"runs": "partly outside"}, 422, "are not yours to answer"),
-        ({"runs": "other expert"}, 422, "are not yours to answer"),
-        ({"runs": [[10**9, 1, 1]]}, 422, "outside of the volume"),
-        ({"runs": [[0, 10**12, 1]]}, 422, "outside of the volume"),
+        ({"runs": "outside"}, 422, "outside your regions"),
+        ({"runs": "partly outside"}, 422, "outside your regions"),
+        ({"runs": "other expert"}, 422, "outside your regions"),
+        ({"runs": [[10**9, 1, 1]]}, 422, "outside the volume"),
+        ({"runs": [[0, 10**12, 1]]}, 422, "outside the volume"),
         ({"runs": [[5, 0, 1]]}, 422, "at least one voxel"),
         ({"runs": "overlapping"}, 422, "must not overlap"),
         ({"runs": "unknown label"}, 422, "no label 7"),
@@ -364,7 +364,7 @@ def test_a_submitted_case_cannot_be_changed(served, snapshot):
     before = snapshot(served.folders.reviews)
     for answer in (ann.save(CASE, 1, key="z" * 16), ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1})):
         assert answer.status_code == 409
-        assert "cannot be changed" in answer.json()["reason"]
+        assert "can no longer be changed" in answer.json()["reason"]
     assert snapshot(served.folders.reviews) == before
 
 

@@ -158,7 +158,7 @@ def test_a_change_that_was_logged_but_not_kept_is_noted(served):
 
 
 def test_two_servers_cannot_have_one_folder(served):
-    with pytest.raises(ValueError, match="being served by another"):
+    with pytest.raises(ValueError, match="in use by another"):
         ReviewStore(served.folders.reviews, ".nii.gz")
 
 

@@ -115,14 +115,14 @@ def outside(image):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (shifted, "lies elsewhere"),
-        (other_spacing, "lies elsewhere"),
-        (other_direction, "lies elsewhere|has shape"),
+        (shifted, "Spacing, origin or direction of the file differ"),
+        (other_spacing, "Spacing, origin or direction of the file differ"),
+        (other_direction, "Spacing, origin or direction of the file differ|has shape"),
         (cropped, "voxels"),
         (transposed, "has shape"),
-        (unknown_label, "labels that the dataset has not: 5"),
-        (fraction, "no whole numbers"),
-        (outside, "differs from the model's mask in 1 voxels that are not yours"),
+        (unknown_label, "labels that are not in the dataset: 5"),
+        (fraction, "not whole numbers"),
+        (outside, "differs from the model's mask in 1 voxels outside your regions"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused_whole(served, ann, downloaded, tmp_path, snapshot, change, reason):

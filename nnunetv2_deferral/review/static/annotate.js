@@ -1,4 +1,4 @@
-/** Step 2: the expert answers region by region. */
+/** Step 2: annotation, region by region. */
 
 import * as api from "./api.js";
 import { cached } from "./assign.js";
@@ -20,11 +20,11 @@ export class Annotation {
    * @param {import("./scene.js").Scene} options.scene
    * @param {Uint8Array} options.model
    * @param {Uint16Array} options.regions
-   * @param {Uint8Array} options.labels    the expert's answers so far
-   * @param {(state: string, reason?: string) => void} options.onState  of saving
+   * @param {Uint8Array} options.labels    the expert's current answers
+   * @param {(state: string, reason?: string) => void} options.onState  called when the state of saving changes
    * @param {() => void} options.onProgress
    * @param {() => void} options.onSubmitted
-   * @param {() => void} options.onReplaced  another mask was uploaded, so the case must be loaded again
+   * @param {() => void} options.onReplaced  called after a mask was uploaded; the case must be reloaded
    */
   constructor({ details, scene, model, regions, labels, onState, onProgress, onSubmitted, onReplaced }) {
     Object.assign(this, { details, scene, onProgress, onSubmitted, onReplaced });
@@ -75,7 +75,7 @@ export class Annotation {
     this._update();
   }
 
-  /** The page is shown: begin with the most useful open region. */
+  /** Start with the first open region. */
   start() {
     const { regions } = this.details;
     this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
@@ -91,7 +91,7 @@ export class Annotation {
     this._update();
   }
 
-  /** Leave the region at hand for later. */
+  /** Leave the current region for later. */
   visitNext() {
     this._visitOr(nextOpenRegion(this.details.regions, this.done, this.current?.number));
   }
@@ -101,7 +101,7 @@ export class Annotation {
     else toast("All regions are answered. Submit the case when you are ready.");
   }
 
-  /** The region at hand is answered as it is painted. */
+  /** Mark the current region as answered with its current labels. */
   finishRegion() {
     if (this.painter.locked || !this.current) return;
     this.done.add(this.current.number);
@@ -110,7 +110,7 @@ export class Annotation {
     this._update();
   }
 
-  /** The region at hand is answered: as the model has it. */
+  /** Answer the current region with the model's labels. */
   acceptModel() {
     if (this.painter.locked || !this.current) return;
     this.session.begin();
@@ -120,7 +120,7 @@ export class Annotation {
     this.finishRegion();
   }
 
-  /** Take an answer back, so that the region is open again. */
+  /** Reopen an answered region. */
   reopen(number) {
     if (this.painter.locked) return;
     this.done.delete(number);
@@ -156,7 +156,7 @@ export class Annotation {
     return true;
   }
 
-  /** Save what is left before the page shows something else. @returns {Promise<boolean>} whether it may */
+  /** Save pending changes before the page shows another step. @returns {Promise<boolean>} whether it may leave */
   async leave() {
     const saved = await this.saver.flush();
     if (!saved && this.saver.state === "lost") {
@@ -212,7 +212,7 @@ export class Annotation {
     if (changed && rect) this.viewer.changedIn(view, this.labelLayer, rect);
     if (blocked.length && !changed) {
       view.showBlocked(blocked);
-      toast("Outside of your regions: nothing is painted here.", "warning", 1400);
+      toast("Outside your regions: nothing is painted here.", "warning", 1400);
     } else if (blocked.length) {
       view.showBlocked(blocked);
     }
@@ -262,7 +262,7 @@ export class Annotation {
       isDone
         ? h(
             "button.quiet",
-            { title: "Take the answer back", on: { click: () => this.reopen(region.number) } },
+            { title: "Reopen this region", on: { click: () => this.reopen(region.number) } },
             "Reopen",
           )
         : null,
@@ -308,7 +308,7 @@ export class Annotation {
         h(
           "p",
           {},
-          "Download the mask, change it inside of your regions only and upload it. All regions then count as answered.",
+          "Download the mask, edit it inside your regions only and upload it. All regions then count as answered.",
         ),
         h(
           "div.row",
@@ -327,7 +327,7 @@ export class Annotation {
     const [file] = picker.files;
     picker.value = "";
     if (!file || !(await this.saver.flush())) return;
-    const go = await ask("Replace your answers?", `All your regions take their labels from ${file.name}.`, "Upload");
+    const go = await ask("Replace your answers?", `All your regions get the labels in ${file.name}.`, "Upload");
     if (!go) return;
     try {
       await api.upload(this.details.case, this.saver.revision, file);
@@ -340,7 +340,7 @@ export class Annotation {
   }
 }
 
-/** A region in a sentence. */
+/** A description of a region. */
 function describe({ number, voxels, gain, rank }) {
   const place = rank === null ? "" : `, number ${rank} of the worklist`;
   return `${number}: ${plural(voxels, "voxel")}, ${expected(gain)}${place}`;

@@ -1,9 +1,9 @@
-/** Requests to the server that served this page, and to no other. */
+/** Requests to the server of this page. */
 
 export class ApiError extends Error {
   /**
-   * @param {string} message   for the person at the screen
-   * @param {boolean} refused  whether asking again is of no use
+   * @param {string} message   shown to the user
+   * @param {boolean} refused  whether a retry would fail again
    */
   constructor(message, refused) {
     super(message);
@@ -35,7 +35,7 @@ const casePath = (name, rest = "") => `/api/cases/${encodeURIComponent(name)}${r
 /** Exchange the secret of a link for a session. */
 export const enter = (secret) => post("/api/enter", { secret });
 
-/** Who this browser is signed in as. All further requests are made in this name. */
+/** The person this browser is signed in as; all further requests are made in this name. */
 export async function whoAmI() {
   const me = await json("/api/me");
   person = me.name;
@@ -58,7 +58,7 @@ export async function readVolume(name, which, kind = "uint8") {
   return new KINDS[kind](buffer);
 }
 
-/** Send a mask file that was drawn in another program. */
+/** Upload a mask file drawn in another program. */
 export async function upload(name, revision, file) {
   const content = await file.arrayBuffer();
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));

@@ -1,4 +1,4 @@
-/** The page: who is here, the list of cases, and the step of the case at hand. */
+/** The page: header, list of cases, and the current step of the current case. */
 
 import * as api from "./api.js";
 import { Annotation } from "./annotate.js";
@@ -54,7 +54,7 @@ class App {
     window.addEventListener("beforeunload", (event) => {
       if (this.step?.saver && !this.step.saver.isSafe) event.preventDefault();
     });
-    // After a click with the mouse, keys mean the image again and not the button.
+    // After a mouse click, keys refer to the image again and not to the button.
     document.addEventListener("click", (event) => {
       const focused = document.activeElement;
       if (event.detail > 0 && focused?.matches("button, summary, input")) focused.blur();
@@ -69,14 +69,14 @@ class App {
     await this.navigate();
   }
 
-  /** Show what the address names; without a name, the first case that is still open. */
+  /** Show the case and step in the address, or the first open case. */
   async navigate() {
     const [, name, step] = location.hash.split("/");
     const wanted = this.cases.find((entry) => entry.case === decodeURIComponent(name ?? ""));
     const entry = wanted ?? this.cases.find((each) => !isFinished(each)) ?? this.cases[0];
     if (!entry) {
       this.stage.replaceChildren(
-        h("p.empty", {}, "There is nothing for you to answer: in no case is anything asked of you."),
+        h("p.empty", {}, "There are no regions for you to answer."),
       );
       return;
     }
@@ -170,14 +170,14 @@ class App {
         await reload();
       },
       onReplaced: async () => {
-        toast("The mask is taken over.");
+        toast("The mask was uploaded.");
         await reload();
       },
     });
   }
 
   async _readCases() {
-    this.useful = await api.listCases(); // an expert's most useful cases come first
+    this.useful = await api.listCases(); // for experts in the order of priority
     this._sort();
     this.totals = this.me.role === "coordinator" ? await api.readTotals() : null;
   }
@@ -199,7 +199,7 @@ class App {
     this.banner.hidden = state !== "lost" && state !== "refused";
     if (state === "lost") {
       this.banner.replaceChildren(
-        `Your last changes are not saved yet. ${reason} Keep this page open; it tries again by itself.`,
+        `Your last changes are not saved yet. ${reason} Keep this page open; saving is retried automatically.`,
       );
     } else if (state === "refused") {
       this.banner.replaceChildren(
@@ -246,7 +246,7 @@ class App {
       this._sort();
       this._drawList(current);
     };
-    const text = this.byName ? "Ordered by name" : "Most useful first";
+    const text = this.byName ? "Sorted by name" : "Sorted by priority";
     return h("button.quiet.order", { title: "Change the order of the cases", on: { click: change } }, `${text} ⇅`);
   }
 
@@ -306,7 +306,7 @@ class App {
   _onKey(event) {
     if (document.querySelector("dialog[open]") || event.altKey) return;
     const isTyping = event.target.matches?.("select, textarea, input:not([type=checkbox]):not([type=range])");
-    // Whoever has come to a button with the Tab key means the button.
+    // Buttons that were focused with the Tab key keep their keys.
     const isPressing =
       ["Enter", " "].includes(event.key) && event.target.matches?.(":is(button, a, summary):focus-visible");
     if (isTyping || isPressing) return;

@@ -1,4 +1,4 @@
-/** Step 1: what the model defers, and to whom. */
+/** Step 1: assignment of voxels to experts. */
 
 import { count, expected, h, percent, plural, swatch } from "./dom.js";
 import { css, expertColour, labelColour } from "./colours.js";
@@ -7,12 +7,12 @@ import { Viewer } from "./viewer.js";
 
 /**
  * @param {object} options
- * @param {object} options.me       who looks
- * @param {object} options.entry    of the list of cases
- * @param {object} options.details  of the case
+ * @param {object} options.me       the person signed in
+ * @param {object} options.entry    the entry in the list of cases
+ * @param {object} options.details  the details of the case
  * @param {import("./scene.js").Scene} options.scene
  * @param {Uint8Array} options.model
- * @param {Uint8Array|Uint16Array} options.route  experts by number, or for an expert the own regions
+ * @param {Uint8Array|Uint16Array} options.route  numbers of experts, or for an expert the numbers of their regions
  */
 export function createAssignment({ me, entry, details, scene, model, route }) {
   const isExpert = me.role === "expert";
@@ -57,7 +57,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
   const panel = h(
     "aside.panel",
     {},
-    h("h2", {}, isExpert ? "Your part of this case" : "Who is asked"),
+    h("h2", {}, isExpert ? "Your part of this case" : "Experts"),
     h(
       "p.figure",
       {},
@@ -82,7 +82,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
       h("tbody", {}, ...rows),
     ),
     entry.left_out
-      ? h("p.note", {}, `${plural(entry.left_out, "voxel")} more are not on the worklist: the model's label stands.`)
+      ? h("p.note", {}, `${plural(entry.left_out, "voxel")} not on the worklist: the model's label is kept.`)
       : null,
     isExpert ? h("p.note", {}, `Your answers are ${expected(entry.experts[0].gain)}.`) : null,
     h("h2", {}, "Shown"),
@@ -133,7 +133,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
   return { viewer, panel, start, onKey: (event) => viewer.onKey(event), leave: async () => true };
 }
 
-/** Remember what a function says of each value, as layers are asked for every voxel. */
+/** Cache a function of the value of a voxel. */
 export function cached(of) {
   const known = new Map();
   return (value) => {

@@ -1,4 +1,4 @@
-/** Colours, and grey values as the eye shall see them. */
+/** Colours and grey-level windows. */
 
 /** Labels 1, 2, ... as [r, g, b]. */
 const LABELS = [
@@ -31,14 +31,14 @@ export const labelColour = (label) => LABELS[(label - 1) % LABELS.length];
 /** The colour of an expert, counted from 1, as [r, g, b]. */
 export const expertColour = (number) => EXPERTS[(number - 1) % EXPERTS.length];
 
-/** A colour half way to white: the model's, beside the expert's own of the same label. */
+/** A colour halfway to white, for the model's mask beside the expert's. */
 export const pale = (colour) => colour.map((part) => Math.round((part + 255) / 2));
 
 /** [r, g, b] as CSS. */
 export const css = ([r, g, b], alpha = 1) => `rgba(${r}, ${g}, ${b}, ${alpha})`;
 
 /**
- * A window that shows most of an image: between its 0.5 and 99.5 percentile.
+ * The default window, from the 0.5th to the 99.5th percentile.
  *
  * @param {ArrayLike<number>} values
  * @returns {{centre: number, width: number}}
@@ -54,7 +54,7 @@ export function defaultWindow(values) {
   return { centre: (low + high) / 2, width: Math.max(high - low, 1e-6) };
 }
 
-/** Window presets for CT in Hounsfield units. */
+/** Window presets for CT, in Hounsfield units. */
 export const CT_WINDOWS = [
   { name: "Lung", centre: -600, width: 1500 },
   { name: "Soft tissue", centre: 40, width: 400 },
@@ -63,9 +63,9 @@ export const CT_WINDOWS = [
 ];
 
 /**
- * Grey values as RGBA.
+ * Convert grey values to RGBA.
  *
- * @param {ArrayLike<number>[]} channels  one, or red, green and blue
+ * @param {ArrayLike<number>[]} channels  one channel, or red, green and blue
  * @param {{centre: number, width: number}} window
  * @param {Uint8ClampedArray} rgba
  */

@@ -1,8 +1,8 @@
-/** Questions, short messages, and the list of keys. */
+/** Confirmations, short messages, and the list of keys. */
 
 import { h } from "./dom.js";
 
-/** Ask before something that cannot be taken back. @returns {Promise<boolean>} */
+/** Ask for confirmation of an irreversible action. @returns {Promise<boolean>} */
 export function ask(title, text, yes) {
   return new Promise((resolve) => {
     const close = (answer) => {
@@ -39,10 +39,10 @@ const KEYS = [
   [
     "Regions",
     [
-      ["Enter", "Region is answered as painted, go to the most useful open one"],
+      ["Enter", "Accept the region as painted, go to the first open one"],
       ["M", "The model is right here"],
       ["N or Space", "Next open region"],
-      [", and .", "Region before and after"],
+      [", and .", "Previous and next region"],
     ],
   ],
   [
@@ -50,19 +50,19 @@ const KEYS = [
     [
       ["B  G  E  P  F", "Brush, smart brush, eraser, polygon, fill"],
       ["0 … 9", "Label"],
-      ["[ and ]", "Size of the brush"],
-      ["Enter, Esc", "Close, drop the polygon"],
+      ["[ and ]", "Brush size"],
+      ["Enter, Esc", "Close or discard the polygon"],
       ["Ctrl+Z, Ctrl+Shift+Z", "Undo, redo"],
     ],
   ],
   [
-    "Looking",
+    "View",
     [
       ["Wheel, ↑ ↓, Page ↑ ↓", "Slices"],
       ["Ctrl+wheel, + −", "Zoom"],
       ["Shift+drag, middle drag", "Pan"],
       ["Right drag", "Window (left–right) and level (up–down)"],
-      ["Alt+click", "Go through this point"],
+      ["Alt+click", "Move all planes to this point"],
       ["A  C  S", "Axial, coronal, sagittal"],
       ["R", "Reset view and window"],
       ["H  O  K", "Show or hide your mask, the model's outline, region borders"],
@@ -70,7 +70,7 @@ const KEYS = [
   ],
 ];
 
-/** The list of keys. */
+/** Show the list of keys. */
 export function showKeys() {
   if (document.querySelector("dialog.keys")) return;
   const close = () => {

@@ -1,8 +1,8 @@
-/** Making elements. */
+/** Creation of elements, and formatting of numbers. */
 
 /**
- * @param {string} tag        name, with classes after dots: "div.panel.wide"
- * @param {object} [options]  properties; `on` holds listeners, `data` and `aria` attributes
+ * @param {string} tag        tag name followed by classes: "div.panel.wide"
+ * @param {object} [options]  properties; `on` has event listeners, `data` and `aria` have attributes
  * @param {...(Node|string|null|undefined|false)} children
  * @returns {HTMLElement}
  */
@@ -19,14 +19,14 @@ export function h(tag, options = {}, ...children) {
   return element;
 }
 
-/** A small square in a colour. */
+/** A small coloured square. */
 export function swatch(colour) {
   const element = h("span.swatch");
   element.style.background = colour;
   return element;
 }
 
-/** A bar that is filled to a share of 0 to 1. */
+/** A progress bar filled to a share between 0 and 1. */
 export function bar(share, colour) {
   const inner = h("span.bar-fill");
   inner.style.width = `${Math.round(100 * share)}%`;
@@ -35,7 +35,7 @@ export function bar(share, colour) {
 }
 
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
-/** A rise of the Dice that is expected, with as many digits as it deserves. */
+/** An expected gain in Dice with two significant digits. */
 const digits = (gain) => (gain < 0.001 ? "0.001" : String(Number(gain.toPrecision(2))));
 export const expected = (gain) => `expected to raise Dice by ${gain < 0.001 ? "less than " : ""}${digits(gain)}`;
 export const dice = (gain) => `${gain < 0.001 ? "< " : "+"}${digits(gain)} Dice`;

@@ -1,4 +1,4 @@
-/** Step 3: the fused mask beside the model's, and what the experts changed. */
+/** Step 3: the fused mask beside the model's, with the changes. */
 
 import * as api from "./api.js";
 import { cached } from "./assign.js";
@@ -16,7 +16,7 @@ const CHANGED = [255, 214, 10];
  * @param {Uint8Array} options.model
  * @param {Uint8Array} options.fused
  * @param {Uint8Array|null} options.reference
- * @param {object} options.result  from the server
+ * @param {object} options.result  the result from the server
  */
 export function createFusion({ details, scene, model, fused, reference, result }) {
   const maskLayer = (data) => ({
@@ -73,15 +73,15 @@ export function createFusion({ details, scene, model, fused, reference, result }
     {},
     result.scores
       ? scoreTable(result)
-      : h("p.note", {}, "There is no reference for this case, so there are no scores."),
-    h("h2", {}, "What changed"),
+      : h("p.note", {}, "No scores: there is no reference for this case."),
+    h("h2", {}, "Changes"),
     h(
       "dl",
       {},
       h("dt", {}, "Deferred"),
       h("dd", {}, plural(result.deferred_voxels, "voxel")),
       ...(result.left_out_voxels
-        ? [h("dt", {}, "Not on the list"), h("dd", {}, plural(result.left_out_voxels, "voxel"))]
+        ? [h("dt", {}, "Not on the worklist"), h("dd", {}, plural(result.left_out_voxels, "voxel"))]
         : []),
       h("dt", {}, "Changed"),
       h("dd", {}, plural(result.changed_voxels, "voxel")),
@@ -89,13 +89,13 @@ export function createFusion({ details, scene, model, fused, reference, result }
         ? [
             h("dt", {}, "Corrected"),
             h("dd.good", {}, plural(result.corrected_voxels, "voxel")),
-            h("dt", {}, "Made wrong"),
+            h("dt", {}, "Worsened"),
             h("dd.bad", {}, plural(result.spoiled_voxels, "voxel")),
           ]
         : []),
     ),
     missing.length
-      ? h("p.note", {}, `Not submitted yet: ${missing.join(", ")}. Where they are asked, the model's label stands.`)
+      ? h("p.note", {}, `Not submitted yet: ${missing.join(", ")}. The model's labels are kept in their regions.`)
       : null,
     h("h2", {}, "Experts"),
     h(
@@ -191,7 +191,7 @@ function scoreTable({ scores }) {
   );
 }
 
-/** Both views side by side, as a PNG file. */
+/** Download both views side by side as a PNG file. */
 async function savePicture(viewer, name) {
   const views = viewer.large.map(({ canvas }) => canvas);
   const picture = document.createElement("canvas");

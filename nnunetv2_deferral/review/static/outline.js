@@ -1,11 +1,11 @@
-/** The borders between the values of a slice, as straight pieces along the edges of voxels. */
+/** The outlines of the labels of a slice, as line segments along voxel edges. */
 
 /**
- * @param {ArrayLike<number>} slice  row by row
+ * @param {ArrayLike<number>} slice  values in row-major order
  * @param {number} width
  * @param {number} height
- * @returns {Map<number, number[]>}  for each value but 0, flat [u0, v0, u1, v1, ...] in voxel corners: voxel (u, v)
- *   covers u to u + 1 and v to v + 1. Pieces along a row or column are joined.
+ * @returns {Map<number, number[]>}  for each nonzero value, flat [u0, v0, u1, v1, ...] in voxel corners: voxel (u, v)
+ *   covers u to u + 1 and v to v + 1. Adjacent segments along a row or column are joined.
  */
 export function outlinesOf(slice, width, height) {
   const lines = new Map();
@@ -14,7 +14,7 @@ export function outlinesOf(slice, width, height) {
     if (!list) lines.set(value, (list = []));
     list.push(u0, v0, u1, v1);
   };
-  // Between rows: for each edge, the values above and below are both outlined there.
+  // Edges between rows belong to the outlines of both the value above and the value below.
   for (let v = 0; v <= height; v++) {
     let from = 0;
     let above = 0;

@@ -1,8 +1,8 @@
 /**
- * The paint engine: what strokes do to the labels of a volume, undo and redo, and what is to be saved.
+ * The paint engine: strokes, undo and redo, and unsaved changes.
  *
- * Only voxels of the expert's own regions ever change. A stroke costs what its own rectangle costs, whatever the size
- * of the volume: it writes into the one array of labels and remembers the voxels it changed.
+ * Only voxels of the expert's regions can change. The cost of a stroke depends on its bounding rectangle and not on the
+ * size of the volume: it writes to the array of labels in place and records the changed voxels.
  */
 
 import { indexOf } from "./planes.js";
@@ -10,10 +10,10 @@ import { indexOf } from "./planes.js";
 const UNDO_STEPS = 200;
 
 /**
- * @typedef {object} Touched       what a step of a stroke did
- * @property {number} changed      voxels that have another label now
- * @property {number[]} blocked    voxels under the brush that are not the expert's own, in the flat array
- * @property {number[]|null} rect  [u0, v0, u1, v1] (inclusive) that is to be drawn again, or null
+ * @typedef {object} Touched       result of a step of a stroke
+ * @property {number} changed      number of changed voxels
+ * @property {number[]} blocked    voxels under the brush outside the expert's regions, as indices in the flat array
+ * @property {number[]|null} rect  [u0, v0, u1, v1] (inclusive) to be redrawn, or null
  */
 
 export class PaintSession {
@@ -21,14 +21,14 @@ export class PaintSession {
    * @param {object} options
    * @param {Uint8Array} options.labels    the expert's mask, changed in place
    * @param {Uint8Array} options.model     the model's mask
-   * @param {Uint16Array} options.regions  0 where the expert is not asked, else the number of the region
+   * @param {Uint16Array} options.regions  the number of the region, 0 where the expert is not asked
    */
   constructor({ labels, model, regions }) {
     this.labels = labels;
     this.model = model;
     this.regions = regions;
     this.saved = labels.slice();
-    /** Counts the changes, so that others can tell whether there were any. */
+    /** Counter of changes. */
     this.version = 0;
     this._undo = [];
     this._redo = [];
@@ -36,7 +36,7 @@ export class PaintSession {
     this._unsaved = [];
   }
 
-  /** Begin a stroke: what follows until `commit` is undone at once. */
+  /** Begin a stroke; all changes until `commit` are undone together. */
   begin() {
     this._stroke = { voxels: [], before: [], after: [] };
   }
@@ -58,11 +58,11 @@ export class PaintSession {
    *
    * @param {import("./planes.js").Plane} plane
    * @param {number} w           slice
-   * @param {number[]} from      [u, v] in columns and rows; whole numbers are the middles of voxels
-   * @param {number[]} to        the same
+   * @param {number[]} from      [u, v] in columns and rows; whole numbers are voxel centres
+   * @param {number[]} to        [u, v]
    * @param {number} radius      mm
    * @param {number} label
-   * @param {(voxel: number) => boolean} [accepts]  voxels to leave alone even inside the regions
+   * @param {(voxel: number) => boolean} [accepts]  whether a voxel of the regions may be painted; all by default
    * @returns {Touched}
    */
   brush(plane, w, from, to, radius, label, accepts) {
@@ -87,7 +87,7 @@ export class PaintSession {
         if (missU * missU + missV * missV <= radius * radius) voxels.push(indexOf(plane, u, v, w));
       }
     }
-    // A brush smaller than a voxel still paints the one it is on.
+    // A brush smaller than a voxel paints the voxel under it.
     const u = Math.round(to[0]);
     const v = Math.round(to[1]);
     if (voxels.length === 0 && u >= 0 && v >= 0 && u < plane.width && v < plane.height) {
@@ -97,7 +97,7 @@ export class PaintSession {
   }
 
   /**
-   * Fill what is inside a polygon.
+   * Fill a polygon.
    *
    * @param {import("./planes.js").Plane} plane
    * @param {number} w
@@ -131,7 +131,7 @@ export class PaintSession {
   }
 
   /**
-   * Fill the patch of one label, inside one region and one slice, that a point lies in.
+   * Fill the connected area of one label around a point, within its region and slice.
    *
    * @param {import("./planes.js").Plane} plane
    * @param {number} w
@@ -176,12 +176,12 @@ export class PaintSession {
   }
 
   /**
-   * Give a whole region one label, or the model's labels.
+   * Set a whole region to one label or to the model's labels.
    *
    * @param {{number: number, box: number[][]}} region
    * @param {number[]} shape
-   * @param {number|null} label  null for the model's
-   * @returns {number} voxels changed
+   * @param {number|null} label  null for the model's labels
+   * @returns {number} number of changed voxels
    */
   setRegion({ number, box }, [, ny, nx], label) {
     let changed = 0;
@@ -197,25 +197,25 @@ export class PaintSession {
     return changed;
   }
 
-  /** Take the last stroke back. @returns {boolean} whether there was one */
+  /** Undo the last stroke. @returns {boolean} whether there was one */
   undo() {
     return this._replay(this._undo, this._redo, "before");
   }
 
-  /** Do the last stroke again that was taken back. @returns {boolean} whether there was one */
+  /** Redo the last undone stroke. @returns {boolean} whether there was one */
   redo() {
     return this._replay(this._redo, this._undo, "after");
   }
 
-  /** Whether there is something to undo and to redo. */
+  /** Whether there are strokes to undo and to redo. */
   get history() {
     return { undo: this._undo.length > 0, redo: this._redo.length > 0 };
   }
 
   /**
-   * What has changed since the last save, in runs of one label.
+   * The changes since the last save, as runs of one label.
    *
-   * @returns {{runs: number[][], voxels: number[]}} runs [start, length, label] in order, and what `confirm` takes
+   * @returns {{runs: number[][], voxels: number[]}} runs [start, length, label] in order, and all voxels concerned
    */
   changes() {
     const voxels = [...new Set(this._unsaved.flat())].sort((a, b) => a - b);
@@ -230,7 +230,7 @@ export class PaintSession {
     return { runs, voxels };
   }
 
-  /** The runs are saved. What has been painted since they were taken stays to be saved. */
+  /** Mark changes as saved; later changes remain unsaved. */
   confirm({ runs }) {
     for (const [start, length, label] of runs) this.saved.fill(label, start, start + length);
     const rest = new Set();

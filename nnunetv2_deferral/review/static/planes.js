@@ -1,26 +1,26 @@
 /**
- * The three planes of a volume (Z, Y, X), index growing towards left, posterior and superior: where a point of a slice
- * lies in the flat array. Slices are drawn as radiologists see them: patient's right on the left, anterior on top of an
- * axial slice, superior on top of the others.
+ * The three planes of a volume (Z, Y, X), whose indices increase towards superior, posterior and left, and the
+ * positions of their voxels in the flat array. Slices are drawn in radiological convention: the patient's right on the
+ * left, anterior at the top of axial slices, superior at the top of the others.
  *
  * @typedef {object} Plane
  * @property {string} name
- * @property {number} axis       the axis of the volume that the slices are counted along: 0 Z, 1 Y, 2 X
- * @property {number} width      columns of a slice
- * @property {number} height     rows of a slice
+ * @property {number} axis       axis of the volume perpendicular to the slices: 0 Z, 1 Y, 2 X
+ * @property {number} width      number of columns of a slice
+ * @property {number} height     number of rows of a slice
  * @property {number} depth      number of slices
- * @property {number} offset     where column 0, row 0 of slice 0 lies
- * @property {number} strideU    to the next column
- * @property {number} strideV    to the next row
- * @property {number} strideW    to the next slice
- * @property {number} spacingU   distance of columns, mm
- * @property {number} spacingV   distance of rows, mm
- * @property {string[]} sides    names of the left, right, top and bottom side
+ * @property {number} offset     index of column 0, row 0 of slice 0
+ * @property {number} strideU    stride to the next column
+ * @property {number} strideV    stride to the next row
+ * @property {number} strideW    stride to the next slice
+ * @property {number} spacingU   distance between columns, mm
+ * @property {number} spacingV   distance between rows, mm
+ * @property {string[]} sides    letters of the left, right, top and bottom side
  */
 
 /**
  * @param {number[]} shape    [z, y, x]
- * @param {number[]} spacing  the same, mm
+ * @param {number[]} spacing  [z, y, x], mm
  * @returns {{axial: Plane, coronal: Plane, sagittal: Plane}}
  */
 export function planesOf([nz, ny, nx], [dz, dy, dx]) {
@@ -72,7 +72,7 @@ export function planesOf([nz, ny, nx], [dz, dy, dx]) {
   };
 }
 
-/** Where column u, row v of slice w lies in the flat array. */
+/** The index in the flat array of column u, row v of slice w. */
 export function indexOf(plane, u, v, w) {
   return plane.offset + u * plane.strideU + v * plane.strideV + w * plane.strideW;
 }
@@ -91,7 +91,7 @@ export function voxelAt(plane, u, v, w) {
 }
 
 /**
- * Copy a slice, row by row.
+ * Copy a slice in row-major order.
  *
  * @template {Uint8Array|Uint16Array|Int16Array|Float32Array} T
  * @param {T} data

@@ -1,17 +1,17 @@
-/** Which region is next, and where the voxels of a mask are. Regions are listed with the most useful one first. */
+/** Order of regions, and extent of a mask. Lists of regions are in the order in which they should be visited. */
 
 /**
  * @typedef {object} Region
  * @property {number} number
  * @property {number} voxels
- * @property {number} gain       by how much answering it is expected to raise the Dice of the case
- * @property {number|null} rank  its place on the worklist, if there is one
+ * @property {number} gain       expected increase of the Dice of the case if it is answered
+ * @property {number|null} rank  rank on the worklist; null without a worklist
  * @property {number[]} centre   [z, y, x]
  * @property {number[][]} box    first and last voxel
  */
 
 /**
- * The most useful region without an answer.
+ * The first region without an answer.
  *
  * @param {Region[]} regions
  * @param {Set<number>} done
@@ -22,19 +22,19 @@ export function bestOpenRegion(regions, done) {
 }
 
 /**
- * The region without an answer that comes after the one at hand, around the end of the list.
+ * The next region without an answer after the current one, cyclically.
  *
  * @param {Region[]} regions
  * @param {Set<number>} done
- * @param {number} [current]  the number of the region at hand
- * @returns {Region|null}     the one at hand if no other is open, null if all are answered
+ * @param {number} [current]  number of the current region
+ * @returns {Region|null}     the current region if no other is open; null if all are answered
  */
 export function nextOpenRegion(regions, done, current) {
   const at = regions.findIndex((region) => region.number === current) + 1;
   return bestOpenRegion([...regions.slice(at), ...regions.slice(0, at)], done);
 }
 
-/** The region before or after another in the list, around its ends. */
+/** The region before or after the current one, cyclically. */
 export function neighbourRegion(regions, current, step) {
   if (!regions.length) return null;
   const at = regions.findIndex((region) => region.number === current);
@@ -42,12 +42,12 @@ export function neighbourRegion(regions, current, step) {
 }
 
 /**
- * Where the voxels of a mask are that are not 0.
+ * The extent of the nonzero voxels of a mask.
  *
  * @param {ArrayLike<number>} volume
  * @param {number[]} shape  [z, y, x]
- * @returns {{box: number[][], centre: number[]}|null}  first and last voxel, and the middle of the fullest axial slice;
- *   null for an empty mask
+ * @returns {{box: number[][], centre: number[]}|null}  first and last voxel, and the centroid of the axial slice with
+ *   the most voxels; null for an empty mask
  */
 export function extentOf(volume, [nz, ny, nx]) {
   const low = [nz, ny, nx];

@@ -1,12 +1,12 @@
 /**
- * Saving by itself: shortly after the last change, one save at a time, again after a lost connection.
+ * Automatic saving: shortly after the last change, one save at a time, with retries after a lost connection.
  *
- * A save is repeated under the same key until it is answered, so that one whose answer was lost is not taken for that
- * of another tab. A refusal ends saving: the page must be loaded again.
+ * A save is repeated with the same key until it is answered, so that the server recognises it if its response was lost.
+ * After a refusal nothing more is saved and the page must be reloaded.
  */
 
 const QUIET_MS = 1200;
-/** Whoever paints without a pause is saved after this time. */
+/** Maximum time between saves while painting continues. */
 const LONGEST_MS = 5000;
 const RETRY_MS = [1000, 2000, 5000, 10000];
 
@@ -16,9 +16,9 @@ export class Saver {
    * @param {import("./paint.js").PaintSession} options.session
    * @param {number} options.revision
    * @param {(body: object) => Promise<{revision: number}>} options.send  rejects with an error whose `refused` is true
-   *   if asking again is of no use
+   *   if a retry would fail again
    * @param {() => number[]} options.done  numbers of the answered regions
-   * @param {() => number} options.takeSeconds  working time since it was last asked for
+   * @param {() => number} options.takeSeconds  working time since the last call
    * @param {(state: string, reason?: string) => void} options.onState  "saved", "unsaved", "saving", "lost", "refused"
    */
   constructor({ session, revision, send, done, takeSeconds, onState }) {
@@ -32,7 +32,7 @@ export class Saver {
     this._since = 0;
   }
 
-  /** Something has changed. */
+  /** Note a change and schedule a save. */
   touch() {
     if (this.state === "refused") return;
     if (this.state === "saved") this._become("unsaved");
@@ -41,7 +41,7 @@ export class Saver {
     if (!this._running && !this._pending) this._scheduleNext();
   }
 
-  /** Save what is unsaved now. @returns {Promise<boolean>} whether everything is saved */
+  /** Save pending changes immediately. @returns {Promise<boolean>} whether everything is saved */
   async flush() {
     clearTimeout(this._timer);
     if (this.state === "refused") return false;
@@ -53,12 +53,12 @@ export class Saver {
     return this.state === "saved";
   }
 
-  /** Whether leaving the page would lose something. */
+  /** Whether the page can be left without losing changes that could still be saved. */
   get isSafe() {
     return this.state === "saved" || this.state === "refused";
   }
 
-  /** No more saving, as the page shows another case. */
+  /** Stop saving, because the page shows another case. */
   stop() {
     clearTimeout(this._timer);
     this.state = "refused";

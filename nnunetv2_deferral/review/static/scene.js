@@ -1,10 +1,10 @@
 /**
- * What all views of a case share: image, window, position, and the layers that lie over the image.
+ * The state shared by all views of a case: image, window and position.
  *
  * @typedef {object} Layer
  * @property {Uint8Array|Uint16Array} data
- * @property {(value: number) => number[]|null} [fill]    [r, g, b, alpha 0..255] of a value, null for none
- * @property {(value: number) => object|null} [outline]   {colour, width, dash} of a value, null for none
+ * @property {(value: number) => number[]|null} [fill]    [r, g, b, alpha 0..255] for a value; null for no fill
+ * @property {(value: number) => object|null} [outline]   {colour, width, dash} for a value; null for no outline
  * @property {boolean} visible
  */
 
@@ -13,7 +13,7 @@ import { planesOf } from "./planes.js";
 
 export class Scene {
   /**
-   * @param {object} details    of the case, from the server
+   * @param {object} details    the details of the case from the server
    * @param {(Uint8Array|Int16Array|Float32Array)[]} channels
    */
   constructor(details, channels) {
@@ -27,10 +27,10 @@ export class Scene {
     this.channelNames = details.channels;
     this.channel = 0;
     this.windows = channels.map(defaultWindow);
-    /** [z, y, x] of the voxel that the views go through. */
+    /** [z, y, x] of the voxel at which all planes intersect. */
     this.position = details.shape.map((size) => Math.floor(size / 2));
     this.views = [];
-    /** Called when window or position change. */
+    /** Called when the window or the position changes. */
     this.onChange = null;
   }
 
@@ -38,7 +38,7 @@ export class Scene {
     return this.windows[this.channel];
   }
 
-  /** The channels that are drawn: one, or red, green and blue. */
+  /** The displayed channels: one, or red, green and blue. */
   get drawn() {
     return this.colour ? this.channels : [this.channels[this.channel]];
   }
@@ -62,12 +62,12 @@ export class Scene {
     this.redraw();
   }
 
-  /** The value of the image under a voxel, as text. */
+  /** The value of the image at a voxel, as text. */
   valueAt(voxel) {
     return this.drawn.map((channel) => +channel[voxel].toPrecision(5)).join(", ");
   }
 
-  /** Colours of a slice of the image. */
+  /** Convert a slice of the image to RGBA. */
   paintImage(slices, rgba) {
     applyWindow(slices, this.window, rgba);
   }

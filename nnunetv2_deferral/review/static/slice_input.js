@@ -1,8 +1,8 @@
-/** Pointer and wheel on a slice view: moving about, grey values, and the tool. */
+/** Pointer and wheel input of a slice view: navigation, window and level, and the tool. */
 
 import { voxelAt } from "./planes.js";
 
-/** Pixels of a drag that change the level by a window's width, and the width e-fold. */
+/** Pixels of drag that change the level by the width of the window, and the width by a factor of e. */
 const LEVEL_PIXELS = 300;
 const WIDTH_PIXELS = 200;
 
@@ -67,7 +67,7 @@ export class SliceInput {
     } else if (kind === "position") {
       this._movePosition(event);
     } else {
-      // All points since the last frame, so that fast strokes are as smooth as slow ones.
+      // Coalesced events contain all points since the last frame, so that fast strokes are smooth.
       const events = event.getCoalescedEvents?.() ?? [];
       for (const each of events.length ? events : [event]) view.tool.move(view, view.toSlice(...this._at(each)));
     }

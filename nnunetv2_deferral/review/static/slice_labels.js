@@ -1,4 +1,4 @@
-/** What is written over a slice: sides of the patient, plane and slice number, a scale bar. */
+/** Text over a slice: sides of the patient, plane and slice number, and a scale bar. */
 
 const BAR_LENGTHS_MM = [1, 2, 5, 10, 20, 50, 100];
 const BAR_PIXELS = 110;

@@ -1,8 +1,8 @@
 /**
- * One plane of a scene on a canvas: image, layers, position, and moving about in them.
+ * A view of one plane of a scene on a canvas: image, layers, position and navigation.
  *
- * The image and the filled layers of the slice at hand are kept as pictures of one pixel a voxel; drawing scales them
- * to the true spacing. When a stroke changes a few voxels, only their rectangle of that picture is computed anew.
+ * The image and the filled layers of the current slice are cached as pictures with one pixel per voxel, which drawing
+ * scales to the true spacing. When a stroke changes a few voxels, only their rectangle of the picture is recomputed.
  */
 
 import { columnRow, extractSlice, indexOf } from "./planes.js";
@@ -13,7 +13,7 @@ import { drawLabels } from "./slice_labels.js";
 const BLOCKED_MS = 450;
 const MARGIN = 10;
 const MAX_ZOOM = 40;
-/** A region is shown with at least so many voxels across. */
+/** Minimum field of view around a region, in voxels. */
 const CONTEXT_VOXELS = 56;
 
 export class SliceView {
@@ -22,9 +22,9 @@ export class SliceView {
    * @param {string} planeName
    * @param {import("./scene.js").Layer[]} layers  from bottom to top
    * @param {object} [options]
-   * @param {object} [options.tool]     gets `down`, `move`, `up` with points of the slice, and may `draw`
-   * @param {string} [options.title]    shown above the plane's name
-   * @param {() => void} [options.onMove]  the pointer, the position or the window has changed
+   * @param {object} [options.tool]     has methods `down`, `move` and `up` for points of the slice, optionally `draw`
+   * @param {string} [options.title]    shown above the name of the plane
+   * @param {() => void} [options.onMove]  called when the pointer, position or window changes
    */
   constructor(scene, planeName, layers, { tool = null, title = "", onMove = () => {} } = {}) {
     Object.assign(this, { scene, layers, tool, title, onMove });
@@ -36,7 +36,7 @@ export class SliceView {
     this.pan = [0, 0];
     this.pointer = null;
     this.blocked = null;
-    /** Views that zoom and pan with this one. */
+    /** Views with the same zoom and pan. */
     this.linked = [];
     this._image = { key: "" };
     this._fills = { key: "" };
@@ -49,7 +49,7 @@ export class SliceView {
     scene.views.push(this);
   }
 
-  /** Take the view off its scene. */
+  /** Remove the view from its scene. */
   remove() {
     this._observer.disconnect();
     this.scene.views = this.scene.views.filter((view) => view !== this);
@@ -71,7 +71,7 @@ export class SliceView {
     this.request();
   }
 
-  /** Zoom so that a box of voxels is seen with what is around it, and centre it. */
+  /** Zoom to a box of voxels with some context, and centre it. */
   frame([low, high]) {
     const { plane, canvas } = this;
     const { spacingU, spacingV, width, height } = plane;
@@ -91,7 +91,7 @@ export class SliceView {
     this.request();
   }
 
-  /** A layer's data has changed, in this slice at most inside a rectangle; without one, anywhere. */
+  /** Note that the data of a layer has changed, in this slice only inside the rectangle if one is given. */
   changed(layer, rect = null) {
     this._versions.set(layer, (this._versions.get(layer) ?? 0) + 1);
     if (!rect) this._fills.key = "";
@@ -99,7 +99,7 @@ export class SliceView {
     this.request();
   }
 
-  /** Show for a moment that voxels could not be painted. */
+  /** Briefly highlight voxels that could not be painted. */
   showBlocked(voxels) {
     const points = voxels.map((voxel) => this._columnRow(voxel));
     this.blocked = { points, until: performance.now() + BLOCKED_MS };
@@ -107,7 +107,7 @@ export class SliceView {
     setTimeout(() => this.request(), BLOCKED_MS + 20);
   }
 
-  /** Take over zoom and pan of another view. */
+  /** Adopt zoom and pan of another view. */
   follow({ zoom, pan }) {
     if (zoom === this.zoom && pan[0] === this.pan[0] && pan[1] === this.pan[1]) return;
     this.zoom = zoom;
@@ -115,7 +115,7 @@ export class SliceView {
     this.request();
   }
 
-  /** Draw at the next frame. */
+  /** Draw in the next frame. */
   request() {
     for (const view of this.linked) view.follow(this);
     if (this._requested) return;
@@ -126,18 +126,18 @@ export class SliceView {
     });
   }
 
-  /** Columns and rows under a point of the canvas, in CSS pixels. */
+  /** Column and row at a point of the canvas in CSS pixels. */
   toSlice(x, y) {
     const { scale, left, top } = this._frame();
     return [(x - left) / (scale * this.plane.spacingU) - 0.5, (y - top) / (scale * this.plane.spacingV) - 0.5];
   }
 
-  /** CSS pixels of a millimetre. */
+  /** CSS pixels per millimetre. */
   get pixelsPerMm() {
     return this._frame().scale;
   }
 
-  /** The image's value under the pointer as text; null outside of the image. */
+  /** The value of the image under the pointer as text; null outside the image. */
   valueUnderPointer() {
     if (!this.pointer) return null;
     const [u, v] = this.toSlice(...this.pointer).map(Math.round);
@@ -145,7 +145,7 @@ export class SliceView {
     return this.scene.valueAt(indexOf(this.plane, u, v, this.slice));
   }
 
-  /** The picture as it stands, as a PNG. */
+  /** The current picture as PNG. */
   toBlob() {
     return new Promise((resolve) => this.canvas.toBlob(resolve, "image/png"));
   }
@@ -293,16 +293,16 @@ export class SliceView {
     context.stroke();
   }
 
-  /** Go to another slice. */
+  /** Move by a number of slices. */
   step(by) {
     const position = [...this.scene.position];
-    // The wheel goes towards the feet when it is turned towards the reader, as the slices of a stack lie.
+    // Turning the wheel towards the user moves axial slices towards the feet.
     position[this.plane.axis] += this.plane.axis === 0 ? -by : by;
     this.scene.moveTo(position);
     this.onMove();
   }
 
-  /** Zoom in or out by a step, keeping what is under a point in place. */
+  /** Zoom in or out by one step around a point. */
   zoomAt(x, y, direction) {
     const before = this._frame();
     const at = [(x - before.left) / before.scale, (y - before.top) / before.scale];

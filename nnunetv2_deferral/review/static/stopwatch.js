@@ -1,4 +1,4 @@
-/** Working time: runs while the page is seen and something was done in the last minute. */
+/** Working time: counts while the page is visible and there was input within the last minute. */
 
 const IDLE_MS = 60000;
 const MAX_SECONDS = 3600;
@@ -16,7 +16,7 @@ export class Stopwatch {
     }
   }
 
-  /** Seconds since they were last taken. */
+  /** Seconds counted since the last call. */
   take() {
     this._count();
     const seconds = Math.min(this._seconds, MAX_SECONDS);

@@ -1,4 +1,4 @@
-/** The tools of step 2 with their keys. */
+/** The tools of step 2 and their keys. */
 
 import { css, labelColour } from "./colours.js";
 import { h, swatch } from "./dom.js";
@@ -47,7 +47,7 @@ export class ToolPanel {
     });
     this.toleranceRow = h(
       "label.slider",
-      { title: "How far grey values may differ from where the stroke began" },
+      { title: "Maximum difference in grey value from the start of the stroke" },
       "Tolerance",
       this.tolerance,
     );
@@ -76,7 +76,7 @@ export class ToolPanel {
     );
   }
 
-  /** @returns {boolean} whether the key was one of the tools' */
+  /** @returns {boolean} whether the key belongs to a tool */
   onKey(event) {
     const key = event.key.toLowerCase();
     const tool = TOOLS.find((each) => each.key === key);

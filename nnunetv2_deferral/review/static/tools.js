@@ -1,4 +1,4 @@
-/** The drawing tools, between the pointer on a view and the paint engine. */
+/** The drawing tools, which translate pointer input on a view to the paint engine. */
 
 import { indexOf } from "./planes.js";
 
@@ -19,14 +19,14 @@ export class Painter {
    * @param {import("./paint.js").PaintSession} options.session
    * @param {import("./scene.js").Scene} options.scene
    * @param {number} options.label
-   * @param {(view: object, touched: import("./paint.js").Touched) => void} options.onTouched  after each step
-   * @param {() => void} options.onStroke  after a stroke that changed something
+   * @param {(view: object, touched: import("./paint.js").Touched) => void} options.onTouched  called after each step
+   * @param {() => void} options.onStroke  called after a stroke that changed voxels
    */
   constructor({ session, scene, label, onTouched, onStroke }) {
     Object.assign(this, { session, scene, label, onTouched, onStroke });
     this.kind = "brush";
     this.locked = false;
-    /** Of the image's window, how far grey values may differ from the first one under the smart brush. */
+    /** Tolerance of the smart brush for grey values, as a fraction of the width of the window. */
     this.tolerance = 0.12;
     this.unit = Math.min(...scene.spacing.slice(scene.isFlat ? 1 : 0));
     this.steps = 4;
@@ -40,7 +40,7 @@ export class Painter {
     return this.steps * this.unit;
   }
 
-  /** Bigger or smaller, in steps that grow with the size. */
+  /** Change the size, in steps that increase with it. */
   resize(direction) {
     const by = this.steps >= 20 ? 4 : this.steps >= 8 ? 2 : 1;
     this.steps = Math.min(200, Math.max(1, this.steps + direction * by));
@@ -56,7 +56,7 @@ export class Painter {
     return this._corners !== null;
   }
 
-  /** Drop the polygon that is being drawn. */
+  /** Discard the polygon that is being drawn. */
   cancel() {
     this._corners = null;
   }
@@ -98,11 +98,11 @@ export class Painter {
       this._last = null;
       if (this.session.commit()) this.onStroke();
     }
-    // A line drawn without letting go is closed when it ends; single clicks set corners.
+    // A freehand outline is closed when the pointer is released; single clicks set corners.
     if (this._corners?.dragged && this._corners.points.length > 3) this.close();
   }
 
-  /** The shape of the tool, over the image. */
+  /** Draw the tool over the image. */
   draw(view, context, { left, top, stepU, stepV }) {
     const place = ([u, v]) => [left + (u + 0.5) * stepU, top + (v + 0.5) * stepV];
     if (this._corners && this._corners.view === view && this._corners.slice === view.slice) {

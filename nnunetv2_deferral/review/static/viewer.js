@@ -1,4 +1,4 @@
-/** The views of a case side by side: one large, and for volumes the other planes beside it. */
+/** The views of a case: large ones side by side, or for volumes one large view beside the other planes. */
 
 import { CT_WINDOWS } from "./colours.js";
 import { h } from "./dom.js";
@@ -11,12 +11,12 @@ export const PLANE_KEYS = { a: "axial", c: "coronal", s: "sagittal" };
 export class Viewer {
   /**
    * @param {import("./scene.js").Scene} scene
-   * @param {object[][]} stacks   the layers of each large view; one of them, or several side by side
+   * @param {object[][]} stacks   the layers of each large view
    * @param {object} [options]
-   * @param {string[]} [options.titles]  of the large views
+   * @param {string[]} [options.titles]  titles of the large views
    * @param {object} [options.tool]
-   * @param {Uint8Array} [options.solid]  the mask that the 3D view shows
-   * @param {{label: number}[]} [options.labels]  its labels
+   * @param {Uint8Array} [options.solid]  the mask for the 3D view
+   * @param {{label: number}[]} [options.labels]  the labels of this mask
    */
   constructor(scene, stacks, { titles = [], tool = null, solid = null, labels = [] } = {}) {
     this.scene = scene;
@@ -51,7 +51,7 @@ export class Viewer {
     return [...this.large, ...this.small];
   }
 
-  /** Show another plane large; its small view takes the place of the former. */
+  /** Show another plane in the large view, and the former one in its small view. */
   setPlane(name) {
     if (this.scene.isFlat || this.main.plane.name === name) return;
     const former = this.main.plane.name;
@@ -65,12 +65,12 @@ export class Viewer {
     this.scene.resetWindow();
   }
 
-  /** A layer's data has changed everywhere. */
+  /** Note that the data of a layer has changed. */
   changed(layer) {
     for (const view of this.views) view.changed(layer);
   }
 
-  /** A layer has changed in a rectangle of one view; the others are drawn anew where they show it. */
+  /** Note that the data of a layer has changed inside a rectangle of one view. */
   changedIn(view, layer, rect) {
     view.changed(layer, rect);
     for (const other of this.views) if (other !== view) other.changed(layer);
@@ -80,7 +80,7 @@ export class Viewer {
     for (const view of this.views) view.remove();
   }
 
-  /** Keys that work in every step. @returns {boolean} whether the key was one of them */
+  /** Handle the keys of all steps. @returns {boolean} whether the key was handled */
   onKey(event) {
     const key = event.key.toLowerCase();
     if (key in PLANE_KEYS) this.setPlane(PLANE_KEYS[key]);
@@ -126,7 +126,7 @@ export class Viewer {
     parts.push(
       h(
         "button",
-        { title: "Fit to the window and reset the grey values (R)", on: { click: () => this.resetViews() } },
+        { title: "Reset zoom, pan and window (R)", on: { click: () => this.resetViews() } },
         "Reset view",
       ),
     );
@@ -134,7 +134,7 @@ export class Viewer {
       parts.push(
         h(
           "button",
-          { title: "All planes and a rendering", on: { click: () => openVolumeView(scene, this.solid, this.labels) } },
+          { title: "Planes and a rendering", on: { click: () => openVolumeView(scene, this.solid, this.labels) } },
           "3D view",
         ),
       );

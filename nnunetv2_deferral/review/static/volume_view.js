@@ -1,8 +1,8 @@
 /**
- * The 3D view: the only module that knows NiiVue, which is loaded when the view is first opened.
+ * The 3D view: three planes and a rendering of the volume with a mask, without editing.
  *
- * It is for looking: all planes and a rendering of the volume with a mask. NiiVue is given NIfTI files made in memory
- * and fetches nothing.
+ * This is the only module that uses NiiVue, which is loaded when the view is first opened. NiiVue receives NIfTI files
+ * created in memory and loads nothing over the network.
  */
 
 import { labelColour } from "./colours.js";
@@ -16,11 +16,11 @@ const DATATYPES = new Map([
 const BACKGROUND = [0, 0, 0, 1];
 
 /**
- * Open the view over the page.
+ * Open the view in a dialog.
  *
  * @param {import("./scene.js").Scene} scene
- * @param {Uint8Array} mask     labels to show over the image
- * @param {number[]} labels     the labels that there are, without background
+ * @param {Uint8Array} mask     labels shown over the image
+ * @param {number[]} labels     all labels except background
  */
 export async function openVolumeView(scene, mask, labels) {
   const canvas = h("canvas");
@@ -42,17 +42,17 @@ export async function openVolumeView(scene, mask, labels) {
   try {
     viewer = await show(canvas, scene, mask, labels);
     message.textContent =
-      "Drag in a plane to move the position, in the rendering to turn it; wheel for slices and zoom.";
+      "Drag in a plane to move the position, drag in the rendering to rotate it; use the wheel for slices and zoom.";
   } catch (error) {
     message.textContent = `The 3D view cannot be shown: ${error.message}`;
   }
 }
 
 async function show(canvas, scene, mask, labels) {
-  if (!document.createElement("canvas").getContext("webgl2")) throw new Error("this browser has no WebGL 2.");
+  if (!document.createElement("canvas").getContext("webgl2")) throw new Error("this browser does not support WebGL 2.");
   const { Niivue, NVImage, SLICE_TYPE } = await import("./vendor/niivue.js");
   const viewer = new Niivue({ logLevel: "error" });
-  // NiiVue reads some options only while it loads volumes, so all are set before.
+  // NiiVue reads some options only when it loads volumes, so all are set beforehand.
   Object.assign(viewer.opts, {
     dragAndDropEnabled: false,
     isRadiologicalConvention: true,
@@ -93,12 +93,12 @@ async function show(canvas, scene, mask, labels) {
   viewer.opts.showLegend = false;
   viewer.updateGLVolume();
   const [z, y, x] = scene.position.map((at, axis) => (at + 0.5) / scene.shape[axis]);
-  viewer.scene.crosshairPos = [1 - x, 1 - y, z]; // NiiVue counts towards right and anterior
+  viewer.scene.crosshairPos = [1 - x, 1 - y, z]; // NiiVue's indices increase towards right and anterior
   viewer.drawScene();
   return viewer;
 }
 
-/** The page's arrays count towards left and posterior, NIfTI's millimetres towards right and anterior. */
+/** A NIfTI file of an array. Its indices increase towards left and posterior, NIfTI's mm towards right and anterior. */
 function niftiFile(NVImage, { shape: [nz, ny, nx], spacing: [dz, dy, dx] }, data) {
   const affine = [
     -dx,
