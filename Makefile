@@ -1,8 +1,8 @@
-# make demo   the whole pipeline on a small generated dataset, ending with demo_output/report.html
-# make test   the test suite (make test-slow for the long end-to-end runs)
-# make lint   ruff and mypy
-# make docs   the documentation, in docs/_build/html; tutorials are executed
-# Each sets up what it needs in .venv first.
+# make demo   run the whole pipeline on a small generated dataset and write demo_output/report.html
+# make test   run the test suite (make test-slow: including the long end-to-end runs)
+# make lint   run ruff and mypy
+# make docs   execute the tutorials and build the documentation in docs/_build/html
+# Each target first installs its requirements in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +20,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-# mypy cannot follow the folders that an editable install maps into the package, so it checks an installed copy.
+# mypy does not support folders that an editable install maps into the package, so it checks an installed copy.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

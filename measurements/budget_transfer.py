@@ -1,22 +1,22 @@
-"""Do budgets and probabilities fitted on validation cases hold for other patients?
+"""Measures how well calibration and budget thresholds fitted on validation cases transfer to other patients.
 
     python measurements/budget_transfer.py -d 501 -c 2d -f 0 1 2 -tr TRAINER -p PLANS [-groups groups.json]
 
-Each fold in turn is held out: calibration maps and thresholds are fitted on the validation cases of the other folds,
-as `nnUNetv2_deferral_calibrate` fits them, and applied to its own. Folds must have been validated with --npz, and none
-of their patients may be in two folds. Compared at each budget over all voxels:
+Each fold is held out in turn: calibrators and thresholds are fitted on the validation cases of the other folds, as by
+`nnUNetv2_deferral_calibrate`, and applied to the held-out fold. All folds must have been validated with --npz, and no
+patient may be in two folds. Compared at each budget over all voxels:
 
     gain            expected gain, calibrated, above the thresholds of the other folds
-    gain, raw       the same without calibration maps
-    gain, per case  calibrated, the budget kept in each case
-    regions         the same, in regions of at least -region_mm
+    gain, raw       the same without calibration
+    gain, per case  calibrated, with the budget kept in each case
+    regions         the same, with regions of at least -region_mm
     confidence      the fair baseline: 1 - max softmax above its threshold of the other folds, answered by the expert
-                    who was best there on the voxels that it defers
-    oracle          asks whoever is right where the model is wrong, of the held-out cases
+                    who was most accurate on the voxels deferred there
+    oracle          defers where the model is wrong to an expert who is right, on the held-out cases
 
-Reported are Dice (mean over cases, 95 % interval over groups), the rate that was realised, the part of the oracle's
-gain, the difference to the confidence baseline, and how far off the probabilities are over the least certain voxels of
-the held-out folds. Results go to measurements/results/ with the machine and the date.
+Reported are Dice (mean over cases, 95 % interval over groups), the realised deferral rate, the recovered part of the
+oracle's gain, the difference from the confidence baseline, and the calibration error over the least certain voxels of
+the held-out folds. Results are written to measurements/results/ with the machine and the date.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ CONFIDENCE, ORACLE, GAIN = "confidence", "oracle", "gain"
 
 
 def counts(case: EvaluatedCase) -> np.ndarray:
-    """Bool of shape S, the voxels that were predicted and are not ignored."""
+    """The voxels that were predicted and are not ignored, bool of shape S."""
     return case.valid & case.prediction.predicted
 
 
 class Tally:
-    """Dice of each case and deferred voxels of each way of deferring at each budget."""
+    """Dice by case and number of deferred voxels, for each method and budget."""
 
     def __init__(self, regions: Sequence[Any]) -> None:
         self.regions = list(regions)
@@ -84,7 +84,7 @@ class Tally:
 
 
 class Confidence:
-    """The fair baseline, fitted on validation cases: where by the model's confidence, who by accuracy there."""
+    """The fair baseline, fitted on validation cases: ranking by confidence, expert by accuracy on deferred voxels."""
 
     def __init__(self, cases: ValidationCases, has_regions: bool) -> None:
         self.has_regions = has_regions
@@ -97,7 +97,7 @@ class Confidence:
         self.scores, self.right = np.concatenate(scores), np.concatenate(right, axis=1)
 
     def fit(self, budget: float) -> tuple[float, int]:
-        """The threshold, and the expert (from 1) who is best above it."""
+        """The threshold, and the expert (from 1) with the highest accuracy above it."""
         place = max(int(budget * self.scores.size), 1)
         threshold = float(np.partition(self.scores, -place)[-place])
         return threshold, 1 + int(self.right[:, self.scores >= threshold].mean(1).argmax())
@@ -106,7 +106,7 @@ class Confidence:
 def open_cases(
     experiment: Experiment, folds: Sequence[int], method: Method, groups: Mapping[str, Any] | None, errors: str | None
 ) -> ValidationCases:
-    """The cases of some folds; simulated experts may err in another manner than they did in training."""
+    """The cases of some folds, optionally with another error model of the simulated experts than in training."""
     cases = ValidationCases(Experiment.find(experiment.dataset, experiment.configuration, folds), method, groups=groups)
     if errors is not None:
         experts = tuple(e if isinstance(e, Rater) else replace(e, error_model=errors) for e in cases.experts.experts)
@@ -121,7 +121,7 @@ def held_out(
     budgets: Sequence[float],
     errors: str | None,
 ) -> Iterator[tuple[int, ValidationCases, ModelCalibration, ModelCalibration, ValidationCases]]:
-    """Each fold with what was fitted on the others: calibrated, raw, and the cases it was fitted on."""
+    """For each fold its cases, the fits on the other folds with and without calibrators, and the cases of these."""
     limits = [Limits(budget=budget, over="dataset") for budget in budgets]
     for fold in experiment.folds:
         others = tuple(other for other in experiment.folds if other != fold)
@@ -139,7 +139,7 @@ def measure(
     region_mm: float,
     errors: str | None = None,
 ) -> dict[str, Any]:
-    """Everything, over all folds."""
+    """The results over all folds."""
     tally: Tally | None = None
     names: list[str] = []
     oracle: BudgetStatistics | None = None
@@ -196,7 +196,7 @@ def _count_heads(
     group: str,
     calibration: ModelCalibration,
 ) -> None:
-    """Count the least certain voxels of a case, before and after calibration."""
+    """Add the least certain voxels of a case to the statistics before and after calibration."""
     routing, counted = case.prediction.routing, counts(case)
     known = np.where(np.isnan(routing), 0, routing)
     after = calibration.apply(known)
@@ -242,9 +242,9 @@ def _rows(tally: Tally, oracle: BudgetStatistics, budgets: Sequence[float], draw
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The table, in markdown."""
+    """The results as Markdown tables."""
     lines = [
-        "| deferred by | budget | realised | Dice | part of the oracle's gain | less confidence |",
+        "| method | budget | realised rate | Dice | recovered gain | difference from confidence |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
@@ -258,7 +258,7 @@ def text(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        f"| right? over the {LEAST_CERTAIN:.0%} least certain voxels | ECE before | after | bias before | after |",
+        f"| {LEAST_CERTAIN:.0%} least certain voxels | ECE before | ECE after | bias before | bias after |",
         "|---|---|---|---|---|",
     ]
     for name, found in result["calibration"].items():
@@ -277,9 +277,9 @@ def main() -> None:
     add("-p", default="nnUNetPlans")
     add("-groups", type=Path)
     add("-budgets", type=float, nargs="+", default=list(BUDGETS))
-    add("-error_model", choices=ERROR_MODEL_NAMES, help="in which simulated experts err. Default: as in training")
+    add("-error_model", choices=ERROR_MODEL_NAMES, help="error model of simulated experts. Default: as in training")
     add("-region_mm", type=float, default=3.0)
-    add("-name", help="of the file in measurements/results. Default: made of dataset, trainer, plans and error model")
+    add("-name", help="stem of the file of results. Default: from dataset, trainer, plans and error model")
     given = parser.parse_args()
     experiment = Experiment.find(given.d, given.c, given.f)
     method = Method(trainer=given.tr, plans=given.p)

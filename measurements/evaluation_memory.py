@@ -1,13 +1,13 @@
-"""What scoring a large dataset costs: 10^8 voxels through risk-coverage and deferral budgets.
+"""Measures time and memory of the evaluation of a large dataset: risk-coverage and budgets of 10^8 voxels.
 
     python measurements/evaluation_memory.py
     python measurements/evaluation_memory.py -cases 1 -voxels 100000000      # in one case
 
-Cases are drawn one after the other: a reference with two labels in blocks, a model and an expert who err here and
-there, and a score that takes a new value at almost every voxel and tells something about the model's errors. Reported
-are seconds of one core (of the process, drawing left out), their ratio to sorting as many scores with numpy.argsort, a
-million at a time, and the peak memory of the process, which must stay within 2 GiB. Results go to measurements/results/
-with the machine and the date.
+Cases are generated one after the other: a reference with two labels in blocks, a model and an expert with random
+errors, and a score that is correlated with the model's errors and almost unique at each voxel. Reported are the CPU
+seconds of the process (without the generation of cases), their ratio to sorting the same number of scores with
+numpy.argsort, a million at a time, and the peak memory of the process, which must not exceed 2 GiB. Results are written
+to measurements/results/ with the machine and the date.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def draw_case(voxels: int, generator: np.random.Generator) -> dict[str, np.ndarr
     """Labels of the reference, the model and the expert (uint8) and the model's score (float32), all (voxels,)."""
     case = {name: np.empty(voxels, np.uint8) for name in ("reference", "model", "answer")}
     case["scores"] = np.empty(voxels, np.float32)
-    for start in range(0, voxels, PIECE):  # so that drawing needs no memory worth mentioning
+    for start in range(0, voxels, PIECE):  # in pieces, to limit the memory of temporary arrays
         reference, model, answer, scores = (array[start : start + PIECE] for array in case.values())
         blocks = generator.choice(3, size=-(-reference.size // BLOCK), p=(0.9, 0.08, 0.02))
         reference[:] = np.repeat(blocks, BLOCK)[: reference.size]
@@ -52,13 +52,13 @@ def draw_case(voxels: int, generator: np.random.Generator) -> dict[str, np.ndarr
 
 
 class Stopwatch:
-    """Seconds of the process by what they were spent on."""
+    """CPU seconds of the process by task."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def time(self, what: str, call: Callable, *arguments: Any, **options: Any) -> Any:
-        """The result of a call, whose time is added up."""
+        """Call a function, add its time to the total of the task, and return its result."""
         start = process_time()
         result = call(*arguments, **options)
         self.seconds[what] = self.seconds.get(what, 0.0) + process_time() - start
@@ -66,12 +66,12 @@ class Stopwatch:
 
 
 def peak_memory_mib() -> float:
-    """The most memory the process has held so far."""
+    """The peak memory of the process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def score_all(options: argparse.Namespace, watch: Stopwatch) -> dict[str, float]:
-    """Put all cases through the metrics, one at a time; returns a few results, so that they can be looked at."""
+    """Evaluate all cases, one at a time; returns a few results for inspection."""
     histogram = ScoreHistogram()
     budgets = {name: BudgetStatistics(REGIONS, positive_only=name == "oracle") for name in ("score", "oracle")}
     generator = np.random.default_rng(0)
@@ -102,10 +102,10 @@ def score_all(options: argparse.Namespace, watch: Stopwatch) -> dict[str, float]
 
 
 def main() -> None:
-    """Measure, write, and fail where the limit is passed."""
+    """Measure and write the results; exits with an error if the limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-cases", type=int, default=24)
-    parser.add_argument("-voxels", type=int, default=256 * 256 * 64, help="voxels of a case")
+    parser.add_argument("-voxels", type=int, default=256 * 256 * 64, help="voxels per case")
     options = parser.parse_args()
     before, watch = peak_memory_mib(), Stopwatch()
     found = score_all(options, watch)
@@ -137,7 +137,7 @@ def main() -> None:
     file.write_text(json.dumps(content, indent=4) + "\n")
     print(f"\n{file}\n{json.dumps(content, indent=4)}")
     if peak_memory_mib() > LIMIT_MIB:
-        raise SystemExit(f"peak memory {peak_memory_mib():.0f} MiB is above the limit of {LIMIT_MIB} MiB")
+        raise SystemExit(f"peak memory {peak_memory_mib():.0f} MiB exceeds the limit of {LIMIT_MIB} MiB")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What deferral costs: stock against deferral trainer in one run, on the same plans and batches.
+"""Measures the overhead of deferral: stock and deferral trainer in one run, on the same plans and batches.
 
     python measurements/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
     python measurements/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
 
-Measured are ratios deferral / stock of: the training step, the data loader (with the experts drawn), the prediction
-from file to file, and the peak memory of the training. Steps alternate between the two trainers, so that a busy
-machine slows both alike, and medians are compared. Results go to measurements/results/ with the machine and the date.
+Measured are the ratios deferral / stock of the duration of a training step, of the data loader (including the
+simulation of experts) and of a prediction from file to file, and of the peak memory of training. Steps alternate
+between the two trainers, so that other load on the machine affects both equally, and medians are compared. Results are
+written to measurements/results/ with the machine and the date.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def make_trainer(kind: str, options: argparse.Namespace):
-    """A trainer that is ready to train, with its plans edited as asked for."""
+    """An initialised trainer, with its plans changed according to the options."""
     import torch
     from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.paths import nnUNet_preprocessed
@@ -48,7 +49,7 @@ def make_trainer(kind: str, options: argparse.Namespace):
 
 
 def synchronize(options: argparse.Namespace) -> None:
-    """Wait for the GPU, so that a wall clock tells what a step took."""
+    """Wait for the GPU, so that wall-clock times are those of complete steps."""
     if options.device == "cuda":
         import torch
 
@@ -56,7 +57,7 @@ def synchronize(options: argparse.Namespace) -> None:
 
 
 def time_steps(options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a training step of each trainer, and of drawing a batch from each loader."""
+    """Median seconds of a training step and of loading a batch, for each trainer."""
     import numpy as np
     import torch
 
@@ -68,8 +69,8 @@ def time_steps(options: argparse.Namespace) -> dict[str, float]:
         trainer.network.train()
     for iteration in range(options.warm + options.n):
         for kind, trainer in trainers.items():
-            # Equal seeds give both the same cases and augmentations. Each batch is drawn once before it counts, since
-            # whoever reads a case first reads it from disk.
+            # Equal seeds give both the same cases and augmentations. Each batch is loaded twice and only the second
+            # time counts, because the first trainer to read a case reads it from disk.
             for _ in range(2):
                 np.random.seed(iteration)
                 torch.manual_seed(iteration)
@@ -87,7 +88,7 @@ def time_steps(options: argparse.Namespace) -> dict[str, float]:
 
 
 def time_prediction(options: argparse.Namespace) -> dict[str, float]:
-    """Best-of-three seconds of predicting a folder of images from file to file, with untrained networks."""
+    """Seconds of predicting a folder of images from file to file with untrained networks, minimum of three runs."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.paths import nnUNet_raw
@@ -120,7 +121,7 @@ def time_prediction(options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_memory(kind: str, options: argparse.Namespace) -> float:
-    """Peak memory in bytes of a few training steps in this process: of the GPU, or of the process on a CPU."""
+    """Peak memory in bytes of a few training steps in this process: GPU memory, or on a CPU that of the process."""
     os.environ["nnUNet_n_proc_DA"] = "0"
     trainer = make_trainer(kind, options)
     loader, _ = trainer.get_dataloaders()
@@ -135,14 +136,14 @@ def measure_memory(kind: str, options: argparse.Namespace) -> float:
 
 
 def memory_in_a_process_of_its_own(kind: str) -> float:
-    """:func:`measure_memory` in a fresh process, which nothing else has filled."""
+    """:func:`measure_memory` in a new process, whose peak memory is not affected by other work."""
     command = [sys.executable, *sys.argv, "--memory-of", kind]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return float(printed.rsplit("PEAK ", 1)[1])
 
 
 def describe_machine(options: argparse.Namespace) -> dict[str, object]:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     import torch
 
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {os.cpu_count()} cores"
@@ -155,17 +156,17 @@ def describe_machine(options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", required=True, help="dataset id, preprocessed")
     parser.add_argument("-c", required=True, help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
     parser.add_argument("-tr", default=TRAINERS["deferral"], help="deferral trainer. Default: %(default)s")
-    parser.add_argument("-patch", type=int, nargs="+", help="another patch size than the plans'")
+    parser.add_argument("-patch", type=int, nargs="+", help="patch size. Default: that of the plans")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("-n", type=int, default=20, help="measured steps")
-    parser.add_argument("-warm", type=int, default=3, help="steps before")
-    parser.add_argument("-images", type=int, default=8, help="images of a prediction")
+    parser.add_argument("-n", type=int, default=20, help="number of measured steps")
+    parser.add_argument("-warm", type=int, default=3, help="number of warm-up steps")
+    parser.add_argument("-images", type=int, default=8, help="number of images to predict")
     parser.add_argument("--memory-of", choices=tuple(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     TRAINERS["deferral"] = options.tr

@@ -177,7 +177,7 @@ def test_a_region_that_is_not_listed_cannot_be_changed(folders, serve, snapshot)
     before = snapshot(folders.reviews)
     refused = ann.save("case_b", 0, [[not_listed, 1, 1]])
     assert refused.status_code == 422
-    assert "not yours to answer" in refused.json()["reason"]
+    assert "outside your regions" in refused.json()["reason"]
     mask = case.model.copy()
     mask.ravel()[not_listed] = 1 - mask.ravel()[not_listed]
     file = folders.predictions.parent / "drawn.nii.gz"
@@ -189,7 +189,7 @@ def test_a_region_that_is_not_listed_cannot_be_changed(folders, serve, snapshot)
         headers={"x-content-sha256": hashlib.sha256(body).hexdigest()},
     )
     assert sent.status_code == 422
-    assert "not yours to answer" in sent.json()["reason"]
+    assert "outside your regions" in sent.json()["reason"]
     assert snapshot(folders.reviews) == before
 
 
@@ -351,11 +351,11 @@ def start(monkeypatch):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (None, "short", "begun without a worklist, and now there is the worklist"),
-        (None, "full", "begun without a worklist, and now there is the worklist"),
-        ("short", None, "begun with other regions of a worklist, and now there is no worklist"),
-        ("short", "full", "begun with other regions of a worklist, and now there is the worklist"),
-        ("full", "short", "begun with other regions of a worklist, and now there is the worklist"),
+        (None, "short", "started without a worklist, but now there is the worklist"),
+        (None, "full", "started without a worklist, but now there is the worklist"),
+        ("short", None, "started with other regions of a worklist, but now there is no worklist"),
+        ("short", "full", "started with other regions of a worklist, but now there is the worklist"),
+        ("full", "short", "started with other regions of a worklist, but now there is the worklist"),
     ],
 )
 def test_a_review_with_answers_goes_on_with_the_same_regions_only(

@@ -1,8 +1,8 @@
 /**
  * Bundle NiiVue for the review page: node build.mjs [output folder]
  *
- * Writes niivue.js and niivue.LICENSE.txt with the licences of all that is in it. The lockfile fixes what comes out to
- * the byte.
+ * Writes niivue.js, and niivue.LICENSE.txt with the licences of all bundled packages. The lockfile makes the output
+ * reproducible to the byte.
  */
 
 import { build } from "esbuild";
@@ -26,7 +26,7 @@ const { metafile } = await build({
   logLevel: "warning",
 });
 
-/** The licence that a package brings along; NiiVue's own package has none, so its repository's stands here. */
+/** The licence of a package; NiiVue's package contains none, so that of its repository is stored here. */
 function licenceOf(name) {
   if (name === "@niivue/niivue") return readFileSync(here("niivue_license.txt"), "utf8");
   const folder = here(join("node_modules", name));

@@ -1,4 +1,4 @@
-// NiiVue imports zarrita to read OME-Zarr from the network. The review page hands it arrays, so this stays out.
+// NiiVue imports zarrita to read OME-Zarr over the network. The review page passes arrays, so zarrita is not bundled.
 export const root = undefined;
 export const FetchStore = undefined;
 export const open = undefined;
