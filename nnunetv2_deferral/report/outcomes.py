@@ -139,7 +139,7 @@ def _draw_outcomes(axes: Axes, experts: Sequence[Mapping[str, int]]) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel("share of the voxels routed to the expert")
+    axes.set_xlabel("share of routed voxels")
     set_title(axes, "Outcome\n")
 
 

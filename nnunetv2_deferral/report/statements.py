@@ -22,7 +22,7 @@ RANKING_NAMES = {
     ORACLE: "oracle",
 }
 
-_OTHERS = {MAX_SOFTMAX: "ranking by model uncertainty (max softmax)", RANDOM: "random order"}
+_OTHERS = {MAX_SOFTMAX: "ranking by max softmax", RANDOM: "random order"}
 _ERROR_MODELS = {
     "independent": "independent errors of voxels",
     "correlated": "spatially correlated errors",
@@ -122,8 +122,8 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if summary["intervals"]["num_groups"] < FEW_GROUPS:
         found.append(
-            f"With only {_counted(summary['intervals']['num_groups'], 'case')} or groups, intervals are rough and tend "
-            "to be too narrow."
+            f"With only {_counted(summary['intervals']['num_groups'], 'case or group', 'cases or groups')}, intervals "
+            "are rough and tend to be too narrow."
         )
     if any(not isinstance(expert, str) for expert in who):
         found.append(
@@ -259,5 +259,5 @@ def _profile_text(expert: Mapping[str, Any]) -> str:
     return f"{expert['name']}, right in {accuracies} and {border}, {how}".replace("%", " %")
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

@@ -170,7 +170,7 @@ def test_the_learned_ranking_is_compared_at_the_models_own_rate(make_summary):
     summary = make_summary()
     row = summary["budgets"]["max_softmax"][-1]
     text = remarks(summary)[0]
-    assert f"ranking by model uncertainty (max softmax) ({row['Dice']:.3f}; difference" in text
+    assert f"ranking by max softmax ({row['Dice']:.3f}; difference" in text
     assert interval_text(row["learned_minus_this"], signed=True) in text
 
 
