@@ -17,7 +17,6 @@ from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
-    experts_from_json,
     experts_to_json,
     names_of,
     profiles_of,
@@ -80,14 +79,14 @@ class ExpertAnswers:
         named = raters_of(experts)
         if named and (masks is None or not masks.is_dir()):
             raise InputError(f"the folder with the masks of {', '.join(named)} does not exist: {masks}")
-        settings, files = folder.index["settings"], folder.files
+        settings, files = folder.settings, folder.files
         return cls(
             experts=experts,
             label_values=files.label_values,
             ignore_label=files.label_manager.ignore_label,
             masks=ExpertMasks.of(masks, named, files) if named and masks is not None else None,
-            seed=settings["evaluation_seed"] if seed is None else seed,
-            boundary_width=settings["boundary_width"],
+            seed=settings.evaluation_seed if seed is None else seed,
+            boundary_width=settings.boundary_width,
         )
 
     @property
@@ -134,7 +133,7 @@ class ExpertAnswers:
 
 def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:
     """The experts that a model was trained with, in routing order."""
-    return experts_from_json(folder.index["settings"]["experts"])
+    return folder.settings.experts
 
 
 def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, ...]:

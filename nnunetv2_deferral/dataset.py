@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -18,29 +18,38 @@ from nnunetv2.imageio.reader_writer_registry import (
     recursive_find_reader_writer_by_name,
 )
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from pydantic import Field, Strict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import read_image, read_labels, read_values
+from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.text import listed
 
 _CASES_LISTED = 10
+
+
+Label = Annotated[int, Strict(), Field(ge=0, lt=2**15)]
+
+
+class DatasetJson(TypedDict):
+    """Types and ranges of what is used of a dataset.json; other keys are ignored."""
+
+    labels: Annotated[dict[Text, Label | list[Label]], Field(min_length=1)]
+    file_ending: Annotated[str, Strict(), Field(pattern=r"^\.")]
+    regions_class_order: NotRequired[list[Label] | None]
+    experts: NotRequired[list[Text]]
 
 
 def read_dataset_json(file: Path) -> dict[str, Any]:
     """The content of a dataset.json.
 
     Raises:
-        InputError: If the file is missing, cannot be read, or lacks `labels` or a `file_ending`.
+        InputError: If the file is missing, cannot be read, or is not as :class:`DatasetJson`.
     """
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is not a valid dataset.json: it holds a {type(content).__name__}, not an object")
-    for key, kind in (("labels", dict), ("file_ending", str)):
-        if not content.get(key) or not isinstance(content[key], kind):
-            raise InputError(f'{file} is not a valid dataset.json: "{key}" is {content.get(key)!r}')
-    return content
+    return cast(dict[str, Any], read_validated_json(file, DatasetJson))
 
 
 @dataclass(frozen=True, kw_only=True)

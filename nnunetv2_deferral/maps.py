@@ -19,19 +19,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.experts import experts_from_json, names_of
+from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels
-from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
+from nnunetv2_deferral.names import check_expert_names
+from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json, validate
+from nnunetv2_deferral.settings import DeferralSettings, SettingsBlock, resolve_settings
 
 FOLDER = "deferral"
 # The integer that represents probability 1, in the formats of nnU-Net's reader for natural images.
@@ -85,6 +90,46 @@ def index_file(folder: Path) -> Path:
     return folder / FOLDER / "deferral.json"
 
 
+class _CaseEntry(TypedDict):
+    deferral_rate: Share
+    share: dict[Text, Share]
+    largest_gain: NonNegative
+
+
+class _Model(TypedDict):
+    experts: Annotated[list[Text], Field(min_length=1)]
+
+
+class Index(TypedDict):
+    """Types and ranges of what is read of a deferral.json; other keys are ignored."""
+
+    model: _Model
+    settings: dict[Text, Any]
+    calibration: NotRequired[dict[Text, Any] | None]
+    cases: dict[Text, _CaseEntry]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a folder's deferral.json.
+
+    Raises:
+        InputError: If it is missing, cannot be read, is not as :class:`Index`, or its experts are not valid or differ
+            between the model, the settings and the cases; the message names file, key and value.
+    """
+    file = index_file(folder)
+    content: dict[str, Any] = read_validated_json(file, Index)
+    experts = check_expert_names(content["model"]["experts"], f"{file}: model.experts")
+    validate(content["settings"], SettingsBlock, f"{file}: settings")
+    lists = {"settings.experts": names_of(experts_from_json(content["settings"].get("experts", ())))}
+    lists |= {f"cases.{name}.share": tuple(case["share"]) for name, case in content["cases"].items()}
+    for key, names in lists.items():
+        if sorted(names) != sorted(experts) or (key == "settings.experts" and names != experts):
+            raise InputError(
+                f"{file}: {key} lists the experts {', '.join(names) or 'none'}, model.experts {', '.join(experts)}"
+            )
+    return content
+
+
 def full_scale(file_ending: str, shape: Sequence[int]) -> int | None:
     """The integer that represents probability 1 in a map of this shape, or None if the format stores floats."""
     return _FULL_SCALE.get(file_ending) if shape[0] == 1 else None
@@ -99,7 +144,7 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
     file = index_file(folder)
     if not file.is_file():
         return
-    theirs, ours = read_json(file)["model"], _as_json(model)
+    theirs, ours = read_index(folder)["model"], _as_json(model)
     if theirs != ours:
         differing = [
             f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
@@ -164,7 +209,7 @@ class DeferralFolder:
     def _enter(self, case: str, entry: dict[str, Any]) -> None:
         file = index_file(self.folder)
         with FileLock(file.with_name(".deferral.json.lock")):
-            cases = read_json(file)["cases"] if file.is_file() else {}
+            cases = read_index(self.folder)["cases"] if file.is_file() else {}
             content = {
                 "model": _as_json(self.model),
                 "settings": self.settings.to_dict(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.cases import PredictedCase, Stored
-from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json
+from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
 
 
@@ -58,8 +58,8 @@ class PredictionFolder:
                 prediction, or to the model folder above a validation.
 
         Raises:
-            InputError: If there are no masks, no deferral maps (a stock model), or maps of some cases are missing; the
-                message lists the missing files.
+            InputError: If there are no masks, no deferral maps (a stock model), maps of some cases are missing (the
+                message lists the missing files), or deferral.json is invalid or does not list all cases.
         """
         index = maps.index_file(folder)
         if not folder.is_dir():
@@ -68,7 +68,7 @@ class PredictionFolder:
             raise InputError(
                 f"{folder} has no deferral maps ({index} is missing). Were its masks predicted by a stock model?"
             )
-        entries = _read_index(index)
+        entries = maps.read_index(folder)
         candidates = [folder / "dataset.json", folder.parent.parent / "dataset.json"]
         found = dataset_json or next((file for file in candidates if file.is_file()), None)
         if found is None:
@@ -80,10 +80,16 @@ class PredictionFolder:
             raise InputError(f"{folder} has no masks with the file ending {ending!r} of {found}")
         files = DatasetFiles.of(found, example)
         cases = tuple(files.cases(folder))
+        same_cases(f"cases that {index} does not list", cases, list(entries["cases"]))
         files_of_maps = (path(folder, case, ending) for case in cases for path in maps.MAP_FILES)
         if missing := [str(file) for file in files_of_maps if not file.is_file()]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
+
+    @cached_property
+    def settings(self) -> DeferralSettings:
+        """The settings of the model."""
+        return resolve_settings(self.index["settings"])
 
     @property
     def index_file(self) -> Path:
@@ -160,16 +166,3 @@ def _probabilities(file: Path) -> np.ndarray:
             return content["probabilities"].astype(np.float32)
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error
-
-
-def _read_index(index: Path) -> dict[str, Any]:
-    content = read_json(index)
-    try:
-        experts = content["model"]["experts"]
-        cases = content["cases"].values()
-        is_complete = all(set(experts) <= set(case["share"]) and "largest_gain" in case for case in cases)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{index} cannot be read: {error!r}") from error
-    if not isinstance(experts, list) or not experts or not is_complete:
-        raise InputError(f"{index} lacks the experts, or their shares or the largest gain of a case")
-    return content

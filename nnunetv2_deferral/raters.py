@@ -9,7 +9,8 @@ ignore label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
 from nnunetv2_deferral.names import check_expert_names
+from nnunetv2_deferral.text import listed
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.dataset import DatasetFiles
@@ -75,24 +77,64 @@ class ExpertMasks:
             ignore_label=files.label_manager.ignore_label,
         )
 
-    def check_asked(self, experts: Sequence[str]) -> None:
-        """Refuse experts to whom voxels are routed but who have no masks at all.
+    def check_answers(self, asked: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a folder that does not have the answers to the questions of a prediction.
 
-        Folders of a review are exempt: there an expert may not have answered yet or had no regions on the worklist, and
-        the voxels count as unanswered.
+        Single masks may be missing, and in the folder of a review experts who have not answered yet or had no regions
+        on the worklist; their voxels count as unanswered.
+
+        Args:
+            asked: For each predicted case, the experts to whom voxels are routed.
 
         Raises:
-            InputError: Naming their folders, and the existing ones.
+            InputError: If files are not used (see :meth:`unused`), an expert who is asked has no masks at all, or none
+                of the masks is of a case about which its expert is asked.
         """
-        if (self.folder / REVIEW_NAME).is_file():
-            return
+        if unused := self.unused(list(asked)):
+            raise InputError(f"experts' files that would not be used ({len(unused)}): {listed(unused, 10)}")
+        experts = [expert for expert in self.experts if any(expert in names for names in asked.values())]
         empty = [str(self.folder / expert) for expert in experts if not self.cases(expert)]
-        if empty:
+        if empty and not (self.folder / REVIEW_NAME).is_file():
             there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())
             raise InputError(
                 f"voxels are routed to experts without masks: no *{self.file_ending} in {', '.join(empty)} "
                 f"(existing folders: {', '.join(there) or 'none'})"
             )
+        pairs = [(expert, case) for case, names in asked.items() for expert in names if expert in self.experts]
+        if pairs and not any(self.file(*pair).is_file() for pair in pairs):
+            raise InputError(f"{self.folder} has no mask of any expert for a case with voxels routed to this expert")
+
+    def unused(self, cases: Collection[str]) -> list[str]:
+        """Files in the experts' folders that look like masks of the cases, but are not read as such.
+
+        These are files with another ending than the dataset's, and names of experts or cases that differ only in upper
+        and lower case or in their Unicode normalization. Hidden files and JSON files, which accompany .tif, are not
+        meant.
+
+        Args:
+            cases: The cases that are looked for; masks of other cases are not meant.
+
+        Returns:
+            One phrase per file, which starts with its path.
+        """
+        spelled = {_spelling(case): case for case in cases}
+        found = []
+        for expert in self.experts:
+            folder = self.folder / expert
+            if not folder.is_dir():
+                folders = sorted(path for path in self.folder.glob("*") if path.is_dir())
+                alike = [path for path in folders if _spelling(path.name) == _spelling(expert)]
+                found += [f"{path} (not spelled {expert})" for path in alike]
+                continue
+            for file in sorted(folder.iterdir()):
+                if file.name.startswith(".") or file.suffix == ".json" or not file.is_file():
+                    continue
+                case = file.name.removesuffix(self.file_ending)
+                if case == file.name:
+                    found.append(f"{file} (not {self.file_ending})")
+                elif case not in cases and _spelling(case) in spelled:
+                    found.append(f"{file} (not spelled {spelled[_spelling(case)]})")
+        return found
 
     def file(self, expert: str, case: str) -> Path:
         """The file of an expert's mask for a case; it need not exist."""
@@ -155,3 +197,7 @@ class ExpertMasks:
                 raise InputError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
             answer[...] = labels
         return answers
+
+
+def _spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

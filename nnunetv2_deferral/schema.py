@@ -6,6 +6,7 @@ conversions: `"false"` is not a boolean, `true` is not a number, and NaN is not 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,8 +58,16 @@ def validate(content: object, kind: Any, where: str) -> None:
     try:
         _adapter(kind).validate_python(content)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        shown = [_fault(fault) for fault in faults[:_FAULTS_SHOWN]]
+        # Each alternative of a union has its own faults; the alternative that goes deepest is the one that was meant.
+        faults: dict[str, Any] = {}
+        for each in error.errors(include_url=False, include_context=False):
+            faults.setdefault(_key(content, each["loc"]), each)
+        faults = {
+            key: fault
+            for key, fault in faults.items()
+            if not any(other.startswith((f"{key}.", f"{key}[")) for other in faults)
+        }
+        shown = [_fault(key, fault) for key, fault in list(faults.items())[:_FAULTS_SHOWN]]
         more = [f"and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
         raise InputError(f"{where}: {'; '.join(shown + more)}") from None
 
@@ -79,8 +88,20 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _fault(fault: Any) -> str:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+def _key(content: Any, location: Sequence[int | str]) -> str:
+    """Where a fault is, such as `cases.x.share[0]`; pydantic's location also names alternatives of unions."""
+    key = ""
+    for part in location:
+        if isinstance(content, Mapping):
+            if part not in content and content:
+                return f"{key}.{part}".lstrip(".")  # a missing key
+            content, key = content.get(part), f"{key}.{part}"
+        elif isinstance(content, list | tuple) and isinstance(part, int):
+            content, key = content[part], f"{key}[{part}]"
+    return key.lstrip(".")
+
+
+def _fault(key: str, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing"
     if fault["type"] == "extra_forbidden":

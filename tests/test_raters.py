@@ -163,17 +163,57 @@ class TestRefusals:
         write(tmp_path, "ann", "x", ".nii.gz", label_map(".nii.gz"))
         (tmp_path / "eve").mkdir()
         masks = masks_in(tmp_path, experts=("ann", "bob", "eve"))
-        masks.check_asked(["ann"])
-        with pytest.raises(ValueError, match=r"no \*.nii.gz in .*/bob, .*/eve \(existing folders: ann, eve\)"):
-            masks.check_asked(["ann", "bob", "eve"])
+        masks.check_answers({"x": ["ann"], "y": ["ann"]})
+        with pytest.raises(InputError, match=r"no \*.nii.gz in .*/bob, .*/eve \(existing folders: ann, eve\)"):
+            masks.check_answers({"x": ["ann", "eve"], "y": ["bob"]})
 
     def test_experts_who_have_not_answered_in_a_review_yet(self, tmp_path):
         (tmp_path / "review.json").write_text("{}")
-        masks_in(tmp_path, experts=("ann", "bob")).check_asked(["ann", "bob"])
+        masks = masks_in(tmp_path, experts=("ann", "bob"))
+        with pytest.raises(InputError, match="has no mask of any expert for a case with voxels routed to this expert"):
+            masks.check_answers({"x": ["ann", "bob"]})
+        write(tmp_path, "ann", "x", ".nii.gz", label_map(".nii.gz"))
+        masks.check_answers({"x": ["ann", "bob"], "y": ["bob"]})
+
+    def test_masks_of_which_none_is_of_a_case_that_is_asked_about(self, tmp_path):
+        for expert, case in (("ann", "other"), ("bob", "x")):
+            write(tmp_path, expert, case, ".nii.gz", label_map(".nii.gz"))
+        masks = masks_in(tmp_path, experts=("ann", "bob"))
+        masks.check_answers({"x": [], "y": []})
+        with pytest.raises(InputError, match=f"{tmp_path} has no mask of any expert for a case"):
+            masks.check_answers({"x": ["ann"], "y": ["bob"]})
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("x.nii", "not .nii.gz"),
+            ("x.NII.GZ", "not .nii.gz"),
+            ("x.seg.nrrd", "not .nii.gz"),
+            ("notes.txt", "not .nii.gz"),
+            ("X.nii.gz", "not spelled x"),
+            ("Stra\u00dfe.nii.gz", "not spelled strasse"),
+            ("u\u0308.nii.gz", "not spelled \u00fc"),
+        ],
+    )
+    def test_files_that_would_not_be_used_are_named(self, tmp_path, name, reason):
+        write(tmp_path, "ann", "x", ".nii.gz", label_map(".nii.gz"))
+        masks, cases = masks_in(tmp_path, experts=("ann",)), ["x", "strasse", "\u00fc"]
+        for accompanying in (".DS_Store", "._x.nii.gz", "x.json"):
+            (tmp_path / "ann" / accompanying).touch()
+        write(tmp_path, "ann", "another_case", ".nii.gz", label_map(".nii.gz"))
+        assert masks.unused(cases) == []
+        (tmp_path / "ann" / name).touch()
+        assert masks.unused(cases) == [f"{tmp_path / 'ann' / name} ({reason})"]
+        with pytest.raises(InputError, match=re.escape(f"files that would not be used (1): {tmp_path / 'ann' / name}")):
+            masks.check_answers({case: ["ann"] for case in cases})
+
+    def test_an_experts_folder_that_is_spelled_otherwise_is_named(self, tmp_path):
+        write(tmp_path, "Ann", "x", ".nii.gz", label_map(".nii.gz"))
+        assert masks_in(tmp_path, experts=("ann",)).unused(["x"]) == [f"{tmp_path / 'Ann'} (not spelled ann)"]
 
     def test_a_folder_of_experts_that_is_empty(self, tmp_path):
-        with pytest.raises(ValueError, match=r"existing folders: none"):
-            masks_in(tmp_path).check_asked(["ann"])
+        with pytest.raises(InputError, match=r"existing folders: none"):
+            masks_in(tmp_path).check_answers({"x": ["ann"]})
 
 
 class TestGeometry:

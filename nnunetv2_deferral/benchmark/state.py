@@ -80,7 +80,7 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
         rows = read_json(folder / "summary.json")["metric_per_case"]
         scored = {Path(row["prediction_file"]).name.removesuffix(file_ending) for row in rows}
         deferral = is_deferral_model(fold.parent)
-        entered = set(read_json(maps.index_file(folder))["cases"]) if deferral else set(cases)
+        entered = set(maps.read_index(folder)["cases"]) if deferral else set(cases)
     except (KeyError, TypeError, InputError) as error:
         return f"{folder} is not complete: {error}"
     if missing := [case for case in cases if case not in scored]:

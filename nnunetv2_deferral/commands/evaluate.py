@@ -21,7 +21,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -84,6 +84,7 @@ def open_inputs(
     experts: str | None = None,
     seed: int | None = None,
     error_model: str | None = None,
+    simulated: Sequence[str] = (),
     dataset_json: Path | None = None,
     fold_folders: Sequence[Path] = (),
 ) -> EvaluationInputs:
@@ -96,6 +97,7 @@ def open_inputs(
             that the model was trained with.
         seed: Seed of simulated experts; None for that of the model's settings.
         error_model: Error model of all simulated experts; None for those of their profiles.
+        simulated: With a folder of masks, the experts of the training who are simulated nevertheless.
         dataset_json: See :meth:`.PredictionFolder.open`.
         fold_folders: Folders with the masks predicted by single folds, one per fold.
 
@@ -114,11 +116,11 @@ def open_inputs(
     return EvaluationInputs(
         predictions=folder,
         references=references,
-        experts=_answering(folder, experts, seed, error_model),
+        experts=_answering(folder, experts, simulated, seed, error_model),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
         # The other objective gives probabilities of routes, which have no observable frequency.
-        has_routing=all(has_routing) and folder.index["settings"].get("objective") == ONE_VS_ALL,
+        has_routing=all(has_routing) and folder.settings.objective == ONE_VS_ALL,
     )
 
 
@@ -208,34 +210,59 @@ def write_report(summary: Mapping[str, Any], inputs: EvaluationInputs, file: Pat
 
 
 def _answering(
-    folder: PredictionFolder, experts: str | None, seed: int | None, error_model: str | None
+    folder: PredictionFolder, experts: str | None, simulated: Sequence[str], seed: int | None, error_model: str | None
 ) -> ExpertAnswers:
     if experts is not None and experts not in EXPERT_SETS:
-        return _experts_of_folder(folder, Path(experts), seed)
+        return _experts_of_folder(folder, Path(experts), simulated, seed, error_model)
+    if simulated:
+        raise InputError("-simulated names experts to be simulated beside a folder of masks, but -experts is no folder")
     profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
     if raters_of(profiles):
         raise InputError(
             f"this model was trained with raters ({', '.join(folder.experts)}); specify the folder of their masks with "
             "-experts"
         )
-    if error_model is not None:
-        profiles = tuple(replace(profile, error_model=error_model) for profile in profiles_of(profiles))
-    return ExpertAnswers.of_model(folder, profiles, seed=seed)
+    return ExpertAnswers.of_model(folder, _with_error_model(profiles_of(profiles), error_model), seed=seed)
 
 
-def _experts_of_folder(folder: PredictionFolder, experts: Path, seed: int | None) -> ExpertAnswers:
-    """The experts with masks in a folder; simulated experts of the training may be absent from it."""
+def _experts_of_folder(
+    folder: PredictionFolder, experts: Path, simulated: Sequence[str], seed: int | None, error_model: str | None
+) -> ExpertAnswers:
+    """The experts with masks in a folder; nobody is simulated who is not named."""
     if not experts.is_dir():
         raise InputError(f"{experts} is neither a folder nor a set of simulated experts ({', '.join(EXPERT_SETS)})")
-    masks = ExpertMasks.of(experts, folder.experts, folder.files)
-    answering = tuple(Rater(trained.name) if masks.cases(trained.name) else trained for trained in trained_with(folder))
+    if error_model is not None and not simulated:
+        raise InputError(f"-error_model {error_model} is for simulated experts, but those in {experts} are not")
+    profiles = {profile.name: profile for profile in profiles_of(trained_with(folder))}
+    if strangers := [name for name in simulated if name not in profiles]:
+        raise InputError(
+            f"cannot simulate {', '.join(strangers)}: the simulated experts of the training are "
+            f"{', '.join(profiles) or 'none'}"
+        )
+    chosen = _with_error_model([profiles[name] for name in folder.experts if name in simulated], error_model)
+    by_name = {profile.name: profile for profile in chosen}
+    answering = tuple(by_name.get(name) or Rater(name) for name in folder.experts)
     masks = ExpertMasks.of(experts, raters_of(answering), folder.files)
-    masks.check_asked([name for name in folder.asked() if name in masks.experts])
-    if masks.experts == folder.experts:
-        routed = [case for case in folder.cases if folder.asked(case)]
-        answered = [case for case in routed if any(masks.file(each, case).is_file() for each in masks.experts)]
+    if doubled := [name for name in simulated if ExpertMasks.of(experts, (name,), folder.files).cases(name)]:
+        raise InputError(f"{', '.join(doubled)} cannot be simulated: there are masks in {experts}")
+    asked = {case: [name for name in folder.asked(case) if name in masks.experts] for case in folder.cases}
+    try:
+        masks.check_answers(asked)
+    except InputError as error:
+        known = [name for name in profiles if name not in simulated]
+        hint = f" (experts without masks can be simulated with -simulated: {', '.join(known)})" if known else ""
+        raise InputError(f"{error}{hint}") from error
+    if not by_name:
+        answered = [case for case in asked if any(masks.file(name, case).is_file() for name in masks.experts)]
+        routed = [case for case, names in asked.items() if names]
         same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
     return ExpertAnswers.of_model(folder, answering, masks=experts, seed=seed)
+
+
+def _with_error_model(profiles: Sequence[ExpertProfile], error_model: str | None) -> tuple[ExpertProfile, ...]:
+    if error_model is None:
+        return tuple(profiles)
+    return tuple(replace(profile, error_model=error_model) for profile in profiles)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -256,6 +283,8 @@ def _make_parser() -> argparse.ArgumentParser:
         choices=ERROR_MODEL_NAMES,
         help="error model of all simulated experts. Default: those of their profiles",
     )
+    words = "with a folder of masks: simulate these experts of the training, who have no masks"
+    add("-simulated", metavar="EXPERT", nargs="+", default=[], help=words)
     add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
     words = "maps each case to its group (patient), the unit of resampling for the intervals"
     add("-groups", metavar="JSON", type=Path, help=words)
@@ -281,6 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             experts=given.experts,
             seed=given.seed,
             error_model=given.error_model,
+            simulated=given.simulated,
             dataset_json=given.djfile,
             fold_folders=given.folds,
         )
@@ -297,6 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(evaluation_text(summary))
+    if profiles := profiles_of(inputs.experts.experts):
+        print(f"  simulated experts: {', '.join(profile.name for profile in profiles)}")
     if not inputs.has_probabilities:
         print("  max softmax and entropy omitted: not all cases have probabilities (--save_probabilities, --npz)")
     print("\n".join(f"  {file}" for file in files))

@@ -48,7 +48,7 @@ def fuse_folder(
     """
     folder = PredictionFolder.open(predictions, dataset_json)
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
-    masks.check_asked(folder.asked())
+    masks.check_answers({case: folder.asked(case) for case in folder.cases})
     _check_output(folder, masks, output, overwrite=overwrite)
     cases: dict[str, Any] = {}
     report = {"experts": list(folder.experts), "cases": cases}

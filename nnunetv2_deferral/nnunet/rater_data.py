@@ -226,6 +226,8 @@ def _state(masks: ExpertMasks, preprocessed: Path, case: str) -> dict[str, Any]:
 
 
 def _general_faults(masks: ExpertMasks, cases: Sequence[str]) -> Iterator[str]:
+    for unused in masks.unused(cases):
+        yield f"{unused} would not be used"
     for expert in masks.experts:
         annotated = masks.cases(expert)
         if not annotated:

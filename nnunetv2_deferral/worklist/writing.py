@@ -122,7 +122,7 @@ def summary(content: dict[str, Any], output: Path) -> str:
 
 def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dict[str, Any]:
     item, expert = each.item, folder.experts[each.item.region.expert - 1]
-    names, objective = folder.files.label_names, folder.index.get("settings", {}).get("objective")
+    names, objective = folder.files.label_names, folder.settings.objective
     return regions.to_row(
         each,
         expert=expert,

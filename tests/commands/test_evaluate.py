@@ -170,6 +170,61 @@ def test_without_a_folder_the_experts_of_the_training_answer_with_its_seed(tmp_p
     assert folders.evaluate("-error_model", "correlated", experts=None)["system"] != first["system"]
 
 
+class TestSimulatedBesideAFolder:
+    def write(self, folders, *names):
+        for name in names:
+            for case, predicted in folders.predicted.items():
+                write_mask(folders.root / "some" / name / f"{case}.nii.gz", predicted.model)
+
+    def test_nobody_is_simulated_who_is_not_named(self, tmp_path, capsys):
+        folders = simulated(tmp_path)
+        self.write(folders, "expert1")
+        said = folders.refused(capsys, experts=folders.root / "some")
+        assert f"no *.nii.gz in {folders.root / 'some' / 'expert2'}" in said
+        assert "can be simulated with -simulated: expert1, expert2" in said
+
+    def test_those_who_are_named_are_simulated_and_printed(self, tmp_path, capsys):
+        folders = simulated(tmp_path)
+        self.write(folders, "expert1")
+        summary = folders.evaluate("-simulated", "expert2", experts=folders.root / "some")
+        assert summary["experts"]["experts"][0] == "expert1"
+        assert summary["experts"]["experts"][1]["name"] == "expert2"
+        assert "  simulated experts: expert2\n" in capsys.readouterr().out
+        other = folders.evaluate("-simulated", "expert2", "-seed", 3, experts=folders.root / "some")
+        assert other["expert"] != summary["expert"]
+
+    @pytest.mark.parametrize("made", ["empty", "labels", "renamed", "review"])
+    def test_a_folder_without_the_experts_answers(self, tmp_path, capsys, made):
+        folders, folder = simulated(tmp_path), tmp_path / "some"
+        folder.mkdir()
+        if made == "labels":
+            folder = tmp_path / "labels"  # masks, but not in folders of experts
+        if made == "renamed":
+            self.write(folders, "Expert1", "Expert2")
+        if made == "review":
+            (folder / "review.json").write_text('{"cases": {}}')
+        said = folders.refused(capsys, experts=folder)
+        assert str(folder) in said
+        assert ("not spelled expert1" in said) == (made == "renamed")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["-error_model", "correlated"], "-error_model correlated is for simulated experts"),
+            (["-simulated", "eve"], "cannot simulate eve: the simulated experts of the training are expert1, expert2"),
+            (["-simulated", "expert1"], "expert1 cannot be simulated: there are masks in "),
+        ],
+    )
+    def test_options_that_contradict_the_folder(self, tmp_path, capsys, options, message):
+        folders = simulated(tmp_path)
+        self.write(folders, "expert1", "expert2")
+        assert message in folders.refused(capsys, *options, experts=folders.root / "some")
+
+    def test_without_a_folder_nobody_can_be_named(self, tmp_path, capsys):
+        said = simulated(tmp_path).refused(capsys, "-simulated", "expert1", experts=None)
+        assert "-simulated names experts to be simulated beside a folder of masks" in said
+
+
 def one_vs_all(folders, *, heads=None, objective="one_vs_all", number=None):
     """Routing probabilities beside the maps of a one-vs-all model, of all cases or the first `number`."""
     index = maps.index_file(folders.root / "out")
@@ -311,6 +366,23 @@ class TestRefusals:
         file = folders.file("experts", "ann", "x")
         file.write_bytes(file.read_bytes()[:40])
         assert f"{file} cannot be read" in folders.refused(capsys)
+
+    @pytest.mark.parametrize(
+        "folder",
+        ["labels", "experts/ann", "out", "out/deferral/route", "out/deferral/probability", "out/deferral/gain"],
+    )
+    def test_a_file_of_which_only_voxels_are_missing(self, folders, capsys, folder):
+        """SimpleITK reads such files without an error."""
+        file = folders.root / folder / "x.nii.gz"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) * 9 // 10])
+        assert f"{file} cannot be read; is it complete?" in folders.refused(capsys)
+
+    @pytest.mark.parametrize(("values", "unknown"), [([0, 255, 255], "255"), ([0, 1, 7], "7")])
+    def test_a_reference_with_labels_that_the_dataset_does_not_have(self, folders, capsys, values, unknown):
+        file = folders.file("labels", "y")
+        write_mask(file, np.array(values, np.uint8)[read_mask(file).astype(int)])
+        assert f"{file} contains labels that are not in dataset.json: {unknown}" in folders.refused(capsys)
 
     def test_a_route_to_an_expert_who_does_not_exist(self, folders, capsys):
         file = maps.route_file(folders.root / "out", "x", ".nii.gz")
