@@ -243,7 +243,7 @@ def test_an_unknown_dataset_is_named_in_one_line(root, capsys):
         (["--preprocess", "-np", "0"], "at least 1, got [0]"),
         (["--preprocess", "-c", "2d", "-np", "1", "2"], "-np has 2 values for 1 configurations"),
         (["-experts", "experienced"], "'experienced'"),
-        (["-num_experts", "4", "-experts", "standard"], "4 experts"),
+        (["-num_experts", "4", "-experts", "standard"], "1 to 3 experts, not"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(fingerprints, capsys, arguments, message):

@@ -107,5 +107,5 @@ def test_a_shift_is_told_in_voxels():
 
 
 def test_directions_that_span_no_space_are_refused():
-    with pytest.raises(ValueError, match="no three directions"):
+    with pytest.raises(ValueError, match="not linearly independent"):
         orientation_of(properties_of(np.ones((3, 3))), SHAPE)
