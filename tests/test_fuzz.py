@@ -17,7 +17,7 @@ from small_prediction import read_mask, write_mask, write_prediction
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands import evaluate, fuse, simulate_experts, worklist
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.settings import DeferralSettings, SettingsBlock, resolve_settings
+from nnunetv2_deferral.settings import SettingsBlock, resolve_settings
 
 SCALARS = (
     st.none()
@@ -34,15 +34,14 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-quick = settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=SUPPRESSED)
+quick = settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=SUPPRESSED)
 long = settings(max_examples=1500, deadline=None, database=None, suppress_health_check=SUPPRESSED)
 
 
 def both(test):
     """The test with few examples, and with many under the marker `slow`."""
-    return pytest.mark.parametrize("how", [quick, pytest.param(long, marks=pytest.mark.slow)], ids=["quick", "long"])(
-        test
-    )
+    examples = [pytest.param(quick, id="quick"), pytest.param(long, id="long", marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("how", examples)(test)
 
 
 def paths_of(content, path=()):
@@ -104,20 +103,12 @@ def run(main, *arguments):
 
 def commands(root):
     data = ("-i", root / "in", "-o", root / "out")
+    labels = ("-i", root / "labels", "-djfile", root / "in" / "dataset.json", "-o", root / "out")
     return {
         "fuse": partial(run, fuse.main, *data, "-experts", root / "experts"),
         "evaluate": partial(run, evaluate.main, *data, "-ref", root / "labels", "-experts", root / "experts"),
         "worklist": partial(run, worklist.main, *data, "-images", root / "images"),
-        "simulate_experts": partial(
-            run,
-            simulate_experts.main,
-            "-i",
-            root / "labels",
-            "-djfile",
-            root / "in" / "dataset.json",
-            "-o",
-            root / "out",
-        ),
+        "simulate_experts": partial(run, simulate_experts.main, *labels),
     }
 
 
@@ -128,11 +119,9 @@ def test_settings(how):
     def check(block):
         try:
             resolved = resolve_settings(block)
-        except InputError as error:
-            assert str(error)
-        else:
-            assert isinstance(resolved, DeferralSettings)
-            assert resolve_settings(json.loads(json.dumps(resolved.to_dict()))) == resolved
+        except InputError:
+            return
+        assert resolve_settings(json.loads(json.dumps(resolved.to_dict()))) == resolved
 
     check()
 
