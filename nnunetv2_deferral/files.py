@@ -147,9 +147,19 @@ class AppendOnlyLog:
                 raise
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries, oldest first."""
-        with self.file.open(encoding="utf-8") as stream:
-            yield from map(json.loads, stream)
+        """All entries, oldest first.
+
+        Raises:
+            InputError: If a line is not JSON; the message names file and line.
+        """
+        with self.file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(
+                        f"{self.file}, line {number} is damaged: {error}. Restore a backup or remove the line"
+                    ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,6 +3,8 @@
     REVIEWS/<expert>/<case><file_ending>      submitted masks, in the layout of `expertsTr`
     REVIEWS/review.json                       regions, voxels and minutes of each submitted mask
     REVIEWS/.review/drafts/<expert>/<case>.npz    answers not yet submitted
+    REVIEWS/.review/drafts/<expert>/<case>.npz.previous    the revision before, restored if the last one is damaged
+    REVIEWS/.review/drafts/<expert>/<case>.npz.damaged_1   damaged files that were replaced, never read
     REVIEWS/.review/log.jsonl                 every change, one JSON object per line, append-only
     REVIEWS/.review/access.json               the links of the experts (access.py)
     REVIEWS/.review/server.lock               held by the server that writes to this folder
@@ -10,12 +12,18 @@
 A change is first written completely to a temporary file, then logged, then put in place by renaming; each step is
 synced to disk. A draft on disk is therefore always in the log. If a server is killed between the last two steps, the
 next one records in the log that the change was not kept.
+
+A draft that is damaged is replaced by the previous revision. The log records this, too: of the entries of an expert and
+case, those with a higher revision than a later "not kept" or "restored" are void.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,10 +32,12 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from typing_extensions import NotRequired, TypedDict
 
-from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.schema import Count, NonNegative, Text, validate
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +67,33 @@ class Draft:
     listed: str = ""
 
 
+class _Meta(TypedDict):
+    revision: Count
+    key: Text
+    digest: Text
+    done: list[Count]
+    seconds: NonNegative
+    listed: NotRequired[Text]
+
+
+class _Changed(TypedDict):
+    event: Text
+    expert: Text
+    case: Text
+    revision: Count
+
+
+class _Submitted(TypedDict):
+    event: Text
+    expert: Text
+    case: Text
+    record: dict[Text, Any]
+
+
+class _DamagedError(Exception):
+    """A draft cannot be read; the message is the reason."""
+
+
 class ReviewStore:
     """The folder of a review, used by one server at a time.
 
@@ -69,9 +106,10 @@ class ReviewStore:
         """Open the folder; creates it if necessary.
 
         Raises:
-            InputError: If another server is using it.
+            InputError: If another server is using it, or its state is damaged beyond repair.
         """
         self.folder, self._ending = folder, file_ending
+        self._draft_locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self.hidden = folder / HIDDEN
         self.hidden.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.hidden / "server.lock", timeout=0)
@@ -79,9 +117,14 @@ class ReviewStore:
             self._lock.acquire()
         except Timeout:
             raise InputError(f"{folder} is in use by another nnUNetv2_deferral_review") from None
-        self.log = AppendOnlyLog(self.hidden / "log.jsonl")
-        self._records = self._recover()
-        self._write_index()
+        try:
+            with refusals_named(folder, "written to"):
+                self.log = AppendOnlyLog(self.hidden / "log.jsonl")
+                self._records = self._recover()
+                self._write_index()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the folder."""
@@ -104,20 +147,59 @@ class ReviewStore:
         return self._records.get((expert, case))
 
     def draft(self, expert: str, case: str) -> Draft | None:
-        """The saved answers; None if there are none.
+        """The saved answers; None if there are none. If the file is damaged, the previous revision is restored.
 
         Raises:
-            InputError: If the file cannot be read.
+            InputError: If the file cannot be read, or neither it nor the previous revision is undamaged.
         """
+        return self._find_draft(expert, case)[0]
+
+    def _find_draft(self, expert: str, case: str) -> tuple[Draft | None, bool]:
+        """The saved answers, and whether these are the previous revision, which was just restored."""
         file = self.draft_file(expert, case)
-        if not file.is_file():
-            return None
         try:
-            with np.load(file, allow_pickle=False) as content:
-                meta = json.loads(str(content["meta"]))
-                return Draft(labels=content["labels"], done=tuple(meta.pop("done")), **meta)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            return _read_draft(file), False
+        except FileNotFoundError:
+            return None, False
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
+        except _DamagedError:
+            pass
+        with self._draft_locks[expert, case]:
+            try:
+                return _read_draft(file), False  # another thread has just restored it
+            except _DamagedError as error:
+                return self._restore(expert, case, str(error)), True
+
+    def _restore(self, expert: str, case: str, reason: str) -> Draft:
+        """Replace a damaged draft by the previous revision, and keep it aside."""
+        file = self.draft_file(expert, case)
+        previous = _previous(file)
+        try:
+            draft = _read_draft(previous)
+        except (OSError, _DamagedError) as error:
+            raise InputError(
+                f"{file} is damaged ({reason}), and {previous.name}, the revision before it, is missing or damaged "
+                f"too. Restore the file from a backup, or delete both: {expert} then starts {case} again"
+            ) from error
+        number = 1
+        while (aside := file.with_name(f"{file.name}.damaged_{number}")).exists():
+            number += 1
+
+        def fill(target: Path) -> None:
+            target.with_name(aside.name).write_bytes(file.read_bytes())
+            target.write_bytes(previous.read_bytes())
+
+        entry = {"revision": draft.revision, "reason": reason, "kept_as": aside.name}
+        write_durably(file, fill, before=lambda: self._append("restored", expert, case, entry))
+        logger.warning(
+            "%s was damaged (%s): revision %d is restored; the damaged file is kept as %s",
+            file,
+            reason,
+            draft.revision,
+            aside.name,
+        )
+        return draft
 
     def save(self, expert: str, case: str, draft: Draft, event: str, runs: list[list[int]]) -> None:
         """Save a draft and log its changes.
@@ -135,11 +217,15 @@ class ReviewStore:
         }
         entry = {"revision": draft.revision, "done": list(draft.done), "seconds": round(draft.seconds, 1), "runs": runs}
 
-        def fill(file: Path) -> None:
-            with file.open("wb") as stream:
-                np.savez_compressed(stream, labels=draft.labels, meta=np.array(json.dumps(meta)))
+        file = self.draft_file(expert, case)
 
-        write_durably(self.draft_file(expert, case), fill, before=lambda: self._append(event, expert, case, entry))
+        def fill(target: Path) -> None:
+            with target.open("wb") as stream:
+                np.savez_compressed(stream, labels=draft.labels, meta=np.array(json.dumps(meta)))
+            _previous(target).write_bytes((file if file.is_file() else target).read_bytes())
+
+        with self._draft_locks[expert, case]:
+            write_durably(file, fill, before=lambda: self._append(event, expert, case, entry))
 
     def submit(self, expert: str, case: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
         """Write a submitted mask and add it to the index.
@@ -172,16 +258,18 @@ class ReviewStore:
         """The logged records of existing submitted masks; also logs changes that a killed server did not complete."""
         revisions: dict[tuple[str, str], int] = {}
         records = {}
-        for entry in self.log.entries():
+        for number, entry in enumerate(self.log.entries(), start=1):
+            kind = _Submitted if isinstance(entry, dict) and entry.get("event") == "submitted" else _Changed
+            validate(entry, kind, f"{self.log.file}, line {number}")
             of = entry["expert"], entry["case"]
-            if entry["event"] == "submitted":
+            if kind is _Submitted:
                 records[of] = entry["record"]
             else:
                 revisions[of] = entry["revision"]
         for (expert, case), revision in revisions.items():
-            draft = self.draft(expert, case)
+            draft, restored = self._find_draft(expert, case)
             kept = draft.revision if draft else 0
-            if kept < revision:
+            if kept < revision and not restored:
                 self._append("not kept", expert, case, {"revision": kept})
         return {of: record for of, record in records.items() if self.is_submitted(*of)}
 
@@ -190,6 +278,32 @@ class ReviewStore:
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
         write_json_durably({"cases": cases}, self.folder / REVIEW_NAME)
+
+
+def _previous(file: Path) -> Path:
+    """The file with the revision before a draft's; the same revision if it is the first."""
+    return file.with_name(f"{file.name}.previous")
+
+
+def _read_draft(file: Path) -> Draft:
+    """The draft in a file.
+
+    Raises:
+        OSError: If the file is missing, or the operating system cannot read it.
+        _DamagedError: If its content is damaged.
+    """
+    content = file.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            labels, meta = arrays["labels"], json.loads(str(arrays["meta"]))
+        validate(meta, _Meta, "its description")
+        if labels.dtype != np.uint8 or labels.ndim != 1:
+            raise _DamagedError(f"it has labels of type {labels.dtype} and shape {labels.shape}")
+        return Draft(labels=labels, done=tuple(meta.pop("done")), **meta)
+    except (_DamagedError, MemoryError):
+        raise
+    except Exception as error:  # zip files fail in many ways: struct.error, zlib.error, EOFError, BadZipFile, ...
+        raise _DamagedError(str(error) or type(error).__name__) from error
 
 
 def _now() -> str:

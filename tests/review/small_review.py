@@ -89,7 +89,7 @@ def write_case(folders, case, *, image, model, route, reference, ending, writer,
         file_ending=ending,
         writer=writer,
         model=model_identity,
-        settings=resolve_settings(None, num_experts=2),
+        settings=resolve_settings({"experts": list(EXPERTS)}),
     )
     gains = np.where(route > 0, 0.001 if gain is None else gain, 0).astype(np.float32)
     deferral.write(case, RoutingMaps(route, (route > 0).astype(np.float32), np.maximum(route, 1), gains), properties)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from small_review import free_port, write_volumes
 from waiting import wait_for
 
 from nnunetv2_deferral import files
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably
 from nnunetv2_deferral.review.store import ReviewStore
 
@@ -155,6 +157,134 @@ def test_a_change_that_was_logged_but_not_kept_is_noted(served):
     last = list(again.log.entries())[-1]
     again.close()
     assert (last["event"], last["revision"]) == ("not kept", 1)
+
+
+def flip(position):
+    def damage(content):
+        place = position % len(content)
+        return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+    return damage
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut after 1 byte": lambda content: content[:1],
+    "cut in half": lambda content: content[: len(content) // 2],
+    "cut before the last byte": lambda content: content[:-1],
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"no draft",
+    "an array": lambda content: b"\x93NUMPY" + content,
+    **{f"byte {place} flipped": flip(place) for place in (0, 60, 80, 120, -150, -60, -20, -9, -4)},
+}
+
+
+def saved_twice(served):
+    """Two revisions of ann's answers; gives the draft's file and the labels of each revision."""
+    ann, voxels, labels = served.browser("ann"), own_voxels(served.browser("ann")), []
+    for revision in range(2):
+        assert ann.save(CASE, revision, [[int(voxels[revision]), 1, 1]], [revision + 1]).status_code == 200
+        labels.append(ann.volume(CASE, "labels"))
+    return served.review.store.draft_file("ann", CASE), labels
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_draft_is_replaced_by_the_revision_before_and_kept_aside(served, serve, caplog, damage):
+    file, labels = saved_twice(served)
+    served.review.store.close()
+    damaged = damage(file.read_bytes())
+    file.write_bytes(damaged)
+    again = serve(served.folders)
+    again.review.check_begun()
+    assert f"{file} was damaged" in caplog.text
+    assert "revision 1 is restored; the damaged file is kept as case_a.npz.damaged_1" in caplog.text
+    assert (file.parent / "case_a.npz.damaged_1").read_bytes() == damaged
+    last = list(again.review.store.log.entries())[-1]
+    assert (last["event"], last["revision"], last["kept_as"]) == ("restored", 1, "case_a.npz.damaged_1")
+    ann = again.browser("ann")
+    details = ann.get(f"/api/cases/{CASE}").json()
+    assert (details["revision"], details["done"]) == (1, [1])
+    assert np.array_equal(ann.volume(CASE, "labels"), labels[0])
+    assert ann.save(CASE, 1, key="n" * 16).json()["revision"] == 2
+
+
+def test_a_flipped_byte_never_changes_an_answer(served):
+    file, labels = saved_twice(served)
+    good, earlier = file.read_bytes(), file.with_name("case_a.npz.previous").read_bytes()
+    voxels = own_voxels(served.browser("ann"))
+    for place in range(0, len(good), 11):
+        file.write_bytes(flip(place)(good))
+        draft = served.review.store.draft("ann", CASE)
+        assert draft.revision == (1 if file.read_bytes() == earlier else 2)
+        assert np.array_equal(draft.labels, labels[draft.revision - 1][voxels])
+
+
+def test_a_draft_that_is_damaged_while_it_is_served_is_restored_once(served):
+    file, labels = saved_twice(served)
+    file.write_bytes(b"")
+    tabs = [served.browser("ann") for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert {tab.status_code for tab in pool.map(lambda tab: tab.get(f"/api/cases/{CASE}"), tabs)} == {200}
+    assert np.array_equal(tabs[0].volume(CASE, "labels"), labels[0])
+    assert [entry["event"] for entry in served.review.store.log.entries()] == ["saved", "saved", "restored"]
+
+
+def test_every_damaged_draft_is_kept(served):
+    file, _ = saved_twice(served)
+    for text in (b"first", b"second"):
+        file.write_bytes(text)
+        assert served.review.store.draft("ann", CASE).revision == 1
+    assert [(file.parent / f"case_a.npz.damaged_{number}").read_bytes() for number in (1, 2)] == [b"first", b"second"]
+
+
+def test_the_first_revision_is_restored_too(served):
+    ann = served.browser("ann")
+    ann.save(CASE, 0, done=[1])
+    served.review.store.draft_file("ann", CASE).write_bytes(b"")
+    assert ann.get(f"/api/cases/{CASE}").json()["done"] == [1]
+
+
+def test_without_an_undamaged_revision_the_error_says_what_to_do_and_nothing_is_changed(served, snapshot):
+    file, _ = saved_twice(served)
+    served.review.store.close()
+    for each in (file, file.with_name("case_a.npz.previous")):
+        each.write_bytes(each.read_bytes()[:100])
+    before = snapshot(served.folders.reviews)
+    with pytest.raises(InputError, match=r"case_a.npz is damaged .*, and case_a.npz.previous.* delete both: ann then"):
+        ReviewStore(served.folders.reviews, ".nii.gz")
+    assert snapshot(served.folders.reviews) == before
+    for each in (file, file.with_name("case_a.npz.previous")):
+        each.unlink()
+    again = ReviewStore(served.folders.reviews, ".nii.gz")
+    assert again.draft("ann", CASE) is None
+    again.close()
+
+
+def test_a_draft_that_the_system_does_not_let_be_read_is_not_taken_for_damaged(served, monkeypatch):
+    file, _ = saved_twice(served)
+
+    def refuse(_self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(file), "read_bytes", refuse)
+        with pytest.raises(InputError, match="case_a.npz cannot be read: Too many open files"):
+            served.review.store.draft("ann", CASE)
+    assert served.review.store.draft("ann", CASE).revision == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(b"{", "line 3 is damaged"), (b"[]", "line 3: the content must be an object"),
+     (b'{"event":"saved","expert":"ann","case":"x"}', "line 3: revision is missing")],
+)  # fmt: skip
+def test_a_damaged_line_of_the_log_is_named(served, line, message):
+    saved_twice(served)
+    served.review.store.close()
+    with served.review.store.log.file.open("ab") as stream:
+        stream.write(line + b"\n")
+    with pytest.raises(InputError, match=message):
+        ReviewStore(served.folders.reviews, ".nii.gz")
 
 
 def test_two_servers_cannot_have_one_folder(served):
