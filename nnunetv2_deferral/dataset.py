@@ -141,13 +141,27 @@ class DatasetFiles:
         """
         return read_values(file, self.reader)
 
-    def read_like(self, file: Path, mask: np.ndarray, properties: Mapping[str, Any]) -> np.ndarray:
+    def read_like(
+        self, file: Path, mask: np.ndarray, properties: Mapping[str, Any], *, of_dataset: bool = True
+    ) -> np.ndarray:
         """A label map that must have the shape and the geometry of another.
+
+        Args:
+            file: The file.
+            mask: The other map.
+            properties: nnU-Net's properties of the other.
+            of_dataset: Whether only labels of the dataset may occur, or any whole numbers.
 
         Raises:
             InputError: See :meth:`read`, and naming the file and all differences.
         """
-        labels, found = self.read(file)
+        if of_dataset:
+            labels, found = self.read(file)
+        else:
+            values, found = self.read_values(file)
+            labels = values.astype(np.int64)
+            if not np.array_equal(labels, values):
+                raise InputError(f"{file} contains numbers that are not whole")
         differences = geometry_differences(found, properties, labels.shape)
         if labels.shape != mask.shape:
             differences.insert(0, f"shape {labels.shape} instead of {mask.shape}")

@@ -120,7 +120,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = read_validated_json(file, Index)
     experts = check_expert_names(content["model"]["experts"], f"{file}: model.experts")
     validate(content["settings"], SettingsBlock, f"{file}: settings")
-    lists = {"settings.experts": names_of(experts_from_json(content["settings"].get("experts", ())))}
+    try:
+        lists = {"settings.experts": names_of(experts_from_json(content["settings"].get("experts", ())))}
+    except InputError as error:
+        raise InputError(f"{file}: settings.experts: {error}") from error
     lists |= {f"cases.{name}.share": tuple(case["share"]) for name, case in content["cases"].items()}
     for key, names in lists.items():
         if sorted(names) != sorted(experts) or (key == "settings.experts" and names != experts):

@@ -215,7 +215,7 @@ def _answering(
     if experts is not None and experts not in EXPERT_SETS:
         return _experts_of_folder(folder, Path(experts), simulated, seed, error_model)
     if simulated:
-        raise InputError("-simulated names experts to be simulated beside a folder of masks, but -experts is no folder")
+        raise InputError("-simulated requires a folder of masks (-experts), in addition to which experts are simulated")
     profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
     if raters_of(profiles):
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -23,6 +23,7 @@ from nnunetv2_deferral.raters import ExpertMasks
 
 COMMAND = "nnUNetv2_deferral_fuse"
 REPORT_NAME = "fusion.json"
+UNFINISHED = ".fusion_unfinished.json"
 
 
 def fuse_folder(
@@ -68,6 +69,9 @@ def fuse_folder(
                 "unanswered": {expert: int(n) for expert, n in zip(folder.experts, missed, strict=True) if n},
             }
         write_json(report, scratch / REPORT_NAME)
+        # A call that is killed while the masks move to their places can be repeated, see `_check_output`.
+        write_json(sorted(cases), output / UNFINISHED)
+    (output / UNFINISHED).unlink()
     return report
 
 
@@ -92,7 +96,8 @@ def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *,
     if output.resolve() in [each.resolve() for each in read_from]:
         raise InputError(f"the fused masks would overwrite their own inputs in {output}; choose another folder (-o)")
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
-    if existing and not overwrite:
+    unfinished = read_json(output / UNFINISHED) if (output / UNFINISHED).is_file() else []
+    if not set(existing) <= set(unfinished) and not overwrite:
         raise InputError(
             f"{output} already has masks of {len(existing)} of these cases, the first being {existing[0]}; choose "
             "another folder (-o) or replace them (--overwrite)"

@@ -114,6 +114,8 @@ def simulate_experts_for_folder(
         output_folder=Path(output_folder),
     )
     _check_targets(job, label_files, overwrite=overwrite)
+    # First, so that a call that is killed can be repeated, see `_check_targets`.
+    write_json(_record(job), job.output_folder / RECORD_NAME)
     for profile in profiles:
         (job.output_folder / profile.name).mkdir(parents=True, exist_ok=True)
     found = map_cases(
@@ -124,7 +126,6 @@ def simulate_experts_for_folder(
         initializer=partial(torch.set_num_threads, 1),
     )
     written = [target for targets in found for target in targets]
-    write_json(_record(job), job.output_folder / RECORD_NAME)
     logger.info("Wrote the answers of %d experts for %d cases.", len(profiles), len(label_files))
     return sorted(written)
 
@@ -168,12 +169,13 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
     if overwrite:
         return
     existing = [target for target in targets if target.exists()]
-    if existing:
+    record = job.output_folder / RECORD_NAME
+    is_unfinished = len(existing) < len(targets) and record.is_file() and read_json(record) == _record(job)
+    if existing and not is_unfinished:
         raise InputError(
             f"{len(existing)} of {len(targets)} files already exist, the first being {existing[0]}; "
             "replace them (--overwrite) or choose another output folder (-o)"
         )
-    record = job.output_folder / RECORD_NAME
     if record.is_file() and read_json(record) != _record(job):
         raise InputError(f"{record} records answers simulated with other parameters; choose another output folder (-o)")
 

@@ -92,7 +92,7 @@ class Worklist:
             if rows is None:
                 continue
             file = self.folder / mask_name(expert, self.predictions.mask_file(case).name)
-            mask = self.predictions.files.read_like(file, route, properties)
+            mask = self.predictions.files.read_like(file, route, properties, of_dataset=False)
             listed = mask != 0
             if outside := int((listed & (route != number)).sum()):
                 raise InputError(

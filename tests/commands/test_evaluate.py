@@ -222,7 +222,7 @@ class TestSimulatedBesideAFolder:
 
     def test_without_a_folder_nobody_can_be_named(self, tmp_path, capsys):
         said = simulated(tmp_path).refused(capsys, "-simulated", "expert1", experts=None)
-        assert "-simulated names experts to be simulated beside a folder of masks" in said
+        assert "-simulated requires a folder of masks" in said
 
 
 def one_vs_all(folders, *, heads=None, objective="one_vs_all", number=None):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,26 @@ class TestRefusals:
         answers = np.stack([answer(expert, "y", ready["y"].model.shape) for expert in ("ann", "bob")])
         expected = fuse_masks(ready["y"].model, answers, ready["y"].route)
         assert np.array_equal(read_mask(tmp_path / "out" / "y.nii.gz"), expected)
+
+    @pytest.mark.parametrize("moved", [1, 2])
+    def test_a_call_that_was_killed_while_masks_moved_can_be_repeated(self, tmp_path, ready, monkeypatch, moved):
+        fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "whole")
+        files, replace = [], Path.replace
+
+        def move(self, target):
+            if len(files) == moved + 2:  # the report in the scratch folder, the list of what moves, then what moves
+                raise KeyboardInterrupt
+            files.append(target)
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", move)
+        with pytest.raises(KeyboardInterrupt):
+            fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
+        monkeypatch.undo()
+        assert len([file for file in (tmp_path / "out").iterdir() if file.name[0] != "."]) == moved
+        fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
+        written = ({file.name: file.read_bytes() for file in (tmp_path / to).iterdir()} for to in ("whole", "out"))
+        assert next(written) == next(written)
 
     def test_an_expert_who_was_asked_and_has_no_masks_at_all(self, tmp_path, ready):
         for file in (tmp_path / "experts" / "bob").iterdir():

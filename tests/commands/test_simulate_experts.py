@@ -238,7 +238,7 @@ def test_a_file_ending_that_nnunet_cannot_read_is_refused(dataset):
         simulate_experts_for_folder(folder, djfile, out)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "dataset.json cannot be read"), ("{}", '"labels" is None')])
+@pytest.mark.parametrize(("content", "message"), [("{", "json cannot be read"), ("{}", "json: labels is missing")])
 def test_what_is_no_dataset_json_is_refused(dataset, content, message):
     folder, djfile, out = dataset
     djfile.write_text(content)
@@ -306,7 +306,38 @@ def test_a_write_that_fails_leaves_no_trace(dataset, monkeypatch):
     labels, djfile, out = dataset
     with pytest.raises(OSError, match="disk full"):
         simulate_experts_for_folder(labels, djfile, out)
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["simulation.json"]
+    monkeypatch.undo()
+    assert simulate_experts_for_folder(labels, djfile, out)
+
+
+@pytest.mark.parametrize("written", [1, 4])
+def test_a_call_that_was_killed_can_be_repeated(dataset, monkeypatch, written):
+    labels, djfile, out = dataset
+    expected = {file: file.read_bytes() for file in simulate_experts_for_folder(labels, djfile, out)}
+    shutil.rmtree(out)
+    killed_after(written + 1, monkeypatch)  # the first is the record
+    with pytest.raises(KeyboardInterrupt):
+        simulate_experts_for_folder(labels, djfile, out)
+    monkeypatch.undo()
+    assert 0 < sum(file.is_file() for file in expected) < len(expected)
+    with pytest.raises(InputError, match="already exist"):
+        simulate_experts_for_folder(labels, djfile, out, seed=1)
+    simulate_experts_for_folder(labels, djfile, out)
+    assert {file: file.read_bytes() for file in expected} == expected
+
+
+def killed_after(number, monkeypatch):
+    """Let the process end when it moves a file to its place, after that many."""
+    moved, replace = [], Path.replace
+
+    def move(self, target):
+        if len(moved) == number:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", move)
 
 
 def test_the_command_takes_nnunets_letters(dataset, tmp_path):

@@ -46,7 +46,7 @@ def listed_mask(folders, worklist, expert, case):
     """The labels of the listed regions in the file's order; 0 where there is no mask."""
     predictions = PredictionFolder.open(folders.predictions)
     file = worklist / "masks" / expert / predictions.mask_file(case).name
-    return predictions.files.read(file)[0] if file.is_file() else np.zeros_like(predictions.case(case).route)
+    return predictions.files.read_values(file)[0] if file.is_file() else np.zeros_like(predictions.case(case).route)
 
 
 @pytest.fixture
