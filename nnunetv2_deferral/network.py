@@ -70,9 +70,9 @@ class DeferralHead(nn.Module):
         if self.routing.bias is not None:
             nn.init.constant_(self.routing.bias, initial_logit)
         # Not saved in checkpoints: availability is a setting of the plans, which may be edited after training.
-        open_to = torch.tensor(available).view(1, -1, *[1] * (self.routing.weight.ndim - 2))
+        open_to = torch.ones(1, len(available), *[1] * (self.routing.weight.ndim - 2), dtype=torch.bool)
         self.register_buffer("available", open_to, persistent=False)
-        self.all_available = all(available)
+        self.set_available(available)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F, *S) to segmentation, routing and aggregated logits (B, K + J + 2, *S)."""
@@ -86,6 +86,11 @@ class DeferralHead(nn.Module):
             routing = close_routes(routing, self.available)
         aggregated = self.aggregated(torch.relu(aggregated_hidden))
         return torch.cat((segmentation, routing, aggregated), dim=1)
+
+    def set_available(self, available: Sequence[bool]) -> None:
+        """Set whether each of the J experts can be asked."""
+        self.available.copy_(torch.tensor(available).view_as(self.available))
+        self.all_available = all(available)
 
     def deferral_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the head adds to the network, i.e. all except the segmentation layer's."""

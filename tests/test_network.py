@@ -73,6 +73,22 @@ def test_an_untrained_head_leaves_everything_undecided_and_hence_to_the_model():
     assert (routing.argmax(1) == 0).all()
 
 
+def test_an_expert_can_become_unavailable_and_available_again():
+    network = add_deferral_head(
+        make_unet(PlainConvUNet, 2, deep_supervision=False), resolve_settings(None), has_regions=False
+    )
+    head, image = deferral_head(network), torch.randn(1, 1, 16, 16)
+    nn.init.constant_(head.routing.bias[2:3], 50.0)
+    before = network(image)[:, 3:7]
+    head.set_available((True, False, True))
+    closed = network(image)[:, 3:7]
+    assert (before.argmax(1) == 2).all()
+    assert not (closed.argmax(1) == 2).any()
+    assert torch.equal(closed[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    head.set_available((True, True, True))
+    assert torch.equal(network(image)[:, 3:7], before)
+
+
 def test_a_stock_checkpoint_fits_but_for_the_keys_that_nnunet_skips():
     stock = make_unet(PlainConvUNet, 2).state_dict()
     own = add_deferral_head(make_unet(PlainConvUNet, 2), resolve_settings(None), has_regions=False).state_dict()

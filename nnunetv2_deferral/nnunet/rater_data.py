@@ -2,7 +2,8 @@
 
     <preprocessed>/<dataset>/<data_identifier>/<case>.b2nd, <case>_seg.b2nd     nnU-Net's files
     <preprocessed>/<dataset>/<data_identifier>_experts/<case>.b2nd              (J, *S), one channel per declared rater
-    <preprocessed>/<dataset>/<data_identifier>_experts/experts.json             sizes and times of the source files
+    <preprocessed>/<dataset>/<data_identifier>_experts/experts.json             sizes and times of the source files,
+                                                                                numbers of labelled voxels
 
 Masks are preprocessed like their case: axes transposed, cropped with the case's bounding box, and resampled with the
 configuration's function for segmentations. Nothing is written to folders in which stock nnU-Net looks for cases.
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
@@ -128,8 +129,8 @@ def preprocess_raters(
     folder = experts_folder(preprocessed)
     cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
     if masks is None:
-        index = _read_index(folder, declared)
-        missing = [case for case in cases if case not in index]
+        index, labelled = (_read_index(folder, declared, part) for part in ("cases", "labelled"))
+        missing = [case for case in cases if case not in index or case not in labelled]
         if missing:
             raise InputError(
                 f"the masks of {', '.join(declared)} are not preprocessed for {len(missing)} of {len(cases)} cases "
@@ -144,14 +145,32 @@ def preprocess_raters(
     with FileLock(folder / ".lock"):
         stale = _stale(folder, states, declared)  # another process may have preprocessed some in the meantime
         job = _Job(masks=masks, preprocessed=preprocessed, plans=dict(plans_manager.plans), configuration=configuration)
+        labelled = _read_index(folder, declared, "labelled")
         with written_whole(folder) as scratch:
-            faults = [*general, *_run(job, stale, scratch, num_processes)]
+            found = _run(job, stale, scratch, num_processes)
+            faults = [*general, *(fault for each in found.values() for fault in each.faults)]
             if faults:
                 raise InputError(
                     f"{len(faults)} problem(s) in the experts' masks of {masks.folder}:\n  " + "\n  ".join(faults)
                 )
-        write_json({"experts": list(declared), "cases": states}, folder / _INDEX)
+        labelled |= {case: each.labelled for case, each in found.items()}
+        kept = {case: labelled[case] for case in states}
+        write_json({"experts": list(declared), "cases": states, "labelled": kept}, folder / _INDEX)
     return stale
+
+
+def labelled_voxels(preprocessed: Path) -> dict[str, dict[str, int]]:
+    """The number of voxels of each preprocessed case that each declared rater labelled.
+
+    Voxels that the reference ignores are not counted, because nothing can be learned from them.
+
+    Args:
+        preprocessed: nnU-Net's folder of preprocessed cases, after :func:`preprocess_raters`.
+
+    Returns:
+        For each case the number for each rater.
+    """
+    return dict(read_json(experts_folder(preprocessed) / _INDEX)["labelled"])
 
 
 class RaterDataset:
@@ -204,17 +223,21 @@ class _Stacked:
         return np.concatenate((self._segmentation[space], experts), dtype=np.int16, casting="unsafe")[where[0]]
 
 
-def _read_index(folder: Path, declared: Sequence[str]) -> dict[str, Any]:
-    """The states of the source files in the index, by case; empty if the index is for other raters."""
+def _read_index(folder: Path, declared: Sequence[str], part: str) -> dict[str, Any]:
+    """By case, the states of the source files or the numbers of labelled voxels; empty if they are of other raters."""
     file = folder / _INDEX
     content = read_json(file) if file.is_file() else {}
-    return content.get("cases", {}) if content.get("experts") == list(declared) else {}
+    return dict(content.get(part, {})) if content.get("experts") == list(declared) else {}
 
 
 def _stale(folder: Path, states: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
     """The cases whose masks are not preprocessed or whose source files have changed."""
-    index = _read_index(folder, declared)
-    return [case for case in states if index.get(case) != states[case] or not (folder / f"{case}.b2nd").is_file()]
+    index, labelled = (_read_index(folder, declared, part) for part in ("cases", "labelled"))
+    return [
+        case
+        for case in states
+        if index.get(case) != states[case] or case not in labelled or not (folder / f"{case}.b2nd").is_file()
+    ]
 
 
 def _state(masks: ExpertMasks, preprocessed: Path, case: str) -> dict[str, Any]:
@@ -236,17 +259,24 @@ def _general_faults(masks: ExpertMasks, cases: Sequence[str]) -> Iterator[str]:
             yield f"{masks.file(expert, case)}: no preprocessed case has this name"
 
 
-def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> list[str]:
-    """Preprocess cases into a scratch folder; returns all problems."""
+class _Preprocessed(NamedTuple):
+    """The result for a case: the problems found, or without any the number of voxels that each rater labelled."""
+
+    faults: list[str]
+    labelled: dict[str, int]
+
+
+def _run(job: _Job, cases: Sequence[str], scratch: Path, num_processes: int) -> dict[str, _Preprocessed]:
+    """Preprocess cases into a scratch folder."""
     if not cases:
-        return []
+        return {}
     work = partial(_preprocess_case, job, scratch)
     found = map_cases(work, cases, num_processes, description="Preprocessing experts' masks")
-    return [fault for faults in found for fault in faults]
+    return dict(zip(cases, found, strict=True))
 
 
-def _preprocess_case(job: _Job, scratch: Path, case: str) -> list[str]:
-    """Write the masks of a case, or return the problems found."""
+def _preprocess_case(job: _Job, scratch: Path, case: str) -> _Preprocessed:
+    """Write the masks of a case unless there are problems."""
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     properties = load_pickle(str(job.preprocessed / f"{case}.pkl"))
@@ -265,12 +295,17 @@ def _preprocess_case(job: _Job, scratch: Path, case: str) -> list[str]:
             faults.append(str(error))
         else:
             answer[...] = answer if labels is None else labels
-    if not faults:
-        dataset = infer_dataset_class(str(job.preprocessed))(str(job.preprocessed), [case])
-        masks = _like_the_case(answers, properties, plans, configuration, dataset[case][1].shape[1:])
-        blocks, chunks = comp_blosc2_params(masks.shape, tuple(configuration.patch_size), masks.itemsize)
-        nnUNetDatasetBlosc2.save_seg(masks, str(scratch / case), chunks_seg=chunks, blocks_seg=blocks)
-    return faults
+    if faults:
+        return _Preprocessed(faults, {})
+    reference = infer_dataset_class(str(job.preprocessed))(str(job.preprocessed), [case])[case][1]
+    masks = _like_the_case(answers, properties, plans, configuration, reference.shape[1:])
+    blocks, chunks = comp_blosc2_params(masks.shape, tuple(configuration.patch_size), masks.itemsize)
+    nnUNetDatasetBlosc2.save_seg(masks, str(scratch / case), chunks_seg=chunks, blocks_seg=blocks)
+    labelled = masks != MISSING
+    if job.masks.ignore_label is not None:
+        labelled &= reference[:1] != job.masks.ignore_label
+    counts = labelled.reshape(len(masks), -1).sum(1).tolist()
+    return _Preprocessed([], dict(zip(job.masks.experts, counts, strict=True)))
 
 
 def _like_the_case(

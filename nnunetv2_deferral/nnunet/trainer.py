@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from filelock import FileLock
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -36,8 +38,16 @@ from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
     dataset_raters,
     experts_folder,
+    labelled_voxels,
     preprocess_raters,
     rater_masks,
+)
+from nnunetv2_deferral.nnunet.rater_labels import (
+    NAME,
+    RaterLabels,
+    raters_without_labels,
+    settings_of_all_folds,
+    without_raters,
 )
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
@@ -92,6 +102,7 @@ class DeferralTrainer(nnUNetTrainer):
         self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
         if self.epochs is not None:
             self.num_epochs = self.epochs
+        self._left_out: tuple[str, ...] = ()
         self._has_segmentation_weights = not self.frozen
         self._register_log_keys()
 
@@ -212,23 +223,27 @@ class DeferralTrainer(nnUNetTrainer):
         """Check that training is possible and start it.
 
         Raises:
-            InputError: If a frozen trainer has no pretrained weights, or raters' masks are invalid.
+            InputError: If a frozen trainer has no pretrained weights, raters' masks are invalid, or no expert is left
+                because raters have no labels in the training cases of this fold or of others of the model.
         """
         if not self._has_segmentation_weights:
             raise InputError(
                 f"{type(self).__name__} trains a deferral head on a trained network, which must be specified with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
+        labels = None
         if self.settings.raters:
             self._prepare_raters()
+            labels = self._count_labels()
         plans_file = Path(self.output_folder_base) / "plans.json"
         kept = calibration_of_other_folds(plans_file, self.fold)
         super().on_train_start()
-        if self.local_rank == 0 and kept is not None:
-            write_json({**self.plans_manager.plans, CALIBRATION_KEY: kept}, plans_file)
+        if self.local_rank == 0:
+            self._finish_plans(plans_file, {} if kept is None else {CALIBRATION_KEY: kept}, labels)
         names = ", ".join(
-            f"{expert.name} (rater)" if isinstance(expert, Rater) else f"{expert.name} ({expert.error_model})"
-            for expert in self.settings.experts
+            f"{expert.name} ({'rater' if isinstance(expert, Rater) else expert.error_model}"
+            f"{'' if available else ', unavailable'})"
+            for expert, available in zip(self.settings.experts, self.settings.available, strict=True)
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
         if self.warmup_epochs:
@@ -315,6 +330,9 @@ class DeferralTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, followed by the deferral summary, see :func:`.summarize_validation`."""
+        # With --val the training was in another process.
+        without = raters_without_labels(Path(self.output_folder))
+        self._leave_out(without, why=f"no labels of {', '.join(without)} in the training of {self.output_folder}")
         if self.local_rank == 0:
             discard_maps_of_another_model(self, self.plans_manager)
         if self.is_ddp:
@@ -349,6 +367,59 @@ class DeferralTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Experts' masks: {len(done)} cases preprocessed, the others are up to date")
         if self.is_ddp:
             distributed.barrier()
+
+    def _count_labels(self) -> RaterLabels:
+        """Count the raters' labels in the training cases, log them, and leave out raters without any."""
+        planned = [name for name in self.settings.unavailable if name not in self._left_out]
+        labels = RaterLabels.count(
+            labelled_voxels(Path(self.preprocessed_dataset_folder)),
+            raters=[rater for rater in self.settings.raters if rater not in planned],
+            cases=self.do_split()[0],
+            fold=self.fold,
+        )
+        counts = ", ".join(f"{rater} {number}" for rater, number in labels.cases.items())
+        self.print_to_log_file(f"Labelled cases of the {labels.num_cases} training cases: {counts}")
+        for line in labels.statements():
+            self.print_to_log_file(line)
+        why = f"no labels of {', '.join(labels.without)} in the {labels.num_cases} training cases of fold {self.fold}"
+        self._leave_out(labels.without, why=why)
+        settings_of_all_folds(self.settings, labels, Path(self.output_folder_base))  # refuses if nobody is left
+        return labels
+
+    def _leave_out(self, raters: Collection[str], *, why: str) -> None:
+        """Make raters unavailable in this training, besides those who are in the plans.
+
+        Raises:
+            InputError: If no expert is available then.
+        """
+        planned = tuple(name for name in self.settings.unavailable if name not in self._left_out)
+        settings = without_raters(replace(self.settings, unavailable=planned), raters, why=why)
+        if settings == self.settings:
+            return
+        self.settings = settings
+        self._left_out = tuple(name for name in self.settings.unavailable if name not in planned)
+        for plans in (self.plans_manager.plans, self.my_init_kwargs["plans"]):
+            plans[PLANS_KEY] = self.settings.to_dict()
+        if self.was_initialized:
+            self.loss = self._build_loss()
+            self._head().set_available(self.settings.available)
+
+    def _finish_plans(self, plans_file: Path, added: dict[str, Any], labels: RaterLabels | None) -> None:
+        """Add to the plans that nnU-Net has written to the model folder what other folds of the model require."""
+        if labels is None:
+            if added:
+                write_json({**self.plans_manager.plans, **added}, plans_file)
+            return
+        # Folds may be started at the same time: each writes its file before it reads those of the others.
+        with FileLock(plans_file.with_name(".deferral_plans.lock")):
+            write_json(labels.to_dict(), Path(self.output_folder) / NAME)
+            settings = settings_of_all_folds(self.settings, labels, plans_file.parent)
+            write_json({**self.plans_manager.plans, PLANS_KEY: settings.to_dict(), **added}, plans_file)
+        if others := [name for name in settings.unavailable if name not in self.settings.unavailable]:
+            self.print_to_log_file(
+                f"WARNING: predictions with this model route nothing to {', '.join(others)}, because another fold has "
+                f"no labels of {', '.join(others)}"
+            )
 
     def _forward(self, batch: dict[str, Any]) -> tuple[ObjectiveTerms, Tensor, Tensor, Tensor]:
         """The objective on a batch, and the full-resolution output, target and expert labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from skimage import io
 from workplace import LABELS, SOLID, Workplace, predictor_of, preprocess, read, variant_of_flat, write_dataset
 
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import write_maps
 from nnunetv2_deferral.nnunet.rater_data import experts_folder
@@ -304,6 +306,75 @@ class TestUnavailable:
                 assert not (read(folder / "deferral" / "route" / f"{case}.png") == 1).any()
         share = json.loads((fold / "validation" / "deferral_summary.json").read_text())["deferral"]["share"]
         assert share["ann"] == 0
+
+
+class TestWithoutLabels:
+    """A rater without labels in the training cases of a fold."""
+
+    @pytest.fixture
+    def dataset(self, workplace: Workplace, rated: str) -> Iterator[str]:
+        """Bob has labelled only a case of the validation of fold 0, which is a training case of fold 1."""
+        dataset = other_dataset(workplace, rated, "Dataset930_FlatUnlabelled")
+        bob = workplace.raw / dataset / "expertsTr" / "bob"
+        for file in bob.iterdir():
+            if file.name != "train_4.png":
+                file.unlink()
+        yield dataset
+        for folder in (workplace.raw, workplace.preprocessed, workplace.results):
+            shutil.rmtree(folder / dataset, ignore_errors=True)
+
+    def test_nothing_is_routed_there_and_the_log_says_why(self, workplace: Workplace, dataset: str) -> None:
+        trainer = workplace.trainer("TinyDeferral", dataset, "2d")
+        trainer.initialize()  # as for pretrained weights, before the training starts
+        trainer.on_train_start()
+        assert trainer.settings.unavailable == trainer.loss.settings.unavailable == ("bob",)
+        fold = Path(trainer.output_folder)
+        (log,) = fold.glob("training_log_*.txt")
+        assert "Labelled cases of the 4 training cases: ann 4, bob 0" in log.read_text()
+        assert "WARNING: bob has no label in the 4 training cases of fold 0" in log.read_text()
+        assert json.loads((fold.parent / "plans.json").read_text())["deferral"]["unavailable"] == ["bob"]
+        planned = json.loads((workplace.preprocessed / dataset / "nnUNetPlans.json").read_text())
+        assert "deferral" not in planned
+        trainer.network.decoder.seg_layers[-1].routing.bias.data[2] = 50.0
+        with torch.no_grad():
+            for _ in range(4):
+                assert trainer.validation_step(next(trainer.dataloader_val))["routed"][2] == 0
+
+    def test_a_validation_in_another_process_routes_nothing_there(self, workplace: Workplace, dataset: str) -> None:
+        workplace.trainer("TinyDeferral", dataset, "2d").on_train_start()
+        trainer = workplace.trainer("TinyDeferral", dataset, "2d")
+        trainer.initialize()
+        trainer.network.decoder.seg_layers[-1].routing.bias.data[2] = 50.0
+        trainer.perform_actual_validation()
+        folder = Path(trainer.output_folder) / "validation"
+        for case in VALIDATED:
+            assert not (read(folder / "deferral" / "route" / f"{case}.png") == 2).any()
+        index = json.loads((folder / "deferral" / "deferral.json").read_text())
+        assert index["model"]["unavailable"] == index["settings"]["unavailable"] == ["bob"]
+
+    def test_another_fold_learns_about_the_rater_but_predictions_use_all_folds(
+        self, workplace: Workplace, dataset: str
+    ) -> None:
+        for order in ((0, 1), (1, 0)):
+            for fold in order:
+                trainer = workplace.trainer("TinyDeferral", dataset, "2d", fold=fold)
+                trainer.on_train_start()
+                assert trainer.settings.unavailable == (() if fold else ("bob",))
+            model = Path(trainer.output_folder).parent
+            assert json.loads((model / "plans.json").read_text())["deferral"]["unavailable"] == ["bob"]
+            said = "".join(log.read_text() for log in (model / "fold_1").glob("training_log_*.txt"))
+            assert "bob has labels in only 1 of the 4 training cases of fold 1 (" in said
+            assert ("predictions with this model route nothing to bob" in said) == (order == (0, 1))
+            shutil.rmtree(model)
+
+    def test_with_nobody_else_the_training_does_not_start(self, workplace: Workplace, dataset: str) -> None:
+        for file in (workplace.raw / dataset / "expertsTr" / "ann").iterdir():
+            if file.name != "train_5.png":
+                file.unlink()
+        trainer = workplace.trainer("TinyDeferral", dataset, "2d")
+        with pytest.raises(InputError, match="no labels of ann, bob in the 4 training cases of fold 0"):
+            trainer.on_train_start()
+        assert not (Path(trainer.output_folder).parent / "plans.json").exists()
 
 
 class TestRefusals:

@@ -21,6 +21,7 @@ from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
     dataset_raters,
     experts_folder,
+    labelled_voxels,
     preprocess_raters,
     rater_masks,
     raw_dataset,
@@ -476,3 +477,49 @@ def test_the_index_says_what_the_files_were_made_from(make):
         "c": ["case"],
     }
     assert re.fullmatch(r".*_experts", experts_folder(dataset.data("2d")).name)
+
+
+class TestLabelledVoxels:
+    def test_they_are_counted_where_a_rater_has_a_label(self, make):
+        dataset = make()
+        dataset.copy_reference("twin", ["a", "b"])
+        run(dataset, ("twin",))
+        size = segmentation(dataset, "2d", "a").size
+        counts = labelled_voxels(dataset.data("2d"))
+        assert counts["a"] == {"twin": size}
+        assert counts["b"]["twin"] > 0
+        assert counts["c"] == {"twin": 0}
+
+    def test_not_where_the_rater_or_the_reference_is_ignored(self, tmp_path, monkeypatch):
+        make_dataset(tmp_path, labels={**LABELS, "ignore": 3}, configurations=["2d"])
+        dataset = opened(tmp_path, monkeypatch)
+        for case in CASES:
+            dataset.write_mask("nobody", case, np.full_like(dataset.reference(case), 3))
+            # Labels only where the reference is ignored.
+            dataset.write_mask("useless", case, np.where(dataset.reference(case) == 3, 1, 3))
+            dataset.write_mask("all", case, np.ones_like(dataset.reference(case)))
+        run(dataset, ("nobody", "useless", "all"))
+        for case, counts in labelled_voxels(dataset.data("2d")).items():
+            expected = int((segmentation(dataset, "2d", case) != 3).sum())
+            assert counts == {"nobody": 0, "useless": 0, "all": expected}
+
+    def test_a_mask_that_changed_is_counted_anew_and_the_others_are_kept(self, make):
+        dataset = make()
+        dataset.copy_reference("twin")
+        run(dataset, ("twin",))
+        before = labelled_voxels(dataset.data("2d"))
+        dataset.mask_file("twin", "b").unlink()
+        assert run(dataset, ("twin",)) == ["b"]
+        assert labelled_voxels(dataset.data("2d")) == before | {"b": {"twin": 0}}
+
+    def test_masks_preprocessed_without_counts_are_preprocessed_again(self, make):
+        dataset = make()
+        dataset.copy_reference("twin")
+        run(dataset, ("twin",))
+        expected = labelled_voxels(dataset.data("2d"))
+        index = experts_folder(dataset.data("2d")) / "experts.json"
+        content = json.loads(index.read_text())
+        del content["labelled"]
+        index.write_text(json.dumps(content))
+        assert run(dataset, ("twin",)) == list(CASES)
+        assert labelled_voxels(dataset.data("2d")) == expected
