@@ -24,7 +24,7 @@ from nnunetv2_deferral.labels import unknown_labels
 
 _CHUNK_BYTES = 2**22
 _MAX_TRAILING_BYTES = 2**20
-_MAX_HEADER_BYTES = 2**20
+_MAX_HEADER_BYTES = 2**24  # NIfTI extensions may hold whole DICOM headers
 _GIPL_HEADER_BYTES = 256
 _MAX_VOXEL_BYTES = 8
 _GIPL_MAGIC = (b"\x2a\xe3\x89\xb8", b"\xef\xff\xe9\xb0")
@@ -173,13 +173,14 @@ def _nifti_fault(file: Path, finite: bool) -> str:
     with file.open("rb") as raw, gzip.GzipFile(fileobj=raw) if is_compressed else raw as stream:
         try:
             header = _nifti_header(stream)
+            offset = 0 if header is None else int(header["vox_offset"])
         except Exception as error:  # nibabel's own kinds of error, and numpy's for impossible sizes
             if isinstance(error, OSError | EOFError | zlib.error):
                 raise
             return f"is not a NIfTI file: {_reason(error)}"
-        if header is None:
+        if header is None or not 0 <= offset < _MAX_HEADER_BYTES:
             return "is not a NIfTI file that contains its own data"
-        dtype, offset = header.get_data_dtype(), int(header["vox_offset"])
+        dtype = header.get_data_dtype()
         if dtype.kind == "c":
             return "contains complex numbers"
         size = int(np.prod(header.get_data_shape(), dtype=object)) * dtype.itemsize

@@ -6,7 +6,7 @@ conversions: `"false"` is not a boolean, `true` is not a number, and NaN is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +61,7 @@ def validate(content: object, kind: Any, where: str) -> None:
         # Each alternative of a union has its own faults; the alternative that goes deepest is the one that was meant.
         faults: dict[str, Any] = {}
         for each in error.errors(include_url=False, include_context=False):
-            faults.setdefault(_key(content, each["loc"]), each)
+            faults.setdefault(_key(content, each), each)
         faults = {
             key: fault
             for key, fault in faults.items()
@@ -88,16 +88,16 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _key(content: Any, location: Sequence[int | str]) -> str:
+def _key(content: Any, fault: Any) -> str:
     """Where a fault is, such as `cases.x.share[0]`; pydantic's location also names alternatives of unions."""
     key = ""
-    for part in location:
-        if isinstance(content, Mapping):
-            if part not in content and content:
-                return f"{key}.{part}".lstrip(".")  # a missing key
-            content, key = content.get(part), f"{key}.{part}"
+    for part in fault["loc"]:
+        if isinstance(content, Mapping) and part in content:
+            content, key = content[part], f"{key}.{part}"
         elif isinstance(content, list | tuple) and isinstance(part, int):
             content, key = content[part], f"{key}[{part}]"
+    if fault["type"] == "missing":
+        key = f"{key}.{fault['loc'][-1]}"
     return key.lstrip(".")
 
 

@@ -189,6 +189,17 @@ def test_a_nifti_header_whose_voxels_are_elsewhere_is_refused(tmp_path):
         check_file(file)
 
 
+@pytest.mark.parametrize("offset", [np.nan, np.inf, -1.0, -1e30, 1e30])
+def test_a_nifti_header_with_an_impossible_place_of_its_voxels_is_refused(tmp_path, offset):
+    file = tmp_path / "x.nii"
+    KINDS["x.nii"](file, LABELS)
+    content = bytearray(file.read_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="x.nii "):
+        check_file(file)
+
+
 def test_a_header_that_promises_less_than_there_is_is_refused(tmp_path):
     file = tmp_path / "x.nii.gz"
     KINDS["x.nii.gz"](file, LABELS)

@@ -36,6 +36,7 @@ def test_a_content_of_the_right_types_passes_whatever_else_it_has():
         ({"labels": {"a": "1"}}, "labels.a must be an integer, got '1'"),
         ({"labels": {"a": True}}, "labels.a must be an integer, got True"),
         ({"labels": {"b": [1, -2]}}, "labels.b[1] must be greater than or equal to 0, got -2"),
+        ({"labels": {"a": {"b": 1}}}, "labels.a must be an integer, got {'b': 1}"),
         ({"on": "false"}, "on must be a boolean, got 'false'"),
         (
             {"entries": {"x": {"rate": 10**5000, "names": []}}},
