@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 MAX_SECONDS_PER_SAVE = 3600.0
+_MAX_COUNT = 2**53  # larger numbers are not exact in JavaScript
+_SHOWN_CHARACTERS = 80
 
 
 class RefusedError(Exception):
@@ -43,9 +48,20 @@ class Edit:
     done: tuple[int, ...]
     seconds: float
 
+    @cached_property
+    def digest(self) -> str:
+        """A digest of what is to be saved, to tell a repeated request from another one with the same key."""
+        digest = hashlib.sha256(f"{self.done} {self.seconds} ".encode())
+        digest.update(self.runs.tobytes())
+        return digest.hexdigest()
 
-def parse_edit(content: Any) -> Edit:
+
+def parse_edit(content: Any, max_runs: int) -> Edit:
     """Parse the edit in the body of a request.
+
+    Args:
+        content: The parsed body.
+        max_runs: The largest number of runs: that of the voxels that the expert is asked about.
 
     Raises:
         RefusedError: If a field is missing or invalid.
@@ -54,22 +70,22 @@ def parse_edit(content: Any) -> Edit:
         raise RefusedError(400, "The request is not a JSON object.")
     revision, key, runs = content.get("revision"), content.get("key"), content.get("runs")
     done, seconds = content.get("done"), content.get("seconds")
-    if not _is_count(revision):
-        raise RefusedError(400, f"revision must be a whole number, got {revision!r}.")
+    if not is_count(revision):
+        raise RefusedError(400, f"revision must be a whole number, got {_shown(revision)}.")
     if not isinstance(key, str) or not 8 <= len(key) <= 64:
         raise RefusedError(400, "key must be a string of 8 to 64 characters.")
-    if not isinstance(runs, list) or not all(
-        isinstance(run, list) and len(run) == 3 and all(map(_is_count, run)) for run in runs
-    ):
-        raise RefusedError(400, "runs must be a list of [start, length, label], non-negative whole numbers.")
-    if not isinstance(done, list) or not all(map(_is_count, done)):
+    if not isinstance(runs, list):
+        raise RefusedError(400, _RUNS)
+    if len(runs) > max_runs:
+        raise RefusedError(422, f"There are {len(runs)} runs, but you are asked about {max_runs} voxels.")
+    if not isinstance(done, list) or not all(map(is_count, done)):
         raise RefusedError(400, "done must be a list of region numbers.")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS_PER_SAVE:
-        raise RefusedError(400, f"seconds must be between 0 and {MAX_SECONDS_PER_SAVE:.0f}, got {seconds!r}.")
+        raise RefusedError(400, f"seconds must be between 0 and {MAX_SECONDS_PER_SAVE:.0f}, got {_shown(seconds)}.")
     return Edit(
         revision=int(revision),  # type: ignore[arg-type]
         key=key,
-        runs=np.array(runs, dtype=np.int64).reshape(-1, 3),
+        runs=_parse_runs(runs),
         done=tuple(sorted(set(done))),
         seconds=float(seconds),
     )
@@ -103,22 +119,24 @@ def apply_edit(
         raise RefusedError(422, f"An edit lies outside the volume of {_by(shape)} voxels.")
     if (start[1:] < start[:-1] + length[:-1]).any():
         raise RefusedError(422, "Runs must be in order and must not overlap.")
-    unknown = sorted(set(label.tolist()) - set(known_labels))
-    if unknown:
+    unknown = np.setdiff1d(label, known_labels)
+    if unknown.size:
         raise RefusedError(422, f"The dataset has no label {', '.join(map(str, unknown[:5]))}.")
     if edit.done and not 1 <= min(edit.done) <= max(edit.done) <= regions:
         raise RefusedError(422, f"There are {regions} regions, but region {max(edit.done)} is marked as answered.")
-    offsets = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
-    voxels = np.repeat(start, length) + offsets
-    places = np.searchsorted(asked, voxels)
-    inside = (places < asked.size) & (asked[np.minimum(places, asked.size - 1)] == voxels)
-    if not inside.all():
-        outside = voxels[~inside]
+    first, end = np.searchsorted(asked, start), np.searchsorted(asked, start + length)
+    outside = length - (end - first)
+    if outside.any():
+        run = int(np.argmax(outside > 0))
+        inside = asked[first[run] : end[run]]
+        differs = np.flatnonzero(inside != start[run] + np.arange(inside.size))
+        voxel = start[run] + (differs[0] if differs.size else inside.size)
         raise RefusedError(
             422,
-            f"{outside.size} of the {voxels.size} changed voxels are outside your regions, "
-            f"the first at {_place(outside[0], shape)}.",
+            f"{outside.sum()} of the {length.sum()} changed voxels are outside your regions, "
+            f"the first at {_place(voxel, shape)}.",
         )
+    places = np.repeat(first - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
     changed = labels.copy()
     changed[places] = np.repeat(label, length).astype(labels.dtype)
     return changed
@@ -167,8 +185,27 @@ def runs_between(before: np.ndarray, after: np.ndarray, asked: np.ndarray) -> li
     return np.stack([voxels[first], lengths, labels[first]], axis=1).astype(int).tolist()
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+def is_count(value: Any) -> bool:
+    """Whether a value from JSON is a whole number from 0 that JavaScript represents exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
+
+
+_RUNS = "runs must be a list of [start, length, label], non-negative whole numbers."
+
+
+def _parse_runs(runs: list[Any]) -> np.ndarray:
+    """Runs as an array; there may be a million, so that nothing here is done in a loop."""
+    if set(map(type, runs)) - {list} or set(map(len, runs)) - {3}:
+        raise RefusedError(400, _RUNS)
+    numbers = list(chain.from_iterable(runs))
+    if set(map(type, numbers)) - {int} or not 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MAX_COUNT:
+        raise RefusedError(400, _RUNS)
+    return np.array(numbers, dtype=np.int64).reshape(-1, 3)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _place(voxel: int, shape: Sequence[int]) -> str:

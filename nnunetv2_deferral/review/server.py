@@ -5,8 +5,9 @@ write to it. Requests are read on the event loop and processed in Starlette's th
 to one case are made under a separate lock and state the revision that they are based on: of two tabs, the second to
 save is refused. Reading requires no lock, because files are replaced by renaming. The log has one lock.
 
-Limits. A save may have 32 MiB and an upload 256 MiB, both with an exact Content-Length. The most recently used cases
-are kept in memory. There are no WebSockets, no cookies other than the session's, and no requests to other machines.
+Limits. A save may have 48 bytes per voxel asked about, at most 32 MiB, and an upload 256 MiB, both with an exact
+Content-Length. The most recently used cases are kept in memory. There are no WebSockets, no cookies other than the
+session's, and no requests to other machines.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from starlette.staticfiles import StaticFiles
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.review.access import Access, Guard, Person
-from nnunetv2_deferral.review.edits import RefusedError
+from nnunetv2_deferral.review.edits import RefusedError, is_count
 from nnunetv2_deferral.review.service import Review
 
 logger = logging.getLogger(__name__)
@@ -155,24 +156,27 @@ class _Handlers:
 
     async def save(self, request: Request) -> Response:
         person = self._person(request)
-        content = _parse_json(await _read_body(request, MAX_SAVE_BYTES))
-        return await self._answer(self._review.save, person, request.path_params["case"], content)
+        case = request.path_params["case"]
+        limit = await run_in_threadpool(self._review.max_save_bytes, person, case)
+        body = await _read_body(request, min(limit, MAX_SAVE_BYTES))
+        return await self._answer(lambda: self._review.save(person, case, _parse_json(body)))
 
     async def upload(self, request: Request) -> Response:
         person = self._person(request)
         revision, key, file_name = (request.query_params.get(name, "") for name in ("revision", "key", "name"))
-        if not (revision.isascii() and revision.isdigit()):
+        based_on = _parse_count(revision)
+        if based_on is None:
             raise RefusedError(400, "revision must be a whole number.")
         body = await _read_body(request, MAX_UPLOAD_BYTES)
         if hashlib.sha256(body).hexdigest() != request.headers.get("x-content-sha256", ""):
             raise RefusedError(400, "The file was damaged in transfer. Try again.")
         case = request.path_params["case"]
-        return await self._answer(self._review.upload, person, case, int(revision), key[:64], file_name, body)
+        return await self._answer(self._review.upload, person, case, based_on, key[:64], file_name, body)
 
     async def submit(self, request: Request) -> Response:
         person = self._person(request)
         revision = _parse_json(await _read_body(request, 4096)).get("revision")
-        if isinstance(revision, bool) or not isinstance(revision, int):
+        if not is_count(revision):
             raise RefusedError(400, "revision must be a whole number.")
         return await self._answer(self._review.submit, person, request.path_params["case"], revision)
 
@@ -194,31 +198,44 @@ async def _read_body(request: Request, limit: int) -> bytes:
     """Read the body of a request.
 
     Raises:
-        RefusedError: If there is no Content-Length, it exceeds the limit, or it differs from the length of the body.
+        RefusedError: If there is no Content-Length, it exceeds the limit, it differs from the length of the body, or
+            there is a Transfer-Encoding beside it.
     """
-    announced = request.headers.get("content-length", "")
-    if not (announced.isascii() and announced.isdigit()):
+    content_length = request.headers.get("content-length")
+    if content_length is None:
         raise RefusedError(411, "The request has no Content-Length.")
-    if int(announced) > limit:
-        raise RefusedError(413, f"The request has {int(announced)} bytes; at most {limit} are allowed.")
+    if "transfer-encoding" in request.headers:
+        raise RefusedError(400, "The request has both a Content-Length and a Transfer-Encoding.")
+    announced = _parse_count(content_length)
+    if announced is None:
+        raise RefusedError(400, "Content-Length must be a whole number.")
+    if announced > limit:
+        raise RefusedError(413, f"The request has {announced} bytes; at most {limit} are allowed.")
     body = bytearray()
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > int(announced):
+            if len(body) > announced:
                 break
     except ClientDisconnect:
         raise RefusedError(400, "The request is incomplete.") from None
-    if len(body) != int(announced):
-        raise RefusedError(400, f"The request has {len(body)} bytes, but its Content-Length is {int(announced)}.")
+    if len(body) != announced:
+        raise RefusedError(400, f"The request has {len(body)} bytes, but its Content-Length is {announced}.")
     return bytes(body)
+
+
+def _parse_count(text: str) -> int | None:
+    """A whole number of a header or query; None if it is not one or has more digits than any that is needed."""
+    return int(text) if len(text) <= 15 and text.isascii() and text.isdigit() else None
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise RefusedError(400, "The request is not JSON.") from None
+    except ValueError:  # Python converts no integers of more than 4,300 digits
+        raise RefusedError(400, "The request contains a number that is too long.") from None
     if not isinstance(content, dict):
         raise RefusedError(400, "The request is not a JSON object.")
     return content

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +16,23 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.image_files import check_file
 from nnunetv2_deferral.review.access import Person
-from nnunetv2_deferral.review.edits import RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 
 SLACK_SECONDS = 5.0
+# Bytes of the JSON of a save: in all, and for each voxel asked about, whose run has three numbers of up to 12 digits.
+BYTES_PER_SAVE, BYTES_PER_VOXEL = 4096, 48
+
+
+class Upload(NamedTuple):
+    """What is kept of an upload: its key, the answered regions, and a digest of the file."""
+
+    key: str
+    done: tuple[int, ...]
+    digest: str
 
 
 class Review:
@@ -126,7 +137,7 @@ class Review:
         case = self._visible(person, name)
         if which.startswith("image"):
             image, channel = self.study.image(name), which.removeprefix("image")
-            if not channel.isascii() or not channel.isdigit() or int(channel) >= len(image):
+            if channel not in map(str, range(len(image))):
                 raise RefusedError(404, "No such channel.")
             return image[int(channel)]
         if which == "model":
@@ -156,24 +167,35 @@ class Review:
             raise RefusedError(403, "Only the coordinator can see the totals of all experts.")
         return without_nan(total_result(self.study, self.store))
 
+    def max_save_bytes(self, person: Person, name: str) -> int:
+        """The largest size of the body of a save.
+
+        Raises:
+            RefusedError: If the person cannot answer this case.
+        """
+        _, _, asked = self._answerable(person, name)
+        return BYTES_PER_SAVE + BYTES_PER_VOXEL * asked.voxels.size
+
     def save(self, person: Person, name: str, content: Any) -> dict[str, Any]:
         """Save an edit.
 
         Raises:
             RefusedError: If any part of it is not allowed; nothing is changed then.
         """
-        edit = parse_edit(content)
         expert, case, asked = self._answerable(person, name)
+        edit = parse_edit(content, asked.voxels.size)
         with self._locks[expert, name]:
             draft = self._draft(expert, case)
             if edit.revision + 1 == draft.revision and edit.key == draft.key:
+                if draft.request not in ("", edit.digest):
+                    raise RefusedError(409, "Something else has been saved with the key of this save. Reload the page.")
                 return _receipt(draft)  # a repeated request whose first response was lost
             self._check_open(expert, name, edit.revision, draft)
             labels = apply_edit(
                 edit, draft.labels, asked.voxels, case.model.shape, self.study.labels, len(asked.listing)
             )
             seconds = draft.seconds + self._worked(expert, name, edit.seconds)
-            return self._keep(expert, case, asked, draft, labels, edit.done, edit.key, seconds, "saved")
+            return self._keep(expert, case, asked, draft, labels, edit, seconds, "saved")
 
     def upload(self, person: Person, name: str, revision: int, key: str, file_name: str, body: bytes) -> dict[str, Any]:
         """Save a mask drawn in another program; all regions count as answered.
@@ -192,9 +214,10 @@ class Review:
                 left_out = outside.reshape(mask.shape) & (mask == ignore)
                 mask = np.where(left_out, case.model, mask)
             labels = check_whole_mask(mask, case.model, asked.voxels, self.study.labels)
-            done = tuple(range(1, len(asked.listing) + 1))
+            everything = tuple(range(1, len(asked.listing) + 1))
+            edit = Upload(key=key, done=everything, digest=hashlib.sha256(body).hexdigest())
             seconds = draft.seconds + self._worked(expert, name, float("inf"))
-            return self._keep(expert, case, asked, draft, labels, done, key, seconds, "uploaded")
+            return self._keep(expert, case, asked, draft, labels, edit, seconds, "uploaded")
 
     def submit(self, person: Person, name: str, revision: int) -> None:
         """Write the saved answers as the expert's mask; afterwards they cannot be changed.
@@ -298,20 +321,20 @@ class Review:
         asked: Asked,
         draft: Draft,
         labels: np.ndarray,
-        done: tuple[int, ...],
-        key: str,
+        edit: Edit | Upload,
         seconds: float,
         event: str,
     ) -> dict[str, Any]:
         runs = runs_between(draft.labels, labels, asked.voxels)
         kept = Draft(
             revision=draft.revision + 1,
-            key=key,
+            key=edit.key,
             digest=case.digest,
             labels=labels,
-            done=done,
+            done=edit.done,
             seconds=seconds,
             listed=asked.listed,
+            request=edit.digest,
         )
         self.store.save(expert, case.name, kept, event, runs)
         return _receipt(kept)

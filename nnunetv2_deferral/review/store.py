@@ -56,6 +56,7 @@ class Draft:
         done: The numbers of the answered regions.
         seconds: Working time.
         listed: With a worklist, a digest of the listed regions of expert and case; else empty.
+        request: Digest of the content of the last save; empty in drafts of older versions.
     """
 
     revision: int
@@ -65,6 +66,7 @@ class Draft:
     done: tuple[int, ...]
     seconds: float
     listed: str = ""
+    request: str = ""
 
 
 class _Meta(TypedDict):
@@ -74,6 +76,7 @@ class _Meta(TypedDict):
     done: list[Count]
     seconds: NonNegative
     listed: NotRequired[Text]
+    request: NotRequired[Text]
 
 
 class _Changed(TypedDict):
@@ -214,6 +217,7 @@ class ReviewStore:
             "done": list(draft.done),
             "seconds": draft.seconds,
             "listed": draft.listed,
+            "request": draft.request,
         }
         entry = {"revision": draft.revision, "done": list(draft.done), "seconds": round(draft.seconds, 1), "runs": runs}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, runs_between
+from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, parse_edit, runs_between
 from nnunetv2_deferral.review.visits import describe_visits, regions_by_gain
 
 SHAPE = (4, 5, 6)
@@ -58,6 +58,43 @@ def test_an_edit_is_taken_if_and_only_if_all_of_it_is_allowed(seed):
         with pytest.raises(RefusedError):
             apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1)
         assert np.array_equal(before, untouched)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_voxels_that_may_not_be_changed_are_counted_and_the_first_is_named(seed):
+    random = np.random.default_rng(2000 + seed)
+    asked, before, _ = random_case(seed)
+    starts = np.sort(random.choice(int(np.prod(SHAPE)) - 4, 3, replace=False))
+    lengths = np.minimum(random.integers(1, 5, 3), np.diff([*starts, 120]))
+    voxels = np.concatenate([np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)])
+    outside = voxels[~np.isin(voxels, asked)]
+    runs = np.stack([starts, lengths, np.ones(3)], axis=1).astype(int).tolist()
+    if not outside.size:
+        apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1)
+        return
+    z, y, x = np.unravel_index(outside[0], SHAPE)
+    with pytest.raises(RefusedError) as refused:
+        apply_edit(edit_of(runs), before, asked, SHAPE, (0, 1, 2), 1)
+    assert refused.value.reason == (
+        f"{outside.size} of the {voxels.size} changed voxels are outside your regions, "
+        f"the first at slice {z + 1}, row {y + 1}, column {x + 1}."
+    )
+
+
+def test_a_run_through_a_huge_volume_is_refused_without_a_list_of_its_voxels():
+    size = 2**40
+    with pytest.raises(
+        RefusedError, match="1099511627773 of the 1099511627776 changed voxels are outside your regions"
+    ):
+        apply_edit(edit_of([[0, size, 1]]), np.zeros(3, np.uint8), np.arange(3), (2**20, 2**10, 2**10), (0, 1), 1)
+
+
+def test_edits_with_the_same_content_have_the_same_digest_and_others_another():
+    content = {"revision": 0, "key": "k" * 8, "runs": [[1, 2, 1]], "done": [1], "seconds": 2}
+    others = [{}, {"runs": [[1, 2, 0]]}, {"runs": []}, {"done": []}, {"seconds": 3}]
+    digests = [parse_edit(content | other, 9).digest for other in others]
+    assert parse_edit(dict(content), 9).digest == digests[0]
+    assert len(set(digests)) == len(others)
 
 
 @pytest.mark.parametrize("seed", range(20))

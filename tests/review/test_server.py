@@ -1,5 +1,6 @@
 """Requests: what is answered, and what is refused whole, leaving the disk as it was."""
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -274,6 +275,19 @@ GOOD = {"revision": 0, "runs": [], "done": [], "key": "k" * 16, "seconds": 1}
         ({"runs": [[-1, 2, 1]]}, 400, "runs must be"),
         ({"runs": [[1.5, 2, 1]]}, 400, "runs must be"),
         ({"runs": None}, 400, "runs must be"),
+        ({"runs": [1, 2, 3]}, 400, "runs must be"),
+        ({"runs": [[1, 2, [3]]]}, 400, "runs must be"),
+        ({"runs": [[2**53, 1, 1]]}, 400, "runs must be"),
+        ({"runs": [[10**4000, 1, 1]]}, 400, "runs must be"),
+        ({"runs": [[0, 2**53 - 1, 1]]}, 422, "outside the volume"),
+        ({"runs": [[5, 1, 2**53 - 1]]}, 422, "no label 9007199254740991"),
+        ({"runs": [[5, 1, 1]] * 63}, 422, "There are 63 runs, but you are asked about 62 voxels."),
+        ({"done": [10**4000]}, 400, "done must be"),
+        ({"done": [2**53 - 1]}, 422, "There are 2 regions"),
+        ({"revision": 10**4000}, 400, "revision must be a whole number, got 1000"),
+        ({"revision": float("inf")}, 400, "revision must be a whole number, got inf"),
+        ({"seconds": 10**4000}, 400, "seconds must be"),
+        ({"seconds": float("nan")}, 400, "seconds must be"),
         ({"done": [99]}, 422, "There are 2 regions"),
         ({"done": [0]}, 422, "There are 2 regions"),
         ({"done": ["1"]}, 400, "done must be"),
@@ -298,9 +312,10 @@ def test_a_bad_edit_is_refused_whole_with_its_reason(served, snapshot, change, s
     runs = change.get("runs", [])
     content = GOOD | change | {"runs": named.get(runs, runs) if isinstance(runs, str) else runs}
     before = snapshot(served.folders.reviews)
-    answer = ann.post(SAVE, json=content)
+    answer = ann.post(SAVE, content=json.dumps(content))
     assert answer.status_code == status
     assert reason in answer.json()["reason"]
+    assert len(answer.json()["reason"]) < 200
     assert snapshot(served.folders.reviews) == before
 
 
@@ -309,6 +324,59 @@ def test_what_is_no_edit_is_refused(served, snapshot, body):
     before = snapshot(served.folders.reviews)
     assert served.browser("ann").post(SAVE, content=body).status_code == 400
     assert snapshot(served.folders.reviews) == before
+
+
+LONG = "9" * 5000  # Python refuses to convert more than 4,300 digits
+
+
+@pytest.mark.parametrize("field", ["revision", "seconds", "runs", "done"])
+def test_numbers_with_thousands_of_digits_are_refused(served, snapshot, field):
+    ann = served.browser("ann")
+    before = snapshot(served.folders.reviews)
+    value = {"runs": f"[[{LONG}, 1, 1]]", "done": f"[{LONG}]"}.get(field, LONG)
+    answer = ann.post(SAVE, content=json.dumps(GOOD | {field: "HERE"}).replace('"HERE"', value))
+    assert (answer.status_code, answer.json()["reason"]) == (400, "The request contains a number that is too long.")
+    assert snapshot(served.folders.reviews) == before
+
+
+def test_numbers_with_thousands_of_digits_are_refused_everywhere_else(served, snapshot):
+    ann = served.browser("ann")
+    before = snapshot(served.folders.reviews)
+    assert ann.get(f"/api/cases/{CASE}/volumes/image{LONG}").status_code == 404
+    for refused, reason in [
+        (ann.post(f"/api/cases/{CASE}/upload?revision={LONG}&key=k&name=m.nii.gz"), "revision must be"),
+        (ann.post(f"/api/cases/{CASE}/submit", json={"revision": 10**3000}), "revision must be"),
+        (ann.post(f"/api/cases/{CASE}/submit", json={"revision": -1}), "revision must be"),
+        (ann.post(SAVE, content=b"{}", headers={"content-length": LONG}), "Content-Length must be"),
+        (ann.post(SAVE, content=b"{}", headers={"content-length": "+2"}), "Content-Length must be"),
+    ]:
+        assert refused.status_code == 400
+        assert reason in refused.json()["reason"]
+    assert snapshot(served.folders.reviews) == before
+
+
+def test_a_request_with_two_kinds_of_length_is_refused(served):
+    both = {"transfer-encoding": "chunked", "content-length": "2"}
+    answer = served.browser("ann").post(SAVE, content=b"{}", headers=both)
+    assert (answer.status_code, answer.json()["reason"]) == (
+        400,
+        "The request has both a Content-Length and a Transfer-Encoding.",
+    )
+
+
+def test_a_save_with_more_than_could_be_changed_is_refused_before_it_is_read(served, snapshot):
+    ann = served.browser("ann")
+    before = snapshot(served.folders.reviews)
+    answer = ann.post(SAVE, content=json.dumps(GOOD | {"runs": [[int(own_voxels(ann)[0]), 1, 1]] * 10_000}))
+    assert answer.status_code == 413
+    assert f"at most {4096 + 48 * 62} are allowed" in answer.json()["reason"]
+    assert snapshot(served.folders.reviews) == before
+
+
+def test_a_save_of_every_voxel_on_its_own_fits(served):
+    ann = served.browser("ann")
+    runs = [[int(voxel), 1, place % 2] for place, voxel in enumerate(own_voxels(ann))]
+    assert ann.post(SAVE, content=json.dumps(GOOD | {"runs": runs, "done": [1, 2]}, indent=1)).status_code == 200
 
 
 def test_requests_that_are_too_long_or_shorter_than_announced_are_refused(served, snapshot, monkeypatch):
@@ -339,6 +407,21 @@ def test_a_save_whose_answer_was_lost_can_be_sent_again(served):
     first = ann.save(CASE, 0, run)
     assert ann.save(CASE, 0, run).json() == first.json()
     assert len(list(served.review.store.log.entries())) == 1
+
+
+@pytest.mark.parametrize("change", ["runs", "done", "seconds"])
+def test_the_key_of_an_earlier_save_with_other_content_is_refused(served, snapshot, change):
+    ann = served.browser("ann")
+    first, second = own_voxels(ann)[:2].tolist()
+    content = GOOD | {"runs": [[first, 1, 1], [second, 1, 1]]}
+    assert ann.post(SAVE, json=content).json()["revision"] == 1
+    before = snapshot(served.folders.reviews)
+    other = content | {"runs": {"runs": [[first, 1, 1]]}, "done": {"done": [1]}, "seconds": {"seconds": 0}}[change]
+    refused = ann.post(SAVE, json=other)
+    assert refused.status_code == 409
+    assert "Something else has been saved" in refused.json()["reason"]
+    assert snapshot(served.folders.reviews) == before
+    assert ann.post(SAVE, json=content).json()["revision"] == 1
 
 
 def test_working_time_cannot_exceed_the_time_that_has_passed(served):
