@@ -1,5 +1,6 @@
 # make demo   run the whole pipeline on a small generated dataset and write demo_output/report.html
 # make test   run the test suite (make test-slow: including the long end-to-end runs)
+# make coverage   run the test suite and report branch coverage
 # make lint   run ruff and mypy
 # make docs   execute the tutorials and build the documentation in docs/_build/html
 # Each target first installs its requirements in .venv.
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow coverage lint docs clean
 
 demo: $(READY)
 	$(BIN)/nnUNetv2_deferral_demo -o demo_output --overwrite
@@ -19,6 +20,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 # mypy does not support folders that an editable install maps into the package, so it checks an installed copy.
 lint: $(READY)
