@@ -69,7 +69,16 @@ def read_json(file: Path) -> Any:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def write_durably(file: Path, fill: Callable[[Path], None], *, before: Callable[[], None] | None = None) -> None:
+def make_private_folder(folder: Path, root: Path) -> None:
+    """Make a folder below `root`, and all in between, that only their owner can enter; `root` must exist."""
+    if folder != root:
+        make_private_folder(folder.parent, root)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_durably(
+    file: Path, fill: Callable[[Path], None], *, before: Callable[[], None] | None = None, private: bool = False
+) -> None:
     """Write a file atomically and return once it is on disk.
 
     Args:
@@ -77,6 +86,7 @@ def write_durably(file: Path, fill: Callable[[Path], None], *, before: Callable[
         fill: Writes the content to the path it is given, which has the same name; other files that it writes to the
             same folder are moved along.
         before: Called once the new content is on disk, before the file is renamed; if it raises, `file` is unchanged.
+        private: Whether the files may be read by their owner only.
 
     Raises:
         OSError: If the disk is full or fails; then nothing has changed.
@@ -87,6 +97,8 @@ def write_durably(file: Path, fill: Callable[[Path], None], *, before: Callable[
         fill(written)
         companions = [other for other in sorted(Path(scratch).iterdir()) if other != written]
         for each in (*companions, written):
+            if private:
+                each.chmod(0o600)
             with each.open("rb+") as stream:
                 os.fsync(stream.fileno())
         if before is not None:
@@ -104,15 +116,13 @@ def write_json_durably(content: Any, file: Path, *, private: bool = False) -> No
     """
 
     def fill(target: Path) -> None:
-        if private:
-            target.touch(mode=0o600)
         target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    write_durably(file, fill)
+    write_durably(file, fill, private=private)
 
 
 class AppendOnlyLog:
-    """An append-only file of JSON lines, to be written by a single process, from any thread."""
+    """An append-only file of JSON lines, to be written by a single process from any thread; readable by its owner only."""
 
     def __init__(self, file: Path) -> None:
         """Open the log; an incomplete last line, left by a killed process and never confirmed, is removed."""
@@ -125,7 +135,7 @@ class AppendOnlyLog:
             if end != len(content):
                 os.truncate(file, end)
         else:
-            file.touch()
+            file.touch(mode=0o600)
             _sync_folder(file.parent)
 
     def append(self, entry: dict[str, Any]) -> None:

@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json_durably
+from nnunetv2_deferral.schema import Text, validate
 
 FILE = "access.json"
 
@@ -65,12 +67,8 @@ class Access:
         self.cookie_name = f"review_{port}"  # browsers share the cookies of 127.0.0.1 among all ports
         people = [COORDINATOR, *(Person(expert, expert) for expert in experts)]
         file = folder / FILE
-        known: dict[str, Any] = {"coordinator": "", "experts": {}}
-        try:
-            known |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            found = [str(known["coordinator"]), *(str(known["experts"].get(expert, "")) for expert in experts)]
-        except (OSError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error!r}; delete it to create new links") from error
+        known = _read_secrets(file)
+        found = [known["coordinator"], *(known["experts"].get(expert, "") for expert in experts)]
         filled = [secret or secrets.token_urlsafe(32) for secret in found]
         if filled != found:
             kept = known["experts"] | dict(zip(experts, filled[1:], strict=True))
@@ -133,6 +131,25 @@ class Guard:
         if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
             return "This request comes from another page."
         return ""
+
+
+class _Secrets(TypedDict):
+    coordinator: Text
+    experts: dict[Text, Text]
+
+
+def _read_secrets(file: Path) -> _Secrets:
+    """The secrets in a file; none if it does not exist. Errors show nothing of its content."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        validate(content, _Secrets, str(file))
+        return cast(_Secrets, content)
+    except FileNotFoundError:
+        return {"coordinator": "", "experts": {}}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{file} is damaged; delete it to create new links") from None
 
 
 def _same(first: str, second: str) -> bool:

@@ -13,6 +13,8 @@ A change is first written completely to a temporary file, then logged, then put 
 synced to disk. A draft on disk is therefore always in the log. If a server is killed between the last two steps, the
 next one records in the log that the change was not kept.
 
+Everything in .review is readable by the owner of the server only; masks and review.json are for everyone.
+
 A draft that is damaged is replaced by the previous revision. The log records this, too: of the entries of an expert and
 case, those with a higher revision than a later "not kept" or "restored" are void.
 """
@@ -25,6 +27,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,7 +38,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError, refusals_named
-from nnunetv2_deferral.files import AppendOnlyLog, write_durably, write_json_durably
+from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.schema import Count, NonNegative, Text, validate
 
@@ -114,8 +117,12 @@ class ReviewStore:
         self.folder, self._ending = folder, file_ending
         self._draft_locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self.hidden = folder / HIDDEN
-        self.hidden.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.hidden / "server.lock", timeout=0)
+        with refusals_named(folder, "written to"):
+            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.hidden, folder)
+            with suppress(PermissionError):  # of another owner, who has chosen
+                self.hidden.chmod(0o700)
+        self._lock = FileLock(self.hidden / "server.lock", timeout=0, mode=0o600)
         try:
             self._lock.acquire()
         except Timeout:
@@ -194,7 +201,7 @@ class ReviewStore:
             target.write_bytes(previous.read_bytes())
 
         entry = {"revision": draft.revision, "reason": reason, "kept_as": aside.name}
-        write_durably(file, fill, before=lambda: self._append("restored", expert, case, entry))
+        write_durably(file, fill, before=lambda: self._append("restored", expert, case, entry), private=True)
         logger.warning(
             "%s was damaged (%s): revision %d is restored; the damaged file is kept as %s",
             file,
@@ -229,7 +236,8 @@ class ReviewStore:
             _previous(target).write_bytes((file if file.is_file() else target).read_bytes())
 
         with self._draft_locks[expert, case]:
-            write_durably(file, fill, before=lambda: self._append(event, expert, case, entry))
+            make_private_folder(file.parent, self.hidden)
+            write_durably(file, fill, before=lambda: self._append(event, expert, case, entry), private=True)
 
     def submit(self, expert: str, case: str, write: Callable[[Path], None], record: Mapping[str, Any]) -> None:
         """Write a submitted mask and add it to the index.

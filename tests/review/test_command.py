@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_review import write_volumes
+from small_review import free_port, write_volumes
 
 from nnunetv2_deferral.commands import review as command
 from nnunetv2_deferral.commands.review import main
@@ -65,12 +65,38 @@ def test_experts_whose_names_are_no_folders_are_refused(tmp_path, capsys, name):
     fails(capsys, options(folders), "is not a valid name of an expert")
 
 
-def test_damaged_links_are_an_error_that_says_what_to_do(tmp_path, capsys):
+PART = "q7Jm-very-secret-2Kx"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        f'{{"coordinator": "{PART}',
+        f'["{PART}"]',
+        f'"{PART}"',
+        f'{{"coordinator": ["{PART}"], "experts": {{}}}}',
+        f'{{"coordinator": "", "experts": {{"ann": {{"{PART}": 1}}}}}}',
+        f'{{"coordinator": "", "experts": "{PART}"}}',
+        f'{{"coordinator": "", "experts": ["{PART}"]}}',
+        '{"coordinator": "", "experts": {"ann": null}}',
+        '{"coordinator": 5, "experts": {}}',
+        f'{{"coordinator": "{PART}"}}',
+        f'{{"coordinator": "{PART}", "experts": {{}}}}\xff',
+        "[" * 5000,
+    ],
+)
+def test_damaged_links_are_an_error_that_says_what_to_do_and_shows_no_secret(tmp_path, capsys, content):
     folders = write_volumes(tmp_path)
     hidden = folders.reviews / ".review"
     hidden.mkdir(parents=True)
-    (hidden / "access.json").write_text("{")
-    fails(capsys, options(folders), "delete it to create new links")
+    (hidden / "access.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit) as stopped:
+        main([*options(folders), "--port", str(free_port())])
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert "access.json is damaged; delete it to create new links" in printed.err
+    assert PART not in printed.err + printed.out
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])

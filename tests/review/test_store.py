@@ -287,6 +287,42 @@ def test_a_damaged_line_of_the_log_is_named(served, line, message):
         ReviewStore(served.folders.reviews, ".nii.gz")
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_answers_log_and_links_are_readable_by_their_owner_only_and_results_by_everyone(tmp_path, serve, umask):
+    before = os.umask(umask)
+    try:
+        served = serve(write_volumes(tmp_path))
+        ann = served.browser("ann")
+        ann.save(CASE, 0, done=[1, 2])
+        ann.save(CASE, 1, key="n" * 16, done=[1, 2])
+        served.review.store.draft_file("ann", CASE).write_bytes(b"")
+        assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+    finally:
+        os.umask(before)
+    modes = {
+        str(path.relative_to(served.folders.reviews)): path.stat().st_mode & 0o777
+        for path in served.folders.reviews.rglob("*")
+    }
+    drafts = ".review/drafts/ann"
+    assert modes == {
+        ".review": 0o700,
+        ".review/drafts": 0o700,
+        drafts: 0o700,
+        **{f"{drafts}/case_a.npz{ending}": 0o600 for ending in ("", ".previous", ".damaged_1")},
+        **{f".review/{name}": 0o600 for name in ("log.jsonl", "access.json", "server.lock")},
+        "ann": 0o777 & ~umask,
+        "ann/case_a.nii.gz": 0o666 & ~umask,
+        "review.json": 0o666 & ~umask,
+    }
+
+
+def test_the_state_of_a_review_that_others_could_read_is_closed_to_them(served):
+    served.review.store.close()
+    served.review.store.hidden.chmod(0o755)
+    ReviewStore(served.folders.reviews, ".nii.gz").close()
+    assert served.review.store.hidden.stat().st_mode & 0o777 == 0o700
+
+
 def test_two_servers_cannot_have_one_folder(served):
     with pytest.raises(ValueError, match="in use by another"):
         ReviewStore(served.folders.reviews, ".nii.gz")
