@@ -16,7 +16,9 @@ _PLANS_KEYS = ("transpose_forward", "foreground_intensity_properties_per_channel
 _CONFIGURATION_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm", "architecture")
 
 
-def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any], configuration: str) -> None:
+def load_stock_network(
+    network: nn.Module, filename: str, plans: dict[str, Any], configuration: str
+) -> tuple[int, ...] | None:
     """Load all weights of a stock nnU-Net checkpoint, including segmentation layers, into a deferral network.
 
     Args:
@@ -24,6 +26,9 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
         filename: Path of a checkpoint written by a stock trainer.
         plans: The plans of the deferral training.
         configuration: Its configuration, such as `"2d"`.
+
+    Returns:
+        The axes along which predictions of the stock network are mirrored, or None for no mirroring.
 
     Raises:
         InputError: If the configuration, or plans that affect the network's input, or the shapes of weights differ; the
@@ -47,6 +52,9 @@ def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any],
     if problems:
         raise InputError(f"the weights in {filename} do not match this network: {'; '.join(problems[:5])}")
     network.load_state_dict({name: weights.get(name, own[name]) for name in own})
+    # As in nnU-Net's prediction, a checkpoint without the entry means no mirroring.
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    return None if axes is None else tuple(int(axis) for axis in axes)
 
 
 def check_same_experts(

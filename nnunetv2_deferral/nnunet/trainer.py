@@ -103,6 +103,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.epochs is not None:
             self.num_epochs = self.epochs
         self._left_out: tuple[str, ...] = ()
+        self._keeps_mirroring = False
         self._has_segmentation_weights = not self.frozen
         self._register_log_keys()
 
@@ -164,6 +165,16 @@ class DeferralTrainer(nnUNetTrainer):
             getattr(segmentation_loss, "loss", segmentation_loss).weight_dice = 0
         return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:  # noqa: N802
+        """nnU-Net's augmentation; a frozen network is mirrored as in its own training, which may be not at all."""
+        axes = self.inference_allowed_mirroring_axes
+        rotation, dummy_2d, patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self._keeps_mirroring:
+            self.inference_allowed_mirroring_axes = mirror_axes = axes
+        return rotation, dummy_2d, patch_size, mirror_axes
+
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """nnU-Net's augmentation, followed by the experts of the augmented sample."""
         return self._with_experts(super().get_training_transforms(*args, **kwargs))
@@ -203,9 +214,11 @@ class DeferralTrainer(nnUNetTrainer):
             return False
         if not self.was_initialized:
             self.initialize()
-        load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
-        self._has_segmentation_weights = True
+        axes = load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
+        self.inference_allowed_mirroring_axes = axes
+        self._keeps_mirroring = self._has_segmentation_weights = True
         self.print_to_log_file(f"Segmentation network loaded from {filename}; only the deferral head is trained")
+        self.print_to_log_file(f"As in its training, mirroring along the axes {axes or 'none'}")
         return True
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
@@ -217,6 +230,7 @@ class DeferralTrainer(nnUNetTrainer):
         check_same_experts(filename_or_checkpoint, self.settings, device=self.device)
         super().load_checkpoint(filename_or_checkpoint)
         self._has_segmentation_weights = True
+        self._keeps_mirroring = self.frozen
         self._register_log_keys()
 
     def on_train_start(self) -> None:

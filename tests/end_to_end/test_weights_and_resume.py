@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
 from workplace import FLAT, Workplace, read
@@ -50,6 +51,59 @@ class TestFrozen:
         for case in VALIDATED:
             expected, written = (read(fold / "validation" / f"{case}.png") for fold in (flat_stock, frozen))
             np.testing.assert_array_equal(written, expected)
+
+    @pytest.mark.parametrize("axes", [None, (0,), (0, 1)])
+    def test_it_is_mirrored_as_the_stock_network_in_training_and_prediction(
+        self, workplace: Workplace, stock_checkpoint: Path, tmp_path: Path, axes: tuple[int, ...] | None
+    ) -> None:
+        file = mirrored(stock_checkpoint, tmp_path, axes)
+        plans = named_plans(workplace, "Mirrored")
+        trainer = workplace.trainer("TinyFrozen", FLAT, "2d", plans=plans)
+        trainer.load_pretrained_weights(str(file))
+        trainer.on_train_start()
+        assert trainer.inference_allowed_mirroring_axes == axes
+        assert augmented_by_mirroring(trainer) == axes
+        saved = tmp_path / "latest.pth"
+        trainer.save_checkpoint(str(saved))
+
+        resumed = workplace.trainer("TinyFrozen", FLAT, "2d", plans=plans)
+        resumed.load_checkpoint(str(saved))
+        resumed.on_train_start()
+        assert resumed.inference_allowed_mirroring_axes == axes
+        assert augmented_by_mirroring(resumed) == axes
+
+    def test_a_checkpoint_without_mirroring_axes_is_not_mirrored_as_in_stock_predictions(
+        self, workplace: Workplace, stock_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file = mirrored(stock_checkpoint, tmp_path, None, keep=False)
+        trainer = workplace.trainer("TinyFrozen", FLAT, "2d", plans=named_plans(workplace, "Mirrored"))
+        trainer.load_pretrained_weights(str(file))
+        trainer.on_train_start()
+        assert trainer.inference_allowed_mirroring_axes is None
+
+    def test_its_masks_are_those_of_a_stock_network_without_mirroring(
+        self, workplace: Workplace, flat_stock: Path, stock_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        file = mirrored(stock_checkpoint, tmp_path, None)
+        stock, ours = (
+            workplace.trainer(name, FLAT, "2d", plans=named_plans(workplace, "Unmirrored"))
+            for name in ("TinyStock", "TinyFrozen")
+        )
+        stock.load_checkpoint(str(file))
+        ours.load_pretrained_weights(str(file))
+        ours.on_train_start()
+        folders = []
+        for trainer in (stock, ours):
+            trainer.perform_actual_validation()
+            folders.append(Path(trainer.output_folder) / "validation")
+        differ = []
+        for case in VALIDATED:
+            mirrored_too, expected, written = (
+                read(folder / f"{case}.png") for folder in (flat_stock / "validation", *folders)
+            )
+            np.testing.assert_array_equal(written, expected)
+            differ.append((mirrored_too != expected).any())
+        assert any(differ)
 
     def test_its_weights_are_the_stock_networks(self, stock_checkpoint: Path, frozen: Path) -> None:
         stock, ours = (
@@ -136,6 +190,24 @@ class TestFrozen:
             torch.distributed.destroy_process_group()
         head = {id(parameter) for parameter in network.decoder.seg_layers[-1].deferral_parameters()}
         assert {id(parameter) for parameter in network.parameters() if parameter.requires_grad} == head
+
+
+def mirrored(checkpoint: Path, folder: Path, axes: tuple[int, ...] | None, *, keep: bool = True) -> Path:
+    """A copy of a stock checkpoint as if trained with other mirroring, or without the entry that says so."""
+    content = torch.load(checkpoint, weights_only=False)
+    content["inference_allowed_mirroring_axes"] = axes
+    if not keep:
+        del content["inference_allowed_mirroring_axes"]
+    file = folder / "mirrored.pth"
+    torch.save(content, file)
+    return file
+
+
+def augmented_by_mirroring(trainer: Any) -> tuple[int, ...] | None:
+    """The axes along which training images are mirrored."""
+    steps = trainer.dataloader_train.data_loader.transforms.transforms
+    found = [step.allowed_axes for step in steps if isinstance(step, MirrorTransform)]
+    return tuple(found[0]) if found else None
 
 
 def configuration_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
