@@ -122,7 +122,7 @@ def write_json_durably(content: Any, file: Path, *, private: bool = False) -> No
 
 
 class AppendOnlyLog:
-    """An append-only file of JSON lines, to be written by a single process from any thread; readable by its owner only."""
+    """An append-only file of JSON lines, written by one process from any thread; readable by its owner only."""
 
     def __init__(self, file: Path) -> None:
         """Open the log; an incomplete last line, left by a killed process and never confirmed, is removed."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
-from nnunetv2_deferral.image_files import check_file
+from nnunetv2_deferral.image_files import check_file, read_values
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
@@ -243,7 +243,7 @@ class Review:
             ignore = self._ignore_label
             base = case.model if ignore is None else np.full_like(case.model, ignore)
             mask = self._mask(case, expert, base)
-            self.store.submit(expert, name, lambda file: self._write(mask, case, file), record)
+            self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
 
     def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
         """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
@@ -307,12 +307,29 @@ class Review:
         mask.ravel()[self.study.asked(case.name, expert).voxels] = self._draft(expert, case).labels
         return mask
 
-    def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> None:
-        self.study.predictions.files.reader.write_seg(case.orientation.to_file(mask), str(file), case.properties)
+    def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> np.ndarray:
+        """Write a mask and return it as it was written.
+
+        Raises:
+            OSError: If the file is not complete; not all writers report a full disk, and some as a RuntimeError.
+        """
+        turned = case.orientation.to_file(mask)
         try:
+            self.study.predictions.files.reader.write_seg(turned, str(file), case.properties)
             check_file(file)
-        except InputError as error:  # ITK does not report a full disk
-            raise OSError(errno.ENOSPC, f"{file.name} could not be written completely") from error
+        except (InputError, RuntimeError) as error:
+            raise _incomplete(file) from error
+        return turned
+
+    def _write_answers(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> None:
+        """Write a mask that is to be submitted, and read it again."""
+        turned = self._write(mask, case, file)
+        try:
+            found, _ = read_values(file, self.study.predictions.files.reader)
+        except InputError as error:
+            raise _incomplete(file) from error
+        if not np.array_equal(found, turned):
+            raise _incomplete(file)
 
     def _keep(
         self,
@@ -367,6 +384,10 @@ class Review:
             "minutes": draft.seconds / 60 if draft else 0.0,
             "submitted": self.store.is_submitted(expert, name),
         }
+
+
+def _incomplete(file: Path) -> OSError:
+    return OSError(errno.ENOSPC, f"{file.name} could not be written completely")
 
 
 def _receipt(draft: Draft) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
-from small_review import free_port, write_volumes
+from small_review import free_port, write_pictures, write_volumes
 from waiting import wait_for
 
 from nnunetv2_deferral import files
@@ -76,6 +78,74 @@ def test_on_a_full_disk_a_case_is_not_submitted(served, snapshot, monkeypatch, s
     assert snapshot(served.folders.reviews) == before
     disk.left = None
     assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+
+
+def write_empty(genuine, seg, file, properties):
+    Path(file).touch()
+
+
+def write_cut(genuine, seg, file, properties):
+    genuine(seg, file, properties)
+    content = Path(file).read_bytes()
+    Path(file).write_bytes(content[: len(content) // 2])
+
+
+def write_nothing(genuine, seg, file, properties):
+    pass
+
+
+def write_something_else(genuine, seg, file, properties):
+    genuine(np.zeros_like(seg), file, properties)
+
+
+def fail_as_itk(genuine, seg, file, properties):
+    write_cut(genuine, seg, file, properties)
+    raise RuntimeError("Exception thrown in SimpleITK WriteImage: File cannot be written")
+
+
+@pytest.mark.parametrize("write", [write_empty, write_cut, write_nothing, write_something_else, fail_as_itk])
+@pytest.mark.parametrize(("make", "case"), [(write_volumes, CASE), (write_pictures, "photo")])
+def test_a_mask_that_was_not_written_completely_is_not_submitted_and_locks_nothing(
+    tmp_path, serve, snapshot, monkeypatch, make, case, write
+):
+    served = serve(make(tmp_path))
+    ann = served.browser("ann")
+    done = [region["number"] for region in ann.get(f"/api/cases/{case}").json()["regions"]]
+    assert ann.save(case, 0, done=done).status_code == 200
+    before = snapshot(served.folders.reviews)
+    reader = type(served.review.study.predictions.files.reader)
+    with monkeypatch.context() as patch:
+        genuine = reader.write_seg
+        patch.setattr(reader, "write_seg", lambda self, *how: write(partial(genuine, self), *how))
+        refused = ann.post(f"/api/cases/{case}/submit", json={"revision": 1})
+    assert refused.status_code == 507
+    assert "could not be written completely. Free some disk space" in refused.json()["reason"]
+    assert snapshot(served.folders.reviews) == before
+    assert not (served.folders.reviews / "ann").is_dir() or not list((served.folders.reviews / "ann").iterdir())
+    assert ann.get(f"/api/cases/{case}").json()["submitted"] is False
+    assert ann.save(case, 1, done=done, key="n" * 16).json()["revision"] == 2
+    assert ann.post(f"/api/cases/{case}/submit", json={"revision": 2}).status_code == 200
+    assert ann.get(f"/api/cases/{case}/result").status_code == 200
+
+
+def test_a_submitted_case_whose_mask_was_deleted_is_open_again_with_its_answers(tmp_path, serve):
+    """As docs/how-to/review.md says."""
+    served = serve(write_volumes(tmp_path))
+    ann = served.browser("ann")
+    voxel = int(own_voxels(ann)[0])
+    ann.save(CASE, 0, [[voxel, 1, 1]], [1, 2])
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+    served.review.store.close()
+    served.review.store.mask_file("ann", CASE).unlink()
+    again = serve(served.folders)
+    assert json.loads((served.folders.reviews / "review.json").read_text()) == {"cases": {}}
+    ann = again.browser("ann")
+    details = ann.get(f"/api/cases/{CASE}").json()
+    assert (details["revision"], details["submitted"]) == (1, False)
+    assert ann.volume(CASE, "labels")[voxel] == 1
+    assert ann.save(CASE, 1, [[voxel, 1, 0]], [1, 2], key="n" * 16).status_code == 200
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 2}).status_code == 200
+    assert json.loads((served.folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]["revisions"] == 2
 
 
 def test_when_writing_itself_fails_nothing_is_left(tmp_path):
