@@ -30,6 +30,7 @@ from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
+from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
 from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, JointSchedule, without_parameters
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
@@ -104,6 +105,7 @@ class DeferralTrainer(nnUNetTrainer):
             self.num_epochs = self.epochs
         self._left_out: tuple[str, ...] = ()
         self._keeps_mirroring = False
+        self._finite_losses = FiniteLosses(scaled=self.grad_scaler is not None)
         self._has_segmentation_weights = not self.frozen
         self._register_log_keys()
 
@@ -266,11 +268,16 @@ class DeferralTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Start an epoch; a frozen segmentation network stays in evaluation mode."""
         super().on_train_epoch_start()
+        self._finite_losses.start_epoch()
         if self.frozen:
             self.network.eval()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step of both optimizers on one batch."""
+        """One step of both optimizers on one batch.
+
+        Raises:
+            RuntimeError: If the loss is not finite and the training cannot recover, see :class:`.FiniteLosses`.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         terms, _, _, _ = self._forward(batch)
         if self.grad_scaler is not None:
@@ -279,15 +286,20 @@ class DeferralTrainer(nnUNetTrainer):
             self.optimizer.clip_gradients()
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+            # Only now, so that the GPU need not wait for the check.
+            values = self._checked(terms)
         else:
+            values = self._checked(terms)
             terms.total.backward()
             self.optimizer.clip_gradients()
             self.optimizer.step()
-        return _loss_values(terms)
+        return values
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the losses of the epoch."""
         super().on_train_epoch_end(train_outputs)
+        if warning := self._finite_losses.summary():
+            self.print_to_log_file(warning)
         self._log_terms("train", train_outputs)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -446,6 +458,12 @@ class DeferralTrainer(nnUNetTrainer):
             output = self.network(data)
             terms = self.loss(output, target, experts, weight)
         return terms, output[0] if self.enable_deep_supervision else output, targets[0], experts
+
+    def _checked(self, terms: ObjectiveTerms) -> dict[str, np.ndarray]:
+        """The values of the losses of a training step, after a check that the training can go on."""
+        values = _loss_values(terms)
+        self._finite_losses.check(values, self.current_epoch)
+        return values
 
     def _overlap_counts(self, answer: Tensor, reference: Tensor, mask: Tensor | None) -> list[np.ndarray]:
         """True positives, false positives and false negatives of each foreground head over the batch."""

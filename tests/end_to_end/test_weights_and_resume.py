@@ -16,6 +16,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
 from workplace import FLAT, Workplace, read
 
+from nnunetv2_deferral.nnunet.finite_losses import PATIENCE, FiniteLosses
 from nnunetv2_deferral.nnunet.progress import KEYS
 
 VALIDATED = ("train_4", "train_5")
@@ -251,6 +252,36 @@ def flattened(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, list):
         return {key: leaf for k, v in enumerate(value) for key, leaf in flattened(v, f"{name}.{k}").items()}
     return {name: value}
+
+
+class TestLossesThatAreNotFinite:
+    def started(self, workplace: Workplace) -> tuple[Any, dict[str, Any]]:
+        """A trainer and a batch with a voxel that is NaN."""
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", plans=named_plans(workplace, "NotFinite"))
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        trainer.train_step(next(trainer.dataloader_train))
+        batch = next(trainer.dataloader_train)
+        batch["data"][0, 0, 3, 4] = torch.nan
+        return trainer, batch
+
+    def test_one_stops_the_training_before_the_step(self, workplace: Workplace) -> None:
+        trainer, batch = self.started(workplace)
+        before = copy.deepcopy(trainer.network.state_dict())
+        with pytest.raises(RuntimeError, match="stopped in epoch 0, iteration 1: .*: segmentation, routing"):
+            trainer.train_step(batch)
+        assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+
+    def test_a_gradient_scaler_leaves_the_step_out_and_a_series_stops_the_training(self, workplace: Workplace) -> None:
+        trainer, batch = self.started(workplace)
+        trainer.grad_scaler = torch.amp.GradScaler("cpu")
+        trainer._finite_losses = FiniteLosses(scaled=True)
+        before = copy.deepcopy(trainer.network.state_dict())
+        for _ in range(PATIENCE - 1):
+            trainer.train_step(copy.deepcopy(batch))
+        assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+        with pytest.raises(RuntimeError, match=f"for {PATIENCE} iterations in a row: segmentation, routing"):
+            trainer.train_step(copy.deepcopy(batch))
 
 
 class TestResume:
