@@ -43,12 +43,12 @@ def review(
 
     Raises:
         InputError: If an input is missing or inconsistent, the output folder overlaps an input folder, the review was
-            started with an incompatible worklist, or another server is using the folder.
+            started with an incompatible worklist, another server is using the folder, or the port cannot be used.
         ImportError: If the packages of the extra `review` are not installed.
     """
     # Imported here, because the other commands do not need the packages of the extra.
     from nnunetv2_deferral.review.access import Access
-    from nnunetv2_deferral.review.server import create_app, serve
+    from nnunetv2_deferral.review.server import create_app, listen, serve
     from nnunetv2_deferral.review.service import Review
     from nnunetv2_deferral.review.store import ReviewStore
     from nnunetv2_deferral.review.study import Study
@@ -56,25 +56,26 @@ def review(
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
     _check_folders(inputs, Path(output_folder))
-    opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
-    check_expert_names(opened.experts, str(opened.index_file))
-    listed = Worklist.open(Path(worklist), opened) if worklist else None
-    study = Study(opened, Path(images), Path(references) if references else None, listed)
-    store = ReviewStore(Path(output_folder), opened.files.file_ending)
-    try:
-        served = Review(study, store)
-        served.check_begun()
-        access = Access(store.hidden, study.experts, port)
-        app = create_app(served, access, port)
-        print(f"{_summary(study)}\nPersonal links; anyone who has a link can answer in that person's name:\n")
-        links = access.links(f"http://127.0.0.1:{port}")
-        width = max(len(person.name) for person, _ in links)
-        for person, link in links:
-            print(f"  {person.name:{width}}  {link}")
-        print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
-        serve(app, port)
-    finally:
-        store.close()
+    with listen(port) as listening:  # before the maps are read, which may take minutes
+        opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
+        check_expert_names(opened.experts, str(opened.index_file))
+        listed = Worklist.open(Path(worklist), opened) if worklist else None
+        study = Study(opened, Path(images), Path(references) if references else None, listed)
+        store = ReviewStore(Path(output_folder), opened.files.file_ending)
+        try:
+            served = Review(study, store)
+            served.check_begun()
+            access = Access(store.hidden, study.experts, port)
+            app = create_app(served, access, port)
+            print(f"{_summary(study)}\nPersonal links; anyone who has a link can answer in that person's name:\n")
+            links = access.links(f"http://127.0.0.1:{port}")
+            width = max(len(person.name) for person, _ in links)
+            for person, link in links:
+                print(f"  {person.name:{width}}  {link}")
+            print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
+            serve(app, listening)
+        finally:
+            store.close()
 
 
 def _summary(study: Study) -> str:
@@ -120,7 +121,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point; invalid input gives one line on stderr and exit code 2."""
+    """Entry point; invalid input gives one line on stderr and exit code 2, Ctrl+C while reading the maps 130."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -140,3 +141,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{error}; install it with: pip install 'nnunetv2-deferral[review]'")
     except InputError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:  # before the server started, which stops by itself
+        parser.exit(130, "\nStopped.\n")

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import write_json_durably
 from nnunetv2_deferral.schema import Text, validate
 
@@ -62,7 +62,7 @@ class Access:
         """Read the secrets from the hidden folder of a review, and create missing ones.
 
         Raises:
-            InputError: If the file of secrets cannot be read.
+            InputError: If the file of secrets cannot be read or written.
         """
         self.cookie_name = f"review_{port}"  # browsers share the cookies of 127.0.0.1 among all ports
         people = [COORDINATOR, *(Person(expert, expert) for expert in experts)]
@@ -72,7 +72,8 @@ class Access:
         filled = [secret or secrets.token_urlsafe(32) for secret in found]
         if filled != found:
             kept = known["experts"] | dict(zip(experts, filled[1:], strict=True))
-            write_json_durably({"coordinator": filled[0], "experts": kept}, file, private=True)
+            with refusals_named(file, "written"):
+                write_json_durably({"coordinator": filled[0], "experts": kept}, file, private=True)
         self._secrets = list(zip(people, filled, strict=True))
 
     def links(self, origin: str) -> list[tuple[Person, str]]:

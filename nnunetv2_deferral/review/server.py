@@ -12,12 +12,15 @@ session's, and no requests to other machines.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
 import logging
+import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -40,6 +43,7 @@ from nnunetv2_deferral.review.service import Review
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+MAX_PORT = 65535
 MAX_SAVE_BYTES = 32 * 2**20
 MAX_UPLOAD_BYTES = 256 * 2**20
 PERSON_HEADER = "x-review-person"
@@ -78,18 +82,28 @@ def create_app(review: Review, access: Access, port: int) -> Starlette:
     )
 
 
-def serve(app: Starlette, port: int) -> None:
-    """Serve until interrupted."""
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
+def listen(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1; from now on no other program gets the port.
+
+    Raises:
+        InputError: If the port is not from 1 to 65535, is in use, or may not be used.
+    """
+    if not 1 <= port <= MAX_PORT:
+        raise InputError(f"the port must be from 1 to {MAX_PORT}, got {port} (--port)")
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"failed: {error.strerror}"
+        raise InputError(f"port {port} on 127.0.0.1 {reason}; choose another one (--port)") from error
+
+
+def serve(app: Starlette, listening: socket.socket) -> None:
+    """Serve on a socket of :func:`listen` until interrupted."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none"
     )
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 class _Handlers:

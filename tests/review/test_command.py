@@ -1,9 +1,15 @@
 """nnUNetv2_deferral_review: what it says, and what it does not start with."""
 
+import contextlib
 import json
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 from small_review import free_port, write_volumes
+from waiting import wait_for
 
 from nnunetv2_deferral.commands import review as command
 from nnunetv2_deferral.commands.review import main
@@ -12,17 +18,18 @@ from nnunetv2_deferral.review import server
 
 def options(folders, **changes):
     values = {"-i": folders.predictions, "-images": folders.images, "-ref": folders.references, "-o": folders.reviews}
+    values |= {"--port": free_port()}
     return [str(part) for name, value in (values | changes).items() if value is not None for part in (name, value)]
 
 
 def test_it_prints_a_link_for_everyone(tmp_path, monkeypatch, capsys):
-    folders, served = write_volumes(tmp_path), []
-    monkeypatch.setattr(server, "serve", lambda app, port: served.append(port))
-    main([*options(folders), "--port", "9123"])
+    folders, served, port = write_volumes(tmp_path), [], free_port()
+    monkeypatch.setattr(server, "serve", lambda app, listening: served.append(listening.getsockname()))
+    main(options(folders, **{"--port": port}))
     printed = capsys.readouterr().out
-    assert served == [9123]
+    assert served == [("127.0.0.1", port)]
     for name in ("coordinator", "ann", "bob"):
-        assert f"{name:11}  http://127.0.0.1:9123/#enter=" in printed
+        assert f"{name:11}  http://127.0.0.1:{port}/#enter=" in printed
     assert json.loads((folders.reviews / "review.json").read_text()) == {"cases": {}}
 
 
@@ -31,6 +38,69 @@ def fails(capsys, arguments, message):
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536, 70000, 10**30])
+def test_a_port_that_does_not_exist_is_refused_before_anything_is_printed(tmp_path, capsys, port):
+    folders = write_volumes(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(options(folders, **{"--port": port}))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert f"error: the port must be from 1 to 65535, got {port} (--port)" in printed.err
+    assert printed.out == ""
+    assert not folders.reviews.exists()
+
+
+def test_a_port_that_is_in_use_is_refused_before_anything_is_printed(tmp_path, capsys):
+    folders = write_volumes(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as stopped:
+            main(options(folders, **{"--port": port}))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert f"error: port {port} on 127.0.0.1 is in use by another program; choose another one (--port)" in printed.err
+    assert printed.out == ""
+
+
+def test_the_port_is_free_again_after_an_error(tmp_path, capsys):
+    folders, port = write_volumes(tmp_path), free_port()
+    (folders.images / "case_b_0000.nii.gz").unlink()
+    fails(capsys, options(folders, **{"--port": port}), "case_b_0000.nii.gz")
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_an_interruption_while_the_maps_are_read_shows_no_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "review", raising(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as stopped:
+        main(options(write_volumes(tmp_path)))
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
+def test_an_interruption_ends_the_server_without_a_traceback(tmp_path):
+    folders, port = write_volumes(tmp_path), free_port()
+    code = "import sys; from nnunetv2_deferral.commands.review import main; main(sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *options(folders, **{"--port": port})],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def answers():
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return connection.recv(100).startswith(b"HTTP")
+            return False
+
+        wait_for(answers, alive=lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate()
+    assert process.returncode == 0
+    assert "#enter=" in printed
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("name", ["-i", "-images", "-ref"])
@@ -92,7 +162,7 @@ def test_damaged_links_are_an_error_that_says_what_to_do_and_shows_no_secret(tmp
     hidden.mkdir(parents=True)
     (hidden / "access.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(SystemExit) as stopped:
-        main([*options(folders), "--port", str(free_port())])
+        main(options(folders))
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert "access.json is damaged; delete it to create new links" in printed.err
