@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
@@ -23,13 +24,14 @@ from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
-from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
 from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
+from nnunetv2_deferral.schema import Count, NonNegative, Text, read_validated_json
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 
@@ -155,6 +157,19 @@ def evaluate(
     }
 
 
+class _ReviewRecord(TypedDict):
+    regions: Count
+    voxels: Count
+    changed_voxels: Count
+    minutes: NonNegative
+
+
+class ReviewIndex(TypedDict):
+    """Types and ranges of what is read of a review.json: a record per case and expert; other keys are ignored."""
+
+    cases: dict[Text, dict[Text, _ReviewRecord]]
+
+
 def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
     """The experts' effort, if their answers were given on the review page.
 
@@ -168,22 +183,18 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
         `changed_voxels`, and the `minutes` worked; None if the folder has no review.json.
 
     Raises:
-        InputError: If review.json cannot be read.
+        InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
     """
     index = experts / REVIEW_NAME
     if not index.is_file():
         return None
-    content = read_json(index)
-    try:
-        records = content["cases"]
-        made = {name: [records[case][name] for case in cases if name in records.get(case, {})] for name in names}
-        keys = ("regions", "voxels", "changed_voxels", "minutes")
-        return {
-            name: {"cases": len(found)} | {key: sum(record[key] for record in found) for key in keys}
-            for name, found in made.items()
-        }
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{index} cannot be read: {error!r}") from error
+    records = read_validated_json(index, ReviewIndex)["cases"]
+    made = {name: [records[case][name] for case in cases if name in records.get(case, {})] for name in names}
+    keys = ("regions", "voxels", "changed_voxels", "minutes")
+    return {
+        name: {"cases": len(found)} | {key: sum(record[key] for record in found) for key in keys}
+        for name, found in made.items()
+    }
 
 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:

@@ -312,6 +312,10 @@ def test_without_a_review_nothing_is_said_of_one(folders):
     assert "Effort on the review page" not in report.read_text()
 
 
+def record(**changes):
+    return {"cases": {"x": {"ann": {"regions": 1, "voxels": 4, "changed_voxels": 1, "minutes": 0.5} | changes}}}
+
+
 class TestRefusals:
     def test_routing_probabilities_of_other_experts(self, folders, capsys):
         one_vs_all(folders)
@@ -323,6 +327,29 @@ class TestRefusals:
     def test_a_review_that_was_cut_short(self, folders, capsys):
         (folders.root / "experts" / "review.json").write_text('{"cases": {"x": ')
         assert "review.json cannot be read" in folders.refused(capsys)
+
+    @pytest.mark.parametrize(
+        ("content", "fault"),
+        [
+            ([], "the content must be an object, got []"),
+            ({}, "cases is missing"),
+            ({"cases": {"x": []}}, "cases.x must be an object"),
+            (
+                {"cases": {"x": {"ann": {"regions": 1, "voxels": 4, "changed_voxels": 1}}}},
+                "cases.x.ann.minutes is missing",
+            ),
+            (record(minutes="3"), "cases.x.ann.minutes must be"),
+            (record(minutes=-1), "cases.x.ann.minutes must be greater than or equal to 0, got -1"),
+            (record(minutes=float("nan")), "cases.x.ann.minutes must be a finite number, got nan"),
+            (record(minutes=True), "cases.x.ann.minutes must be"),
+            (record(voxels=1.5), "cases.x.ann.voxels must be an integer, got 1.5"),
+            (record(regions=-2), "cases.x.ann.regions must be greater than or equal to 0, got -2"),
+            (record(changed_voxels=None), "cases.x.ann.changed_voxels must be an integer, got None"),
+        ],
+    )
+    def test_a_review_with_other_types_or_ranges(self, folders, capsys, content, fault):
+        (folders.root / "experts" / "review.json").write_text(json.dumps(content))
+        assert f"review.json: {fault}" in folders.refused(capsys)
 
     def test_predictions_of_a_stock_model(self, folders, capsys):
         maps.index_file(folders.root / "out").unlink()
