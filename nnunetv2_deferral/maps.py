@@ -135,7 +135,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def full_scale(file_ending: str, shape: Sequence[int]) -> int | None:
     """The integer that represents probability 1 in a map of this shape, or None if the format stores floats."""
-    return _FULL_SCALE.get(file_ending) if shape[0] == 1 else None
+    # nnU-Net looks endings up in lower case too.
+    return _FULL_SCALE.get(file_ending.lower()) if shape[0] == 1 else None
 
 
 def check_folder(folder: Path, model: ModelIdentity) -> None:

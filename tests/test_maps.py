@@ -71,6 +71,18 @@ def test_in_png_the_probability_is_an_integer_of_16_bits(tmp_path):
     assert np.array_equal(io.imread(maps.expert_file(tmp_path, "case", ".png")), np.maximum(route[0], 1))
 
 
+@pytest.mark.parametrize(
+    ("ending", "scale"), [(".PNG", 65535), (".Png", 65535), (".TIF", 65535), (".BMP", 255), (".bmp", 255)]
+)
+def test_endings_in_upper_case_have_integers_too(tmp_path, ending, scale):
+    route, probability = make_maps((1, 7, 9))
+    write(tmp_path, "case", ending, route, probability, NaturalImage2DIO(), {"spacing": (999, 1, 1)})
+    written = io.imread(maps.probability_file(tmp_path, "case", ending))
+    assert written.dtype == np.min_scalar_type(scale)
+    assert np.abs(written / scale - probability[0]).max() <= 0.5 / scale + 1e-6
+    assert np.array_equal(io.imread(maps.route_file(tmp_path, "case", ending)), route[0])
+
+
 def test_a_stack_of_tif_images_keeps_its_floats_and_the_file_with_its_spacing(tmp_path):
     route, probability = make_maps((3, 7, 9))
     write(tmp_path, "case", ".tif", route, probability, Tiff3DIO(), {"spacing": (2.0, 1.0, 1.0)})
