@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field, Strict
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral.dataset import same_cases
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.worklist.items import JSON_NAME, mask_name
+
+_FromOne = Annotated[int, Strict(), Field(ge=1, lt=2**63)]
+
+
+class _Row(TypedDict):
+    case: Text
+    expert: Text
+    label: _FromOne
+    rank: _FromOne
+    voxels: _FromOne
+
+
+class WorklistJson(TypedDict):
+    """Types and ranges of what is read of a worklist.json; other keys are ignored."""
+
+    model: dict[Text, Any]
+    regions: list[_Row]
 
 
 class Listed(NamedTuple):
@@ -50,15 +69,11 @@ class Worklist:
         if not file.is_file():
             raise InputError(f"{folder} is not a worklist: {file} does not exist")
         rows: dict[tuple[str, str], list[Listed]] = {}
-        content = read_json(file)
-        try:
-            model = dict(content["model"])
-            for row in content["regions"]:
-                listed = Listed(*(int(row[key]) for key in Listed._fields))
-                rows.setdefault((str(row["case"]), str(row["expert"])), []).append(listed)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error!r}") from error
-        _check_model(file, model, predictions)
+        content = read_validated_json(file, WorklistJson)
+        for row in content["regions"]:
+            listed = Listed(*(row[key] for key in Listed._fields))
+            rows.setdefault((row["case"], row["expert"]), []).append(listed)
+        _check_model(file, content["model"], predictions)
         same_cases(
             f"{file} lists cases that are not in {predictions.folder}", [of for of, _ in rows], predictions.cases
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
@@ -20,8 +21,14 @@ from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
+from nnunetv2_deferral.schema import Text, validate
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, WorkItem, WorkTime
+
+
+class _Files(TypedDict):
+    files: list[Text]
+
 
 CSV_NAME, PICTURES = "worklist.csv", "pictures"
 ROWS_SHOWN = 10
@@ -222,10 +229,8 @@ def _replaced(output: Path, *, overwrite: bool) -> list[str]:
     if not old.is_file():
         return []
     content = read_json(old)
-    try:
-        files = [Path(file) for file in content["files"]]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{old} is not a valid worklist and is not replaced: {error!r}") from error
+    validate(content, _Files, f"{old} is not a valid worklist and is not replaced")
+    files = [Path(file) for file in content["files"]]
     return [str(file) for file in files if file.parts[0] in (PICTURES, MASKS) and ".." not in file.parts]
 
 

@@ -333,7 +333,8 @@ class TestRefusals:
         [
             ("{", "cannot be read"),
             ("{}", "is not a valid worklist and is not replaced"),
-            ('{"files": [3]}', "is not a valid worklist and is not replaced"),
+            ('{"files": [3]}', "is not a valid worklist and is not replaced: files.0. must be a string, got 3"),
+            ('{"files": "masks/x.nii.gz"}', "is not a valid worklist and is not replaced: files must be a list"),
         ],
     )
     def test_nor_is_a_json_of_something_else(self, tmp_path, content, fault):

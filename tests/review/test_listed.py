@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from small_review import write_pictures, write_volumes
+from small_review import free_port, write_pictures, write_volumes
 
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.review import main
@@ -214,6 +214,7 @@ def test_pictures_have_worklists_too(tmp_path, serve):
 
 def options(folders, worklist=None):
     named = {"-i": folders.predictions, "-images": folders.images, "-o": folders.reviews, "-worklist": worklist}
+    named |= {"--port": free_port()}
     return [str(part) for name, value in named.items() if value is not None for part in (name, value)]
 
 
@@ -248,12 +249,22 @@ def test_what_is_no_worklist_is_named(folders, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"model": {}}', '{"model": {}, "regions": [{}]}', '{"model": {}, "regions": 1}']
+    ("content", "fault"),
+    [
+        ("", " cannot be read"),
+        ("{", " cannot be read"),
+        ("[]", ": the content must be an object"),
+        ("{}", ": model is missing; regions is missing"),
+        ('{"model": {}}', ": regions is missing"),
+        ('{"model": {}, "regions": [{}]}', ": regions[0].case is missing"),
+        ('{"model": {}, "regions": 1}', ": regions must be a list, got 1"),
+        ('{"model": "T", "regions": []}', ": model must be an object, got 'T'"),
+    ],
 )
-def test_a_damaged_worklist_is_named(folders, capsys, content):
+def test_a_damaged_worklist_is_named(folders, capsys, content, fault):
     worklist, _ = write_list(folders)
     (worklist / "worklist.json").write_text(content)
-    fails(capsys, options(folders, worklist), f"{worklist / 'worklist.json'} cannot be read")
+    fails(capsys, options(folders, worklist), f"{worklist / 'worklist.json'}{fault}")
     assert not folders.reviews.exists()
 
 
@@ -266,7 +277,13 @@ def test_a_damaged_worklist_is_named(folders, capsys, content):
         (lambda content: content["regions"][0].update(case="case_z"), "(1): case_z"),
         (lambda content: content["regions"][0].update(expert="cat"), "lists unknown experts (1): cat"),
         (lambda content: content["regions"][0].update(label=7), "does not number the regions of"),
-        (lambda content: content["regions"][0].update(rank="x"), "cannot be read"),
+        (lambda content: content["regions"][0].update(rank="x"), "regions[0].rank must be an integer, got 'x'"),
+        (lambda content: content["regions"][0].update(rank=0), "regions[0].rank must be greater than or equal to 1"),
+        (lambda content: content["regions"][0].update(label="1"), "regions[0].label must be an integer, got '1'"),
+        (lambda content: content["regions"][0].update(voxels=1.5), "regions[0].voxels must be an integer, got 1.5"),
+        (lambda content: content["regions"][0].update(voxels=True), "regions[0].voxels must be an integer, got True"),
+        (lambda content: content["regions"][0].update(voxels=10**30), "regions[0].voxels must be less than"),
+        (lambda content: content["regions"][0].update(expert=None), "regions[0].expert must be a string, got None"),
         (lambda content: content["regions"].append(content["regions"][0]), "does not number the regions of"),
     ],
 )  # fmt: skip
@@ -338,7 +355,7 @@ def test_answers_may_not_lie_in_the_worklist(folders, capsys):
 def start(monkeypatch):
     """The command, up to where it would serve."""
     ports = []
-    monkeypatch.setattr(server, "serve", lambda app, port: ports.append(port))
+    monkeypatch.setattr(server, "serve", lambda app, listening: ports.append(listening))
 
     def command(folders, worklist=None):
         main(options(folders, worklist))
