@@ -29,7 +29,7 @@ from nnunetv2_deferral.benchmark.verification import verify, verify_begun
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
-from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
 from nnunetv2_deferral.report.benchmark_tables import markdown, write_tables
 
@@ -95,7 +95,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         InputError: For invalid input and for methods that cannot be compared.
         TrainingError: If an nnU-Net command failed.
     """
-    experiment = Experiment.find(given.d, given.c, given.f)
+    experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))
     studies = studies_of(given, experiment)
     if given.frozen and not studies:
         raise InputError(
@@ -185,7 +185,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-d", metavar="DATASET", required=True, help="dataset id or name")
     add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
-    add("-f", metavar="FOLD", type=int, nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
+    add("-f", metavar="FOLD", nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
     add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default if a table is given: nnUNetTrainer")
     add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all trainers. Default: %(default)s")
     words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"

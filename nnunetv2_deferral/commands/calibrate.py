@@ -18,7 +18,7 @@ from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
-from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 
 COMMAND = "nnUNetv2_deferral_calibrate"
 
@@ -60,7 +60,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-d", required=True, metavar="DATASET", help="dataset id or name")
     add("-c", required=True, metavar="CONFIGURATION", help="configuration")
-    add("-f", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
+    add("-f", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
     add("-tr", required=True, metavar="TRAINER", help="trainer")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
     add("-experts", metavar="SET", help="set of simulated experts. Default: those used in training")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
         if given.thresholds_only and not limits:
             raise InputError("--thresholds_only needs -budgets or -capacities")
-        experiment = Experiment.find(given.d, given.c, given.f)
+        experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))
         method = Method(trainer=given.tr, plans=given.p)
         names = [case for found in experiment.cases().values() for case in found]
         groups = None if given.groups is None else read_groups(given.groups, names)

@@ -139,6 +139,23 @@ class Experiment:
         return cases
 
 
+def fold_numbers(words: Sequence[str | int]) -> list[int]:
+    """The folds of an option `-f`.
+
+    Raises:
+        InputError: If one is "all", which has no validation cases of its own, or not a number.
+    """
+    if "all" in words:
+        raise InputError(
+            'fold "all" has no validation of its own: its network is trained on all cases. Give numbers of folds (-f '
+            "0 1 2 3 4), which are validated on cases that they were not trained on"
+        )
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise InputError(f"folds (-f) must be numbers, got {' '.join(map(str, words))}") from error
+
+
 def full_dataset_name(dataset: str | int) -> str:
     """The full name, `DatasetXXX_Name`, of a dataset given by id or name.
 

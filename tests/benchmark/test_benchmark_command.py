@@ -174,6 +174,11 @@ def test_raters_are_read_from_the_raw_dataset(workplace):
     assert deferral["scores"]["system"]["1"]["Dice"]["estimate"] > 0.9
 
 
+def test_fold_all_has_no_validation_to_compare(workplace, capsys):
+    text = refused([*workplace.arguments, "-f", "all", "-tr", DEFERRAL.trainer], capsys)
+    assert 'fold "all" has no validation of its own' in text
+
+
 def test_missing_raters_are_named(workplace, capsys):
     workplace.write_model(DEFERRAL, route=ask_where_wrong, experts=["ann"])
     text = refused([*workplace.arguments, "-tr", DEFERRAL.trainer], capsys)

@@ -531,6 +531,13 @@ class TestRefusals:
         assert "splits_final.json has 2 folds, but not fold 2" in workplace.refused(capsys, folds=(0, 1, 2))
         assert "distinct numbers >= 0, got [0, 0]" in workplace.refused(capsys, folds=(0, 0))
 
+    @pytest.mark.parametrize("folds", [("all",), (0, "all")])
+    def test_fold_all_has_no_validation_of_its_own(self, workplace, capsys, folds):
+        assert 'fold "all" has no validation of its own' in workplace.refused(capsys, folds=folds)
+
+    def test_a_fold_that_is_not_a_number(self, workplace, capsys):
+        assert "folds (-f) must be numbers, got 0 one" in workplace.refused(capsys, folds=(0, "one"))
+
     def test_a_single_case(self, workplace, capsys):
         validate_one_case(workplace)
         said = workplace.refused(capsys, folds=(0,))
