@@ -14,7 +14,7 @@ from nnunetv2_deferral.calibration.fitting import calibrate, write_calibration
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not budgets and capacities is not None:
             budgets = [None]
         limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
+        if 1 in budgets:
+            warn_of_full_budget()
         if given.thresholds_only and not limits:
             raise InputError("--thresholds_only needs -budgets or -capacities")
         experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))

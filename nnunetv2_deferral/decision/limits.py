@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from nnunetv2_deferral.errors import InputError
@@ -124,6 +126,14 @@ def check_budget(budget: float, named: str = "a budget") -> float:
     if not 0 <= budget <= 1:
         raise InputError(f"{named} must be a share of the voxels in [0, 1], got {budget}")
     return budget
+
+
+@cache
+def warn_of_full_budget() -> None:
+    """Warn, once in a process, that a budget of 1 limits nothing; a percentage was probably meant."""
+    logging.getLogger(__name__).warning(
+        "a budget of 1 is a share of 100 % and allows every voxel to be deferred; for 1 % give 0.01"
+    )
 
 
 def _most(capacities: Sequence[float | None] | None) -> float:

@@ -18,7 +18,13 @@ from nnunetv2_deferral.channels import DeferralOutput
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import Decision, decide
-from nnunetv2_deferral.decision.limits import DATASET, ENVIRONMENT_CAPACITIES, Limits, limits_of_environment
+from nnunetv2_deferral.decision.limits import (
+    DATASET,
+    ENVIRONMENT_CAPACITIES,
+    Limits,
+    limits_of_environment,
+    warn_of_full_budget,
+)
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
@@ -141,7 +147,7 @@ def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
 
 
 def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = None) -> None:
-    """Refuse limits that a prediction cannot meet.
+    """Refuse limits that a prediction cannot meet, and warn of a budget of 1, which limits nothing.
 
     Args:
         plans_manager: The model's plans.
@@ -153,6 +159,8 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
     """
     if limits is None:
         limits = effective_limits(plans_manager)
+    if limits.budget == 1:
+        warn_of_full_budget()
     check_capacities(limits.capacities, plans_manager.settings.num_experts, named="limits")
     if limits.over == DATASET:
         if plans_manager.calibration is None:

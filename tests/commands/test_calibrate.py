@@ -20,7 +20,7 @@ from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.settings import resolve_settings
@@ -397,6 +397,11 @@ class TestThresholds:
         calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.02)
         deferred = workplace.pooled(Limits(budget=0.02, over="dataset"), calibration).sum()
         assert 0.02 * NUM_VOXELS - 1 <= deferred <= 0.02 * NUM_VOXELS
+
+    def test_a_budget_of_one_is_warned_of(self, workplace, caplog):
+        warn_of_full_budget.cache_clear()
+        workplace.calibrate("--thresholds_only", "-budgets", 0.01, 1)
+        assert "a budget of 1 is a share of 100 %" in caplog.text
 
     def test_can_be_fitted_on_a_single_case(self, workplace):
         split = [{"train": CASES[1:], "val": CASES[:1]}]

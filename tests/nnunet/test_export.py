@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from small_predictor import small_predictor
 
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.limits import ENVIRONMENT, Limits, warn_of_full_budget
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
+from nnunetv2_deferral.nnunet.export import check_limits
 from nnunetv2_deferral.routing import SoftmaxRule
 
 RESAMPLING = {
@@ -118,3 +120,14 @@ def test_a_budget_is_a_share_of_the_whole_image(budget):
     assert deferred.sum() == min(int(budget * 120), np.count_nonzero(gain))
     assert np.array_equal(route[deferred], expert[deferred])
     assert gain[deferred].min(initial=1) >= gain[~deferred].max(initial=0) or budget == 0.3
+
+
+@pytest.mark.parametrize(("budget", "warned"), [("1", True), ("1.0", True), ("0.01", False), ("0.999", False)])
+def test_a_budget_of_one_is_warned_of_once(monkeypatch, caplog, budget, warned):
+    warn_of_full_budget.cache_clear()
+    monkeypatch.setenv(ENVIRONMENT, budget)
+    plans = small_predictor().plans_manager
+    for _ in range(2):
+        check_limits(plans)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert caplog.text.count("for 1 % give 0.01") == warned
