@@ -75,6 +75,8 @@ class DeferralTrainer(nnUNetTrainer):
     settings_overrides: ClassVar[Mapping[str, Any]] = {}
     frozen: ClassVar[bool] = False
 
+    inference_allowed_mirroring_axes: tuple[int, ...] | None  # nnU-Net's
+
     def __init__(
         self,
         plans: dict[str, Any],
