@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -354,11 +356,79 @@ class TestRefusals:
         make(tmp_path, images=None, overwrite=True)
         assert outside.is_file()
 
+    @pytest.mark.parametrize("name", ["", "masks", "/", "pictures"])
+    def test_a_worklist_that_names_no_files_removes_nothing(self, tmp_path, name):
+        write_input(tmp_path)
+        make(tmp_path, images=None)
+        listing = tmp_path / "out" / "worklist.json"
+        content = json.loads(listing.read_text()) | {"files": [name]}
+        listing.write_text(json.dumps(content))
+        self.refused(tmp_path, "out has files that do not belong to a worklist", images=None, overwrite=True)
+
     def test_a_failure_on_the_way_leaves_the_old_list_as_it_was(self, tmp_path):
         write_input(tmp_path)
         make(tmp_path, images=None)
         (tmp_path / "images" / "y_0000.nii.gz").write_bytes(b"no image")
         self.refused(tmp_path, "cannot be read", overwrite=True, max_regions=5)
+
+
+class KilledError(BaseException):
+    """Ends a process where no handler of exceptions does anything about it."""
+
+
+class TestKilled:
+    """A process that is killed while it publishes a list leaves nothing that cannot be replaced."""
+
+    def kill_at(self, monkeypatch, step, action):
+        """Let `step` files be moved or deleted, and no more; gives whether the process came that far."""
+        done = []
+
+        def counted(genuine):
+            def act(*how, **options):
+                if len(done) == step:
+                    raise KilledError
+                done.append(how)
+                return genuine(*how, **options)
+
+            return act
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink"):
+                patch.setattr(Path, name, counted(getattr(Path, name)))
+            try:
+                action()
+            except KilledError:
+                return True
+        return False
+
+    @pytest.mark.parametrize("replaces", [False, True])
+    def test_at_any_step_it_can_be_replaced_and_other_files_stay(self, tmp_path, monkeypatch, replaces):
+        write_input(tmp_path)
+        out, wanted = tmp_path / "out", make(tmp_path, images=None, max_regions=4)
+        complete = set(state_of(out))
+        step = 0
+        while True:
+            shutil.rmtree(out)
+            if replaces:
+                make(tmp_path, images=None)
+            (out / "masks").mkdir(parents=True, exist_ok=True)
+            (out / "masks" / "notes.txt").write_text("mine")
+            if not self.kill_at(monkeypatch, step, lambda: make(tmp_path, images=None, max_regions=4, overwrite=True)):
+                break
+            listing = out / "worklist.json"
+            if listing.is_file():  # the old list or the new one, with all its files
+                assert all((out / name).is_file() for name in json.loads(listing.read_text())["files"])
+            assert make(tmp_path, images=None, max_regions=4, overwrite=True)["files"] == wanted["files"]
+            assert set(state_of(out)) == {*complete, Path("masks/notes.txt")}
+            step += 1
+        assert step > len(wanted["files"]) + 3
+
+    def test_without_being_told_to_it_is_not_replaced(self, tmp_path, monkeypatch):
+        write_input(tmp_path)
+        assert self.kill_at(monkeypatch, 3, lambda: make(tmp_path, images=None))
+        with pytest.raises(ValueError, match=r"out has a worklist that was not written completely; replace it"):
+            make(tmp_path, images=None)
+        make(tmp_path, images=None, overwrite=True)
 
 
 class TestCommand:
