@@ -6,17 +6,27 @@ survive a killed process, a power failure and a full disk, at the cost of waitin
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
+import platform
+import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.errors import InputError, refusals_named
+
+fcntl: Any = None
+with suppress(ImportError):  # Windows does not have it
+    fcntl = importlib.import_module("fcntl")
+
+_cleared: set[Path] = set()
 
 
 @contextmanager
@@ -30,9 +40,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """
     with refusals_named(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=folder) as scratch:
-            yield Path(scratch)
-            for file in sorted(Path(scratch).iterdir()):
+        with _scratch_folder(folder) as scratch:
+            yield scratch
+            for file in sorted(scratch.iterdir()):
                 file.replace(folder / file.name)
 
 
@@ -92,10 +102,10 @@ def write_durably(
         OSError: If the disk is full or fails; then nothing has changed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=file.parent) as scratch:
-        written = Path(scratch) / file.name
+    with _scratch_folder(file.parent) as scratch:
+        written = scratch / file.name
         fill(written)
-        companions = [other for other in sorted(Path(scratch).iterdir()) if other != written]
+        companions = [other for other in sorted(scratch.iterdir()) if other != written]
         for each in (*companions, written):
             if private:
                 each.chmod(0o600)
@@ -170,6 +180,49 @@ class AppendOnlyLog:
                     raise InputError(
                         f"{self.file}, line {number} is damaged: {error}. Restore a backup or remove the line"
                     ) from error
+
+
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside `folder`, deleted at the end; those of processes that were killed are deleted, too.
+
+    Its owner holds a lock on it, which the operating system releases when the process ends, however it ends: a scratch
+    folder whose lock is free belongs to nobody. On a shared file system locks may be known to one machine only, so that
+    each machine deletes its own only, which have its name. Where folders cannot be locked, none are deleted.
+    """
+    prefix = f".unfinished_{re.sub('[^A-Za-z0-9]', '-', platform.node())}_"
+    if folder not in _cleared:  # once per process, because folders may hold thousands of files
+        _cleared.add(folder)
+        for left in folder.glob(f"{prefix}????????"):
+            with _lock(left) as locked:
+                if locked:
+                    shutil.rmtree(left, ignore_errors=True)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as name, _lock(Path(name)) as locked:
+            # Another process may have found the new folder before it was locked, and is deleting it.
+            if locked is not False and Path(name).is_dir():
+                yield Path(name)
+                return
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool | None]:
+    """Try to lock a folder; gives whether that worked, or None if folders cannot be locked here."""
+    locked: bool | None = None
+    if fcntl is None:
+        yield locked
+        return
+    with ExitStack() as stack:
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except (BlockingIOError, FileNotFoundError):  # another process has locked it or deleted it
+            locked = False
+        except OSError:
+            locked = None
+        yield locked
 
 
 def _sync_folder(folder: Path) -> None:
