@@ -105,7 +105,7 @@ def test_what_cannot_be_predicted_is_refused(
         predict_array(predictor, image[0, 0], properties)
     with pytest.raises(InputError, match='"spacing" of three axes, got None'):
         predict_array(predictor, image, {})
-    with pytest.raises(InputError, match="needs thresholds"):
+    with pytest.raises(InputError, match="requires thresholds fitted on validation cases"):
         predict_array(predictor, image, properties, limits=Limits(budget=0.1, over="dataset"))
     with pytest.raises(InputError, match="each of 3 experts"):
         predict_array(predictor, image, properties, limits=Limits(capacities=(0.1,)))

@@ -38,7 +38,7 @@ class TestPlans:
             ("nnUNetTrainerDeferral3Experts", {"lambda_balance": -1}, ["lambda_balance", "-1"]),
             ("nnUNetTrainerDeferral3Experts", {"warmup": 1.5}, ["warmup", "1.5"]),
             ("nnUNetTrainerDeferral3Experts", {"segmentation_loss": "dice"}, ["segmentation_loss", "'dice'", "nnunet"]),
-            ("nnUNetTrainerDeferral5Experts", {"experts": "standard"}, ["'standard'", "5 experts"]),
+            ("nnUNetTrainerDeferral5Experts", {"experts": "standard"}, ["'standard'", "not for 5"]),
         ],
     )  # fmt: skip
     def test_a_block_that_means_nothing(
@@ -86,7 +86,7 @@ class TestNames:
             ("nnUNetTrainerDeferral1Experts", ["1Experts", "nnUNetTrainerDeferral1Expert,"]),
             ("nnUNetTrainerDeferral3Experts_noLd", ["_noLd", "_noLB"]),
             ("nnUNetTrainerDeferral3Experts_7epochs", ["_7epochs", "_5epochs"]),
-            ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", ["contradict"]),
+            ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", ["conflict"]),
             ("nnUNetTrainerDeferral3Experts_noSC_noSC", ["repeat"]),
         ],
     )
