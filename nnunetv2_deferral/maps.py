@@ -31,12 +31,11 @@ from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.experts import experts_from_json, names_of
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels
 from nnunetv2_deferral.names import check_expert_names
-from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json, validate
-from nnunetv2_deferral.settings import DeferralSettings, SettingsBlock, resolve_settings
+from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
+from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
 # The integer that represents probability 1, in the formats of nnU-Net's reader for natural images.
@@ -119,11 +118,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     file = index_file(folder)
     content: dict[str, Any] = read_validated_json(file, Index)
     experts = check_expert_names(content["model"]["experts"], f"{file}: model.experts")
-    validate(content["settings"], SettingsBlock, f"{file}: settings")
     try:
-        lists = {"settings.experts": names_of(experts_from_json(content["settings"].get("experts", ())))}
+        lists = {"settings.experts": resolve_settings(content["settings"]).expert_names}
     except InputError as error:
-        raise InputError(f"{file}: settings.experts: {error}") from error
+        raise InputError(f"{file}: settings: {error}") from error
     lists |= {f"cases.{name}.share": tuple(case["share"]) for name, case in content["cases"].items()}
     for key, names in lists.items():
         if sorted(names) != sorted(experts) or (key == "settings.experts" and names != experts):
