@@ -117,7 +117,7 @@ class ExpertMasks:
         Returns:
             One phrase per file, which starts with its path.
         """
-        spelled = {_spelling(case): case for case in cases}
+        known, spelled = set(cases), {_spelling(case): case for case in cases}
         found = []
         for expert in self.experts:
             folder = self.folder / expert
@@ -132,7 +132,7 @@ class ExpertMasks:
                 case = file.name.removesuffix(self.file_ending)
                 if case == file.name:
                     found.append(f"{file} (not {self.file_ending})")
-                elif case not in cases and _spelling(case) in spelled:
+                elif case not in known and _spelling(case) in spelled:
                     found.append(f"{file} (not spelled {spelled[_spelling(case)]})")
         return found
 

@@ -15,11 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.schema import Text, read_validated_json
 
 COMMAND = "nnUNetv2_deferral_fuse"
 REPORT_NAME = "fusion.json"
@@ -96,7 +97,7 @@ def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *,
     if output.resolve() in [each.resolve() for each in read_from]:
         raise InputError(f"the fused masks would overwrite their own inputs in {output}; choose another folder (-o)")
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
-    unfinished = read_json(output / UNFINISHED) if (output / UNFINISHED).is_file() else []
+    unfinished = read_validated_json(output / UNFINISHED, list[Text]) if (output / UNFINISHED).is_file() else []
     if not set(existing) <= set(unfinished) and not overwrite:
         raise InputError(
             f"{output} already has masks of {len(existing)} of these cases, the first being {existing[0]}; choose "

@@ -129,7 +129,7 @@ def preprocess_raters(
     folder = experts_folder(preprocessed)
     cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
     if masks is None:
-        index, labelled = (_read_index(folder, declared, part) for part in ("cases", "labelled"))
+        index, labelled = _read_index(folder, declared)
         missing = [case for case in cases if case not in index or case not in labelled]
         if missing:
             raise InputError(
@@ -145,7 +145,7 @@ def preprocess_raters(
     with FileLock(folder / ".lock"):
         stale = _stale(folder, states, declared)  # another process may have preprocessed some in the meantime
         job = _Job(masks=masks, preprocessed=preprocessed, plans=dict(plans_manager.plans), configuration=configuration)
-        labelled = _read_index(folder, declared, "labelled")
+        _, labelled = _read_index(folder, declared)
         with written_whole(folder) as scratch:
             found = _run(job, stale, scratch, num_processes)
             faults = [*general, *(fault for each in found.values() for fault in each.faults)]
@@ -223,16 +223,18 @@ class _Stacked:
         return np.concatenate((self._segmentation[space], experts), dtype=np.int16, casting="unsafe")[where[0]]
 
 
-def _read_index(folder: Path, declared: Sequence[str], part: str) -> dict[str, Any]:
-    """By case, the states of the source files or the numbers of labelled voxels; empty if they are of other raters."""
+def _read_index(folder: Path, declared: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By case, the states of the source files and the numbers of labelled voxels; empty if they are of other raters."""
     file = folder / _INDEX
     content = read_json(file) if file.is_file() else {}
-    return dict(content.get(part, {})) if content.get("experts") == list(declared) else {}
+    if content.get("experts") != list(declared):
+        return {}, {}
+    return content.get("cases", {}), content.get("labelled", {})
 
 
 def _stale(folder: Path, states: Mapping[str, Any], declared: Sequence[str]) -> list[str]:
     """The cases whose masks are not preprocessed or whose source files have changed."""
-    index, labelled = (_read_index(folder, declared, part) for part in ("cases", "labelled"))
+    index, labelled = _read_index(folder, declared)
     return [
         case
         for case in states

@@ -14,13 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings
 
 NAME = "deferral_raters.json"
 # Fewer labelled cases than either are reported in the log.
 _FEW_CASES, _FEW_SHARE = 5, 0.1
+
+
+class _Labels(TypedDict):
+    without_labels: list[Text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +105,12 @@ def raters_without_labels(fold: Path) -> tuple[str, ...]:
 
     Args:
         fold: The folder of the fold.
+
+    Raises:
+        InputError: If the file cannot be read or does not name them.
     """
     file = fold / NAME
-    return tuple(read_json(file)["without_labels"]) if file.is_file() else ()
+    return tuple(read_validated_json(file, _Labels)["without_labels"]) if file.is_file() else ()
 
 
 def without_raters(settings: DeferralSettings, raters: Collection[str], *, why: str) -> DeferralSettings:

@@ -398,7 +398,7 @@ class DeferralTrainer(nnUNetTrainer):
 
     def _count_labels(self) -> RaterLabels:
         """Count the raters' labels in the training cases, log them, and leave out raters without any."""
-        planned = [name for name in self.settings.unavailable if name not in self._left_out]
+        planned = self._planned_unavailable()
         labels = RaterLabels.count(
             labelled_voxels(Path(self.preprocessed_dataset_folder)),
             raters=[rater for rater in self.settings.raters if rater not in planned],
@@ -420,7 +420,7 @@ class DeferralTrainer(nnUNetTrainer):
         Raises:
             InputError: If no expert is available then.
         """
-        planned = tuple(name for name in self.settings.unavailable if name not in self._left_out)
+        planned = self._planned_unavailable()
         settings = without_raters(replace(self.settings, unavailable=planned), raters, why=why)
         if settings == self.settings:
             return
@@ -431,6 +431,10 @@ class DeferralTrainer(nnUNetTrainer):
         if self.was_initialized:
             self.loss = self._build_loss()
             self._head().set_available(self.settings.available)
+
+    def _planned_unavailable(self) -> tuple[str, ...]:
+        """Those who are unavailable in the plans, without the raters left out by this training."""
+        return tuple(name for name in self.settings.unavailable if name not in self._left_out)
 
     def _finish_plans(self, plans_file: Path, added: dict[str, Any], labels: RaterLabels | None) -> None:
         """Add to the plans that nnU-Net has written to the model folder what other folds of the model require."""
