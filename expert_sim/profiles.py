@@ -6,8 +6,8 @@ named sets are those of the DeferredSeg paper (Tables 2, D.9 and E.11).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -178,3 +178,14 @@ def expert_set(name: str, num_experts: int) -> tuple[ExpertProfile, ...]:
 def default_expert_set(num_experts: int) -> str:
     """The default set: `"standard"` for up to 3 experts, `"scalability"` for more."""
     return "standard" if num_experts <= 3 else "scalability"
+
+
+def with_error_model(profiles: Sequence[ExpertProfile], error_model: str | None) -> tuple[ExpertProfile, ...]:
+    """The profiles with the same error model; None for those that they have.
+
+    Raises:
+        InputError: If the error model is unknown.
+    """
+    if error_model is None:
+        return tuple(profiles)
+    return tuple(replace(profile, error_model=error_model) for profile in profiles)

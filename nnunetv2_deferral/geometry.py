@@ -100,16 +100,33 @@ def orientation_of(properties: Mapping[str, Any], shape: Sequence[int]) -> Orien
 
 
 def displacement_voxels(first: Orientation, second: Orientation, shape: Sequence[int]) -> float:
-    """The largest distance between corresponding corners of two volumes, in the smallest voxel edge of the second.
+    """:func:`corner_displacement` of two volumes in the browser's orientation.
 
     Args:
         first: One orientation.
         second: The other.
         shape: The shape (Z, Y, X) of both in the browser's orientation.
     """
-    corners = np.array([[x, y, z, 1] for x in (0, shape[2] - 1) for y in (0, shape[1] - 1) for z in (0, shape[0] - 1)])
-    apart = np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max()
-    return float(apart / min(second.spacing_mm))
+    return corner_displacement(
+        (first.affine[:3, :3], first.affine[:3, 3]), (second.affine[:3, :3], second.affine[:3, 3]), shape[::-1]
+    )
+
+
+def corner_displacement(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], size: Sequence[int]
+) -> float:
+    """The largest distance between corresponding corner voxels of two volumes, in voxel edges of the second.
+
+    The edge is its smallest.
+
+    Args:
+        first: Steps along the axes x, y, z as the columns of a matrix (3, 3), and the position (3,) of voxel 0.
+        second: The same of the other volume.
+        size: The size of both along x, y, z.
+    """
+    corners = np.array(list(product(*((0, length - 1) for length in size))))
+    apart = np.linalg.norm(corners @ (first[0] - second[0]).T + (first[1] - second[1]), axis=1).max()
+    return float(apart / np.linalg.norm(second[0], axis=0).min())
 
 
 def _axis_vectors_mm(properties: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -151,10 +168,9 @@ def geometry_differences(properties: Mapping[str, Any], expected: Mapping[str, A
     both = [name for name in ours if name in theirs]
     if both == ["spacing"]:
         properties, expected = ours, theirs
-    (our_steps, our_origin, _), (their_steps, their_origin, _) = map(_axis_vectors_mm, (properties, expected))
-    corners = np.array(list(product(*((0, size - 1) for size in tuple(shape)[::-1]))))
-    apart = np.linalg.norm(corners @ (our_steps - their_steps).T + (our_origin - their_origin), axis=1).max()
-    displacement = apart / np.linalg.norm(their_steps, axis=0).min()
+    displacement = corner_displacement(
+        _axis_vectors_mm(properties)[:2], _axis_vectors_mm(expected)[:2], tuple(shape)[::-1]
+    )
     if displacement <= MAX_DISPLACEMENT_VOXELS:  # false for NaN
         return []
     phrases = [f"{name} {_text(ours[name])} instead of {_text(theirs[name])}" for name in both]

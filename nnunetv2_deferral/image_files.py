@@ -155,17 +155,35 @@ def check_file(file: Path, *, finite: bool = False) -> None:
             fault = _nifti_fault(file, finite)
         else:
             fault = next((check(file) for ending, check in _CHECKS.items() if name.endswith(ending)), "")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} cannot be read; is it complete? ({_reason(error)})") from error
+    except (OSError, EOFError, RuntimeError, zlib.error) as error:  # a RuntimeError is ITK's
+        raise InputError(f"{file} cannot be read; is it complete? ({reason_of(error)})") from error
     if fault:
         raise InputError(f"{file} {fault}")
+
+
+def itk_header(file: Path) -> sitk.ImageFileReader:
+    """The header of an image file, without its voxels.
+
+    Raises:
+        RuntimeError: If ITK cannot read it, see :func:`reason_of`.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader
+
+
+def reason_of(error: Exception) -> str:
+    """The line of an error that gives its cause, without the places in ITK's own source that precede it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, RuntimeError) else lines[0])[:200] if lines else type(error).__name__
 
 
 def _read(file: Path, read: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         return read()
     except Exception as error:  # readers fail in their own ways on a file that is cut short or of another kind
-        raise InputError(f"{file} cannot be read; is it complete? ({_reason(error)})") from error
+        raise InputError(f"{file} cannot be read; is it complete? ({reason_of(error)})") from error
 
 
 def _nifti_fault(file: Path, finite: bool) -> str:
@@ -177,7 +195,7 @@ def _nifti_fault(file: Path, finite: bool) -> str:
         except Exception as error:  # nibabel's own kinds of error, and numpy's for impossible sizes
             if isinstance(error, OSError | EOFError | zlib.error):
                 raise
-            return f"is not a NIfTI file: {_reason(error)}"
+            return f"is not a NIfTI file: {reason_of(error)}"
         if header is None or not 0 <= offset < _MAX_HEADER_BYTES:
             return "is not a NIfTI file that contains its own data"
         dtype = header.get_data_dtype()
@@ -229,7 +247,7 @@ def _gipl_fault(file: Path) -> str:
         header = stream.read(_GIPL_HEADER_BYTES)
     if header[-4:] not in _GIPL_MAGIC:
         return "is not a complete GIPL file"
-    information = _information(file)
+    information = itk_header(file)
     voxel_bytes = sitk.GetArrayFromImage(
         sitk.Image([1] * information.GetDimension(), information.GetPixelID())
     ).itemsize
@@ -273,23 +291,13 @@ def _header_fields(stream: IO[bytes], separator: bytes, last: bytes = b"") -> It
 
 
 def _complex_fault(file: Path) -> str:
-    is_complex = _information(file).GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    is_complex = itk_header(file).GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
     return "contains complex numbers" if is_complex else ""
-
-
-def _information(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise OSError(_reason(error)) from error
-    return reader
 
 
 def _stream_fault(file: Path, stream: IO[bytes], wbits: int) -> str:
     """Decompress to the end, where the checksum is, but not more than the volume of the header."""
-    information = _information(file)
+    information = itk_header(file)
     most = int(np.prod(information.GetSize(), dtype=object)) * information.GetNumberOfComponents() * _MAX_VOXEL_BYTES
     data, length = zlib.decompressobj(wbits), 0
     while not data.eof:
@@ -309,12 +317,6 @@ def _signature_fault(*signatures: bytes) -> Callable[[Path], str]:
         return "" if start.startswith(signatures) else f"is not a file of the format {file.suffix}"
 
     return fault
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # ITK names the place in its own source first and the cause last.
-    return (lines[-1] if isinstance(error, RuntimeError) else lines[0])[:200] if lines else type(error).__name__
 
 
 _TIFF = _signature_fault(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -15,6 +15,7 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.text import shown
 
 Boolean = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
@@ -25,7 +26,6 @@ Share = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, le=1)]
 Count = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
 
 _FAULTS_SHOWN = 5
-_SHOWN_CHARACTERS = 80
 _WORDS = {
     "Input should be": "must be",
     "a valid dictionary": "an object",
@@ -109,12 +109,4 @@ def _fault(key: str, fault: Any) -> str:
     requirement = fault["msg"]
     for pydantics, ours in _WORDS.items():
         requirement = requirement.replace(pydantics, ours)
-    return f"{key or 'the content'} {requirement}, got {_shown(fault['input'])}"
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer with more digits than Python converts
-        return "a very large number"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    return f"{key or 'the content'} {requirement}, got {shown(fault['input'])}"

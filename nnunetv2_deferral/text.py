@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_MOST_CHARACTERS = 80
+
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One phrase for each key whose value differs."""
@@ -22,9 +24,20 @@ def listed(items: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def shown(value: object) -> str:
+    """A value of any size and type for a message, abbreviated if necessary."""
+    try:
+        return _shortened(repr(value))
+    except ValueError:  # an integer with more digits than Python converts
+        return "a very large number"
+
+
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return _shortened(json.dumps(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."
 
 
 def markdown_table(rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, ExpertProfile
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -233,7 +233,7 @@ def _answering(
             f"this model was trained with raters ({', '.join(folder.experts)}); specify the folder of their masks with "
             "-experts"
         )
-    return ExpertAnswers.of_model(folder, _with_error_model(profiles_of(profiles), error_model), seed=seed)
+    return ExpertAnswers.of_model(folder, with_error_model(profiles_of(profiles), error_model), seed=seed)
 
 
 def _experts_of_folder(
@@ -250,7 +250,7 @@ def _experts_of_folder(
             f"cannot simulate {', '.join(strangers)}: the simulated experts of the training are "
             f"{', '.join(profiles) or 'none'}"
         )
-    chosen = _with_error_model([profiles[name] for name in folder.experts if name in simulated], error_model)
+    chosen = with_error_model([profiles[name] for name in folder.experts if name in simulated], error_model)
     by_name = {profile.name: profile for profile in chosen}
     answering = tuple(by_name.get(name) or Rater(name) for name in folder.experts)
     masks = ExpertMasks.of(experts, raters_of(answering), folder.files)
@@ -268,12 +268,6 @@ def _experts_of_folder(
         routed = [case for case, names in asked.items() if names]
         same_cases(f"cases with deferred voxels but without any expert's mask in {experts}", routed, answered)
     return ExpertAnswers.of_model(folder, answering, masks=experts, seed=seed)
-
-
-def _with_error_model(profiles: Sequence[ExpertProfile], error_model: str | None) -> tuple[ExpertProfile, ...]:
-    if error_model is None:
-        return tuple(profiles)
-    return tuple(replace(profile, error_model=error_model) for profile in profiles)
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.predictions import PredictionFolder
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ def review(
     _check_folders(inputs, Path(output_folder))
     with listen(port) as listening:  # before the maps are read, which may take minutes
         opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
-        check_expert_names(opened.experts, str(opened.index_file))
         listed = Worklist.open(Path(worklist), opened) if worklist else None
         study = Study(opened, Path(images), Path(references) if references else None, listed)
         store = ReviewStore(Path(output_folder), opened.files.file_ending)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nnunetv2_deferral.expert_sim.profiles import (
     ExpertProfile,
     default_expert_set,
     expert_set,
+    with_error_model,
 )
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
@@ -140,9 +141,7 @@ def _choose_profiles(
     if not profiles:
         raise InputError("the number of experts to simulate must be at least 1, got 0")
     check_expert_names(names_of(profiles), "experts to simulate")
-    if error_model is not None:
-        profiles = tuple(replace(profile, error_model=error_model) for profile in profiles)
-    return profiles
+    return with_error_model(profiles, error_model)
 
 
 def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
@@ -170,13 +169,14 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
         return
     existing = [target for target in targets if target.exists()]
     record = job.output_folder / RECORD_NAME
-    is_unfinished = len(existing) < len(targets) and record.is_file() and read_json(record) == _record(job)
-    if existing and not is_unfinished:
+    is_recorded = record.is_file()
+    is_ours = is_recorded and read_json(record) == _record(job)
+    if existing and not (is_ours and len(existing) < len(targets)):  # of a call that was killed
         raise InputError(
             f"{len(existing)} of {len(targets)} files already exist, the first being {existing[0]}; "
             "replace them (--overwrite) or choose another output folder (-o)"
         )
-    if record.is_file() and read_json(record) != _record(job):
+    if is_recorded and not is_ours:
         raise InputError(f"{record} records answers simulated with other parameters; choose another output folder (-o)")
 
 

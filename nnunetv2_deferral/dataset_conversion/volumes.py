@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ import SimpleITK as sitk
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS
-from nnunetv2_deferral.image_files import check_file, check_written
+from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, corner_displacement
+from nnunetv2_deferral.image_files import check_file, check_written, itk_header, reason_of
 from nnunetv2_deferral.labels import unknown_labels
 
 FILE_ENDING = ".nii.gz"
@@ -92,8 +91,8 @@ class VolumeCase:
     def _geometry_faults(self, image: sitk.ImageFileReader, label: sitk.Image) -> list[str]:
         same_size = image.GetSize() == label.GetSize()
         if same_size:
-            shift = np.linalg.norm(_corners(image) - _corners(label), axis=1).max()
-            if self.ignore_label_geometry or shift <= MAX_DISPLACEMENT_VOXELS * min(image.GetSpacing()):
+            displacement = corner_displacement(_position(label), _position(image), image.GetSize())
+            if self.ignore_label_geometry or displacement <= MAX_DISPLACEMENT_VOXELS:
                 return []
         different = []
         for name in _PROPERTIES:
@@ -170,11 +169,9 @@ def find_volumes(
     return info, cases
 
 
-def _corners(header: Any) -> np.ndarray:
-    """The centres of the eight corner voxels of an image or image file, (8, 3) in mm."""
-    steps = np.reshape(header.GetDirection(), (3, 3)) * header.GetSpacing()
-    indices = np.array(list(product(*((0, size - 1) for size in header.GetSize()))))
-    return np.array(header.GetOrigin()) + indices @ steps.T
+def _position(header: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Steps along the axes of an image, or image file, as columns in mm, and the position of its first voxel."""
+    return np.reshape(header.GetDirection(), (3, 3)) * header.GetSpacing(), np.array(header.GetOrigin())
 
 
 def _shape_faults(file: Path, size: Sequence[int], num_channels: int) -> list[str]:
@@ -188,13 +185,10 @@ def _listed(values: Iterable[float]) -> str:
 
 
 def _read_header(file: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
+        return itk_header(file)
     except RuntimeError as error:
-        raise InputError(f"{file} cannot be read: {_last_line(error)}") from error
-    return reader
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
 
 
 def _read(file: Path) -> sitk.Image:
@@ -202,17 +196,12 @@ def _read(file: Path) -> sitk.Image:
     try:
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise InputError(f"{file} cannot be read: {_last_line(error)}") from error
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
 
 
 def _write(image: sitk.Image, file: Path) -> None:
     try:
         sitk.WriteImage(image, str(file), True)
     except RuntimeError as error:
-        raise OSError(f"{file} cannot be written: {_last_line(error)}") from error
+        raise OSError(f"{file} cannot be written: {reason_of(error)}") from error
     check_written(file, file)
-
-
-def _last_line(error: RuntimeError) -> str:
-    """SimpleITK's message, without the preceding source files and line numbers."""
-    return str(error).strip().splitlines()[-1].strip()

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.text import shown
+
 MAX_SECONDS_PER_SAVE = 3600.0
 _MAX_COUNT = 2**53  # larger numbers are not exact in JavaScript
-_SHOWN_CHARACTERS = 80
 
 
 class RefusedError(Exception):
@@ -71,7 +72,7 @@ def parse_edit(content: Any, max_runs: int) -> Edit:
     revision, key, runs = content.get("revision"), content.get("key"), content.get("runs")
     done, seconds = content.get("done"), content.get("seconds")
     if not is_count(revision):
-        raise RefusedError(400, f"revision must be a whole number, got {_shown(revision)}.")
+        raise RefusedError(400, f"revision must be a whole number, got {shown(revision)}.")
     if not isinstance(key, str) or not 8 <= len(key) <= 64:
         raise RefusedError(400, "key must be a string of 8 to 64 characters.")
     if not isinstance(runs, list):
@@ -81,7 +82,7 @@ def parse_edit(content: Any, max_runs: int) -> Edit:
     if not isinstance(done, list) or not all(map(is_count, done)):
         raise RefusedError(400, "done must be a list of region numbers.")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS_PER_SAVE:
-        raise RefusedError(400, f"seconds must be between 0 and {MAX_SECONDS_PER_SAVE:.0f}, got {_shown(seconds)}.")
+        raise RefusedError(400, f"seconds must be between 0 and {MAX_SECONDS_PER_SAVE:.0f}, got {shown(seconds)}.")
     return Edit(
         revision=int(revision),  # type: ignore[arg-type]
         key=key,
@@ -201,11 +202,6 @@ def _parse_runs(runs: list[Any]) -> np.ndarray:
     if set(map(type, numbers)) - {int} or not 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MAX_COUNT:
         raise RefusedError(400, _RUNS)
     return np.array(numbers, dtype=np.int64).reshape(-1, 3)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _place(voxel: int, shape: Sequence[int]) -> str:

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, displacement_voxels, orientation_of
-from nnunetv2_deferral.image_files import read_values
+from nnunetv2_deferral.image_files import itk_header, read_values
 from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.study import ReviewedCase
 
@@ -53,7 +52,7 @@ def read_uploaded_mask(body: bytes, file_name: str, case: ReviewedCase, files: D
     if turned.shape != case.model.shape:
         raise RefusedError(422, f"The file has shape {_by(turned.shape)}, but the case has {_by(case.model.shape)}.")
     apart = displacement_voxels(orientation, case.orientation, case.model.shape)
-    if apart > MAX_DISPLACEMENT_VOXELS:
+    if not apart <= MAX_DISPLACEMENT_VOXELS:  # true for NaN
         raise RefusedError(
             422, f"Spacing, origin or direction of the file differ: its voxels are displaced by {apart:.3g} voxels."
         )
@@ -62,14 +61,12 @@ def read_uploaded_mask(body: bytes, file_name: str, case: ReviewedCase, files: D
 
 def _check_size(file: Path, expected: int) -> None:
     """Refuse compressed files that would expand to a larger volume than expected, by their header alone."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
     try:
-        reader.ReadImageInformation()
+        size = itk_header(file).GetSize()
     except RuntimeError:
         return  # reading the file reports the fault
-    if int(np.prod(reader.GetSize(), dtype=object)) != expected:
-        raise RefusedError(422, f"The file has {_by(reader.GetSize())} voxels; {expected} in total were expected.")
+    if int(np.prod(size, dtype=object)) != expected:
+        raise RefusedError(422, f"The file has {_by(size)} voxels; {expected} in total were expected.")
 
 
 def _by(shape: tuple[int, ...]) -> str:
