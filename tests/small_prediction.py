@@ -74,6 +74,14 @@ def write_prediction(
     return written
 
 
+def write_study(root: Path) -> None:
+    """A prediction `in` of two cases, and `experts`, `labels` and `images` for it."""
+    for case, predicted in write_prediction(root / "in").items():
+        for folder in ("experts/ann", "experts/bob", "labels"):
+            write_mask(root / folder / f"{case}.nii.gz", np.roll(predicted.model, len(folder), -1))
+        write_mask(root / "images" / f"{case}_0000.nii.gz", predicted.model)
+
+
 def deferral_folder(folder: Path, ending: str, experts: Sequence[str]) -> maps.DeferralFolder:
     model = maps.ModelIdentity(
         dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=tuple(experts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from small_prediction import GEOMETRY, deferral_folder, write_mask, write_prediction
+from small_prediction import GEOMETRY, deferral_folder, write_study
 
 from nnunetv2_deferral.commands import fuse, simulate_experts, worklist
 from nnunetv2_deferral.decision.decide import RoutingMaps
@@ -16,10 +16,7 @@ FULL = "cannot be written completely: is the disk full?"
 
 @pytest.fixture
 def folders(tmp_path):
-    for case, predicted in write_prediction(tmp_path / "in").items():
-        for folder in ("experts/ann", "experts/bob", "labels"):
-            write_mask(tmp_path / folder / f"{case}.nii.gz", np.roll(predicted.model, len(folder), -1))
-        write_mask(tmp_path / "images" / f"{case}_0000.nii.gz", predicted.model)
+    write_study(tmp_path)
     return tmp_path
 
 

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from killed import killed_after
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from small_prediction import GEOMETRY, read_mask, write_mask, write_prediction
 
@@ -175,15 +175,7 @@ class TestRefusals:
     @pytest.mark.parametrize("moved", [1, 2])
     def test_a_call_that_was_killed_while_masks_moved_can_be_repeated(self, tmp_path, ready, monkeypatch, moved):
         fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "whole")
-        files, replace = [], Path.replace
-
-        def move(self, target):
-            if len(files) == moved + 2:  # the report in the scratch folder, the list of what moves, then what moves
-                raise KeyboardInterrupt
-            files.append(target)
-            return replace(self, target)
-
-        monkeypatch.setattr(Path, "replace", move)
+        killed_after(moved + 2, monkeypatch)  # the report in the scratch folder, the list of what moves, what moves
         with pytest.raises(KeyboardInterrupt):
             fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
         monkeypatch.undo()

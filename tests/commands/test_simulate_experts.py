@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 import torch
+from killed import killed_after
 from skimage import io
 
 from nnunetv2_deferral.commands.simulate_experts import RECORD_NAME, main, simulate_experts_for_folder
@@ -325,19 +326,6 @@ def test_a_call_that_was_killed_can_be_repeated(dataset, monkeypatch, written):
         simulate_experts_for_folder(labels, djfile, out, seed=1)
     simulate_experts_for_folder(labels, djfile, out)
     assert {file: file.read_bytes() for file in expected} == expected
-
-
-def killed_after(number, monkeypatch):
-    """Let the process end when it moves a file to its place, after that many."""
-    moved, replace = [], Path.replace
-
-    def move(self, target):
-        if len(moved) == number:
-            raise KeyboardInterrupt
-        moved.append(target)
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", move)
 
 
 def test_the_command_takes_nnunets_letters(dataset, tmp_path):

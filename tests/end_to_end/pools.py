@@ -50,6 +50,13 @@ def use(output: str) -> None:
     spawn.get_preparation_data = get_preparation_data
 
 
+def preload() -> None:
+    """Import what commands import. None of it starts a thread or reads nnU-Net's folders from the environment."""
+    import nnunetv2.evaluation.evaluate_predictions
+    import nnunetv2.inference.predict_from_raw_data
+    import nnunetv2.run.run_training  # noqa: F401
+
+
 def take_over() -> None:
     """Let every fork of this process, the fork server, have the environment and output of the one that asked for it."""
     import numpy as np

@@ -22,11 +22,8 @@ import pools
 
 
 def preload() -> None:
-    """Import what commands import. None of it starts a thread or reads nnU-Net's folders from the environment."""
-    import nnunetv2.evaluation.evaluate_predictions
-    import nnunetv2.inference.predict_from_raw_data
-    import nnunetv2.run.run_training  # noqa: F401
-
+    """Import what commands import, but nothing of ours."""
+    pools.preload()
     loaded = [name for name in sys.modules if name.startswith("nnunetv2_deferral")]
     assert not loaded, loaded
 

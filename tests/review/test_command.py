@@ -37,18 +37,16 @@ def fails(capsys, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    return printed
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 70000, 10**30])
 def test_a_port_that_does_not_exist_is_refused_before_anything_is_printed(tmp_path, capsys, port):
     folders = write_volumes(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(options(folders, **{"--port": port}))
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert f"error: the port must be from 1 to 65535, got {port} (--port)" in printed.err
-    assert printed.out == ""
+    message = f"error: the port must be from 1 to 65535, got {port} (--port)"
+    assert fails(capsys, options(folders, **{"--port": port}), message).out == ""
     assert not folders.reviews.exists()
 
 
@@ -56,12 +54,8 @@ def test_a_port_that_is_in_use_is_refused_before_anything_is_printed(tmp_path, c
     folders = write_volumes(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(SystemExit) as stopped:
-            main(options(folders, **{"--port": port}))
-    assert stopped.value.code == 2
-    printed = capsys.readouterr()
-    assert f"error: port {port} on 127.0.0.1 is in use by another program; choose another one (--port)" in printed.err
-    assert printed.out == ""
+        message = f"error: port {port} on 127.0.0.1 is in use by another program; choose another one (--port)"
+        assert fails(capsys, options(folders, **{"--port": port}), message).out == ""
 
 
 def test_the_port_is_free_again_after_an_error(tmp_path, capsys):
