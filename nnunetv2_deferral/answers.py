@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
@@ -17,6 +18,7 @@ from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
+    experts_from_json,
     experts_to_json,
     names_of,
     profiles_of,
@@ -25,6 +27,13 @@ from nnunetv2_deferral.experts import (
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.schema import Text, read_validated_json
+
+SIMULATION_NAME = "simulation.json"  # written by nnUNetv2_deferral_simulate_experts to its folder of masks
+
+
+class _Simulation(TypedDict):
+    experts: list[Text | dict[Text, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,14 @@ class ExpertAnswers:
         )
 
     @property
+    def identities(self) -> tuple[Expert, ...]:
+        """The experts, those whose masks were simulated beforehand as simulated experts, see :func:`who_answered`."""
+        if self.masks is None:
+            return self.experts
+        found = dict(zip(self.names, who_answered(self.masks.folder, self.names), strict=True))
+        return tuple(found[each.name] if isinstance(each, Rater) else each for each in self.experts)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the experts in routing order."""
         return names_of(self.experts)
@@ -129,6 +146,30 @@ class ExpertAnswers:
                 ignore_label=self.ignore_label,
             ).numpy()
         return answers
+
+
+def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:
+    """The experts whose masks are in a folder.
+
+    Args:
+        folder: The folder `<expert>/<case>`.
+        names: Their names, in routing order.
+
+    Returns:
+        For each name the simulated expert recorded in simulation.json, which `nnUNetv2_deferral_simulate_experts`
+        writes, otherwise a rater.
+
+    Raises:
+        InputError: If simulation.json is invalid.
+    """
+    record = folder / SIMULATION_NAME
+    if not record.is_file():
+        return tuple(map(Rater, names))
+    try:
+        simulated = {each.name: each for each in experts_from_json(read_validated_json(record, _Simulation)["experts"])}
+    except InputError as error:
+        raise error if str(record) in str(error) else InputError(f"{record}: {error}") from error
+    return tuple(simulated.get(name) or Rater(name) for name in names)
 
 
 def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
+from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT
+from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.geometry import Orientation, orientation_of
 from nnunetv2_deferral.labels import MISSING
 
@@ -54,6 +57,7 @@ class PredictedCase:
         gain: np.ndarray | Stored | None = None,
         softmax: np.ndarray | Stored | None = None,
         routing: np.ndarray | Stored | None = None,
+        prior: np.ndarray | Stored | None = None,
         properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         num_experts: int | None = None,
     ) -> None:
@@ -68,6 +72,7 @@ class PredictedCase:
             gain: The gain map.
             softmax: The model's probabilities.
             routing: The routing probabilities.
+            prior: The prior logits of the evidence model.
             properties: nnU-Net's properties of the mask, or a function that reads them; None for voxels of size 1.
             num_experts: The number J of experts; None if it is unknown.
         """
@@ -82,10 +87,11 @@ class PredictedCase:
             "gain": gain,
             "softmax": softmax,
             "routing": routing,
+            "prior": prior,
         }
 
     def has(self, what: str) -> bool:
-        """Whether the array of that name exists; `"softmax"` and `"routing"` are not always saved."""
+        """Whether the array of that name exists; `"softmax"`, `"routing"` and `"prior"` are not always saved."""
         source = self._sources[what]
         return source.file.is_file() if isinstance(source, Stored) else source is not None
 
@@ -158,6 +164,13 @@ class PredictedCase:
         self._within("routing", np.nan_to_num(routing, nan=0.0), 1)
         return routing
 
+    @cached_property
+    def prior(self) -> np.ndarray:
+        """float32 (S, *shape): the prior logits of the structures of the evidence model."""
+        prior = self._read("prior")
+        self._check_shape("prior", prior, (*prior.shape[:1], *self.model.shape))
+        return self._within("prior", prior, LARGEST_LOGIT, -LARGEST_LOGIT)
+
     @property
     def predicted(self) -> np.ndarray:
         """Bool of shape S: the voxels with predicted routing probabilities."""
@@ -207,6 +220,7 @@ class EvaluatedCase:
         answers: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
         ignore_label: The reference label whose voxels are excluded from evaluation, or None.
         fold_masks: The masks predicted by single folds, integer (F, *S), or None.
+        evidence: How answers are read as evidence; None if an answer replaces the model's label.
     """
 
     prediction: PredictedCase
@@ -214,6 +228,7 @@ class EvaluatedCase:
     answers: np.ndarray
     ignore_label: int | None = None
     fold_masks: np.ndarray | None = None
+    evidence: EvidenceModel | None = None
 
     @property
     def name(self) -> str:
@@ -229,6 +244,18 @@ class EvaluatedCase:
     def route(self) -> np.ndarray:
         """uint8 of shape S: 0 the model, j expert j."""
         return self.prediction.route
+
+    @cached_property
+    def replaced(self) -> np.ndarray:
+        """The labels of the system if an answer replaces the model's label, see :func:`.fuse_masks`."""
+        return fuse_masks(self.model, self.answers, self.route)
+
+    @cached_property
+    def system(self) -> np.ndarray:
+        """The labels of the system of model and experts, of the shape and dtype of the model's label map."""
+        if self.evidence is None:
+            return self.replaced
+        return fuse_evidence(self.prediction, self.answers, self.evidence)
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -251,3 +278,24 @@ class EvaluatedCase:
     def known(self) -> np.ndarray:
         """Bool (J + 1, *S): where :attr:`right` is meaningful, at valid voxels with a label."""
         return self.valid & (self.labels != MISSING)
+
+
+def fuse_evidence(prediction: PredictedCase, answers: np.ndarray, model: EvidenceModel) -> np.ndarray:
+    """The labels of model and experts if answers are read as evidence.
+
+    Args:
+        prediction: A case with route and prior.
+        answers: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
+        model: The evidence model.
+
+    Returns:
+        Of the shape and dtype of the model's label map, which is kept where nobody answered.
+    """
+    route, structures = prediction.route, model.structures
+    weights = np.ones(len(structures.members))
+    # Regions may include voxels about which the model is certain.
+    case = Candidates.of(prediction.prior, prediction.spacing, structures, weights, including=route > 0)
+    asked = case.take(route) == np.arange(1, len(answers) + 1)[:, None]
+    labels = prediction.model.copy()
+    labels.reshape(-1)[case.index] = model.fuse(case.take(labels), case, case.take(answers), asked)
+    return labels

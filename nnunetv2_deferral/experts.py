@@ -74,3 +74,10 @@ def raters_of(experts: Iterable[Expert]) -> tuple[str, ...]:
 def profiles_of(experts: Iterable[Expert]) -> tuple[ExpertProfile, ...]:
     """The profiles of the simulated experts, in order."""
     return tuple(expert for expert in experts if isinstance(expert, ExpertProfile))
+
+
+def described(experts: Iterable[Expert]) -> str:
+    """The experts in words, for messages: raters by name, simulated experts with their error model."""
+    return ", ".join(
+        each.name if isinstance(each, Rater) else f"{each.name} (simulated, {each.error_model})" for each in experts
+    )

@@ -5,6 +5,7 @@
     <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          float32: expected gain in the Dice of the case from asking that expert
+    <folder>/deferral/prior/<case>.npz            int16: prior logits, if the calibration reads answers as evidence
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
     <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
 
@@ -30,6 +31,7 @@ from nnunetv2_deferral import __version__
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.prior import to_steps
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels
@@ -82,6 +84,11 @@ MAP_FILES = (route_file, probability_file, expert_file, gain_file)
 def routing_file(folder: Path, case: str) -> Path:
     """The J + 1 routing probabilities that the maps of a case are computed from."""
     return folder / FOLDER / "routing" / f"{case}.npz"
+
+
+def prior_file(folder: Path, case: str) -> Path:
+    """The prior logits of the structures of a case, from which answers are read as evidence."""
+    return folder / FOLDER / "prior" / f"{case}.npz"
 
 
 def index_file(folder: Path) -> Path:
@@ -183,6 +190,8 @@ class DeferralFolder:
         maps: RoutingMaps,
         properties: dict[str, Any],
         statistics: Mapping[str, Any] | None = None,
+        *,
+        prior: np.ndarray | None = None,
     ) -> None:
         """Write the maps of a case and add the case to the folder's `deferral.json`.
 
@@ -191,7 +200,12 @@ class DeferralFolder:
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
             properties: nnU-Net's properties of the case, including its geometry.
             statistics: Further entries for the case in `deferral.json`.
+            prior: The prior logits (S, *shape) of :class:`.Decision`, or None.
         """
+        if prior is not None:
+            file = prior_file(self.folder, case)
+            with written_whole(file.parent) as scratch:
+                np.savez_compressed(scratch / file.name, prior=to_steps(prior))
         probability, gain, largest_gain = maps.probability, maps.gain, float(maps.gain.max(initial=0))
         if scale := full_scale(self.file_ending, maps.route.shape):
             probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,8 +16,13 @@ from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
+from nnunetv2_deferral.evidence.prior import from_steps
+from nnunetv2_deferral.experts import Expert, described, experts_from_json, experts_to_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,7 @@ class PredictionFolder:
             gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
             softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
+            prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
             properties=lambda: mask()[1],
             num_experts=len(self.experts),
         )
@@ -132,15 +139,41 @@ class PredictionFolder:
         """The file of the routing probabilities, written with `--save_probabilities` or `--npz`."""
         return maps.routing_file(self.folder, case)
 
+    def prior_file(self, case: str) -> Path:
+        """The file of the prior logits, written if the model's calibration reads answers as evidence."""
+        return maps.prior_file(self.folder, case)
+
     def softmax_file(self, case: str) -> Path:
         """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
         return self.folder / f"{case}.npz"
 
-    @property
+    @cached_property
     def calibration(self) -> ModelCalibration | None:
         """The calibration applied to the maps, or None."""
         content = self.index.get("calibration")
         return None if content is None else ModelCalibration.from_dict(content, self.experts)
+
+    def evidence(self, experts: Sequence[Expert]) -> EvidenceModel | None:
+        """How the answers of these experts are read as evidence; None if they replace the model's labels.
+
+        Evidence is only read from the answers of the experts that it was fitted on; a warning says so otherwise.
+
+        Args:
+            experts: Who answers, in routing order.
+        """
+        fitted = None if self.calibration is None else self.calibration.evidence
+        if fitted is None:
+            return None
+        if not fitted.applies_to(experts_to_json(experts)):
+            logger.warning(
+                "the answers replace the model's labels: they are those of %s, but the evidence model of %s was fitted "
+                "on the answers of %s",
+                described(experts),
+                self.index_file,
+                described(experts_from_json(fitted.answered_by)),
+            )
+            return None
+        return fitted.model
 
     def _map(self, case: str, path: Callable[[Path, str, str], Path], read: Callable[[Path], np.ndarray]) -> Stored:
         file = path(self.folder, case, self.files.file_ending)
@@ -160,9 +193,20 @@ class PredictionFolder:
         return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
 
+def _prior(file: Path) -> np.ndarray:
+    steps = _stored(file, "prior")
+    if steps.dtype != np.int16:
+        raise InputError(f"{file} must contain int16, got {steps.dtype}")
+    return from_steps(steps)
+
+
 def _probabilities(file: Path) -> np.ndarray:
+    return _stored(file, "probabilities").astype(np.float32)
+
+
+def _stored(file: Path, key: str) -> np.ndarray:
     try:
         with np.load(file) as content:
-            return content["probabilities"].astype(np.float32)
+            return np.asarray(content[key])
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error

@@ -31,6 +31,10 @@ class RoutingRule(Protocol):
         """The lowest cost of an available expert."""
 
     @property
+    def surcharges(self) -> tuple[float, ...]:
+        """The cost of each expert beyond that of the cheapest, inf for unavailable experts."""
+
+    @property
     def initial_logit(self) -> float:
         """Initial value of the routing logits in training."""
 
@@ -68,6 +72,11 @@ class SoftmaxRule:
     available: tuple[bool, ...]
     cheapest: float = 0.0
     initial_logit: float = 0.0
+
+    @property
+    def surcharges(self) -> tuple[float, ...]:
+        """0 for available experts: costs take effect in training only."""
+        return _never(self.available)
 
     def probabilities(self, routing: Tensor, dim: int = 1) -> Tensor:
         """M, the softmax of the routing logits."""
@@ -127,8 +136,7 @@ class OneVsAllRule:
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
         """a_j - a_0, minus the expert's cost beyond the cheapest's."""
-        beyond = tuple(cost - self.cheapest for cost in self._costs)
-        return _lead(_less(_experts(probabilities, axis), beyond, axis), probabilities, axis)
+        return _lead(_less(_experts(probabilities, axis), self.surcharges, axis), probabilities, axis)
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """The available expert with the highest a_j - c_j."""
@@ -138,6 +146,11 @@ class OneVsAllRule:
     def cheapest(self) -> float:
         """The lowest c_j of an available expert."""
         return min(self._costs)
+
+    @property
+    def surcharges(self) -> tuple[float, ...]:
+        """c_j less the lowest c_j of an available expert; inf for unavailable experts."""
+        return tuple(cost - self.cheapest for cost in self._costs)
 
     @property
     def _costs(self) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ LAYERS = (
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels"),
     ("schema", "image_files"),
     ("expert_sim", "routing", "geometry", "fusion"),
-    ("experts",),
+    ("experts", "evidence"),
     ("cases", "decision", "dataset"),
     ("raters",),
     ("settings",),

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
-from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator, apply
-from nnunetv2_deferral.decision.gains import image_gains
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
 from nnunetv2_deferral.decision.limits import Limits
-from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedThresholds, ModelCalibration
+from nnunetv2_deferral.decision.model_calibration import (
+    CALIBRATION_KEY,
+    FittedEvidence,
+    FittedThresholds,
+    ModelCalibration,
+)
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
@@ -23,21 +28,32 @@ from nnunetv2_deferral.files import read_json, without_nan, write_json
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 
-def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bool = True) -> ModelCalibration:
-    """Fit calibrators, then thresholds for limits over a dataset.
+def calibrate(
+    cases: ValidationCases,
+    limits: Sequence[Limits] = (),
+    *,
+    maps: bool = True,
+    evidence: bool = True,
+    exchangeable: bool = False,
+) -> ModelCalibration:
+    """Fit calibrators, then how answers are read as evidence, then thresholds for limits over a dataset.
 
     Args:
         cases: The cases to fit on.
         limits: The limits to fit thresholds for.
-        maps: Whether to fit calibrators; if not, probabilities are unchanged.
+        maps: Whether to fit calibrators and evidence; if not, probabilities are unchanged.
+        evidence: Whether to fit how answers are read as evidence; it is only kept if it does not do worse than
+            replacing labels, see :func:`.fit_gated_evidence`.
+        exchangeable: Whether the experts are anonymous readers, see :func:`.fit_tables`.
 
     Returns:
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
-        calibration error before and after calibration, over all voxels and over the least certain ones.
+        calibration error before and after calibration, over all voxels and over the least certain ones; and the
+        comparison of evidence with replacement.
 
     Raises:
-        InputError: If the model or an expert has labels in fewer than two groups of cases, or the objective does not
-            predict probabilities of being right.
+        InputError: If the model or an available expert has labels in fewer than two groups of cases, or the objective
+            does not predict probabilities of being right.
     """
     if maps and cases.settings.objective != ONE_VS_ALL:
         raise InputError(
@@ -51,7 +67,11 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
         right, known = case.right, case.known & case.prediction.predicted
         for head, statistics in enumerate(every):
             statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
-    fits = [_fit(name, found) if maps else Selection(IDENTITY, {}) for name, found in zip(names, every, strict=True)]
+    can_be_asked = (True, *cases.settings.available)
+    fits = [
+        _fit(name, found) if maps and can else Selection(IDENTITY, {})
+        for name, found, can in zip(names, every, can_be_asked, strict=True)
+    ]
     heads = tuple(each.calibrator for each in fits)
     report: dict[str, Any] = {
         "dataset": cases.experiment.dataset,
@@ -74,9 +94,16 @@ def calibrate(cases: ValidationCases, limits: Sequence[Limits] = (), *, maps: bo
             }
             for head, name in enumerate(names)
         }
-    thresholds = _fit_thresholds(cases, heads, limits) if limits else ()
+    fitted = None
+    if maps and evidence:
+        fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
+    thresholds = _fit_thresholds(cases, heads, limits, fitted) if limits else ()
     return ModelCalibration(
-        experts=cases.settings.expert_names, heads=heads, thresholds=thresholds, report=without_nan(report)
+        experts=cases.settings.expert_names,
+        heads=heads,
+        thresholds=thresholds,
+        evidence=fitted,
+        report=without_nan(report),
     )
 
 
@@ -94,21 +121,13 @@ def _fit(name: str, statistics: HeadStatistics) -> Selection:
         raise InputError(f"{name}: {error}") from error
 
 
-def case_gains(cases: ValidationCases, fold: int, case: str, heads: Sequence[Calibrator]) -> np.ndarray:
-    """Expected gains in a case, float32 (J, n) for its n voxels, as in a prediction."""
-    prediction = cases.prediction(fold, case)
-    unknown = ~prediction.predicted
-    known = apply(heads, np.where(unknown, 0, prediction.routing))
-    gains = image_gains(known, unknown, cases.voxel_weight(prediction), cases.settings.rule)
-    return gains.reshape(len(gains), -1)
-
-
 def _fit_thresholds(
-    cases: ValidationCases, heads: Sequence[Calibrator], limits: Sequence[Limits]
+    cases: ValidationCases, heads: Sequence[Calibrator], limits: Sequence[Limits], evidence: FittedEvidence | None
 ) -> tuple[FittedThresholds, ...]:
     found, voxels = [], 0
     for fold, case in tqdm(cases.cases, desc="Ranking", unit="case"):
-        gained = case_gains(cases, fold, case, heads)
+        gained = predicted_gains(cases, cases.prediction(fold, case), heads, evidence)
+        gained = gained.reshape(len(gained), -1)
         found.append(gained[:, (gained > 0).any(0)])
         voxels += gained[0].size
     gains = np.concatenate(found, axis=1)

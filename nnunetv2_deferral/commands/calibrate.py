@@ -7,8 +7,9 @@ set, and written to plans.json in the model folder, where prediction reads them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_deferral.calibration.fitting import calibrate, write_calibration
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
@@ -36,6 +37,8 @@ def text(calibration: ModelCalibration) -> str:
             f"  {name:<40} {head['map']['kind']:<12} {errors[0]} -> {errors[1]}"
             f"                        {errors[2]} -> {errors[3]}"
         )
+    if "evidence" in report:
+        lines += _evidence_text(report["evidence"])
     for each in calibration.thresholds:
         limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
         if each.capacities is not None:
@@ -44,6 +47,18 @@ def text(calibration: ModelCalibration) -> str:
         prices = ", ".join(f"{value:.3g}" for value in each.thresholds)
         lines.append(f"  {' and '.join(limits)} over the dataset: gain > {prices}; {each.rate:.2%} of voxels deferred")
     return "\n".join(lines)
+
+
+def _evidence_text(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"  budget {row['budget']:>5.1%}: Dice {row['evidence']:.3f} if answers are read as evidence "
+        f"({row['rate_evidence']:.2%} of voxels), {row['replaced']:.3f} if they replace labels "
+        f"({row['rate_replaced']:.2%}), on patients held back"
+        for row in found["budgets"]
+    ]
+    if found["kept"]:
+        return [*lines, "  answers are read as evidence in further predictions"]
+    return [*lines, f"  answers replace the model's labels: evidence was not kept because {found['reason']}"]
 
 
 def _capacity(text: str) -> float | None:
@@ -70,6 +85,10 @@ def _make_parser() -> argparse.ArgumentParser:
         "-capacities", metavar="C", type=_capacity, nargs="+",
         help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
     )  # fmt: skip
+    words = "answers replace the model's labels; do not fit how to read them as evidence"
+    add("--replace", action="store_true", help=words)
+    words = "the experts are anonymous readers, so that a name is a slot and not a person"
+    add("--exchangeable", action="store_true", help=words)
     add("--thresholds_only", action="store_true", help="fit thresholds only; keep the current calibration")
     return parser
 
@@ -94,7 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = None if given.groups is None else read_groups(given.groups, names)
         cases = ValidationCases(experiment, method, experts=given.experts, groups=groups)
         check_capacities(capacities, cases.settings.num_experts, named="-capacities")
-        calibration = calibrate(cases, limits, maps=not given.thresholds_only)
+        calibration = calibrate(
+            cases,
+            limits,
+            maps=not given.thresholds_only,
+            evidence=not given.replace,
+            exchangeable=given.exchangeable,
+        )
         file = write_calibration(calibration, cases.model)
     except InputError as error:
         parser.error(str(error))

@@ -22,6 +22,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import write_json, written_whole
@@ -47,6 +48,7 @@ class EvaluationInputs:
         has_probabilities: Whether the model's probabilities (npz) exist for all cases.
         fold_folders: Folders with the masks of single folds; may be empty.
         has_routing: Whether routing probabilities of a one-vs-all model exist for all cases.
+        evidence: How answers are read as evidence; None if they replace the model's labels.
     """
 
     predictions: PredictionFolder
@@ -55,6 +57,7 @@ class EvaluationInputs:
     has_probabilities: bool
     fold_folders: tuple[Path, ...] = ()
     has_routing: bool = False
+    evidence: EvidenceModel | None = None
 
     def read(self, case: str) -> EvaluatedCase:
         """Read a case.
@@ -71,6 +74,7 @@ class EvaluationInputs:
             answers=self.experts.answers(case, reference, prediction.properties),
             ignore_label=self.predictions.files.label_manager.ignore_label,
             fold_masks=np.stack(folds) if folds else None,
+            evidence=self.evidence,
         )
 
     def _read_like(self, folder: Path, prediction: PredictedCase) -> np.ndarray:
@@ -89,6 +93,7 @@ def open_inputs(
     simulated: Sequence[str] = (),
     dataset_json: Path | None = None,
     fold_folders: Sequence[Path] = (),
+    replace: bool = False,
 ) -> EvaluationInputs:
     """Find all inputs of an evaluation and check them before anything is computed.
 
@@ -102,6 +107,7 @@ def open_inputs(
         simulated: With a folder of masks, the experts of the training who are simulated nevertheless.
         dataset_json: See :meth:`.PredictionFolder.open`.
         fold_folders: Folders with the masks predicted by single folds, one per fold.
+        replace: Answers replace the model's labels, even if the model's calibration reads them as evidence.
 
     Raises:
         InputError: For predictions without maps, cases without a reference or any expert's mask, or experts that do
@@ -115,10 +121,12 @@ def open_inputs(
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
     has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
     has_routing = [folder.routing_file(case).is_file() for case in folder.cases]
+    answering = _answering(folder, experts, simulated, seed, error_model)
     return EvaluationInputs(
         predictions=folder,
         references=references,
-        experts=_answering(folder, experts, simulated, seed, error_model),
+        experts=answering,
+        evidence=None if replace else folder.evidence(answering.identities),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
         # The other objective gives probabilities of routes, which have no observable frequency.
@@ -295,6 +303,8 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-groups", metavar="JSON", type=Path, help=words)
     words = "folders with masks of single folds, for failure detection by their disagreement"
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
+    words = "an answer replaces the model's label, even if the model's calibration reads answers as evidence"
+    add("--replace", action="store_true", help=words)
     add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
     add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
     add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
@@ -318,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             simulated=given.simulated,
             dataset_json=given.djfile,
             fold_folders=given.folds,
+            replace=given.replace,
         )
         if given.images is not None:
             if given.report is None:

@@ -1,7 +1,8 @@
 """`nnUNetv2_deferral_fuse`: fuse a model's masks with those of its experts, as routed.
 
-As in training, each voxel takes the label of the source it was routed to. Where that expert has no label, the model's
-label is kept; `fusion.json` counts these voxels for each case.
+Each voxel takes the label of the source it was routed to or, if the model's calibration reads answers as evidence, the
+label that is most probable given the answers. Where the asked expert has no label, the model's label is kept;
+`fusion.json` counts these voxels for each case.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.answers import who_answered
+from nnunetv2_deferral.cases import fuse_evidence
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
@@ -28,7 +31,13 @@ UNFINISHED = ".fusion_unfinished.json"
 
 
 def fuse_folder(
-    predictions: Path, experts: Path, output: Path, *, dataset_json: Path | None = None, overwrite: bool = False
+    predictions: Path,
+    experts: Path,
+    output: Path,
+    *,
+    dataset_json: Path | None = None,
+    overwrite: bool = False,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Fuse all cases of a prediction.
 
@@ -39,10 +48,11 @@ def fuse_folder(
         output: Output folder for `<case><file_ending>` and fusion.json, which appear together once all are complete.
         dataset_json: See :meth:`.PredictionFolder.open`.
         overwrite: Replace existing masks in `output`.
+        replace: Answers replace the model's labels, even if the model's calibration reads them as evidence.
 
     Returns:
-        The content of fusion.json: `experts`, and for each case the number of voxels `deferred`, `changed`, and
-        `unanswered` (by expert).
+        The content of fusion.json: `experts`, `answers` (`"evidence"` or `"replace"`), and for each case the number of
+        voxels `deferred`, `changed`, `unanswered` (by expert), and `overruled`, whose label is not the expert's.
 
     Raises:
         InputError: For predictions without deferral maps, an expert to whom voxels are routed but who has no masks, a
@@ -53,20 +63,25 @@ def fuse_folder(
     masks.check_answers({case: folder.asked(case) for case in folder.cases})
     _check_output(folder, masks, output, overwrite=overwrite)
     cases: dict[str, Any] = {}
-    report = {"experts": list(folder.experts), "cases": cases}
+    evidence = None if replace else folder.evidence(who_answered(experts, folder.experts))
+    answered_as = "replace" if evidence is None else "evidence"
+    report = {"experts": list(folder.experts), "answers": answered_as, "cases": cases}
     with written_whole(output) as scratch:
         for name in tqdm(folder.cases, desc="Fusing", unit="case"):
             case = folder.case(name)
             model, route = case.model, case.route
             answers = masks.answers(name, model.shape, case.properties)
-            system = fuse_masks(model, answers, route)
+            replaced = fuse_masks(model, answers, route)
+            system = replaced if evidence is None else fuse_evidence(case, answers, evidence)
             file = folder.mask_file(name).name
             folder.files.reader.write_seg(system, str(scratch / file), case.properties)
             check_written(scratch / file, output / file)
-            missed = np.bincount(route[unanswered(answers, route)], minlength=len(folder.experts) + 1)[1:]
+            silent = unanswered(answers, route)
+            missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
             cases[name] = {
                 "deferred": int((route > 0).sum()),
                 "changed": int((system != model).sum()),
+                "overruled": int((system != replaced).sum()),
                 "unanswered": {expert: int(n) for expert, n in zip(folder.experts, missed, strict=True) if n},
             }
         write_json(report, scratch / REPORT_NAME)
@@ -79,8 +94,14 @@ def fuse_folder(
 def summary(report: dict[str, Any], output: Path) -> str:
     """A summary of the fusion for the terminal."""
     cases = report["cases"]
-    deferred, changed = (sum(case[key] for case in cases.values()) for key in ("deferred", "changed"))
+    deferred, changed, overruled = (
+        sum(case[key] for case in cases.values()) for key in ("deferred", "changed", "overruled")
+    )
     lines = [f"{len(cases)} cases fused into {output}: {deferred} voxels deferred, {changed} changed"]
+    if report["answers"] == "evidence":
+        lines.append(
+            f"  answers were read as evidence and overruled at {overruled} voxels; with --replace they are final"
+        )
     for expert in report["experts"]:
         missed = {name: case["unanswered"][expert] for name, case in cases.items() if expert in case["unanswered"]}
         if missed:
@@ -118,10 +139,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS"
     )
+    words = "an answer replaces the model's label, even if the model's calibration reads answers as evidence"
+    parser.add_argument("--replace", action="store_true", help=words)
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     given = parser.parse_args(arguments)
     try:
-        report = fuse_folder(given.i, given.experts, given.o, dataset_json=given.djfile, overwrite=given.overwrite)
+        report = fuse_folder(
+            given.i,
+            given.experts,
+            given.o,
+            dataset_json=given.djfile,
+            overwrite=given.overwrite,
+            replace=given.replace,
+        )
     except InputError as error:
         parser.error(str(error))
     print(summary(report, given.o))

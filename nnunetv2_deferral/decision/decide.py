@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunetv2_deferral.decision.assignment import route_within_limits
-from nnunetv2_deferral.decision.gains import expected_gain, image_gains
+from nnunetv2_deferral.decision.gains import evidence_gains, expected_gain, image_gains
 from nnunetv2_deferral.decision.limits import DATASET, Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.decision.region_routing import route_regions
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import RoutingRule
 
 _NO_LIMITS = Limits()
@@ -46,6 +47,7 @@ class Decision(NamedTuple):
 
     maps: RoutingMaps
     statistics: dict[str, Any]
+    prior: np.ndarray | None = None
 
 
 def decide(
@@ -56,11 +58,15 @@ def decide(
     limits: Limits = _NO_LIMITS,
     spacing_mm: Sequence[float] | None = None,
     calibration: ModelCalibration | None = None,
+    softmax: np.ndarray | None = None,
 ) -> Decision:
     """Compute the route and the other deferral maps of a case.
 
     Voxels without a prediction stay with the model: route, probability and gain are 0, and expert is the first
     available one.
+
+    If the calibration has an evidence model, gain, expert and route follow the value of information
+    (:mod:`nnunetv2_deferral.evidence`), and the probability map still the rule.
 
     Args:
         probabilities: float32 (J + 1, *S), from the rule, before calibration; NaN where nothing was predicted.
@@ -70,10 +76,13 @@ def decide(
         limits: The limits on deferral.
         spacing_mm: Size of a voxel along each axis of S; None for 1 mm along each.
         calibration: The model's calibration, or None.
+        softmax: The model's probabilities of classes or regions, float32 (K, *S); required by a calibration with an
+            evidence model, otherwise ignored.
 
     Raises:
-        InputError: If the limits are over a dataset and the calibration has no thresholds for them. Without a
-            calibration, limits over a dataset are ignored, as in the validation on which thresholds are fitted.
+        InputError: If the limits are over a dataset and the calibration has no thresholds for them, or `softmax` is
+            missing. Without a calibration, limits over a dataset are ignored, as in the validation on which thresholds
+            are fitted.
 
     Example:
         Four voxels and two experts; a is the probability that the model, and each expert, is right:
@@ -97,19 +106,31 @@ def decide(
     known = np.where(unknown, certain, probabilities)
     if calibration is not None:
         known = calibration.apply(known)
-    gains = image_gains(known, unknown, voxel_weight, rule)
+    evidence = None if calibration is None else calibration.evidence
+    prior = None
+    if evidence is None:
+        gains = image_gains(known, unknown, voxel_weight, rule)
+    else:
+        if softmax is None:
+            raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
+        inside = evidence.model.structures.probabilities(softmax)
+        prior = evidence.model.prior.logits(inside, spacing_mm)
+        areas = inside.reshape(len(inside), -1).sum(1, dtype=np.float64)
+        gains = evidence_gains(evidence.model, prior, areas, unknown, voxel_weight, rule, spacing_mm)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
-    if limits == _NO_LIMITS:
+    if prior is not None:  # where no answer would help, the rule's expert
+        expert = np.where(gains.max(0) > 0, 1 + gains.argmax(0), expert).astype(np.uint8)
+    if limits == _NO_LIMITS and prior is None:
         route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
         statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:
         # Costs are subtracted in full only without a budget or capacities.
         priced = gains if limits.limits_amount else gains - rule.cheapest * voxel_weight
         route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), statistics)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), statistics, prior)
 
 
 def _route_within(
@@ -126,7 +147,7 @@ def _route_within(
         thresholds = calibration.thresholds_for(limits)  # float64, to separate neighbouring float32 gains
         priced = priced - thresholds.reshape(-1, *[1] * (priced.ndim - 1))
     route = route_within_limits(priced, budget=budget, capacities=capacities)
-    statistics: dict[str, Any] = {"limits": limits.to_dict()}
+    statistics: dict[str, Any] = {} if limits == _NO_LIMITS else {"limits": limits.to_dict()}
     if limits.min_region_mm is not None:
         by_voxel = route
         route = route_regions(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from nnunetv2_deferral.decision.area import SMALLEST_AREA
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel, dice_weights
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.routing import RoutingRule
 
 
@@ -26,6 +31,42 @@ def image_gains(
     worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
     # Unavailable experts have -inf, which times a weight of 0 would be NaN.
     return np.multiply(gains, voxel_weight, out=worthwhile, where=~unknown & np.isfinite(gains))
+
+
+def evidence_gains(
+    model: EvidenceModel,
+    prior: np.ndarray,
+    areas: np.ndarray,
+    unknown: np.ndarray,
+    voxel_weight: np.ndarray,
+    rule: RoutingRule,
+    spacing_mm: Sequence[float],
+) -> np.ndarray:
+    """The value of asking each expert about each voxel when answers are read as evidence.
+
+    Args:
+        model: The evidence model.
+        prior: float32 (S, *shape), the logits of its structures.
+        areas: float (S,), their expected areas in voxels.
+        unknown: Bool, True where nothing was predicted.
+        voxel_weight: The weight of a voxel, by which the experts' costs count; float32 that broadcasts to the shape.
+        rule: The routing rule, with costs and available experts.
+        spacing_mm: Size of a voxel along each axis.
+
+    Returns:
+        float32 (J, *shape), as :func:`image_gains`; 0 or less where no answer would change the label.
+    """
+    weights = dice_weights(areas, model.structures.scored, SMALLEST_AREA)
+    case = Candidates.of(np.where(unknown, -np.inf, prior), spacing_mm, model.structures, weights)
+    nobody = np.full((len(model.experts), case.index.size), MISSING, dtype=np.int16)
+    available = np.array(rule.available)
+    values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool), available=available)
+    gains = case.put(values, 0)
+    for expert, surcharge in enumerate(rule.surcharges):
+        if surcharge:
+            gains[expert] -= np.float32(surcharge) * (voxel_weight if available[expert] else np.float32(1))
+        gains[expert][unknown] = -np.inf
+    return gains
 
 
 def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply, calibrator_from_dict
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.files import without_nan
 
 # The entry of the plans in the model folder.
@@ -60,6 +61,33 @@ class FittedThresholds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FittedEvidence:
+    """An evidence model and the experts whose answers it was fitted on.
+
+    Attributes:
+        model: The evidence model.
+        answered_by: The experts, in routing order, as in plans: names of raters, profiles of simulated experts. The
+            model says nothing about the answers of others.
+    """
+
+    model: EvidenceModel
+    answered_by: tuple[Any, ...]
+
+    def applies_to(self, experts: Sequence[Any]) -> bool:
+        """Whether these are the experts, as JSON-ready data (:func:`.experts_to_json`), that it was fitted on."""
+        return list(self.answered_by) == list(experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model and its experts as JSON-ready data."""
+        return {"model": self.model.to_dict(), "answered_by": list(self.answered_by)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> FittedEvidence:
+        """Restore the data of :meth:`to_dict`."""
+        return cls(model=EvidenceModel.from_dict(content["model"]), answered_by=tuple(content["answered_by"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCalibration:
     """The calibration that `nnUNetv2_deferral_calibrate` writes to the plans of a model folder.
 
@@ -67,12 +95,14 @@ class ModelCalibration:
         experts: The names of the experts in routing order.
         heads: The calibrators of the J + 1 probabilities, the model's first.
         thresholds: One entry for each requested budget over a dataset.
+        evidence: How answers are read as evidence; None if an answer replaces the model's label.
         report: Cases used and quality of the fit, for information only.
     """
 
     experts: tuple[str, ...]
     heads: tuple[Calibrator, ...]
     thresholds: tuple[FittedThresholds, ...] = ()
+    evidence: FittedEvidence | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
@@ -106,6 +136,7 @@ class ModelCalibration:
             "experts": list(self.experts),
             "heads": [each.to_dict() for each in self.heads],
             "thresholds": [each.to_dict() for each in self.thresholds],
+            "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "report": dict(self.report),
         }
 
@@ -122,6 +153,8 @@ class ModelCalibration:
                 experts=tuple(content["experts"]),
                 heads=tuple(calibrator_from_dict(each) for each in content["heads"]),
                 thresholds=tuple(FittedThresholds.from_dict(each) for each in content["thresholds"]),
+                # Calibrations of earlier versions have none.
+                evidence=None if content.get("evidence") is None else FittedEvidence.from_dict(content["evidence"]),
                 report=content["report"],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -130,6 +163,11 @@ class ModelCalibration:
             raise InputError(
                 f"{entry} belongs to another model: it has {len(found.heads)} probabilities for the experts "
                 f"{', '.join(found.experts)}, but the model's experts are {', '.join(experts)}"
+            )
+        if found.evidence is not None and found.evidence.model.experts != tuple(experts):
+            raise InputError(
+                f"{entry} has evidence of the experts {', '.join(found.evidence.model.experts)}, but the model's "
+                f"experts are {', '.join(experts)}"
             )
         for fitted in found.thresholds:
             if len(fitted.thresholds) != len(experts):

@@ -14,7 +14,6 @@ from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import without_nan, write_json, written_whole
-from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
@@ -146,7 +145,7 @@ def _score_stock(files: DemoFiles, predictions: PredictionFolder, cases: Sequenc
 
 def _write_fused(files: DemoFiles, predictions: PredictionFolder, cases: Sequence[EvaluatedCase]) -> None:
     for case in cases:
-        system = fuse_masks(case.model, case.answers, case.route)
+        system = case.system
         file = files.prediction("system") / predictions.mask_file(case.name).name
         write_labels(system, file, predictions.files.reader, case.prediction.properties)
 

@@ -1,7 +1,8 @@
 """Numbers of deferred voxels, and of errors corrected and introduced by deferral.
 
-Where the asked expert has no label (:data:`MISSING`), the model's label is kept, as in
-:func:`nnunetv2_deferral.fusion.fuse_masks`: the voxel is deferred and unanswered, neither fixed nor worsened.
+A deferred voxel is fixed where the system is right and the model wrong, and worsened the other way round. Where the
+asked expert has no label (:data:`MISSING`), the system keeps the model's: the voxel is deferred and unanswered, neither
+fixed nor worsened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
 
 EXPERT_KEYS = ("deferred", "deferred_model_wrong", "fixed", "worsened", "unanswered")
@@ -28,8 +30,8 @@ class DeferralCounts(TypedDict):
         model_wrong            of these, voxels with a wrong label of the model, deferred or not
         deferred               valid voxels routed to an expert
         deferred_model_wrong   of these, voxels with a wrong label of the model
-        fixed                  of these, voxels with a right label of the expert
-        worsened               deferred voxels with a right label of the model and a wrong one of the expert
+        fixed                  of these, voxels with a right label of the system
+        worsened               deferred voxels with a right label of the model and a wrong one of the system
         unanswered             deferred voxels without a label of the expert
     """
 
@@ -44,6 +46,7 @@ def count_deferred(
     route: np.ndarray,
     names: Sequence[str],
     valid: np.ndarray | None = None,
+    system: np.ndarray | None = None,
 ) -> DeferralCounts:
     """Count deferred voxels and the effect of deferral in one case. A label is right if it equals the reference's.
 
@@ -54,6 +57,8 @@ def count_deferred(
         route: Integers in [0, J] of shape S: 0 the model, j expert j.
         names: The J experts in routing order.
         valid: Bool of shape S, the voxels that count, or None for all.
+        system: The label map of model and experts; None if the asked expert's label replaces the model's, see
+            :func:`.fuse_masks`.
 
     Returns:
         The numbers; all 0 if no voxel counts.
@@ -64,17 +69,19 @@ def count_deferred(
     _validate(reference, model, experts, route, names, valid)
     where = np.ones(route.shape, dtype=bool) if valid is None else valid
     wrong = model != reference
+    fused = fuse_masks(model, experts, route) if system is None else system
+    check_same_shape(model=model, system=fused)
     by_expert = {}
     for number, (name, labels) in enumerate(zip(names, experts, strict=True), start=1):
         asked = where & (route == number)
-        right, answered = labels[asked] == reference[asked], labels[asked] != MISSING
+        right = fused[asked] == reference[asked]
         was_wrong = wrong[asked]
         by_expert[name] = _count(
             deferred=np.ones(right.shape, dtype=bool),
             deferred_model_wrong=was_wrong,
             fixed=was_wrong & right,
-            worsened=~was_wrong & answered & ~right,
-            unanswered=~answered,
+            worsened=~was_wrong & ~right,
+            unanswered=labels[asked] == MISSING,
         )
     total = _count(voxels=where, model_wrong=where & wrong)
     total |= {key: sum(counted[key] for counted in by_expert.values()) for key in EXPERT_KEYS}

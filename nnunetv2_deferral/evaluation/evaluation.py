@@ -86,7 +86,7 @@ class Evaluation:
         prediction, valid = case.prediction, case.valid
         self._summary.update(case)
         self._deferred[case.name] = count_deferred(
-            case.reference, case.model, case.answers, case.route, self.experts, valid
+            case.reference, case.model, case.answers, case.route, self.experts, valid, case.system
         )
         scores = self._scores(prediction)
         self._update_budgets(case, scores)

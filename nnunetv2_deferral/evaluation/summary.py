@@ -9,11 +9,12 @@ import numpy as np
 
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, summarize
-from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates
 
 SUMMARY_NAME = "deferral_summary.json"
+REPLACED = "system_replaced"
 _PARTS = ("system", "expert", "model", "model_everywhere")
 
 
@@ -24,7 +25,7 @@ class SummaryStatistics:
         """Start without cases; arguments as in :func:`summarize_deferral`."""
         self.regions = tuple(regions)
         self.experts = tuple(experts)
-        self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, *experts)}
+        self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, REPLACED, *experts)}
         self._per_case: dict[str, dict[str, Any]] = {}
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
         self._num_unanswered = 0
@@ -36,7 +37,7 @@ class SummaryStatistics:
             InputError: If shapes differ or a route exceeds J.
         """
         valid = case.valid
-        system = fuse_masks(case.model, case.answers, case.route)
+        system = case.system
         without_answer = unanswered(case.answers, case.route)
         answered = (case.route > 0) & ~without_answer
         scored = {
@@ -44,6 +45,7 @@ class SummaryStatistics:
             "expert": (system, valid & answered),
             "model": (case.model, valid & ~answered),
             "model_everywhere": (case.model, valid),
+            **({} if case.evidence is None else {REPLACED: (case.replaced, valid)}),
         } | {
             name: (mask, valid & (mask != MISSING))
             for name, mask in zip(self.experts, case.answers, strict=True)
@@ -64,7 +66,7 @@ class SummaryStatistics:
         summaries = {part: summarize(metrics) for part, metrics in self._scores.items()}
         share = self._routed / max(self._routed.sum(), 1)
         return {
-            **{part: summaries[part] for part in _PARTS},
+            **{part: summaries[part] for part in (*_PARTS, REPLACED) if part in _PARTS or self._scores[part]},
             "expert_everywhere": {name: summaries[name] for name in self.experts if self._scores[name]},
             "deferral": {
                 "rate": float(share[1:].sum()),
@@ -87,6 +89,7 @@ def summarize_deferral(
 
     Returns:
         A dictionary with scores nested as in nnU-Net's summary.json: `system` (the fused mask over the whole image),
+        `system_replaced` (the same if answers replace labels; only if they are read as evidence),
         `expert` (the experts' labels on the voxels that were routed to them and answered), `model` (the model's labels
         on the other voxels), `model_everywhere`, and `expert_everywhere` (one entry per expert, on the cases and voxels
         that the expert labelled; no entry for an expert without labels). `deferral` has, over valid voxels in total and

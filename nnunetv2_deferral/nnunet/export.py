@@ -75,7 +75,7 @@ def export_prediction_from_logits(
             settings=plans_manager.settings,
             calibration=plans_manager.calibration,
         )
-        folder.write(file.name, decision.maps, properties_dict, decision.statistics)
+        folder.write(file.name, decision.maps, properties_dict, decision.statistics, prior=decision.prior)
         segmentation, plans_manager = parts.segmentation, plans_manager.stock()
     stock_export(
         segmentation,
@@ -111,15 +111,31 @@ def decide_case(
     """
     rule = plans_manager.settings.rule
     probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
+    calibration = plans_manager.calibration
+    reads_evidence = calibration is not None and calibration.evidence is not None
     decision = decide(
         probabilities,
         foreground_weight(parts.segmentation, labels, geometry),
         rule=rule,
         limits=effective_limits(plans_manager) if limits is None else limits,
         spacing_mm=geometry.spacing_mm,
-        calibration=plans_manager.calibration,
+        calibration=calibration,
+        softmax=probabilities_in_image(parts.segmentation, labels, geometry) if reads_evidence else None,
     )
     return probabilities, decision
+
+
+def probabilities_in_image(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
+    """The probabilities of classes or regions in the image, float32 (K, *S), as nnU-Net saves them.
+
+    Logits are resampled before they become probabilities; where the image was cropped, all is background.
+    """
+    resampled = torch.from_numpy(geometry.resampled(segmentation))
+    probabilities = np.asarray(labels.apply_inference_nonlin(resampled), dtype=np.float32)
+    outside = np.zeros(len(probabilities), dtype=np.float32)
+    if not labels.has_regions:
+        outside[0] = 1
+    return np.stack([geometry.in_image(each, value) for each, value in zip(probabilities, outside, strict=True)])
 
 
 def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:

@@ -20,7 +20,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.maps import deferral_rates
 from nnunetv2_deferral.report.style import INK, RULE, expert_fill, new_figure, plain
 from nnunetv2_deferral.report.tables import share_text
@@ -165,7 +164,7 @@ def _refined(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, f
 
 def _slice(view: CaseView) -> _Slice:
     case = view.case
-    system = fuse_masks(case.model, case.answers, case.route)
+    system = case.system
     masks = [case.reference, case.model, system, case.route]
     if case.ignore_label is not None:
         masks = [np.where(case.valid, mask, 0) for mask in masks]

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from small_prediction import GEOMETRY, LABELS, reader_of, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.calibration.fitting import case_gains
+from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.decision.area import dice_weight
@@ -127,8 +127,9 @@ class Workplace:
 
     def decided(self, case, limits, calibration):
         """What a prediction of this case makes of it."""
+        softmax = np.load(self.validation(case) / f"{case}.npz")["probabilities"]
         return decide(self.said[case], self.voxel_weight(case), rule=self.settings.rule, limits=limits,
-                      spacing_mm=GEOMETRY["spacing"], calibration=calibration)  # fmt: skip
+                      spacing_mm=GEOMETRY["spacing"], calibration=calibration, softmax=softmax)  # fmt: skip
 
     def pooled(self, limits, calibration):
         """How many of all voxels each expert is asked about."""
@@ -330,7 +331,7 @@ class TestThresholds:
     def test_are_fitted_on_what_was_predicted_whatever_the_maps_say_elsewhere(self, workplace):
         cases = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans"))
         bob_is_always_right = (IDENTITY, IDENTITY, Isotonic((-16.5,), (0.9,)))
-        gains = case_gains(cases, 0, "a", bob_is_always_right).reshape(2, *SHAPE)
+        gains = predicted_gains(cases, cases.prediction(0, "a"), bob_is_always_right, None)
         known = ~np.isnan(workplace.said["a"][0])
         assert np.isneginf(gains[:, ~known]).all()
         calibrated = [head(each[known]) for head, each in zip(bob_is_always_right, workplace.said["a"], strict=True)]
@@ -381,7 +382,7 @@ class TestThresholds:
     @pytest.mark.parametrize("budget", [0.05, 1])
     def test_where_everything_should_be_asked_keep_the_budget(self, another, budget):
         workplace = another(said=levels(0.1, 0.8, 0.9))
-        calibration = workplace.calibrate("-budgets", budget)
+        calibration = workplace.calibrate("--replace", "-budgets", budget)
         (fitted,) = calibration.thresholds
         possible = NUM_VOXELS * (1 - UNKNOWN / SHAPE[-1])
         deferred = workplace.pooled(Limits(budget=float(budget), over="dataset"), calibration).sum()

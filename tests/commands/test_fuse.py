@@ -55,6 +55,7 @@ class TestRule:
             assert report["cases"][case] == {
                 "deferred": int((predicted.route > 0).sum()),
                 "changed": int((expected != predicted.model).sum()),
+                "overruled": 0,
                 "unanswered": {},
             }
         assert json.loads((tmp_path / "out" / REPORT_NAME).read_text()) == report
@@ -84,7 +85,7 @@ class TestRule:
         report = fuse_folder(tmp_path / "in", tmp_path / "nobody", tmp_path / "out")
         for case, predicted in written.items():
             assert np.array_equal(read_mask(tmp_path / "out" / f"{case}{ending}"), predicted.model)
-            assert report["cases"][case] == {"deferred": 0, "changed": 0, "unanswered": {}}
+            assert report["cases"][case] == {"deferred": 0, "changed": 0, "overruled": 0, "unanswered": {}}
 
     def test_a_validation_folder_is_fused_with_the_dataset_json_of_its_model(self, tmp_path):
         folder = tmp_path / "model" / "fold_0" / "validation"

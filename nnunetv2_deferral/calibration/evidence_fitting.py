@@ -1,0 +1,315 @@
+"""Fitting of an evidence model on cases with references and experts' labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
+from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.decision.assignment import route_by_thresholds, thresholds_within_limits
+from nnunetv2_deferral.decision.calibrators import Calibrator, apply
+from nnunetv2_deferral.decision.gains import evidence_gains, image_gains
+from nnunetv2_deferral.decision.model_calibration import FittedEvidence
+from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
+from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
+from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel
+from nnunetv2_deferral.evidence.prior import SMOOTHING, Prior, smoothed_logits
+from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask
+from nnunetv2_deferral.evidence.structures import Structures
+from nnunetv2_deferral.experts import experts_to_json
+from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.labels import MISSING
+
+GATE_BUDGETS = (0.005, 0.01, 0.02, 0.05)  # shares of the voxels
+TOLERANCE = 0.001  # Dice
+EVIDENCE, REPLACED = "evidence", "replaced"
+_PARTS = 3
+FITTED_AT = (0.005, 0.02)  # budgets, as shares of the voxels
+_PASSES = 2
+_RIDGE_PRIOR, _RIDGE_NEIGHBOURHOOD = 1e-5, 1e-4  # per voxel
+_EASY = 6.0  # logits beyond which a right prediction is easy
+_MAX_EASY, _MAX_HARD = 40_000, 2_000_000  # voxels that the prior is fitted on
+_UNCHANGED = (0.0, 1.0, *[0.0] * (len(SMOOTHING) - 1))  # the prior is the model's probability
+
+
+def fit_prior(
+    cases: Iterable[EvaluatedCase], number: int, structures: Structures, *, voxel_size: float, seed: int = 0
+) -> Prior:
+    """Fit the prior by logistic regression on all hard voxels and a weighted sample of the easy ones.
+
+    Args:
+        cases: The cases, with saved probabilities; read once.
+        number: How many there are.
+        structures: The structures.
+        voxel_size: The size of a voxel, in the unit of spacings.
+        seed: Seed of the samples.
+    """
+    generator = np.random.default_rng(seed)
+    rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in structures.members]
+    for case in cases:
+        inside, truth = structures.probabilities(case.prediction.softmax), structures.contain(case.reference)
+        for structure, found in enumerate(rows):
+            smoothed = smoothed_logits(inside[structure], case.prediction.spacing, voxel_size)
+            features = np.stack([each[case.valid] for each in smoothed], axis=1)
+            found.append(_sample(features, truth[structure][case.valid], number, generator))
+    weights = []
+    for found in rows:
+        features, truth, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        weights.append(_logistic(features, truth, weight, ridge=_RIDGE_PRIOR, otherwise=_UNCHANGED))
+    return Prior(tuple(weights), voxel_size)
+
+
+def fit_answer_tables(cases: Sequence[AnsweredCase], structures: Structures, *, exchangeable: bool) -> AnswerTables:
+    """Count the experts' answers at the voxels where a structure's prior is not certain."""
+    answers = np.concatenate([case.answers for case in cases], axis=1)
+    priors = np.concatenate([case.candidates.prior for case in cases], axis=1)
+    truth = structures.contain(np.concatenate([case.truth for case in cases]))
+    inside, answered = structures.contain(answers), answers != MISSING
+    tables = []
+    for structure, prior in enumerate(priors):
+        at = np.abs(prior) < CERTAIN
+        tables.append(
+            fit_tables(
+                zones(prior[at]),
+                truth[structure, at],
+                inside[structure][:, at],
+                answered[:, at],
+                exchangeable=exchangeable,
+            )
+        )
+    return AnswerTables(np.stack(tables))
+
+
+def fit_neighbourhood(model: EvidenceModel, cases: Sequence[AnsweredCase], policy: Policy) -> EvidenceModel:
+    """Fit how the answers around count, on the voxels that this very policy asks about."""
+    voxels = sum(case.num_voxels for case in cases)
+    given = [(case.candidates, case.answers) for case in cases]
+    for _ in range(_PASSES):
+        features: list[np.ndarray] = []
+        truth: list[np.ndarray] = []
+        for share in FITTED_AT:
+            for asked in ask(model, given, policy, budget=int(share * voxels))[0]:
+                for case, questions in zip(cases, asked, strict=True):
+                    answered = (questions & (case.answers != MISSING)).any(0)
+                    features.append(model.features(case.candidates, case.answers, questions)[:, 1:, answered])
+                    truth.append(model.structures.contain(case.truth)[:, answered])
+        each, inside = np.concatenate(features, axis=2), np.concatenate(truth, axis=1)
+        weights = [
+            _logistic(rows.T, known, None, ridge=_RIDGE_NEIGHBOURHOOD, otherwise=OWN_EVIDENCE)
+            for rows, known in zip(each, inside, strict=True)
+        ]
+        model = replace(model, neighbourhood=tuple(weights))
+    return model
+
+
+def fit_evidence(
+    cases: Sequence[AnsweredCase],
+    prior: Prior,
+    structures: Structures,
+    experts: Sequence[str],
+    *,
+    policy: Policy = ONE_ROUND,
+    exchangeable: bool = False,
+) -> EvidenceModel:
+    """Fit answer tables and neighbourhood to cases with a fitted prior."""
+    model = EvidenceModel(
+        structures=structures,
+        experts=tuple(experts),
+        prior=prior,
+        tables=fit_answer_tables(cases, structures, exchangeable=exchangeable),
+    )
+    if exchangeable:  # every reader takes every place
+        cases = [
+            replace(case, answers=np.roll(case.answers, -shift, axis=0))
+            for case in cases
+            for shift in range(len(experts))
+        ]
+    return fit_neighbourhood(model, cases, policy)
+
+
+def fit_gated_evidence(
+    cases: ValidationCases, heads: Sequence[Calibrator], *, exchangeable: bool = False
+) -> tuple[FittedEvidence | None, dict[str, Any]]:
+    """Fit an evidence model, and keep it if it does not do worse than replacement on patients held back.
+
+    Groups of cases are held back in `_PARTS` parts. Everything, including the thresholds with which a budget is kept,
+    is fitted on the others; at each budget of `GATE_BUDGETS` the system's mean Dice must not be more than `TOLERANCE`
+    below that of the rule whose answers replace the model's labels.
+
+    Args:
+        cases: The cases to fit on.
+        heads: The J + 1 calibrators of the rule.
+        exchangeable: See :func:`.fit_tables`.
+
+    Returns:
+        The model fitted on all cases or None, and a report: `kept`, `reason` and, for each budget, the Dice of
+        `evidence` and `replaced` and the rates of both.
+    """
+    groups = sorted({cases.group(case) for _, case in cases.cases})
+    structures = structures_of(cases.files)
+    if len(groups) < 2 * _PARTS:
+        reason = f"it requires at least {2 * _PARTS} cases (patients), got {len(groups)}"
+        return None, {"kept": False, "reason": reason, "budgets": []}
+    dice: dict[tuple[str, float], list[float]] = {}
+    asked: dict[tuple[str, float], int] = {}
+    voxels = 0
+    for part in range(_PARTS):
+        held_back = set(groups[part::_PARTS])
+        others = [pair for pair in cases.cases if cases.group(pair[1]) not in held_back]
+        own = [pair for pair in cases.cases if cases.group(pair[1]) in held_back]
+        model, seen = _fit_on(cases, others, structures, heads, exchangeable=exchangeable)
+        unseen = [_answered(cases, pair, structures, model.prior, heads) for pair in own]
+        voxels += sum(case.num_voxels for case, _ in unseen)
+        for budget in GATE_BUDGETS:
+            for name, found in (
+                (EVIDENCE, _ask_as_evidence(model, seen, unseen, budget, np.array(cases.settings.available))),
+                (REPLACED, _ask_by_rule(seen, unseen, budget)),
+            ):
+                for (case, _), (questions, labels) in zip(unseen, found, strict=True):
+                    dice.setdefault((name, budget), []).append(_mean(case.dice(labels)))
+                    asked[name, budget] = asked.get((name, budget), 0) + questions
+    rows = [
+        {
+            "budget": budget,
+            **{name: _mean(np.array(dice[name, budget])) for name in (EVIDENCE, REPLACED)},
+            **{f"rate_{name}": asked[name, budget] / max(voxels, 1) for name in (EVIDENCE, REPLACED)},
+        }
+        for budget in GATE_BUDGETS
+    ]
+    worse = [f"{row['budget']:.1%}" for row in rows if row[EVIDENCE] < row[REPLACED] - TOLERANCE]
+    report = {"kept": not worse, "reason": "", "budgets": rows}
+    if worse:
+        report["reason"] = f"at {', '.join(worse)} it was worse on patients held back"
+        return None, report
+    model, _ = _fit_on(cases, cases.cases, structures, heads, exchangeable=exchangeable)
+    return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.experts))), report
+
+
+def structures_of(files: DatasetFiles) -> Structures:
+    """The structures of a dataset."""
+    manager = files.label_manager
+    if not manager.has_regions:
+        return Structures(files.label_values)
+    regions = tuple(tuple(each) if isinstance(each, list | tuple) else (each,) for each in files.regions)
+    return Structures(files.label_values, regions, tuple(manager.regions_class_order))
+
+
+def predicted_gains(
+    cases: ValidationCases, prediction: PredictedCase, heads: Sequence[Calibrator], evidence: FittedEvidence | None
+) -> np.ndarray:
+    """The expected gains of asking in a case, float32 (J, *S), as in a prediction."""
+    unknown, weight, rule = ~prediction.predicted, cases.voxel_weight(prediction), cases.settings.rule
+    if evidence is None:
+        known = apply(heads, np.where(unknown, 0, prediction.routing))
+        return image_gains(known, unknown, weight, rule)
+    inside = evidence.model.structures.probabilities(prediction.softmax)
+    return evidence_gains(
+        evidence.model,
+        evidence.model.prior.logits(inside, prediction.spacing),
+        inside.reshape(len(inside), -1).sum(1, dtype=np.float64),
+        unknown,
+        weight,
+        rule,
+        prediction.spacing,
+    )
+
+
+_Answered = tuple[AnsweredCase, np.ndarray]  # with the rule's gains (J, n)
+_Found = list[tuple[int, np.ndarray]]  # for each case the number of questions and the system's labels (n,)
+
+
+def _fit_on(
+    cases: ValidationCases,
+    pairs: Sequence[tuple[int, str]],
+    structures: Structures,
+    heads: Sequence[Calibrator],
+    *,
+    exchangeable: bool,
+) -> tuple[EvidenceModel, list[_Answered]]:
+    """Fit a model on some of the cases; also returns these."""
+    size = float(np.median([min(cases.prediction(*pair).spacing) for pair in pairs]))
+    prior = fit_prior((cases.read(*pair) for pair in pairs), len(pairs), structures, voxel_size=size)
+    seen = [_answered(cases, pair, structures, prior, heads) for pair in pairs]
+    names = cases.experts.names
+    model = fit_evidence([case for case, _ in seen], prior, structures, names, exchangeable=exchangeable)
+    return model, seen
+
+
+def _answered(
+    cases: ValidationCases, pair: tuple[int, str], structures: Structures, prior: Prior, heads: Sequence[Calibrator]
+) -> _Answered:
+    case = cases.read(*pair)
+    gains = predicted_gains(cases, case.prediction, heads, None)
+    wanted = (gains > 0).any(0)
+    answered = AnsweredCase.of(case, structures, prior, cases.files.regions, including=wanted)
+    return answered, answered.candidates.take(gains)
+
+
+def _ask_as_evidence(
+    model: EvidenceModel, seen: Sequence[_Answered], unseen: Sequence[_Answered], budget: float, available: np.ndarray
+) -> _Found:
+    """Ask the unseen cases by the cut that keeps the budget on the seen ones."""
+
+    def score(case: Candidates, answers: np.ndarray, asked: np.ndarray, most: int) -> np.ndarray:
+        return model.values(case, answers, asked, most=most, available=available)
+
+    number = int(budget * sum(case.num_voxels for case, _ in seen))
+    given = [(case.candidates, case.answers) for case, _ in seen]
+    _, cuts = ask(model, given, ONE_ROUND, budget=number, score=score)
+    history, _ = ask(model, [(case.candidates, case.answers) for case, _ in unseen], ONE_ROUND, cuts=cuts, score=score)
+    return [(int(asked.sum()), case.fused(model, asked)) for (case, _), asked in zip(unseen, history[-1], strict=True)]
+
+
+def _ask_by_rule(seen: Sequence[_Answered], unseen: Sequence[_Answered], budget: float) -> _Found:
+    """The same for the rule; answers replace the model's labels."""
+    gains = np.concatenate([gains for _, gains in seen], axis=1)
+    thresholds = thresholds_within_limits(
+        gains, num_voxels=sum(case.num_voxels for case, _ in seen), budget=budget, capacities=None
+    )
+    found = []
+    for case, own in unseen:
+        route = route_by_thresholds(own, thresholds)
+        found.append((int(np.count_nonzero(route)), fuse_masks(case.model, case.answers, route)))
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the values that are defined; NaN if none is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _sample(
+    features: np.ndarray, truth: np.ndarray, number: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The hard voxels of a case, and some of the easy ones with the weight of all."""
+    easy = (np.abs(features).min(1) > _EASY) & (truth == (features[:, 0] > 0))
+    places, weights = [], []
+    for part, most in ((np.flatnonzero(~easy), _MAX_HARD), (np.flatnonzero(easy), _MAX_EASY)):
+        size = min(part.size, max(most // number, 1))
+        places.append(generator.choice(part, size, replace=False) if size < part.size else part)
+        weights.append(np.full(size, part.size / max(size, 1)))
+    where = np.concatenate(places)
+    return features[where], truth[where], np.concatenate(weights)
+
+
+def _logistic(
+    features: np.ndarray, truth: np.ndarray, weight: np.ndarray | None, *, ridge: float, otherwise: Sequence[float]
+) -> tuple[float, ...]:
+    """Intercept and coefficients of a logistic regression; `otherwise` if all voxels are inside or all outside.
+
+    `ridge` times the sum of weights penalises half the squared coefficients.
+    """
+    from sklearn.linear_model import LogisticRegression  # imported here because it is slow to import
+
+    if truth.all() or not truth.any():
+        return tuple(otherwise)
+    total = float(truth.size if weight is None else weight.sum())
+    fitted = LogisticRegression(C=1 / (ridge * total), solver="newton-cholesky", max_iter=200)
+    fitted.fit(features.astype(np.float64), truth, sample_weight=weight)
+    return (float(fitted.intercept_[0]), *map(float, fitted.coef_[0]))

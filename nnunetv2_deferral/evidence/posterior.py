@@ -1,0 +1,231 @@
+"""The posterior: prior, answers and neighbourhood together, at the voxels where it can matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.answer_tables import AnswerTables, zones
+from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
+from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, in_voxels
+from nnunetv2_deferral.evidence.structures import Structures
+from nnunetv2_deferral.evidence.value import values_of_information
+from nnunetv2_deferral.labels import MISSING
+
+# Beyond this, asking is never worth a question.
+CERTAIN = float(logit(0.999))
+OWN_EVIDENCE = (0.0, 1.0, 1.0, 0.0)  # (c_0, c_1, c_2, c_3): without the neighbourhood
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The voxels of a case about which experts may be asked: those where a structure's prior is not certain.
+
+    Attributes:
+        shape: The shape of the case.
+        spacing: Size of a voxel along each axis.
+        index: int64 (n,), flat indices, ascending.
+        prior: float32 (S, n), logits.
+        weights: float64 (S,), the gain in the mean Dice of the case per voxel corrected, see :func:`dice_weights`.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    index: np.ndarray
+    prior: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        prior: np.ndarray,
+        spacing: Sequence[float],
+        structures: Structures,
+        weights: np.ndarray,
+        *,
+        including: np.ndarray | None = None,
+    ) -> Candidates:
+        """The candidates of a case.
+
+        Args:
+            prior: float32 (S, *shape), the prior logits.
+            spacing: Size of a voxel along each axis.
+            structures: The structures.
+            weights: float (S,), see :attr:`weights`.
+            including: Bool of the shape, voxels that are candidates in any case; None for none.
+        """
+        uncertain = (np.abs(prior[structures.scored]) < CERTAIN).any(0)
+        if including is not None:
+            uncertain |= including
+        index = np.flatnonzero(uncertain)
+        flat = prior.reshape(len(prior), -1)
+        return cls(
+            shape=prior.shape[1:],
+            spacing=tuple(spacing),
+            index=index,
+            prior=flat[:, index],
+            weights=np.where(structures.scored, weights, 0.0),
+        )
+
+    def take(self, values: np.ndarray) -> np.ndarray:
+        """The values of the candidates, (..., n), from an array (..., *shape)."""
+        return values.reshape(*values.shape[: values.ndim - len(self.shape)], -1)[..., self.index]
+
+    def put(self, values: np.ndarray, fill: Any) -> np.ndarray:
+        """An array (..., *shape) of the dtype of `values` (..., n), with `fill` at other voxels."""
+        whole = np.full((*values.shape[:-1], int(np.prod(self.shape))), fill, dtype=values.dtype)
+        whole[..., self.index] = values
+        return whole.reshape(*values.shape[:-1], *self.shape)
+
+
+def dice_weights(areas: np.ndarray, scored: np.ndarray, smallest: float) -> np.ndarray:
+    """1 / (2 F max(A, smallest)) for each of the F scored structures, of expected area A in voxels; 0 for others."""
+    return np.where(scored, 0.5 / (np.maximum(areas, smallest) * max(int(scored.sum()), 1)), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceModel:
+    """All that is needed to read answers as evidence.
+
+    Attributes:
+        structures: The S structures.
+        experts: The names of the J experts, in routing order.
+        prior: Their priors.
+        tables: Their answer tables.
+        neighbourhood: (c_0, c_1, c_2, c_3) for each structure; None for the own answers alone, `OWN_EVIDENCE`.
+
+    Raises:
+        InputError: If the parts do not agree on the numbers of structures and experts.
+    """
+
+    structures: Structures
+    experts: tuple[str, ...]
+    prior: Prior
+    tables: AnswerTables
+    neighbourhood: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        number = len(self.structures.members)
+        weights = self.neighbourhood or (OWN_EVIDENCE,) * number
+        rows = {"priors": len(self.prior.weights), "tables": len(self.tables.joint), "neighbourhoods": len(weights)}
+        for what, found in rows.items():
+            if found != number:
+                raise InputError(f"there are {number} structures, but {found} {what}")
+        if any(len(row) != NUM_WEIGHTS for row in (*self.prior.weights, *weights)):
+            raise InputError(f"priors and neighbourhoods must have {NUM_WEIGHTS} weights for each structure")
+        if self.tables.num_experts != len(self.experts):
+            raise InputError(f"there are {len(self.experts)} experts, but the tables are of {self.tables.num_experts}")
+
+    def features(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """1, L, llr and S of each candidate.
+
+        Args:
+            case: The candidates.
+            answers: Integer (J, n), the experts' labels, :data:`MISSING` where an expert has none.
+            asked: Bool (J, n), who was asked; the labels of others are ignored.
+
+        Returns:
+            float32 (S, 4, n). An expert who was asked and has no label does not count.
+        """
+        answered = asked & (answers != MISSING)
+        anyone = answered.any(0)
+        found = np.ones((len(case.prior), 4, case.index.size), dtype=np.float32)
+        found[:, 1] = case.prior
+        sigmas = in_voxels(SIGMA * self.prior.voxel_size, case.shape, case.spacing)
+        inside = self.structures.contain(answers)
+        for structure, prior in enumerate(case.prior):
+            evidence = self.tables.log_ratios(structure, zones(prior), inside[structure], answered)
+            found[structure, 2] = evidence
+            found[structure, 3] = neighbour_residuals(
+                case.shape, case.index, anyone, expit(prior), expit(prior + evidence), sigmas
+            )
+        return found
+
+    def posterior(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """The logits of being inside each structure, float32 (S, n); arguments as for :meth:`features`.
+
+        The prior where nobody answered and no answered voxel is near.
+        """
+        features = self.features(case, answers, asked)
+        if self.neighbourhood is None:
+            return np.asarray(features[:, 1] + features[:, 2])
+        known = (asked & (answers != MISSING)).any(0) | (features[:, 3] != 0)
+        found = np.einsum("sf,sfn->sn", np.array(self.neighbourhood, dtype=np.float32), features)
+        return np.where(known, found, case.prior)
+
+    def values(
+        self,
+        case: Candidates,
+        answers: np.ndarray,
+        asked: np.ndarray,
+        *,
+        most: int = 1,
+        available: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The expected gain in the mean Dice of the case from asking each expert next, float32 (J, n).
+
+        Args:
+            case: The candidates.
+            answers: See :meth:`features`.
+            asked: See :meth:`features`.
+            most: The number of experts that may be asked about a voxel in all.
+            available: Bool (J,), who can be asked; None for all.
+        """
+        posterior = self.posterior(case, answers, asked) if asked.any() else case.prior
+        return values_of_information(
+            self.tables,
+            probability=expit(posterior),
+            zone=np.stack([zones(prior) for prior in case.prior]),
+            inside=self.structures.contain(answers),
+            answered=asked & (answers != MISSING),
+            asked=asked,
+            weights=case.weights,
+            most=most,
+            available=available,
+        )
+
+    def fuse(self, model: np.ndarray, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """The labels of the candidates: the posterior's where somebody answered, the model's elsewhere.
+
+        Args:
+            model: Integer (n,), the model's labels.
+            case: The candidates.
+            answers: See :meth:`features`.
+            asked: See :meth:`features`.
+
+        Returns:
+            (n,), in the dtype of `model`.
+        """
+        answered = (asked & (answers != MISSING)).any(0)
+        labels = self.structures.to_labels(self.posterior(case, answers, asked))
+        return np.where(answered, labels, model).astype(model.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model as JSON-ready data; the inverse of :meth:`from_dict`."""
+        return {
+            "structures": self.structures.to_dict(),
+            "experts": list(self.experts),
+            "prior": {
+                "weights": [list(row) for row in self.prior.weights],
+                "voxel_size": self.prior.voxel_size,
+            },
+            "tables": self.tables.joint.tolist(),
+            "neighbourhood": None if self.neighbourhood is None else [list(row) for row in self.neighbourhood],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EvidenceModel:
+        """Restore a model from the data of :meth:`to_dict`."""
+        prior, weights = content["prior"], content["neighbourhood"]
+        return cls(
+            structures=Structures.from_dict(content["structures"]),
+            experts=tuple(content["experts"]),
+            prior=Prior(tuple(tuple(map(float, row)) for row in prior["weights"]), float(prior["voxel_size"])),
+            tables=AnswerTables(np.array(content["tables"], dtype=np.float64)),
+            neighbourhood=None if weights is None else tuple(tuple(map(float, row)) for row in weights),
+        )

@@ -1,0 +1,96 @@
+r"""The value of information: the expected gain in Dice of asking an expert next.
+
+Labelling a voxel correctly instead of wrongly raises the mean Dice of a case by w. If the experts in T answer a, with
+the current probability q of being inside and the answers b that are already known, the voxel is labelled right with
+
+.. math:: \sum_a \max(q P(a \mid 1, b), (1 - q) P(a \mid 0, b))  \quad \text{instead of} \quad \max(q, 1 - q)
+
+The difference is never negative, and 0 where no answer could change the label. An expert is valued by the best set T of
+experts left, the expert included, per question: two answers may turn a label that one cannot.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+from nnunetv2_deferral.evidence.answer_tables import AnswerTables, by_combination, pattern_of
+
+
+def values_of_information(
+    tables: AnswerTables,
+    *,
+    probability: np.ndarray,
+    zone: np.ndarray,
+    inside: np.ndarray,
+    answered: np.ndarray,
+    asked: np.ndarray,
+    weights: np.ndarray,
+    most: int,
+    available: np.ndarray | None = None,
+) -> np.ndarray:
+    """The value of asking each expert next, per question.
+
+    Args:
+        tables: The answer tables of S structures and J experts.
+        probability: Real (S, n), q with all that is known.
+        zone: int (S, n), the zones of the prior.
+        inside: Bool (S, J, n), whether the experts' labels are inside; ignored where not answered.
+        answered: Bool (J, n), whose answers are known.
+        asked: Bool (J, n), who was asked, whether an answer came or not.
+        weights: float (S,), w of each structure; 0 for one without Dice.
+        most: The number k of experts that may be asked about a voxel in all.
+        available: Bool (J,), who can be asked; None for all.
+
+    Returns:
+        float32 (J, n), in units of the weights; 0 for experts who were asked, cannot be asked, or whose answer, alone
+        or with others, would change no label.
+    """
+    experts, voxels = asked.shape
+    can = np.ones(experts, dtype=bool) if available is None else available
+    found = np.zeros((experts, voxels), dtype=np.float32)
+    weighted = np.flatnonzero(weights)
+    done = asked.sum(0)
+    for knowing, together in by_combination(answered):
+        for questioned, place in by_combination(asked[:, together]):
+            where = together[place]
+            left = [expert for expert in range(experts) if can[expert] and expert not in questioned]
+            room = min(most - int(done[where[0]]), len(left))
+            for size in range(1, room + 1):
+                for chosen in combinations(left, size):
+                    gain = np.zeros(where.size)
+                    for structure in weighted:
+                        gain += weights[structure] * _gain(
+                            tables,
+                            int(structure),
+                            probability[structure, where].astype(np.float64),
+                            zone[structure, where],
+                            pattern_of(inside[structure][np.ix_(knowing, where)]),
+                            knowing,
+                            chosen,
+                        )
+                    gain /= size
+                    for expert in chosen:
+                        found[expert, where] = np.maximum(found[expert, where], gain)
+    # Rounding may leave a trace where no answer changes the label.
+    smallest = 1e-9 * float(weights.max(initial=0))
+    found[found <= smallest] = 0
+    return found
+
+
+def _gain(
+    tables: AnswerTables,
+    structure: int,
+    probability: np.ndarray,
+    zone: np.ndarray,
+    known: np.ndarray,
+    knowing: tuple[int, ...],
+    chosen: tuple[int, ...],
+) -> np.ndarray:
+    """The gain in probability of a right label from asking the chosen experts, (n,)."""
+    joint = tables.of((*knowing, *chosen))[structure]
+    likelihood = joint.reshape(*joint.shape[:2], 1 << len(knowing), 1 << len(chosen))[zone, :, known]  # (n, 2, 2^T)
+    likelihood = likelihood / likelihood.sum(-1, keepdims=True)
+    right = np.maximum(probability[:, None] * likelihood[:, 1], (1 - probability)[:, None] * likelihood[:, 0]).sum(-1)
+    return np.asarray(right - np.maximum(probability, 1 - probability))

@@ -1,0 +1,289 @@
+"""The evidence method against slow references, voxel by voxel."""
+
+from itertools import combinations, pairwise, product
+
+import numpy as np
+import pytest
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from scipy import ndimage
+from scipy.special import expit, logit
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.answer_tables import (
+    NUM_ZONES,
+    SHRINKAGE,
+    ZONE_EDGES,
+    AnswerTables,
+    by_combination,
+    fit_tables,
+    pattern_of,
+    zones,
+)
+from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
+from nnunetv2_deferral.evidence.posterior import CERTAIN, Candidates, EvidenceModel, dice_weights
+from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, from_steps, to_steps
+from nnunetv2_deferral.evidence.questions import Policy, ask
+from nnunetv2_deferral.evidence.structures import Structures
+from nnunetv2_deferral.evidence.value import values_of_information
+from nnunetv2_deferral.labels import MISSING
+
+BINARY = Structures((0, 1))
+CLASSES = Structures((0, 1, 2))
+REGIONS = Structures((0, 1, 2), regions=((1, 2), (2,)), order=(1, 2))
+
+
+def random_tables(structures: int, experts: int, seed: int = 0) -> AnswerTables:
+    """Tables of experts who are usually right, with dependent answers."""
+    generator = np.random.default_rng(seed)
+    right = generator.uniform(0.6, 0.95, (structures, NUM_ZONES, 2, experts))
+    joint = np.empty((structures, NUM_ZONES, 2, 1 << experts))
+    for number, digits in enumerate(product((0, 1), repeat=experts)):
+        for truth in (0, 1):
+            agreed = np.array(digits) == truth
+            joint[:, :, truth, number] = np.where(agreed, right[:, :, truth], 1 - right[:, :, truth]).prod(-1)
+    joint *= generator.uniform(0.7, 1.4, joint.shape)
+    return AnswerTables(joint / joint.sum(-1, keepdims=True))
+
+
+def probability(tables: AnswerTables, structure: int, zone: int, truth: int, known: dict[int, int]) -> float:
+    """P(these answers | truth), by summing over all combinations."""
+    total = 0.0
+    for number, digits in enumerate(product((0, 1), repeat=tables.num_experts)):
+        if all(digits[expert] == answer for expert, answer in known.items()):
+            total += tables.joint[structure, zone, truth, number]
+    return total
+
+
+def test_marginal_tables_and_log_ratios_equal_sums_over_all_answers() -> None:
+    tables, generator = random_tables(2, 3), np.random.default_rng(1)
+    zone = generator.integers(0, NUM_ZONES, 40)
+    inside, answered = generator.random((3, 40)) < 0.5, generator.random((3, 40)) < 0.6
+    found = tables.log_ratios(1, zone, inside, answered)
+    for voxel in range(40):
+        known = {int(e): int(inside[e, voxel]) for e in np.flatnonzero(answered[:, voxel])}
+        expected = np.log(probability(tables, 1, zone[voxel], 1, known) / probability(tables, 1, zone[voxel], 0, known))
+        assert found[voxel] == pytest.approx(expected, abs=1e-5)
+    # The order of the experts is that of the binary digits.
+    assert tables.of((2, 0))[0, 3, 1, 2] == pytest.approx(probability(tables, 0, 3, 1, {2: 1, 0: 0}))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_value_of_information_equals_enumeration(most: int) -> None:
+    tables, generator, voxels = random_tables(2, 3), np.random.default_rng(2), 30
+    chance, zone = generator.random((2, voxels)), generator.integers(0, NUM_ZONES, (2, voxels))
+    inside = generator.random((2, 3, voxels)) < 0.5
+    asked = generator.random((3, voxels)) < 0.3
+    answered = asked & (generator.random((3, voxels)) < 0.8)
+    available, weights = np.array([True, True, False]), np.array([0.3, 0.1])
+    found = values_of_information(
+        tables,
+        probability=chance,
+        zone=zone,
+        inside=inside,
+        answered=answered,
+        asked=asked,
+        weights=weights,
+        most=most,
+        available=available,
+    )
+    assert (found >= 0).all()
+    assert (found > 0).any()
+    for voxel in range(voxels):
+        left = [e for e in range(3) if available[e] and not asked[e, voxel]]
+        best = np.zeros(3)
+        for size in range(1, min(most - asked[:, voxel].sum(), len(left)) + 1):
+            for chosen in combinations(left, int(size)):
+                gain = 0.0
+                for s, weight in enumerate(weights):
+                    known = {int(e): int(inside[s, e, voxel]) for e in np.flatnonzero(answered[:, voxel])}
+                    before = [probability(tables, s, zone[s, voxel], y, known) for y in (0, 1)]
+                    right = 0.0
+                    for answers in product((0, 1), repeat=int(size)):
+                        more = known | dict(zip(chosen, answers, strict=True))
+                        after = [probability(tables, s, zone[s, voxel], y, more) / before[y] for y in (0, 1)]
+                        right += max(chance[s, voxel] * after[1], (1 - chance[s, voxel]) * after[0])
+                    gain += weight * (right - max(chance[s, voxel], 1 - chance[s, voxel]))
+                for expert in chosen:
+                    best[expert] = max(best[expert], gain / size)
+        np.testing.assert_allclose(found[:, voxel], best, atol=1e-6)
+
+
+def test_nobody_is_asked_where_no_answer_can_change_the_label() -> None:
+    joint = np.tile([[0.9, 0.1], [0.1, 0.9]], (1, NUM_ZONES, 1, 1))  # one expert, right in 90 %
+    found = values_of_information(
+        AnswerTables(joint),
+        probability=np.array([[0.05, 0.5, 0.95]]),
+        zone=np.array([[1, 2, 4]]),
+        inside=np.zeros((1, 1, 3), dtype=bool),
+        answered=np.zeros((1, 3), dtype=bool),
+        asked=np.zeros((1, 3), dtype=bool),
+        weights=np.ones(1),
+        most=1,
+    )
+    np.testing.assert_allclose(found, [[0, 0.4, 0]], atol=1e-6)
+
+
+def test_tables_are_counts_shrunk_towards_independence() -> None:
+    generator, voxels = np.random.default_rng(3), 4000
+    zone, truth = generator.integers(0, NUM_ZONES, voxels), generator.random(voxels) < 0.4
+    inside = truth ^ (generator.random((2, voxels)) < [[0.1], [0.3]])
+    table = fit_tables(zone, truth, inside, np.ones((2, voxels), dtype=bool))
+    for place, outcome in product(range(NUM_ZONES), (0, 1)):
+        here = (zone == place) & (truth == outcome)
+        overall = (inside[:, truth == outcome].sum(1) + 0.5 + outcome) / ((truth == outcome).sum() + 2)
+        own = (inside[:, here].sum(1) + SHRINKAGE * overall) / (here.sum() + SHRINKAGE)
+        for number, digits in enumerate(product((False, True), repeat=2)):
+            alone = np.prod([chance if digit else 1 - chance for digit, chance in zip(digits, own, strict=True)])
+            count = (inside[:, here] == np.array(digits)[:, None]).all(0).sum()
+            assert table[place, outcome, number] == pytest.approx(
+                (count + SHRINKAGE * alone) / (here.sum() + SHRINKAGE)
+            )
+    assert AnswerTables(table[None]).num_experts == 2
+
+
+def test_exchangeable_experts_are_alike_and_missing_answers_count_for_nobody() -> None:
+    generator, voxels = np.random.default_rng(4), 500
+    zone, truth = generator.integers(0, NUM_ZONES, voxels), generator.random(voxels) < 0.5
+    inside = truth ^ (generator.random((3, voxels)) < [[0.05], [0.2], [0.4]])
+    every = np.ones((3, voxels), dtype=bool)
+    alike = fit_tables(zone, truth, inside, every, exchangeable=True)
+    np.testing.assert_allclose(alike, fit_tables(zone, truth, inside[[2, 0, 1]], every, exchangeable=True))
+    np.testing.assert_allclose(alike[..., [1, 3]], alike[..., [2, 5]])  # 001 as 010, 011 as 101
+    part = every.copy()
+    part[2, ::2] = False
+    changed = inside.copy()
+    changed[2, ::2] ^= True
+    np.testing.assert_array_equal(fit_tables(zone, truth, inside, part), fit_tables(zone, truth, changed, part))
+    nobody = fit_tables(zone, truth, inside, ~every)
+    np.testing.assert_allclose(AnswerTables(nobody[None]).of((0,))[0, 0], [[0.75, 0.25], [0.25, 0.75]])
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 11), (4, 7, 8)])
+def test_neighbour_residuals_equal_a_loop_over_pairs(shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(5)
+    spacing = np.array([3.0, 1.0, 1.0])
+    index = np.sort(generator.choice(int(np.prod(shape)), 60, replace=False))
+    answered = generator.random(60) < 0.4
+    prior, updated = generator.random((2, 60)).astype(np.float32)
+    sigmas = [0.0 if n == 1 else SIGMA / s for n, s in zip(shape, spacing, strict=True)]
+    found = neighbour_residuals(shape, index, answered, prior, updated, sigmas)
+    places = np.stack(np.unravel_index(index, shape), axis=1)
+    for v in range(60):
+        above = below = 0.0
+        for u in np.flatnonzero(answered):
+            steps = np.abs(places[u] - places[v])
+            if u != v and all(step <= int(3 * s + 0.5) for step, s in zip(steps, sigmas, strict=True)):
+                near = np.exp(-0.5 * sum((step / s) ** 2 for step, s in zip(steps, sigmas, strict=True) if s))
+                above += near * (updated[u] - prior[u])
+                below += near * prior[u] * (1 - prior[u])
+        assert found[v] == pytest.approx(above / (below + 0.25), abs=1e-4)
+    assert not neighbour_residuals(shape, index, np.zeros(60, dtype=bool), prior, updated, sigmas).any()
+
+
+def test_the_prior_is_a_sum_of_logits_of_smoothed_probabilities() -> None:
+    generator, weights = np.random.default_rng(6), (0.2, 0.5, 0.3, -0.1)
+    inside = generator.random((1, 1, 12, 10)).astype(np.float32)
+    found = Prior((weights,), voxel_size=0.5).logits(inside, (5.0, 0.5, 0.25))
+    expected = np.full((12, 10), weights[0])
+    for weight, scale in zip(weights[1:], (0, 1.5, 4), strict=True):
+        smooth = ndimage.gaussian_filter(inside[0, 0].astype(float), (scale, 2 * scale), mode="nearest", truncate=3)
+        expected += weight * np.clip(logit(smooth), -8, 8)
+    np.testing.assert_allclose(found[0, 0], expected, atol=1e-3)
+    unchanged = Prior(((0.0, 1.0, 0.0, 0.0),), 1.0).logits(np.array([[[0, 1.0, 0.5]]], dtype=np.float32), (1, 1))
+    np.testing.assert_allclose(unchanged, [[[-LARGEST_LOGIT, LARGEST_LOGIT, 0]]], atol=1e-3)
+    np.testing.assert_array_equal(from_steps(to_steps(found.copy())), found)
+
+
+def test_labels_follow_nnunets_conversion() -> None:
+    logits = np.random.default_rng(7).normal(size=(3, 50)).astype(np.float32)
+    manager = LabelManager({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
+    expected = np.asarray(manager.convert_probabilities_to_segmentation(expit(logits[:2]).reshape(2, 50, 1, 1)))
+    np.testing.assert_array_equal(REGIONS.to_labels(logits[:2]), expected.ravel())
+    np.testing.assert_array_equal(CLASSES.to_labels(logits), logits.argmax(0))
+    np.testing.assert_array_equal(BINARY.to_labels(logits[:1]), logits[0] > 0)
+    labels = np.array([0, 1, 2, MISSING])
+    np.testing.assert_array_equal(REGIONS.contain(labels), [[0, 1, 1, 0], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(CLASSES.scored, [False, True, True])
+    for structures in (BINARY, CLASSES, REGIONS):
+        assert Structures.from_dict(structures.to_dict()) == structures
+
+
+def toy(structures: Structures, experts: int, shape: tuple[int, ...] = (1, 16, 16)) -> tuple[EvidenceModel, Candidates]:
+    number = len(structures.members)
+    model = EvidenceModel(
+        structures=structures,
+        experts=tuple(f"e{place}" for place in range(experts)),
+        prior=Prior(((0.0, 1.0, 0.0, 0.0),) * number, 1.0),
+        tables=random_tables(number, experts),
+        neighbourhood=((0.0, 1.0, 0.9, 0.8),) * number,
+    )
+    inside = np.random.default_rng(8).beta(0.4, 0.4, (number, *shape)).astype(np.float32)
+    prior = model.prior.logits(inside, (1.0, 1.0, 1.0))
+    weights = dice_weights(inside.reshape(number, -1).sum(1), structures.scored, 10.0)
+    return model, Candidates.of(prior, (1.0, 1.0, 1.0), structures, weights)
+
+
+@pytest.mark.parametrize("structures", [BINARY, CLASSES, REGIONS])
+@pytest.mark.parametrize("policy", [Policy(), Policy(rounds=2, most=2), Policy(rounds=4, most=3)])
+def test_questions_stay_within_the_budget_and_cuts_repeat_them(structures: Structures, policy: Policy) -> None:
+    model, case = toy(structures, 3)
+    answers = np.random.default_rng(9).choice(structures.labels, (3, case.index.size)).astype(np.int16)
+    answers[0, ::5] = MISSING
+    cases = [(case, answers), (case, np.roll(answers, 7, axis=1))]
+    history, cuts = ask(model, cases, policy, budget=60)
+    assert sum(int(asked.sum()) for asked in history[-1]) <= 60
+    assert sum(int(asked.sum()) for asked in history[-1]) > 40
+    for before, after in pairwise(history):
+        assert all((later | earlier == later).all() for earlier, later in zip(before, after, strict=True))
+    assert max(int(asked.sum(0).max()) for asked in history[-1]) <= policy.most
+    repeated, _ = ask(model, cases[1:], policy, cuts=cuts)
+    np.testing.assert_array_equal(repeated[-1][0], history[-1][1])
+
+
+def test_voxels_that_nobody_answered_keep_the_models_labels() -> None:
+    model, case = toy(CLASSES, 2)
+    generator = np.random.default_rng(10)
+    answers = generator.integers(0, 3, (2, case.index.size)).astype(np.int16)
+    asked = generator.random(answers.shape) < 0.2
+    answers[:, ::3] = MISSING
+    labels = np.full(case.index.size, 1, dtype=np.uint8)
+    fused = model.fuse(labels, case, answers, asked)
+    silent = ~(asked & (answers != MISSING)).any(0)
+    assert fused.dtype == np.uint8
+    np.testing.assert_array_equal(fused[silent], 1)
+    assert (fused[~silent] != 1).any()
+
+
+def test_candidates_are_the_uncertain_voxels() -> None:
+    prior = np.array([[[-9.0, 0.0, CERTAIN, 2.0]]], dtype=np.float32)
+    case = Candidates.of(prior, (1.0, 1.0), BINARY, np.ones(1))
+    np.testing.assert_array_equal(case.index, [1, 3])
+    np.testing.assert_array_equal(case.put(case.take(prior[0]), np.float32(7)), [[7, 0, 7, 2]])
+
+
+def test_a_model_survives_json_and_refuses_parts_that_do_not_fit() -> None:
+    model, case = toy(REGIONS, 2)
+    restored = EvidenceModel.from_dict(model.to_dict())
+    answers, asked = np.ones((2, case.index.size), dtype=np.int16), np.ones((2, case.index.size), dtype=bool)
+    np.testing.assert_array_equal(restored.posterior(case, answers, asked), model.posterior(case, answers, asked))
+    content = model.to_dict()
+    for change, message in (
+        ({"experts": ["e0"]}, "1 experts, but the tables are of 2"),
+        ({"neighbourhood": [[0.0, 1.0, 1.0, 1.0]]}, "2 structures, but 1 neighbourhoods"),
+        ({"tables": (-np.array(content["tables"])).tolist()}, "positive probabilities"),
+        ({"tables": [[0.5, 0.5]]}, "must have shape"),
+    ):
+        with pytest.raises(InputError, match=message):
+            EvidenceModel.from_dict(content | change)
+
+
+def test_combinations_group_every_voxel_once() -> None:
+    chosen = np.random.default_rng(11).random((3, 50)) < 0.5
+    groups = by_combination(chosen)
+    assert sorted(np.concatenate([where for _, where in groups])) == list(range(50))
+    for experts, where in groups:
+        expected = np.zeros((3, where.size), dtype=bool)
+        expected[list(experts)] = True
+        np.testing.assert_array_equal(chosen[:, where], expected)
+    np.testing.assert_array_equal(pattern_of(np.array([[1, 0], [0, 1]], dtype=bool)), [2, 1])
+    np.testing.assert_array_equal(zones(logit(np.array([0.01, *ZONE_EDGES]))), range(NUM_ZONES))
