@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pools
 import pytest
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -16,6 +17,9 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 # Tests that a shell starts in the background ignore SIGINT, and so would the processes that they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if hasattr(os, "fork"):
+    pools.use()
 
 TESTS = Path(__file__).parent
 # These train what they need for themselves. All others of the folder share trained models, and so a process.

@@ -2,18 +2,28 @@
 
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_workplace import DEFERRAL, SPLITS, STOCK, FakeTraining, ask_where_wrong, cut_short, write_checkpoint
-from waiting import LONGEST_S, wait_for
+from made_up_workplace import (
+    DEFERRAL,
+    SPLITS,
+    STOCK,
+    FakeTraining,
+    Workplace,
+    ask_where_wrong,
+    cut_short,
+    write_checkpoint,
+)
+from own_process import OwnProcess
+from waiting import wait_for
 
 from nnunetv2_deferral.benchmark.running import Progress, run_trainings
 from nnunetv2_deferral.benchmark.state import Stage
 from nnunetv2_deferral.benchmark.training import Training, TrainingError, trainings_of
+from nnunetv2_deferral.commands.benchmark import _ended_by_signals
 from nnunetv2_deferral.nnunet.experiment import Method
 
 
@@ -47,7 +57,7 @@ def behave(training, behaviour):
 def wait_for_its_second_epoch(training, process):
     wait_for(
         lambda: training.log.is_file() and b"Epoch 1" in training.log.read_bytes(),
-        alive=lambda: process.poll() is None,
+        alive=process.runs,
     )
 
 
@@ -106,24 +116,23 @@ def test_an_end_without_a_validation_is_a_failure(trainings):
         run_trainings(trainings[:1])
 
 
-SCRIPT = """
-import signal, sys
-sys.path[:0] = {folders!r}
-from made_up_workplace import FakeTraining, STOCK, SPLITS, Workplace
-from nnunetv2_deferral.benchmark.running import run_trainings
-from nnunetv2_deferral.commands.benchmark import _ended_by_signals
-from pathlib import Path
-here = Workplace(Path({root!r}))
-with _ended_by_signals():
-    run_trainings([FakeTraining(experiment=here.experiment(), method=STOCK, fold=0, cases=tuple(SPLITS[0]["val"]),
-                                device="cpu", logs=here.root / "logs")])
-"""
+def run_one_as_the_command_does(root):
+    """Run the first training of the fixture `trainings`; for another process."""
+    here = Workplace(root)
+    training = FakeTraining(
+        experiment=here.experiment(),
+        method=STOCK,
+        fold=0,
+        cases=tuple(SPLITS[0]["val"]),
+        device="cpu",
+        logs=here.root / "logs",
+    )
+    with _ended_by_signals():
+        run_trainings([training])
 
 
 def start_in_another_process(workplace):
-    here = Path(__file__).parent
-    script = SCRIPT.format(folders=[str(here), str(here.parent)], root=str(workplace.root))
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return OwnProcess(run_one_as_the_command_does, workplace.root, folder=workplace.root)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
@@ -131,10 +140,11 @@ def start_in_another_process(workplace):
 def test_interrupted_and_started_again_nothing_is_lost(workplace, trainings, number):
     training = trainings[0]
     behave(training, "slow")
-    process = start_in_another_process(workplace)
-    wait_for_its_second_epoch(training, process)
-    process.send_signal(number)
-    assert b"KeyboardInterrupt" in process.communicate(timeout=LONGEST_S)[1]
+    with start_in_another_process(workplace) as process:
+        wait_for_its_second_epoch(training, process)
+        process.send_signal(number)
+        process.wait()
+        assert "KeyboardInterrupt" in process.errors
     behave(training, "")
     run_trainings([training])
     assert calls(training) == ["start at epoch 0", "--c at epoch 1"]
@@ -144,11 +154,11 @@ def test_interrupted_and_started_again_nothing_is_lost(workplace, trainings, num
 def test_a_training_that_outlives_its_benchmark_is_not_started_twice(workplace, trainings):
     training = trainings[0]
     behave(training, "slow")
-    process = start_in_another_process(workplace)
-    wait_for_its_second_epoch(training, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.kill()
-    process.communicate()
+    with start_in_another_process(workplace) as process:
+        wait_for_its_second_epoch(training, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     try:
         with pytest.raises(TrainingError, match="is already being trained by another process"):
             run_trainings([training])

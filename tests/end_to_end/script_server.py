@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
 import pools
 
 
@@ -54,7 +55,7 @@ def run(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     sys.argv = [request["script"], *request["arguments"]]
     sys.path[0] = str(Path(request["script"]).parent)
-    pools.use(request["output"])
+    pools.use(fork=True)
     np.random.seed()  # as in a process that imports numpy for itself
     runpy.run_path(request["script"], run_name="__main__")
 

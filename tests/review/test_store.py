@@ -1,13 +1,14 @@
 """Nothing that was saved is lost: full disks, killed servers, two servers, files that are there already."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_process import OwnProcess
 from small_review import free_port, write_pictures, write_volumes
 from waiting import wait_for
 
 from nnunetv2_deferral import files
+from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably
 from nnunetv2_deferral.review.store import ReviewStore
@@ -427,23 +430,15 @@ def test_answers_to_other_predictions_are_not_mixed_in(tmp_path, serve):
     assert "predictions have changed" in answer.json()["reason"]
 
 
-def start_server(folders, port):
+@contextlib.contextmanager
+def running_command(folders, port, folder):
     """The command in a process of its own; gives it and the secret of ann."""
-    code = "import sys; from nnunetv2_deferral.commands.review import main; main(sys.argv[1:])"
     options = ["-i", folders.predictions, "-images", folders.images, "-ref", folders.references]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *options, "-o", folders.reviews, "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    secret = ""
-    for line in process.stdout:
-        if line.split()[:1] == ["ann"]:
-            secret = line.strip().partition("#enter=")[2]
-            break
-    assert secret, process.stderr.read()
-    return process, secret
+    arguments = [*options, "-o", folders.reviews, "--port", port]
+    with OwnProcess(main, [str(argument) for argument in arguments], folder=folder) as process:
+        found = re.compile(r"^ *ann\s.*#enter=(\S+)$", re.MULTILINE)
+        wait_for(lambda: found.search(process.printed), alive=process.runs)
+        yield process, found.search(process.printed)[1]
 
 
 def sign_in(port, secret):
@@ -468,34 +463,32 @@ def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
     random = np.random.default_rng(0)
     revision, expected = 0, None
     for _ in range(3):
-        process, secret = start_server(folders, port)
-        client = sign_in(port, secret)
-        details = client.get(f"/api/cases/{CASE}").json()
-        # A save that was cut off may have been kept without an answer, but never half of it.
-        assert details["revision"] in (revision, revision + 1)
-        labels = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/labels").content, dtype=np.uint8)
-        if expected is not None:
-            assert any(np.array_equal(labels, version) for version in expected)
-        regions = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/regions").content, dtype=np.uint16)
-        voxels, revision, current = np.flatnonzero(regions), details["revision"], labels.copy()
-        timer = subprocess.Popen(["sh", "-c", f"sleep {random.uniform(0.1, 0.4):.2f}; kill -9 {process.pid}"])
-        while True:
-            new = current.copy()
-            new[voxels] = random.integers(0, 2, voxels.size)
-            runs = [[int(voxel), 1, int(new[voxel])] for voxel in voxels]
-            body = {"revision": revision, "runs": runs, "done": [], "key": os.urandom(8).hex(), "seconds": 0}
-            expected = (current, new)
-            try:
-                answer = client.post(f"/api/cases/{CASE}/save", json=body)
-            except httpx.TransportError:
-                break
-            assert answer.status_code == 200
-            revision, current = answer.json()["revision"], new
-        client.close()
-        timer.wait()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+        with running_command(folders, port, tmp_path) as (process, secret):
+            client = sign_in(port, secret)
+            details = client.get(f"/api/cases/{CASE}").json()
+            # A save that was cut off may have been kept without an answer, but never half of it.
+            assert details["revision"] in (revision, revision + 1)
+            labels = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/labels").content, dtype=np.uint8)
+            if expected is not None:
+                assert any(np.array_equal(labels, version) for version in expected)
+            regions = np.frombuffer(client.get(f"/api/cases/{CASE}/volumes/regions").content, dtype=np.uint16)
+            voxels, revision, current = np.flatnonzero(regions), details["revision"], labels.copy()
+            timer = subprocess.Popen(["sh", "-c", f"sleep {random.uniform(0.1, 0.4):.2f}; kill -9 {process.pid}"])
+            while True:
+                new = current.copy()
+                new[voxels] = random.integers(0, 2, voxels.size)
+                runs = [[int(voxel), 1, int(new[voxel])] for voxel in voxels]
+                body = {"revision": revision, "runs": runs, "done": [], "key": os.urandom(8).hex(), "seconds": 0}
+                expected = (current, new)
+                try:
+                    answer = client.post(f"/api/cases/{CASE}/save", json=body)
+                except httpx.TransportError:
+                    break
+                assert answer.status_code == 200
+                revision, current = answer.json()["revision"], new
+            client.close()
+            timer.wait()
+            process.wait()
     assert revision > 3
     entries = [json.loads(line) for line in (folders.reviews / ".review" / "log.jsonl").read_text().splitlines()]
     saved = [entry["revision"] for entry in entries if entry["event"] == "saved"]
@@ -505,8 +498,7 @@ def test_a_killed_server_has_kept_all_that_it_confirmed(tmp_path):
 def test_an_upload_that_breaks_off_changes_nothing(tmp_path, snapshot):
     folders = write_volumes(tmp_path)
     port = free_port()
-    process, secret = start_server(folders, port)
-    try:
+    with running_command(folders, port, tmp_path) as (_, secret):
         client = sign_in(port, secret)
         before = snapshot(folders.reviews)
         cookie = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
@@ -521,6 +513,3 @@ def test_an_upload_that_breaks_off_changes_nothing(tmp_path, snapshot):
         assert client.get("/api/me").status_code == 200
         client.close()
         assert snapshot(folders.reviews) == before
-    finally:
-        process.terminate()
-        process.communicate()
