@@ -11,13 +11,14 @@ import numpy as np
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.decision.area import SMALLEST_AREA
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply
 from nnunetv2_deferral.decision.gains import evidence_gains, image_gains
 from nnunetv2_deferral.decision.model_calibration import FittedEvidence
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
-from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel
+from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel, dice_weights
 from nnunetv2_deferral.evidence.prior import SMOOTHING, Prior, smoothed_logits
 from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask
 from nnunetv2_deferral.evidence.structures import Structures
@@ -245,9 +246,20 @@ def _answered(
 ) -> _Answered:
     case = cases.read(*pair)
     gains = predicted_gains(cases, case.prediction, heads, None)
-    wanted = (gains > 0).any(0)
-    answered = AnsweredCase.of(case, structures, prior, cases.files.regions, including=wanted)
-    return answered, answered.candidates.take(gains)
+    candidates = candidates_of(case, structures, prior, including=(gains > 0).any(0) & case.valid)
+    return AnsweredCase.of(case, candidates, cases.files.regions), candidates.take(gains)
+
+
+def candidates_of(
+    case: EvaluatedCase, structures: Structures, prior: Prior, including: np.ndarray | None = None
+) -> Candidates:
+    """The valid voxels of a case with saved probabilities that experts may be asked about."""
+    inside = structures.probabilities(case.prediction.softmax)
+    logits = prior.logits(inside, case.prediction.spacing)
+    logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
+    areas = inside.reshape(len(inside), -1).sum(1, dtype=np.float64)
+    weights = dice_weights(areas, structures.scored, SMALLEST_AREA)
+    return Candidates.of(logits, case.prediction.spacing, structures, weights, including=including)
 
 
 def _ask_as_evidence(

@@ -159,6 +159,7 @@ def evaluate(
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
     return summary | {
         "experts": experts.to_dict(),
+        "answers": "replace" if inputs.evidence is None else "evidence",
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},

@@ -1,18 +1,17 @@
-"""Scores of systems that ask within a budget and read the answers as evidence."""
+"""Cases with experts' labels, reduced to the voxels that experts may be asked about; and Dice after questions there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnunetv2_deferral.cases import EvaluatedCase
-from nnunetv2_deferral.decision.area import SMALLEST_AREA
-from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_mask
-from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel, dice_weights
-from nnunetv2_deferral.evidence.prior import Prior
-from nnunetv2_deferral.evidence.structures import Structures
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult
+from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
+from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +39,15 @@ class AnsweredCase:
     regions: tuple[Region, ...]
 
     @classmethod
-    def of(
-        cls,
-        case: EvaluatedCase,
-        structures: Structures,
-        prior: Prior,
-        regions: Sequence[Region],
-        *,
-        including: np.ndarray | None = None,
-    ) -> AnsweredCase:
-        """Keep what can matter of a case with saved probabilities.
-
-        Args:
-            case: The case.
-            structures: The structures.
-            prior: Their fitted priors.
-            regions: The labels or regions that are scored.
-            including: Bool of shape S, voxels that are kept in any case unless they are ignored.
-        """
-        inside = structures.probabilities(case.prediction.softmax)
-        logits = prior.logits(inside, case.prediction.spacing)
-        logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
-        areas = inside.reshape(len(inside), -1).sum(1, dtype=np.float64)
-        found = Candidates.of(
-            logits,
-            case.prediction.spacing,
-            structures,
-            dice_weights(areas, structures.scored, SMALLEST_AREA),
-            including=None if including is None else including & case.valid,
-        )
+    def of(cls, case: EvaluatedCase, candidates: Candidates, regions: Sequence[Region]) -> AnsweredCase:
+        """Keep what can matter of a case; the candidates must be valid voxels."""
         scores = overlap(case.reference, case.model, regions, case.valid).values()
         return cls(
             name=case.name,
-            candidates=found,
-            answers=found.take(case.answers).astype(np.int16),
-            model=found.take(case.model).astype(np.int16),
-            truth=found.take(case.reference).astype(np.int16),
+            candidates=candidates,
+            answers=candidates.take(case.answers).astype(np.int16),
+            model=candidates.take(case.model).astype(np.int16),
+            truth=candidates.take(case.reference).astype(np.int16),
             num_voxels=int(np.count_nonzero(case.valid)),
             counts=np.array([[each[key] for each in scores] for key in ("TP", "n_pred", "n_ref")], dtype=np.int64),
             regions=tuple(regions),
@@ -96,3 +68,69 @@ class AnsweredCase:
     def fused(self, model: EvidenceModel, asked: np.ndarray) -> np.ndarray:
         """The system's labels of the candidates, int16 (n,), after these questions, bool (J, n)."""
         return model.fuse(self.model, self.candidates, self.answers, asked)
+
+
+class EvidenceBudgets:
+    """Accumulates, case by case, what is needed to score one ranking at any budget if answers are read as evidence.
+
+    As :class:`.BudgetStatistics`, but what an answer does depends on the other answers. Voxels with the score 0 and
+    voxels about which the evidence model is certain are never asked about.
+    """
+
+    def __init__(self, model: EvidenceModel, regions: Sequence[Region]) -> None:
+        """Start without cases.
+
+        Args:
+            model: The evidence model.
+            regions: The foreground labels, or tuples of labels, to score.
+        """
+        self._model = model
+        self._regions = tuple(regions)
+        self._cases: list[AnsweredCase] = []
+        self._scores: list[np.ndarray] = []
+        self._experts: list[np.ndarray] = []
+
+    def update(self, case: EvaluatedCase, scores: np.ndarray, experts: np.ndarray) -> None:
+        """Add a case with a prior.
+
+        Args:
+            case: The case.
+            scores: Shape S, not negative; high scores are asked about first.
+            experts: Integers in [1, J], whom to ask.
+        """
+        structures = self._model.structures
+        prior = np.where(case.valid, case.prediction.prior, np.inf)  # ignored voxels are no candidates
+        candidates = Candidates.of(prior, case.prediction.spacing, structures, np.ones(len(structures.members)))
+        self._cases.append(AnsweredCase.of(case, candidates, self._regions))
+        self._scores.append(candidates.take(scores))
+        self._experts.append(candidates.take(experts).astype(np.int64) - 1)
+
+    def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
+        """The system at each budget, a share of all valid voxels; see :meth:`.BudgetStatistics.at`."""
+        if not self._cases:
+            raise InputError("no cases were added")
+        scores = np.concatenate(self._scores)
+        order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
+        rank = np.full(scores.size, scores.size, dtype=np.int64)
+        rank[order] = np.arange(order.size)
+        ends = np.cumsum([each.size for each in self._scores])[:-1]
+        voxels = sum(case.num_voxels for case in self._cases)
+        found = []
+        for budget in budgets:
+            number = int(budget * voxels)
+            dice = []
+            for case, ranks, expert in zip(self._cases, np.split(rank, ends), self._experts, strict=True):
+                asked = np.zeros(case.answers.shape, dtype=bool)
+                where = np.flatnonzero(ranks < number)
+                asked[expert[where], where] = True
+                dice.append(case.dice(case.fused(self._model, asked)))
+            found.append(
+                BudgetResult(
+                    budget=float(budget),
+                    rate=min(number, order.size) / max(voxels, 1),
+                    cases=tuple(case.name for case in self._cases),
+                    regions=tuple(region_key(region) for region in self._regions),
+                    dice=np.stack(dice),
+                )
+            )
+        return found

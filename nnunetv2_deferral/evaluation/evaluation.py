@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
+from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
@@ -27,7 +28,7 @@ from nnunetv2_deferral.evaluation.overlap import Region
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
-from nnunetv2_deferral.evaluation.summary import SummaryStatistics
+from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
 from nnunetv2_deferral.evaluation.uncertainty import entropy, one_minus_max
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
@@ -42,7 +43,9 @@ class Evaluation:
     Rankings at matched budgets: by the learned expected gain (where positive), by the probability map, by the model's
     1 - max softmax and entropy (if its probabilities were saved), and at random, each with the expert in the expert
     map; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks an expert who is
-    right where the model is wrong.
+    right where the model is wrong. If answers are read as evidence, those of the learned ranking are, and the ranking
+    is also scored with answers that replace labels (`learned, replaced`) and 1 - max softmax with answers read as
+    evidence (`max_softmax, as evidence`).
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Evaluation:
         self.has_regions = has_regions
         self._summary = SummaryStatistics(regions, experts)
         self._deferred: dict[str, DeferralCounts] = {}
-        self._budgets: dict[str, BudgetStatistics] = {}
+        self._budgets: dict[str, BudgetStatistics | EvidenceBudgets] = {}
         self._histograms: dict[str, ScoreHistogram] = {}
         self._case_scores: dict[str, dict[str, float]] = {}
         self._location = LocationStatistics()
@@ -134,7 +137,8 @@ class Evaluation:
             raise InputError("there are no cases to evaluate")
         group = None if groups is None else [_group_of(case, groups) for case in cases]
         draw = {"groups": group, "num_resamples": num_resamples}
-        dice = {part: self._dice(summary[part]) for part in ("model_everywhere", "system")}
+        parts = ("model_everywhere", "system", REPLACED)
+        dice = {part: self._dice(summary[part]) for part in parts if part in summary}
         dice |= {name: self._dice(part) for name, part in summary["expert_everywhere"].items()}
         deferred = add_counts(self._deferred.values(), self.experts)
         own_rate = summary["deferral"]["rate"]
@@ -172,7 +176,15 @@ class Evaluation:
         asked = np.take_along_axis(case.answers, expert[None].astype(np.int64) - 1, axis=0)[0]
         someone_right = (case.answers == case.reference).any(0)
         best = np.where(someone_right, case.reference, case.model)
-        rankings = {LEARNED: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
+        learned = LEARNED if case.evidence is None else f"{LEARNED}, replaced"
+        if case.evidence is not None:
+            read = {LEARNED: gain}
+            if MAX_SOFTMAX in scores:
+                read[f"{MAX_SOFTMAX}, as evidence"] = scores[MAX_SOFTMAX]
+            for name, values in read.items():
+                found = self._budgets.setdefault(name, EvidenceBudgets(case.evidence, self.regions))
+                cast(EvidenceBudgets, found).update(case, values, expert)
+        rankings = {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
         rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
         rankings[ORACLE] = (oracle_score(case.reference, case.model, best), best)
         for name, labels in zip(self.experts, case.answers, strict=True):
@@ -183,7 +195,7 @@ class Evaluation:
             # Voxels without a gain would never be deferred.
             positive_only = name == ORACLE or name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
-            statistics.update(
+            cast(BudgetStatistics, statistics).update(
                 case.name, values, reference=case.reference, model=case.model, answer=answer, valid=case.valid
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.evaluation import LEARNED, MAX_SOFTMAX
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.reliability_figure import bias_text, error_text
@@ -22,6 +23,8 @@ _HOW_CASES_ARE_SCORED = {
 
 def ranking_name(name: str) -> str:
     """The displayed name of a ranking."""
+    if name == f"{LEARNED}, replaced":
+        return "learned, answers replace labels"
     return RANKING_NAMES.get(name, name).replace(f"{MAX_SOFTMAX},", "model uncertainty,")
 
 
@@ -29,6 +32,8 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
     """Scores of the model, the system and each expert alone."""
     dice, num_cases = summary["intervals"]["Dice"], len(summary["deferred"]["per_case"])
     parts = {"model alone": ("model_everywhere", summary["model_everywhere"]), SYSTEM: ("system", summary["system"])}
+    if REPLACED in summary:
+        parts["system, answers replace labels"] = (REPLACED, summary[REPLACED])
     parts |= {f"{name} alone": (name, part) for name, part in summary["expert_everywhere"].items()}
     rows = []
     for who, (key, part) in parts.items():

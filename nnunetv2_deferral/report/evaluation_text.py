@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.tables import share_text
 
 
@@ -92,7 +93,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def _named(name: str) -> str:
-    return name.replace("model_everywhere", "model alone")
+    return name.replace("model_everywhere", "model alone").replace(REPLACED, "answers replace labels")
 
 
 def _interval(found: Mapping[str, float]) -> str:
