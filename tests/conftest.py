@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,29 @@ LONGEST = (
     "review/test_store.py",
     "benchmark/test_cluster.py",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coarse_figures() -> Iterator[Any]:
+    """Figures are drawn whole but with few pixels, as most of the time goes into compressing them."""
+    from matplotlib.figure import Figure
+
+    stock = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
+        stock(figure, *arguments, **options | {"dpi": 40, "pil_kwargs": None})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield stock
+
+
+@pytest.fixture
+def full_resolution(_coarse_figures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are saved with all of their pixels."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", _coarse_figures)
 
 
 def group(file: str) -> str:

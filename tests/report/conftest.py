@@ -1,5 +1,7 @@
 """Summaries of made-up evaluations."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -42,9 +44,21 @@ def make_case(name, seed, *, num_experts, rate, with_probabilities, empty, label
     return EvaluatedCase(prediction=prediction, reference=reference, answers=experts)
 
 
+@pytest.fixture(scope="session")
+def summaries():
+    """The summaries that were made, pickled, by what they were made of."""
+    return {}
+
+
 @pytest.fixture
-def make_summary():
+def make_summary(summaries):
     """A function that evaluates made-up cases, of which about a tenth of the voxels are wrong, as the command does."""
+
+    def copy_of(**options):
+        key = repr(sorted(options.items()))
+        if key not in summaries:
+            summaries[key] = pickle.dumps(make(**options))
+        return pickle.loads(summaries[key])
 
     def make(
         *, num_cases=4, experts=("ann", "bob"), rate=0.1, with_probabilities=True, empty=False, labels=1, groups=None,
@@ -71,4 +85,4 @@ def make_summary():
             "versions": {"nnunetv2_deferral": "0.1.0", "nnunetv2": "2.8.1"},
         }
 
-    return make
+    return copy_of

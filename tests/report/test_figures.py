@@ -125,7 +125,7 @@ def test_a_constant_image_and_no_foreground_can_be_drawn():
     assert to_png(draw_case(view, ["ann"])).startswith(b"\x89PNG")
 
 
-def test_the_overview_has_a_row_for_each_case_and_a_modest_width():
+def test_the_overview_has_a_row_for_each_case_and_a_modest_width(full_resolution):
     figure = draw_overview([make_view(), make_view()], ["ann", "bob"])
     assert len(figure.axes) == 10
     assert titles(figure)[0] == "case_0"
