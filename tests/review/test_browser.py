@@ -20,22 +20,27 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 ARGUMENTS = (
     "--no-sandbox",
-    "--use-angle=swiftshader",  # WebGL without a graphics card
-    "--enable-unsafe-swiftshader",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
 )
+WITH_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # without a graphics card, and slow
+WITHOUT_WEBGL = ("--disable-gpu",)
 
 
 @pytest.fixture(scope="module")
-def chromium():
+def started():
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def chromium(started):
+    browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS + WITHOUT_WEBGL)
+    yield browser
+    browser.close()
 
 
 class Desk:
@@ -92,6 +97,21 @@ def sit_down(chromium):
     for desk in desks:
         assert desk.errors == []
         desk.context.close()
+
+
+@pytest.fixture
+def sit_down_with_webgl(started):
+    browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS + WITH_WEBGL)
+    desk = None
+
+    def sit(link):
+        nonlocal desk
+        desk = Desk(browser, link)
+        return desk
+
+    yield sit
+    assert desk.errors == []
+    browser.close()
 
 
 def masks_of(folders):
@@ -390,9 +410,9 @@ def test_wheel_and_right_drag_change_slice_zoom_and_window(tmp_path, sit_down):
         assert canvas.screenshot() != windowed
 
 
-def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, sit_down):
+def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, sit_down_with_webgl):
     with running(write_volumes(tmp_path)) as links:
-        chief = sit_down(links["coordinator"])
+        chief = sit_down_with_webgl(links["coordinator"])
         page = chief.page
         assert not any("vendor" in url for url in chief.requests)
         page.get_by_role("button", name="3D view").click()
