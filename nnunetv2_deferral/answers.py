@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,14 @@ import torch
 from typing_extensions import TypedDict
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
 from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
+    described,
     experts_from_json,
     experts_to_json,
     names_of,
@@ -26,8 +30,10 @@ from nnunetv2_deferral.experts import (
 )
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import ExpertMasks
-from nnunetv2_deferral.schema import Text, read_validated_json
+from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
+from nnunetv2_deferral.schema import Count, Text, read_validated_json
+
+logger = logging.getLogger(__name__)
 
 SIMULATION_NAME = "simulation.json"  # written by nnUNetv2_deferral_simulate_experts to its folder of masks
 
@@ -170,6 +176,81 @@ def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:
     except InputError as error:
         raise error if str(record) in str(error) else InputError(f"{record}: {error}") from error
     return tuple(simulated.get(name) or Rater(name) for name in names)
+
+
+def evidence_of(
+    folder: PredictionFolder, answers: Path | None, experts: Sequence[Expert], *, wanted: bool | None = None
+) -> EvidenceModel | None:
+    """How answers to the questions of a prediction are read as evidence; None if they replace the model's labels.
+
+    Args:
+        folder: The model's predictions.
+        answers: The folder of the experts' masks; None if all experts are simulated.
+        experts: Who answers, see :attr:`ExpertAnswers.identities`.
+        wanted: True for evidence, False for replacement, None for evidence if the model has an evidence model of these
+            experts, unless they answered on the review page: there the expert's word is final.
+
+    Raises:
+        InputError: If evidence is wanted, but there is no evidence model of these experts, or experts were not shown
+            all voxels that were routed to them.
+    """
+    reviewed = answers is not None and (answers / REVIEW_NAME).is_file()
+    if wanted is False or (wanted is None and reviewed):
+        return None
+    fitted = None if folder.calibration is None else folder.calibration.evidence
+    if fitted is None:
+        if wanted:
+            raise InputError(
+                f"{folder.index_file} has no evidence model. Calibrate the model (nnUNetv2_deferral_calibrate) and "
+                "predict again"
+            )
+        return None
+    if not fitted.applies_to(experts_to_json(experts)):
+        words = (
+            f"the answers are those of {described(experts)}, but the evidence model of {folder.index_file} was fitted "
+            f"on the answers of {described(experts_from_json(fitted.answered_by))}"
+        )
+        if wanted:
+            raise InputError(words)
+        logger.warning("answers replace the model's labels: %s", words)
+        return None
+    if reviewed and answers is not None:
+        _check_all_shown(folder, answers)
+    return fitted.model
+
+
+def add_evidence_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that take `wanted` of :func:`evidence_of`."""
+    how = parser.add_mutually_exclusive_group()
+    words = "read answers as evidence. Default: if the calibration has an evidence model of the experts who answered, "
+    words += "unless they answered on the review page"
+    how.add_argument("--evidence", action="store_const", const=True, help=words)
+    words = "an answer replaces the model's label"
+    how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
+
+
+class _Asked(TypedDict):
+    voxels: Count
+
+
+class _Review(TypedDict):
+    cases: dict[Text, dict[Text, _Asked]]
+
+
+def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
+    """Refuse a review of a part of the questions: the other voxels have the model's label, which is no answer."""
+    index = answers / REVIEW_NAME
+    for case, records in read_validated_json(index, _Review)["cases"].items():
+        if case not in folder.cases:
+            continue
+        route = folder.case(case).route
+        for number, expert in enumerate(folder.experts, start=1):
+            routed = int((route == number).sum())
+            if expert in records and records[expert]["voxels"] != routed:
+                raise InputError(
+                    f"{index}: {expert} was shown {records[expert]['voxels']} voxels of {case}, but {routed} are "
+                    "routed to this expert, so the answers cannot be read as evidence. Review without a worklist"
+                )
 
 
 def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
-from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT
+from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, EvidenceModel
+from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, PriorMap
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.geometry import Orientation, orientation_of
 from nnunetv2_deferral.labels import MISSING
@@ -31,7 +31,7 @@ class Stored:
     """
 
     file: Path
-    read: Callable[[], np.ndarray]
+    read: Callable[[], Any]
 
 
 class PredictedCase:
@@ -57,7 +57,8 @@ class PredictedCase:
         gain: np.ndarray | Stored | None = None,
         softmax: np.ndarray | Stored | None = None,
         routing: np.ndarray | Stored | None = None,
-        prior: np.ndarray | Stored | None = None,
+        prior: PriorMap | Stored | None = None,
+        answered: EarlierAnswers | Stored | None = None,
         properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         num_experts: int | None = None,
     ) -> None:
@@ -72,7 +73,8 @@ class PredictedCase:
             gain: The gain map.
             softmax: The model's probabilities.
             routing: The routing probabilities.
-            prior: The prior logits of the evidence model.
+            prior: The prior of the evidence model.
+            answered: The questions and answers of earlier rounds.
             properties: nnU-Net's properties of the mask, or a function that reads them; None for voxels of size 1.
             num_experts: The number J of experts; None if it is unknown.
         """
@@ -88,10 +90,11 @@ class PredictedCase:
             "softmax": softmax,
             "routing": routing,
             "prior": prior,
+            "answered": answered,
         }
 
     def has(self, what: str) -> bool:
-        """Whether the array of that name exists; `"softmax"`, `"routing"` and `"prior"` are not always saved."""
+        """Whether the array of that name exists; only `"model"` and the four maps always do."""
         source = self._sources[what]
         return source.file.is_file() if isinstance(source, Stored) else source is not None
 
@@ -165,11 +168,26 @@ class PredictedCase:
         return routing
 
     @cached_property
-    def prior(self) -> np.ndarray:
-        """float32 (S, *shape): the prior logits of the structures of the evidence model."""
-        prior = self._read("prior")
-        self._check_shape("prior", prior, (*prior.shape[:1], *self.model.shape))
-        return self._within("prior", prior, LARGEST_LOGIT, -LARGEST_LOGIT)
+    def prior(self) -> PriorMap:
+        """The prior of the evidence model."""
+        logits, areas = self._parts("prior")
+        self._check_shape("prior", logits, (*logits.shape[:1], *self.model.shape))
+        self._check_shape("prior", areas, logits.shape[:1])
+        self._within("prior", areas, np.inf)
+        return PriorMap(self._within("prior", logits, LARGEST_LOGIT, -LARGEST_LOGIT), areas)
+
+    @cached_property
+    def answered(self) -> EarlierAnswers | None:
+        """The questions and answers of earlier rounds; None in the first."""
+        if not self.has("answered"):
+            return None
+        index, asked, answers = self._parts("answered")
+        experts = asked.shape[:1] if self.num_experts is None else (self.num_experts,)
+        for array in (asked, answers):
+            self._check_shape("answered", array, (*experts, index.size))
+        if index.size and not (index[0] >= 0 and index[-1] < self.model.size and (np.diff(index) > 0).all()):
+            raise InputError(f"{self._named('answered')} contains indices that are not ascending voxels of the case")
+        return EarlierAnswers(index.astype(np.int64), asked.astype(bool), answers.astype(np.int16))
 
     @property
     def predicted(self) -> np.ndarray:
@@ -181,6 +199,13 @@ class PredictedCase:
         if source is None:
             raise InputError(f"{self._named(what)} is missing")
         return source.read() if isinstance(source, Stored) else np.asarray(source)
+
+    def _parts(self, what: str) -> tuple[np.ndarray, ...]:
+        """The arrays of something that consists of several."""
+        source = self._sources[what]
+        if source is None:
+            raise InputError(f"{self._named(what)} is missing")
+        return tuple(map(np.asarray, source.read() if isinstance(source, Stored) else source))
 
     def _map(self, what: str) -> np.ndarray:
         found = self._read(what)
@@ -247,8 +272,12 @@ class EvaluatedCase:
 
     @cached_property
     def replaced(self) -> np.ndarray:
-        """The labels of the system if an answer replaces the model's label, see :func:`.fuse_masks`."""
-        return fuse_masks(self.model, self.answers, self.route)
+        """The labels of the system if an answer replaces the model's label, see :func:`.fuse_masks`.
+
+        Of several answers about a voxel the last one counts; in earlier rounds that of the expert with the highest
+        number.
+        """
+        return fuse_replacing(self.prediction, self.answers)
 
     @cached_property
     def system(self) -> np.ndarray:
@@ -256,6 +285,16 @@ class EvaluatedCase:
         if self.evidence is None:
             return self.replaced
         return fuse_evidence(self.prediction, self.answers, self.evidence)
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """The labels of the system before this round of questions: in the first, the model's."""
+        if self.prediction.answered is None:
+            return self.model
+        nobody = np.zeros_like(self.route)
+        if self.evidence is None:
+            return fuse_replacing(self.prediction, self.answers, nobody)
+        return fuse_evidence(self.prediction, self.answers, self.evidence, nobody)
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -280,22 +319,42 @@ class EvaluatedCase:
         return self.valid & (self.labels != MISSING)
 
 
-def fuse_evidence(prediction: PredictedCase, answers: np.ndarray, model: EvidenceModel) -> np.ndarray:
+def fuse_evidence(
+    prediction: PredictedCase, answers: np.ndarray, model: EvidenceModel, route: np.ndarray | None = None
+) -> np.ndarray:
     """The labels of model and experts if answers are read as evidence.
 
     Args:
         prediction: A case with route and prior.
         answers: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
         model: The evidence model.
+        route: Another route than the case's, uint8 of shape S.
 
     Returns:
         Of the shape and dtype of the model's label map, which is kept where nobody answered.
     """
-    route, structures = prediction.route, model.structures
+    route = prediction.route if route is None else route
+    structures, earlier = model.structures, prediction.answered
+    wanted = route > 0  # regions may include voxels about which the model is certain
+    if earlier is not None:
+        wanted.reshape(-1)[earlier.index] = True
     weights = np.ones(len(structures.members))
-    # Regions may include voxels about which the model is certain.
-    case = Candidates.of(prediction.prior, prediction.spacing, structures, weights, including=route > 0)
-    asked = case.take(route) == np.arange(1, len(answers) + 1)[:, None]
+    case = Candidates.of(prediction.prior.logits, prediction.spacing, structures, weights, including=wanted)
+    asked, given = case.take(route) == np.arange(1, len(answers) + 1)[:, None], case.take(answers)
+    if earlier is not None:
+        given, asked = earlier.added_to(case, given, asked)
+        model = model.in_round(2)
     labels = prediction.model.copy()
-    labels.reshape(-1)[case.index] = model.fuse(case.take(labels), case, case.take(answers), asked)
+    labels.reshape(-1)[case.index] = model.fuse(case.take(labels), case, given, asked)
     return labels
+
+
+def fuse_replacing(prediction: PredictedCase, answers: np.ndarray, route: np.ndarray | None = None) -> np.ndarray:
+    """The labels of model and experts if answers replace labels; arguments and result as for :func:`fuse_evidence`."""
+    model, earlier = prediction.model, prediction.answered
+    if earlier is not None:
+        model = model.copy()
+        for asked, labels in zip(earlier.asked, earlier.answers, strict=True):
+            given = asked & (labels != MISSING)
+            model.reshape(-1)[earlier.index[given]] = labels[given]
+    return fuse_masks(model, answers, prediction.route if route is None else route)

@@ -5,7 +5,8 @@
     <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          float32: expected gain in the Dice of the case from asking that expert
-    <folder>/deferral/prior/<case>.npz            int16: prior logits, if the calibration reads answers as evidence
+    <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
+    <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
     <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
 
@@ -31,7 +32,8 @@ from nnunetv2_deferral import __version__
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.prior import to_steps
+from nnunetv2_deferral.evidence.posterior import EarlierAnswers
+from nnunetv2_deferral.evidence.prior import PriorMap, to_steps
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels
@@ -89,6 +91,11 @@ def routing_file(folder: Path, case: str) -> Path:
 def prior_file(folder: Path, case: str) -> Path:
     """The prior logits of the structures of a case, from which answers are read as evidence."""
     return folder / FOLDER / "prior" / f"{case}.npz"
+
+
+def answered_file(folder: Path, case: str) -> Path:
+    """The questions and answers of earlier rounds."""
+    return folder / FOLDER / "answered" / f"{case}.npz"
 
 
 def index_file(folder: Path) -> Path:
@@ -191,7 +198,8 @@ class DeferralFolder:
         properties: dict[str, Any],
         statistics: Mapping[str, Any] | None = None,
         *,
-        prior: np.ndarray | None = None,
+        prior: PriorMap | None = None,
+        answered: EarlierAnswers | None = None,
     ) -> None:
         """Write the maps of a case and add the case to the folder's `deferral.json`.
 
@@ -200,12 +208,14 @@ class DeferralFolder:
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
             properties: nnU-Net's properties of the case, including its geometry.
             statistics: Further entries for the case in `deferral.json`.
-            prior: The prior logits (S, *shape) of :class:`.Decision`, or None.
+            prior: The prior, or None.
+            answered: The questions and answers of earlier rounds, or None.
         """
         if prior is not None:
-            file = prior_file(self.folder, case)
-            with written_whole(file.parent) as scratch:
-                np.savez_compressed(scratch / file.name, prior=to_steps(prior))
+            content = {"prior": to_steps(prior.logits), "areas": prior.areas}
+            _save_arrays(content, prior_file(self.folder, case))
+        if answered is not None:
+            _save_arrays(answered._asdict(), answered_file(self.folder, case))
         probability, gain, largest_gain = maps.probability, maps.gain, float(maps.gain.max(initial=0))
         if scale := full_scale(self.file_ending, maps.route.shape):
             probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
@@ -303,9 +313,13 @@ def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:
         case: The case identifier.
         probabilities: float32 (J + 1, *S) before calibration, NaN where nothing was predicted.
     """
-    file = routing_file(folder, case)
+    _save_arrays({"probabilities": probabilities}, routing_file(folder, case))
+
+
+def _save_arrays(content: Mapping[str, np.ndarray], file: Path) -> None:
+    arrays: dict[str, Any] = dict(content)
     with written_whole(file.parent) as scratch:
-        np.savez_compressed(scratch / file.name, probabilities=probabilities)
+        np.savez_compressed(scratch / file.name, **arrays)
 
 
 def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:

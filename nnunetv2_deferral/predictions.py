@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,13 +15,10 @@ from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.posterior import EvidenceModel
-from nnunetv2_deferral.evidence.prior import from_steps
-from nnunetv2_deferral.experts import Expert, described, experts_from_json, experts_to_json
+from nnunetv2_deferral.evidence.posterior import EarlierAnswers
+from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +116,7 @@ class PredictionFolder:
         """
         if name not in self.cases:
             raise InputError(f"{self.folder} has no case {name!r}")
+        answered = maps.answered_file(self.folder, name)
         mask = cache(lambda: self.files.read(self.mask_file(name)))
         return PredictedCase(
             name,
@@ -131,6 +128,9 @@ class PredictionFolder:
             softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
+            answered=Stored(
+                file=answered, read=lambda: tuple(_stored(answered, key) for key in EarlierAnswers._fields)
+            ),
             properties=lambda: mask()[1],
             num_experts=len(self.experts),
         )
@@ -153,28 +153,6 @@ class PredictionFolder:
         content = self.index.get("calibration")
         return None if content is None else ModelCalibration.from_dict(content, self.experts)
 
-    def evidence(self, experts: Sequence[Expert]) -> EvidenceModel | None:
-        """How the answers of these experts are read as evidence; None if they replace the model's labels.
-
-        Evidence is only read from the answers of the experts that it was fitted on; a warning says so otherwise.
-
-        Args:
-            experts: Who answers, in routing order.
-        """
-        fitted = None if self.calibration is None else self.calibration.evidence
-        if fitted is None:
-            return None
-        if not fitted.applies_to(experts_to_json(experts)):
-            logger.warning(
-                "the answers replace the model's labels: they are those of %s, but the evidence model of %s was fitted "
-                "on the answers of %s",
-                described(experts),
-                self.index_file,
-                described(experts_from_json(fitted.answered_by)),
-            )
-            return None
-        return fitted.model
-
     def _map(self, case: str, path: Callable[[Path, str, str], Path], read: Callable[[Path], np.ndarray]) -> Stored:
         file = path(self.folder, case, self.files.file_ending)
         return Stored(file=file, read=lambda: read(file))
@@ -193,11 +171,11 @@ class PredictionFolder:
         return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
 
 
-def _prior(file: Path) -> np.ndarray:
+def _prior(file: Path) -> PriorMap:
     steps = _stored(file, "prior")
     if steps.dtype != np.int16:
-        raise InputError(f"{file} must contain int16, got {steps.dtype}")
-    return from_steps(steps)
+        raise InputError(f"{file}: prior must be int16, got {steps.dtype}")
+    return PriorMap(from_steps(steps), _stored(file, "areas"))
 
 
 def _probabilities(file: Path) -> np.ndarray:

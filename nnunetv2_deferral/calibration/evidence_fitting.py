@@ -32,6 +32,7 @@ EVIDENCE, REPLACED = "evidence", "replaced"
 _PARTS = 3
 FITTED_AT = (0.005, 0.02)  # budgets, as shares of the voxels
 _PASSES = 2
+_LATER = Policy(rounds=4, most=2)
 _RIDGE_PRIOR, _RIDGE_NEIGHBOURHOOD = 1e-5, 1e-4  # per voxel
 _EASY = 6.0  # logits beyond which a right prediction is easy
 _MAX_EASY, _MAX_HARD = 40_000, 2_000_000  # voxels that the prior is fitted on
@@ -87,7 +88,7 @@ def fit_answer_tables(cases: Sequence[AnsweredCase], structures: Structures, *, 
 
 
 def fit_neighbourhood(model: EvidenceModel, cases: Sequence[AnsweredCase], policy: Policy) -> EvidenceModel:
-    """Fit how the answers around count, on the voxels that this very policy asks about."""
+    """Fit how the answers around count, on the voxels that this very policy asks about in all of its rounds."""
     voxels = sum(case.num_voxels for case in cases)
     given = [(case.candidates, case.answers) for case in cases]
     for _ in range(_PASSES):
@@ -114,10 +115,9 @@ def fit_evidence(
     structures: Structures,
     experts: Sequence[str],
     *,
-    policy: Policy = ONE_ROUND,
     exchangeable: bool = False,
 ) -> EvidenceModel:
-    """Fit answer tables and neighbourhood to cases with a fitted prior."""
+    """Fit answer tables and neighbourhoods, for one round and for several, to cases with a fitted prior."""
     model = EvidenceModel(
         structures=structures,
         experts=tuple(experts),
@@ -130,7 +130,10 @@ def fit_evidence(
             for case in cases
             for shift in range(len(experts))
         ]
-    return fit_neighbourhood(model, cases, policy)
+    later = Policy(rounds=_LATER.rounds, most=min(_LATER.most, len(experts)))
+    return replace(
+        fit_neighbourhood(model, cases, ONE_ROUND), later=fit_neighbourhood(model, cases, later).neighbourhood
+    )
 
 
 def fit_gated_evidence(
@@ -211,8 +214,7 @@ def predicted_gains(
     inside = evidence.model.structures.probabilities(prediction.softmax)
     return evidence_gains(
         evidence.model,
-        evidence.model.prior.logits(inside, prediction.spacing),
-        inside.reshape(len(inside), -1).sum(1, dtype=np.float64),
+        evidence.model.prior.map_of(inside, prediction.spacing),
         unknown,
         weight,
         rule,
@@ -255,9 +257,8 @@ def candidates_of(
 ) -> Candidates:
     """The valid voxels of a case with saved probabilities that experts may be asked about."""
     inside = structures.probabilities(case.prediction.softmax)
-    logits = prior.logits(inside, case.prediction.spacing)
+    logits, areas = prior.map_of(inside, case.prediction.spacing)
     logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
-    areas = inside.reshape(len(inside), -1).sum(1, dtype=np.float64)
     weights = dice_weights(areas, structures.scored, SMALLEST_AREA)
     return Candidates.of(logits, case.prediction.spacing, structures, weights, including=including)
 

@@ -15,7 +15,13 @@ from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
-from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.answers import (
+    ExpertAnswers,
+    add_evidence_options,
+    evidence_of,
+    experts_of_set,
+    trained_with,
+)
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import read_groups, same_cases
 from nnunetv2_deferral.errors import InputError
@@ -93,7 +99,7 @@ def open_inputs(
     simulated: Sequence[str] = (),
     dataset_json: Path | None = None,
     fold_folders: Sequence[Path] = (),
-    replace: bool = False,
+    evidence: bool | None = None,
 ) -> EvaluationInputs:
     """Find all inputs of an evaluation and check them before anything is computed.
 
@@ -107,7 +113,8 @@ def open_inputs(
         simulated: With a folder of masks, the experts of the training who are simulated nevertheless.
         dataset_json: See :meth:`.PredictionFolder.open`.
         fold_folders: Folders with the masks predicted by single folds, one per fold.
-        replace: Answers replace the model's labels, even if the model's calibration reads them as evidence.
+        evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
+            :func:`.evidence_of`.
 
     Raises:
         InputError: For predictions without maps, cases without a reference or any expert's mask, or experts that do
@@ -126,7 +133,12 @@ def open_inputs(
         predictions=folder,
         references=references,
         experts=answering,
-        evidence=None if replace else folder.evidence(answering.identities),
+        evidence=evidence_of(
+            folder,
+            None if answering.masks is None else answering.masks.folder,
+            answering.identities,
+            wanted=evidence,
+        ),
         has_probabilities=all(has_probabilities),
         fold_folders=tuple(fold_folders),
         # The other objective gives probabilities of routes, which have no observable frequency.
@@ -304,8 +316,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-groups", metavar="JSON", type=Path, help=words)
     words = "folders with masks of single folds, for failure detection by their disagreement"
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
-    words = "an answer replaces the model's label, even if the model's calibration reads answers as evidence"
-    add("--replace", action="store_true", help=words)
+    add_evidence_options(parser)
     add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
     add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
     add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
@@ -329,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             simulated=given.simulated,
             dataset_json=given.djfile,
             fold_folders=given.folds,
-            replace=given.replace,
+            evidence=given.evidence,
         )
         if given.images is not None:
             if given.report is None:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral.answers import who_answered
-from nnunetv2_deferral.cases import fuse_evidence
+from nnunetv2_deferral.answers import add_evidence_options, evidence_of, who_answered
+from nnunetv2_deferral.cases import fuse_evidence, fuse_replacing
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
@@ -37,7 +37,7 @@ def fuse_folder(
     *,
     dataset_json: Path | None = None,
     overwrite: bool = False,
-    replace: bool = False,
+    evidence: bool | None = None,
 ) -> dict[str, Any]:
     """Fuse all cases of a prediction.
 
@@ -48,7 +48,8 @@ def fuse_folder(
         output: Output folder for `<case><file_ending>` and fusion.json, which appear together once all are complete.
         dataset_json: See :meth:`.PredictionFolder.open`.
         overwrite: Replace existing masks in `output`.
-        replace: Answers replace the model's labels, even if the model's calibration reads them as evidence.
+        evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
+            :func:`.evidence_of`.
 
     Returns:
         The content of fusion.json: `experts`, `answers` (`"evidence"` or `"replace"`), and for each case the number of
@@ -63,16 +64,16 @@ def fuse_folder(
     masks.check_answers({case: folder.asked(case) for case in folder.cases})
     _check_output(folder, masks, output, overwrite=overwrite)
     cases: dict[str, Any] = {}
-    evidence = None if replace else folder.evidence(who_answered(experts, folder.experts))
-    answered_as = "replace" if evidence is None else "evidence"
+    reading = evidence_of(folder, experts, who_answered(experts, folder.experts), wanted=evidence)
+    answered_as = "replace" if reading is None else "evidence"
     report = {"experts": list(folder.experts), "answers": answered_as, "cases": cases}
     with written_whole(output) as scratch:
         for name in tqdm(folder.cases, desc="Fusing", unit="case"):
             case = folder.case(name)
             model, route = case.model, case.route
             answers = masks.answers(name, model.shape, case.properties)
-            replaced = fuse_masks(model, answers, route)
-            system = replaced if evidence is None else fuse_evidence(case, answers, evidence)
+            replaced = fuse_replacing(case, answers)
+            system = replaced if reading is None else fuse_evidence(case, answers, reading)
             file = folder.mask_file(name).name
             folder.files.reader.write_seg(system, str(scratch / file), case.properties)
             check_written(scratch / file, output / file)
@@ -139,8 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS"
     )
-    words = "an answer replaces the model's label, even if the model's calibration reads answers as evidence"
-    parser.add_argument("--replace", action="store_true", help=words)
+    add_evidence_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
     given = parser.parse_args(arguments)
     try:
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.o,
             dataset_json=given.djfile,
             overwrite=given.overwrite,
-            replace=given.replace,
+            evidence=given.evidence,
         )
     except InputError as error:
         parser.error(str(error))

@@ -13,6 +13,7 @@ from nnunetv2_deferral.decision.limits import DATASET, Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.decision.region_routing import route_regions
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.routing import RoutingRule
 
 _NO_LIMITS = Limits()
@@ -43,11 +44,12 @@ class Decision(NamedTuple):
         statistics: `expected_gain`, the sum of the gains of the deferred voxels; `limits`, if there are any; and with a
             minimum region size `lost_by_regions`, the gain lost relative to the best choice of single voxels within the
             same limits (net of costs or thresholds where these are applied).
+        prior: If answers are read as evidence, the prior of which the posterior is formed; else None.
     """
 
     maps: RoutingMaps
     statistics: dict[str, Any]
-    prior: np.ndarray | None = None
+    prior: PriorMap | None = None
 
 
 def decide(
@@ -114,9 +116,8 @@ def decide(
         if softmax is None:
             raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
         inside = evidence.model.structures.probabilities(softmax)
-        prior = evidence.model.prior.logits(inside, spacing_mm)
-        areas = inside.reshape(len(inside), -1).sum(1, dtype=np.float64)
-        gains = evidence_gains(evidence.model, prior, areas, unknown, voxel_weight, rule, spacing_mm)
+        prior = evidence.model.prior.map_of(inside, spacing_mm)
+        gains = evidence_gains(evidence.model, prior, unknown, voxel_weight, rule, spacing_mm)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:

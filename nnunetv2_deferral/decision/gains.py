@@ -9,6 +9,7 @@ import numpy as np
 from nnunetv2_deferral.decision.area import SMALLEST_AREA
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel, dice_weights
+from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.routing import RoutingRule
 
@@ -35,8 +36,7 @@ def image_gains(
 
 def evidence_gains(
     model: EvidenceModel,
-    prior: np.ndarray,
-    areas: np.ndarray,
+    prior: PriorMap,
     unknown: np.ndarray,
     voxel_weight: np.ndarray,
     rule: RoutingRule,
@@ -46,8 +46,7 @@ def evidence_gains(
 
     Args:
         model: The evidence model.
-        prior: float32 (S, *shape), the logits of its structures.
-        areas: float (S,), their expected areas in voxels.
+        prior: The prior of the case.
         unknown: Bool, True where nothing was predicted.
         voxel_weight: The weight of a voxel, by which the experts' costs count; float32 that broadcasts to the shape.
         rule: The routing rule, with costs and available experts.
@@ -56,8 +55,8 @@ def evidence_gains(
     Returns:
         float32 (J, *shape), as :func:`image_gains`; 0 or less where no answer would change the label.
     """
-    weights = dice_weights(areas, model.structures.scored, SMALLEST_AREA)
-    case = Candidates.of(np.where(unknown, -np.inf, prior), spacing_mm, model.structures, weights)
+    weights = dice_weights(prior.areas, model.structures.scored, SMALLEST_AREA)
+    case = Candidates.of(np.where(unknown, -np.inf, prior.logits), spacing_mm, model.structures, weights)
     nobody = np.full((len(model.experts), case.index.size), MISSING, dtype=np.int16)
     available = np.array(rule.available)
     values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool), available=available)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,7 +74,8 @@ class EvidenceBudgets:
     """Accumulates, case by case, what is needed to score one ranking at any budget if answers are read as evidence.
 
     As :class:`.BudgetStatistics`, but what an answer does depends on the other answers. Voxels with the score 0 and
-    voxels about which the evidence model is certain are never asked about.
+    voxels about which the evidence model is certain are never asked about. Questions of earlier rounds are asked at
+    every budget and do not count.
     """
 
     def __init__(self, model: EvidenceModel, regions: Sequence[Region]) -> None:
@@ -89,6 +90,7 @@ class EvidenceBudgets:
         self._cases: list[AnsweredCase] = []
         self._scores: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
+        self._asked: list[np.ndarray] = []
 
     def update(self, case: EvaluatedCase, scores: np.ndarray, experts: np.ndarray) -> None:
         """Add a case with a prior.
@@ -99,9 +101,25 @@ class EvidenceBudgets:
             experts: Integers in [1, J], whom to ask.
         """
         structures = self._model.structures
-        prior = np.where(case.valid, case.prediction.prior, np.inf)  # ignored voxels are no candidates
-        candidates = Candidates.of(prior, case.prediction.spacing, structures, np.ones(len(structures.members)))
-        self._cases.append(AnsweredCase.of(case, candidates, self._regions))
+        prior = np.where(case.valid, case.prediction.prior.logits, np.inf)  # ignored voxels are no candidates
+        earlier, including = case.prediction.answered, np.zeros(case.model.shape, dtype=bool)
+        if earlier is not None:
+            including.reshape(-1)[earlier.index] = True
+        candidates = Candidates.of(
+            prior,
+            case.prediction.spacing,
+            structures,
+            np.ones(len(structures.members)),
+            including=including & case.valid,
+        )
+        answered = AnsweredCase.of(case, candidates, self._regions)
+        asked = np.zeros(answered.answers.shape, dtype=bool)
+        if earlier is not None:
+            valid = earlier.only(case.valid)
+            answers, asked = valid.added_to(candidates, answered.answers, asked)
+            answered, self._model = replace(answered, answers=answers), self._model.in_round(2)
+        self._asked.append(asked)
+        self._cases.append(answered)
         self._scores.append(candidates.take(scores))
         self._experts.append(candidates.take(experts).astype(np.int64) - 1)
 
@@ -119,8 +137,9 @@ class EvidenceBudgets:
         for budget in budgets:
             number = int(budget * voxels)
             dice = []
-            for case, ranks, expert in zip(self._cases, np.split(rank, ends), self._experts, strict=True):
-                asked = np.zeros(case.answers.shape, dtype=bool)
+            every = zip(self._cases, np.split(rank, ends), self._experts, self._asked, strict=True)
+            for case, ranks, expert, before in every:
+                asked = before.copy()
                 where = np.flatnonzero(ranks < number)
                 asked[expert[where], where] = True
                 dice.append(case.dice(case.fused(self._model, asked)))

@@ -45,7 +45,7 @@ class Evaluation:
     map; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks an expert who is
     right where the model is wrong. If answers are read as evidence, those of the learned ranking are, and the ranking
     is also scored with answers that replace labels (`learned, replaced`) and 1 - max softmax with answers read as
-    evidence (`max_softmax, as evidence`).
+    evidence (`max_softmax, as evidence`). After earlier rounds of questions, all rankings start from their answers.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Evaluation:
         gain, expert = case.prediction.gain, case.prediction.expert
         asked = np.take_along_axis(case.answers, expert[None].astype(np.int64) - 1, axis=0)[0]
         someone_right = (case.answers == case.reference).any(0)
-        best = np.where(someone_right, case.reference, case.model)
+        best = np.where(someone_right, case.reference, case.before)
         learned = LEARNED if case.evidence is None else f"{LEARNED}, replaced"
         if case.evidence is not None:
             read = {LEARNED: gain}
@@ -186,7 +186,7 @@ class Evaluation:
                 cast(EvidenceBudgets, found).update(case, values, expert)
         rankings = {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
         rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
-        rankings[ORACLE] = (oracle_score(case.reference, case.model, best), best)
+        rankings[ORACLE] = (oracle_score(case.reference, case.before, best), best)
         for name, labels in zip(self.experts, case.answers, strict=True):
             rankings[f"{LEARNED}, always {name}"] = (gain, labels)
             if MAX_SOFTMAX in scores:
@@ -196,7 +196,7 @@ class Evaluation:
             positive_only = name == ORACLE or name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
             cast(BudgetStatistics, statistics).update(
-                case.name, values, reference=case.reference, model=case.model, answer=answer, valid=case.valid
+                case.name, values, reference=case.reference, model=case.before, answer=answer, valid=case.valid
             )
 
     def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:

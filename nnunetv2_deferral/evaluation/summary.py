@@ -29,6 +29,7 @@ class SummaryStatistics:
         self._per_case: dict[str, dict[str, Any]] = {}
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
         self._num_unanswered = 0
+        self._num_earlier = 0
 
     def update(self, case: EvaluatedCase) -> None:
         """Add a case.
@@ -58,6 +59,8 @@ class SummaryStatistics:
         self._per_case[case.name] = deferral_rates(case.route[valid], self.experts) | {
             "unanswered": missed / max(int(routed[1:].sum()), 1)
         }
+        earlier = case.prediction.answered
+        self._num_earlier += 0 if earlier is None else int(earlier.asked.sum())
         self._num_unanswered += missed
         self._routed += routed
 
@@ -70,6 +73,7 @@ class SummaryStatistics:
             "expert_everywhere": {name: summaries[name] for name in self.experts if self._scores[name]},
             "deferral": {
                 "rate": float(share[1:].sum()),
+                "questions": float((self._routed[1:].sum() + self._num_earlier) / max(self._routed.sum(), 1)),
                 "share": {name: float(value) for name, value in zip(self.experts, share[1:], strict=True)},
                 "unanswered": self._num_unanswered / max(int(self._routed[1:].sum()), 1),
                 "per_case": self._per_case,

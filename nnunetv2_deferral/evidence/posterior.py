@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
@@ -83,6 +83,33 @@ class Candidates:
         return whole.reshape(*values.shape[:-1], *self.shape)
 
 
+class EarlierAnswers(NamedTuple):
+    """The questions of earlier rounds about a case, and their answers.
+
+    Attributes:
+        index: int64 (m,), flat indices of the voxels that were asked about, ascending.
+        asked: Bool (J, m), who was asked.
+        answers: int16 (J, m), the labels of those who were asked, :data:`.labels.MISSING` where there is none.
+    """
+
+    index: np.ndarray
+    asked: np.ndarray
+    answers: np.ndarray
+
+    def only(self, where: np.ndarray) -> EarlierAnswers:
+        """The questions about some voxels, bool of the shape of the case."""
+        kept = where.reshape(-1)[self.index]
+        return EarlierAnswers(self.index[kept], self.asked[:, kept], self.answers[:, kept])
+
+    def added_to(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers (J, n) and questions (J, n) at candidates that include all these voxels, together with these."""
+        places = np.searchsorted(case.index, self.index)
+        answers, asked = answers.copy(), asked.copy()
+        answers[:, places] = np.where(self.asked, self.answers, answers[:, places])
+        asked[:, places] |= self.asked
+        return answers, asked
+
+
 def dice_weights(areas: np.ndarray, scored: np.ndarray, smallest: float) -> np.ndarray:
     """1 / (2 F max(A, smallest)) for each of the F scored structures, of expected area A in voxels; 0 for others."""
     return np.where(scored, 0.5 / (np.maximum(areas, smallest) * max(int(scored.sum()), 1)), 0.0)
@@ -97,7 +124,9 @@ class EvidenceModel:
         experts: The names of the J experts, in routing order.
         prior: Their priors.
         tables: Their answer tables.
-        neighbourhood: (c_0, c_1, c_2, c_3) for each structure; None for the own answers alone, `OWN_EVIDENCE`.
+        neighbourhood: (c_0, c_1, c_2, c_3) for each structure after the first round of questions; None for the own
+            answers alone, `OWN_EVIDENCE`.
+        later: The same after later rounds; None for those of the first.
 
     Raises:
         InputError: If the parts do not agree on the numbers of structures and experts.
@@ -108,18 +137,29 @@ class EvidenceModel:
     prior: Prior
     tables: AnswerTables
     neighbourhood: tuple[tuple[float, ...], ...] | None = None
+    later: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         number = len(self.structures.members)
         weights = self.neighbourhood or (OWN_EVIDENCE,) * number
-        rows = {"priors": len(self.prior.weights), "tables": len(self.tables.joint), "neighbourhoods": len(weights)}
+        later = self.later or weights
+        rows = {
+            "priors": len(self.prior.weights),
+            "tables": len(self.tables.joint),
+            "neighbourhoods": len(weights),
+            "later neighbourhoods": len(later),
+        }
         for what, found in rows.items():
             if found != number:
                 raise InputError(f"there are {number} structures, but {found} {what}")
-        if any(len(row) != NUM_WEIGHTS for row in (*self.prior.weights, *weights)):
+        if any(len(row) != NUM_WEIGHTS for row in (*self.prior.weights, *weights, *later)):
             raise InputError(f"priors and neighbourhoods must have {NUM_WEIGHTS} weights for each structure")
         if self.tables.num_experts != len(self.experts):
             raise InputError(f"there are {len(self.experts)} experts, but the tables are of {self.tables.num_experts}")
+
+    def in_round(self, number: int) -> EvidenceModel:
+        """The model for the answers of rounds 1 to `number`."""
+        return self if number == 1 or self.later is None else replace(self, neighbourhood=self.later)
 
     def features(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """1, L, llr and S of each candidate.
@@ -216,16 +256,18 @@ class EvidenceModel:
             },
             "tables": self.tables.joint.tolist(),
             "neighbourhood": None if self.neighbourhood is None else [list(row) for row in self.neighbourhood],
+            "later": None if self.later is None else [list(row) for row in self.later],
         }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> EvidenceModel:
         """Restore a model from the data of :meth:`to_dict`."""
-        prior, weights = content["prior"], content["neighbourhood"]
+        prior, weights, later = content["prior"], content["neighbourhood"], content["later"]
         return cls(
             structures=Structures.from_dict(content["structures"]),
             experts=tuple(content["experts"]),
             prior=Prior(tuple(tuple(map(float, row)) for row in prior["weights"]), float(prior["voxel_size"])),
             tables=AnswerTables(np.array(content["tables"], dtype=np.float64)),
             neighbourhood=None if weights is None else tuple(tuple(map(float, row)) for row in weights),
+            later=None if later is None else tuple(tuple(map(float, row)) for row in later),
         )

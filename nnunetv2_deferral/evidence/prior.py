@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -20,6 +21,18 @@ LARGEST_LOGIT = 8.0
 SMOOTHING = (0.0, 1.5, 4.0)  # standard deviations in voxels
 NUM_WEIGHTS = 1 + len(SMOOTHING)
 _STEPS = np.iinfo(np.int16).max
+
+
+class PriorMap(NamedTuple):
+    """The prior of a case, from which the posterior is formed once there are answers.
+
+    Attributes:
+        logits: float32 (S, *shape), L.
+        areas: float64 (S,), the expected area of each structure in voxels, the sum of the model's probabilities.
+    """
+
+    logits: np.ndarray
+    areas: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,11 @@ class Prior:
 
     weights: tuple[tuple[float, ...], ...]
     voxel_size: float
+
+    def map_of(self, probabilities: np.ndarray, spacing: Sequence[float]) -> PriorMap:
+        """The prior of a case; arguments as for :meth:`logits`."""
+        areas = probabilities.reshape(len(probabilities), -1).sum(1, dtype=np.float64)
+        return PriorMap(self.logits(probabilities, spacing), areas)
 
     def logits(self, probabilities: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         """L of every voxel.

@@ -15,8 +15,9 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
     total = summary["deferred"]["total"]
     lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
+    rounds = f", {deferral['questions']:.2%} in all rounds" if deferral["questions"] > deferral["rate"] else ""
     lines += [
-        f"  deferred {deferral['rate']:.2%} of the voxels; of these the model had "
+        f"  deferred {deferral['rate']:.2%} of the voxels{rounds}; of these the model had "
         f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, experts fixed "
         f"{_share(total['fixed'], total['deferred'])} and worsened {_share(total['worsened'], total['deferred'])}",
     ]

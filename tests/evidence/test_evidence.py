@@ -270,6 +270,7 @@ def test_a_model_survives_json_and_refuses_parts_that_do_not_fit() -> None:
     for change, message in (
         ({"experts": ["e0"]}, "1 experts, but the tables are of 2"),
         ({"neighbourhood": [[0.0, 1.0, 1.0, 1.0]]}, "2 structures, but 1 neighbourhoods"),
+        ({"later": [[0.0, 1.0, 1.0, 1.0]]}, "2 structures, but 1 later neighbourhoods"),
         ({"tables": (-np.array(content["tables"])).tolist()}, "positive probabilities"),
         ({"tables": [[0.5, 0.5]]}, "must have shape"),
     ):
