@@ -62,7 +62,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
       "p.figure",
       {},
       percent(entry.rate),
-      h("span", {}, isExpert ? " of the voxels are yours" : " of the voxels are deferred"),
+      h("span", {}, isExpert ? " of voxels are yours" : " of voxels deferred"),
     ),
     h(
       "table",
