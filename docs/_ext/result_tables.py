@@ -110,6 +110,37 @@ def transfer_calibration() -> str:
     return _table(("experts", "model", "expert 1", "expert 2", "expert 3"), rows)
 
 
+_EVIDENCE = {
+    "standard": "Table 2, independent",
+    "correlated": "errors in patches",
+    "boundary_bias": "borders too wide or tight",
+    "missed_components": "missed components",
+    "complementary": "complementary",
+    "readers": "four readers, reference at least 2 of them",
+    "leave_one_out": "one reader, reference the other three",
+}
+_POLICIES = ("rule", "confidence", "confidence, evidence", "R1 k1", "R2 k2", "R4 k2", "R4 k3", "R4 k4")
+
+
+def evidence() -> str:
+    """Answers as evidence at 0.5, 1 and 2 %, by kind of experts and policy."""
+    budgets, rows, sources = BUDGETS[:3], [], set()
+    for key, name in _EVIDENCE.items():
+        content = _json(f"evidence_501_2d_{key}.json")
+        sources.add(f"{content['groups']} patients, {content['machine']}, {content['date']}")
+        for policy in _POLICIES:
+            found = {row["budget"]: row for row in content["policies"].get(policy, ())}
+            if found:
+                rows.append((name, policy, *(_evidence_cell(found[budget]) for budget in budgets)))
+    header = ("experts", "policy", *_percents(budgets))
+    return _table(header, rows) + f"\n\n{_small('; '.join(sorted(sources)))}"
+
+
+def _evidence_cell(row: Mapping[str, Any]) -> str:
+    part = _NONE if row["recovered"] is None else f"{row['recovered']:.2f}"
+    return f"{row['Dice']['estimate']:.3f} ({part}) {_percent(row['questions'])}"
+
+
 def ablation() -> str:
     """The paper's losses one by one, three experts."""
     losses = {
@@ -239,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
         transfer,
         transfer_3d,
         transfer_calibration,
+        evidence,
         ablation,
         ablation_one_expert,
         numbers_of_experts,

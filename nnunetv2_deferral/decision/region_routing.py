@@ -75,6 +75,9 @@ def route_regions(
     if best.size and not best.max() < math.inf:  # NaN propagates through both maxima
         raise InputError(f"gains must be finite or -inf, got {best.max()}")
     smallest = _smallest_number_of_voxels(min_diameter_mm, spacing)
+    if (full := room[1:] < smallest).any():  # without room for a piece, the others take the places of an expert
+        gains = np.where(full.reshape(-1, *[1] * best.ndim), -np.inf, gains)
+        best = gains.max(axis=0).astype(np.float32, copy=False)
     sigma = np.where(np.array(best.shape) > 1, min_diameter_mm / 4 / np.array(spacing), 0)
 
     chosen, left, highest = np.zeros(best.shape, dtype=np.uint8), room, 0.0

@@ -1,8 +1,9 @@
-"""Confidence intervals by the percentile bootstrap over cases, or over groups of cases such as patients.
+"""Confidence intervals by the bootstrap over cases, or over groups of cases such as patients.
 
 Groups are resampled with replacement, each with all of its cases; the interval is given by percentiles of the statistic
-over resamples (Efron & Tibshirani 1993). Cases of one patient are correlated: if patients have several cases, groups
-must be given, otherwise the intervals are too narrow.
+over resamples (Efron & Tibshirani 1993), widened about the estimate by :func:`small_sample_factor`. Without that,
+nominal 95 % intervals cover 83 % for 5 groups and 91 % for 12. Cases of one patient are correlated: if patients have several
+cases, groups must be given, otherwise the intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def bootstrap_interval(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """The percentile interval of a statistic of per-case values.
+    """The bootstrap interval of a statistic of per-case values.
 
     Args:
         values: (N,) or (N, K), a row for each case; NaN where undefined.
@@ -67,8 +68,9 @@ def bootstrap_interval(
         level: The coverage of the interval, in (0, 1).
 
     Returns:
-        The statistic of all cases, and the interval. Resamples with an undefined statistic are ignored. The interval is
-        NaN if the statistic is NaN in all resamples, or fewer than two groups have values that are not NaN.
+        The statistic of all cases, and the interval, which lies in [0, 1] if all values do. Resamples with an undefined
+        statistic are ignored. The interval is NaN if the statistic is NaN in all resamples, or fewer than two groups
+        have values that are not NaN.
 
     Raises:
         InputError: If `groups` is not of length N, or an option is out of range.
@@ -82,7 +84,7 @@ def bootstrap_interval(
         >>> patients = ["a", "a", "b", "b", "c", "c"]
         >>> interval = bootstrap_interval(dice, groups=patients, generator=np.random.default_rng(0))
         >>> f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-        '0.826 (0.700 to 0.905)'
+        '0.826 (0.487 to 1.000)'
     """
     values = np.asarray(values, dtype=np.float64)
     return _bootstrap((values,), statistic, generator, groups, num_resamples, level)
@@ -98,7 +100,7 @@ def bootstrap_difference(
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """The percentile interval of the paired difference statistic(first) - statistic(second).
+    """The bootstrap interval of the paired difference statistic(first) - statistic(second).
 
     Each resample has the same cases for both. A value that is NaN in one sample is ignored in that sample only, so that
     the estimate equals the difference of the separately reported statistics.
@@ -113,7 +115,8 @@ def bootstrap_difference(
         level: See :func:`bootstrap_interval`.
 
     Returns:
-        See :func:`bootstrap_interval`; at least two groups must have values that are not NaN in both samples.
+        See :func:`bootstrap_interval`, in [-1, 1] if all values lie in [0, 1]; at least two groups must have values that
+        are not NaN in both samples.
 
     Raises:
         InputError: If the shapes differ; see also :func:`bootstrap_interval`.
@@ -127,12 +130,27 @@ def bootstrap_difference(
         >>> system = model + np.array([0.02, 0.05, 0.01, 0.08, 0.03])
         >>> interval = bootstrap_difference(system, model, generator=np.random.default_rng(0))
         >>> f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-        '0.038 (0.018 to 0.060)'
+        '0.038 (0.006 to 0.073)'
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
         raise InputError(f"paired values must have the same shape, got {first.shape} and {second.shape}")
     return _bootstrap((first, second), statistic, generator, groups, num_resamples, level)
+
+
+def small_sample_factor(number: int, level: float) -> float:
+    r"""The factor by which a percentile interval of `number` groups is widened, above 1.
+
+    .. math:: \sqrt{\frac{n}{n - 1}} \; \frac{t_{n - 1}}{z}
+
+    with the quantiles of Student's t and of the normal distribution: resamples of n values have a variance that is too
+    small by (n - 1) / n, and their percentiles ignore that it is estimated (Hesterberg 2015, "What teachers should know
+    about the bootstrap"). 1.58 for 5 groups, 1.17 for 12, 1.06 for 30.
+    """
+    from scipy.stats import norm, t  # imported here because it is slow to import
+
+    upper = (1 + level) / 2
+    return float(math.sqrt(number / (number - 1)) * t.ppf(upper, number - 1) / norm.ppf(upper))
 
 
 def _bootstrap(
@@ -152,7 +170,8 @@ def _bootstrap(
         raise InputError(f"level must lie in (0, 1), got {level}")
     estimate = _less(*(_resampled(sample, statistic, np.ones((1, number), dtype=np.int64)) for sample in samples))[0]
     defined = np.all([~np.isnan(_columns(sample)).all(1) for sample in samples], axis=0)
-    if len(np.unique(group[defined])) < 2:
+    number_of_groups = len(np.unique(group[defined]))
+    if number_of_groups < 2:
         return Interval(float(estimate), float("nan"), float("nan"))
     drawn = []
     for start in range(0, num_resamples, rows := max(_MAX_WEIGHTS // number, 1)):
@@ -162,7 +181,10 @@ def _bootstrap(
     found = found[~np.isnan(found)]
     if not found.size:
         return Interval(float(estimate), float("nan"), float("nan"))
-    low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
+    bounds = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
+    low, high = estimate + small_sample_factor(number_of_groups, level) * (bounds - estimate)
+    if all(np.nanmin(sample) >= 0 and np.nanmax(sample) <= 1 for sample in samples):
+        low, high = max(low, 1.0 - len(samples)), min(high, 1.0)
     return Interval(float(estimate), float(low), float(high))
 
 

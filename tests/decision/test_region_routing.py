@@ -313,6 +313,16 @@ def test_who_has_no_capacity_left_is_stood_in_for_by_the_next_best():
     assert np.array_equal(route, np.where(left, 1, 2 * right))
 
 
+def test_who_has_no_capacity_does_not_spoil_the_regions_of_others():
+    inside = ball((40, 60), 7, (20, 30))
+    gains = np.concatenate([np.random.default_rng(0).random((1, 40, 60), dtype=np.float32), one_expert(inside, 0.4)])
+    limits = {"spacing_mm": (1, 1), "budget": inside.sum() / inside.size, "min_diameter_mm": 6}
+    route = route_regions(gains, capacities=[0, None], **limits)
+    assert np.count_nonzero(route == 2) > 0.9 * inside.sum()
+    gains[0] = -np.inf
+    assert np.array_equal(route, route_regions(gains, **limits))
+
+
 def test_who_cannot_be_asked_is_not_asked():
     inside = ball((30, 30), 6)
     gains = np.concatenate([one_expert(inside, 0.9), one_expert(inside, 0.3)])
