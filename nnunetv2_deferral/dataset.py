@@ -25,13 +25,18 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import read_image, read_labels, read_values
-from nnunetv2_deferral.schema import Text, read_validated_json
+from nnunetv2_deferral.schema import Boolean, Integer, Number, Text, read_validated_json, validate
 from nnunetv2_deferral.text import listed
 
 _CASES_LISTED = 10
 
 
 Label = Annotated[int, Strict(), Field(ge=0, lt=2**15)]
+
+
+class _ListedCase(TypedDict):
+    images: NotRequired[list[Text]]
+    label: NotRequired[Text]
 
 
 class DatasetJson(TypedDict):
@@ -41,6 +46,21 @@ class DatasetJson(TypedDict):
     file_ending: Annotated[str, Strict(), Field(pattern=r"^\.")]
     regions_class_order: NotRequired[list[Label] | None]
     experts: NotRequired[list[Text]]
+    channel_names: NotRequired[dict[Text, Any]]
+    dataset: NotRequired[dict[Text, _ListedCase]]
+
+
+class PlansJson(TypedDict):
+    """Types of what is used of a plans file; other keys are ignored, and the settings are checked on their own."""
+
+    plans_name: NotRequired[Text]
+    dataset_name: NotRequired[Text]
+    image_reader_writer: NotRequired[Text | None]
+    configurations: NotRequired[dict[Text, dict[Text, Any]]]
+    deferral: NotRequired[dict[Text, Any] | None]
+
+
+_Groups = dict[Text, Text | Integer | Number | Boolean]
 
 
 def read_dataset_json(file: Path) -> dict[str, Any]:
@@ -50,6 +70,32 @@ def read_dataset_json(file: Path) -> dict[str, Any]:
         InputError: If the file is missing, cannot be read, or is not as :class:`DatasetJson`.
     """
     return cast(dict[str, Any], read_validated_json(file, DatasetJson))
+
+
+def read_plans_json(file: Path) -> dict[str, Any]:
+    """The content of a plans file.
+
+    Raises:
+        InputError: If the file is missing, cannot be read, or is not as :class:`PlansJson`.
+    """
+    return cast(dict[str, Any], read_validated_json(file, PlansJson))
+
+
+def label_manager(content: Mapping[str, Any], where: str) -> LabelManager:
+    """nnU-Net's (stock) label manager for the labels of a dataset.json.
+
+    Args:
+        content: The content of the dataset.json.
+        where: Its origin, such as the file; the message begins with it.
+
+    Raises:
+        InputError: If nnU-Net does not accept the labels.
+    """
+    try:
+        return LabelManager(content["labels"], content.get("regions_class_order"))
+    except Exception as error:  # nnU-Net refuses labels by assertions and by stumbling over them
+        reason = str(error) or repr(error)
+        raise InputError(f"{where}: nnU-Net does not accept these labels: {reason}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +127,7 @@ class DatasetFiles:
             InputError: If either cannot be used; the message names the file.
         """
         content = read_dataset_json(dataset_json)
-        try:
-            manager = LabelManager(content["labels"], content.get("regions_class_order"))
-        except Exception as error:  # nnU-Net refuses labels by assertions and by stumbling over them
-            reason = str(error) or repr(error)
-            raise InputError(f"{dataset_json}: nnU-Net does not accept these labels: {reason}") from error
+        manager = label_manager(content, str(dataset_json))
         reader = _planned_reader(dataset_json.with_name("plans.json")) or _chosen_reader(content, example)
         return cls(file_ending=content["file_ending"], reader=reader(), label_manager=manager, content=content)
 
@@ -210,8 +252,7 @@ def _planned_reader(plans_file: Path) -> type[BaseReaderWriter] | None:
     Raises:
         InputError: If nnU-Net has no reader of that name.
     """
-    plans = read_json(plans_file) if plans_file.is_file() else {}
-    name = plans.get("image_reader_writer") if isinstance(plans, dict) else None
+    name = read_plans_json(plans_file).get("image_reader_writer") if plans_file.is_file() else None
     if name is None:
         return None
     try:
@@ -249,5 +290,6 @@ def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
     groups = read_json(file)
     if not isinstance(groups, dict):
         raise InputError(f"{file} must map cases to groups, got a {type(groups).__name__}")
+    validate(groups, _Groups, str(file))
     same_cases(f"cases without a group in {file}", cases, list(groups))
     return {case: groups[case] for case in cases}

@@ -24,9 +24,9 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import default_expert_set
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.raters import declared_raters
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import DEFAULT_NUM_EXPERTS, PLANS_KEY, DeferralSettings, resolve_settings
@@ -119,7 +119,7 @@ def settle_deferral_block(
     """
     found = None
     if plans_file.is_file():
-        found = read_json(plans_file).get(PLANS_KEY)
+        found = read_plans_json(plans_file).get(PLANS_KEY)
         if found is None:
             raise InputError(
                 f'{plans_file} exists and has no "{PLANS_KEY}" block; it would be overwritten by different plans. '
@@ -245,7 +245,7 @@ class DeferralPlannerMixin(_Planner):
             overwrite=overwrite_deferral,
         )
         stock_files = [folder / f"{name}.json" for name in self.stock_plans_names]
-        self.stock_plans = [read_json(file) for file in stock_files if file.is_file()]
+        self.stock_plans = [read_plans_json(file) for file in stock_files if file.is_file()]
 
     def static_estimate_VRAM_usage(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> int:
         """nnU-Net's estimate plus the head's elements. An instance method, because the head depends on the settings."""

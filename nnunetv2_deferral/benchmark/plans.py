@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json, write_json
+from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 from nnunetv2_deferral.text import differences
 
@@ -67,7 +68,7 @@ def plans_with(
         InputError: If the base cannot be read, the changed settings are invalid, or existing plans of the derived name
             differ from those that would be written.
     """
-    plans = read_json(folder / f"{base}.json")
+    plans = read_plans_json(folder / f"{base}.json")
     block = plans.get(PLANS_KEY) or {}
     changed = change.apply(block)
     wanted = resolve_settings(changed, num_experts=num_experts, raters=raters)
@@ -80,7 +81,7 @@ def plans_with(
     derived = plans | {"plans_name": name, PLANS_KEY: changed}
     file = folder / f"{name}.json"
     if file.is_file():
-        if differing := differences(read_json(file), derived):
+        if differing := differences(read_plans_json(file), derived):
             raise InputError(
                 f"{file} differs from {base} with {change.suffix}: {'; '.join(differing)}. Remove or rename it if it "
                 "is no longer needed"

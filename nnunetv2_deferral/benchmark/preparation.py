@@ -9,8 +9,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_deferral.benchmark.trainers import find_trainer
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json, write_json
+from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
 
 
@@ -63,7 +64,7 @@ def _data_identifier(experiment: Experiment, plans: str) -> str:
     Raises:
         InputError: If the plans do not exist or lack the configuration.
     """
-    manager = PlansManager(read_json(experiment.preprocessed / f"{plans}.json"))
+    manager = PlansManager(read_plans_json(experiment.preprocessed / f"{plans}.json"))
     if experiment.configuration not in manager.available_configurations:
         raise InputError(
             f"{plans} has no configuration {experiment.configuration}, only "

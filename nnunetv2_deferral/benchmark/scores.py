@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.benchmark.state import read_summary
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
@@ -23,7 +24,6 @@ from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
 from nnunetv2_deferral.evaluation.summary import SummaryStatistics
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
 from nnunetv2_deferral.experts import Rater
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import FOLDER
@@ -126,13 +126,7 @@ def _open(
     experiment: Experiment, method: Method, files: DatasetFiles, experts: str | None, seed: int | None
 ) -> _Scoring:
     validations = {fold: experiment.validation(method, fold) for fold in experiment.folds}
-    written = {
-        fold: {
-            Path(row["prediction_file"]).name.removesuffix(files.file_ending): row["metrics"]
-            for row in read_json(folder / "summary.json")["metric_per_case"]
-        }
-        for fold, folder in validations.items()
-    }
+    written = {fold: read_summary(folder, files.file_ending) for fold, folder in validations.items()}
     scoring = _Scoring(method=method, validations=validations, written=written)
     if not is_deferral_model(experiment.model(method)):
         return scoring

@@ -12,16 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, cast
+
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import is_deferral_model
+from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.text import listed
 
 FINAL = "checkpoint_final.pth"
 # In the order in which nnU-Net looks for a checkpoint to continue from.
 _UNFINISHED = ("checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+class _Row(TypedDict):
+    prediction_file: Text
+    metrics: dict[Text, dict[Text, Any]]
+
+
+class _Summary(TypedDict):
+    metric_per_case: list[_Row]
 
 
 class Stage(Enum):
@@ -77,11 +89,10 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
     if not (folder / "summary.json").is_file():
         return f"{folder} has no summary.json: the validation is missing or was interrupted"
     try:
-        rows = read_json(folder / "summary.json")["metric_per_case"]
-        scored = {Path(row["prediction_file"]).name.removesuffix(file_ending) for row in rows}
+        scored = set(read_summary(folder, file_ending))
         deferral = is_deferral_model(fold.parent)
         entered = set(maps.read_index(folder)["cases"]) if deferral else set(cases)
-    except (KeyError, TypeError, InputError) as error:
+    except InputError as error:
         return f"{folder} is not complete: {error}"
     if missing := [case for case in cases if case not in scored]:
         return f"{folder / 'summary.json'} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
@@ -94,6 +105,16 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
     if empty := [str(file) for file in files if not file.is_file() or not file.stat().st_size]:
         return f"{len(empty)} files are missing or empty: {listed(empty, 3)}"
     return ""
+
+
+def read_summary(folder: Path, file_ending: str) -> dict[str, dict[str, Any]]:
+    """The scores in the summary.json of a folder of predictions: by case, for each label or region.
+
+    Raises:
+        InputError: If the file is missing, cannot be read, or has another content.
+    """
+    rows = cast(_Summary, read_validated_json(folder / "summary.json", _Summary))["metric_per_case"]
+    return {Path(row["prediction_file"]).name.removesuffix(file_ending): row["metrics"] for row in rows}
 
 
 def other_cases(fold: Path, cases: Sequence[str], file_ending: str) -> list[str]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nnunetv2_deferral.benchmark.plans import PlansChange, plans_with, use_expert_set, use_weights
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.nnunet.naming import BASE_NAME, MAX_EXPERTS
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters
@@ -101,7 +101,7 @@ class StudyMaker:
         Raises:
             InputError: See :func:`.plans_with`.
         """
-        block = read_json(self._folder / f"{self._plans}.json").get(PLANS_KEY)
+        block = read_plans_json(self._folder / f"{self._plans}.json").get(PLANS_KEY)
         number = resolve_settings(block, raters=self._raters).num_experts
         pairs = [(coherence, balance) for coherence in lambdas for balance in lambdas]
         rows = [

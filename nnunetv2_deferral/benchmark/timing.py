@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, Strict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, last_lines
 from nnunetv2_deferral.benchmark.verification import training_logs
+from nnunetv2_deferral.dataset import read_dataset_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.text import listed
 
 _EPOCH_OR_TIME = re.compile(r"Epoch (\d+)\s*$|Epoch time: ([0-9.]+) s", re.MULTILINE)
@@ -130,10 +134,12 @@ def time_predictions(experiment: Experiment, methods: Sequence[Method], *, devic
 
 def _raw_images(experiment: Experiment, case: str) -> list[Path]:
     """The files of a case, one per channel. nnU-Net's own function for this forks processes."""
-    content = read_json(experiment.raw / "dataset.json")
+    content = read_dataset_json(experiment.raw / "dataset.json")
     if "dataset" in content:
         names = content["dataset"].get(case, {}).get("images", [f"images of {case}"])
         return [(experiment.raw / os.path.expandvars(name)).resolve() for name in names]
+    if "channel_names" not in content:
+        raise InputError(f"{experiment.raw / 'dataset.json'}: channel_names is missing")
     channels = range(len(content["channel_names"]))
     names = [f"{case}_{channel:04d}{experiment.file_ending}" for channel in channels]
     return [(experiment.raw / "imagesTr" / name).resolve() for name in names]
@@ -155,6 +161,15 @@ def _time(command: Sequence[str], log: Path) -> float:
     return seconds
 
 
+class _Debug(TypedDict):
+    """What is read of nnU-Net's debug.json, which holds most numbers as text."""
+
+    gpu_name: NotRequired[Text | None]
+    device: Text
+    hostname: Text
+    num_iterations_per_epoch: Annotated[str, Strict(), Field(pattern=r"^\d{1,9}$")]
+
+
 class _Setup(NamedTuple):
     """Properties of a fold that determine the duration of its training; empty and 0 if unknown."""
 
@@ -174,9 +189,9 @@ def _training(experiment: Experiment, method: Method) -> tuple[_Setup, float]:
 def _setup(fold: Path) -> _Setup:
     """The setup according to nnU-Net's debug.json. Hosts with the same GPU are treated as equal."""
     try:
-        debug = read_json(fold / "debug.json")
+        debug: _Debug = read_validated_json(fold / "debug.json", _Debug)
         gpu = debug.get("gpu_name")
         device, host = (gpu, "") if gpu else (debug["device"].split(":")[0], debug["hostname"])
         return _Setup(device, host, int(debug["num_iterations_per_epoch"]))
-    except (KeyError, TypeError, InputError):
+    except InputError:
         return _Setup()

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_deferral.benchmark.state import Stage, fold_state, other_cases
 from nnunetv2_deferral.benchmark.trainers import find_trainer
+from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
@@ -128,7 +129,8 @@ def _model_faults(experiment: Experiment, method: Method) -> Iterator[str]:
     pairs = {"plans.json": now / f"{method.plans}.json", "dataset.json": now / "dataset.json"}
     for name, source in pairs.items():
         try:
-            theirs, ours = read_json(model / name), read_json(source)
+            read = read_dataset_json if name == "dataset.json" else read_plans_json
+            theirs, ours = read(model / name), read(source)
             compared = [_comparable(content, name, experiment.configuration) for content in (theirs, ours)]
         except InputError as error:
             yield str(error)
@@ -142,7 +144,7 @@ def _differing_models(experiment: Experiment, methods: Sequence[Method]) -> Iter
     first: tuple[Path, Mapping[str, Any]] | None = None
     for method in methods:
         model = experiment.model(method)
-        found = _comparable(read_json(model / "plans.json"), "plans.json", experiment.configuration)
+        found = _comparable(read_plans_json(model / "plans.json"), "plans.json", experiment.configuration)
         # nnU-Net does not need the fingerprint after planning; a missing one is not an error.
         if (fingerprint := model / "dataset_fingerprint.json").is_file():
             found["the dataset's fingerprint"] = read_json(fingerprint)
@@ -162,6 +164,10 @@ def _comparable(content: Mapping[str, Any], name: str, configuration: str) -> di
         return {key: content.get(key) for key in _LABEL_KEYS}
     if configuration not in content.get("configurations", {}):
         raise InputError(f"plans {content.get('plans_name')} have no configuration {configuration}")
-    chosen = PlansManager(dict(content)).get_configuration(configuration).configuration
+    try:
+        chosen = PlansManager(dict(content)).get_configuration(configuration).configuration
+    except Exception as error:  # nnU-Net checks nothing of plans and stumbles over what is missing
+        reason = f"nnU-Net cannot read their configuration {configuration}: {error!r}"
+        raise InputError(f"plans {content.get('plans_name')}: {reason}") from error
     general = {key: value for key, value in content.items() if key not in _FREE_KEYS}
     return general | {f"{configuration}: {key}": value for key, value in chosen.items()}

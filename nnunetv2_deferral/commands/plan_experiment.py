@@ -27,9 +27,9 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_deferral.dataset import read_dataset_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.planners import PLANNERS
@@ -110,7 +110,7 @@ def check_request(
         plans_file,
         num_experts=num_experts,
         experts=experts,
-        raters=declared_raters(read_json(Path(nnUNet_raw, dataset_name, "dataset.json"))),
+        raters=declared_raters(read_dataset_json(Path(nnUNet_raw, dataset_name, "dataset.json"))),
         overwrite=overwrite_deferral,
     )
     return PlannedExperiment(dataset_name=dataset_name, plans_file=plans_file, deferral=block)
@@ -162,7 +162,7 @@ def configuration_data(planned: PlannedExperiment) -> list[ConfigurationData]:
     """The configurations of the plans and the state of their preprocessed data."""
     plans = PlansManager(str(planned.plans_file))
     raw = Path(nnUNet_raw, planned.dataset_name)
-    cases = get_filenames_of_train_images_and_targets(str(raw), read_json(raw / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(raw), read_dataset_json(raw / "dataset.json"))
     found = []
     for name in plans.available_configurations:
         configuration = plans.get_configuration(name)

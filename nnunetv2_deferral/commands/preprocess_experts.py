@@ -13,8 +13,8 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters, preprocess_raters, rater_masks
 from nnunetv2_deferral.raters import FOLDER
@@ -49,8 +49,8 @@ def preprocess_experts(
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
         raise InputError(f"{name} has no plans {plans_name} ({plans_file} is missing); plan and preprocess it first")
-    plans = PlansManager(str(plans_file))
-    dataset_json = read_json(base / "dataset.json")
+    plans = PlansManager(read_plans_json(plans_file))
+    dataset_json = read_dataset_json(base / "dataset.json")
     declared = dataset_raters(name, dataset_json)
     if not declared:
         raise InputError(

@@ -10,12 +10,21 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from typing_extensions import TypedDict
 
+from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY
+from nnunetv2_deferral.schema import Text, read_validated_json
 
 SPLITS = "splits_final.json"
+
+
+class Split(TypedDict):
+    """The training and validation cases of a fold."""
+
+    train: list[Text]
+    val: list[Text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +106,21 @@ class Experiment:
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
         """The dataset.json that trainings read."""
-        return read_json(self.preprocessed / "dataset.json")
+        return read_dataset_json(self.preprocessed / "dataset.json")
 
     @property
     def file_ending(self) -> str:
         """The dataset's file ending."""
         return self.dataset_json["file_ending"]
 
-    def splits(self) -> list[dict[str, list[str]]]:
+    def splits(self) -> list[Split]:
         """The content of splits_final.json.
 
         Raises:
             InputError: If the file is missing, invalid, or lacks a fold.
         """
         file = self.preprocessed / SPLITS
-        splits = read_json(file)
-        keys = ("train", "val")
-        if not isinstance(splits, list) or not all(isinstance(s, dict) and all(k in s for k in keys) for s in splits):
-            raise InputError(f'{file} must be a list of folds, each with "train" and "val"')
+        splits: list[Split] = read_validated_json(file, list[Split])
         if lacking := [str(fold) for fold in self.folds if fold >= len(splits)]:
             raise InputError(f"{file} has {len(splits)} folds, but not fold {', '.join(lacking)}")
         return splits
@@ -174,4 +180,4 @@ def is_deferral_model(model: Path) -> bool:
     Raises:
         InputError: If the plans cannot be read.
     """
-    return MODEL_KEY in read_json(model / "plans.json")
+    return MODEL_KEY in read_plans_json(model / "plans.json")

@@ -30,15 +30,24 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetBlosc2,
 )
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import raters
+from nnunetv2_deferral.dataset import label_manager, read_dataset_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.schema import Count, Text, read_validated_json
 
 _INDEX = "experts.json"
+
+
+class _Index(TypedDict):
+    experts: list[Text]
+    cases: NotRequired[dict[Text, dict[Text, list[Count]]]]
+    labelled: NotRequired[dict[Text, dict[Text, Count]]]
 
 
 def raw_dataset(dataset_name: str) -> Path | None:
@@ -61,7 +70,7 @@ def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[
     file = None if raw is None else raw / "dataset.json"
     if file is None or not file.is_file():
         return raters.declared_raters(dataset_json)
-    return raters.declared_raters(read_json(file))
+    return raters.declared_raters(read_dataset_json(file))
 
 
 def rater_masks(
@@ -71,7 +80,7 @@ def rater_masks(
     raw = raw_dataset(plans_manager.dataset_name)
     if raw is None:
         return None
-    labels = PlansManager(plans_manager.plans).get_label_manager(dict(dataset_json))
+    labels = label_manager(dataset_json, f"dataset.json of {plans_manager.dataset_name}")
     return ExpertMasks(
         folder=raw / raters.FOLDER,
         experts=tuple(experts),
@@ -170,7 +179,11 @@ def labelled_voxels(preprocessed: Path) -> dict[str, dict[str, int]]:
     Returns:
         For each case the number for each rater.
     """
-    return dict(read_json(experts_folder(preprocessed) / _INDEX)["labelled"])
+    file = experts_folder(preprocessed) / _INDEX
+    labelled: dict[str, dict[str, int]] | None = read_validated_json(file, _Index).get("labelled")
+    if labelled is None:
+        raise InputError(f"{file}: labelled is missing; delete the file to preprocess the experts' masks again")
+    return labelled
 
 
 class RaterDataset:
@@ -186,7 +199,9 @@ class RaterDataset:
         self.dataset = dataset
         self.identifiers = dataset.identifiers
         self.folder = folder
-        declared = read_json(folder / _INDEX)["experts"]
+        declared: list[str] = read_validated_json(folder / _INDEX, _Index)["experts"]
+        if missing := [expert for expert in experts if expert not in declared]:
+            raise InputError(f"{folder / _INDEX} has no masks of {', '.join(missing)}, only of {', '.join(declared)}")
         self.channels = None if declared == list(experts) else [declared.index(expert) for expert in experts]
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -226,7 +241,7 @@ class _Stacked:
 def _read_index(folder: Path, declared: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """By case, the states of the source files and the numbers of labelled voxels; empty if they are of other raters."""
     file = folder / _INDEX
-    content = read_json(file) if file.is_file() else {}
+    content = read_validated_json(file, _Index) if file.is_file() else {}
     if content.get("experts") != list(declared):
         return {}, {}
     return content.get("cases", {}), content.get("labelled", {})
