@@ -20,6 +20,7 @@ from tqdm import tqdm
 from nnunetv2_deferral.benchmark.state import Stage
 from nnunetv2_deferral.benchmark.trainers import expected_epochs
 from nnunetv2_deferral.benchmark.training import Training, TrainingError
+from nnunetv2_deferral.errors import InputError
 
 _EPOCH = re.compile(rb"(?:^|\s)Epoch (\d+)\s*$", re.MULTILINE)
 _TRAINED = b"Training done."
@@ -40,6 +41,8 @@ def run_here(trainings: Sequence[Training], watch: Callable[[], None]) -> dict[T
             training(watch)
         except TrainingError as error:
             failures[training] = str(error)
+        except InputError as error:  # a file of this training, which need not concern the others
+            failures[training] = f"{training}: {error}"
         watch()
     return failures
 
@@ -151,5 +154,5 @@ def _planned_epochs(debug: Path) -> int | None:
     try:
         content: Any = json.loads(debug.read_text())
         return int(content["num_epochs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # not written, or incomplete

@@ -24,6 +24,7 @@ from nnunetv2_deferral.benchmark.running import Progress, run_trainings
 from nnunetv2_deferral.benchmark.state import Stage
 from nnunetv2_deferral.benchmark.training import Training, TrainingError, trainings_of
 from nnunetv2_deferral.commands.benchmark import _ended_by_signals
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Method
 
 
@@ -88,6 +89,20 @@ def test_a_failure_is_told_with_its_log_and_does_not_stop_the_others(trainings):
     with pytest.raises(TrainingError, match=r"(?s)1 of 2 trainings failed.*nowhere.pth, which is missing"):
         run_trainings([missing, good])
     assert good.state().stage is Stage.DONE
+
+
+def test_invalid_input_of_one_training_does_not_stop_the_others(trainings, monkeypatch):
+    command = FakeTraining.command
+
+    def refuse(self, stage):
+        if self.fold == 0:
+            raise InputError("nnUNetv2_train is not installed")
+        return command(self, stage)
+
+    monkeypatch.setattr(FakeTraining, "command", refuse)
+    with pytest.raises(TrainingError, match=r"(?s)1 of 2 trainings failed\n.*fold 0: nnUNetv2_train is not installed"):
+        run_trainings(trainings)
+    assert [training.state().stage for training in trainings] == [Stage.START, Stage.DONE]
 
 
 def test_after_a_failure_the_training_goes_on_from_its_checkpoint(trainings):
