@@ -12,11 +12,13 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import cast
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,7 +119,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-            await send(message)
+            # The body was malformed, so that uvicorn has already answered 400 and closed the connection.
+            with suppress(LocalProtocolError):
+                await send(message)
 
         reason = self._fault(scope["method"], Headers(scope=scope))
         app = JSONResponse({"reason": reason}, status_code=403) if reason else self._app

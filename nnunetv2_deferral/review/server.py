@@ -100,7 +100,7 @@ def listen(port: int) -> socket.socket:
 def serve(app: Starlette, listening: socket.socket) -> None:
     """Serve on a socket of :func:`listen` until interrupted."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none"
+        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, http="h11", ws="none"
     )
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
         uvicorn.Server(config).run(sockets=[listening])

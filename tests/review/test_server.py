@@ -1,14 +1,16 @@
 """Requests: what is answered, and what is refused whole, leaving the disk as it was."""
 
+import contextlib
 import json
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from skimage import io
-from small_review import ORIGIN, PORT, write_pictures, write_volumes
+from small_review import ORIGIN, PORT, running, write_pictures, write_volumes
 
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
@@ -362,6 +364,33 @@ def test_a_request_with_two_kinds_of_length_is_refused(served):
         400,
         "The request has both a Content-Length and a Transfer-Encoding.",
     )
+
+
+@pytest.mark.parametrize("path", ["/api/enter", "/api/me", SAVE])
+@pytest.mark.parametrize("length", ["", "Content-Length: 5\r\n"])
+@pytest.mark.parametrize(
+    "body",
+    [b"zz\r\nabc\r\n", b"-1\r\n\r\n", b"5\r\nab\r\n0\r\n\r\nxx", b"f" * 24 + b"\r\nabc", b"5;" + b"x" * 70000],
+    ids=["no number", "negative", "wrong length", "huge", "long extension"],
+)
+def test_a_malformed_chunk_is_answered_400_and_closed_without_a_traceback(malformed_to, caplog, path, length, body):
+    host = malformed_to
+    with socket.create_connection(tuple(host.split(":")), timeout=60) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n{length}Transfer-Encoding: chunked"
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        answer = client.recv(4096)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass
+    assert answer.split(b" ", 2)[1] in (b"400", b"401", b"405", b"411")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.fixture(scope="module")
+def malformed_to(tmp_path_factory):
+    """The address of a server."""
+    with running(write_volumes(tmp_path_factory.mktemp("served"))) as links:
+        yield next(iter(links.values())).split("/")[2]
 
 
 def test_a_save_with_more_than_could_be_changed_is_refused_before_it_is_read(served, snapshot):
