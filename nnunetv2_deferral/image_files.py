@@ -155,7 +155,7 @@ def check_file(file: Path, *, finite: bool = False) -> None:
             fault = _nifti_fault(file, finite)
         else:
             fault = next((check(file) for ending, check in _CHECKS.items() if name.endswith(ending)), "")
-    except (OSError, EOFError, RuntimeError, zlib.error) as error:  # a RuntimeError is ITK's
+    except Exception as error:  # each format has its own, such as zlib.error, TiffFileError, ITK's RuntimeError
         raise InputError(f"{file} cannot be read; is it complete? ({reason_of(error)})") from error
     if fault:
         raise InputError(f"{file} {fault}")

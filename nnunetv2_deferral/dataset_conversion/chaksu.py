@@ -37,11 +37,11 @@ from pathlib import Path
 
 import numpy as np
 from skimage import io
-from tifffile import TiffFileError
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder, visible_files
 from nnunetv2_deferral.dataset_conversion.staple import staple
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.image_files import check_file, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -230,10 +230,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> np.ndarray:
+    check_file(file)
     try:
         return np.asarray(io.imread(str(file)))
-    except (OSError, RuntimeError, ValueError, TiffFileError) as error:
-        raise InputError(f"{file} cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
+    except Exception as error:  # readers of pictures fail in their own ways on damaged files
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
 
 
 def _read_mask(file: Path, shape: tuple[int, ...]) -> np.ndarray:

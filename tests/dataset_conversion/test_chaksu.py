@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 from skimage import io
 
+from nnunetv2_deferral import image_files
 from nnunetv2_deferral.commands.convert_dataset import convert_dataset
 from nnunetv2_deferral.dataset_conversion.chaksu import consensus
 from nnunetv2_deferral.dataset_conversion.staple import staple
@@ -220,7 +222,7 @@ def test_faulty_masks_of_several_cases_are_all_named_before_anything_is_written(
     assert f"Expert 1/Forus/Disc/22.tif is not a binary mask: {(disc & ~cup).sum()} pixels have value 127" in message
     assert "Expert 2/Forus/Disc/22.tif has shape (5, 6), but its photograph has (44, 56)" in message
     assert "Expert 3/Bosch/Cup/Image101.tif is a colour image, not a mask" in message
-    assert "Expert 4/Bosch/Cup/P11_image_1.tif cannot be read" in message
+    assert "Expert 4/Bosch/Cup/P11_image_1.tif is not a file of the format .tif" in message
     assert "Expert 5/Remidio/Disc/IMG_2431.tif is not a binary mask" in message
     assert not (published.parent / "raw").exists()
 
@@ -239,6 +241,30 @@ def test_photographs_on_which_nobody_marked_anything_are_refused(published, trai
         for structure in ("Disc", "Cup"):
             save_mask(mask_file(train, expert, "Forus", structure, "22"), np.zeros(SHAPES["Forus"], bool))
     with pytest.raises(InputError, match="all masks of .*Forus/22.png are empty"):
+        convert(published)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_files_that_are_cut_off_are_refused_by_name(published, train, share):
+    photograph = next(train.rglob("Image101.JPG"))
+    for file in (photograph, mask_file(train, 2, "Bosch", "Disc", "Image101")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(InputError, match=re.escape(str(file))):
+            convert(published)
+        file.write_bytes(whole)
+
+
+@pytest.mark.usefixtures("train")
+def test_an_error_of_tifffile_is_no_traceback(published, monkeypatch):
+    class OldTiffFileError(Exception):
+        """As in older versions of tifffile, where it is no ValueError."""
+
+    def fail(_):
+        raise OldTiffFileError("not a TIFF file")
+
+    monkeypatch.setattr(image_files, "_CHECKS", image_files._CHECKS | {".tif": fail})
+    with pytest.raises(InputError, match="not a TIFF file"):
         convert(published)
 
 
