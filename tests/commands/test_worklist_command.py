@@ -249,7 +249,7 @@ class TestMasks:
 
 
 class TestPictures:
-    def test_every_region_has_one_that_shows_something(self, tmp_path, ending):
+    def test_every_region_has_one_that_shows_something(self, tmp_path, ending, full_resolution):
         write_input(tmp_path, ending)
         content = make(tmp_path, max_regions=3)
         pictures = sorted(file.name for file in (tmp_path / "out" / "pictures").iterdir())
