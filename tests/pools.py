@@ -75,6 +75,7 @@ def use(*, fork: bool = False) -> None:
 
 def preload() -> None:
     """Import what commands import. None of it starts a thread or reads nnU-Net's folders from the environment."""
+    import dynamic_network_architectures.architectures.primus  # noqa: F401  # of trainers imported with any other
     import nnunetv2.evaluation.evaluate_predictions
     import nnunetv2.inference.predict_from_raw_data
     import nnunetv2.run.run_training  # noqa: F401
