@@ -29,9 +29,10 @@ from nnunetv2_deferral.experts import (
     raters_of,
 )
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.schema import Count, Text, read_validated_json
+from nnunetv2_deferral.settings import DeferralSettings
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class ExpertAnswers:
     @classmethod
     def of_model(
         cls,
-        folder: PredictionFolder,
+        folder: PredictionFolder | StockFolder,
         experts: tuple[Expert, ...],
         *,
         masks: Path | None = None,
@@ -258,7 +259,7 @@ def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:
     return folder.settings.experts
 
 
-def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, ...]:
+def experts_of_set(settings: DeferralSettings, name: str) -> tuple[ExpertProfile, ...]:
     """The simulated experts of a named set, as many as the model has experts.
 
     Raises:
@@ -266,7 +267,9 @@ def experts_of_set(folder: PredictionFolder, name: str) -> tuple[ExpertProfile, 
     """
     if name not in EXPERT_SETS:
         raise InputError(f"unknown set of simulated experts {name!r}; known sets: {', '.join(EXPERT_SETS)}")
-    profiles = expert_set(name, len(folder.experts))
-    if (names := tuple(profile.name for profile in profiles)) != folder.experts:
-        raise InputError(f"the model's experts are {', '.join(folder.experts)}, those of set {name} {', '.join(names)}")
+    profiles = expert_set(name, settings.num_experts)
+    if (names := tuple(profile.name for profile in profiles)) != settings.expert_names:
+        raise InputError(
+            f"the model's experts are {', '.join(settings.expert_names)}, those of set {name} {', '.join(names)}"
+        )
     return profiles

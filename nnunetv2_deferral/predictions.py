@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +19,7 @@ from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
+from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
 
@@ -147,6 +150,14 @@ class PredictionFolder:
         """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
         return self.folder / f"{case}.npz"
 
+    @property
+    def identity(self) -> maps.ModelIdentity:
+        """The model that the maps are of."""
+        content = dict(self.index["model"])
+        fields = {key: content.get(key) for key in ("dataset", "plans", "configuration", "trainer", "calibration")}
+        unavailable = tuple(content.get("unavailable", ()))
+        return maps.ModelIdentity(**fields, experts=self.experts, unavailable=unavailable)
+
     @cached_property
     def calibration(self) -> ModelCalibration | None:
         """The calibration applied to the maps, or None."""
@@ -169,6 +180,115 @@ class PredictionFolder:
     def _scaled(self, file: Path) -> np.ndarray:
         values = self._values(file)
         return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StockFolder:
+    """The masks and saved probabilities of a stock network, which knows of no experts.
+
+    Its cases have the routing probabilities of a network that knows its own confidence only: the model is right with
+    its largest probability (in region-based training, the smallest of the regions'), and experts always.
+
+    Attributes:
+        folder: The folder of the masks, with `<case>.npz` beside them (`--save_probabilities` or `--npz`).
+        files: File format and labels of the dataset.
+        settings: The experts.
+        cases: The cases with a mask, sorted.
+    """
+
+    folder: Path
+    files: DatasetFiles
+    settings: DeferralSettings
+    cases: tuple[str, ...]
+
+    @classmethod
+    def open(cls, folder: Path, dataset_json: Path, settings: DeferralSettings) -> StockFolder:
+        """Open a folder of predictions or a final validation.
+
+        Raises:
+            InputError: If the folder or its masks do not exist, or a case has no probabilities; the message lists the
+                missing files.
+        """
+        if not folder.is_dir():
+            raise InputError(f"the folder {folder} does not exist")
+        ending = read_dataset_json(dataset_json)["file_ending"]
+        masks = [file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != "."]
+        if not masks:
+            raise InputError(f"{folder} has no masks with the file ending {ending!r} of {dataset_json}")
+        files = DatasetFiles.of(dataset_json, masks[0])
+        found = cls(folder=folder, files=files, settings=settings, cases=tuple(files.cases(folder)))
+        missing = [str(file) for file in map(found.softmax_file, found.cases) if not file.is_file()]
+        if missing:
+            raise InputError(
+                f"probabilities are missing ({len(missing)}): {listed(missing, 10)}. Predict with "
+                "--save_probabilities, validate with --npz"
+            )
+        return found
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names of the experts in routing order."""
+        return self.settings.expert_names
+
+    def mask_file(self, case: str) -> Path:
+        """The file of the model's mask."""
+        return self.folder / f"{case}{self.files.file_ending}"
+
+    def softmax_file(self, case: str) -> Path:
+        """The file of the model's probabilities."""
+        return self.folder / f"{case}.npz"
+
+    def routing_file(self, case: str) -> Path:
+        """The file from which the routing probabilities are computed."""
+        return self.softmax_file(case)
+
+    def case(self, name: str) -> PredictedCase:
+        """A case with mask, probabilities and routing probabilities; its files are read on first access."""
+        mask = cache(lambda: self.files.read(self.mask_file(name)))
+        probabilities = cache(lambda: _probabilities(self.softmax_file(name)))
+        return PredictedCase(
+            name,
+            model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
+            softmax=Stored(file=self.softmax_file(name), read=probabilities),
+            routing=Stored(file=self.softmax_file(name), read=lambda: self._routing(probabilities())),
+            properties=lambda: mask()[1],
+            num_experts=len(self.experts),
+        )
+
+    def _routing(self, probabilities: np.ndarray) -> np.ndarray:
+        if self.files.label_manager.has_regions:
+            confidence = np.maximum(probabilities, 1 - probabilities).min(0)
+        else:
+            confidence = probabilities.max(0)
+        routing = np.ones((len(self.experts) + 1, *confidence.shape), dtype=np.float32)
+        routing[0] = np.minimum(confidence, 1)
+        return routing
+
+
+@contextmanager
+def copied_predictions(source: PredictionFolder | StockFolder, output: Path) -> Iterator[Path]:
+    """A temporary folder with the masks, dataset.json and plans.json of predictions, which becomes `output` at the end.
+
+    Raises:
+        InputError: If `output` is not empty.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty; choose a new folder (-o)")
+    scratch = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
+    scratch.mkdir(parents=True)
+    try:
+        for case in source.cases:
+            shutil.copy2(source.mask_file(case), scratch)
+        write_json(dict(source.files.content), scratch / "dataset.json")
+        if (source.folder / "plans.json").is_file():
+            shutil.copy2(source.folder / "plans.json", scratch)
+        yield scratch
+        if output.exists():
+            output.rmdir()
+        scratch.rename(output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _prior(file: Path) -> PriorMap:

@@ -34,6 +34,8 @@ from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL, RoutingRule, ro
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Number, Share, Text, validate
 
 PLANS_KEY = "deferral"
+# The settings with which the predictions of a stock network are routed, in its plans once it is calibrated.
+STOCK_KEY = "deferral_of_stock"
 DEFAULT_NUM_EXPERTS = 3
 _WHERE = "deferral settings"
 # Raters agree nearly everywhere with a reference made from their own masks; without a cost nearly everything would be

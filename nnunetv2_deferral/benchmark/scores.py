@@ -148,7 +148,7 @@ def _answers_of(
     if experts is None:
         return ExpertAnswers.of_model(folder, trained_with(folder), masks=experiment.raw / FOLDER, seed=seed)
     if experts in EXPERT_SETS:
-        return ExpertAnswers.of_model(folder, experts_of_set(folder, experts), seed=seed)
+        return ExpertAnswers.of_model(folder, experts_of_set(folder.settings, experts), seed=seed)
     if not Path(experts).is_dir():
         sets = ", ".join(EXPERT_SETS)
         raise InputError(f"{experts} is neither a folder of experts' masks nor a set of simulated experts ({sets})")

@@ -26,6 +26,7 @@ from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
 from nnunetv2_deferral.files import read_json, without_nan, write_json
 from nnunetv2_deferral.routing import ONE_VS_ALL
+from nnunetv2_deferral.settings import STOCK_KEY
 
 
 def calibrate(
@@ -107,10 +108,11 @@ def calibrate(
     )
 
 
-def write_calibration(calibration: ModelCalibration, model: Path) -> Path:
-    """Write a calibration to the plans of a model folder, atomically; returns the file."""
-    file = model / "plans.json"
-    write_json(read_json(file) | {CALIBRATION_KEY: calibration.to_dict()}, file)
+def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> Path:
+    """Write a calibration to the plans in the folder of its model, atomically; returns the file."""
+    file = cases.model / "plans.json"
+    stock = {STOCK_KEY: cases.settings.to_dict()} if cases.is_stock else {}
+    write_json(read_json(file) | stock | {CALIBRATION_KEY: calibration.to_dict()}, file)
     return file
 
 

@@ -9,19 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_with
+from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
-from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import FOLDER
-from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
+from nnunetv2_deferral.raters import FOLDER, declared_raters
+from nnunetv2_deferral.routing import ONE_VS_ALL
+from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
 
 class ValidationCases:
-    """The validation cases of the folds of a model, read one at a time."""
+    """The validation cases of the folds of a model, read one at a time.
+
+    The model may also be a stock network; its experts are then the raters of the dataset or a set of simulated experts,
+    see :class:`.StockFolder`.
+    """
 
     def __init__(
         self,
@@ -41,14 +46,13 @@ class ValidationCases:
             groups: For each case its group, such as its patient; None for each case by itself.
 
         Raises:
-            InputError: If the model is not a deferral model, a fold has no validation or the maps of another model, or
-                a case has no saved probabilities or no group.
+            InputError: If a fold has no validation or the maps of another model, a case has no saved probabilities or
+                no group, or there is nobody to ask about the predictions of a stock network.
         """
         self.experiment, self.model = experiment, experiment.model(method)
         plans = read_json(self.model / "plans.json")
-        if "deferral" not in plans:
-            raise InputError(f"{self.model} is not a deferral model: its plans.json has no deferral block")
-        self.settings = resolve_settings(plans["deferral"])
+        self.is_stock = PLANS_KEY not in plans
+        self.settings = self._stock_settings(experts) if self.is_stock else resolve_settings(plans[PLANS_KEY])
         self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}
         self.cases = [(fold, case) for fold, names in experiment.cases().items() for case in names]
         for fold, case in self.cases:
@@ -65,7 +69,7 @@ class ValidationCases:
             raise InputError(f"cases without a group: {', '.join(lacking)}")
         self._groups = {case: case for case in names} if groups is None else groups
         opened = next(iter(self._folders.values()))
-        asked = trained_with(opened) if experts is None else experts_of_set(opened, experts)
+        asked = self.settings.experts if experts is None else experts_of_set(self.settings, experts)
         self.experts = ExpertAnswers.of_model(opened, asked, masks=experiment.raw / FOLDER)
         self.files = opened.files
 
@@ -102,7 +106,19 @@ class ValidationCases:
         foreground = softmax if self.files.label_manager.has_regions else softmax[1:]
         return dice_weight(torch.from_numpy(foreground)).numpy()[0]
 
-    def _open(self, folder: Path, method: Method) -> PredictionFolder:
+    def _stock_settings(self, experts: str | None) -> DeferralSettings:
+        raters = declared_raters(self.experiment.dataset_json)
+        if experts is None and not raters:
+            raise InputError(
+                f"{self.model} is a stock network, and the dataset.json of {self.experiment.dataset} declares no "
+                "experts: declare raters with masks in expertsTr, or name a set of simulated experts (-experts)"
+            )
+        block = {"objective": ONE_VS_ALL, **({} if experts is None else {"experts": experts})}
+        return resolve_settings(block, raters=raters)
+
+    def _open(self, folder: Path, method: Method) -> PredictionFolder | StockFolder:
+        if self.is_stock:
+            return StockFolder.open(folder, self.model / "dataset.json", self.settings)
         opened = PredictionFolder.open(folder, self.model / "dataset.json")
         identity = opened.index["model"]
         expected = {

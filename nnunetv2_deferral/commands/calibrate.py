@@ -120,8 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             evidence=not given.replace,
             exchangeable=given.exchangeable,
         )
-        file = write_calibration(calibration, cases.model)
+        file = write_calibration(calibration, cases)
     except InputError as error:
         parser.error(str(error))
     print(text(calibration))
-    print(f"  written to {file}; used by all further predictions of this model")
+    used = f"used by nnUNetv2_deferral_route -m {file.parent}" if cases.is_stock else "used by all further predictions"
+    print(f"  written to {file}; {used}")

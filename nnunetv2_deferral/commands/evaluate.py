@@ -248,7 +248,7 @@ def _answering(
         return _experts_of_folder(folder, Path(experts), simulated, seed, error_model)
     if simulated:
         raise InputError("-simulated requires a folder of masks (-experts), in addition to which experts are simulated")
-    profiles = trained_with(folder) if experts is None else experts_of_set(folder, experts)
+    profiles = trained_with(folder) if experts is None else experts_of_set(folder.settings, experts)
     if raters_of(profiles):
         raise InputError(
             f"this model was trained with raters ({', '.join(folder.experts)}); specify the folder of their masks with "

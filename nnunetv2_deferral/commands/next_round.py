@@ -7,9 +7,7 @@ and answers beside it. Worklist, review, fuse, evaluate and further rounds take 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, Evi
 from nnunetv2_deferral.evidence.questions import cut_at
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions
 from nnunetv2_deferral.raters import ExpertMasks
 
 COMMAND = "nnUNetv2_deferral_next_round"
@@ -108,8 +106,6 @@ def next_round(
     folder = PredictionFolder.open(predictions, dataset_json)
     if not 1 <= most <= len(folder.experts):
         raise InputError(f"the experts per voxel must be from 1 to {len(folder.experts)}, got {most}")
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty; choose a new folder (-o)")
     state = _Round(folder, answers, most)
     number = int(folder.index.get("round", 1)) + 1
     best, voxels, earlier, unanswered = [], 0, 0, 0
@@ -126,21 +122,21 @@ def next_round(
     room = int(budget * voxels)
     cut = cut_at(best, room)
     asked = 0
-    scratch = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(scratch, ignore_errors=True)
-    for case, decided, known in _decided(state, cut, room):
-        _write(folder, case, decided, known, scratch, number)
-        asked += int(np.count_nonzero(decided.route))
-    for name in ("dataset.json", "plans.json"):
-        if (folder.folder / name).is_file():
-            shutil.copy2(folder.folder / name, scratch / name)
-    if not (scratch / "dataset.json").is_file():
-        write_json(dict(folder.files.content), scratch / "dataset.json")
-    index = maps.read_index(scratch)
-    write_json(index | {"round": number}, maps.index_file(scratch))
-    if output.exists():
-        output.rmdir()
-    scratch.rename(output)
+    with copied_predictions(folder, output) as scratch:
+        written = maps.DeferralFolder(
+            folder=scratch,
+            file_ending=folder.files.file_ending,
+            writer=folder.files.reader,
+            model=folder.identity,
+            settings=folder.settings,
+            calibration=folder.calibration,
+        )
+        for case, decided, known in _decided(state, cut, room):
+            gain = float(decided.gain[decided.route > 0].sum(dtype=np.float64))
+            statistics = {"round": number, "expected_gain": gain}
+            written.write(case.name, decided, dict(case.properties), statistics, prior=case.prior, answered=known)
+            asked += int(np.count_nonzero(decided.route))
+        write_json(maps.read_index(scratch) | {"round": number}, maps.index_file(scratch))
     return {"round": number, "earlier": earlier, "questions": asked, "unanswered": unanswered}
 
 
@@ -160,30 +156,6 @@ def _decided(state: _Round, cut: float, room: int) -> Iterator[tuple[PredictedCa
             candidates.put(route, 0), case.probability, preferred, candidates.put(highest.astype(np.float32), 0)
         )
         yield case, decided, known
-
-
-def _write(
-    folder: PredictionFolder,
-    case: PredictedCase,
-    decided: RoutingMaps,
-    known: EarlierAnswers,
-    output: Path,
-    number: int,
-) -> None:
-    model = folder.index["model"]
-    fields = {key: model.get(key) for key in ("dataset", "plans", "configuration", "trainer", "calibration")}
-    identity = maps.ModelIdentity(**fields, experts=folder.experts, unavailable=tuple(model.get("unavailable", ())))
-    written = maps.DeferralFolder(
-        folder=output,
-        file_ending=folder.files.file_ending,
-        writer=folder.files.reader,
-        model=identity,
-        settings=replace(folder.settings),
-        calibration=folder.calibration,
-    )
-    statistics = {"round": number, "expected_gain": float(decided.gain[decided.route > 0].sum(dtype=np.float64))}
-    written.write(case.name, decided, dict(case.properties), statistics, prior=case.prior, answered=known)
-    shutil.copy2(folder.mask_file(case.name), output / folder.mask_file(case.name).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,8 +2,8 @@
 
 Groups are resampled with replacement, each with all of its cases; the interval is given by percentiles of the statistic
 over resamples (Efron & Tibshirani 1993), widened about the estimate by :func:`small_sample_factor`. Without that,
-nominal 95 % intervals cover 83 % for 5 groups and 91 % for 12. Cases of one patient are correlated: if patients have several
-cases, groups must be given, otherwise the intervals are too narrow.
+nominal 95 % intervals cover 83 % for 5 groups and 91 % for 12. Cases of one patient are correlated: if patients have
+several cases, groups must be given, otherwise the intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def bootstrap_difference(
         level: See :func:`bootstrap_interval`.
 
     Returns:
-        See :func:`bootstrap_interval`, in [-1, 1] if all values lie in [0, 1]; at least two groups must have values that
-        are not NaN in both samples.
+        See :func:`bootstrap_interval`, in [-1, 1] if all values lie in [0, 1]; at least two groups must have values
+        that are not NaN in both samples.
 
     Raises:
         InputError: If the shapes differ; see also :func:`bootstrap_interval`.

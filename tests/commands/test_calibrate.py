@@ -11,18 +11,21 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.special import expit, logit
-from small_prediction import GEOMETRY, LABELS, reader_of, write_mask
+from small_prediction import GEOMETRY, LABELS, read_mask, reader_of, write_mask
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
+from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
 
 DATASET, TRAINER = "Dataset903_MadeUp", "nnUNetTrainerDeferral_OvA"
@@ -448,13 +451,92 @@ def validate_one_case(here):
     (here.preprocessed / "splits_final.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
 
 
+def declare_experts(here):
+    for folder in (here.raw, here.preprocessed, here.model):
+        file = folder / "dataset.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"experts": list(EXPERTS)}))
+
+
+class TestStockNetworks:
+    @pytest.fixture
+    def stock(self, another):
+        """A stock network: probabilities, and raters whom the dataset declares, but no maps."""
+        here = another()
+        make_stock(here)
+        declare_experts(here)
+        for folder in ("fold_0", "fold_1"):
+            shutil.rmtree(here.model / folder / "validation" / maps.FOLDER)
+        return here
+
+    def test_are_calibrated_and_routed_by_their_probabilities(self, stock, capsys):
+        calibration = stock.calibrate("-budgets", 0.02)
+        assert calibration.experts == EXPERTS
+        assert "nnUNetv2_deferral_route" in capsys.readouterr().out
+        predictions, output = stock.root / "predictions", stock.root / "out"
+        predictions.mkdir()
+        for case in CASES:
+            for ending in (".nii.gz", ".npz"):
+                shutil.copy(stock.validation(case) / f"{case}{ending}", predictions)
+        rate = route_folder(predictions, output, limits=Limits(budget=0.02, over="dataset"), model=stock.model)
+        assert rate == pytest.approx(0.02, abs=0.002)
+        folder = PredictionFolder.open(output)
+        assert folder.experts == EXPERTS
+        assert folder.calibration == calibration
+        for case in CASES:
+            predicted = folder.case(case)
+            np.testing.assert_array_equal(predicted.model, read_mask(predictions / f"{case}.nii.gz"))
+            # Without evidence or a deferral head, the score is the model's doubt.
+            softmax = np.load(predictions / f"{case}.npz")["probabilities"]
+            doubt = 1 - calibration.heads[0](softmax.max(0))
+            right = [calibration.heads[1 + place](np.ones(SHAPE, np.float32)) for place in range(2)]
+            np.testing.assert_allclose(predicted.probability, doubt * np.maximum(*right), atol=1e-5)
+
+    def test_need_saved_probabilities(self, stock, capsys):
+        (stock.validation("e") / "e.npz").unlink()
+        assert "e.npz" in stock.refused(capsys)
+
+    def test_without_a_calibration_are_not_routed(self, stock):
+        with pytest.raises(InputError, match=r"plans\.json has no calibration of a stock network"):
+            route_folder(stock.validation("a"), stock.root / "out", limits=Limits(budget=0.1), model=stock.model)
+        assert not (stock.root / "out").exists()
+
+
+class TestRoutingAnew:
+    def test_decides_as_a_prediction_with_these_limits(self, workplace):
+        calibration = workplace.calibrate("--replace")
+        source, output = workplace.validation("a"), workplace.root / "routed"
+        limits = Limits(budget=0.01)
+        rate = route_folder(source, output, limits=limits, dataset_json=workplace.model / "dataset.json")
+        assert 0 < rate <= 0.01
+        for case in CASES[:3]:  # the maps were made before the calibration, and are decided as they were
+            expected = workplace.decided(case, limits, None)
+            found = PredictionFolder.open(output).case(case)
+            np.testing.assert_array_equal(found.route, expected.maps.route)
+            np.testing.assert_allclose(found.gain, expected.maps.gain, rtol=1e-4)
+        assert calibration.evidence is None
+        shutil.rmtree(output)
+
+    def test_refuses_what_it_cannot_decide_or_would_overwrite(self, workplace):
+        source, output = workplace.validation("a"), workplace.root / "routed"
+        how = {"dataset_json": workplace.model / "dataset.json"}
+        with pytest.raises(InputError, match="thresholds"):
+            route_folder(source, output, limits=Limits(budget=0.01, over="dataset"), **how)
+        with pytest.raises(InputError, match="-capacities must have one entry"):
+            route_folder(source, output, limits=Limits(capacities=(0.1,)), **how)
+        output.mkdir()
+        (output / "mine.txt").write_text("mine")
+        with pytest.raises(InputError, match="is not empty"):
+            route_folder(source, output, limits=Limits(budget=0.01), **how)
+        assert [file.name for file in output.iterdir()] == ["mine.txt"]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
             (remove_validation, ["fold_1/validation does not exist"]),
             (remove_model, ["plans.json is missing", TRAINER]),
-            (make_stock, ["is not a deferral model", "no deferral block"]),
+            (make_stock, ["is a stock network", "declares no experts", "-experts"]),
             (make_collaborating, ['"collaboration"', "_OvA", "--thresholds_only -budgets"]),
             (
                 take_maps_of_another_model,

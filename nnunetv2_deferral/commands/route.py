@@ -1,0 +1,164 @@
+"""`nnUNetv2_deferral_route`: decide what to ask about from saved probabilities, without another prediction.
+
+The predictions may be those of a deferral model, whose limits are to be others, or of a stock network, whose
+probabilities and calibration are all that evidence needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.decision.assignment import check_capacities
+from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, warn_of_full_budget
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
+from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
+
+COMMAND = "nnUNetv2_deferral_route"
+
+
+def route_folder(
+    predictions: Path,
+    output: Path,
+    *,
+    limits: Limits,
+    model: Path | None = None,
+    dataset_json: Path | None = None,
+) -> float:
+    """Decide for all cases of a folder and write their maps beside copies of the masks.
+
+    Args:
+        predictions: A folder of predictions with saved probabilities.
+        output: A new folder for masks and maps.
+        limits: The limits on deferral.
+        model: For a stock network its model folder, with a calibration; for a deferral model None, which takes the
+            settings and the calibration that the predictions were decided with.
+        dataset_json: See :meth:`.PredictionFolder.open`.
+
+    Returns:
+        The share of all voxels that is deferred.
+
+    Raises:
+        InputError: If probabilities are missing, a stock network has no calibration, there are no thresholds for
+            limits over a dataset, there is not one capacity per expert, or `output` is not empty.
+    """
+    folder, calibration, identity = _opened(predictions, model, dataset_json)
+    settings = folder.settings
+    check_capacities(limits.capacities, settings.num_experts, named="-capacities")
+    if limits.budget == 1:
+        warn_of_full_budget()
+    if limits.over == DATASET:
+        if calibration is None:
+            raise InputError("a budget over a dataset requires thresholds: nnUNetv2_deferral_calibrate ... -budgets")
+        calibration.thresholds_for(limits)
+    deferred = voxels = 0
+    with copied_predictions(folder, output) as scratch:
+        written = maps.DeferralFolder(
+            folder=scratch,
+            file_ending=folder.files.file_ending,
+            writer=folder.files.reader,
+            model=identity,
+            settings=settings,
+            calibration=calibration,
+        )
+        for name in tqdm(folder.cases, desc="Deciding", unit="case"):
+            case = folder.case(name)
+            decision = decide(
+                case.routing,
+                _voxel_weight(case, has_regions=folder.files.label_manager.has_regions),
+                rule=settings.rule,
+                limits=limits,
+                spacing_mm=case.spacing,
+                calibration=calibration,
+                softmax=case.softmax,
+            )
+            written.write(name, decision.maps, dict(case.properties), decision.statistics, prior=decision.prior)
+            deferred += int((decision.maps.route > 0).sum())
+            voxels += decision.maps.route.size
+    return deferred / max(voxels, 1)
+
+
+def _opened(
+    predictions: Path, model: Path | None, dataset_json: Path | None
+) -> tuple[PredictionFolder | StockFolder, ModelCalibration | None, maps.ModelIdentity]:
+    if model is None:
+        found = PredictionFolder.open(predictions, dataset_json)
+        missing = [
+            str(file)
+            for case in found.cases
+            for file in (found.routing_file(case), found.softmax_file(case))
+            if not file.is_file()
+        ]
+        if missing:
+            raise InputError(f"{missing[0]} is missing: predict with --save_probabilities, validate with --npz")
+        return found, found.calibration, found.identity
+    plans_file = model / "plans.json"
+    plans: dict[str, Any] = read_json(plans_file)
+    if STOCK_KEY not in plans or CALIBRATION_KEY not in plans:
+        raise InputError(f"{plans_file} has no calibration of a stock network: nnUNetv2_deferral_calibrate -tr ...")
+    settings: DeferralSettings = resolve_settings(plans[STOCK_KEY])
+    calibration = ModelCalibration.from_dict(plans[CALIBRATION_KEY], settings.expert_names)
+    folder = StockFolder.open(predictions, dataset_json or model / "dataset.json", settings)
+    trainer, plans_name, configuration = (*model.name.split("__"), "unknown", "unknown")[:3]
+    identity = maps.ModelIdentity(
+        dataset=str(plans.get("dataset_name")),
+        plans=plans_name,
+        configuration=configuration,
+        trainer=trainer,
+        experts=settings.expert_names,
+        unavailable=settings.unavailable,
+        calibration=calibration.fingerprint,
+    )
+    return folder, calibration, identity
+
+
+def _voxel_weight(case: PredictedCase, *, has_regions: bool) -> Any:
+    foreground = case.softmax if has_regions else case.softmax[1:]
+    return dice_weight(torch.from_numpy(foreground)).numpy()[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Decide what to ask about from saved probabilities (--save_probabilities): with other limits for "
+        "the predictions of a deferral model, or for those of a stock network that was calibrated.",
+    )
+    add = parser.add_argument
+    add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and probabilities")
+    add("-o", metavar="OUT", type=Path, required=True, help="new folder for masks and deferral maps")
+    add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
+    add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
+    words = "maximum share of the voxels for each expert, or none; one value per expert"
+    add("-capacities", metavar="C", type=_capacity, nargs="+", help=words)
+    add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
+    add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
+    add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
+    given = parser.parse_args(arguments)
+    try:
+        limits = Limits(
+            budget=given.budget,
+            capacities=None if given.capacities is None else tuple(given.capacities),
+            over=given.over,
+            min_region_mm=given.min_region_mm,
+        )
+        rate = route_folder(given.i, given.o, limits=limits, model=given.m, dataset_json=given.djfile)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
+
+
+def _capacity(text: str) -> float | None:
+    return None if text == "none" else float(text)
