@@ -1,7 +1,8 @@
 """Atomic and durable file operations.
 
 `write_json` and `written_whole` move files into place once they are complete. `write_durably` and `AppendOnlyLog` also
-survive a killed process, a power failure and a full disk, at the cost of waiting for the disk.
+survive a killed process, a power failure and a full disk, at the cost of waiting for the disk. `begin_publication`
+records the files of a result before they move to their places, so that a call killed meanwhile can be repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from nnunetv2_deferral.errors import InputError, refusals_named
 fcntl: Any = None
 with suppress(ImportError):  # Windows does not have it
     fcntl = importlib.import_module("fcntl")
+
+UNFINISHED = ".unfinished_files.json"
+"""In an output folder while files move to it: their names. A call that finds it may replace what was left of them."""
 
 _cleared: set[Path] = set()
 
@@ -77,6 +81,41 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def begin_publication(folder: Path, names: Iterable[str]) -> None:
+    """Record durably that files of one result are about to move to a folder; they may replace existing ones.
+
+    Args:
+        folder: The output folder.
+        names: The paths of the old and the new files relative to it.
+
+    Raises:
+        InputError: If the operating system refuses to write there.
+    """
+    with refusals_named(folder, "written to"):
+        write_json_durably({"files": sorted(names)}, folder / UNFINISHED)
+
+
+def end_publication(folder: Path) -> None:
+    """Delete the record of :func:`begin_publication`, because all files are in their places."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def unfinished_files(folder: Path) -> list[str]:
+    """The files of a result whose publication has not ended; empty if there is none.
+
+    Raises:
+        InputError: If the record cannot be read or has another content; the message names it.
+    """
+    file = folder / UNFINISHED
+    if not file.is_file():
+        return []
+    content = read_json(file)
+    names = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{file} must list names under files; delete the file and what was left of the result")
+    return names
 
 
 def make_private_folder(folder: Path, root: Path) -> None:

@@ -18,16 +18,14 @@ from tqdm import tqdm
 from nnunetv2_deferral.answers import add_evidence_options, evidence_of, who_answered
 from nnunetv2_deferral.cases import fuse_evidence, fuse_replacing
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.files import begin_publication, end_publication, unfinished_files, write_json, written_whole
 from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
-from nnunetv2_deferral.schema import Text, read_validated_json
 
 COMMAND = "nnUNetv2_deferral_fuse"
 REPORT_NAME = "fusion.json"
-UNFINISHED = ".fusion_unfinished.json"
 
 
 def fuse_folder(
@@ -87,8 +85,8 @@ def fuse_folder(
             }
         write_json(report, scratch / REPORT_NAME)
         # A call that is killed while the masks move to their places can be repeated, see `_check_output`.
-        write_json(sorted(cases), output / UNFINISHED)
-    (output / UNFINISHED).unlink()
+        begin_publication(output, [folder.mask_file(name).name for name in cases])
+    end_publication(output)
     return report
 
 
@@ -119,8 +117,8 @@ def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *,
     if output.resolve() in [each.resolve() for each in read_from]:
         raise InputError(f"the fused masks would overwrite their own inputs in {output}; choose another folder (-o)")
     existing = [case for case in folder.cases if (output / folder.mask_file(case).name).exists()]
-    unfinished = read_validated_json(output / UNFINISHED, list[Text]) if (output / UNFINISHED).is_file() else []
-    if not set(existing) <= set(unfinished) and not overwrite:
+    unfinished = unfinished_files(output)
+    if any(folder.mask_file(case).name not in unfinished for case in existing) and not overwrite:
         raise InputError(
             f"{output} already has masks of {len(existing)} of these cases, the first being {existing[0]}; choose "
             "another folder (-o) or replace them (--overwrite)"

@@ -17,7 +17,14 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json, write_json, write_json_durably, written_whole
+from nnunetv2_deferral.files import (
+    begin_publication,
+    end_publication,
+    read_json,
+    unfinished_files,
+    write_json,
+    written_whole,
+)
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
@@ -31,8 +38,6 @@ class _Files(TypedDict):
 
 
 CSV_NAME, PICTURES = "worklist.csv", "pictures"
-# The old and new files of a list while it is being published; what is left of it can be replaced.
-PUBLISHING_NAME = ".worklist_files.json"
 ROWS_SHOWN = 10
 
 
@@ -57,8 +62,8 @@ def write_worklist(
         max_regions: See :func:`.choose`.
         max_minutes: See :func:`.choose`.
         dataset_json: See :meth:`.PredictionFolder.open`.
-        overwrite: Replace an existing worklist in `output`, or what a killed process left of one: the files that it
-            names, no others.
+        overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
+            left of one is replaced in any case.
 
     Returns:
         The content of worklist.json, see docs/reference/files.md.
@@ -98,7 +103,7 @@ def write_worklist(
             csv.writer(file).writerows([regions.columns(folder.files.unit), *map(regions.cells, rows)])
         write_json(content, scratch / JSON_NAME)
         _publish(scratch, output, content["files"], replaced)
-    (output / PUBLISHING_NAME).unlink(missing_ok=True)
+    end_publication(output)
     return content
 
 
@@ -224,22 +229,17 @@ def _size_text(row: dict[str, Any], unit: str) -> str:
 
 def _replaced(output: Path, *, overwrite: bool) -> list[str]:
     """The files of an existing or half-published worklist that may be replaced; empty if there is none."""
-    if (output / PUBLISHING_NAME).is_file() and not (output / JSON_NAME).exists() and not overwrite:
-        raise InputError(
-            f"{output} has a worklist that was not written completely; replace it (--overwrite) or choose another "
-            "folder (-o)"
-        )
+    unfinished = unfinished_files(output)
     taken = [name for name in (JSON_NAME, CSV_NAME, PICTURES, MASKS) if (output / name).exists()]
-    if taken and not overwrite:
+    if taken and not overwrite and (not unfinished or JSON_NAME in taken):
         raise InputError(
             f"{output} already has {', '.join(taken)}; choose another folder (-o) or replace the worklist (--overwrite)"
         )
-    files: list[Path] = []
-    for old in (output / JSON_NAME, output / PUBLISHING_NAME):
-        if old.is_file():
-            content = read_json(old)
-            validate(content, _Files, f"{old} is not a valid worklist and is not replaced")
-            files += map(Path, content["files"])
+    files = list(map(Path, unfinished))
+    if (old := output / JSON_NAME).is_file():
+        content = read_json(old)
+        validate(content, _Files, f"{old} is not a valid worklist and is not replaced")
+        files += map(Path, content["files"])
     return sorted({str(file) for file in files if file.parts[:1] in ((PICTURES,), (MASKS,)) and ".." not in file.parts})
 
 
@@ -251,7 +251,7 @@ def _publish(scratch: Path, output: Path, files: Sequence[str], replaced: Sequen
     """
     if others := [file for file in files if file not in replaced and (output / file).exists()]:
         raise InputError(f"{output} has files that do not belong to a worklist: {', '.join(others[:5])}")
-    write_json_durably({"files": sorted({*files, *replaced})}, output / PUBLISHING_NAME)
+    begin_publication(output, {*files, *replaced})
     for name in (JSON_NAME, CSV_NAME, *replaced):
         if not (output / name).is_dir():
             (output / name).unlink(missing_ok=True)

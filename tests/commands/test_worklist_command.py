@@ -423,12 +423,28 @@ class TestKilled:
             step += 1
         assert step > len(wanted["files"]) + 3
 
-    def test_without_being_told_to_it_is_not_replaced(self, tmp_path, monkeypatch):
+    def test_at_any_step_the_same_call_completes_it(self, tmp_path, monkeypatch):
         write_input(tmp_path)
-        assert self.kill_at(monkeypatch, 3, lambda: make(tmp_path, images=None))
-        with pytest.raises(ValueError, match=r"out has a worklist that was not written completely; replace it"):
+        out, wanted = tmp_path / "out", make(tmp_path, images=None)
+        complete = set(state_of(out))
+        for step in range(1000):
+            shutil.rmtree(out)
+            if not self.kill_at(monkeypatch, step, lambda: make(tmp_path, images=None)):
+                break
+            if (out / "worklist.json").is_file():  # only the record of what was unfinished is left over
+                with pytest.raises(ValueError, match="already has worklist.json"):
+                    make(tmp_path, images=None)
+                continue
+            assert make(tmp_path, images=None)["files"] == wanted["files"]
+            assert set(state_of(out)) == complete
+        assert step > len(wanted["files"]) + 3
+
+    def test_a_damaged_record_of_what_was_unfinished_is_named(self, tmp_path):
+        write_input(tmp_path)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / ".unfinished_files.json").write_text('{"files": [7]}')
+        with pytest.raises(ValueError, match=r"\.unfinished_files\.json must list names"):
             make(tmp_path, images=None)
-        make(tmp_path, images=None, overwrite=True)
 
 
 class TestCommand:
