@@ -317,7 +317,13 @@ def _preprocess_case(job: _Job, scratch: Path, case: str) -> _Preprocessed:
     reference = infer_dataset_class(str(job.preprocessed))(str(job.preprocessed), [case])[case][1]
     masks = _like_the_case(answers, properties, plans, configuration, reference.shape[1:])
     blocks, chunks = comp_blosc2_params(masks.shape, tuple(configuration.patch_size), masks.itemsize)
-    nnUNetDatasetBlosc2.save_seg(masks, str(scratch / case), chunks_seg=chunks, blocks_seg=blocks)
+    try:
+        nnUNetDatasetBlosc2.save_seg(masks, str(scratch / case), chunks_seg=chunks, blocks_seg=blocks)
+        written = np.array_equal(blosc2.open(urlpath=str(scratch / f"{case}.b2nd"), mode="r")[:], masks)
+    except (OSError, RuntimeError):  # blosc2 does not say why
+        written = False
+    if not written:
+        raise InputError(f"{scratch.parent / f'{case}.b2nd'} cannot be written completely: is the disk full?")
     labelled = masks != MISSING
     if job.masks.ignore_label is not None:
         labelled &= reference[:1] != job.masks.ignore_label

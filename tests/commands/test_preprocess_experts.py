@@ -6,6 +6,7 @@ import shutil
 import blosc2
 import numpy as np
 import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from small_dataset import CASES, make_dataset
 
 from nnunetv2_deferral.commands.preprocess_experts import main, preprocess_experts
@@ -170,3 +171,17 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(dataset, capsys, dam
     assert message in said
     assert "Traceback" not in said
     assert not list(dataset.preprocessed.rglob("*_experts/*.b2nd"))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_full_disk_is_told_and_nothing_is_left(dataset, capsys, monkeypatch, cut):
+    save = nnUNetDatasetBlosc2.save_seg
+
+    def write(masks, name, **how):
+        save(np.zeros_like(masks) if cut else masks, name, **how)
+        if not cut:
+            raise RuntimeError("Could not build empty array")  # what blosc2 says
+
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "save_seg", staticmethod(write))
+    assert "cannot be written completely: is the disk full?" in error_of(capsys, "-d", "701", "-c", "2d", "-np", "1")
+    assert not masks_of(dataset, "2d")
