@@ -181,13 +181,13 @@ class PredictedCase:
         """The questions and answers of earlier rounds; None in the first."""
         if not self.has("answered"):
             return None
-        index, asked, answers = self._parts("answered")
+        voxels, asked, answers = self._parts("answered")
         experts = asked.shape[:1] if self.num_experts is None else (self.num_experts,)
         for array in (asked, answers):
-            self._check_shape("answered", array, (*experts, index.size))
-        if index.size and not (index[0] >= 0 and index[-1] < self.model.size and (np.diff(index) > 0).all()):
+            self._check_shape("answered", array, (*experts, voxels.size))
+        if voxels.size and not (voxels[0] >= 0 and voxels[-1] < self.model.size and (np.diff(voxels) > 0).all()):
             raise InputError(f"{self._named('answered')} contains indices that are not ascending voxels of the case")
-        return EarlierAnswers(index.astype(np.int64), asked.astype(bool), answers.astype(np.int16))
+        return EarlierAnswers(voxels.astype(np.int64), asked.astype(bool), answers.astype(np.int16))
 
     @property
     def predicted(self) -> np.ndarray:
@@ -337,7 +337,7 @@ def fuse_evidence(
     structures, earlier = model.structures, prediction.answered
     wanted = route > 0  # regions may include voxels about which the model is certain
     if earlier is not None:
-        wanted.reshape(-1)[earlier.index] = True
+        wanted.reshape(-1)[earlier.voxels] = True
     weights = np.ones(len(structures.members))
     case = Candidates.of(prediction.prior.logits, prediction.spacing, structures, weights, including=wanted)
     asked, given = case.take(route) == np.arange(1, len(answers) + 1)[:, None], case.take(answers)
@@ -356,5 +356,5 @@ def fuse_replacing(prediction: PredictedCase, answers: np.ndarray, route: np.nda
         model = model.copy()
         for asked, labels in zip(earlier.asked, earlier.answers, strict=True):
             given = asked & (labels != MISSING)
-            model.reshape(-1)[earlier.index[given]] = labels[given]
+            model.reshape(-1)[earlier.voxels[given]] = labels[given]
     return fuse_masks(model, answers, prediction.route if route is None else route)

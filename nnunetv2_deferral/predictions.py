@@ -153,8 +153,9 @@ class PredictionFolder:
     @property
     def identity(self) -> maps.ModelIdentity:
         """The model that the maps are of."""
-        content = dict(self.index["model"])
-        fields = {key: content.get(key) for key in ("dataset", "plans", "configuration", "trainer", "calibration")}
+        content: dict[str, Any] = dict(self.index["model"])
+        names = ("dataset", "plans", "configuration", "trainer", "calibration")
+        fields: dict[str, Any] = {key: content.get(key) for key in names}
         unavailable = tuple(content.get("unavailable", ()))
         return maps.ModelIdentity(**fields, experts=self.experts, unavailable=unavailable)
 

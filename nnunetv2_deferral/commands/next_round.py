@@ -48,15 +48,15 @@ class _Round:
     def answered(self, case: PredictedCase) -> EarlierAnswers:
         """All questions about a case until now, with their answers."""
         route, before = case.route, case.answered
-        index = np.flatnonzero(route)
+        voxels = np.flatnonzero(route)
         if before is not None:
-            index = np.union1d(index, before.index)
+            voxels = np.union1d(voxels, before.voxels)
         labels = self.masks.answers(case.name, route.shape, case.properties).reshape(len(self.folder.experts), -1)
-        asked = route.reshape(-1)[index] == np.arange(1, len(labels) + 1)[:, None]
-        found = EarlierAnswers(index, asked, np.where(asked, labels[:, index], MISSING).astype(np.int16))
+        asked = route.reshape(-1)[voxels] == np.arange(1, len(labels) + 1)[:, None]
+        found = EarlierAnswers(voxels, asked, np.where(asked, labels[:, voxels], MISSING).astype(np.int16))
         if before is None:
             return found
-        places = np.searchsorted(index, before.index)
+        places = np.searchsorted(voxels, before.voxels)
         found.answers[:, places] = np.where(before.asked, before.answers, found.answers[:, places])
         found.asked[:, places] |= before.asked
         return found
@@ -64,7 +64,7 @@ class _Round:
     def values(self, case: PredictedCase, answered: EarlierAnswers) -> tuple[Candidates, np.ndarray]:
         """The candidates of a case and the value of asking each expert next, float32 (J, n)."""
         structures, known = self.model.structures, np.zeros(case.model.size, dtype=bool)
-        known[answered.index] = True
+        known[answered.voxels] = True
         weights = dice_weights(case.prior.areas, structures.scored, SMALLEST_AREA)
         candidates = Candidates.of(
             case.prior.logits, case.spacing, structures, weights, including=known.reshape(case.model.shape)

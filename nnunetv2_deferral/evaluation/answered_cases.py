@@ -104,7 +104,7 @@ class EvidenceBudgets:
         prior = np.where(case.valid, case.prediction.prior.logits, np.inf)  # ignored voxels are no candidates
         earlier, including = case.prediction.answered, np.zeros(case.model.shape, dtype=bool)
         if earlier is not None:
-            including.reshape(-1)[earlier.index] = True
+            including.reshape(-1)[earlier.voxels] = True
         candidates = Candidates.of(
             prior,
             case.prediction.spacing,

@@ -70,8 +70,8 @@ class AnswerTables:
         if key not in self._marginals:
             others = tuple(3 + expert for expert in range(self.num_experts) if expert not in key)
             digits = self.joint.reshape(*self.joint.shape[:3], *[2] * self.num_experts).sum(axis=others)
-            ranks = np.argsort(np.argsort(key)) if key else []
-            ordered = digits.transpose(0, 1, 2, *(3 + int(rank) for rank in ranks))
+            # What is left of the experts' axes is in their order; it is to be in that of `experts`.
+            ordered = digits.transpose(0, 1, 2, *(3 + sorted(key).index(expert) for expert in key))
             self._marginals[key] = ordered.reshape(*self.joint.shape[:3], -1)
         return self._marginals[key]
 
@@ -95,7 +95,7 @@ class AnswerTables:
         for experts, where in by_combination(answered):
             if experts:
                 table = self.of(experts)[structure]
-                pattern = pattern_of(inside[np.ix_(experts, where)])
+                pattern = pattern_of(inside[list(experts)][:, where])
                 found[where] = np.log(table[zone[where], 1, pattern]) - np.log(table[zone[where], 0, pattern])
         return found
 

@@ -87,23 +87,23 @@ class EarlierAnswers(NamedTuple):
     """The questions of earlier rounds about a case, and their answers.
 
     Attributes:
-        index: int64 (m,), flat indices of the voxels that were asked about, ascending.
+        voxels: int64 (m,), flat indices of the voxels that were asked about, ascending.
         asked: Bool (J, m), who was asked.
         answers: int16 (J, m), the labels of those who were asked, :data:`.labels.MISSING` where there is none.
     """
 
-    index: np.ndarray
+    voxels: np.ndarray
     asked: np.ndarray
     answers: np.ndarray
 
     def only(self, where: np.ndarray) -> EarlierAnswers:
         """The questions about some voxels, bool of the shape of the case."""
-        kept = where.reshape(-1)[self.index]
-        return EarlierAnswers(self.index[kept], self.asked[:, kept], self.answers[:, kept])
+        kept = where.reshape(-1)[self.voxels]
+        return EarlierAnswers(self.voxels[kept], self.asked[:, kept], self.answers[:, kept])
 
     def added_to(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answers (J, n) and questions (J, n) at candidates that include all these voxels, together with these."""
-        places = np.searchsorted(case.index, self.index)
+        places = np.searchsorted(case.index, self.voxels)
         answers, asked = answers.copy(), asked.copy()
         answers[:, places] = np.where(self.asked, self.answers, answers[:, places])
         asked[:, places] |= self.asked

@@ -66,7 +66,7 @@ def values_of_information(
                             int(structure),
                             probability[structure, where].astype(np.float64),
                             zone[structure, where],
-                            pattern_of(inside[structure][np.ix_(knowing, where)]),
+                            pattern_of(inside[structure][list(knowing)][:, where]),
                             knowing,
                             chosen,
                         )

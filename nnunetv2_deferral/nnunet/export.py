@@ -135,7 +135,7 @@ def probabilities_in_image(segmentation: Tensor, labels: DeferralLabelManager, g
     outside = np.zeros(len(probabilities), dtype=np.float32)
     if not labels.has_regions:
         outside[0] = 1
-    return np.stack([geometry.in_image(each, value) for each, value in zip(probabilities, outside, strict=True)])
+    return np.stack([geometry.in_image(each, float(value)) for each, value in zip(probabilities, outside, strict=True)])
 
 
 def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:

@@ -164,7 +164,7 @@ def test_the_next_round_asks_others_within_the_budget_and_keeps_the_answers(root
         np.testing.assert_array_equal(after.model, before.model)
         np.testing.assert_array_equal(after.prior.logits, before.prior.logits)
         index = np.flatnonzero(before.route)
-        np.testing.assert_array_equal(after.answered.index, index)
+        np.testing.assert_array_equal(after.answered.voxels, index)
         experts = before.route.ravel()[index] == np.array([[1], [2]])
         np.testing.assert_array_equal(after.answered.asked, experts)
         labels = answers_of(root, case).reshape(2, -1)[:, index]
@@ -216,7 +216,7 @@ def test_answers_of_earlier_rounds_count_in_later_ones(root):
     for case in CASES:
         new = third.case(case).route > 0
         once, again = (read_mask(root / name / f"{case}.nii.gz") for name in ("fused", "again"))
-        index = third.case(case).answered.index
+        index = third.case(case).answered.voxels
         far = np.ones(SHAPE, dtype=bool)
         far[new] = False
         agree = (once == again).ravel()[index][far.ravel()[index]]
@@ -249,7 +249,7 @@ class TestRefusals:
         run(root)
         file = maps.answered_file(root / "out", "x")
         content = dict(np.load(file))
-        np.savez_compressed(file, **content | {"index": content["index"][::-1]})
+        np.savez_compressed(file, **content | {"voxels": content["voxels"][::-1]})
         with pytest.raises(Exception, match=r"answered.x\.npz contains indices that are not ascending"):
             fuse.fuse_folder(root / "out", root / "experts", root / "fused")
         file = maps.prior_file(root / "in", "y")
