@@ -13,15 +13,22 @@ import pytest
 from connected import connected_pieces
 from workplace import FLAT, Workplace, predictor_of
 
+from nnunetv2_deferral.calibration.evidence_fitting import candidates_of, fit_evidence, fit_prior, structures_of
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate
+from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT,
     ENVIRONMENT_CAPACITIES,
     ENVIRONMENT_OVER,
     ENVIRONMENT_REGION,
+    Limits,
 )
-from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedEvidence
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
+from nnunetv2_deferral.experts import experts_to_json
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -284,20 +291,82 @@ class TestModelFolder:
         assert not list((tmp_path / "out").glob("*.png"))
 
 
+@pytest.fixture(scope="module")
+def reading(workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the model with an evidence model in its calibration."""
+    cases = ValidationCases(Experiment.find("901", "2d", (0,)), Method(trainer=TRAINER, plans=PLANS))
+    structures = structures_of(cases.files)
+    prior = fit_prior(cases, len(cases.cases), structures, voxel_size=1.0)
+    regions = cases.files.regions
+    seen = [AnsweredCase.of(case, candidates_of(case, structures, prior), regions) for case in cases]
+    fitted = FittedEvidence(
+        model=fit_evidence(seen, prior, structures, cases.experts.names),
+        answered_by=tuple(experts_to_json(cases.experts.experts)),
+    )
+    calibration = calibration_in(model) | {"evidence": fitted.to_dict()}
+    return copy_of(model, tmp_path_factory.mktemp("reading") / "model", **{CALIBRATION_KEY: calibration})
+
+
+class TestEvidence:
+    """Two validation cases are too few for calibrate to keep an evidence model; here one is fitted all the same."""
+
+    def test_is_read_in_prediction_as_from_saved_probabilities(
+        self, workplace: Workplace, reading: Path, predictions: dict[str, PredictionFolder], tmp_path: Path
+    ) -> None:
+        images = workplace.raw / FLAT / "imagesTs"
+        found = predict_with(predictor_of(reading), images, tmp_path / "out", {ENVIRONMENT: "0.03"})
+        assert masks_of(found.folder) == masks_of(predictions["plain"].folder)
+        assert found.calibration is not None
+        evidence = found.calibration.evidence
+        assert evidence is not None
+        structures = evidence.model.structures
+        deferred = 0
+        for name in TESTED:
+            case = found.case(name)
+            expected = evidence.model.prior.map_of(structures.probabilities(case.softmax), case.spacing)
+            # nnU-Net saves probabilities in half precision.
+            np.testing.assert_allclose(case.prior.logits, expected.logits, atol=0.03)
+            np.testing.assert_allclose(case.prior.areas, expected.areas, rtol=1e-3)
+            assert 0 < np.count_nonzero(case.route) <= 0.03 * case.route.size
+            assert (case.gain[case.route > 0] > 0).all()
+            deferred += np.count_nonzero(case.route)
+        route_folder(found.folder, tmp_path / "routed", limits=Limits(budget=0.03))
+        again = PredictionFolder.open(tmp_path / "routed")
+        agree = sum(
+            int(((again.case(n).route == found.case(n).route) & (found.case(n).route > 0)).sum()) for n in TESTED
+        )
+        assert agree > 0.9 * deferred
+        workplace.command(
+            "nnUNetv2_deferral_simulate_experts", "-i", workplace.raw / FLAT / "labelsTs", "-djfile",
+            reading / "dataset.json", "-o", tmp_path / "experts", "-num_experts", 3,
+        )  # fmt: skip
+        workplace.command(
+            "nnUNetv2_deferral_next_round", "-i", found.folder, "-answers", tmp_path / "experts", "-o",
+            tmp_path / "second", "-budget", 0.02, "-most", 2,
+        )  # fmt: skip
+        fused = workplace.command(
+            "nnUNetv2_deferral_fuse", "-i", tmp_path / "second", "-experts", tmp_path / "experts", "-o",
+            tmp_path / "fused",
+        )  # fmt: skip
+        assert "answers were read as evidence" in fused.stdout
+        assert len(list((tmp_path / "fused").glob("*.png"))) == len(TESTED)
+
+
+@pytest.fixture(scope="module")
+def installed(workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder that the model was exported to and installed in."""
+    results = tmp_path_factory.mktemp("elsewhere")
+    archive = results / "model.zip"
+    workplace.command(
+        "nnUNetv2_export_model_to_zip", "-d", FLAT, "-o", archive, "-c", "2d", "-tr", TRAINER, "-p", PLANS, "-f", 0
+    )
+    workplace.command("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(results))
+    assert calibration_in(results / FLAT / model.name) == calibration_in(model)
+    return results
+
+
 @pytest.mark.slow
 class TestTheStockCommands:
-    @pytest.fixture(scope="class")
-    def installed(self, workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A results folder that the model was exported to and installed in."""
-        results = tmp_path_factory.mktemp("elsewhere")
-        archive = results / "model.zip"
-        workplace.command(
-            "nnUNetv2_export_model_to_zip", "-d", FLAT, "-o", archive, "-c", "2d", "-tr", TRAINER, "-p", PLANS, "-f", 0
-        )
-        workplace.command("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(results))
-        assert calibration_in(results / FLAT / model.name) == calibration_in(model)
-        return results
-
     @pytest.mark.parametrize("name", ["plain", "budget", "capacities", "regions", "dataset, regions"])
     def test_an_exported_model_predicts_alike_within_all_limits(
         self, workplace: Workplace, installed: Path, predictions: dict[str, PredictionFolder], tmp_path: Path, name: str
