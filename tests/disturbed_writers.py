@@ -366,9 +366,8 @@ def fill_disk(trial: Trial, number: int, generator: random.Random) -> list[str]:
                 cut = [
                     name for name, content in after.items() if content not in (before.get(name), trial.whole.get(name))
                 ]
-                for name, content in after.items():
-                    if _GROWS.search(name):
-                        json.loads(content)
+                for name in filter(_GROWS.search, after):
+                    json.loads((trial.written / name[1:]).read_text())
                 if cut := [
                     name for name in cut if not (_GROWS.search(name) or (trial.stock and trial.stock.search(name)))
                 ]:
