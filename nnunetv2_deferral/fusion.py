@@ -12,6 +12,8 @@ from torch import Tensor
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 
+_PIECE = 2**22
+
 
 def fuse(answers: Tensor, route: Tensor) -> Tensor:
     """Take the model's answer where `route` is 0 and expert j's where it is j.
@@ -63,9 +65,15 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
     """
     if not (model.shape == route.shape == experts.shape[1:]):
         raise InputError(f"shapes differ: model {model.shape}, experts {experts.shape[1:]}, route {route.shape}")
-    answers = torch.from_numpy(np.concatenate([model[None].astype(np.int64), experts.astype(np.int64)]))
-    asked = fuse(answers, torch.from_numpy(route.astype(np.int64))).numpy()
-    return np.where(asked == MISSING, model, asked).astype(model.dtype)
+    fused = np.empty(model.size, model.dtype)
+    labels, answers, sources = model.reshape(-1), experts.reshape(len(experts), -1), route.reshape(-1)
+    for start in range(0, model.size, _PIECE):  # PyTorch needs 8 bytes per label
+        piece = slice(start, start + _PIECE)
+        sources_here = torch.from_numpy(sources[piece].astype(np.int64))
+        stacked = np.concatenate([labels[None, piece].astype(np.int64), answers[:, piece].astype(np.int64)])
+        asked = fuse(torch.from_numpy(stacked), sources_here).numpy()
+        fused[piece] = np.where(asked == MISSING, labels[piece], asked)
+    return fused.reshape(model.shape)
 
 
 def unanswered(experts: np.ndarray, route: np.ndarray) -> np.ndarray:

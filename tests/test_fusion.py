@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_deferral import fusion
 from nnunetv2_deferral.fusion import fuse, fuse_masks, unanswered
 from nnunetv2_deferral.labels import MISSING
 
@@ -62,3 +63,12 @@ def test_fusing_and_being_unanswered_agree_voxel_by_voxel():
         asked = experts[(route[place] - 1, *place)] if route[place] else None
         assert missed[place] == (asked == MISSING)
         assert fused[place] == (model[place] if asked in (None, MISSING) else asked)
+
+
+def test_pieces_change_nothing(monkeypatch):
+    random = np.random.default_rng(0)
+    model, route = random.integers(0, 3, (5, 6, 7)), random.integers(0, 3, (5, 6, 7), np.uint8)
+    experts = random.integers(-2, 3, (2, 5, 6, 7)).astype(np.int16)
+    whole = fusion.fuse_masks(model, experts, route)
+    monkeypatch.setattr(fusion, "_PIECE", 11)
+    assert np.array_equal(fusion.fuse_masks(model, experts, route), whole)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import ndimage
 
 DISTANCES_MM = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, np.inf)
 NUM_SCORE_BINS = 20
+_SLAB_VOXELS = 2**23
 
 
 def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -30,6 +32,20 @@ def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
         inside = labels == value
         distance[inside] = ndimage.distance_transform_edt(inside, sampling=spacing_mm)[inside]
     return distance
+
+
+def _in_slabs(labels: np.ndarray, spacing_mm: Sequence[float]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Slabs along the first axis and their :func:`border_distance_mm`, exact up to the largest finite limit of a band.
+
+    A distance transform takes about 50 bytes per voxel. All voxels within that limit of a slab are in the margin that
+    is computed with it; where the true distance is larger, that in the slab is larger, too.
+    """
+    margin = math.ceil(DISTANCES_MM[-2] / spacing_mm[0])
+    depth = max(margin, _SLAB_VOXELS // max(1, math.prod(labels.shape[1:])), 1)
+    for start in range(0, len(labels), depth):
+        first, end = max(0, start - margin), start + depth
+        distance = border_distance_mm(labels[first : end + margin], spacing_mm)
+        yield slice(start, end), distance[start - first :][:depth]
 
 
 class LocationStatistics:
@@ -59,10 +75,12 @@ class LocationStatistics:
             valid: Bool of shape S, the voxels that count.
             spacing_mm: Size of a voxel along each axis of S.
         """
-        distance = border_distance_mm(reference, spacing_mm)[valid]
-        place = np.clip(np.searchsorted(DISTANCES_MM, distance, side="left") - 1, 0, len(DISTANCES_MM) - 2)
-        for row, weights in enumerate((None, deferred[valid], wrong[valid])):
-            self._by_distance[row] += np.bincount(place, weights, len(DISTANCES_MM) - 1).astype(np.int64)
+        for slab, distance in _in_slabs(reference, spacing_mm):
+            counted = valid[slab]
+            place = np.searchsorted(DISTANCES_MM, distance[counted], side="left") - 1
+            place = np.clip(place, 0, len(DISTANCES_MM) - 2)
+            for row, weights in enumerate((None, deferred[slab][counted], wrong[slab][counted])):
+                self._by_distance[row] += np.bincount(place, weights, len(DISTANCES_MM) - 1).astype(np.int64)
         place = np.minimum((scores[valid] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
         for row, weights in enumerate((None, wrong[valid])):
             self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
