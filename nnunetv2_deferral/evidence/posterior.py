@@ -152,8 +152,11 @@ class EvidenceModel:
         for what, found in rows.items():
             if found != number:
                 raise InputError(f"there are {number} structures, but {found} {what}")
-        if any(len(row) != NUM_WEIGHTS for row in (*self.prior.weights, *weights, *later)):
-            raise InputError(f"priors and neighbourhoods must have {NUM_WEIGHTS} weights for each structure")
+        every = (*self.prior.weights, *weights, *later)
+        if any(len(row) != NUM_WEIGHTS for row in every) or not np.isfinite(np.array(every)).all():
+            raise InputError(f"priors and neighbourhoods must have {NUM_WEIGHTS} finite weights for each structure")
+        if not 0 < self.prior.voxel_size < np.inf:
+            raise InputError(f"the size of a voxel must be positive and finite, got {self.prior.voxel_size}")
         if self.tables.num_experts != len(self.experts):
             raise InputError(f"there are {len(self.experts)} experts, but the tables are of {self.tables.num_experts}")
 

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from small_prediction import GEOMETRY, LABELS, read_mask, reader_of, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
+from nnunetv2_deferral.calibration.evidence_fitting import TOLERANCE, predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.commands.route import route_folder
@@ -105,9 +105,9 @@ class Workplace:
     def options(self, *more, folds=(0, 1)):
         return [str(word) for word in ("-d", 903, "-c", "2d", "-f", *folds, "-tr", TRAINER, *more)]
 
-    def calibrate(self, *more, **how):
-        """What the command writes into the plans."""
-        main(self.options(*more, **how))
+    def calibrate(self, *more, evidence=False, **how):
+        """What the command writes into the plans; fitting evidence takes most of the time."""
+        main(self.options(*more, *([] if evidence or "--thresholds_only" in more else ["--replace"]), **how))
         return ModelCalibration.from_dict(self.plans[CALIBRATION_KEY], EXPERTS)
 
     def refused(self, capsys, *more, **how):
@@ -385,7 +385,7 @@ class TestThresholds:
     @pytest.mark.parametrize("budget", [0.05, 1])
     def test_where_everything_should_be_asked_keep_the_budget(self, another, budget):
         workplace = another(said=levels(0.1, 0.8, 0.9))
-        calibration = workplace.calibrate("--replace", "-budgets", budget)
+        calibration = workplace.calibrate("-budgets", budget)
         (fitted,) = calibration.thresholds
         possible = NUM_VOXELS * (1 - UNKNOWN / SHAPE[-1])
         deferred = workplace.pooled(Limits(budget=float(budget), over="dataset"), calibration).sum()
@@ -469,8 +469,12 @@ class TestStockNetworks:
         return here
 
     def test_are_calibrated_and_routed_by_their_probabilities(self, stock, capsys):
-        calibration = stock.calibrate("-budgets", 0.02)
+        calibration = stock.calibrate("-budgets", 0.02, evidence=True)
         assert calibration.experts == EXPERTS
+        found = calibration.report["evidence"]
+        kept = [row["evidence"] >= row["replaced"] - TOLERANCE for row in found["budgets"]]
+        assert len(kept) == 4
+        assert found["kept"] == all(kept) == (calibration.evidence is not None)
         assert "nnUNetv2_deferral_route" in capsys.readouterr().out
         predictions, output = stock.root / "predictions", stock.root / "out"
         predictions.mkdir()
@@ -503,7 +507,7 @@ class TestStockNetworks:
 
 class TestRoutingAnew:
     def test_decides_as_a_prediction_with_these_limits(self, workplace):
-        calibration = workplace.calibrate("--replace")
+        calibration = workplace.calibrate()
         source, output = workplace.validation("a"), workplace.root / "routed"
         limits = Limits(budget=0.01)
         rate = route_folder(source, output, limits=limits, dataset_json=workplace.model / "dataset.json")

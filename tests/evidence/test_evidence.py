@@ -273,6 +273,8 @@ def test_a_model_survives_json_and_refuses_parts_that_do_not_fit() -> None:
         ({"later": [[0.0, 1.0, 1.0, 1.0]]}, "2 structures, but 1 later neighbourhoods"),
         ({"tables": (-np.array(content["tables"])).tolist()}, "positive probabilities"),
         ({"tables": [[0.5, 0.5]]}, "must have shape"),
+        ({"neighbourhood": [[0.0, 1.0, float("nan"), 1.0]] * 2}, "4 finite weights"),
+        ({"prior": content["prior"] | {"voxel_size": 0}}, "size of a voxel must be positive and finite, got 0"),
     ):
         with pytest.raises(InputError, match=message):
             EvidenceModel.from_dict(content | change)
