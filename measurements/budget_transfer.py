@@ -45,13 +45,13 @@ from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, oracle_score,
 from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN, reliability
-from nnunetv2_deferral.evaluation.uncertainty import one_minus_max
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES
 from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.files import without_nan, write_json
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.routing import ONE_VS_ALL
+from nnunetv2_deferral.uncertainty import one_minus_max
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.005, 0.01, 0.02, 0.05)

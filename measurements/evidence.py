@@ -49,7 +49,6 @@ from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
 from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, oracle_score, recovered_gain
-from nnunetv2_deferral.evaluation.uncertainty import one_minus_max
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import Prior
 from nnunetv2_deferral.evidence.questions import Policy, ask
@@ -60,6 +59,7 @@ from nnunetv2_deferral.files import without_nan, write_json
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.raters import FOLDER, ExpertMasks
+from nnunetv2_deferral.uncertainty import one_minus_max
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.005, 0.01, 0.02, 0.05)

@@ -31,7 +31,7 @@ from nnunetv2_deferral.experts import (
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
-from nnunetv2_deferral.schema import Count, Text, read_validated_json
+from nnunetv2_deferral.schema import Count, NonNegative, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings
 
 logger = logging.getLogger(__name__)
@@ -172,10 +172,11 @@ def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:
     record = folder / SIMULATION_NAME
     if not record.is_file():
         return tuple(map(Rater, names))
+    content = read_validated_json(record, _Simulation)
     try:
-        simulated = {each.name: each for each in experts_from_json(read_validated_json(record, _Simulation)["experts"])}
+        simulated = {each.name: each for each in experts_from_json(content["experts"])}
     except InputError as error:
-        raise error if str(record) in str(error) else InputError(f"{record}: {error}") from error
+        raise InputError(f"{record}: {error}") from error
     return tuple(simulated.get(name) or Rater(name) for name in names)
 
 
@@ -230,18 +231,23 @@ def add_evidence_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
 
 
-class _Asked(TypedDict):
+class _ReviewRecord(TypedDict):
+    regions: Count
     voxels: Count
+    changed_voxels: Count
+    minutes: NonNegative
 
 
-class _Review(TypedDict):
-    cases: dict[Text, dict[Text, _Asked]]
+class ReviewIndex(TypedDict):
+    """Types and ranges of what is read of a review.json: a record per case and expert; other keys are ignored."""
+
+    cases: dict[Text, dict[Text, _ReviewRecord]]
 
 
 def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
     """Refuse a review of a part of the questions: the other voxels have the model's label, which is no answer."""
     index = answers / REVIEW_NAME
-    for case, records in read_validated_json(index, _Review)["cases"].items():
+    for case, records in read_validated_json(index, ReviewIndex)["cases"].items():
         if case not in folder.cases:
             continue
         route = folder.case(case).route

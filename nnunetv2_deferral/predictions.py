@@ -22,17 +22,38 @@ from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
+from nnunetv2_deferral.uncertainty import one_minus_max
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionFolder:
+class MaskFolder:
+    """A folder of predicted masks.
+
+    Attributes:
+        folder: The folder.
+        files: File format and labels of the dataset.
+        cases: The cases with a mask, sorted.
+    """
+
+    folder: Path
+    files: DatasetFiles
+    cases: tuple[str, ...]
+
+    def mask_file(self, case: str) -> Path:
+        """The file of the model's mask."""
+        return self.folder / f"{case}{self.files.file_ending}"
+
+    def softmax_file(self, case: str) -> Path:
+        """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
+        return self.folder / f"{case}.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionFolder(MaskFolder):
     """The masks and deferral maps predicted by a model.
 
     Attributes:
-        folder: The folder of the masks.
-        files: File format and labels of the dataset.
         experts: The names of the experts in routing order.
-        cases: The cases with a mask, sorted.
         index: The content of deferral.json.
 
     Example:
@@ -47,10 +68,7 @@ class PredictionFolder:
         ((4, 6, 7), dtype('uint8'))
     """
 
-    folder: Path
-    files: DatasetFiles
     experts: tuple[str, ...]
-    cases: tuple[str, ...]
     index: Mapping[str, Any]
 
     @classmethod
@@ -78,15 +96,10 @@ class PredictionFolder:
         found = dataset_json or next((file for file in candidates if file.is_file()), None)
         if found is None:
             raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
-        ending = read_dataset_json(found)["file_ending"]
-        masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
-        example = next(masks, None)
-        if example is None:
-            raise InputError(f"{folder} has no masks with the file ending {ending!r} of {found}")
-        files = DatasetFiles.of(found, example)
+        files = _files_of_masks(folder, found)
         cases = tuple(files.cases(folder))
         same_cases(f"cases that {index} does not list", cases, list(entries["cases"]))
-        files_of_maps = (path(folder, case, ending) for case in cases for path in maps.MAP_FILES)
+        files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
         if missing := [str(file) for file in files_of_maps if not file.is_file()]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
@@ -106,10 +119,6 @@ class PredictionFolder:
         cases = self.cases if case is None else (case,)
         shares = [entry["share"] for name, entry in self.index["cases"].items() if name in cases]
         return tuple(expert for expert in self.experts if any(share[expert] > 0 for share in shares))
-
-    def mask_file(self, case: str) -> Path:
-        """The file of the model's mask."""
-        return self.folder / f"{case}{self.files.file_ending}"
 
     def case(self, name: str) -> PredictedCase:
         """A case; its files are read on first access.
@@ -131,9 +140,7 @@ class PredictionFolder:
             softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
-            answered=Stored(
-                file=answered, read=lambda: tuple(_stored(answered, key) for key in EarlierAnswers._fields)
-            ),
+            answered=Stored(file=answered, read=lambda: _stored(answered, *EarlierAnswers._fields)),
             properties=lambda: mask()[1],
             num_experts=len(self.experts),
         )
@@ -145,10 +152,6 @@ class PredictionFolder:
     def prior_file(self, case: str) -> Path:
         """The file of the prior logits, written if the model's calibration reads answers as evidence."""
         return maps.prior_file(self.folder, case)
-
-    def softmax_file(self, case: str) -> Path:
-        """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
-        return self.folder / f"{case}.npz"
 
     @property
     def identity(self) -> maps.ModelIdentity:
@@ -184,23 +187,17 @@ class PredictionFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StockFolder:
+class StockFolder(MaskFolder):
     """The masks and saved probabilities of a stock network, which knows of no experts.
 
     Its cases have the routing probabilities of a network that knows its own confidence only: the model is right with
     its largest probability (in region-based training, the smallest of the regions'), and experts always.
 
     Attributes:
-        folder: The folder of the masks, with `<case>.npz` beside them (`--save_probabilities` or `--npz`).
-        files: File format and labels of the dataset.
         settings: The experts.
-        cases: The cases with a mask, sorted.
     """
 
-    folder: Path
-    files: DatasetFiles
     settings: DeferralSettings
-    cases: tuple[str, ...]
 
     @classmethod
     def open(cls, folder: Path, dataset_json: Path, settings: DeferralSettings) -> StockFolder:
@@ -212,11 +209,7 @@ class StockFolder:
         """
         if not folder.is_dir():
             raise InputError(f"the folder {folder} does not exist")
-        ending = read_dataset_json(dataset_json)["file_ending"]
-        masks = [file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != "."]
-        if not masks:
-            raise InputError(f"{folder} has no masks with the file ending {ending!r} of {dataset_json}")
-        files = DatasetFiles.of(dataset_json, masks[0])
+        files = _files_of_masks(folder, dataset_json)
         found = cls(folder=folder, files=files, settings=settings, cases=tuple(files.cases(folder)))
         missing = [str(file) for file in map(found.softmax_file, found.cases) if not file.is_file()]
         if missing:
@@ -230,14 +223,6 @@ class StockFolder:
     def experts(self) -> tuple[str, ...]:
         """The names of the experts in routing order."""
         return self.settings.expert_names
-
-    def mask_file(self, case: str) -> Path:
-        """The file of the model's mask."""
-        return self.folder / f"{case}{self.files.file_ending}"
-
-    def softmax_file(self, case: str) -> Path:
-        """The file of the model's probabilities."""
-        return self.folder / f"{case}.npz"
 
     def routing_file(self, case: str) -> Path:
         """The file from which the routing probabilities are computed."""
@@ -257,12 +242,8 @@ class StockFolder:
         )
 
     def _routing(self, probabilities: np.ndarray) -> np.ndarray:
-        if self.files.label_manager.has_regions:
-            confidence = np.maximum(probabilities, 1 - probabilities).min(0)
-        else:
-            confidence = probabilities.max(0)
-        routing = np.ones((len(self.experts) + 1, *confidence.shape), dtype=np.float32)
-        routing[0] = np.minimum(confidence, 1)
+        routing = np.ones((len(self.experts) + 1, *probabilities.shape[1:]), dtype=np.float32)
+        routing[0] -= one_minus_max(probabilities, has_regions=self.files.label_manager.has_regions)
         return routing
 
 
@@ -292,20 +273,30 @@ def copied_predictions(source: PredictionFolder | StockFolder, output: Path) -> 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _files_of_masks(folder: Path, dataset_json: Path) -> DatasetFiles:
+    ending = read_dataset_json(dataset_json)["file_ending"]
+    masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
+    example = next(masks, None)
+    if example is None:
+        raise InputError(f"{folder} has no masks with the file ending {ending!r} of {dataset_json}")
+    return DatasetFiles.of(dataset_json, example)
+
+
 def _prior(file: Path) -> PriorMap:
-    steps = _stored(file, "prior")
+    steps, areas = _stored(file, "prior", "areas")
     if steps.dtype != np.int16:
         raise InputError(f"{file}: prior must be int16, got {steps.dtype}")
-    return PriorMap(from_steps(steps), _stored(file, "areas"))
+    return PriorMap(from_steps(steps), areas)
 
 
 def _probabilities(file: Path) -> np.ndarray:
-    return _stored(file, "probabilities").astype(np.float32)
+    (probabilities,) = _stored(file, "probabilities")
+    return probabilities.astype(np.float32)
 
 
-def _stored(file: Path, key: str) -> np.ndarray:
+def _stored(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
     try:
         with np.load(file) as content:
-            return np.asarray(content[key])
+            return tuple(np.asarray(content[key]) for key in keys)
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.dataset import read_plans_json
+from nnunetv2_deferral.decision.area import softmax_weight
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
 from nnunetv2_deferral.raters import FOLDER, declared_raters
@@ -50,7 +49,7 @@ class ValidationCases:
                 no group, or there is nobody to ask about the predictions of a stock network.
         """
         self.experiment, self.model = experiment, experiment.model(method)
-        plans = read_json(self.model / "plans.json")
+        plans = read_plans_json(self.model / "plans.json")
         self.is_stock = PLANS_KEY not in plans
         self.settings = self._stock_settings(experts) if self.is_stock else resolve_settings(plans[PLANS_KEY])
         self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}
@@ -101,10 +100,8 @@ class ValidationCases:
         return str(self._groups[case])
 
     def voxel_weight(self, prediction: PredictedCase) -> np.ndarray:
-        """The weight of voxels in a prediction, float32 that broadcasts to S, see :func:`.dice_weight`."""
-        softmax = prediction.softmax
-        foreground = softmax if self.files.label_manager.has_regions else softmax[1:]
-        return dice_weight(torch.from_numpy(foreground)).numpy()[0]
+        """The weight of voxels in a prediction, float32 that broadcasts to S, see :func:`.softmax_weight`."""
+        return softmax_weight(prediction.softmax, has_regions=self.files.label_manager.has_regions)
 
     def _stock_settings(self, experts: str | None) -> DeferralSettings:
         raters = declared_raters(self.experiment.dataset_json)

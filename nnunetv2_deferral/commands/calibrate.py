@@ -15,7 +15,7 @@ from nnunetv2_deferral.calibration.fitting import calibrate, write_calibration
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import Limits, capacity, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
@@ -61,10 +61,6 @@ def _evidence_text(found: Mapping[str, Any]) -> list[str]:
     return [*lines, f"  answers replace the model's labels: evidence was not kept because {found['reason']}"]
 
 
-def _capacity(text: str) -> float | None:
-    return None if text == "none" else float(text)
-
-
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=COMMAND,
@@ -82,7 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
     add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
     add(
-        "-capacities", metavar="C", type=_capacity, nargs="+",
+        "-capacities", metavar="C", type=capacity, nargs="+",
         help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
     )  # fmt: skip
     words = "answers replace the model's labels; do not fit how to read them as evidence"

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.answers import (
     ExpertAnswers,
+    ReviewIndex,
     add_evidence_options,
     evidence_of,
     experts_of_set,
@@ -38,7 +38,7 @@ from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
 from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
-from nnunetv2_deferral.schema import Count, NonNegative, Text, read_validated_json
+from nnunetv2_deferral.schema import read_validated_json
 
 COMMAND = "nnUNetv2_deferral_evaluate"
 
@@ -176,19 +176,6 @@ def evaluate(
         "model_identity": folder.index["model"],
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
     }
-
-
-class _ReviewRecord(TypedDict):
-    regions: Count
-    voxels: Count
-    changed_voxels: Count
-    minutes: NonNegative
-
-
-class ReviewIndex(TypedDict):
-    """Types and ranges of what is read of a review.json: a record per case and expert; other keys are ignored."""
-
-    cases: dict[Text, dict[Text, _ReviewRecord]]
 
 
 def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:

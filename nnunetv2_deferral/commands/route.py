@@ -9,20 +9,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.dataset import read_plans_json
+from nnunetv2_deferral.decision.area import softmax_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, capacity, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
@@ -77,7 +74,7 @@ def route_folder(
             case = folder.case(name)
             decision = decide(
                 case.routing,
-                _voxel_weight(case, has_regions=folder.files.label_manager.has_regions),
+                softmax_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
                 rule=settings.rule,
                 limits=limits,
                 spacing_mm=case.spacing,
@@ -105,7 +102,7 @@ def _opened(
             raise InputError(f"{missing[0]} is missing: predict with --save_probabilities, validate with --npz")
         return found, found.calibration, found.identity
     plans_file = model / "plans.json"
-    plans: dict[str, Any] = read_json(plans_file)
+    plans = read_plans_json(plans_file)
     if STOCK_KEY not in plans or CALIBRATION_KEY not in plans:
         raise InputError(f"{plans_file} has no calibration of a stock network: nnUNetv2_deferral_calibrate -tr ...")
     settings: DeferralSettings = resolve_settings(plans[STOCK_KEY])
@@ -124,11 +121,6 @@ def _opened(
     return folder, calibration, identity
 
 
-def _voxel_weight(case: PredictedCase, *, has_regions: bool) -> Any:
-    foreground = case.softmax if has_regions else case.softmax[1:]
-    return dice_weight(torch.from_numpy(foreground)).numpy()[0]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
@@ -142,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
     add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
     words = "maximum share of the voxels for each expert, or none; one value per expert"
-    add("-capacities", metavar="C", type=_capacity, nargs="+", help=words)
+    add("-capacities", metavar="C", type=capacity, nargs="+", help=words)
     add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
     add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
     add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
@@ -158,7 +150,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
-
-
-def _capacity(text: str) -> float | None:
-    return None if text == "none" else float(text)

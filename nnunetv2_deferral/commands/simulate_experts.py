@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunetv2_deferral.answers import SIMULATION_NAME
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import (
@@ -37,9 +38,6 @@ from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.processes import map_cases
 
 logger = logging.getLogger(__name__)
-
-RECORD_NAME = "simulation.json"
-"""The file in the output folder that records how the answers were simulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,7 @@ def simulate_experts_for_folder(
     )
     _check_targets(job, label_files, overwrite=overwrite)
     # First, so that a call that is killed can be repeated, see `_check_targets`.
-    write_json(_record(job), job.output_folder / RECORD_NAME)
+    write_json(_record(job), job.output_folder / SIMULATION_NAME)
     for profile in profiles:
         (job.output_folder / profile.name).mkdir(parents=True, exist_ok=True)
     found = map_cases(
@@ -168,7 +166,7 @@ def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> No
     if overwrite:
         return
     existing = [target for target in targets if target.exists()]
-    record = job.output_folder / RECORD_NAME
+    record = job.output_folder / SIMULATION_NAME
     is_recorded = record.is_file()
     is_ours = is_recorded and read_json(record) == _record(job)
     if existing and not (is_ours and len(existing) < len(targets)):  # of a call that was killed

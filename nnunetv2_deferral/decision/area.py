@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Lower bound of the expected area, which is near 0 if nothing is predicted; it bounds the weights.
 SMALLEST_AREA = 10.0
 _SLICES_AT_ONCE = 16
+
+
+def softmax_weight(softmax: np.ndarray, *, has_regions: bool) -> np.ndarray:
+    """:func:`dice_weight` of saved probabilities of classes, background first, or of regions.
+
+    Returns:
+        float32 that broadcasts to S.
+    """
+    return dice_weight(torch.from_numpy(softmax if has_regions else softmax[1:])).numpy()[0]
 
 
 def dice_weight(probabilities: Tensor, *, num_voxels: int | None = None) -> Tensor:

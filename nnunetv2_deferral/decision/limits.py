@@ -117,6 +117,15 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     return replace(limits, **asked)
 
 
+def capacity(text: str) -> float | None:
+    """A capacity on the command line: a number, or `none` for no limit.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return None if text.strip() == _NO_LIMIT else float(text)
+
+
 def check_budget(budget: float, named: str = "a budget") -> float:
     """Return the budget if it is valid.
 

@@ -29,7 +29,7 @@ from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistic
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
-from nnunetv2_deferral.evaluation.uncertainty import entropy, one_minus_max
+from nnunetv2_deferral.uncertainty import entropy, one_minus_max
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
 MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"

@@ -141,7 +141,10 @@ def test_answers_of_other_experts_are_not_read_as_evidence(root, caplog, capsys)
 def test_on_the_review_page_the_experts_word_is_final_unless_chosen_otherwise(root):
     folder = PredictionFolder.open(root / "in")
     routed = {c: {e: int((folder.case(c).route == n).sum()) for n, e in enumerate(EXPERTS, 1)} for c in CASES}
-    records = {c: {e: {"voxels": number} for e, number in found.items()} for c, found in routed.items()}
+    records = {
+        c: {e: {"voxels": n, "regions": 1, "changed_voxels": 0, "minutes": 0.5} for e, n in found.items()}
+        for c, found in routed.items()
+    }
     review = root / "experts" / "review.json"
     review.write_text(json.dumps({"cases": records}))
     assert fuse.fuse_folder(root / "in", root / "experts", root / "a")["answers"] == "replace"

@@ -12,7 +12,8 @@ import torch
 from killed import killed_after
 from skimage import io
 
-from nnunetv2_deferral.commands.simulate_experts import RECORD_NAME, main, simulate_experts_for_folder
+from nnunetv2_deferral.answers import SIMULATION_NAME
+from nnunetv2_deferral.commands.simulate_experts import main, simulate_experts_for_folder
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.simulate import case_generator, simulate_experts
@@ -75,7 +76,7 @@ def test_every_expert_answers_every_case_and_nothing_else_is_left(dataset):
     written = simulate_experts_for_folder(labels, djfile, out)
     expected = [out / f"expert{j}" / f"case_{case}.nii.gz" for j in (1, 2, 3) for case in range(3)]
     assert written == expected
-    assert sorted(path for path in out.rglob("*") if path.is_file()) == [*expected, out / RECORD_NAME]
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == [*expected, out / SIMULATION_NAME]
     assert sorted(path for path in out.rglob("*") if path.is_dir()) == [out / f"expert{j}" for j in (1, 2, 3)]
 
 
@@ -148,7 +149,7 @@ def test_another_seed_gives_other_answers(dataset, tmp_path):
 def test_the_error_model_can_be_chosen_for_all_experts(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, error_model="missed_components", num_experts=2)
-    record = json.loads((out / RECORD_NAME).read_text())
+    record = json.loads((out / SIMULATION_NAME).read_text())
     assert [expert["error_model"] for expert in record["experts"]] == ["missed_components"] * 2
     assert [ExpertProfile.from_dict(expert).name for expert in record["experts"]] == ["expert1", "expert2"]
     assert (record["seed"], record["boundary_width"]) == (0, 2)
@@ -157,7 +158,7 @@ def test_the_error_model_can_be_chosen_for_all_experts(dataset):
 def test_five_experts_come_from_the_scalability_set(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, num_experts=5)
-    record = json.loads((out / RECORD_NAME).read_text())
+    record = json.loads((out / SIMULATION_NAME).read_text())
     assert record["experts"] == [profile.to_json() for profile in expert_set("scalability", 5)]
 
 
@@ -335,7 +336,7 @@ def test_the_command_takes_nnunets_letters(dataset, tmp_path):
     more = ["-seed", "3", "-np", "1", "-boundary_width", "1", "-error_model", "boundary_bias", "--overwrite"]
     main(["-i", str(labels), "-djfile", str(djfile), "-o", str(other), "-num_experts", "1", *more])
     assert len(arrays(out)) == 6
-    record = json.loads((other / RECORD_NAME).read_text())
+    record = json.loads((other / SIMULATION_NAME).read_text())
     assert (record["seed"], record["boundary_width"]) == (3, 1)
     assert record["experts"][0]["error_model"] == "boundary_bias"
 
