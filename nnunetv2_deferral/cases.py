@@ -13,7 +13,7 @@ import numpy as np
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, EvidenceModel
 from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, PriorMap
-from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.fusion import asked_experts, fuse_masks
 from nnunetv2_deferral.geometry import Orientation, orientation_of
 from nnunetv2_deferral.labels import MISSING
 
@@ -189,6 +189,20 @@ class PredictedCase:
             raise InputError(f"{self._named('answered')} contains indices that are not ascending voxels of the case")
         return EarlierAnswers(voxels.astype(np.int64), asked.astype(bool), answers.astype(np.int16))
 
+    @cached_property
+    def current(self) -> np.ndarray:
+        """The model's label map with the answers of earlier rounds in place of its labels; in the first, the model's.
+
+        Of several answers about a voxel, that of the expert with the highest number counts.
+        """
+        if self.answered is None:
+            return self.model
+        labels = self.model.copy()
+        for asked, answers in zip(self.answered.asked, self.answered.answers, strict=True):
+            given = asked & (answers != MISSING)
+            labels.reshape(-1)[self.answered.voxels[given]] = answers[given]
+        return labels
+
     @property
     def predicted(self) -> np.ndarray:
         """Bool of shape S: the voxels with predicted routing probabilities."""
@@ -272,12 +286,8 @@ class EvaluatedCase:
 
     @cached_property
     def replaced(self) -> np.ndarray:
-        """The labels of the system if an answer replaces the model's label, see :func:`.fuse_masks`.
-
-        Of several answers about a voxel the last one counts; in earlier rounds that of the expert with the highest
-        number.
-        """
-        return fuse_replacing(self.prediction, self.answers)
+        """The labels of the system if answers replace labels, see :attr:`PredictedCase.current`."""
+        return fuse_masks(self.prediction.current, self.answers, self.route)
 
     @cached_property
     def system(self) -> np.ndarray:
@@ -289,12 +299,9 @@ class EvaluatedCase:
     @cached_property
     def before(self) -> np.ndarray:
         """The labels of the system before this round of questions: in the first, the model's."""
-        if self.prediction.answered is None:
-            return self.model
-        nobody = np.zeros_like(self.route)
-        if self.evidence is None:
-            return fuse_replacing(self.prediction, self.answers, nobody)
-        return fuse_evidence(self.prediction, self.answers, self.evidence, nobody)
+        if self.prediction.answered is None or self.evidence is None:
+            return self.prediction.current
+        return fuse_evidence(self.prediction, self.answers, self.evidence, np.zeros_like(self.route))
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -337,24 +344,13 @@ def fuse_evidence(
     structures, earlier = model.structures, prediction.answered
     wanted = route > 0  # regions may include voxels about which the model is certain
     if earlier is not None:
-        wanted.reshape(-1)[earlier.voxels] = True
+        wanted |= earlier.where(route.shape)
     weights = np.ones(len(structures.members))
     case = Candidates.of(prediction.prior.logits, prediction.spacing, structures, weights, including=wanted)
-    asked, given = case.take(route) == np.arange(1, len(answers) + 1)[:, None], case.take(answers)
+    asked, given = asked_experts(case.take(route), len(answers)), case.take(answers)
     if earlier is not None:
-        given, asked = earlier.added_to(case, given, asked)
+        given, asked = earlier.added_to(case.index, given, asked)
         model = model.in_round(2)
     labels = prediction.model.copy()
     labels.reshape(-1)[case.index] = model.fuse(case.take(labels), case, given, asked)
     return labels
-
-
-def fuse_replacing(prediction: PredictedCase, answers: np.ndarray, route: np.ndarray | None = None) -> np.ndarray:
-    """The labels of model and experts if answers replace labels; arguments and result as for :func:`fuse_evidence`."""
-    model, earlier = prediction.model, prediction.answered
-    if earlier is not None:
-        model = model.copy()
-        for asked, labels in zip(earlier.asked, earlier.answers, strict=True):
-            given = asked & (labels != MISSING)
-            model.reshape(-1)[earlier.voxels[given]] = labels[given]
-    return fuse_masks(model, answers, prediction.route if route is None else route)

@@ -76,6 +76,11 @@ def fuse_masks(model: np.ndarray, experts: np.ndarray, route: np.ndarray) -> np.
     return fused.reshape(model.shape)
 
 
+def asked_experts(route: np.ndarray, num_experts: int) -> np.ndarray:
+    """Whom a route asks: bool (J, *S) from integers in [0, J] of shape S."""
+    return route == np.arange(1, num_experts + 1).reshape(-1, *[1] * route.ndim)
+
+
 def unanswered(experts: np.ndarray, route: np.ndarray) -> np.ndarray:
     """Voxels routed to an expert who has no label there: bool of shape S.
 

@@ -18,7 +18,7 @@ def test_a_planted_numpy_error_leaves_a_command_with_its_traceback(tmp_path, mon
     def broken(*_arrays):
         return np.ones(2) + np.ones(3)
 
-    monkeypatch.setattr(fuse, "fuse_replacing", broken)
+    monkeypatch.setattr(fuse, "fuse_masks", broken)
     arguments = ["-i", tmp_path / "in", "-experts", tmp_path / "experts", "-o", tmp_path / "out"]
     with pytest.raises(ValueError, match="operands could not be broadcast together"):
         fuse.main([str(each) for each in arguments])

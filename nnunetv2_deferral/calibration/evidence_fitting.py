@@ -17,10 +17,11 @@ from nnunetv2_deferral.decision.calibrators import Calibrator, apply
 from nnunetv2_deferral.decision.gains import evidence_gains, image_gains
 from nnunetv2_deferral.decision.model_calibration import FittedEvidence
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
+from nnunetv2_deferral.evaluation.bootstrap import mean_over_cases
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
 from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel, dice_weights
 from nnunetv2_deferral.evidence.prior import SMOOTHING, Prior, smoothed_logits
-from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask
+from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask, best_at, cut_at
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.fusion import fuse_masks
@@ -169,18 +170,21 @@ def fit_gated_evidence(
         model, seen = _fit_on(cases, others, structures, heads, exchangeable=exchangeable)
         unseen = [_answered(cases, pair, structures, model.prior, heads) for pair in own]
         voxels += sum(case.num_voxels for case, _ in unseen)
+        available = np.array(cases.settings.available)
+        values = [[_values(model, case, available) for case, _ in each] for each in (seen, unseen)]
         for budget in GATE_BUDGETS:
+            cut = cut_at(values[0], int(budget * sum(case.num_voxels for case, _ in seen)))
             for name, found in (
-                (EVIDENCE, _ask_as_evidence(model, seen, unseen, budget, np.array(cases.settings.available))),
+                (EVIDENCE, _ask_as_evidence(model, unseen, values[1], cut)),
                 (REPLACED, _ask_by_rule(seen, unseen, budget)),
             ):
                 for (case, _), (questions, labels) in zip(unseen, found, strict=True):
-                    dice.setdefault((name, budget), []).append(_mean(case.dice(labels)))
+                    dice.setdefault((name, budget), []).append(mean_over_cases(case.dice(labels)))
                     asked[name, budget] = asked.get((name, budget), 0) + questions
     rows = [
         {
             "budget": budget,
-            **{name: _mean(np.array(dice[name, budget])) for name in (EVIDENCE, REPLACED)},
+            **{name: mean_over_cases(np.array(dice[name, budget])) for name in (EVIDENCE, REPLACED)},
             **{f"rate_{name}": asked[name, budget] / max(voxels, 1) for name in (EVIDENCE, REPLACED)},
         }
         for budget in GATE_BUDGETS
@@ -211,10 +215,9 @@ def predicted_gains(
     if evidence is None:
         known = apply(heads, np.where(unknown, 0, prediction.routing))
         return image_gains(known, unknown, weight, rule)
-    inside = evidence.model.structures.probabilities(prediction.softmax)
     return evidence_gains(
         evidence.model,
-        evidence.model.prior.map_of(inside, prediction.spacing),
+        evidence.model.prior_of(prediction.softmax, prediction.spacing),
         unknown,
         weight,
         rule,
@@ -263,23 +266,22 @@ def candidates_of(
     return Candidates.of(logits, case.prediction.spacing, structures, weights, including=including)
 
 
+def _values(model: EvidenceModel, case: AnsweredCase, available: np.ndarray) -> np.ndarray:
+    """The value of asking each expert in the first round, (J, n)."""
+    nobody = np.zeros(case.answers.shape, dtype=bool)
+    return model.values(case.candidates, case.answers, nobody, available=available)
+
+
 def _ask_as_evidence(
-    model: EvidenceModel, seen: Sequence[_Answered], unseen: Sequence[_Answered], budget: float, available: np.ndarray
+    model: EvidenceModel, cases: Sequence[_Answered], values: Sequence[np.ndarray], cut: float
 ) -> _Found:
-    """Ask the unseen cases by the cut that keeps the budget on the seen ones."""
-
-    def score(case: Candidates, answers: np.ndarray, asked: np.ndarray, most: int) -> np.ndarray:
-        return model.values(case, answers, asked, most=most, available=available)
-
-    number = int(budget * sum(case.num_voxels for case, _ in seen))
-    given = [(case.candidates, case.answers) for case, _ in seen]
-    _, cuts = ask(model, given, ONE_ROUND, budget=number, score=score)
-    history, _ = ask(model, [(case.candidates, case.answers) for case, _ in unseen], ONE_ROUND, cuts=cuts, score=score)
-    return [(int(asked.sum()), case.fused(model, asked)) for (case, _), asked in zip(unseen, history[-1], strict=True)]
+    """Ask what is worth at least the cut."""
+    asked = [best_at(each, cut) for each in values]
+    return [(int(each.sum()), case.fused(model, each)) for (case, _), each in zip(cases, asked, strict=True)]
 
 
 def _ask_by_rule(seen: Sequence[_Answered], unseen: Sequence[_Answered], budget: float) -> _Found:
-    """The same for the rule; answers replace the model's labels."""
+    """Ask by the rule, with the thresholds that keep the budget on the seen cases; answers replace labels."""
     gains = np.concatenate([gains for _, gains in seen], axis=1)
     thresholds = thresholds_within_limits(
         gains, num_voxels=sum(case.num_voxels for case, _ in seen), budget=budget, capacities=None
@@ -289,12 +291,6 @@ def _ask_by_rule(seen: Sequence[_Answered], unseen: Sequence[_Answered], budget:
         route = route_by_thresholds(own, thresholds)
         found.append((int(np.count_nonzero(route)), fuse_masks(case.model, case.answers, route)))
     return found
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean of the values that are defined; NaN if none is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
 
 
 def _sample(

@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral.answers import add_evidence_options, evidence_of, who_answered
-from nnunetv2_deferral.cases import fuse_evidence, fuse_replacing
+from nnunetv2_deferral.cases import fuse_evidence
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import begin_publication, end_publication, unfinished_files, write_json, written_whole
-from nnunetv2_deferral.fusion import unanswered
+from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
@@ -70,7 +70,7 @@ def fuse_folder(
             case = folder.case(name)
             model, route = case.model, case.route
             answers = masks.answers(name, model.shape, case.properties)
-            replaced = fuse_replacing(case, answers)
+            replaced = fuse_masks(case.current, answers, route)
             system = replaced if reading is None else fuse_evidence(case, answers, reading)
             file = folder.mask_file(name).name
             folder.files.reader.write_seg(system, str(scratch / file), case.properties)

@@ -7,8 +7,9 @@ and answers beside it. Worklist, review, fuse, evaluate and further rounds take 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, EvidenceModel, dice_weights
 from nnunetv2_deferral.evidence.questions import cut_at
 from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.fusion import asked_experts
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions
 from nnunetv2_deferral.raters import ExpertMasks
@@ -30,49 +32,20 @@ from nnunetv2_deferral.raters import ExpertMasks
 COMMAND = "nnUNetv2_deferral_next_round"
 
 
-class _Round:
-    """What is known about the cases of a prediction after its questions were answered."""
+class _Valued(NamedTuple):
+    """A case after its questions were answered.
 
-    def __init__(self, folder: PredictionFolder, answers: Path, most: int) -> None:
-        experts = who_answered(answers, folder.experts)
-        fitted = evidence_of(folder, answers, experts, wanted=True)
-        if fitted is None:  # excluded because it is wanted
-            raise InputError(f"{folder.index_file} has no evidence model")
-        self.folder = folder
-        self.masks = ExpertMasks.of(answers, folder.experts, folder.files)
-        self.masks.check_answers({case: folder.asked(case) for case in folder.cases})
-        self.model: EvidenceModel = fitted.in_round(2)
-        self.most = most
-        self.available = np.array(folder.settings.available)
+    Attributes:
+        answered: All questions about it until now, with their answers.
+        candidates: int64 (n,), flat indices of the voxels that may be asked about, ascending.
+        value: float32 (n,), the value of asking the best expert next.
+        expert: uint8 (n,) in [1, J], that expert.
+    """
 
-    def answered(self, case: PredictedCase) -> EarlierAnswers:
-        """All questions about a case until now, with their answers."""
-        route, before = case.route, case.answered
-        voxels = np.flatnonzero(route)
-        if before is not None:
-            voxels = np.union1d(voxels, before.voxels)
-        labels = self.masks.answers(case.name, route.shape, case.properties).reshape(len(self.folder.experts), -1)
-        asked = route.reshape(-1)[voxels] == np.arange(1, len(labels) + 1)[:, None]
-        found = EarlierAnswers(voxels, asked, np.where(asked, labels[:, voxels], MISSING).astype(np.int16))
-        if before is None:
-            return found
-        places = np.searchsorted(voxels, before.voxels)
-        found.answers[:, places] = np.where(before.asked, before.answers, found.answers[:, places])
-        found.asked[:, places] |= before.asked
-        return found
-
-    def values(self, case: PredictedCase, answered: EarlierAnswers) -> tuple[Candidates, np.ndarray]:
-        """The candidates of a case and the value of asking each expert next, float32 (J, n)."""
-        structures, known = self.model.structures, np.zeros(case.model.size, dtype=bool)
-        known[answered.voxels] = True
-        weights = dice_weights(case.prior.areas, structures.scored, SMALLEST_AREA)
-        candidates = Candidates.of(
-            case.prior.logits, case.spacing, structures, weights, including=known.reshape(case.model.shape)
-        )
-        nobody = np.full((len(self.folder.experts), candidates.index.size), MISSING, dtype=np.int16)
-        labels, asked = answered.added_to(candidates, nobody, np.zeros(nobody.shape, dtype=bool))
-        values = self.model.values(candidates, labels, asked, most=self.most, available=self.available)
-        return candidates, values
+    answered: EarlierAnswers
+    candidates: np.ndarray
+    value: np.ndarray
+    expert: np.ndarray
 
 
 def next_round(
@@ -106,21 +79,26 @@ def next_round(
     folder = PredictionFolder.open(predictions, dataset_json)
     if not 1 <= most <= len(folder.experts):
         raise InputError(f"the experts per voxel must be from 1 to {len(folder.experts)}, got {most}")
-    state = _Round(folder, answers, most)
+    model = evidence_of(folder, answers, who_answered(answers, folder.experts), wanted=True)
+    if model is None:  # excluded because it is wanted
+        raise InputError(f"{folder.index_file} has no evidence model")
+    masks = ExpertMasks.of(answers, folder.experts, folder.files)
+    masks.check_answers({case: folder.asked(case) for case in folder.cases})
     number = int(folder.index.get("round", 1)) + 1
-    best, voxels, earlier, unanswered = [], 0, 0, 0
+    valued: dict[str, _Valued] = {}
+    voxels = 0
     for name in tqdm(folder.cases, desc="Valuing", unit="case"):
         case = folder.case(name)
-        known = state.answered(case)
-        _, values = state.values(case, known)
-        best.append(values.max(0)[None])
+        labels = masks.answers(name, case.route.shape, case.properties)
+        valued[name] = _value(case, labels, model.in_round(2), most, np.array(folder.settings.available))
         voxels += case.model.size
-        earlier += int(known.asked.sum())
-        unanswered += int((known.asked & (known.answers == MISSING)).sum())
+    known = [each.answered for each in valued.values()]
+    earlier = sum(int(each.asked.sum()) for each in known)
+    unanswered = sum(int((each.asked & (each.answers == MISSING)).sum()) for each in known)
     if earlier and unanswered == earlier:
         raise InputError(f"{answers} has no answer to any of the {earlier} questions of {folder.index_file}")
     room = int(budget * voxels)
-    cut = cut_at(best, room)
+    cut = cut_at([each.value[None] for each in valued.values()], room)
     asked = 0
     with copied_predictions(folder, output) as scratch:
         written = maps.DeferralFolder(
@@ -131,31 +109,48 @@ def next_round(
             settings=folder.settings,
             calibration=folder.calibration,
         )
-        for case, decided, known in _decided(state, cut, room):
+        for name, found in tqdm(valued.items(), desc="Asking", unit="case"):
+            case = folder.case(name)
+            decided = _decide(case, found, cut, room - asked)
             gain = float(decided.gain[decided.route > 0].sum(dtype=np.float64))
             statistics = {"round": number, "expected_gain": gain}
-            written.write(case.name, decided, dict(case.properties), statistics, prior=case.prior, answered=known)
+            written.write(name, decided, dict(case.properties), statistics, prior=case.prior, answered=found.answered)
             asked += int(np.count_nonzero(decided.route))
         write_json(maps.read_index(scratch) | {"round": number}, maps.index_file(scratch))
     return {"round": number, "earlier": earlier, "questions": asked, "unanswered": unanswered}
 
 
-def _decided(state: _Round, cut: float, room: int) -> Iterator[tuple[PredictedCase, RoutingMaps, EarlierAnswers]]:
-    for name in tqdm(state.folder.cases, desc="Asking", unit="case"):
-        case = state.folder.case(name)
-        known = state.answered(case)
-        candidates, values = state.values(case, known)
-        highest, expert = values.max(0), values.argmax(0) + 1
-        chosen = np.flatnonzero((highest > 0) & (highest >= cut))[:room]  # values that tie do not exceed the budget
-        room -= chosen.size
-        route = np.zeros(candidates.index.size, dtype=np.uint8)
-        route[chosen] = expert[chosen]
-        preferred = case.expert.copy()
-        preferred.reshape(-1)[candidates.index[highest > 0]] = expert[highest > 0]
-        decided = RoutingMaps(
-            candidates.put(route, 0), case.probability, preferred, candidates.put(highest.astype(np.float32), 0)
-        )
-        yield case, decided, known
+def _value(case: PredictedCase, labels: np.ndarray, model: EvidenceModel, most: int, available: np.ndarray) -> _Valued:
+    """Value the questions that may be asked next, given the experts' label maps (J, *S)."""
+    before, flat = case.answered, labels.reshape(len(labels), -1)
+    wanted = case.route > 0
+    if before is not None:
+        wanted |= before.where(wanted.shape)
+    voxels = np.flatnonzero(wanted)
+    asked = asked_experts(case.route.reshape(-1)[voxels], len(labels))
+    given = np.where(asked, flat[:, voxels], MISSING).astype(np.int16)
+    if before is not None:
+        given, asked = before.added_to(voxels, given, asked)
+    answered = EarlierAnswers(voxels, asked, given)
+    weights = dice_weights(case.prior.areas, model.structures.scored, SMALLEST_AREA)
+    candidates = Candidates.of(case.prior.logits, case.spacing, model.structures, weights, including=wanted)
+    nobody = np.full((len(labels), candidates.index.size), MISSING, dtype=np.int16)
+    given, asked = answered.added_to(candidates.index, nobody, np.zeros(nobody.shape, dtype=bool))
+    values = model.values(candidates, given, asked, most=most, available=available)
+    return _Valued(answered, candidates.index, values.max(0), (values.argmax(0) + 1).astype(np.uint8))
+
+
+def _decide(case: PredictedCase, found: _Valued, cut: float, room: int) -> RoutingMaps:
+    """Ask what is worth the cut, but no more voxels than there is room for, which may be fewer where values tie."""
+    route, gain = np.zeros(case.model.size, np.uint8), np.zeros(case.model.size, np.float32)
+    preferred = case.expert.copy()
+    worth = found.value > 0
+    chosen = np.flatnonzero(worth & (found.value >= cut))[:room]
+    route[found.candidates[chosen]] = found.expert[chosen]
+    gain[found.candidates] = found.value
+    preferred.reshape(-1)[found.candidates[worth]] = found.expert[worth]
+    shape = case.model.shape
+    return RoutingMaps(route.reshape(shape), case.probability, preferred, gain.reshape(shape))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,8 +115,7 @@ def decide(
     else:
         if softmax is None:
             raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
-        inside = evidence.model.structures.probabilities(softmax)
-        prior = evidence.model.prior.map_of(inside, spacing_mm)
+        prior = evidence.model.prior_of(softmax, spacing_mm)
         gains = evidence_gains(evidence.model, prior, unknown, voxel_weight, rule, spacing_mm)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)

@@ -102,21 +102,18 @@ class EvidenceBudgets:
         """
         structures = self._model.structures
         prior = np.where(case.valid, case.prediction.prior.logits, np.inf)  # ignored voxels are no candidates
-        earlier, including = case.prediction.answered, np.zeros(case.model.shape, dtype=bool)
-        if earlier is not None:
-            including.reshape(-1)[earlier.voxels] = True
+        earlier = None if case.prediction.answered is None else case.prediction.answered.only(case.valid)
         candidates = Candidates.of(
             prior,
             case.prediction.spacing,
             structures,
             np.ones(len(structures.members)),
-            including=including & case.valid,
+            including=None if earlier is None else earlier.where(case.model.shape),
         )
         answered = AnsweredCase.of(case, candidates, self._regions)
         asked = np.zeros(answered.answers.shape, dtype=bool)
         if earlier is not None:
-            valid = earlier.only(case.valid)
-            answers, asked = valid.added_to(candidates, answered.answers, asked)
+            answers, asked = earlier.added_to(candidates.index, answered.answers, asked)
             answered, self._model = replace(answered, answers=answers), self._model.in_round(2)
         self._asked.append(asked)
         self._cases.append(answered)

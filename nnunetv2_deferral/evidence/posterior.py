@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, zones
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
-from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, in_voxels
+from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, PriorMap, in_voxels
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.evidence.value import values_of_information
 from nnunetv2_deferral.labels import MISSING
@@ -101,9 +101,15 @@ class EarlierAnswers(NamedTuple):
         kept = where.reshape(-1)[self.voxels]
         return EarlierAnswers(self.voxels[kept], self.asked[:, kept], self.answers[:, kept])
 
-    def added_to(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Answers (J, n) and questions (J, n) at candidates that include all these voxels, together with these."""
-        places = np.searchsorted(case.index, self.voxels)
+    def where(self, shape: Sequence[int]) -> np.ndarray:
+        """The voxels, bool of the shape of the case."""
+        found = np.zeros(shape, dtype=bool)
+        found.reshape(-1)[self.voxels] = True
+        return found
+
+    def added_to(self, voxels: np.ndarray, answers: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers and questions, each (J, n), at ascending voxels (n,) that include all these, together with these."""
+        places = np.searchsorted(voxels, self.voxels)
         answers, asked = answers.copy(), asked.copy()
         answers[:, places] = np.where(self.asked, self.answers, answers[:, places])
         asked[:, places] |= self.asked
@@ -159,6 +165,10 @@ class EvidenceModel:
             raise InputError(f"the size of a voxel must be positive and finite, got {self.prior.voxel_size}")
         if self.tables.num_experts != len(self.experts):
             raise InputError(f"there are {len(self.experts)} experts, but the tables are of {self.tables.num_experts}")
+
+    def prior_of(self, softmax: np.ndarray, spacing: Sequence[float]) -> PriorMap:
+        """The prior of a case, from the model's probabilities of classes or regions, float32 (K, *shape)."""
+        return self.prior.map_of(self.structures.probabilities(softmax), spacing)
 
     def in_round(self, number: int) -> EvidenceModel:
         """The model for the answers of rounds 1 to `number`."""

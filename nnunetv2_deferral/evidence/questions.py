@@ -70,7 +70,7 @@ def ask(
             room = math.floor((budget or 0) * (number + 1) / policy.rounds) - spent
             cut = cut_at(values, room)
         # Of several experts at a voxel the best is asked now, the others later if it is still worth it.
-        asked = [done | _best(value, cut) for done, value in zip(asked, values, strict=True)]
+        asked = [done | best_at(value, cut) for done, value in zip(asked, values, strict=True)]
         history.append(asked)
         lowest.append(cut)
     return history, lowest
@@ -88,7 +88,7 @@ def cut_at(values: Sequence[np.ndarray], number: int) -> float:
     return float(best.min() if best.size <= number else np.partition(best, -number)[-number])
 
 
-def _best(values: np.ndarray, cut: float) -> np.ndarray:
+def best_at(values: np.ndarray, cut: float) -> np.ndarray:
     """The best expert at every voxel whose value reaches the cut and is positive: bool (J, n)."""
     highest = values.max(0, initial=0)
     chosen = np.zeros(values.shape, dtype=bool)
