@@ -60,7 +60,7 @@ class ReviewedCase:
         name: The case identifier.
         properties: nnU-Net's properties of the model's mask.
         orientation: The orientation of the file.
-        model: uint8 (Z, Y, X), the model's mask.
+        model: uint8 (Z, Y, X), the model's mask, with the answers of earlier rounds of questions.
         route: uint8 (Z, Y, X); with a worklist, 0 for voxels that are not listed.
         gain: float32 (V,), the gain map at these voxels.
         labels: uint16 (V,), the labels of the worklist at these voxels; None without a worklist.
@@ -210,7 +210,7 @@ class Study:
 
     def _read_case(self, name: str) -> ReviewedCase:
         predicted = self.predictions.case(name)
-        mask, everything = predicted.model, predicted.route
+        mask, everything = predicted.current, predicted.route
         if mask.ndim != 3:
             raise InputError(f"{self.predictions.mask_file(name)} must have 3 axes, got {mask.ndim}")
         unknown = np.setdiff1d(mask, self.labels)

@@ -5,13 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from small_review import free_port, write_pictures, write_volumes
+from small_review import free_port, open_review, write_pictures, write_volumes
 
+from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.commands.worklist import write_worklist
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review import server
+from nnunetv2_deferral.review.results import fused_mask
 from nnunetv2_deferral.worklist.items import WorkTime
 
 CASE = "case_a"
@@ -52,6 +55,23 @@ def listed_mask(folders, worklist, expert, case):
 @pytest.fixture
 def folders(tmp_path):
     return write_volumes(tmp_path, cases=GAINS, labels=WITH_IGNORE, gains=GAINS)
+
+
+def test_in_a_later_round_the_answers_of_earlier_ones_are_shown_and_fused(folders):
+    predicted = PredictionFolder.open(folders.predictions).case(CASE)
+    voxels = np.flatnonzero(predicted.route == 0)[::7]
+    answers = np.stack([1 - predicted.model.ravel()[voxels], np.full(voxels.size, MISSING)]).astype(np.int16)
+    answers[0, ::3] = MISSING
+    file = maps.answered_file(folders.predictions, CASE)
+    file.parent.mkdir()
+    np.savez_compressed(file, voxels=voxels, asked=np.stack([np.ones(voxels.size, bool)] * 2), answers=answers)
+    expected = predicted.model.copy()
+    expected.reshape(-1)[voxels[answers[0] != MISSING]] = answers[0][answers[0] != MISSING]
+    assert (expected != predicted.model).any()
+    review = open_review(folders)
+    case = review.study.case(CASE)
+    for shown in (case.model, fused_mask(review.study, review.store, case)):
+        np.testing.assert_array_equal(case.orientation.to_file(shown), expected)
 
 
 # Without a worklist
