@@ -78,7 +78,7 @@ def remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     )
     text += "." if drawn == number else f", in {drawn} groups (for example patients)."
     if drawn < FEW_GROUPS:
-        text += f" With only {drawn} cases or groups, intervals are rough and tend to be too narrow."
+        text += f" With only {drawn} cases or groups, intervals are rough."
     texts = [text]
     if any(not isinstance(expert, str) for panel in panels(results) for expert in panel["experts"]):
         texts.append("Experts are simulated: this shows whether routing works, not the gain with real experts.")

@@ -51,7 +51,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
             *_reliability(summary),
             _cases(cases),
             _failures(summary),
-            Section(heading="Definitions", parts=(Definitions(statements.DEFINITIONS),)),
+            Section(heading="Definitions", parts=(Definitions(statements.definitions(summary)),)),
             _background(summary),
         ),
     )
@@ -64,9 +64,9 @@ def _numbers(summary: Mapping[str, Any]) -> Section:
     num_cases = len(summary["deferred"]["per_case"])
     parts.append(
         Note(
-            "Model alone: the network without experts. System: the expert's label where a voxel was deferred, the "
-            "model's elsewhere. Expert alone: the expert's labels of whole images, scored on the cases that the expert "
-            f"labelled. {num_cases} {'case' if num_cases == 1 else 'cases'}. Numbers in brackets are 95 % intervals. "
+            f"Model alone: the network without experts. System: {statements.system_text(summary)}. "
+            "Expert alone: the expert's labels of whole images, scored on the cases that the expert labelled. "
+            f"{num_cases} {'case' if num_cases == 1 else 'cases'}. Numbers in brackets are 95 % intervals. "
             "Definitions, experts and methods are described at the end of this page."
         )
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.evaluation import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, PROBABILITY, RANDOM
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.tables import DASH, ratio, score_text, share_text, signed_text
 
 FEW_GROUPS = 20
@@ -30,19 +31,35 @@ _ERROR_MODELS = {
     "missed_components": "missed components",
 }
 
-DEFINITIONS = (
-    ("model", "The network's segmentation, without experts."),
-    ("expert", "A rater, whose labels were read from files, or a simulated expert."),
-    ("system", "Model and experts together: the expert's label where a voxel was deferred, the model's elsewhere."),
-    ("deferred", "Labelled by an expert instead of the model; the deferral rate is the share of all voxels."),
-    ("matched budgets", "Rankings of voxels are compared at the same share of voxels deferred."),
-    ("oracle", "Defers where the model is wrong to an expert who is right: an upper bound that uses the reference."),
-    ("recovered gain", "The fraction of the oracle's gain in Dice that a ranking reaches at the same budget."),
-    ("fixed", "Deferred voxels where the model is wrong and the expert right."),
-    ("worsened", "Deferred voxels where the model is right and the expert wrong."),
-    ("unanswered", "Deferred voxels where the expert has no label; the model's label is kept."),
-    ("Dice", "Overlap with the reference between 0 and 1, mean over cases; – if undefined."),
-)
+
+def definitions(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The terms of an evaluation page; they depend on whether answers replace labels or are read as evidence."""
+    evidence = REPLACED in summary
+    deferred = "About which an expert was asked" if evidence else "Labelled by an expert instead of the model"
+    who = "system" if evidence else "expert"
+    return (
+        ("model", "The network's segmentation, without experts."),
+        ("expert", "A rater, whose labels were read from files, or a simulated expert."),
+        ("system", f"Model and experts together: {system_text(summary)}."),
+        ("deferred", f"{deferred}; the deferral rate is the share of all voxels."),
+        ("matched budgets", "Rankings of voxels are compared at the same share of voxels deferred."),
+        (
+            "oracle",
+            "Defers where the model is wrong to an expert who is right: an upper bound that uses the reference.",
+        ),
+        ("recovered gain", "The fraction of the oracle's gain in Dice that a ranking reaches at the same budget."),
+        ("fixed", f"Deferred voxels where the model is wrong and the {who} right."),
+        ("worsened", f"Deferred voxels where the model is right and the {who} wrong."),
+        ("unanswered", "Deferred voxels where the expert has no label; the model's label is kept."),
+        ("Dice", "Overlap with the reference between 0 and 1, mean over cases; – if undefined."),
+    )
+
+
+def system_text(summary: Mapping[str, Any]) -> str:
+    """What the labels of the system are."""
+    if REPLACED in summary:
+        return "where a voxel was deferred, the label that is most probable given the answers, the model's elsewhere"
+    return "the expert's label where a voxel was deferred, the model's elsewhere"
 
 
 def interval_text(found: Mapping[str, float], *, signed: bool = False) -> str:
@@ -54,7 +71,8 @@ def interval_text(found: Mapping[str, float], *, signed: bool = False) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The main result: whether deferral improved the Dice."""
-    dice, rate = summary["intervals"]["Dice"], summary["deferral"]["rate"]
+    dice, deferral = summary["intervals"]["Dice"], summary["deferral"]
+    rate = deferral["rate"]
     model, system = dice["model_everywhere"], dice["system"]
     change = dice["system - model_everywhere"]
     if rate == 0:
@@ -63,19 +81,19 @@ def headline(summary: Mapping[str, Any]) -> str:
             "No gain was shown."
         )
     if math.isnan(change["estimate"]):
-        return f"{_deferring(rate)}: the Dice is undefined in all cases, so no gain can be shown."
+        return f"{_deferring(deferral)}: the Dice is undefined in all cases, so no gain can be shown."
     how = f"the Dice from {score_text(model['estimate'])} to {score_text(system['estimate'])}"
     change_text = f"difference {interval_text(change, signed=True)}"
     if math.isnan(change["low"]):
         return (
-            f"{_deferring(rate)} changed {how} ({change_text}). There is no interval for a single case or group: no "
-            "gain was shown."
+            f"{_deferring(deferral)} changed {how} ({change_text}). There is no interval for a single case or group: "
+            "no gain was shown."
         )
     if change["low"] > 0:
-        return f"{_deferring(rate)} raised {how} ({change_text})."
+        return f"{_deferring(deferral)} raised {how} ({change_text})."
     if change["high"] < 0:
-        return f"{_deferring(rate)} lowered {how} ({change_text})."
-    return f"{_deferring(rate)} changed {how} ({change_text}): no gain was shown."
+        return f"{_deferring(deferral)} lowered {how} ({change_text})."
+    return f"{_deferring(deferral)} changed {how} ({change_text}): no gain was shown."
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
@@ -109,7 +127,7 @@ def intervals_text(summary: Mapping[str, Any]) -> str:
     else:
         drawn = f"the {how['num_groups']} groups (for example patients) of the {num_cases} cases"
     return (
-        f"Numbers in brackets are {how['level']:.0%} percentile bootstrap intervals".replace("%", " %")
+        f"Numbers in brackets are {how['level']:.0%} bootstrap intervals, widened for few cases,".replace("%", " %")
         + f" from {how['num_resamples']} resamples (seed {how['seed']}) of {drawn}. Differences are paired. The "
         "intervals reflect the sampling of cases, not the variation between trainings or experts, and are not "
         "corrected for multiple comparisons."
@@ -123,7 +141,7 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
     if summary["intervals"]["num_groups"] < FEW_GROUPS:
         found.append(
             f"With only {_counted(summary['intervals']['num_groups'], 'case or group', 'cases or groups')}, intervals "
-            "are rough and tend to be too narrow."
+            "are rough."
         )
     if any(not isinstance(expert, str) for expert in who):
         found.append(
@@ -245,7 +263,10 @@ def _recovered(row: Mapping[str, Any]) -> str:
     return DASH if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}".replace("%", " %").replace("-", "−")
 
 
-def _deferring(rate: float) -> str:
+def _deferring(deferral: Mapping[str, Any]) -> str:
+    rate, questions = deferral["rate"], deferral["questions"]
+    if questions > rate:
+        return f"Asking about {share_text(questions)} of the voxels in several rounds"
     return "Deferring all voxels" if rate == 1 else f"Deferring {share_text(rate)} of the voxels"
 
 

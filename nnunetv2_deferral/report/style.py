@@ -32,10 +32,10 @@ _MARKERS = "s^vDPX<>"
 
 # Outcomes of deferred voxels: colour, hatching and label.
 OUTCOMES = {
-    "fixed": ("#009E73", "", "fixed: the model was wrong, the expert right"),
+    "fixed": ("#009E73", "", "fixed: the model was wrong, the system right"),
     "unchanged": ("#E2E2E2", "", "no change: both right, or both wrong"),
     "unanswered": ("#FFFFFF", "....", "unanswered: the expert has no label"),
-    "worsened": ("#D55E00", "////", "worsened: the model was right, the expert wrong"),
+    "worsened": ("#D55E00", "////", "worsened: the model was right, the system wrong"),
 }
 
 
