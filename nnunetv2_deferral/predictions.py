@@ -15,6 +15,7 @@ import numpy as np
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
+from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
@@ -113,6 +114,19 @@ class PredictionFolder(MaskFolder):
     def index_file(self) -> Path:
         """The deferral.json of the folder."""
         return maps.index_file(self.folder)
+
+    def limits(self, case: str) -> Limits:
+        """The limits on deferral in a case, according to deferral.json.
+
+        Raises:
+            InputError: If they are not valid; the message names the file.
+        """
+        content = self.index["cases"][case].get("limits", {})
+        try:
+            capacities = content.get("capacities")
+            return Limits(**{**content, "capacities": None if capacities is None else tuple(capacities)})
+        except (AttributeError, TypeError, InputError) as error:
+            raise InputError(f"{self.index_file}: cases.{case}.limits: {error}") from error
 
     def asked(self, case: str | None = None) -> tuple[str, ...]:
         """The experts to whom any voxel of a case, or of all cases, was routed, according to deferral.json."""
@@ -296,7 +310,8 @@ def _probabilities(file: Path) -> np.ndarray:
 
 def _stored(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
     try:
-        with np.load(file) as content:
+        # np.load leaves a file open that it cannot read.
+        with file.open("rb") as opened, np.load(opened) as content:
             return tuple(np.asarray(content[key]) for key in keys)
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error

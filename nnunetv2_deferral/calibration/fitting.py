@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nnunetv2_deferral.calibration.selection import Selection, select_by_statist
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
-from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.limits import DATASET, Limits
 from nnunetv2_deferral.decision.model_calibration import (
     CALIBRATION_KEY,
     FittedEvidence,
@@ -105,6 +106,33 @@ def calibrate(
         thresholds=thresholds,
         evidence=fitted,
         report=without_nan(report),
+    )
+
+
+def fit_thresholds(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCalibration:
+    """Fit thresholds for limits over a dataset, and keep the calibration that the model has.
+
+    Without one, probabilities are unchanged.
+
+    Returns:
+        The calibration with these thresholds, and with its own for other limits. A certificate of a budget over a
+        dataset is removed, because it was of its own thresholds.
+
+    Raises:
+        InputError: If the model's calibration cannot be read.
+    """
+    current = cases.calibration
+    if current is None:
+        return calibrate(cases, limits, maps=False)
+    fitted = _fit_thresholds(cases, current.heads, limits, current.evidence)
+    others = [each for each in current.thresholds if all(each.limits != new.limits for new in fitted)]
+    certificate = current.certificate
+    return replace(
+        current,
+        thresholds=(*fitted, *others),
+        certificate=None if certificate is None or certificate.over == DATASET else certificate,
+        # Retraining any of these folds removes the calibration.
+        report={**current.report, "folds": sorted({*current.report.get("folds", []), *cases.experiment.folds})},
     )
 
 

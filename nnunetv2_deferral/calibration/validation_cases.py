@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import softmax_weight
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
@@ -51,6 +53,7 @@ class ValidationCases:
         self.experiment, self.model = experiment, experiment.model(method)
         plans = read_plans_json(self.model / "plans.json")
         self.is_stock = PLANS_KEY not in plans
+        self._calibration = plans.get(CALIBRATION_KEY)
         self.settings = self._stock_settings(experts) if self.is_stock else resolve_settings(plans[PLANS_KEY])
         self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}
         self.cases = [(fold, case) for fold, names in experiment.cases().items() for case in names]
@@ -91,6 +94,12 @@ class ValidationCases:
             ignore_label=self.files.label_manager.ignore_label,
         )
 
+    def of_groups(self, groups: Collection[str]) -> ValidationCases:
+        """The cases of these groups only."""
+        found = copy.copy(self)
+        found.cases = [(fold, case) for fold, case in self.cases if self.group(case) in groups]
+        return found
+
     def prediction(self, fold: int, case: str) -> PredictedCase:
         """The model's prediction for a case."""
         return self._folders[fold].case(case)
@@ -98,6 +107,16 @@ class ValidationCases:
     def group(self, case: str) -> str:
         """The group of a case, such as its patient."""
         return str(self._groups[case])
+
+    @property
+    def calibration(self) -> ModelCalibration | None:
+        """The calibration that the model has, or None.
+
+        Raises:
+            InputError: If it belongs to another model or cannot be read.
+        """
+        content = self._calibration
+        return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
 
     def voxel_weight(self, prediction: PredictedCase) -> np.ndarray:
         """The weight of voxels in a prediction, float32 that broadcasts to S, see :func:`.softmax_weight`."""

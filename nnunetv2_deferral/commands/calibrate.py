@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_deferral.calibration.fitting import calibrate, write_calibration
+from nnunetv2_deferral.calibration.certification import certify, split_for_certification
+from nnunetv2_deferral.calibration.fitting import calibrate, fit_thresholds, write_calibration
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
+from nnunetv2_deferral.decision.certificate import CONFIDENCE, check_risk
 from nnunetv2_deferral.decision.limits import Limits, capacity, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
@@ -39,6 +41,8 @@ def text(calibration: ModelCalibration) -> str:
         )
     if "evidence" in report:
         lines += _evidence_text(report["evidence"])
+    if "certification" in report:
+        lines += _certification_text(calibration)
     for each in calibration.thresholds:
         limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
         if each.capacities is not None:
@@ -59,6 +63,20 @@ def _evidence_text(found: Mapping[str, Any]) -> list[str]:
     if found["kept"]:
         return [*lines, "  answers are read as evidence in further predictions"]
     return [*lines, f"  answers replace the model's labels: evidence was not kept because {found['reason']}"]
+
+
+def _certification_text(calibration: ModelCalibration) -> list[str]:
+    found = calibration.report["certification"]
+    rows = ", ".join(f"{row['violations']} at {row['budget']:.4g}" for row in found["budgets"])
+    lines = [f"  of {found['groups']} held back for the certificate, kept error above {found['kept_error']:g}: {rows}"]
+    if calibration.certificate is not None:
+        return [*lines, f"  {calibration.certificate.statement}"]
+    needed = ", ".join(f"{number} with {place}" for place, number in enumerate(found["groups_needed"]))
+    return [
+        *lines,
+        f"  nothing can be certified: for a share of {found['alpha']:.4g} with confidence {found['confidence']:.4g} it "
+        f"takes {needed} above it",
+    ]
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -85,8 +103,30 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--replace", action="store_true", help=words)
     words = "the experts are anonymous readers, so that a name is a slot and not a person"
     add("--exchangeable", action="store_true", help=words)
-    add("--thresholds_only", action="store_true", help="fit thresholds only; keep the current calibration")
+    words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"
+    add("--thresholds_only", action="store_true", help=words)
+    add(
+        "-certify", metavar=("X", "ALPHA"), type=float, nargs=2,
+        help="hold half of the cases (patients) back from all fitting, and certify on them the smallest budget at "
+        "which at most a share ALPHA of cases has a kept error (wrong voxels that nobody is asked about, per voxel of "
+        "the reference's foreground) above X",
+    )  # fmt: skip
+    add("-confidence", metavar="C", type=float, help=f"confidence of the certificate. Default: {CONFIDENCE}")
     return parser
+
+
+def _checked_confidence(given: argparse.Namespace) -> float:
+    """The confidence of the certificate, after the options of certificates were checked."""
+    if given.certify is None:
+        if given.confidence is not None:
+            raise InputError("-confidence is that of a certificate: -certify X ALPHA")
+        return CONFIDENCE
+    confidence = CONFIDENCE if given.confidence is None else float(given.confidence)
+    kept_error, alpha = given.certify
+    check_risk(kept_error, alpha, confidence)
+    if given.capacities is not None:
+        raise InputError("-certify is for budgets without -capacities")
+    return confidence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _make_parser()
     given = parser.parse_args(arguments)
     try:
+        confidence = _checked_confidence(given)
         capacities = None if given.capacities is None else tuple(given.capacities)
         budgets: list[float | None] = list(given.budgets)
         if not budgets and capacities is not None:
@@ -109,13 +150,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = None if given.groups is None else read_groups(given.groups, names)
         cases = ValidationCases(experiment, method, experts=given.experts, groups=groups)
         check_capacities(capacities, cases.settings.num_experts, named="-capacities")
-        calibration = calibrate(
-            cases,
-            limits,
-            maps=not given.thresholds_only,
-            evidence=not given.replace,
-            exchangeable=given.exchangeable,
+        held_out = None
+        fitted_on = cases
+        if given.certify is not None:
+            if given.thresholds_only and cases.calibration is not None:
+                raise InputError(
+                    "-certify needs cases that nothing was fitted on, but --thresholds_only keeps a calibration that "
+                    "was fitted on all: certify without --thresholds_only"
+                )
+            fitted_on, held_out = split_for_certification(cases)
+        calibration = (
+            fit_thresholds(fitted_on, limits)
+            if given.thresholds_only
+            else calibrate(fitted_on, limits, evidence=not given.replace, exchangeable=given.exchangeable)
         )
+        if held_out is not None:
+            kept_error, alpha = given.certify
+            calibration = certify(
+                held_out,
+                calibration,
+                kept_error=kept_error,
+                alpha=alpha,
+                confidence=confidence,
+                grouped=groups is not None,
+            )
         file = write_calibration(calibration, cases)
     except InputError as error:
         parser.error(str(error))

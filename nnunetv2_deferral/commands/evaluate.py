@@ -27,6 +27,7 @@ from nnunetv2_deferral.dataset import read_groups, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
+from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, with_error_model
@@ -166,12 +167,18 @@ def evaluate(
         has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
     )
-    for case in tqdm(folder.cases, desc="Evaluating", unit="case"):
-        evaluation.update(inputs.read(case))
+    certificate = None if calibration is None else calibration.certificate
+    check = None if certificate is None else CertificateCheck(certificate, None if groups is None else groups.get)
+    for name in tqdm(folder.cases, desc="Evaluating", unit="case"):
+        case = inputs.read(name)
+        evaluation.update(case)
+        if check is not None:
+            check.update(case, folder.limits(name))
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
     return summary | {
         "experts": experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
+        "certificate": None if check is None else check.summary(),
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},

@@ -150,3 +150,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
+    calibration = PredictionFolder.open(given.o, given.djfile).calibration
+    if calibration is not None and calibration.certificate is not None:
+        print(f"  {calibration.certificate.statement_for(limits)}")

@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply, calibrator_from_dict
+from nnunetv2_deferral.decision.certificate import Certificate
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
@@ -38,6 +39,11 @@ class FittedThresholds:
     capacities: tuple[float | None, ...] | None
     thresholds: tuple[float, ...]
     rate: float
+
+    @property
+    def limits(self) -> tuple[float | None, tuple[float | None, ...] | None]:
+        """The limits that they keep."""
+        return self.budget, self.capacities
 
     def to_dict(self) -> dict[str, Any]:
         """The thresholds as JSON-ready data."""
@@ -96,6 +102,7 @@ class ModelCalibration:
         heads: The calibrators of the J + 1 probabilities, the model's first.
         thresholds: One entry for each requested budget over a dataset.
         evidence: How answers are read as evidence; None if an answer replaces the model's label.
+        certificate: What is guaranteed about kept errors, or None.
         report: Cases used and quality of the fit, for information only.
     """
 
@@ -103,6 +110,7 @@ class ModelCalibration:
     heads: tuple[Calibrator, ...]
     thresholds: tuple[FittedThresholds, ...] = ()
     evidence: FittedEvidence | None = None
+    certificate: Certificate | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
@@ -116,7 +124,7 @@ class ModelCalibration:
             InputError: If none were fitted for these limits; the message lists the limits with thresholds.
         """
         for fitted in self.thresholds:
-            if (fitted.budget, fitted.capacities) == (limits.budget, limits.capacities):
+            if fitted.limits == (limits.budget, limits.capacities):
                 return np.array(fitted.thresholds)
         raise InputError(
             f"no thresholds were fitted for {_words(limits.budget, limits.capacities)} over a dataset "
@@ -126,8 +134,8 @@ class ModelCalibration:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of everything that affects the maps, i.e. all except the report."""
-        fitted = {key: value for key, value in self.to_dict().items() if key != "report"}
+        """A short hash of everything that affects the maps, i.e. all except certificate and report."""
+        fitted = {key: value for key, value in self.to_dict().items() if key not in ("certificate", "report")}
         return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +145,7 @@ class ModelCalibration:
             "heads": [each.to_dict() for each in self.heads],
             "thresholds": [each.to_dict() for each in self.thresholds],
             "evidence": None if self.evidence is None else self.evidence.to_dict(),
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "report": dict(self.report),
         }
 
@@ -153,7 +162,7 @@ class ModelCalibration:
                 experts=tuple(content["experts"]),
                 heads=tuple(calibrator_from_dict(each) for each in content["heads"]),
                 thresholds=tuple(FittedThresholds.from_dict(each) for each in content["thresholds"]),
-                # Calibrations of earlier versions have none.
+                # Calibrations of earlier versions have neither.
                 evidence=None if content.get("evidence") is None else FittedEvidence.from_dict(content["evidence"]),
                 report=content["report"],
             )
@@ -164,6 +173,8 @@ class ModelCalibration:
                 f"{entry} belongs to another model: it has {len(found.heads)} probabilities for the experts "
                 f"{', '.join(found.experts)}, but the model's experts are {', '.join(experts)}"
             )
+        if (certificate := content.get("certificate")) is not None:
+            found = replace(found, certificate=Certificate.from_dict(certificate, f"{entry}: certificate"))
         if found.evidence is not None and found.evidence.model.experts != tuple(experts):
             raise InputError(
                 f"{entry} has evidence of the experts {', '.join(found.evidence.model.experts)}, but the model's "

@@ -187,6 +187,12 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
         plans_manager.calibration.thresholds_for(limits)
 
 
+def promised(plans_manager: DeferralPlansManager) -> str:
+    """What the model's certificate says of predictions with the effective limits; empty without a certificate."""
+    certificate = None if (found := plans_manager.calibration) is None else found.certificate
+    return "" if certificate is None else certificate.statement_for(effective_limits(plans_manager))
+
+
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:
     """The identity of the model that a plans manager belongs to."""
     names = [

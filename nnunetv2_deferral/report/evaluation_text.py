@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.tables import share_text
 
@@ -28,6 +29,8 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         )
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
+    if (certificate := summary.get("certificate")) is not None:
+        lines += [f"  {certificate['statement']}", f"    {outcome(certificate)}"]
     lines += _reliability_lines(summary["reliability"])
     lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]

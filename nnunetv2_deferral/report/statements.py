@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.evaluation import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, PROBABILITY, RANDOM
+from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.tables import DASH, ratio, score_text, share_text, signed_text
 
@@ -98,8 +99,19 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
     """Remarks on the headline: simulated experts, other rankings at the same budget, the best expert, collapse."""
-    found = (_who(summary), _against_rankings(summary), _against_experts(summary), _collapse(summary))
+    found = (
+        _who(summary),
+        _against_rankings(summary),
+        _against_experts(summary),
+        _certificate(summary),
+        _collapse(summary),
+    )
     return [text for text in found if text]
+
+
+def _certificate(summary: Mapping[str, Any]) -> str:
+    found = summary.get("certificate")
+    return "" if found is None else f"{found['statement'].capitalize()}; {outcome(found)}."
 
 
 def experts_text(summary: Mapping[str, Any]) -> str:

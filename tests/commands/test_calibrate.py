@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.calibration.evidence_fitting import TOLERANCE, predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
+from nnunetv2_deferral.commands.route import main as route_main
 from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic
@@ -413,6 +415,125 @@ class TestThresholds:
         calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.1, folds=(0,))
         assert calibration.report["cases"] == ["a"]
         assert calibration.thresholds[0].rate == pytest.approx(0.1, abs=1 / math.prod(SHAPE))
+
+
+class TestThresholdsOnly:
+    def test_keep_the_calibration_and_the_thresholds_for_other_budgets(self, workplace):
+        before = workplace.calibrate("-budgets", 0.02, 0.1)
+        after = workplace.calibrate("--thresholds_only", "-budgets", 0.05, 0.1)
+        assert (after.heads, after.evidence) == (before.heads, before.evidence)
+        assert [each.budget for each in after.thresholds] == [0.05, 0.1, 0.02]
+        assert after.thresholds[1:] == before.thresholds[::-1]
+        deferred = workplace.pooled(Limits(budget=0.05, over="dataset"), after).sum()
+        assert 0.05 * NUM_VOXELS - 1 <= deferred <= 0.05 * NUM_VOXELS
+
+    def test_are_removed_with_any_fold_that_they_or_the_calibration_were_fitted_on(self, workplace):
+        workplace.calibrate(folds=(0,))
+        assert workplace.calibrate("--thresholds_only", "-budgets", 0.05, folds=(1,)).report["folds"] == [0, 1]
+
+    def test_of_a_calibration_that_cannot_be_read_are_refused(self, workplace, capsys):
+        workplace.write_plans(**workplace.plans, **{CALIBRATION_KEY: {"heads": 1}})
+        assert f'the "{CALIBRATION_KEY}" entry' in workplace.refused(capsys, "--thresholds_only", "-budgets", 0.1)
+
+
+def mostly_right(generator):
+    """A model with few errors, and experts with fewer."""
+    return np.array([0.99, 0.999, 0.999])[:, None, None, None] + generator.uniform(-0.0009, 0.0009, (3, *SHAPE))
+
+
+class TestCertificate:
+    @pytest.fixture
+    def workplace(self, another):
+        return another(said=mostly_right)
+
+    def test_is_of_cases_that_nothing_was_fitted_on(self, workplace, capsys):
+        calibration = workplace.calibrate("-certify", 0.9, 0.6, "-confidence", 0.5)
+        fitted, held_out = calibration.report["cases"], calibration.report["certification"]["cases"]
+        assert sorted([*fitted, *held_out]) == list(CASES)
+        assert len(held_out) == 3
+        alone = json.loads(json.dumps(SPLITS))
+        for fold in alone:
+            fold["val"] = [case for case in fold["val"] if case in fitted]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(alone))
+        assert workplace.calibrate().heads == calibration.heads
+        assert "of 3 held back for the certificate" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("over", ["case", "dataset"])
+    def test_counts_what_predictions_keep(self, workplace, capsys, over):
+        """Each case's wrong voxels that are not deferred, from maps decided as a prediction decides."""
+        budgets = ["-budgets", 0.3, 0.1, 0.01] if over == "dataset" else []
+        calibration = workplace.calibrate("-certify", 0.35, 0.6, "-confidence", 0.5, *budgets)
+        report = calibration.report["certification"]
+        for row in report["budgets"]:
+            above = 0
+            for case in report["cases"]:
+                reference = read_mask(workplace.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+                model = read_mask(workplace.validation(case) / f"{case}.nii.gz")
+                route = workplace.decided(case, Limits(budget=row["budget"], over=over), calibration).maps.route
+                kept = np.count_nonzero((model != reference) & (route == 0))
+                above += kept / np.count_nonzero(reference) > 0.35
+            assert row["violations"] == above
+        assert {0, 3} <= {row["violations"] for row in report["budgets"]}
+        certificate = calibration.certificate
+        certified = [row["budget"] for row in report["budgets"] if row["violations"] <= 1]
+        assert certificate.budget == min(certified)
+        assert (certificate.over, certificate.groups, certificate.folds) == (over, 3, (0, 1))
+        assert certificate.statement in capsys.readouterr().out
+
+    def test_that_cannot_be_given_is_not_and_says_what_it_takes(self, workplace, capsys):
+        calibration = workplace.calibrate("-certify", 0.1, 0.1)
+        assert calibration.certificate is None
+        said = capsys.readouterr().out
+        assert "nothing can be certified: for a share of 0.1 with confidence 0.9 it takes 22 with 0, 38 with 1" in said
+
+    def test_does_not_change_which_maps_are_of_this_model(self, workplace):
+        calibration = workplace.calibrate("-certify", 0.9, 0.6, "-confidence", 0.5)
+        assert calibration.certificate is not None
+        assert replace(calibration, certificate=None).fingerprint == calibration.fingerprint
+
+    def test_over_a_dataset_is_removed_with_its_thresholds(self, workplace):
+        options = ("-certify", 0.9, 0.6, "-confidence", 0.5)
+        assert workplace.calibrate(*options, "-budgets", 0.3).certificate is not None
+        assert workplace.calibrate("--thresholds_only", "-budgets", 0.1).certificate is None
+        kept = workplace.calibrate(*options).certificate
+        assert kept is not None
+        assert workplace.calibrate("--thresholds_only", "-budgets", 0.1).certificate == kept
+
+    def test_is_printed_where_other_limits_are_decided(self, workplace, capsys):
+        certificate = workplace.calibrate("-certify", 0.9, 0.6, "-confidence", 0.5).certificate
+        source = workplace.root / "predictions"
+        shutil.copytree(workplace.validation("a"), source)
+        shutil.copy(workplace.model / "dataset.json", source)
+        index = maps.index_file(source)
+        content = json.loads(index.read_text())
+        index.write_text(json.dumps(content | {"calibration": workplace.plans[CALIBRATION_KEY]}))
+        for name, budget, words in (("some", 0.3, ""), ("few", certificate.budget / 2, "not for these limits: ")):
+            route_main(["-i", str(source), "-o", str(workplace.root / name), "-budget", str(budget)])
+            assert f"  {words}{certificate.statement}\n" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["-certify", 0, 0.1], "the kept error of a certificate must be in (0, 1), got 0"),
+            (["-certify", 0.1, 1.5], "the share of a certificate must be in (0, 1), got 1.5"),
+            (["-certify", 0.1, 0.1, "-confidence", 1], "the confidence of a certificate must be in (0, 1), got 1"),
+            (["-confidence", 0.9], "-confidence is that of a certificate: -certify X ALPHA"),
+            (["-certify", 0.1, 0.1, "-capacities", 0.1, 0.1], "-certify is for budgets without -capacities"),
+            (["-certify", 0.1], "expected 2 arguments"),
+        ],
+    )
+    def test_of_impossible_values_is_refused(self, workplace, capsys, options, words):
+        assert words in workplace.refused(capsys, *options)
+
+    def test_is_refused_where_nothing_can_be_held_back(self, workplace, capsys):
+        validate_one_case(workplace)
+        assert "at least 4 cases (patients), got 1" in workplace.refused(capsys, "-certify", 0.1, 0.1, folds=(0,))
+
+    def test_is_refused_beside_a_calibration_fitted_on_all(self, workplace, capsys):
+        workplace.calibrate()
+        capsys.readouterr()
+        options = ("--thresholds_only", "-budgets", 0.1, "-certify", 0.1, 0.1)
+        assert "certify without --thresholds_only" in workplace.refused(capsys, *options)
 
 
 def remove_validation(here):

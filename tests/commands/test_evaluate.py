@@ -9,7 +9,7 @@ from small_prediction import read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.evaluate import main
-from nnunetv2_deferral.decision.calibrators import Temperature
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Temperature
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
@@ -276,6 +276,55 @@ def test_the_calibration_of_the_prediction_is_that_of_its_reliability(folders, c
     ece = [f"{heads['ann']['least_certain'][when]['ece']:.4f}" for when in ("before", "after")]
     assert f"{ece[0]} -> {ece[1]}" in capsys.readouterr().out
     assert "Reliability of the probabilities" in report.read_text()
+
+
+class TestCertificates:
+    @pytest.fixture
+    def certified(self, folders):
+        """Maps decided with a budget of 20 % by a model that is certified from 10 % on."""
+        one_vs_all(folders, heads=[IDENTITY] * 3)
+        index = maps.index_file(folders.root / "out")
+        content = json.loads(index.read_text())
+        content["calibration"]["certificate"] = {
+            "kept_error": 0.5, "alpha": 0.5, "confidence": 0.9, "budget": 0.1, "over": "case", "groups": 20,
+            "violations": 3, "grouped": False, "median_foreground": 9.0, "folds": [0], "scores": [0.7] * 20,
+        }  # fmt: skip
+        for entry in content["cases"].values():
+            entry["limits"] = {"budget": 0.2, "over": "case"}
+        index.write_text(json.dumps(content))
+        return folders
+
+    def test_are_compared_with_what_was_kept(self, certified, capsys):
+        report = certified.root / "report.html"
+        found = certified.evaluate("--report", report)["certificate"]
+        above = 0
+        for case, predicted in certified.predicted.items():
+            reference = certified.reference[case]
+            kept = np.count_nonzero((predicted.model != reference) & (predicted.route == 0))
+            above += kept / np.count_nonzero(reference) > 0.5
+        assert (found["groups"], found["violations"]) == (2, above)
+        said = capsys.readouterr().out
+        assert "certified: with 90 % confidence, at most 50 % of cases like those tested" in said
+        assert f"here {above} of 2 cases" in said
+        assert f"here {above} of 2 cases" in report.read_text()
+
+    def test_are_not_for_other_limits(self, certified):
+        index = maps.index_file(certified.root / "out")
+        index.write_text(index.read_text().replace('"budget": 0.2,', '"budget": 0.02,'))
+        assert "'budget': 0.02" in certified.evaluate()["certificate"]["unchecked"]
+
+    @pytest.mark.parametrize("limits", [{"budget": 2}, {"bugdet": 0.1}, ["budget"], {"capacities": 1}])
+    def test_need_limits_that_can_be_read(self, certified, capsys, limits):
+        index = maps.index_file(certified.root / "out")
+        content = json.loads(index.read_text())
+        content["cases"]["y"]["limits"] = limits
+        index.write_text(json.dumps(content))
+        assert "deferral.json: cases.y.limits" in certified.refused(capsys)
+
+    def test_that_were_edited_are_refused(self, certified, capsys):
+        index = maps.index_file(certified.root / "out")
+        index.write_text(index.read_text().replace('"alpha": 0.5', '"alpha": 50'))
+        assert "certificate: alpha must be" in certified.refused(capsys)
 
 
 @pytest.mark.parametrize("how", [{"objective": "collaboration"}, {"number": 1}, {"number": 0}])

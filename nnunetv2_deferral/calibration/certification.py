@@ -1,0 +1,126 @@
+"""Certification of a calibrated model on groups of cases that nothing was fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
+from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
+from nnunetv2_deferral.decision.certificate import (
+    CONFIDENCE,
+    Certificate,
+    check_risk,
+    groups_needed,
+    last_certified,
+)
+from nnunetv2_deferral.decision.limits import CASE, DATASET
+from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.kept_errors import KeptErrors
+
+# The budgets of the walk if none are given; they must not depend on the cases.
+BUDGETS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+_FEWEST = 4  # groups: two to fit, two to certify
+_MOST_VIOLATIONS = 3  # for which the number of groups needed is said
+
+
+def split_for_certification(cases: ValidationCases, *, seed: int = 0) -> tuple[ValidationCases, ValidationCases]:
+    """Split the groups of cases at random into halves: one to fit everything on, one to certify.
+
+    Raises:
+        InputError: If there are fewer than four groups.
+    """
+    groups = sorted({cases.group(case) for _, case in cases.cases})
+    if len(groups) < _FEWEST:
+        raise InputError(f"a certificate requires at least {_FEWEST} cases (patients), got {len(groups)}")
+    shuffled = [groups[place] for place in np.random.default_rng(seed).permutation(len(groups))]
+    half = len(groups) // 2
+    return cases.of_groups(shuffled[:half]), cases.of_groups(shuffled[half:])
+
+
+def certify(
+    cases: ValidationCases,
+    calibration: ModelCalibration,
+    *,
+    kept_error: float,
+    alpha: float,
+    confidence: float = CONFIDENCE,
+    grouped: bool = False,
+) -> ModelCalibration:
+    """Certify the smallest budget that a walk from large to small budgets reaches.
+
+    The budgets are those over a dataset that the calibration has thresholds for, or without any :data:`BUDGETS` of each
+    case.
+
+    Args:
+        cases: Cases that nothing in the calibration was fitted on.
+        calibration: The calibration.
+        kept_error: See :class:`.Certificate`, as are the following.
+        alpha: The share of groups that may exceed it.
+        confidence: The confidence of the guarantee.
+        grouped: Whether groups of cases were given.
+
+    Returns:
+        The calibration with a certificate, or None in its place if nothing can be certified; its report has the
+        `certification`: violations at each budget, and how many groups it takes.
+
+    Raises:
+        InputError: If a value is outside (0, 1).
+    """
+    check_risk(kept_error, alpha, confidence)
+    thresholds = {
+        each.budget: each.thresholds
+        for each in calibration.thresholds
+        if each.budget is not None and each.capacities is None
+    }
+    over, budgets = (DATASET, sorted(thresholds, reverse=True)) if thresholds else (CASE, list(BUDGETS))
+    errors = KeptErrors()
+    for case in tqdm(cases, total=len(cases.cases), desc="Certifying", unit="case"):
+        gains = predicted_gains(cases, case.prediction, calibration.heads, calibration.evidence)
+        routes = [
+            route_by_thresholds(gains, np.array(thresholds[budget]))
+            if over == DATASET
+            else route_within_limits(gains, budget=budget, capacities=None)
+            for budget in budgets
+        ]
+        gain = np.maximum(gains.max(0), 0)
+        errors.update(cases.group(case.name), case, gain, np.stack(routes) > 0)
+    found = errors.values(errors.median_foreground)
+    violations = [int(number) for number in (found > kept_error).sum(1)]
+    groups = found.shape[1]
+    place = last_certified(violations, groups, alpha=alpha, confidence=confidence)
+    report: dict[str, Any] = {
+        "kept_error": kept_error,
+        "alpha": alpha,
+        "confidence": confidence,
+        "over": over,
+        "groups": groups,
+        "cases": [case for _, case in cases.cases],
+        "budgets": [
+            {"budget": budget, "violations": number} for budget, number in zip(budgets, violations, strict=True)
+        ],
+        "groups_needed": [
+            groups_needed(number, alpha=alpha, confidence=confidence) for number in range(_MOST_VIOLATIONS + 1)
+        ],
+    }
+    certificate = None
+    if place is not None:
+        certificate = Certificate(
+            kept_error=kept_error,
+            alpha=alpha,
+            confidence=confidence,
+            budget=budgets[place],
+            over=over,
+            groups=groups,
+            violations=violations[place],
+            grouped=grouped,
+            median_foreground=errors.median_foreground,
+            folds=tuple(cases.experiment.folds),
+            scores=errors.scores,
+        )
+    return replace(calibration, certificate=certificate, report={**calibration.report, "certification": report})

@@ -1,0 +1,180 @@
+"""A guarantee on the errors that nobody is asked about, for cases like those it was tested on.
+
+The kept error of a group of cases (a patient) is the number of wrong voxels that the model keeps, divided by the
+number of foreground voxels of the reference. A certificate says: with confidence 1 - delta, at most a share alpha of
+groups has a kept error above a given one, at a budget.
+
+Budgets are tested from large to small. At each, the null hypothesis that more than alpha of groups exceed the kept
+error is rejected if P(Bin(n, alpha) <= violations) <= delta; the walk ends at the first that is not rejected, so that
+all tests together err with probability delta at most, whatever the distribution of errors. The groups must be
+independent of everything that was fitted, and new cases exchangeable with them.
+
+Source: Angelopoulos et al. 2021, "Learn then Test" (fixed sequence testing, exact binomial p-values).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy.stats import binom
+from typing_extensions import TypedDict
+
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Share, Text, validate
+
+CONFIDENCE = 0.9
+
+
+class _Stored(TypedDict):
+    kept_error: Share
+    alpha: Share
+    confidence: Share
+    budget: Share
+    over: Text
+    groups: Count
+    violations: Count
+    grouped: Boolean
+    median_foreground: NonNegative
+    folds: list[Integer]
+    scores: list[NonNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What is guaranteed, and what it was tested on.
+
+    Attributes:
+        kept_error: The kept error that is rarely exceeded.
+        alpha: The share of groups that exceeds it, at most.
+        confidence: Of the guarantee.
+        budget: The smallest budget for which it holds; it holds for larger ones too.
+        over: Whether the budget is of each case or over a dataset, as in :class:`.Limits`.
+        groups: The number of groups that it was tested on.
+        violations: How many of them exceed the kept error at this budget.
+        grouped: Whether groups of cases (patients) were given; otherwise each case is a group.
+        median_foreground: The median number of foreground voxels of a group with any, by which the wrong voxels of a
+            group without are divided.
+        folds: The folds whose networks predicted these cases, each one's own validation cases.
+        scores: For each group the mean score of its cases, see :func:`.kept_errors.case_score`, with which new cases
+            are compared.
+    """
+
+    kept_error: float
+    alpha: float
+    confidence: float
+    budget: float
+    over: str
+    groups: int
+    violations: int
+    grouped: bool
+    median_foreground: float
+    folds: tuple[int, ...]
+    scores: tuple[float, ...]
+
+    def covers(self, limits: Limits) -> bool:
+        """Whether the guarantee holds for predictions with these limits."""
+        return (
+            limits.budget is not None
+            and limits.budget >= self.budget
+            and limits.over == self.over
+            and limits.capacities is None
+            and limits.min_region_mm is None
+        )
+
+    @property
+    def unit(self) -> str:
+        """What is counted: `groups` or `cases`."""
+        return "groups" if self.grouped else "cases"
+
+    @property
+    def statement(self) -> str:
+        """The guarantee in a sentence."""
+        networks = "the network" if len(self.folds) == 1 else "the networks (one for each case, not their ensemble)"
+        return (
+            f"certified: with {_percent(self.confidence)} confidence, at most {_percent(self.alpha)} of {self.unit} "
+            f"like those tested have a kept error above {self.kept_error:g}, at a budget of {_percent(self.budget)} "
+            f"over {'each case' if self.over == 'case' else 'a dataset'} or more ({self.violations} of {self.groups} "
+            f"{self.unit} did, held out from {networks} of fold {', '.join(map(str, self.folds))} and from calibration)"
+        )
+
+    def statement_for(self, limits: Limits) -> str:
+        """The guarantee in a sentence, if it holds for predictions with these limits; else that it does not."""
+        if self.covers(limits):
+            return self.statement
+        return f"not for these limits: {self.statement}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The certificate as JSON-ready data."""
+        return asdict(self) | {"folds": list(self.folds), "scores": list(self.scores)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> Certificate:
+        """Restore the data of :meth:`to_dict`.
+
+        Raises:
+            InputError: Naming `where`, if a value is missing, of another type or out of range.
+        """
+        validate(content, _Stored, where)
+        values = {key: content[key] for key in _Stored.__annotations__}
+        return cls(**values | {"folds": tuple(content["folds"]), "scores": tuple(content["scores"])})
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def is_certified(violations: int, groups: int, *, alpha: float, confidence: float) -> bool:
+    """Whether so few violations reject that more than `alpha` of groups are violations.
+
+    Example:
+        >>> is_certified(0, 22, alpha=0.1, confidence=0.9), is_certified(1, 22, alpha=0.1, confidence=0.9)
+        (True, False)
+    """
+    return bool(binom.cdf(violations, groups, alpha) <= 1 - confidence)
+
+
+def last_certified(violations: Sequence[int], groups: int, *, alpha: float, confidence: float) -> int | None:
+    """The place of the last hypothesis that is rejected in a walk which ends at the first that is not.
+
+    Args:
+        violations: Of each hypothesis, in the order of the walk, which must not depend on them.
+        groups: The number of groups.
+        alpha: See :class:`Certificate`.
+        confidence: See :class:`Certificate`.
+
+    Returns:
+        The place, or None if not even the first is rejected.
+    """
+    place = None
+    for number, found in enumerate(violations):
+        if not is_certified(found, groups, alpha=alpha, confidence=confidence):
+            break
+        place = number
+    return place
+
+
+def groups_needed(violations: int, *, alpha: float, confidence: float) -> int:
+    """The smallest number of groups that certifies with so many violations.
+
+    Example:
+        >>> [groups_needed(violations, alpha=0.1, confidence=0.9) for violations in (0, 1, 2, 5)]
+        [22, 38, 52, 91]
+    """
+    groups = violations + 1
+    while not is_certified(violations, groups, alpha=alpha, confidence=confidence):
+        groups += 1
+    return groups
+
+
+def check_risk(kept_error: float, alpha: float, confidence: float) -> None:
+    """Refuse values outside (0, 1).
+
+    Raises:
+        InputError: Naming the value.
+    """
+    for name, value in (("kept error", kept_error), ("share", alpha), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise InputError(f"the {name} of a certificate must be in (0, 1), got {value:g}")

@@ -1,0 +1,153 @@
+"""The errors that nobody is asked about, per group of cases, and whether a certificate holds for other cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest, ks_2samp
+
+from nnunetv2_deferral.cases import EvaluatedCase
+from nnunetv2_deferral.decision.certificate import Certificate
+from nnunetv2_deferral.decision.limits import Limits
+
+_LARGE = 0.1  # share of the largest gain from which a gain counts in the score: integer maps are coarse below
+_LEVEL = 0.05  # of the two tests
+
+
+class KeptErrors:
+    """Accumulates kept errors of groups of cases, at one or several routes each.
+
+    The kept error of a group is the number of wrong voxels of the model that are not deferred, divided by the number of
+    foreground voxels of the reference, both summed over the group's cases and without ignored voxels.
+    """
+
+    def __init__(self) -> None:
+        """Start without cases."""
+        self._kept: dict[Hashable, list[np.ndarray]] = {}
+        self._foreground: dict[Hashable, int] = {}
+        self._scores: dict[Hashable, list[float]] = {}
+
+    def update(self, group: Hashable, case: EvaluatedCase, gain: np.ndarray, deferred: np.ndarray) -> None:
+        """Add a case.
+
+        Args:
+            group: Its group, such as its patient.
+            case: The case.
+            gain: float32 of shape S, the largest expected gain of asking about a voxel.
+            deferred: Bool (B, *S), the voxels that are asked about on each of B routes.
+        """
+        wrong = case.valid & (case.model != case.reference)
+        kept = wrong.sum() - np.array([np.count_nonzero(wrong & each) for each in deferred])
+        self._kept.setdefault(group, []).append(kept)
+        foreground = int(np.count_nonzero(case.valid & (case.reference > 0)))
+        self._foreground[group] = self._foreground.get(group, 0) + foreground
+        self._scores.setdefault(group, []).append(case_score(gain))
+
+    @property
+    def median_foreground(self) -> float:
+        """The median number of foreground voxels of a group with any; 1 if no group has any."""
+        found = [count for count in self._foreground.values() if count]
+        return float(np.median(found)) if found else 1.0
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """For each group the mean of :func:`case_score`."""
+        return tuple(float(np.mean(found)) for found in self._scores.values())
+
+    def values(self, median_foreground: float) -> np.ndarray:
+        """The kept errors, float64 (B, G).
+
+        Args:
+            median_foreground: Divides the wrong voxels of a group without foreground.
+        """
+        kept = np.stack([np.sum(found, axis=0) for found in self._kept.values()], axis=1)
+        return kept / np.array([count or median_foreground for count in self._foreground.values()])
+
+
+def case_score(gain: np.ndarray) -> float:
+    """How much is expected to be gained in a case by asking: the sum of its gains from a tenth of the largest on.
+
+    Args:
+        gain: Of shape S, not negative.
+
+    Returns:
+        The sum, in the unit of the gains; known without a reference.
+    """
+    gain = np.asarray(gain, dtype=np.float64)
+    return float(gain[gain >= _LARGE * gain.max(initial=0)].sum())
+
+
+class CertificateCheck:
+    """Compares a certificate with cases that have a reference."""
+
+    def __init__(self, certificate: Certificate, group: Callable[[str], Hashable] | None) -> None:
+        """Start without cases.
+
+        Args:
+            certificate: The certificate.
+            group: The group of a case, or None if no groups are known.
+        """
+        self._certificate = certificate
+        self._group = group
+        self._errors = KeptErrors()
+        self._reason = ""
+        if certificate.grouped and group is None:
+            self._reason = "it was tested on groups of cases, and none are given here (-groups)"
+
+    def update(self, case: EvaluatedCase, limits: Limits) -> None:
+        """Add a case that was decided with these limits."""
+        if not self._certificate.covers(limits):
+            self._reason = f"it is not for the limits that the cases were predicted with ({limits.to_dict() or 'none'})"
+        if case.prediction.answered is not None:
+            self._reason = "it is for one round of questions"
+        if not self._reason:
+            group = case.name if self._group is None else self._group(case.name)
+            self._errors.update(group, case, case.prediction.gain, case.route[None] > 0)
+
+    def summary(self) -> dict[str, Any]:
+        """What was promised and found.
+
+        Returns:
+            `statement`, and `unchecked`, the reason why it was not compared, or None. If it was: `groups`,
+            `violations`, `rate`; `p_violations`, the probability of as many or more if the promise holds; `p_scores`,
+            of as different scores if the cases are exchangeable with those tested (two-sample Kolmogorov-Smirnov); and
+            `verdict`: `"void"` if that is below 0.05, else `"broken"` if `p_violations` is, else `"kept"`.
+        """
+        certificate = self._certificate
+        found: dict[str, Any] = {"statement": certificate.statement, "unit": certificate.unit}
+        if self._reason:
+            return found | {"unchecked": self._reason}
+        (errors,) = self._errors.values(certificate.median_foreground)
+        violations = int(np.count_nonzero(errors > certificate.kept_error))
+        p_violations = float(binomtest(violations, errors.size, certificate.alpha, alternative="greater").pvalue)
+        p_scores = float(ks_2samp(certificate.scores, self._errors.scores).pvalue)
+        return found | {
+            "unchecked": None,
+            "groups": errors.size,
+            "violations": violations,
+            "rate": violations / errors.size,
+            "p_violations": p_violations,
+            "p_scores": p_scores,
+            "verdict": "void" if p_scores < _LEVEL else "broken" if p_violations < _LEVEL else "kept",
+        }
+
+
+def outcome(found: Mapping[str, Any]) -> str:
+    """What came of a certificate, in words.
+
+    Args:
+        found: From :meth:`CertificateCheck.summary`.
+    """
+    if found["unchecked"]:
+        return f"not compared with these cases: {found['unchecked']}"
+    verdict = {
+        "kept": "the promise is kept, by cases like those it was tested on",
+        "broken": f"more than promised (p = {found['p_violations']:.2g})",
+        "void": "the certificate is void here: other gains are expected in these cases than in those it was tested on",
+    }[found["verdict"]]
+    return (
+        f"here {found['violations']} of {found['groups']} {found['unit']} ({found['rate']:.1%}) do; {verdict} "
+        f"(p = {found['p_scores']:.2g})"
+    )
