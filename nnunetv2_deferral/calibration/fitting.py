@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.calibration.confidence_fitting import fit_confidence_rule
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
@@ -105,6 +106,7 @@ def calibrate(
         heads=heads,
         thresholds=thresholds,
         evidence=fitted,
+        confidence=fit_confidence_rule(cases) if maps else None,
         report=without_nan(report),
     )
 

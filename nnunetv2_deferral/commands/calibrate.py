@@ -41,6 +41,11 @@ def text(calibration: ModelCalibration) -> str:
         )
     if "evidence" in report:
         lines += _evidence_text(report["evidence"])
+    if (rule := calibration.confidence) is not None:
+        lines.append(
+            f"  to compare with, the model's own confidence: best with {rule.expert}, for at most {rule.most:.2%} of "
+            "voxels"
+        )
     if "certification" in report:
         lines += _certification_text(calibration)
     for each in calibration.thresholds:

@@ -166,6 +166,7 @@ def evaluate(
         experts.names,
         has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
+        confidence=None if calibration is None else calibration.confidence,
     )
     certificate = None if calibration is None else calibration.certificate
     check = None if certificate is None else CertificateCheck(certificate, None if groups is None else groups.get)

@@ -14,6 +14,7 @@ import numpy as np
 
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply, calibrator_from_dict
 from nnunetv2_deferral.decision.certificate import Certificate
+from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
@@ -21,6 +22,7 @@ from nnunetv2_deferral.files import without_nan
 
 # The entry of the plans in the model folder.
 CALIBRATION_KEY = "deferral_calibration"
+_WITHOUT_EFFECT = ("certificate", "confidence", "report")  # on maps
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class ModelCalibration:
         thresholds: One entry for each requested budget over a dataset.
         evidence: How answers are read as evidence; None if an answer replaces the model's label.
         certificate: What is guaranteed about kept errors, or None.
+        confidence: The rule that asks by the model's own confidence, with which evaluations compare; or None.
         report: Cases used and quality of the fit, for information only.
     """
 
@@ -111,6 +114,7 @@ class ModelCalibration:
     thresholds: tuple[FittedThresholds, ...] = ()
     evidence: FittedEvidence | None = None
     certificate: Certificate | None = None
+    confidence: ConfidenceRule | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
@@ -134,8 +138,8 @@ class ModelCalibration:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of everything that affects the maps, i.e. all except certificate and report."""
-        fitted = {key: value for key, value in self.to_dict().items() if key not in ("certificate", "report")}
+        """A short hash of everything that affects the maps, i.e. all except certificate, baseline and report."""
+        fitted = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
         return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +150,7 @@ class ModelCalibration:
             "thresholds": [each.to_dict() for each in self.thresholds],
             "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
+            "confidence": None if self.confidence is None else self.confidence.to_dict(),
             "report": dict(self.report),
         }
 
@@ -175,6 +180,10 @@ class ModelCalibration:
             )
         if (certificate := content.get("certificate")) is not None:
             found = replace(found, certificate=Certificate.from_dict(certificate, f"{entry}: certificate"))
+        if (confidence := content.get("confidence")) is not None:
+            found = replace(found, confidence=ConfidenceRule.from_dict(confidence, f"{entry}: confidence"))
+            if found.confidence is not None and found.confidence.expert not in experts:
+                raise InputError(f"{entry}: confidence.expert must be one of {', '.join(experts)}")
         if found.evidence is not None and found.evidence.model.experts != tuple(experts):
             raise InputError(
                 f"{entry} has evidence of the experts {', '.join(found.evidence.model.experts)}, but the model's "

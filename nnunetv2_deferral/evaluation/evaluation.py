@@ -11,17 +11,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
+from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult, BudgetStatistics, oracle_score, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.location import LocationStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
@@ -33,6 +35,7 @@ from nnunetv2_deferral.uncertainty import entropy, one_minus_max
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
 MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
+CONFIDENCE = f"{MAX_SOFTMAX}, fitted"
 # Along a curve of Dice over budget, for the report.
 CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
 
@@ -42,8 +45,9 @@ class Evaluation:
 
     Rankings at matched budgets: by the learned expected gain (where positive), by the probability map, by the model's
     1 - max softmax and entropy (if its probabilities were saved), and at random, each with the expert in the expert
-    map; by the gain and by 1 - max softmax with always the same expert; and the oracle, which asks an expert who is
-    right where the model is wrong. If answers are read as evidence, those of the learned ranking are, and the ranking
+    map; by the gain and by 1 - max softmax with always the same expert; by 1 - max softmax with the expert and the
+    stopping point that were fitted, if they were; and the oracle, which asks an expert who is right where the model is
+    wrong. If answers are read as evidence, those of the learned ranking are, and the ranking
     is also scored with answers that replace labels (`learned, replaced`) and 1 - max softmax with answers read as
     evidence (`max_softmax, as evidence`). After earlier rounds of questions, all rankings start from their answers.
     """
@@ -55,6 +59,7 @@ class Evaluation:
         *,
         has_regions: bool = False,
         calibration: Sequence[Calibrator] | None = None,
+        confidence: ConfidenceRule | None = None,
     ) -> None:
         """Start without cases.
 
@@ -63,6 +68,7 @@ class Evaluation:
             experts: The names of the J experts in routing order.
             has_regions: Whether the model's probabilities are those of regions.
             calibration: The J + 1 calibrators that the route was computed with, the model's first, or None.
+            confidence: The rule that asks by the model's own confidence, fitted on other cases; or None.
 
         Raises:
             InputError: If the names of experts are not distinct, or there are not J + 1 calibrators.
@@ -70,6 +76,7 @@ class Evaluation:
         self.experts = tuple(experts)
         self.regions = tuple(regions)
         self.has_regions = has_regions
+        self._confidence = confidence
         self._summary = SummaryStatistics(regions, experts)
         self._deferred: dict[str, DeferralCounts] = {}
         self._budgets: dict[str, BudgetStatistics | EvidenceBudgets] = {}
@@ -228,7 +235,7 @@ class Evaluation:
 
     def _budget_rows(self, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
         """For each ranking one row per budget; the last is the model's own rate."""
-        results = {name: statistics.at([0.0, *budgets]) for name, statistics in self._budgets.items()}
+        results = self._at([0.0, *budgets])
         rows: dict[str, Any] = {}
         for name, (without, *found) in results.items():
             rows[name] = []
@@ -258,8 +265,17 @@ class Evaluation:
         budgets = (0.0, *CURVE_BUDGETS)
         return {
             "budget": list(budgets),
-            "Dice": {name: [r.foreground_mean for r in found.at(budgets)] for name, found in self._budgets.items()},
+            "Dice": {name: [each.foreground_mean for each in found] for name, found in self._at(budgets).items()},
         }
+
+    def _at(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
+        """All rankings at budgets, also that of the confidence rule, which spends no more than its share."""
+        found = {name: statistics.at(budgets) for name, statistics in self._budgets.items()}
+        rule = self._confidence
+        if rule is not None and (always := f"{MAX_SOFTMAX}, always {rule.expert}") in found:
+            spent = self._budgets[always].at([min(budget, rule.most) for budget in budgets])
+            found[CONFIDENCE] = [replace(each, budget=budget) for each, budget in zip(spent, budgets, strict=True)]
+        return found
 
     def _failure_detection(self, dice: Mapping[str, float]) -> dict[str, Any]:
         found = {}

@@ -26,6 +26,7 @@ from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.evaluation import CURVE_BUDGETS
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
@@ -415,6 +416,56 @@ class TestThresholds:
         calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.1, folds=(0,))
         assert calibration.report["cases"] == ["a"]
         assert calibration.thresholds[0].rate == pytest.approx(0.1, abs=1 / math.prod(SHAPE))
+
+
+class TestConfidenceRule:
+    """What evaluations compare with: the expert and the stopping point that are best by the model's own confidence."""
+
+    def answer(self, workplace, case, expert, labels):
+        write_mask(workplace.raw / "expertsTr" / expert / f"{case}.nii.gz", labels.astype(np.uint8))
+
+    def reference(self, workplace, case):
+        return read_mask(workplace.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+
+    def test_asks_the_better_expert_until_nothing_is_wrong(self, workplace, capsys):
+        wrong = 0
+        for case in CASES:
+            reference = self.reference(workplace, case)
+            self.answer(workplace, case, "ann", read_mask(workplace.validation(case) / f"{case}.nii.gz"))
+            generator = np.random.default_rng(CASES.index(case))
+            some = np.where(generator.random(SHAPE) < 0.05, (reference + 1) % 3, reference)
+            write_mask(workplace.validation(case) / f"{case}.nii.gz", some.astype(np.uint8))
+            sure = np.where(some == reference, 0.9, 0.6)
+            softmax = np.where(np.arange(3)[:, None, None, None] == some, sure, (1 - sure) / 2).astype(np.float32)
+            np.savez_compressed(workplace.validation(case) / f"{case}.npz", probabilities=softmax)
+            self.answer(workplace, case, "bob", reference)
+            wrong += np.count_nonzero(some != reference)
+        rule = workplace.calibrate().confidence
+        share = wrong / NUM_VOXELS
+        assert rule.expert == "bob"
+        assert rule.most == min(budget for budget in CURVE_BUDGETS if budget >= share)
+        assert f"best with bob, for at most {rule.most:.2%} of voxels" in capsys.readouterr().out
+
+    def test_asks_nobody_where_all_experts_are_worse(self, workplace):
+        for case in CASES:
+            for expert in EXPERTS:
+                self.answer(workplace, case, expert, np.zeros(SHAPE))
+        assert workplace.calibrate().confidence.most == 0
+
+    def test_never_asks_who_cannot_be_asked(self, another):
+        workplace = another(unavailable=["bob"])
+        for case in CASES:
+            self.answer(workplace, case, "bob", self.reference(workplace, case))
+        assert workplace.calibrate().confidence.expert == "ann"
+
+    def test_of_another_model_is_refused(self, workplace, capsys):
+        workplace.calibrate()
+        capsys.readouterr()
+        plans = workplace.plans
+        plans[CALIBRATION_KEY]["confidence"]["expert"] = "eve"
+        workplace.write_plans(**plans)
+        said = workplace.refused(capsys, "--thresholds_only", "-budgets", 0.1)
+        assert "confidence.expert must be one of ann, bob" in said
 
 
 class TestThresholdsOnly:

@@ -278,6 +278,25 @@ def test_the_calibration_of_the_prediction_is_that_of_its_reliability(folders, c
     assert "Reliability of the probabilities" in report.read_text()
 
 
+def test_the_confidence_rule_spends_no_more_than_its_share_with_its_expert(folders, capsys):
+    one_vs_all(folders, heads=[IDENTITY] * 3)
+    for case, predicted in folders.predicted.items():
+        probabilities = np.random.default_rng(0).dirichlet(np.ones(3), predicted.model.shape)
+        np.savez_compressed(folders.root / "out" / f"{case}.npz", probabilities=np.moveaxis(probabilities, -1, 0))
+    index = maps.index_file(folders.root / "out")
+    content = json.loads(index.read_text())
+    content["calibration"]["confidence"] = {"expert": "bob", "most": 0.05}
+    index.write_text(json.dumps(content))
+    report = folders.root / "report.html"
+    budgets = folders.evaluate("-budgets", 0.02, 0.05, 0.5, "--report", report)["budgets"]
+    fitted, always = budgets["max_softmax, fitted"], budgets["max_softmax, always bob"]
+    assert [row["budget"] for row in fitted[:3]] == [0.02, 0.05, 0.5]
+    assert [row["Dice"] for row in fitted[:3]] == [always[place]["Dice"] for place in (0, 1, 1)]
+    assert fitted[2]["rate"] == pytest.approx(0.05)
+    assert "max_softmax, fitted" in capsys.readouterr().out
+    assert "the expert and the stopping point that were best on validation cases" in report.read_text()
+
+
 class TestCertificates:
     @pytest.fixture
     def certified(self, folders):
