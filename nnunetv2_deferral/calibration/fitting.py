@@ -15,7 +15,7 @@ from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, p
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
-from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
+from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator, apply
 from nnunetv2_deferral.decision.limits import DATASET, Limits
 from nnunetv2_deferral.decision.model_calibration import (
     CALIBRATION_KEY,
@@ -29,6 +29,8 @@ from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
 from nnunetv2_deferral.files import read_json, without_nan, write_json
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import STOCK_KEY
+
+_PARTS = 5  # of the groups, held back in turn to check calibrators
 
 
 def calibrate(
@@ -51,8 +53,9 @@ def calibrate(
 
     Returns:
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
-        calibration error before and after calibration, over all voxels and over the least certain ones; and the
-        comparison of evidence with replacement.
+        calibration error before and after calibration, over all voxels and over the least certain ones, each group's
+        after calibration by calibrators fitted on others (None for too few groups); and the comparison of evidence with
+        replacement.
 
     Raises:
         InputError: If the model or an available expert has labels in fewer than two groups of cases, or the objective
@@ -71,10 +74,7 @@ def calibrate(
         for head, statistics in enumerate(every):
             statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
     can_be_asked = (True, *cases.settings.available)
-    fits = [
-        _fit(name, found) if maps and can else Selection(IDENTITY, {})
-        for name, found, can in zip(names, every, can_be_asked, strict=True)
-    ]
+    fits = _fits(names, every, can_be_asked) if maps else [Selection(IDENTITY, {}) for _ in names]
     heads = tuple(each.calibrator for each in fits)
     report: dict[str, Any] = {
         "dataset": cases.experiment.dataset,
@@ -84,18 +84,17 @@ def calibrate(
         "heads": {},
     }
     if maps:
-        kept = ReliabilityStatistics(names, heads)
-        for case in tqdm(cases, total=len(cases.cases), desc="Checking", unit="case"):
-            nobody = np.zeros(case.reference.shape, dtype=np.uint8)
-            kept.update(case.name, case.prediction.routing, case.right, case.known, nobody)
-        found = kept.summary()["heads"]
+        before, after = _reliability(cases, names, every, can_be_asked)
         report["heads"] = {
             name: {
-                "map": fits[head].calibrator.to_dict(),
-                "log_loss": fits[head].log_loss,
-                **{part: _errors(found[name][part]) for part in ("all", "least_certain")},
+                "map": fit.calibrator.to_dict(),
+                "log_loss": fit.log_loss,
+                **{
+                    part: {"before": _errors(before, name, part), "after": _errors(after, name, part)}
+                    for part in ("all", "least_certain")
+                },
             }
-            for head, name in enumerate(names)
+            for name, fit in zip(names, fits, strict=True)
         }
     fitted = None
     if maps and evidence:
@@ -146,11 +145,48 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
     return file
 
 
-def _fit(name: str, statistics: HeadStatistics) -> Selection:
+def _fits(names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: Sequence[bool]) -> list[Selection]:
+    """The calibrator of each head; of experts who cannot be asked the identity."""
+    fits = []
+    for name, statistics, can in zip(names, every, can_be_asked, strict=True):
+        try:
+            fits.append(select_by_statistics(statistics) if can else Selection(IDENTITY, {}))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return fits
+
+
+def _reliability(
+    cases: ValidationCases, names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: Sequence[bool]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The reliability of all heads before calibration, and after calibration by calibrators fitted on other groups.
+
+    The latter is None if too few groups have labels of all heads to fit calibrators without some of them.
+    """
+    groups = sorted({cases.group(case) for _, case in cases.cases})
+    parts = [set(groups[part::_PARTS]) for part in range(min(_PARTS, len(groups)))]
     try:
-        return select_by_statistics(statistics)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        fitted = [
+            [
+                fit.calibrator
+                for fit in _fits(names, [each.of_groups(set(groups) - part) for each in every], can_be_asked)
+            ]
+            for part in parts
+        ]
+    except InputError:
+        fitted = []
+    before, after = ReliabilityStatistics(names), ReliabilityStatistics(names)
+    for case in tqdm(cases, total=len(cases.cases), desc="Checking", unit="case"):
+        nobody = np.zeros(case.reference.shape, dtype=np.uint8)
+        before.update(case.name, case.prediction.routing, case.right, case.known, nobody)
+        if fitted:
+            (part,) = (place for place, held_back in enumerate(parts) if cases.group(case.name) in held_back)
+            # Nothing was predicted where the model's probability is NaN.
+            calibrated = np.where(
+                ~case.prediction.predicted, np.nan, apply(fitted[part], np.nan_to_num(case.prediction.routing))
+            )
+            after.update(case.name, calibrated, case.right, case.known, nobody)
+    return before.summary()["heads"], after.summary()["heads"] if fitted else None
 
 
 def _fit_thresholds(
@@ -175,6 +211,6 @@ def _fit_thresholds(
     return tuple(fitted)
 
 
-def _errors(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a head without bins."""
-    return {when: {key: each[key] for key in ("ece", "bias")} for when, each in found.items()}
+def _errors(heads: Mapping[str, Any] | None, name: str, part: str) -> dict[str, Any]:
+    """The errors of a head, None where they are unknown."""
+    return {key: None if heads is None else heads[name][part]["before"][key] for key in ("ece", "bias")}

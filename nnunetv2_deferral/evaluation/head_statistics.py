@@ -7,7 +7,7 @@ Voxels are not stored, but counted in bins of the logit, separately for each gro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,12 @@ class HeadStatistics:
     def groups(self) -> tuple[str, ...]:
         """The groups with voxels, sorted."""
         return tuple(sorted(self._counted))
+
+    def of_groups(self, groups: Collection[str]) -> HeadStatistics:
+        """The statistics of some of the groups."""
+        found = HeadStatistics()
+        found._counted = {group: counted for group, counted in self._counted.items() if group in groups}
+        return found
 
     def bins(self, groups: Sequence[str] | None = None) -> Bins:
         """The non-empty bins of the sum over these groups, or over all; B = 0 without voxels."""

@@ -9,7 +9,7 @@ Calibration is monotonic and does not change their order.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 from nnunetv2_deferral.arrays import SMALLEST, check_bool, check_same_shape, in_chunks
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.head_statistics import BIN_WIDTH, NUM_BINS, Bins, HeadStatistics
+from nnunetv2_deferral.evaluation.head_statistics import BIN_WIDTH, NUM_BINS, HeadStatistics
 from nnunetv2_deferral.files import without_nan
 
 LEAST_CERTAIN = 0.02
@@ -113,7 +113,7 @@ class ReliabilityStatistics:
         groups, chosen = self._least_certain()
         heads = {}
         for place, (name, statistics) in enumerate(zip(self.names, self._counted, strict=True)):
-            parts = {"all": statistics, "least_certain": _Part(statistics, groups)}
+            parts = {"all": statistics, "least_certain": statistics.of_groups(groups)}
             heads[name] = {part: self._before_and_after(place, found) for part, found in parts.items()}
         asked = self._asked or math.nan
         gain = {"promised": self._promised / asked, "kept": self._kept / asked, "voxels": self._asked}
@@ -170,21 +170,6 @@ class ReliabilityStatistics:
 
     def _map(self, head: int) -> Calibrator:
         return IDENTITY if self.heads is None else self.heads[head]
-
-
-class _Part(HeadStatistics):
-    """A subset of the groups of a head, for :func:`reliability`."""
-
-    def __init__(self, whole: HeadStatistics, groups: Collection[str]) -> None:
-        super().__init__()
-        self._whole, self._chosen = whole, tuple(group for group in whole.groups if group in groups)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return self._chosen
-
-    def bins(self, groups: Sequence[str] | None = None) -> Bins:
-        return self._whole.bins(self._chosen if groups is None else groups)
 
 
 def _coarse_bins(probabilities: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from small_prediction import GEOMETRY, LABELS, read_mask, reader_of, write_mask
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.calibration.evidence_fitting import TOLERANCE, predicted_gains
+from nnunetv2_deferral.calibration.selection import select_calibrator
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import COMMAND, main
 from nnunetv2_deferral.commands.route import main as route_main
@@ -283,6 +284,33 @@ class TestProbabilities:
         assert heads["ann"]["all"]["before"]["bias"] < -0.02
         for head in heads.values():
             assert head["all"]["after"]["bias"] == pytest.approx(0, abs=0.005)
+
+    def test_are_checked_on_cases_that_the_calibrators_were_not_fitted_on(self, workplace):
+        heads = workplace.calibrate().report["heads"]
+        for head, name in enumerate(("model", *EXPERTS)):
+            errors = []
+            for part in range(5):
+                others = [case for place, case in enumerate(CASES) if place % 5 != part]
+                known = {case: ~np.isnan(workplace.said[case][0]) for case in CASES}
+                fitted = select_calibrator(
+                    [workplace.said[case][head][known[case]] for case in others],
+                    [workplace.right[case][head][known[case]] for case in others],
+                    groups=others,
+                ).calibrator
+                for case in CASES[part::5]:
+                    said = workplace.said[case][head][known[case]]
+                    errors.append(fitted(said) - workplace.right[case][head][known[case]])
+            bias = heads[name]["all"]["after"]["bias"]
+            assert bias == pytest.approx(np.concatenate(errors).mean(), abs=2e-5)
+        assert abs(heads["model"]["all"]["after"]["bias"]) > 5e-5  # as on the cases it was fitted on it would not be
+
+    def test_of_too_few_cases_are_not_checked(self, workplace, capsys):
+        split = [{"train": CASES[2:], "val": CASES[:2]}]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(split))
+        heads = workplace.calibrate(folds=(0,)).report["heads"]
+        assert heads["model"]["all"]["before"]["ece"] > 0.05
+        assert heads["model"]["all"]["after"] == {"ece": None, "bias": None}
+        assert "-> –" in capsys.readouterr().out
 
     def test_stay_as_they_are_where_thresholds_alone_are_wanted(self, workplace):
         calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.05)
