@@ -345,7 +345,7 @@ def fuse_evidence(
     wanted = route > 0  # regions may include voxels about which the model is certain
     if earlier is not None:
         wanted |= earlier.where(route.shape)
-    weights = np.ones(len(structures.members))
+    weights = np.ones((len(structures.members), 2))
     case = Candidates.of(prediction.prior.logits, prediction.spacing, structures, weights, including=wanted)
     asked, given = asked_experts(case.take(route), len(answers)), case.take(answers)
     if earlier is not None:

@@ -54,6 +54,12 @@ class RoutingRule(Protocol):
         far as it exceeds that of the cheapest; a budget takes the place of the common part.
         """
 
+    def harm(self, probabilities: Array, axis: int = 1) -> Array:
+        """The part of :meth:`gains` that is lost where the model is right and the expert wrong, not negative.
+
+        J along `axis`, in voxels. The other part is gained where the model is wrong and the expert right.
+        """
+
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """The preferred available expert for every voxel, integers in [1, J], without the channel axis."""
 
@@ -93,6 +99,10 @@ class SoftmaxRule:
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
         """M_j - M_0 of each available expert."""
         return _lead(_less(_experts(probabilities, axis), _never(self.available), axis), probabilities, axis)
+
+    def harm(self, probabilities: Array, axis: int = 1) -> Array:
+        """0: M is not the probability of being right, and does not tell the two parts apart."""
+        return _experts(probabilities, axis) * 0
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """The available expert with the highest M_j."""
@@ -137,6 +147,10 @@ class OneVsAllRule:
     def gains(self, probabilities: Array, axis: int = 1) -> Array:
         """a_j - a_0, minus the expert's cost beyond the cheapest's."""
         return _lead(_less(_experts(probabilities, axis), self.surcharges, axis), probabilities, axis)
+
+    def harm(self, probabilities: Array, axis: int = 1) -> Array:
+        """a_0 (1 - a_j), with the assumption of the score."""
+        return (1 - _experts(probabilities, axis)) * probabilities[(slice(None),) * axis + (slice(0, 1),)]
 
     def expert(self, probabilities: Array, axis: int = 1) -> Array:
         """The available expert with the highest a_j - c_j."""

@@ -11,7 +11,7 @@ import numpy as np
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
-from nnunetv2_deferral.decision.area import SMALLEST_AREA
+from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply
 from nnunetv2_deferral.decision.gains import evidence_gains, image_gains
@@ -19,7 +19,7 @@ from nnunetv2_deferral.decision.model_calibration import FittedEvidence
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.bootstrap import mean_over_cases
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
-from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel, dice_weights
+from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import SMOOTHING, Prior, smoothed_logits
 from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask, best_at, cut_at
 from nnunetv2_deferral.evidence.structures import Structures
@@ -260,10 +260,10 @@ def candidates_of(
 ) -> Candidates:
     """The valid voxels of a case with saved probabilities that experts may be asked about."""
     inside = structures.probabilities(case.prediction.softmax)
-    logits, areas = prior.map_of(inside, case.prediction.spacing)
-    logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
-    weights = dice_weights(areas, structures.scored, SMALLEST_AREA)
-    return Candidates.of(logits, case.prediction.spacing, structures, weights, including=including)
+    found = prior.map_of(inside, case.prediction.spacing)
+    weights = structure_weights(found, structures)
+    found.logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
+    return Candidates.of(found.logits, case.prediction.spacing, structures, weights, including=including)
 
 
 def _values(model: EvidenceModel, case: AnsweredCase, available: np.ndarray) -> np.ndarray:

@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import read_plans_json
-from nnunetv2_deferral.decision.area import softmax_weight
+from nnunetv2_deferral.decision.area import VoxelWeight, dice_weight
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
@@ -118,9 +116,9 @@ class ValidationCases:
         content = self._calibration
         return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
 
-    def voxel_weight(self, prediction: PredictedCase) -> np.ndarray:
-        """The weight of voxels in a prediction, float32 that broadcasts to S, see :func:`.softmax_weight`."""
-        return softmax_weight(prediction.softmax, has_regions=self.files.label_manager.has_regions)
+    def voxel_weight(self, prediction: PredictedCase) -> VoxelWeight:
+        """The weights of the voxels in a prediction, see :func:`.dice_weight`."""
+        return dice_weight(prediction.softmax, has_regions=self.files.label_manager.has_regions)
 
     def _stock_settings(self, experts: str | None) -> DeferralSettings:
         raters = declared_raters(self.experiment.dataset_json)

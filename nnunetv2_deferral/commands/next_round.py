@@ -17,11 +17,11 @@ from tqdm import tqdm
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import evidence_of, who_answered
 from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.area import SMALLEST_AREA
+from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.limits import check_budget
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, EvidenceModel, dice_weights
+from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers, EvidenceModel
 from nnunetv2_deferral.evidence.questions import cut_at
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import asked_experts
@@ -132,7 +132,7 @@ def _value(case: PredictedCase, labels: np.ndarray, model: EvidenceModel, most: 
     if before is not None:
         given, asked = before.added_to(voxels, given, asked)
     answered = EarlierAnswers(voxels, asked, given)
-    weights = dice_weights(case.prior.areas, model.structures.scored, SMALLEST_AREA)
+    weights = structure_weights(case.prior, model.structures)
     candidates = Candidates.of(case.prior.logits, case.spacing, model.structures, weights, including=wanted)
     nobody = np.full((len(labels), candidates.index.size), MISSING, dtype=np.int16)
     given, asked = answered.added_to(candidates.index, nobody, np.zeros(nobody.shape, dtype=bool))

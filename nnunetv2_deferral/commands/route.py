@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.dataset import read_plans_json
-from nnunetv2_deferral.decision.area import softmax_weight
+from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, capacity, warn_of_full_budget
@@ -74,7 +74,7 @@ def route_folder(
             case = folder.case(name)
             decision = decide(
                 case.routing,
-                softmax_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
+                dice_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
                 rule=settings.rule,
                 limits=limits,
                 spacing_mm=case.spacing,

@@ -1,51 +1,166 @@
-"""Weights of voxels: a corrected voxel raises the Dice of a small object more than that of a large one."""
+r"""Weights of voxels: what a corrected voxel adds to Dice, and what a worsened one takes from it.
+
+With the predicted area A of a class, the area B of the reference and the Dice D, recovering a missed voxel adds
+(2 - D) / (A + B), and removing a false one D / (A + B). The reference is unknown; its expected area and the expected
+Dice follow from the model's probabilities p:
+
+.. math:: A = \sum [\text{predicted}], \quad B = \sum p, \quad
+          D = \frac{2 \sum_\text{predicted} p}{A + B}
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
-import torch
-from torch import Tensor
+from scipy.special import expit
 
-# Lower bound of the expected area, which is near 0 if nothing is predicted; it bounds the weights.
+from nnunetv2_deferral.evidence.prior import PriorMap
+from nnunetv2_deferral.evidence.structures import Structures
+
+# Lower bound of the areas, which are near 0 if there is hardly anything; it bounds the weights.
 SMALLEST_AREA = 10.0
-_SLICES_AT_ONCE = 16
+_CHUNK_VALUES = 2**22  # keeps temporary arrays below 100 MiB
+_CERTAIN = 1e-12  # where all classes are certain, all others are as probable
 
 
-def softmax_weight(softmax: np.ndarray, *, has_regions: bool) -> np.ndarray:
-    """:func:`dice_weight` of saved probabilities of classes, background first, or of regions.
+class VoxelWeight(NamedTuple):
+    """The weight of each voxel, each float32 that broadcasts to S.
 
-    Returns:
-        float32 that broadcasts to S.
+    Attributes:
+        right: What a right answer adds to the mean Dice of the case where the model is wrong.
+        wrong: What a wrong answer takes from it where the model is right.
     """
-    return dice_weight(torch.from_numpy(softmax if has_regions else softmax[1:])).numpy()[0]
+
+    right: np.ndarray
+    wrong: np.ndarray
+
+    @classmethod
+    def of(cls, weight: np.ndarray | float | VoxelWeight) -> VoxelWeight:
+        """The weights, or one weight for both."""
+        if isinstance(weight, VoxelWeight):
+            return weight
+        both = np.asarray(weight, dtype=np.float32)
+        return cls(both, both)
 
 
-def dice_weight(probabilities: Tensor, *, num_voxels: int | None = None) -> Tensor:
-    r"""The approximate increase of mean foreground Dice per corrected voxel.
+def dice_weight(probabilities: np.ndarray, *, has_regions: bool) -> VoxelWeight:
+    r"""What corrected and worsened voxels change in the mean foreground Dice of a case.
 
-    .. math:: w = \frac{1}{K} \sum_k \frac{q_k}{2 \max(A_k, 10)}, \quad
-              q_k = \frac{p_k (1 - p_k)}{\sum_l p_l (1 - p_l)}, \quad A_k = \sum p_k
+    With M_k = (2 - D_k) / (A_k + B_k) of a missed voxel of class k and F_k = D_k / (A_k + B_k) of a false one, 0 for
+    the background, and the predicted class c among K:
 
-    A_k is the expected area of class k, and q_k the share of class k in the uncertainty at a voxel. Adding a missed
-    voxel raises the Dice with a reference of area B_k by (2 - Dice) / (A_k + B_k), removing a false positive by
-    Dice / (A_k + B_k). Both are about 1 / (2 A_k) if A_k is close to B_k and Dice not far from 1.
+    .. math:: w_\text{right} = F_c + \sum_{k \ne c} \frac{p_k}{1 - p_c} M_k, \quad
+              w_\text{wrong} = M_c + \sum_{k \ne c} \frac{F_k}{K - 1}
+
+    both divided by the number of foreground classes. Regions are predicted where p > 1/2, and wrong voxels are wrong in
+    one of them, with a probability in proportion to min(p, 1 - p); wrong answers to right voxels in any.
+    A + B counts as at least 2 `SMALLEST_AREA`.
 
     Args:
-        probabilities: (K, *S), floating, of the K >= 1 foreground classes or regions.
-        num_voxels: The number of voxels at the resolution at which Dice is computed; None if it is that of S.
+        probabilities: float32 (K, *S), at the resolution at which Dice is computed, of classes, background first, or of
+            regions.
+        has_regions: Whether the probabilities are those of regions.
 
     Returns:
-        float32: (1, *S), or (1, 1, ..., 1) for one class, where all voxels have the same weight.
+        The weights, each of shape S.
     """
-    scale = 1.0 if num_voxels is None else num_voxels / max(probabilities[0].numel(), 1)
-    classes = len(probabilities)
-    area = probabilities.sum(dim=tuple(range(1, probabilities.ndim)), dtype=torch.float64) * scale
-    voxel_weight = (0.5 / (classes * area.clamp(min=SMALLEST_AREA))).float()
-    if classes == 1:
-        return voxel_weight.view(1, *[1] * (probabilities.ndim - 1))
-    pieces = []
-    for part in probabilities.split(_SLICES_AT_ONCE, dim=1):
-        # Where all classes are certain the weights are uniform.
-        doubt = (part.float() * (1 - part.float())).clamp(min=1e-12)
-        pieces.append(torch.einsum("k...,k->...", doubt, voxel_weight) / doubt.sum(0))
-    return torch.cat(pieces).unsqueeze(0)
+    shape, flat = probabilities.shape[1:], probabilities.reshape(len(probabilities), -1)
+    missed, false = dice_steps(*_areas(flat, has_regions=has_regions))
+    if has_regions:
+        scored = len(flat)
+    else:
+        scored = len(flat) - 1
+        missed[0] = false[0] = 0
+    missed, false = (missed / max(scored, 1)).astype(np.float32), (false / max(scored, 1)).astype(np.float32)
+    weigh = _of_regions if has_regions else _of_classes
+    right, wrong = np.empty(flat.shape[1], dtype=np.float32), np.empty(flat.shape[1], dtype=np.float32)
+    for where, part in _chunks(flat):
+        right[where], wrong[where] = weigh(part, missed, false)
+    return VoxelWeight(right.reshape(shape), wrong.reshape(shape))
+
+
+def structure_weights(prior: PriorMap, structures: Structures) -> np.ndarray:
+    """What a missed and a false voxel of each structure are worth in the mean Dice of a case.
+
+    As for :func:`dice_weight`, with the labels and the Dice that the prior expects.
+
+    Args:
+        prior: The prior of the case.
+        structures: Its S structures.
+
+    Returns:
+        float64 (S, 2), 0 for structures without a Dice.
+    """
+    flat = prior.logits.reshape(len(prior.logits), -1)
+    predicted, hit = np.zeros(len(flat)), np.zeros(len(flat))
+    for _, part in _chunks(flat):
+        inside = structures.contain(structures.to_labels(part))
+        predicted += inside.sum(1)
+        hit += np.sum(expit(part), axis=1, dtype=np.float64, where=inside)
+    # The prior may expect more in there than the model does in all.
+    steps = np.stack(dice_steps(predicted, prior.areas, np.minimum(hit, prior.areas)), axis=1)
+    return np.where(structures.scored[:, None], steps / max(int(structures.scored.sum()), 1), 0.0)
+
+
+def dice_steps(predicted: np.ndarray, expected: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a missed and a false voxel of each class are worth in the Dice of that class.
+
+    Args:
+        predicted: Real (K,), the areas A of the prediction in voxels.
+        expected: Real (K,), the expected areas B of the reference.
+        hit: Real (K,), the expected true positives.
+
+    Returns:
+        (2 - D) / (A + B) and D / (A + B), float64 (K,), with A + B of at least 2 `SMALLEST_AREA`.
+    """
+    total = np.asarray(predicted, dtype=np.float64) + expected
+    dice = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
+    total = np.maximum(total, 2 * SMALLEST_AREA)
+    return (2 - dice) / total, dice / total
+
+
+def _areas(probabilities: np.ndarray, *, has_regions: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A, B and the expected true positives, float64 (K,), from probabilities (K, n)."""
+    number = len(probabilities)
+    predicted, expected, hit = np.zeros(number), np.zeros(number), np.zeros(number)
+    for _, part in _chunks(probabilities):
+        expected += part.sum(1, dtype=np.float64)
+        if has_regions:
+            inside = part > 0.5
+            predicted += inside.sum(1)
+            hit += np.sum(part, axis=1, dtype=np.float64, where=inside)
+        else:
+            label, highest = part.argmax(0), part.max(0)
+            predicted += np.bincount(label, minlength=number)
+            hit += np.bincount(label, highest, minlength=number)
+    return predicted, expected, hit
+
+
+def _of_classes(probabilities: np.ndarray, missed: np.ndarray, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of n voxels, from probabilities (K, n) and what errors are worth (K,)."""
+    label = probabilities.argmax(0)
+    others = probabilities + np.float32(_CERTAIN)
+    others[label, np.arange(label.size)] = 0
+    rest = others.sum(0)
+    right = np.divide(missed @ others, rest, out=np.zeros_like(rest), where=rest > 0)
+    wrong = missed + (false.sum() - false) / max(len(false) - 1, 1)
+    return false[label] + right, wrong[label]
+
+
+def _of_regions(probabilities: np.ndarray, missed: np.ndarray, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`_of_classes`, from probabilities of regions."""
+    inside = probabilities > 0.5
+    error = np.maximum(np.where(inside, 1 - probabilities, probabilities), np.float32(_CERTAIN))
+    missed, false = missed[:, None], false[:, None]
+    right = (error * np.where(inside, false, missed)).sum(0) / error.sum(0)
+    return right, np.where(inside, missed, false).mean(0)
+
+
+def _chunks(flat: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts (K, m) of an array (K, n), float32, with their places."""
+    size = max(_CHUNK_VALUES // max(len(flat), 1), 1)
+    for start in range(0, flat.shape[1], size):
+        where = slice(start, min(start + size, flat.shape[1]))
+        yield where, flat[:, where].astype(np.float32, copy=False)

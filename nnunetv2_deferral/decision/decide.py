@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.decision.assignment import route_within_limits
 from nnunetv2_deferral.decision.gains import evidence_gains, expected_gain, image_gains
 from nnunetv2_deferral.decision.limits import DATASET, Limits
@@ -54,7 +55,7 @@ class Decision(NamedTuple):
 
 def decide(
     probabilities: np.ndarray,
-    voxel_weight: np.ndarray | float = 1.0,
+    voxel_weight: VoxelWeight | np.ndarray | float = 1.0,
     *,
     rule: RoutingRule,
     limits: Limits = _NO_LIMITS,
@@ -72,8 +73,8 @@ def decide(
 
     Args:
         probabilities: float32 (J + 1, *S), from the rule, before calibration; NaN where nothing was predicted.
-        voxel_weight: The weight of a voxel, float32 that broadcasts to S, see :func:`.area.dice_weight`. With 1, gains
-            are in corrected voxels.
+        voxel_weight: The weights of the voxels (:func:`.area.dice_weight`), or one weight for corrected and worsened
+            voxels alike, float32 that broadcasts to S. With 1, gains are in corrected voxels.
         rule: The routing rule.
         limits: The limits on deferral.
         spacing_mm: Size of a voxel along each axis of S; None for 1 mm along each.
@@ -99,7 +100,7 @@ def decide(
         >>> decision.maps.route, round(decision.statistics["expected_gain"], 2)
         (array([0, 0, 2, 0], dtype=uint8), 0.6)
     """
-    voxel_weight = np.asarray(voxel_weight, dtype=np.float32)
+    weight = VoxelWeight.of(voxel_weight)
     if spacing_mm is None:
         spacing_mm = (1.0,) * (probabilities.ndim - 1)
     unknown = np.isnan(probabilities[0])
@@ -111,12 +112,12 @@ def decide(
     evidence = None if calibration is None else calibration.evidence
     prior = None
     if evidence is None:
-        gains = image_gains(known, unknown, voxel_weight, rule)
+        gains = image_gains(known, unknown, weight, rule)
     else:
         if softmax is None:
             raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
         prior = evidence.model.prior_of(softmax, spacing_mm)
-        gains = evidence_gains(evidence.model, prior, unknown, voxel_weight, rule, spacing_mm)
+        gains = evidence_gains(evidence.model, prior, unknown, weight, rule, spacing_mm)
     score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
     expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
     if limits.over == DATASET and calibration is None:
@@ -128,9 +129,11 @@ def decide(
         statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:
         # Costs are subtracted in full only without a budget or capacities.
-        priced = gains if limits.limits_amount else gains - rule.cheapest * voxel_weight
+        priced = gains if limits.limits_amount else gains - rule.cheapest * weight.right
         route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gains.max(0), 0)), statistics, prior)
+    # Costs weigh with a corrected voxel, so the expert whom the rule prefers need not have the highest gain.
+    gain = np.take_along_axis(gains, expert[None].astype(np.intp) - 1, axis=0)[0]
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0)), statistics, prior)
 
 
 def _route_within(

@@ -1,4 +1,12 @@
-"""Expected gains of voxels and of routes."""
+r"""Expected gains of voxels and of routes.
+
+With a_0 and a_j the probabilities that model and expert j are right, and the weights of a voxel
+(:class:`.area.VoxelWeight`), asking expert j about it is expected to gain
+
+.. math:: g_j = (1 - a_0) a_j w_\text{right} - a_0 (1 - a_j) w_\text{wrong}
+
+which is (a_j - a_0) w if both weights are w. The cost of an expert is a share of a corrected voxel.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +14,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunetv2_deferral.decision.area import SMALLEST_AREA
+from nnunetv2_deferral.decision.area import VoxelWeight, structure_weights
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel, dice_weights
+from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.routing import RoutingRule
 
 
 def image_gains(
-    probabilities: np.ndarray, unknown: np.ndarray, voxel_weight: np.ndarray, rule: RoutingRule
+    probabilities: np.ndarray, unknown: np.ndarray, voxel_weight: VoxelWeight, rule: RoutingRule
 ) -> np.ndarray:
     """The expected gain in mean Dice from asking each expert about each voxel.
 
     Args:
         probabilities: float32 (J + 1, *S), calibrated; arbitrary in [0, 1] where nothing was predicted.
         unknown: Bool of shape S, True where nothing was predicted.
-        voxel_weight: The weight of a voxel, float32 that broadcasts to S.
+        voxel_weight: The weights of the voxels.
         rule: The routing rule.
 
     Returns:
@@ -31,14 +39,17 @@ def image_gains(
     gains = rule.gains(probabilities, axis=0)
     worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
     # Unavailable experts have -inf, which times a weight of 0 would be NaN.
-    return np.multiply(gains, voxel_weight, out=worthwhile, where=~unknown & np.isfinite(gains))
+    np.multiply(gains, voxel_weight.right, out=worthwhile, where=~unknown & np.isfinite(gains))
+    if voxel_weight.wrong is not voxel_weight.right:
+        worthwhile -= rule.harm(probabilities, axis=0) * (voxel_weight.wrong - voxel_weight.right)
+    return worthwhile
 
 
 def evidence_gains(
     model: EvidenceModel,
     prior: PriorMap,
     unknown: np.ndarray,
-    voxel_weight: np.ndarray,
+    voxel_weight: VoxelWeight,
     rule: RoutingRule,
     spacing_mm: Sequence[float],
 ) -> np.ndarray:
@@ -48,14 +59,14 @@ def evidence_gains(
         model: The evidence model.
         prior: The prior of the case.
         unknown: Bool, True where nothing was predicted.
-        voxel_weight: The weight of a voxel, by which the experts' costs count; float32 that broadcasts to the shape.
+        voxel_weight: The weights of the voxels, by which the experts' costs count.
         rule: The routing rule, with costs and available experts.
         spacing_mm: Size of a voxel along each axis.
 
     Returns:
         float32 (J, *shape), as :func:`image_gains`; 0 or less where no answer would change the label.
     """
-    weights = dice_weights(prior.areas, model.structures.scored, SMALLEST_AREA)
+    weights = structure_weights(prior, model.structures)
     case = Candidates.of(np.where(unknown, -np.inf, prior.logits), spacing_mm, model.structures, weights)
     nobody = np.full((len(model.experts), case.index.size), MISSING, dtype=np.int16)
     available = np.array(rule.available)
@@ -63,7 +74,7 @@ def evidence_gains(
     gains = case.put(values, 0)
     for expert, surcharge in enumerate(rule.surcharges):
         if surcharge:
-            gains[expert] -= np.float32(surcharge) * (voxel_weight if available[expert] else np.float32(1))
+            gains[expert] -= np.float32(surcharge) * (voxel_weight.right if available[expert] else np.float32(1))
         gains[expert][unknown] = -np.inf
     return gains
 

@@ -107,7 +107,7 @@ class EvidenceBudgets:
             prior,
             case.prediction.spacing,
             structures,
-            np.ones(len(structures.members)),
+            np.ones((len(structures.members), 2)),
             including=None if earlier is None else earlier.where(case.model.shape),
         )
         answered = AnsweredCase.of(case, candidates, self._regions)

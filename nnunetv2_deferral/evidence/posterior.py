@@ -31,7 +31,8 @@ class Candidates:
         spacing: Size of a voxel along each axis.
         index: int64 (n,), flat indices, ascending.
         prior: float32 (S, n), logits.
-        weights: float64 (S,), the gain in the mean Dice of the case per voxel corrected, see :func:`dice_weights`.
+        weights: float64 (S, 2), what a missed and what a false voxel are worth in the mean Dice of the case, see
+            :func:`.area.structure_weights`.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +57,7 @@ class Candidates:
             prior: float32 (S, *shape), the prior logits.
             spacing: Size of a voxel along each axis.
             structures: The structures.
-            weights: float (S,), see :attr:`weights`.
+            weights: float (S, 2), see :attr:`weights`.
             including: Bool of the shape, voxels that are candidates in any case; None for none.
         """
         uncertain = (np.abs(prior[structures.scored]) < CERTAIN).any(0)
@@ -69,7 +70,7 @@ class Candidates:
             spacing=tuple(spacing),
             index=index,
             prior=flat[:, index],
-            weights=np.where(structures.scored, weights, 0.0),
+            weights=np.where(structures.scored[:, None], weights, 0.0),
         )
 
     def take(self, values: np.ndarray) -> np.ndarray:
@@ -114,11 +115,6 @@ class EarlierAnswers(NamedTuple):
         answers[:, places] = np.where(self.asked, self.answers, answers[:, places])
         asked[:, places] |= self.asked
         return answers, asked
-
-
-def dice_weights(areas: np.ndarray, scored: np.ndarray, smallest: float) -> np.ndarray:
-    """1 / (2 F max(A, smallest)) for each of the F scored structures, of expected area A in voxels; 0 for others."""
-    return np.where(scored, 0.5 / (np.maximum(areas, smallest) * max(int(scored.sum()), 1)), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 r"""The value of information: the expected gain in Dice of asking an expert next.
 
-Labelling a voxel correctly instead of wrongly raises the mean Dice of a case by w. If the experts in T answer a, with
-the current probability q of being inside and the answers b that are already known, the voxel is labelled right with
+Of a structure, a missed voxel is worth M in the mean Dice of a case, and a false one F. With the current probability q
+of being inside and the answers b that are already known, a voxel is labelled y = [q > 1/2]. If the experts in T answer
+a, it is labelled y_a = [q P(a | 1, b) > (1 - q) P(a | 0, b)], which is expected to add
 
-.. math:: \sum_a \max(q P(a \mid 1, b), (1 - q) P(a \mid 0, b))  \quad \text{instead of} \quad \max(q, 1 - q)
+.. math:: \sum_a (y_a - y) \, (q P(a \mid 1, b) M - (1 - q) P(a \mid 0, b) F)
 
-The difference is never negative, and 0 where no answer could change the label. An expert is valued by the best set T of
-experts left, the expert included, per question: two answers may turn a label that one cannot.
+This is 0 where no answer could change the label, and counts as 0 where it is negative: for Dice, voxels that are
+somewhat more probably outside may better stay inside. An expert is valued by the best set T of experts left, the expert
+included, per question: two answers may turn a label that one cannot.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ def values_of_information(
         inside: Bool (S, J, n), whether the experts' labels are inside; ignored where not answered.
         answered: Bool (J, n), whose answers are known.
         asked: Bool (J, n), who was asked, whether an answer came or not.
-        weights: float (S,), w of each structure; 0 for one without Dice.
+        weights: float (S, 2), M and F of each structure; 0 for one without Dice.
         most: The number k of experts that may be asked about a voxel in all.
         available: Bool (J,), who can be asked; None for all.
 
     Returns:
-        float32 (J, n), in units of the weights; 0 for experts who were asked, cannot be asked, or whose answer, alone
-        or with others, would change no label.
+        float32 (J, n), in units of the weights, not negative; 0 for experts who were asked, cannot be asked, or whose
+        answer, alone or with others, would change no label.
     """
     experts, voxels = asked.shape
     can = np.ones(experts, dtype=bool) if available is None else available
     found = np.zeros((experts, voxels), dtype=np.float32)
-    weighted = np.flatnonzero(weights)
+    weighted = np.flatnonzero(weights.any(1))
     done = asked.sum(0)
     for knowing, together in by_combination(answered):
         for questioned, place in by_combination(asked[:, together]):
@@ -61,9 +63,10 @@ def values_of_information(
                 for chosen in combinations(left, size):
                     gain = np.zeros(where.size)
                     for structure in weighted:
-                        gain += weights[structure] * _gain(
+                        gain += _gain(
                             tables,
                             int(structure),
+                            weights[structure],
                             probability[structure, where].astype(np.float64),
                             zone[structure, where],
                             pattern_of(inside[structure][list(knowing)][:, where]),
@@ -82,15 +85,17 @@ def values_of_information(
 def _gain(
     tables: AnswerTables,
     structure: int,
+    weights: np.ndarray,
     probability: np.ndarray,
     zone: np.ndarray,
     known: np.ndarray,
     knowing: tuple[int, ...],
     chosen: tuple[int, ...],
 ) -> np.ndarray:
-    """The gain in probability of a right label from asking the chosen experts, (n,)."""
+    """The expected gain from asking the chosen experts about one structure, (n,)."""
     joint = tables.of((*knowing, *chosen))[structure]
     likelihood = joint.reshape(*joint.shape[:2], 1 << len(knowing), 1 << len(chosen))[zone, :, known]  # (n, 2, 2^T)
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
-    right = np.maximum(probability[:, None] * likelihood[:, 1], (1 - probability)[:, None] * likelihood[:, 0]).sum(-1)
-    return np.asarray(right - np.maximum(probability, 1 - probability))
+    inside, outside = probability[:, None] * likelihood[:, 1], (1 - probability)[:, None] * likelihood[:, 0]
+    turned = (inside > outside).astype(np.int8) - (probability > 0.5)[:, None]
+    return np.asarray((turned * (weights[0] * inside - weights[1] * outside)).sum(-1))

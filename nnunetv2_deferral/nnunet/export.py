@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +111,15 @@ def decide_case(
     rule = plans_manager.settings.rule
     probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
     calibration = plans_manager.calibration
-    reads_evidence = calibration is not None and calibration.evidence is not None
+    softmax = probabilities_in_image(parts.segmentation, labels, geometry)
     decision = decide(
         probabilities,
-        foreground_weight(parts.segmentation, labels, geometry),
+        dice_weight(softmax, has_regions=labels.has_regions),
         rule=rule,
         limits=effective_limits(plans_manager) if limits is None else limits,
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
-        softmax=probabilities_in_image(parts.segmentation, labels, geometry) if reads_evidence else None,
+        softmax=softmax,
     )
     return probabilities, decision
 
@@ -136,18 +135,6 @@ def probabilities_in_image(segmentation: Tensor, labels: DeferralLabelManager, g
     if not labels.has_regions:
         outside[0] = 1
     return np.stack([geometry.in_image(each, float(value)) for each, value in zip(probabilities, outside, strict=True)])
-
-
-def foreground_weight(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
-    """The weight of each voxel of the image, from the expected areas according to the segmentation logits (K, *S).
-
-    Returns:
-        float32 in the shape of the image, or (1, 1, ...) if all voxels have the same weight. See :func:`.dice_weight`.
-    """
-    probabilities = torch.as_tensor(labels.apply_inference_nonlin(segmentation))
-    foreground = probabilities if labels.has_regions else probabilities[1:]
-    weight = dice_weight(foreground, num_voxels=math.prod(geometry.cropped_shape))
-    return weight[0].numpy() if weight.numel() == 1 else geometry.channels_in_image(weight, outside=0)[0]
 
 
 def effective_limits(plans_manager: DeferralPlansManager) -> Limits:

@@ -8,6 +8,7 @@ import pytest
 from connected import connected_pieces
 from scipy import ndimage
 
+from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
 from nnunetv2_deferral.decision.decide import decide
@@ -564,3 +565,51 @@ def test_without_further_arguments_the_rule_decides_and_gains_are_in_voxels():
     assert bare.maps.gain.dtype == np.float32
     for one, other in zip(bare.maps, full.maps, strict=True):
         assert np.array_equal(one, other)
+
+
+class TestTwoWeights:
+    """What a right answer adds where the model is wrong, and what a wrong one takes where it is right."""
+
+    WEIGHT = VoxelWeight(np.float32(0.03), np.float32(0.01))
+
+    def test_count_with_the_probabilities_of_both(self):
+        made, statistics, _ = decide(
+            constant(0.6, 0.5, 0.3, shape=(4, 5)), self.WEIGHT, rule=RULES["one_vs_all"](2), limits=Limits(budget=0.5)
+        )
+        gain = 0.4 * 0.5 * 0.03 - 0.6 * 0.5 * 0.01  # although the model is right more often
+        assert made.gain == pytest.approx(np.full((4, 5), gain), rel=1e-5)
+        assert np.count_nonzero(made.route == 1) == 10
+        assert statistics["expected_gain"] == pytest.approx(10 * gain, rel=1e-5)
+
+    def test_of_each_voxel_are_its_own(self):
+        right, wrong = np.array([0.01, 0.02, 0.01, 0.02]), np.array([0.01, 0.01, 0.03, 0.03])
+        weight = VoxelWeight(right.astype(np.float32), wrong.astype(np.float32))
+        made = decide(constant(0.5, 0.8, shape=(4,)), weight, rule=RULES["one_vs_all"](1), limits=Limits(budget=1.0))
+        assert made.maps.gain == pytest.approx(np.maximum(0.5 * 0.8 * right - 0.5 * 0.2 * wrong, 0), rel=1e-5)
+
+    def test_with_the_papers_rule_only_the_first_counts(self):
+        probabilities = random_probabilities(np.random.default_rng(0), RULES["softmax"](2), 2, (9, 8))
+        limits, rule = Limits(budget=0.2), RULES["softmax"](2)
+        both = decide(probabilities, self.WEIGHT, rule=rule, limits=limits).maps
+        for one, other in zip(both, decide(probabilities, 0.03, rule=rule, limits=limits).maps, strict=True):
+            assert np.array_equal(one, other)
+
+    def test_costs_are_shares_of_the_first(self):
+        for cost, asked in ((0.09, True), (0.11, False)):
+            made = decide(
+                constant(0.6, 0.5), self.WEIGHT, rule=OneVsAllRule((cost,), (True,)), limits=Limits(min_region_mm=0)
+            ).maps
+            assert made.route.all() == asked, cost
+        rule = OneVsAllRule((0.3, 0.4), (True, True))
+        made = decide(constant(0.6, 0.5, 0.6), self.WEIGHT, rule=rule, limits=Limits(budget=1.0)).maps
+        gains = np.array([0.4 * 0.5 * 0.03 - 0.6 * 0.5 * 0.01, 0.4 * 0.6 * 0.03 - 0.6 * 0.4 * 0.01 - 0.1 * 0.03])
+        assert made.gain == pytest.approx(np.full(made.gain.shape, gains[made.expert[0, 0] - 1]), rel=1e-5)
+
+    def test_leave_out_experts_who_cannot_be_asked_and_what_was_not_predicted(self):
+        probabilities = constant(0.3, 0.9, 0.5, shape=(6, 5))
+        probabilities[:, 2] = np.nan
+        rule = OneVsAllRule((0.0, 0.0), (False, True))
+        made = decide(probabilities, self.WEIGHT, rule=rule, limits=Limits(budget=1.0)).maps
+        assert not made.route[2].any()
+        assert not made.gain[2].any()
+        assert np.unique(np.delete(made.route, 2, axis=0)).tolist() == [2]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy import ndimage
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
 
+from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import (
     NUM_ZONES,
@@ -20,8 +21,8 @@ from nnunetv2_deferral.evidence.answer_tables import (
     zones,
 )
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
-from nnunetv2_deferral.evidence.posterior import CERTAIN, Candidates, EvidenceModel, dice_weights
-from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, from_steps, to_steps
+from nnunetv2_deferral.evidence.posterior import CERTAIN, Candidates, EvidenceModel
+from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, PriorMap, from_steps, to_steps
 from nnunetv2_deferral.evidence.questions import Policy, ask
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.evidence.value import values_of_information
@@ -67,14 +68,15 @@ def test_marginal_tables_and_log_ratios_equal_sums_over_all_answers() -> None:
     assert tables.of((2, 0))[0, 3, 1, 2] == pytest.approx(probability(tables, 0, 3, 1, {2: 1, 0: 0}))
 
 
+@pytest.mark.parametrize("weights", [((0.3, 0.3), (0.1, 0.1)), ((0.3, 0.1), (0.2, 0.05))])
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_the_value_of_information_equals_enumeration(most: int) -> None:
+def test_the_value_of_information_equals_enumeration(most: int, weights: tuple[tuple[float, float], ...]) -> None:
     tables, generator, voxels = random_tables(2, 3), np.random.default_rng(2), 30
     chance, zone = generator.random((2, voxels)), generator.integers(0, NUM_ZONES, (2, voxels))
     inside = generator.random((2, 3, voxels)) < 0.5
     asked = generator.random((3, voxels)) < 0.3
     answered = asked & (generator.random((3, voxels)) < 0.8)
-    available, weights = np.array([True, True, False]), np.array([0.3, 0.1])
+    available = np.array([True, True, False])
     found = values_of_information(
         tables,
         probability=chance,
@@ -82,7 +84,7 @@ def test_the_value_of_information_equals_enumeration(most: int) -> None:
         inside=inside,
         answered=answered,
         asked=asked,
-        weights=weights,
+        weights=np.array(weights),
         most=most,
         available=available,
     )
@@ -94,15 +96,17 @@ def test_the_value_of_information_equals_enumeration(most: int) -> None:
         for size in range(1, min(most - asked[:, voxel].sum(), len(left)) + 1):
             for chosen in combinations(left, int(size)):
                 gain = 0.0
-                for s, weight in enumerate(weights):
+                for s, (missed, false) in enumerate(weights):
                     known = {int(e): int(inside[s, e, voxel]) for e in np.flatnonzero(answered[:, voxel])}
                     before = [probability(tables, s, zone[s, voxel], y, known) for y in (0, 1)]
-                    right = 0.0
+                    stays = chance[s, voxel] > 0.5
                     for answers in product((0, 1), repeat=int(size)):
                         more = known | dict(zip(chosen, answers, strict=True))
                         after = [probability(tables, s, zone[s, voxel], y, more) / before[y] for y in (0, 1)]
-                        right += max(chance[s, voxel] * after[1], (1 - chance[s, voxel]) * after[0])
-                    gain += weight * (right - max(chance[s, voxel], 1 - chance[s, voxel]))
+                        hit, miss = chance[s, voxel] * after[1], (1 - chance[s, voxel]) * after[0]
+                        # A right voxel inside adds what it would have missed, a wrong one takes what it is false.
+                        worth = hit * missed - miss * false
+                        gain += ((hit > miss) - int(stays)) * worth
                 for expert in chosen:
                     best[expert] = max(best[expert], gain / size)
         np.testing.assert_allclose(found[:, voxel], best, atol=1e-6)
@@ -117,10 +121,82 @@ def test_nobody_is_asked_where_no_answer_can_change_the_label() -> None:
         inside=np.zeros((1, 1, 3), dtype=bool),
         answered=np.zeros((1, 3), dtype=bool),
         asked=np.zeros((1, 3), dtype=bool),
-        weights=np.ones(1),
+        weights=np.ones((1, 2)),
         most=1,
     )
     np.testing.assert_allclose(found, [[0, 0.4, 0]], atol=1e-6)
+
+
+def test_turning_a_label_is_worth_nothing_where_dice_prefers_the_less_probable_one() -> None:
+    joint = np.tile([[0.6, 0.4], [0.4, 0.6]], (1, NUM_ZONES, 1, 1))  # the answer "outside" makes 0.52 to 0.42
+    for weights, worth in (((0.01, 0.01), True), ((0.019, 0.01), False), ((0.01, 0.019), True)):
+        found = values_of_information(
+            AnswerTables(joint),
+            probability=np.array([[0.52]]),
+            zone=np.array([[2]]),
+            inside=np.zeros((1, 1, 1), dtype=bool),
+            answered=np.zeros((1, 1), dtype=bool),
+            asked=np.zeros((1, 1), dtype=bool),
+            weights=np.array([weights]),
+            most=1,
+        )
+        assert (found[0, 0] > 0) == worth, weights
+
+
+def test_structures_weigh_with_the_labels_and_the_dice_that_the_prior_expects() -> None:
+    generator = np.random.default_rng(12)
+    for structures, number in ((BINARY, 1), (CLASSES, 3), (REGIONS, 2)):
+        logits = generator.normal(-1, 2, (number, 6, 30)).astype(np.float32)
+        chance = expit(logits.astype(np.float64))
+        weights = structure_weights(PriorMap(logits, chance.sum((1, 2))), structures)
+        labels = structures.to_labels(logits.reshape(number, -1)).reshape(6, 30)
+        scored = int(structures.scored.sum())
+        for structure, inside in enumerate(structures.contain(labels)):
+            total = inside.sum() + chance[structure].sum()
+            dice = 2 * chance[structure][inside].sum() / total
+            expected = np.array([2 - dice, dice]) / total / scored * structures.scored[structure]
+            np.testing.assert_allclose(weights[structure], expected, rtol=1e-5)
+    none = np.full((1, 3, 3), -8, dtype=np.float32)
+    np.testing.assert_allclose(structure_weights(PriorMap(none, np.zeros(1)), BINARY), [[0.1, 0.0]])
+    # The model, from which the area is, may expect less than the prior.
+    surer = structure_weights(PriorMap(-none, np.array([4.0])), BINARY)
+    np.testing.assert_allclose(surer.sum(), 2 / 20)
+    assert (surer >= 0).all()
+
+
+@pytest.mark.parametrize(("scale", "shift", "share"), [(2, 0, 0.005), (9, 0, 0.01), (9, -1.6, 0.001)])
+@pytest.mark.parametrize("sensitivity", [0.9, 0.7])
+def test_the_value_that_is_promised_is_the_gain_on_average(
+    scale: float, shift: float, share: float, sensitivity: float
+) -> None:
+    """A good and a bad mask and none at all, against references drawn from the prior and answers from the tables."""
+    generator, specificity = np.random.default_rng(0), 0.9
+    distance = 14 - np.hypot(*(np.indices((1, 80, 80))[1:] - 40.0))
+    logits = logit(ndtr(distance / scale + shift).clip(1e-4, 1 - 1e-4)).astype(np.float32)[None]
+    prior = PriorMap(logits, expit(logits).sum((1, 2, 3), dtype=np.float64))
+    joint = [[specificity, 1 - specificity], [1 - sensitivity, sensitivity]]
+    model = EvidenceModel(
+        structures=BINARY,
+        experts=("e",),
+        prior=Prior(((0.0, 1.0, 0.0, 0.0),), 1.0),
+        tables=AnswerTables(np.tile(joint, (1, NUM_ZONES, 1, 1))),
+    )
+    case = Candidates.of(logits, (1.0, 1.0, 1.0), BINARY, structure_weights(prior, BINARY))
+    nobody = np.full((1, case.index.size), MISSING, dtype=np.int16)
+    values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool))
+    asked = np.zeros(values.shape, dtype=bool)
+    asked[0, np.argsort(-values[0], kind="stable")[: int(share * distance.size)]] = True
+    before, changes = (logits[0] > 0).ravel(), []
+    for _ in range(100):
+        field = ndimage.gaussian_filter(generator.normal(size=distance.shape), (0, 1.5, 1.5), mode="wrap")
+        truth = (distance / scale + shift + field / field.std() > 0).ravel()
+        answers = truth[case.index] ^ (
+            generator.random(case.index.size) >= np.where(truth[case.index], sensitivity, specificity)
+        )
+        after = before.copy()
+        after[case.index] = model.fuse(before[case.index], case, answers[None].astype(np.int16), asked)
+        changes.append(np.diff([2 * np.sum(each & truth) / (each.sum() + truth.sum()) for each in (before, after)])[0])
+    assert 0.9 < values[asked].sum() / np.mean(changes) < 1.15
 
 
 def test_tables_are_counts_shrunk_towards_independence() -> None:
@@ -219,7 +295,7 @@ def toy(structures: Structures, experts: int, shape: tuple[int, ...] = (1, 16, 1
     )
     inside = np.random.default_rng(8).beta(0.4, 0.4, (number, *shape)).astype(np.float32)
     prior = model.prior.logits(inside, (1.0, 1.0, 1.0))
-    weights = dice_weights(inside.reshape(number, -1).sum(1), structures.scored, 10.0)
+    weights = structure_weights(model.prior.map_of(inside, (1.0, 1.0, 1.0)), structures)
     return model, Candidates.of(prior, (1.0, 1.0, 1.0), structures, weights)
 
 
@@ -256,7 +332,7 @@ def test_voxels_that_nobody_answered_keep_the_models_labels() -> None:
 
 def test_candidates_are_the_uncertain_voxels() -> None:
     prior = np.array([[[-9.0, 0.0, CERTAIN, 2.0]]], dtype=np.float32)
-    case = Candidates.of(prior, (1.0, 1.0), BINARY, np.ones(1))
+    case = Candidates.of(prior, (1.0, 1.0), BINARY, np.ones((1, 2)))
     np.testing.assert_array_equal(case.index, [1, 3])
     np.testing.assert_array_equal(case.put(case.take(prior[0]), np.float32(7)), [[7, 0, 7, 2]])
 
