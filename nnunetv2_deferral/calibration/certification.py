@@ -76,7 +76,7 @@ def certify(
     thresholds = {
         each.budget: each.thresholds
         for each in calibration.thresholds
-        if each.budget is not None and each.capacities is None
+        if each.budget is not None and each.capacities is None and each.min_region_mm is None
     }
     over, budgets = (DATASET, sorted(thresholds, reverse=True)) if thresholds else (CASE, list(BUDGETS))
     errors = KeptErrors()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nnunetv2_deferral.calibration.confidence_fitting import fit_confidence_rule
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
+from nnunetv2_deferral.calibration.region_thresholds import thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
@@ -126,7 +127,7 @@ def fit_thresholds(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCal
     if current is None:
         return calibrate(cases, limits, maps=False)
     fitted = _fit_thresholds(cases, current.heads, limits, current.evidence)
-    others = [each for each in current.thresholds if all(each.limits != new.limits for new in fitted)]
+    others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
     certificate = current.certificate
     return replace(
         current,
@@ -192,23 +193,30 @@ def _reliability(
 def _fit_thresholds(
     cases: ValidationCases, heads: Sequence[Calibrator], limits: Sequence[Limits], evidence: FittedEvidence | None
 ) -> tuple[FittedThresholds, ...]:
-    found, voxels = [], 0
-    for fold, case in tqdm(cases.cases, desc="Ranking", unit="case"):
-        gained = predicted_gains(cases, cases.prediction(fold, case), heads, evidence)
-        gained = gained.reshape(len(gained), -1)
-        found.append(gained[:, (gained > 0).any(0)])
-        voxels += gained[0].size
-    gains = np.concatenate(found, axis=1)
-    fitted = []
+    def read(doing: str = "Routing regions") -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
+        for fold, case in tqdm(cases.cases, desc=doing, unit="case"):
+            prediction = cases.prediction(fold, case)
+            yield predicted_gains(cases, prediction, heads, evidence), prediction.spacing
+
+    kept, voxels = [], 0
+    for gained, _ in read("Ranking"):
+        flat = gained.reshape(len(gained), -1)
+        kept.append(flat[:, (flat > 0).any(0)])
+        voxels += flat[0].size
+    gains = np.concatenate(kept, axis=1)
+    found: dict[Limits, tuple[np.ndarray, float]] = {}
     for limit in limits:
         thresholds = thresholds_within_limits(
             gains, num_voxels=voxels, budget=limit.budget, capacities=limit.capacities
         )
         deferred = np.count_nonzero((gains > thresholds[:, None]).any(0))
-        fitted.append(
-            FittedThresholds(limit.budget, limit.capacities, tuple(map(float, thresholds)), deferred / max(voxels, 1))
-        )
-    return tuple(fitted)
+        found[limit] = thresholds, deferred / max(voxels, 1)
+    in_regions = [limit for limit in limits if limit.min_region_mm is not None]
+    found |= zip(in_regions, thresholds_for_regions(read, in_regions, gains, voxels), strict=True)
+    return tuple(
+        FittedThresholds(limit.budget, limit.capacities, tuple(map(float, thresholds)), rate, limit.min_region_mm)
+        for limit, (thresholds, rate) in ((limit, found[limit]) for limit in limits)
+    )
 
 
 def _errors(heads: Mapping[str, Any] | None, name: str, part: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def text(calibration: ModelCalibration) -> str:
         if each.capacities is not None:
             words = ("no limit" if capacity is None else f"{capacity:.2%}" for capacity in each.capacities)
             limits.append(f"capacities {', '.join(words)}")
+        if each.min_region_mm is not None:
+            limits.append(f"regions of {each.min_region_mm:g} mm")
         prices = ", ".join(f"{value:.3g}" for value in each.thresholds)
         lines.append(f"  {' and '.join(limits)} over the dataset: gain > {prices}; {each.rate:.2%} of voxels deferred")
     return "\n".join(lines)
@@ -103,6 +106,11 @@ def _make_parser() -> argparse.ArgumentParser:
     add(
         "-capacities", metavar="C", type=capacity, nargs="+",
         help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
+    )  # fmt: skip
+    add(
+        "-min_region_mm", metavar="D", type=capacity, nargs="+",
+        help="smallest region that is deferred, as an equivalent diameter, or none for single voxels; several values "
+        "fit thresholds for each. Default: that of the plans",
     )  # fmt: skip
     words = "answers replace the model's labels; do not fit how to read them as evidence"
     add("--replace", action="store_true", help=words)
@@ -155,9 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         groups = None if given.groups is None else read_groups(given.groups, names)
         cases = ValidationCases(experiment, method, experts=given.experts, groups=groups)
         check_capacities(capacities, cases.settings.num_experts, named="-capacities")
+        regions = [cases.settings.min_region_mm] if given.min_region_mm is None else given.min_region_mm
+        limits = [replace(each, min_region_mm=region) for region in regions for each in limits]
         held_out = None
         fitted_on = cases
         if given.certify is not None:
+            if any(each.min_region_mm is not None for each in limits):
+                raise InputError("-certify is for budgets of single voxels: -min_region_mm none")
             if given.thresholds_only and cases.calibration is not None:
                 raise InputError(
                     "-certify needs cases that nothing was fitted on, but --thresholds_only keeps a calibration that "

@@ -35,21 +35,25 @@ class FittedThresholds:
         thresholds: t_j, one per expert. A voxel is deferred to the expert with the highest gain minus t_j if that is
             positive. inf for an expert who is never asked.
         rate: The share of the validation voxels that was deferred.
+        min_region_mm: The minimum size of the regions that were deferred; None if these were single voxels.
     """
 
     budget: float | None
     capacities: tuple[float | None, ...] | None
     thresholds: tuple[float, ...]
     rate: float
+    min_region_mm: float | None = None
 
-    @property
-    def limits(self) -> tuple[float | None, tuple[float | None, ...] | None]:
-        """The limits that they keep."""
-        return self.budget, self.capacities
+    def are_for(self, limits: Limits | FittedThresholds) -> bool:
+        """Whether they keep these limits, or the same limits as others."""
+        asked = (limits.budget, limits.capacities, limits.min_region_mm)
+        return asked == (self.budget, self.capacities, self.min_region_mm)
 
     def to_dict(self) -> dict[str, Any]:
         """The thresholds as JSON-ready data."""
-        return {
+        # Without regions as in earlier versions, so that their fingerprints remain.
+        regions = {} if self.min_region_mm is None else {"min_region_mm": self.min_region_mm}
+        return regions | {
             "budget": self.budget,
             "capacities": None if self.capacities is None else list(self.capacities),
             "thresholds": without_nan(self.thresholds),  # JSON has no inf
@@ -65,6 +69,7 @@ class FittedThresholds:
             capacities=None if capacities is None else tuple(capacities),
             thresholds=tuple(math.inf if each is None else float(each) for each in content["thresholds"]),
             rate=float(content["rate"]),
+            min_region_mm=None if (size := content.get("min_region_mm")) is None else float(size),
         )
 
 
@@ -128,12 +133,13 @@ class ModelCalibration:
             InputError: If none were fitted for these limits; the message lists the limits with thresholds.
         """
         for fitted in self.thresholds:
-            if fitted.limits == (limits.budget, limits.capacities):
+            if fitted.are_for(limits):
                 return np.array(fitted.thresholds)
         raise InputError(
-            f"no thresholds were fitted for {_words(limits.budget, limits.capacities)} over a dataset "
-            f"(fitted: {'; '.join(_words(each.budget, each.capacities) for each in self.thresholds) or 'none'}). "
+            f"no thresholds were fitted for {_words(limits)} over a dataset "
+            f"(fitted: {'; '.join(map(_words, self.thresholds)) or 'none'}). "
             "Fit them on the validation cases: nnUNetv2_deferral_calibrate ... -budgets"
+            f"{'' if limits.min_region_mm is None else ' -min_region_mm'}"
         )
 
     @property
@@ -216,8 +222,10 @@ def calibration_of_other_folds(plans_file: Path, fold: int | str) -> dict[str, A
     return None if content is None or fold in content.get("report", {}).get("folds", []) else content
 
 
-def _words(budget: float | None, capacities: Sequence[float | None] | None) -> str:
-    words = [] if budget is None else [f"a budget of {budget:g}"]
-    if capacities is not None:
-        words.append(f"capacities of {', '.join('none' if each is None else f'{each:g}' for each in capacities)}")
-    return " with ".join(words) or "no limit"
+def _words(limits: Limits | FittedThresholds) -> str:
+    words = [] if limits.budget is None else [f"a budget of {limits.budget:g}"]
+    if limits.capacities is not None:
+        each = ("none" if capacity is None else f"{capacity:g}" for capacity in limits.capacities)
+        words.append(f"capacities of {', '.join(each)}")
+    found = " with ".join(words) or "no limit"
+    return found if limits.min_region_mm is None else f"{found} in regions of {limits.min_region_mm:g} mm"

@@ -27,6 +27,7 @@ FITTED = ModelCalibration(
         FittedThresholds(None, (0.1, 0.0), (1e-7, math.inf), 0.08),
         FittedThresholds(0.2, (None, 0.05), (0.0, 0.125), 0.2),
         FittedThresholds(0.01, (0.005, None), (0.5, 0.25), 0.01),
+        FittedThresholds(0.01, None, (0.375, 0.375), 0.0098, 5.0),
     ),
     report={"folds": [0, 2], "cases": ["x"], "heads": {"model": {"ece": None}}},
 )
@@ -50,6 +51,12 @@ class TestInThePlans:
         assert written == {"budget": None, "capacities": [0.1, 0.0], "thresholds": [1e-7, None], "rate": 0.08}
         assert FittedThresholds.from_dict(written).thresholds == (1e-7, math.inf)
 
+    def test_thresholds_without_regions_are_written_and_read_as_before_there_were_regions(self):
+        *earlier, of_regions = as_json()["thresholds"]
+        assert all("min_region_mm" not in each for each in earlier)
+        assert of_regions["min_region_mm"] == 5
+        assert [FittedThresholds.from_dict(each).min_region_mm for each in earlier] == [None] * 4
+
     def test_what_is_read_back_calibrates_alike(self):
         generator = np.random.default_rng(0)
         probabilities = generator.random((3, 5, 7), dtype=np.float32)
@@ -71,10 +78,10 @@ class TestThresholds:
             ({"capacities": (0.1, 0.0)}, (1e-7, math.inf)),
             ({"budget": 0.2, "capacities": (None, 0.05)}, (0.0, 0.125)),
             ({"budget": 0.01, "capacities": (0.005, None)}, (0.5, 0.25)),
-            ({"budget": 0.01, "min_region_mm": 5.0}, (0.25, 0.25)),
+            ({"budget": 0.01, "min_region_mm": 5}, (0.375, 0.375)),
         ],
     )
-    def test_are_those_of_budget_and_capacities(self, limits, expected):
+    def test_are_those_of_budget_capacities_and_regions(self, limits, expected):
         found = FITTED.thresholds_for(Limits(**limits, over="dataset"))
         assert found.dtype == np.float64
         assert found.tolist() == list(expected)
@@ -83,6 +90,8 @@ class TestThresholds:
         ("limits", "asked"),
         [
             ({"budget": 0.02}, "a budget of 0.02 over a dataset"),
+            ({"budget": 0.01, "min_region_mm": 4}, "a budget of 0.01 in regions of 4 mm over a dataset"),
+            ({"budget": 0.2, "min_region_mm": 5}, "a budget of 0.2 in regions of 5 mm over a dataset"),
             ({"capacities": (0.1, None)}, "capacities of 0.1, none over a dataset"),
             (
                 {"budget": 0.01, "capacities": (0.1, None)},
@@ -98,9 +107,10 @@ class TestThresholds:
         assert f"{asked} (fitted: " in message
         assert (
             "(fitted: a budget of 0.01; capacities of 0.1, 0; a budget of 0.2 with capacities of none, 0.05; "
-            "a budget of 0.01 with capacities of 0.005, none)" in message
+            "a budget of 0.01 with capacities of 0.005, none; a budget of 0.01 in regions of 5 mm)" in message
         )
         assert "nnUNetv2_deferral_calibrate ... -budgets" in message
+        assert message.endswith("-min_region_mm") == ("min_region_mm" in limits)
 
     def test_of_a_model_without_any_are_refused(self):
         none = ModelCalibration(experts=EXPERTS, heads=(IDENTITY,) * 3)

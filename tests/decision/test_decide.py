@@ -77,11 +77,15 @@ def random_cases(name, *, number, min_region_mm=None, seed=0):
 
 
 def fitted(experts, *thresholds, heads=None, budget=0.1, capacities=None):
-    """A calibration with thresholds for one budget over a dataset."""
+    """A calibration with thresholds for one budget over a dataset, by voxel and for regions of any size used here."""
     return ModelCalibration(
         experts=NAMES[:experts],
         heads=heads or (IDENTITY,) * (experts + 1),
-        thresholds=(FittedThresholds(budget, capacities, thresholds, 0.1),) if thresholds else (),
+        thresholds=tuple(
+            FittedThresholds(budget, capacities, thresholds, 0.1, size)
+            for size in (None, 0, 2.5, 3, 4, 5, 6)
+            if thresholds
+        ),
     )
 
 

@@ -52,7 +52,15 @@ def model(workplace: Workplace) -> Path:
     workplace.derive_plans(FLAT, PLANS, lambda plans: plans.update(deferral={"objective": "one_vs_all"}))
     fold = workplace.train(FLAT, "2d", 0, TRAINER, "--npz", plans=PLANS)
     before = json.loads((fold.parent / "plans.json").read_text())
-    calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "-budgets", str(BUDGET), "0.01"])
+    options = [
+        "-budgets",
+        str(BUDGET),
+        "0.01",
+        "-min_region_mm",
+        "none",
+        LIMITS["dataset, regions"][ENVIRONMENT_REGION],
+    ]
+    calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, *options])
     after = json.loads((fold.parent / "plans.json").read_text())
     assert {**after, CALIBRATION_KEY: None} == {**before, CALIBRATION_KEY: None}
     assert CALIBRATION_KEY not in before
