@@ -174,10 +174,28 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
         plans_manager.calibration.thresholds_for(limits)
 
 
-def promised(plans_manager: DeferralPlansManager) -> str:
-    """What the model's certificate says of predictions with the effective limits; empty without a certificate."""
-    certificate = None if (found := plans_manager.calibration) is None else found.certificate
-    return "" if certificate is None else certificate.statement_for(effective_limits(plans_manager))
+def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: int) -> list[str]:
+    """What is to be known of the calibration before a prediction with the effective limits.
+
+    Args:
+        plans_manager: The model's plans.
+        num_networks: The number of networks (folds) whose predictions are averaged.
+
+    Returns:
+        Lines for the terminal: whether the model's certificate holds, and that an ensemble is not what was calibrated.
+    """
+    calibration = plans_manager.calibration
+    if calibration is None:
+        return []
+    remarks = []
+    if num_networks > 1:
+        remarks.append(
+            f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
+            f"{num_networks} agree less well with observed frequencies, and budgets over a dataset are kept worse"
+        )
+    if calibration.certificate is not None:
+        remarks.append(calibration.certificate.statement_for(effective_limits(plans_manager)))
+    return remarks
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:

@@ -21,7 +21,12 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_modul
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.nnunet.export import check_limits, export_prediction_from_logits, model_identity, promised
+from nnunetv2_deferral.nnunet.export import (
+    check_limits,
+    export_prediction_from_logits,
+    model_identity,
+    remarks_on_calibration,
+)
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 
 TESTED_NNUNET = ("2.8", "2.9")
@@ -54,8 +59,8 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         lists = stock(self, *args, **kwargs)
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
-            if promise := promised(self.plans_manager):
-                print(promise)
+            for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
+                print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
             for folder in {Path(file).parent for file in lists[1] or ()}:
                 maps.check_folder(folder, model)

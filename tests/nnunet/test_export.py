@@ -12,7 +12,7 @@ from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import ENVIRONMENT, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
-from nnunetv2_deferral.nnunet.export import check_limits, promised
+from nnunetv2_deferral.nnunet.export import check_limits, remarks_on_calibration
 from nnunetv2_deferral.routing import SoftmaxRule
 
 RESAMPLING = {
@@ -138,7 +138,7 @@ def test_a_budget_of_one_is_warned_of_once(monkeypatch, caplog, budget, warned):
 
 def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
     plans = small_predictor().plans_manager
-    assert promised(plans) == ""
+    assert remarks_on_calibration(plans, 5) == []
     experts = plans.settings.expert_names
     certificate = Certificate(
         kept_error=0.2, alpha=0.1, confidence=0.9, budget=0.01, over="case", groups=40, violations=1, grouped=False,
@@ -148,4 +148,14 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
     plans.plans[CALIBRATION_KEY] = calibration.to_dict()
     for budget, words in (("0.02", certificate.statement), ("0.001", f"not for these limits: {certificate.statement}")):
         monkeypatch.setenv(ENVIRONMENT, budget)
-        assert promised(plans) == words
+        assert remarks_on_calibration(plans, 1) == [words]
+
+
+def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
+    plans = small_predictor().plans_manager
+    experts = plans.settings.expert_names
+    calibration = ModelCalibration(experts=experts, heads=(IDENTITY,) * (len(experts) + 1))
+    plans.plans[CALIBRATION_KEY] = calibration.to_dict()
+    assert remarks_on_calibration(plans, 1) == []
+    (remark,) = remarks_on_calibration(plans, 5)
+    assert "an ensemble of 5" in remark
