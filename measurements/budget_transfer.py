@@ -12,7 +12,7 @@ patient may be in two folds. Compared at each budget over all voxels:
     regions         the same, with regions of at least -region_mm
     confidence      the fair baseline: 1 - max softmax above its threshold of the other folds, answered by the expert
                     who was most accurate on the voxels deferred there
-    oracle          defers where the model is wrong to an expert who is right, on the held-out cases
+    oracle          the upper bound of what deferral to experts who are right can reach, on the held-out cases
 
 Reported are Dice (mean over cases, 95 % interval over groups), the realised deferral rate, the recovered part of the
 oracle's gain, the difference from the confidence baseline, and the calibration error over the least certain voxels of
@@ -41,8 +41,9 @@ from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
-from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import recovered_gain
 from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
+from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN, reliability
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES
@@ -142,12 +143,12 @@ def measure(
     """The results over all folds."""
     tally: Tally | None = None
     names: list[str] = []
-    oracle: BudgetStatistics | None = None
+    oracle: OracleStatistics | None = None
     heads: list[tuple[HeadStatistics, HeadStatistics]] = []
     for fold, own, calibrated, raw, seen in held_out(experiment, method, groups, budgets, errors):
         regions, has_regions = own.files.regions, own.files.label_manager.has_regions
         tally = tally or Tally(regions)
-        oracle = oracle or BudgetStatistics(regions, positive_only=True)
+        oracle = oracle or OracleStatistics(regions)
         confidence = Confidence(seen, has_regions)
         fitted = {budget: confidence.fit(budget) for budget in budgets}
         heads = heads or [(HeadStatistics(), HeadStatistics()) for _ in range(len(own.settings.experts) + 1)]
@@ -174,12 +175,7 @@ def measure(
                 threshold, best = fitted[budget]
                 route = np.where((score >= threshold) & counts(case), best, 0).astype(np.uint8)
                 tally.add(CONFIDENCE, budget, case, route)
-            someone = (case.answers == case.reference).any(0)
-            answer = np.where(someone, case.reference, case.model)
-            oracle.update(
-                name, oracle_score(case.reference, case.model, answer), reference=case.reference,
-                model=case.model, answer=answer, valid=counts(case),
-            )  # fmt: skip
+            oracle.update(name, reference=case.reference, model=case.model, answers=case.answers, valid=counts(case))
     if tally is None or oracle is None:
         raise ValueError("there are no folds")
     draw = {"groups": None if groups is None else [groups[name] for name in names], "num_resamples": 2000}
@@ -220,7 +216,7 @@ def _errors(
     return found
 
 
-def _rows(tally: Tally, oracle: BudgetStatistics, budgets: Sequence[float], draw: dict[str, Any]) -> list[dict]:
+def _rows(tally: Tally, oracle: OracleStatistics, budgets: Sequence[float], draw: dict[str, Any]) -> list[dict]:
     bounds = dict(zip(budgets, oracle.at(budgets), strict=True))
     without = mean_over_cases(np.array(tally.dice["model", 0.0]))
     rows = []

@@ -12,7 +12,7 @@ questions (a voxel that is asked of two experts counts twice), compared are
                             folds were least certain; answers replace labels
     confidence, evidence    the same questions, answers read as evidence
     R1 k1 ... R4 kJ         value of information in R rounds with at most k experts per voxel; answers as evidence
-    oracle                  asks where the model is wrong and an expert right
+    oracle                  the upper bound of what asking experts who are right can reach
 
 with the experts of the training, another set or error model, the raters of the dataset (exchangeable), or each rater in
 turn with the majority of the others as reference. Results are written to measurements/results/ with the machine and the
@@ -48,7 +48,8 @@ from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
-from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, recovered_gain
+from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import Prior
 from nnunetv2_deferral.evidence.questions import Policy, ask
@@ -178,7 +179,7 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
         calibration = calibrate(seen, evidence=False) if simulated else None
         held_out: list[AnsweredCase] = []
         doubts: list[np.ndarray] = []
-        oracle = BudgetStatistics(regions, positive_only=True)
+        oracle = OracleStatistics(regions)
         rule = BudgetStatistics(regions, positive_only=True)
         for place, case in enumerate(folds.read(own)):
             answered, doubt = reduced(case, structures, prior, own)
@@ -186,9 +187,8 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
             doubts.append(doubt)
             name = f"{case.name} {place}"
             groups.append(own.group(case.name))
-            best = np.where((case.answers == case.reference).any(0), case.reference, case.model)
             given = {"reference": case.reference, "model": case.model, "valid": case.valid}
-            oracle.update(name, oracle_score(case.reference, case.model, best), answer=best, **given)
+            oracle.update(name, answers=case.answers, **given)
             if calibration is not None:
                 gains = predicted_gains(own, case.prediction, calibration.heads, None)
                 asked = np.take_along_axis(case.answers, gains.argmax(0)[None], 0)[0]

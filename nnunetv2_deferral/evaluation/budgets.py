@@ -7,7 +7,8 @@ whole dataset, each answered by the expert who would be asked there. Rankings di
     max-softmax     1 - the largest softmax probability
     entropy         of the softmax
     random          a constant, so that all voxels are one tie
-    oracle          :func:`oracle_score`, with `positive_only`
+
+None is better than the oracle of :mod:`oracle`.
 
 Voxels are not stored. For each case and score bin (:mod:`score_bins`) in which expert and model differ, the change in
 true positives and predicted voxels of each region is stored that results from deferring the bin's voxels. For R regions
@@ -34,28 +35,6 @@ from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, score_bins
 from nnunetv2_deferral.labels import MISSING
 
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
-
-
-def oracle_score(reference: np.ndarray, model: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """1 where deferral corrects a wrong label, 0 elsewhere.
-
-    For :class:`BudgetStatistics` with `positive_only`: the oracle never defers a voxel that the expert does not
-    correct. It ranks by correctness and not by the gain in Dice, so a ranking that prefers voxels of small objects can
-    be better.
-
-    Args:
-        reference: Label map, integer of shape S.
-        model: The model's label map, of the same shape.
-        answer: The labels of the expert who would be asked, of the same shape, :data:`MISSING` where there is none.
-
-    Returns:
-        uint8 of shape S.
-
-    Raises:
-        InputError: If the shapes differ.
-    """
-    check_same_shape(reference=reference, model=model, answer=answer)
-    return ((model != reference) & (answer == reference)).astype(np.uint8)
 
 
 def dice_at_budgets(
@@ -132,6 +111,19 @@ def recovered_gain(dice: float, dice_without: float, dice_oracle: float) -> floa
     """
     gain = dice_oracle - dice_without
     return (dice - dice_without) / gain if gain > 0 else float("nan")
+
+
+def check_budgets(budgets: Iterable[float]) -> np.ndarray:
+    """The budgets as float64 (M,).
+
+    Raises:
+        InputError: If one is outside [0, 1].
+    """
+    limits = np.array(list(budgets), dtype=np.float64)
+    for budget in limits:
+        if not 0 <= budget <= 1:
+            raise InputError(f"a budget must be a fraction in [0, 1], got {budget}")
+    return limits
 
 
 @dataclass(frozen=True)
@@ -265,10 +257,7 @@ class BudgetStatistics:
         """
         if not self._cases:
             raise InputError("no cases were added")
-        limits = np.array(list(budgets), dtype=np.float64)
-        for budget in limits:
-            if not 0 <= budget <= 1:
-                raise InputError(f"a budget must be a fraction in [0, 1], got {budget}")
+        limits = check_budgets(budgets)
         num_deferred, crossing_bins, fractions = self._fill(limits * self._num_voxels)
         dice = np.stack([case.dice(crossing_bins, fractions) for case in self._cases.values()])
         return [

@@ -23,9 +23,10 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult, BudgetStatistics, oracle_score, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult, BudgetStatistics, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.location import LocationStatistics
+from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
@@ -46,10 +47,10 @@ class Evaluation:
     Rankings at matched budgets: by the learned expected gain (where positive), by the probability map, by the model's
     1 - max softmax and entropy (if its probabilities were saved), and at random, each with the expert in the expert
     map; by the gain and by 1 - max softmax with always the same expert; by 1 - max softmax with the expert and the
-    stopping point that were fitted, if they were; and the oracle, which asks an expert who is right where the model is
-    wrong. If answers are read as evidence, those of the learned ranking are, and the ranking
-    is also scored with answers that replace labels (`learned, replaced`) and 1 - max softmax with answers read as
-    evidence (`max_softmax, as evidence`). After earlier rounds of questions, all rankings start from their answers.
+    stopping point that were fitted, if they were; and the oracle, an upper bound of these. If answers are read as
+    evidence, those of the learned ranking are, and the ranking is also scored with answers that replace labels
+    (`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as evidence`). After earlier
+    rounds of questions, all rankings start from their answers.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Evaluation:
         self._confidence = confidence
         self._summary = SummaryStatistics(regions, experts)
         self._deferred: dict[str, DeferralCounts] = {}
-        self._budgets: dict[str, BudgetStatistics | EvidenceBudgets] = {}
+        self._budgets: dict[str, BudgetStatistics | EvidenceBudgets | OracleStatistics] = {}
         self._histograms: dict[str, ScoreHistogram] = {}
         self._case_scores: dict[str, dict[str, float]] = {}
         self._location = LocationStatistics()
@@ -181,8 +182,6 @@ class Evaluation:
     def _update_budgets(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         gain, expert = case.prediction.gain, case.prediction.expert
         asked = np.take_along_axis(case.answers, expert[None].astype(np.int64) - 1, axis=0)[0]
-        someone_right = (case.answers == case.reference).any(0)
-        best = np.where(someone_right, case.reference, case.before)
         learned = LEARNED if case.evidence is None else f"{LEARNED}, replaced"
         if case.evidence is not None:
             read = {LEARNED: gain}
@@ -193,18 +192,21 @@ class Evaluation:
                 cast(EvidenceBudgets, found).update(case, values, expert)
         rankings = {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
         rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
-        rankings[ORACLE] = (oracle_score(case.reference, case.before, best), best)
         for name, labels in zip(self.experts, case.answers, strict=True):
             rankings[f"{LEARNED}, always {name}"] = (gain, labels)
             if MAX_SOFTMAX in scores:
                 rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
         for name, (values, answer) in rankings.items():
             # Voxels without a gain would never be deferred.
-            positive_only = name == ORACLE or name.startswith(LEARNED)
+            positive_only = name.startswith(LEARNED)
             statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
             cast(BudgetStatistics, statistics).update(
                 case.name, values, reference=case.reference, model=case.before, answer=answer, valid=case.valid
             )
+        oracle = self._budgets.setdefault(ORACLE, OracleStatistics(self.regions))
+        cast(OracleStatistics, oracle).update(
+            case.name, reference=case.reference, model=case.before, answers=case.answers, valid=case.valid
+        )
 
     def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         for name, values in scores.items():

@@ -8,7 +8,6 @@ from nnunetv2_deferral.evaluation.budgets import (
     BUDGETS,
     BudgetStatistics,
     dice_at_budgets,
-    oracle_score,
     recovered_gain,
 )
 from nnunetv2_deferral.evaluation.overlap import overlap, summarize
@@ -148,36 +147,6 @@ def test_an_undefined_dice_is_left_out_and_counted():
     assert after.summary()["mean"]["1"]["n_undefined"] == 1
 
 
-def oracle(cases, **options):
-    ranked = {
-        name: case | {"scores": oracle_score(case["reference"], case["model"], case["answer"])}
-        for name, case in cases.items()
-    }
-    return statistics_of(ranked, positive_only=True, **options)
-
-
-def test_the_oracle_scores_what_the_expert_makes_right():
-    score = oracle_score(np.array([1, 1, 1, 1, 0]), np.array([1, 1, 0, 0, 2]), np.array([1, 0, 1, 0, MISSING]))
-    assert score.tolist() == [0, 0, 1, 0, 0]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_oracle_stops_when_nothing_more_is_to_be_gained(seed):
-    cases = make_cases(seed, missing=0.2, masked=True)
-    helpful = [
-        voxel
-        for voxel in order_of_deferral(cases)
-        if cases[voxel[1]]["model"][voxel[2]]
-        != cases[voxel[1]]["answer"][voxel[2]]
-        == cases[voxel[1]]["reference"][voxel[2]]
-    ]
-    number = sum(int(counted(case).sum()) for case in cases.values())
-    at_limit, everything = oracle(cases).at([len(helpful) / number, 1])
-    assert at_limit.rate == everything.rate == pytest.approx(len(helpful) / number)
-    assert everything.foreground_mean == at_limit.foreground_mean
-    assert_same_scores(everything, scores_after(cases, helpful))
-
-
 def test_without_positive_only_a_score_of_zero_is_deferred_last():
     case = {"reference": np.array([1, 1]), "model": np.array([1, 1]), "answer": np.array([0, 0])}
     cases = {"a": case | {"scores": np.zeros(2), "valid": None}}
@@ -282,11 +251,6 @@ def test_budgets_are_fractions(budget):
 def test_at_least_one_region_is_needed():
     with pytest.raises(ValueError, match="at least one region"):
         BudgetStatistics([])
-
-
-def test_labels_of_different_shapes_have_no_oracle():
-    with pytest.raises(ValueError, match=r"answer \(2,\)"):
-        oracle_score(np.zeros(3), np.zeros(3), np.zeros(2))
 
 
 def test_dice_at_budgets_of_arrays_is_that_of_the_statistics():
