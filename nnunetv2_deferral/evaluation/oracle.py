@@ -235,7 +235,8 @@ class _Bound:
 
     def _without(self, removed: Sequence[int], price: float) -> _Choice:
         """The best choice with which some regions without references are removed everywhere."""
-        dice, value, voxels = np.full(self._areas.shape, np.nan), 0.0, 0.0
+        dice: np.ndarray = np.full(self._areas.shape, np.nan)
+        value, voxels = 0.0, 0.0
         regions = self._num_regions - len(removed)
         if not regions:  # no Dice would be left
             return _Choice(-math.inf, dice, 0.0)
