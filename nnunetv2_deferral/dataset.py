@@ -168,7 +168,7 @@ class DatasetFiles:
         return sorted(file.name.removesuffix(self.file_ending) for file in files)
 
     def read(self, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-        """A label map of the dataset, int64 in the axis order of nnU-Net's readers, and its properties.
+        """A label map of the dataset in the axis order of nnU-Net's readers, and its properties.
 
         Raises:
             InputError: See :func:`.read_labels`.

@@ -86,7 +86,7 @@ def read_values(file: Path, reader: MaskReader) -> tuple[np.ndarray, dict[str, A
 def read_labels(
     file: Path, reader: MaskReader, known: Iterable[int | None], listed_in: str = "dataset.json"
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """A label map, int64 in the axis order of nnU-Net's readers, and its properties.
+    """A label map in the axis order of nnU-Net's readers, int16 or if the labels do not fit int64, and its properties.
 
     Args:
         file: The file.
@@ -97,10 +97,12 @@ def read_labels(
     Raises:
         InputError: As :func:`read_values`, and naming the values that are not among `known`.
     """
+    known = tuple(known)
     values, properties = read_values(file, reader)
     if unknown := unknown_labels(values, known):
         raise InputError(f"{file} contains labels that are not in {listed_in}: {unknown}")
-    return values.astype(np.int64), properties
+    largest = max((label for label in known if label is not None), default=0)
+    return values.astype(np.int16 if largest <= np.iinfo(np.int16).max else np.int64), properties
 
 
 def write_labels(array: np.ndarray, file: Path, writer: MaskWriter, properties: dict[str, Any]) -> None:

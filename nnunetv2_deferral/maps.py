@@ -29,6 +29,7 @@ from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
@@ -328,7 +329,7 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
     Returns:
         `{"deferral_rate": float, "share": {expert: float}}`; all 0 for an empty map.
     """
-    counts = np.bincount(route.ravel(), minlength=len(experts) + 1)
+    counts = count_values(route, len(experts) + 1)
     share = counts / max(route.size, 1)
     return {
         "deferral_rate": float(share[1:].sum()),

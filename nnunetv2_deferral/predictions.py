@@ -197,7 +197,8 @@ class PredictionFolder(MaskFolder):
 
     def _scaled(self, file: Path) -> np.ndarray:
         values = self._values(file)
-        return (values / (maps.full_scale(self.files.file_ending, values.shape) or 1)).astype(np.float32)
+        scale = maps.full_scale(self.files.file_ending, values.shape)
+        return (values if scale is None else values / scale).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def test_a_whole_file_is_read(tmp_path, kind):
     reader = KINDS[kind](file, LABELS)
     labels, properties = read_labels(file, reader, KNOWN)
     np.testing.assert_array_equal(labels, LABELS if labels.shape[0] > 1 else LABELS[:1])
-    assert labels.dtype == np.int64
+    assert labels.dtype == np.int16
     assert len(properties["spacing"]) == 3
 
 
@@ -230,3 +230,12 @@ def test_every_channel_of_an_image_is_checked(tmp_path):
     files[1].write_bytes(files[1].read_bytes()[:-30])
     with pytest.raises(InputError, match="x_0001.nii.gz"):
         read_image(files, SimpleITKIO())
+
+
+@pytest.mark.parametrize(("known", "dtype"), [((0, 5, None), np.int16), ((0, 5, 40_000), np.int64)])
+def test_labels_take_no_more_memory_than_they_need(tmp_path, known, dtype):
+    file = tmp_path / "x.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((2, 3, 4), 5, np.uint8)), str(file))
+    labels, _ = read_labels(file, SimpleITKIO(), known)
+    assert labels.dtype == dtype
+    assert (labels == 5).all()

@@ -33,7 +33,7 @@ class TestReading:
         assert opened.files.label_values == (0, 1, 2)
         for case, predicted in written.items():
             found = opened.case(case)
-            assert found.model.dtype == np.int64
+            assert found.model.dtype == np.int16
             assert np.array_equal(found.model, predicted.model)
             _, properties = reader_of(ending).read_seg(str(tmp_path / f"{case}{ending}"))
             assert found.properties["spacing"] == properties["spacing"]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.decision.assignment import route_within_limits
 from nnunetv2_deferral.decision.gains import evidence_gains, expected_gain, image_gains
@@ -132,7 +133,7 @@ def decide(
         priced = gains if limits.limits_amount else gains - rule.cheapest * weight.right
         route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
     # Costs weigh with a corrected voxel, so the expert whom the rule prefers need not have the highest gain.
-    gain = np.take_along_axis(gains, expert[None].astype(np.intp) - 1, axis=0)[0]
+    gain = of_experts(gains, expert)
     return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0)), statistics, prior)
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
@@ -95,16 +96,10 @@ class Evaluation:
                 round.
         """
         prediction, valid = case.prediction, case.valid
-        self._summary.update(case)
-        self._deferred[case.name] = count_deferred(
-            case.reference, case.model, case.answers, case.route, self.experts, valid, case.system
-        )
-        scores = self._scores(prediction)
-        self._update_budgets(case, scores)
+        # What takes most memory comes first, while few of the case's arrays are there: reading a map of floats, then
+        # distances.
+        _ = prediction.gain
         wrong = case.model != case.reference
-        for name, values in scores.items():
-            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
-        self._update_cases(case, scores)
         self._location.update(
             prediction.probability,
             reference=case.reference,
@@ -113,6 +108,15 @@ class Evaluation:
             valid=valid,
             spacing_mm=prediction.spacing,
         )
+        self._summary.update(case)
+        self._deferred[case.name] = count_deferred(
+            case.reference, case.model, case.answers, case.route, self.experts, valid, case.system
+        )
+        scores = self._scores(prediction)
+        self._update_budgets(case, scores)
+        for name, values in scores.items():
+            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
+        self._update_cases(case, scores)
         self._update_reliability(case)
 
     def summary(
@@ -181,7 +185,7 @@ class Evaluation:
 
     def _update_budgets(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         gain, expert = case.prediction.gain, case.prediction.expert
-        asked = np.take_along_axis(case.answers, expert[None].astype(np.int64) - 1, axis=0)[0]
+        asked = of_experts(case.answers, expert)
         learned = LEARNED if case.evidence is None else f"{LEARNED}, replaced"
         if case.evidence is not None:
             read = {LEARNED: gain}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, summarize
 from nnunetv2_deferral.fusion import unanswered
@@ -54,7 +55,7 @@ class SummaryStatistics:
         }
         for part, (prediction, where) in scored.items():
             self._scores[part][case.name] = overlap(case.reference, prediction, self.regions, where)
-        routed = np.bincount(case.route[valid].ravel(), minlength=len(self.experts) + 1)
+        routed = count_values(case.route[valid], len(self.experts) + 1)
         missed = int((without_answer & valid).sum())
         self._per_case[case.name] = deferral_rates(case.route[valid], self.experts) | {
             "unanswered": missed / max(int(routed[1:].sum()), 1)
