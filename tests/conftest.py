@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pools
+import preloaded
 import pytest
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -18,9 +19,6 @@ for library in ("OMP", "MKL", "OPENBLAS"):
 # Tests that a shell starts in the background ignore SIGINT, and so would the processes that they start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-if hasattr(os, "fork"):
-    pools.use()
 
 TESTS = Path(__file__).parent
 # These train what they need for themselves. All others of the folder share trained models, and so a process.
@@ -64,6 +62,16 @@ def group(file: str) -> str:
     """What of a file's tests, given relative to this folder, is to stay in one process: the file, or its folder."""
     folder, _, name = file.rpartition("/")
     return folder if folder == "end_to_end" and name not in APART else file
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the processes of tests forked, in all processes of the session from the same one."""
+    if hasattr(os, "fork"):
+        if (server := preloaded.start()) is not None:
+            config.add_cleanup(lambda: preloaded.end(server))
+        pools.connect(preloaded.address("pools"), os.open(os.devnull, os.O_RDONLY))
+        pools.use()
 
 
 @pytest.hookimpl(optionalhook=True)

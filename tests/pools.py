@@ -1,9 +1,8 @@
 """Starts the processes of pools from one process that has nnU-Net imported, instead of importing it in each.
 
 nnU-Net and this package spawn new interpreters, which import PyTorch and nnU-Net for seconds. Here, they are started by
-multiprocessing's fork server: that of the tests themselves (:func:`use`), and that of :mod:`script_server` (in the
-folder end_to_end), which starts it before anything else. A fork of a command itself could wait for ever for threads of
-PyTorch that it does not have; in the fork server PyTorch has not worked. As in a spawned process, all that such a
+multiprocessing's fork server, which :mod:`preloaded` runs. A fork of a command itself could wait for ever for threads
+of PyTorch that it does not have; in the fork server PyTorch has not worked. As in a spawned process, all that such a
 process is to do is pickled, and nothing of ours is imported before.
 """
 
@@ -11,8 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing import context, forkserver, reduction, resource_tracker, spawn
-from pathlib import Path
+from multiprocessing import context, forkserver, reduction, spawn
 from typing import Any
 
 _KEY = "environment_and_outputs"
@@ -32,53 +30,28 @@ def _detached(duplicate: Any) -> int:
     return duplicate.detach()
 
 
-def start() -> None:
-    """Start the fork server, which imports :mod:`pools_preload`; not necessary before :func:`use`."""
-    if forkserver._forkserver._forkserver_pid is not None:
-        return
-    here = str(Path(__file__).parent)
-    found = os.environ.get("PYTHONPATH")
-    # Before Python 3.13 the fork server looks for modules nowhere else.
-    os.environ["PYTHONPATH"] = here if found is None else os.pathsep.join((here, found))
-    forkserver.set_forkserver_preload([__name__ + "_preload"])
-    forkserver.ensure_running()
-    if found is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = found
-
-
-def use(*, fork: bool = False) -> None:
-    """Let this process start what it would spawn from the fork server, which is started when it is needed.
+def connect(address: str, alive: int) -> None:
+    """Take the fork server at this address for that of this process.
 
     Args:
-        fork: This process is a fork of the one that called :func:`start`.
+        address: Its socket.
+        alive: A file descriptor that started processes inherit.
     """
-    if fork:
-        server: Any = forkserver._forkserver
-        server.ensure_running = lambda: None  # this is not its parent and cannot wait for it
-        if hasattr(resource_tracker.ResourceTracker, "__del__"):
-            del resource_tracker.ResourceTracker.__del__  # nor for that of resources
+    server: Any = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd = address, alive
+    server.ensure_running = lambda: None  # this is not its parent and cannot wait for it
+
+
+def use() -> None:
+    """Let this process start what it would spawn from the fork server that it is connected to."""
     contexts: Any = context._concrete_contexts
     contexts["spawn"] = multiprocessing.get_context("forkserver")
     stock = spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, Any]:
-        if name == "ignore":  # the fork server itself
-            return stock(name)
-        if not fork:
-            start()  # if it does not run
         return stock(name) | {_KEY: (dict(os.environ), [Inherited(1), Inherited(2)])}
 
     spawn.get_preparation_data = get_preparation_data
-
-
-def preload() -> None:
-    """Import what commands import. None of it starts a thread or reads nnU-Net's folders from the environment."""
-    import dynamic_network_architectures.architectures.primus  # noqa: F401  # of trainers imported with any other
-    import nnunetv2.evaluation.evaluate_predictions
-    import nnunetv2.inference.predict_from_raw_data
-    import nnunetv2.run.run_training  # noqa: F401
 
 
 def take_over() -> None:

@@ -142,7 +142,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         "MATPLOTLIBRC": str(HERE / "matplotlibrc"),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for work of this size would else take the processor away
     }
-    with pytest.MonkeyPatch.context() as patch, here.scripts:
+    with pytest.MonkeyPatch.context() as patch:
         here.use(patch)
         for name, value in here.environment.items():
             patch.setenv(name, value)
@@ -161,8 +161,8 @@ def flat_stock(workplace: Workplace) -> Path:
 
 @pytest.fixture(scope="session")
 def flat_deferral(workplace: Workplace) -> Path:
-    """The fold folder of a deferral training (three experts) on the 2D dataset, with npz files."""
-    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz")
+    """The fold folder of a deferral training (three experts) on the 2D dataset, with npz files and pictures."""
+    return workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", "--npz", TINY_PICTURES="1")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,10 @@
 They stand in a second folder of `nnUNet_extTrainer`, behind ours.
 """
 
+import os
+from contextlib import ExitStack
+from unittest.mock import patch
+
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -10,7 +14,10 @@ from nnunetv2_deferral.nnunet.naming import trainer_class
 
 
 class Tiny:
-    """Two epochs of three iterations, with a checkpoint after each."""
+    """Two epochs of three iterations, with a checkpoint after each.
+
+    Pictures of progress would take most of their time; they are drawn if the environment has TINY_PICTURES.
+    """
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -18,6 +25,13 @@ class Tiny:
         self.num_iterations_per_epoch = 3
         self.num_val_iterations_per_epoch = 2
         self.save_every = 1
+
+    def on_epoch_end(self):
+        with ExitStack() as without:
+            if "TINY_PICTURES" not in os.environ:
+                without.enter_context(patch.object(self.logger, "plot_progress_png"))
+                without.enter_context(patch("nnunetv2_deferral.nnunet.trainer.plot_progress"))
+            super().on_epoch_end()
 
 
 class TinyStock(Tiny, nnUNetTrainer):
