@@ -27,11 +27,19 @@ APART = ("test_benchmark.py", "test_kinds_of_data.py", "test_limits_and_calibrat
 LONGEST = (
     "end_to_end",
     "end_to_end/test_real_experts.py",
+    "review/test_browser.py",
+    "test_fuzz.py",
+    "benchmark/test_cluster.py",
     "end_to_end/test_limits_and_calibration.py",
     "end_to_end/test_kinds_of_data.py",
-    "review/test_browser.py",
+    "report/test_reliability_section.py",
+    "report/test_evaluation_page.py",
+    "report/test_report_command.py",
+    "nnunet/test_rater_transform.py",
+    "commands/test_worklist_command.py",
+    "test_public_api.py",
+    "review/test_listed.py",
     "review/test_store.py",
-    "benchmark/test_cluster.py",
 )
 
 

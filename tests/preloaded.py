@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,16 @@ def run_script(request: dict[str, Any], timeout_s: float) -> int:
 
 def preload() -> None:
     """Import what commands import, but nothing of ours. None of it starts a thread or reads nnU-Net's folders."""
-    import dynamic_network_architectures.architectures.primus  # noqa: F401  # of trainers imported with any other
-    import nnunetv2.evaluation.evaluate_predictions
-    import nnunetv2.inference.predict_from_raw_data
-    import nnunetv2.run.run_training  # noqa: F401
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nnunetv2.evaluation.evaluate_predictions
+        import nnunetv2.inference.predict_from_raw_data
+        import nnunetv2.run.run_training  # noqa: F401
+        from nnunetv2.training import nnUNetTrainer
+        from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+        # A search for any trainer imports all of nnU-Net's.
+        recursive_find_python_class(nnUNetTrainer.__path__[0], "none", nnUNetTrainer.__name__)
     loaded = [name for name in sys.modules if name.startswith("nnunetv2_deferral")]
     assert not loaded, loaded
     # Forks neither look through nor copy what is imported here when they collect garbage.

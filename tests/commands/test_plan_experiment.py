@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import SimpleITK
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from scripts import Scripts
 
 from nnunetv2_deferral.commands import plan_experiment
 from nnunetv2_deferral.commands.plan_experiment import (
@@ -111,10 +110,9 @@ def error_of(capsys, *arguments: str) -> str:
 
 
 def test_from_raw_data_to_plans_and_data_in_one_command(root):
-    command = [sys.executable, "-c", "from nnunetv2_deferral.commands.plan_experiment import main; main()"]
     arguments = ["-d", "1", "-pl", "nnUNetPlannerDeferralCPU", "-num_experts", "2", "--preprocess", "-np", "1"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=dict(os.environ), check=False)
-    assert done.returncode == 0, done.stderr
+    done = Scripts(root / "seen").run("nnUNetv2_deferral_plan_experiment", arguments, os.environ)
+    assert done.returncode == 0, done.stdout
     folder = root / "nnUNet_preprocessed" / "Dataset001_Flat"
     assert (folder / "dataset_fingerprint.json").is_file()
     assert json.loads((folder / "nnUNetDeferralCPUPlans.json").read_text())["deferral"]["num_experts"] == 2

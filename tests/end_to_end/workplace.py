@@ -129,6 +129,8 @@ class Workplace(NnunetFolders):
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """nnU-Net's folders and environment, also for this process, with both datasets planned and preprocessed."""
+    from nnunetv2.utilities import utils
+
     from nnunetv2_deferral import trainers
 
     temporary = tmp_path_factory.getbasetemp()
@@ -144,6 +146,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     }
     with pytest.MonkeyPatch.context() as patch:
         here.use(patch)
+        patch.setattr(utils, "Pool", ThreadPool)  # nnU-Net forks twelve processes for sorting the names of files
         for name, value in here.environment.items():
             patch.setenv(name, value)
         for dataset in (FLAT, SOLID):
@@ -240,14 +243,17 @@ def _write(file: Path, array: np.ndarray, index: int) -> None:
 
 def plan(here: Workplace, dataset: str) -> None:
     """Plan with nnU-Net, then shrink what it planned; two folds instead of five."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 
     identifier = int(dataset[7:10])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "1")  # also the number of threads while planning, which 0 is too few for
         # Nothing of ours takes part in planning, so its pool of new processes may as well be threads.
         patch.setattr(multiprocessing, "get_context", lambda _method: SimpleNamespace(Pool=ThreadPool))
-        extract_fingerprints([identifier], num_processes=1, check_dataset_integrity=False, verbose=False)
+        extractor = DatasetFingerprintExtractor(identifier, 1)
+        extractor.num_foreground_voxels_for_intensitystats = 10_000  # drawn with replacement, by default 100 million
+        extractor.run(overwrite_existing=True)
         plan_experiments([identifier])
     folder = here.preprocessed / dataset
     plans = json.loads((folder / "nnUNetPlans.json").read_text())

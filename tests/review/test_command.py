@@ -4,10 +4,9 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
+from own_process import OwnProcess
 from small_review import free_port, write_volumes
 from waiting import wait_for
 
@@ -75,26 +74,19 @@ def test_an_interruption_while_the_maps_are_read_shows_no_traceback(tmp_path, mo
 
 def test_an_interruption_ends_the_server_without_a_traceback(tmp_path):
     folders, port = write_volumes(tmp_path), free_port()
-    code = "import sys; from nnunetv2_deferral.commands.review import main; main(sys.argv[1:])"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *options(folders, **{"--port": port})],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
 
-        def answers():
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                return connection.recv(100).startswith(b"HTTP")
-            return False
+    def answers():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return connection.recv(100).startswith(b"HTTP")
+        return False
 
-        wait_for(answers, alive=lambda: process.poll() is None)
+    with OwnProcess(main, options(folders, **{"--port": port}), folder=tmp_path) as process:
+        wait_for(answers, alive=process.runs)
         process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate()
-    assert process.returncode == 0
-    assert "#enter=" in printed
-    assert "Traceback" not in errors
+        assert process.wait() == 0
+        assert "#enter=" in process.printed
+        assert "Traceback" not in process.errors
 
 
 @pytest.mark.parametrize("name", ["-i", "-images", "-ref"])
