@@ -142,7 +142,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "MATPLOTLIBRC": str(HERE / "matplotlibrc"),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait for work of this size would else take the processor away
     }
     with pytest.MonkeyPatch.context() as patch:
         here.use(patch)
