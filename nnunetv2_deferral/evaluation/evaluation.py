@@ -96,9 +96,7 @@ class Evaluation:
                 round.
         """
         prediction, valid = case.prediction, case.valid
-        # What takes most memory comes first, while few of the case's arrays are there: reading a map of floats, then
-        # distances.
-        _ = prediction.gain
+        # First, because distances take most memory, while few of the case's arrays are read.
         wrong = case.model != case.reference
         self._location.update(
             prediction.probability,

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 DISTANCES_MM = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, np.inf)
 NUM_SCORE_BINS = 20
-_SLAB_VOXELS = 2**22
+_SLAB_VOXELS = 2**21
 
 
 def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
