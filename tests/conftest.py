@@ -15,7 +15,7 @@ os.environ.setdefault("nnUNet_n_proc_DA", "1")
 # As many processes as cores, each with one thread: none of the arrays here is worth a second.
 for library in ("OMP", "MKL", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-# Commands of nnU-Net have as many as cores again, which would spin for ever smaller work and take the processor away.
+# Commands of nnU-Net set as many as there are cores, which would spin while they wait for the next piece of work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Tests that a shell starts in the background ignore SIGINT, and so would the processes that they start and interrupt.
