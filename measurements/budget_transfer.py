@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.calibration.fitting import calibrate
+from nnunetv2_deferral.calibration.fitting import calibrate, leave_uncalibrated
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.decide import decide
@@ -127,7 +127,7 @@ def held_out(
     for fold in experiment.folds:
         others = tuple(other for other in experiment.folds if other != fold)
         seen, own = (open_cases(experiment, folds, method, groups, errors) for folds in (others, (fold,)))
-        raw = calibrate(seen, limits, maps=False)
+        raw = leave_uncalibrated(seen, limits)
         calibrated = calibrate(seen, limits) if seen.settings.objective == ONE_VS_ALL else raw
         yield fold, own, calibrated, raw, seen
 

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.answers import ExpertAnswers
+from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.calibration.evidence_fitting import (
     candidates_of,
     fit_evidence,
@@ -191,7 +192,7 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
             oracle.update(name, answers=case.answers, **given)
             if calibration is not None:
                 gains = predicted_gains(own, case.prediction, calibration.heads, None)
-                asked = np.take_along_axis(case.answers, gains.argmax(0)[None], 0)[0]
+                asked = of_experts(case.answers, gains.argmax(0) + 1)
                 rule.update(name, np.maximum(gains.max(0), 0), answer=asked, **given)
         total = sum(case.num_voxels for case in held_out)
         voxels += total

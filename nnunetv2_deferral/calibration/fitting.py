@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral.calibration.confidence_fitting import fit_confidence_rule
+from nnunetv2_deferral.calibration.confidence_fitting import ConfidenceFit
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.region_thresholds import thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
@@ -38,7 +38,6 @@ def calibrate(
     cases: ValidationCases,
     limits: Sequence[Limits] = (),
     *,
-    maps: bool = True,
     evidence: bool = True,
     exchangeable: bool = False,
 ) -> ModelCalibration:
@@ -47,7 +46,6 @@ def calibrate(
     Args:
         cases: The cases to fit on.
         limits: The limits to fit thresholds for.
-        maps: Whether to fit calibrators and evidence; if not, probabilities are unchanged.
         evidence: Whether to fit how answers are read as evidence; it is only kept if it does not do worse than
             replacing labels, see :func:`.fit_gated_evidence`.
         exchangeable: Whether the experts are anonymous readers, see :func:`.fit_tables`.
@@ -62,52 +60,60 @@ def calibrate(
         InputError: If the model or an available expert has labels in fewer than two groups of cases, or the objective
             does not predict probabilities of being right.
     """
-    if maps and cases.settings.objective != ONE_VS_ALL:
+    if cases.settings.objective != ONE_VS_ALL:
         raise InputError(
             f'the objective "{cases.settings.objective}" predicts probabilities of routes, not of being right, which '
             "cannot be calibrated. Train with one-vs-all (_OvA), or fit thresholds only: --thresholds_only "
             "-budgets ..."
         )
     names = ("model", *cases.settings.expert_names)
-    every = [HeadStatistics() for _ in names]
+    every, confidence = [HeadStatistics() for _ in names], ConfidenceFit(cases)
     for case in tqdm(cases, total=len(cases.cases), desc="Reading", unit="case"):
         right, known = case.right, case.known & case.prediction.predicted
         for head, statistics in enumerate(every):
             statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
+        confidence.update(case)
     can_be_asked = (True, *cases.settings.available)
-    fits = _fits(names, every, can_be_asked) if maps else [Selection(IDENTITY, {}) for _ in names]
+    fits = _fits(names, every, can_be_asked)
     heads = tuple(each.calibrator for each in fits)
-    report: dict[str, Any] = {
-        "dataset": cases.experiment.dataset,
-        "folds": list(cases.experiment.folds),
-        "cases": [case for _, case in cases.cases],
-        "experts": cases.experts.to_dict(),
-        "heads": {},
-    }
-    if maps:
-        before, after = _reliability(cases, names, every, can_be_asked)
-        report["heads"] = {
-            name: {
-                "map": fit.calibrator.to_dict(),
-                "log_loss": fit.log_loss,
-                **{
-                    part: {"before": _errors(before, name, part), "after": _errors(after, name, part)}
-                    for part in ("all", "least_certain")
-                },
-            }
-            for name, fit in zip(names, fits, strict=True)
+    before, after = _reliability(cases, names, every, can_be_asked)
+    report = _origin(cases)
+    report["heads"] = {
+        name: {
+            "map": fit.calibrator.to_dict(),
+            "log_loss": fit.log_loss,
+            **{
+                part: {"before": _errors(before, name, part), "after": _errors(after, name, part)}
+                for part in ("all", "least_certain")
+            },
         }
+        for name, fit in zip(names, fits, strict=True)
+    }
     fitted = None
-    if maps and evidence:
+    if evidence:
         fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
-    thresholds = _fit_thresholds(cases, heads, limits, fitted) if limits else ()
     return ModelCalibration(
         experts=cases.settings.expert_names,
         heads=heads,
-        thresholds=thresholds,
+        thresholds=_fit_thresholds(cases, heads, limits, fitted) if limits else (),
         evidence=fitted,
-        confidence=fit_confidence_rule(cases) if maps else None,
+        confidence=confidence.rule(),
         report=without_nan(report),
+    )
+
+
+def leave_uncalibrated(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCalibration:
+    """Fit thresholds for limits over a dataset only; probabilities are unchanged, with any objective.
+
+    Returns:
+        The calibration, with the identity for each head and no heads in its report.
+    """
+    heads = (IDENTITY,) * (cases.settings.num_experts + 1)
+    return ModelCalibration(
+        experts=cases.settings.expert_names,
+        heads=heads,
+        thresholds=_fit_thresholds(cases, heads, limits, None),
+        report=without_nan(_origin(cases) | {"heads": {}}),
     )
 
 
@@ -125,7 +131,7 @@ def fit_thresholds(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCal
     """
     current = cases.calibration
     if current is None:
-        return calibrate(cases, limits, maps=False)
+        return leave_uncalibrated(cases, limits)
     fitted = _fit_thresholds(cases, current.heads, limits, current.evidence)
     others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
     certificate = current.certificate
@@ -144,6 +150,16 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
     stock = {STOCK_KEY: cases.settings.to_dict()} if cases.is_stock else {}
     write_json(read_json(file) | stock | {CALIBRATION_KEY: calibration.to_dict()}, file)
     return file
+
+
+def _origin(cases: ValidationCases) -> dict[str, Any]:
+    """What a calibration was fitted on, for its report."""
+    return {
+        "dataset": cases.experiment.dataset,
+        "folds": list(cases.experiment.folds),
+        "cases": [case for _, case in cases.cases],
+        "experts": cases.experts.to_dict(),
+    }
 
 
 def _fits(names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: Sequence[bool]) -> list[Selection]:

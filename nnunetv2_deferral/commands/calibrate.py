@@ -18,7 +18,7 @@ from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.certificate import CONFIDENCE, check_risk
-from nnunetv2_deferral.decision.limits import Limits, capacity, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import Limits, limit, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
@@ -104,11 +104,11 @@ def _make_parser() -> argparse.ArgumentParser:
     add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
     add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
     add(
-        "-capacities", metavar="C", type=capacity, nargs="+",
+        "-capacities", metavar="C", type=limit, nargs="+",
         help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
     )  # fmt: skip
     add(
-        "-min_region_mm", metavar="D", type=capacity, nargs="+",
+        "-min_region_mm", metavar="D", type=limit, nargs="+",
         help="smallest region that is deferred, as an equivalent diameter, or none for single voxels; several values "
         "fit thresholds for each. Default: that of the plans",
     )  # fmt: skip

@@ -17,7 +17,7 @@ from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, capacity, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, limit, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
     add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
     words = "maximum share of the voxels for each expert, or none; one value per expert"
-    add("-capacities", metavar="C", type=capacity, nargs="+", help=words)
+    add("-capacities", metavar="C", type=limit, nargs="+", help=words)
     add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
     add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
     add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")

@@ -117,8 +117,8 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     return replace(limits, **asked)
 
 
-def capacity(text: str) -> float | None:
-    """A capacity on the command line: a number, or `none` for no limit.
+def limit(text: str) -> float | None:
+    """A limit on the command line, such as a capacity: a number, or `none` for no limit.
 
     Raises:
         ValueError: If it is neither.
