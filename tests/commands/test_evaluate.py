@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from small_certificate import certificate
 from small_prediction import read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
@@ -304,10 +305,11 @@ class TestCertificates:
         one_vs_all(folders, heads=[IDENTITY] * 3)
         index = maps.index_file(folders.root / "out")
         content = json.loads(index.read_text())
-        content["calibration"]["certificate"] = {
-            "kept_error": 0.5, "alpha": 0.5, "confidence": 0.9, "budget": 0.1, "over": "case", "groups": 20,
-            "violations": 3, "grouped": False, "median_foreground": 9.0, "folds": [0], "scores": [0.7] * 20,
-        }  # fmt: skip
+        promise = certificate(
+            kept_error=0.5, alpha=0.5, budget=0.1, groups=20, violations=3, grouped=False, median_foreground=9.0,
+            scores=(0.7,) * 20,
+        )  # fmt: skip
+        content["calibration"]["certificate"] = promise.to_dict()
         for entry in content["cases"].values():
             entry["limits"] = {"budget": 0.2, "over": "case"}
         index.write_text(json.dumps(content))

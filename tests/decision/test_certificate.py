@@ -3,29 +3,13 @@
 import numpy as np
 import pytest
 from scipy.stats import binom
+from small_certificate import certificate
 
 from nnunetv2_deferral.decision.certificate import Certificate, check_risk, groups_needed, is_certified, last_certified
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 
 AT = {"alpha": 0.1, "confidence": 0.9}
-
-
-def certificate(**other):
-    values = {
-        "kept_error": 0.2,
-        "alpha": 0.1,
-        "confidence": 0.9,
-        "budget": 0.01,
-        "over": "case",
-        "groups": 40,
-        "violations": 1,
-        "grouped": True,
-        "median_foreground": 55.0,
-        "folds": (0,),
-        "scores": (0.5, 0.25),
-    }
-    return Certificate(**values | other)
 
 
 class TestTest:

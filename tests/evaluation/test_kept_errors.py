@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from small_certificate import certificate
 
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.decision.certificate import Certificate
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck, KeptErrors, case_score, outcome
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
@@ -24,21 +24,9 @@ def case(name, model, reference, route=None, gain=None, ignore_label=None, answe
     return EvaluatedCase(prediction=prediction, reference=reference, answers=reference[None], ignore_label=ignore_label)
 
 
-def certificate(**other):
-    values = {
-        "kept_error": 0.2,
-        "alpha": 0.1,
-        "confidence": 0.9,
-        "budget": 0.01,
-        "over": "case",
-        "groups": 40,
-        "violations": 1,
-        "grouped": False,
-        "median_foreground": 4.0,
-        "folds": (0,),
-        "scores": tuple(np.linspace(1, 2, 40)),
-    }
-    return Certificate(**values | other)
+def ungrouped(**other):
+    """Of cases with scores from 1 to 2, and few foreground voxels."""
+    return certificate(**{"grouped": False, "median_foreground": 4.0, "scores": tuple(np.linspace(1, 2, 40))} | other)
 
 
 class TestKeptErrors:
@@ -79,7 +67,7 @@ class TestKeptErrors:
 class TestCheck:
     def check(self, violations, gains, **other):
         """The check of 40 cases, of which the first ones have a kept error of 1."""
-        check = CertificateCheck(certificate(**other), None)
+        check = CertificateCheck(ungrouped(**other), None)
         for number, gain in enumerate(gains):
             model = [0, 0] if number < violations else [0, 1]
             check.update(case(f"c{number}", model, [0, 1], gain=[0, gain]), WITHIN)
@@ -107,28 +95,28 @@ class TestCheck:
         generator, void = np.random.default_rng(0), 0
         for _ in range(200):
             scores = tuple(generator.gamma(2, size=60))
-            check = CertificateCheck(certificate(scores=scores), None)
+            check = CertificateCheck(ungrouped(scores=scores), None)
             for number, gain in enumerate(generator.gamma(2, size=20)):
                 check.update(case(f"c{number}", [0, 1], [0, 1], gain=[0, gain]), WITHIN)
             void += check.summary()["verdict"] == "void"
         assert void / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
     def test_counts_groups_and_needs_them_if_it_was_tested_on_them(self):
-        check = CertificateCheck(certificate(grouped=True), {"a": "p", "b": "p"}.get)
+        check = CertificateCheck(ungrouped(grouped=True), {"a": "p", "b": "p"}.get)
         for name in ("a", "b"):
             check.update(case(name, [0, 0], [0, 1]), WITHIN)
         assert (check.summary()["groups"], check.summary()["violations"]) == (1, 1)
-        check = CertificateCheck(certificate(grouped=True), None)
+        check = CertificateCheck(ungrouped(grouped=True), None)
         check.update(case("a", [0, 0], [0, 1]), WITHIN)
         assert "-groups" in check.summary()["unchecked"]
         assert "not compared with these cases: it was tested on groups" in outcome(check.summary())
 
     def test_is_not_made_for_other_limits_or_a_later_round(self):
-        check = CertificateCheck(certificate(), None)
+        check = CertificateCheck(ungrouped(), None)
         check.update(case("a", [0, 1], [0, 1]), WITHIN)
         check.update(case("b", [0, 1], [0, 1]), Limits(budget=0.001))
         assert "{'budget': 0.001, 'over': 'case'}" in check.summary()["unchecked"]
         earlier = EarlierAnswers(np.array([1]), np.array([[True]]), np.array([[1]], np.int16))
-        check = CertificateCheck(certificate(), None)
+        check = CertificateCheck(ungrouped(), None)
         check.update(case("a", [0, 1], [0, 1], answered=earlier), WITHIN)
         assert "one round" in check.summary()["unchecked"]

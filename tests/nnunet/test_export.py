@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from small_certificate import certificate
 from small_predictor import small_predictor
 
 from nnunetv2_deferral.decision.calibrators import IDENTITY
-from nnunetv2_deferral.decision.certificate import Certificate
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import ENVIRONMENT, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
@@ -140,13 +140,10 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
     plans = small_predictor().plans_manager
     assert remarks_on_calibration(plans, 5) == []
     experts = plans.settings.expert_names
-    certificate = Certificate(
-        kept_error=0.2, alpha=0.1, confidence=0.9, budget=0.01, over="case", groups=40, violations=1, grouped=False,
-        median_foreground=9.0, folds=(0,), scores=(1.0,),
-    )  # fmt: skip
-    calibration = ModelCalibration(experts=experts, heads=(IDENTITY,) * (len(experts) + 1), certificate=certificate)
+    promise = certificate()
+    calibration = ModelCalibration(experts=experts, heads=(IDENTITY,) * (len(experts) + 1), certificate=promise)
     plans.plans[CALIBRATION_KEY] = calibration.to_dict()
-    for budget, words in (("0.02", certificate.statement), ("0.001", f"not for these limits: {certificate.statement}")):
+    for budget, words in (("0.02", promise.statement), ("0.001", f"not for these limits: {promise.statement}")):
         monkeypatch.setenv(ENVIRONMENT, budget)
         assert remarks_on_calibration(plans, 1) == [words]
 
