@@ -54,41 +54,46 @@ def calibrate(
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
         calibration error before and after calibration, over all voxels and over the least certain ones, each group's
         after calibration by calibrators fitted on others (None for too few groups); and the comparison of evidence with
-        replacement.
+        replacement. The heads of the paper's objective, which are probabilities of routes and not of being right, stay
+        as they are.
 
     Raises:
-        InputError: If the model or an available expert has labels in fewer than two groups of cases, or the objective
-            does not predict probabilities of being right.
+        InputError: If the model or an available expert has labels in fewer than two groups of cases, or neither heads
+            nor evidence can be fitted.
     """
-    if cases.settings.objective != ONE_VS_ALL:
+    has_heads = cases.settings.objective == ONE_VS_ALL
+    if not has_heads and not evidence:
         raise InputError(
             f'the objective "{cases.settings.objective}" predicts probabilities of routes, not of being right, which '
-            "cannot be calibrated. Train with one-vs-all (_OvA), or fit thresholds only: --thresholds_only "
-            "-budgets ..."
+            "cannot be calibrated. Fit how answers are read as evidence (without --replace), or thresholds only "
+            "(--thresholds_only -budgets ...), or train with one-vs-all (_OvA)"
         )
     names = ("model", *cases.settings.expert_names)
     every, confidence = [HeadStatistics() for _ in names], ConfidenceFit(cases)
     for case in tqdm(cases, total=len(cases.cases), desc="Reading", unit="case"):
-        right, known = case.right, case.known & case.prediction.predicted
-        for head, statistics in enumerate(every):
-            statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
+        if has_heads:
+            right, known = case.right, case.known & case.prediction.predicted
+            for head, statistics in enumerate(every):
+                statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
         confidence.update(case)
-    can_be_asked = (True, *cases.settings.available)
-    fits = _fits(names, every, can_be_asked)
-    heads = tuple(each.calibrator for each in fits)
-    before, after = _reliability(cases, names, every, can_be_asked)
-    report = _origin(cases)
-    report["heads"] = {
-        name: {
-            "map": fit.calibrator.to_dict(),
-            "log_loss": fit.log_loss,
-            **{
-                part: {"before": _errors(before, name, part), "after": _errors(after, name, part)}
-                for part in ("all", "least_certain")
-            },
+    report = _origin(cases) | {"heads": {}}
+    heads = _identities(cases)
+    if has_heads:
+        can_be_asked = (True, *cases.settings.available)
+        fits = _fits(names, every, can_be_asked)
+        heads = tuple(each.calibrator for each in fits)
+        before, after = _reliability(cases, names, every, can_be_asked)
+        report["heads"] = {
+            name: {
+                "map": fit.calibrator.to_dict(),
+                "log_loss": fit.log_loss,
+                **{
+                    part: {"before": _errors(before, name, part), "after": _errors(after, name, part)}
+                    for part in ("all", "least_certain")
+                },
+            }
+            for name, fit in zip(names, fits, strict=True)
         }
-        for name, fit in zip(names, fits, strict=True)
-    }
     fitted = None
     if evidence:
         fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
@@ -108,7 +113,7 @@ def leave_uncalibrated(cases: ValidationCases, limits: Sequence[Limits]) -> Mode
     Returns:
         The calibration, with the identity for each head and no heads in its report.
     """
-    heads = (IDENTITY,) * (cases.settings.num_experts + 1)
+    heads = _identities(cases)
     return ModelCalibration(
         experts=cases.settings.expert_names,
         heads=heads,
@@ -150,6 +155,11 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
     stock = {STOCK_KEY: cases.settings.to_dict()} if cases.is_stock else {}
     write_json(read_json(file) | stock | {CALIBRATION_KEY: calibration.to_dict()}, file)
     return file
+
+
+def _identities(cases: ValidationCases) -> tuple[Calibrator, ...]:
+    """Calibrators that change nothing."""
+    return (IDENTITY,) * (cases.settings.num_experts + 1)
 
 
 def _origin(cases: ValidationCases) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from nnunetv2_deferral.arrays import in_chunks
+
 DISTANCES_MM = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, np.inf)
 NUM_SCORE_BINS = 20
 _SLAB_VOXELS = 2**21
@@ -81,9 +83,10 @@ class LocationStatistics:
             place = np.clip(place, 0, len(DISTANCES_MM) - 2)
             for row, weights in enumerate((None, deferred[slab][counted], wrong[slab][counted])):
                 self._by_distance[row] += np.bincount(place, weights, len(DISTANCES_MM) - 1).astype(np.int64)
-        place = np.minimum((scores[valid] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
-        for row, weights in enumerate((None, wrong[valid])):
-            self._by_score[row] += np.bincount(place, weights, NUM_SCORE_BINS).astype(np.int64)
+        for some_scores, some_wrong, where in in_chunks(scores, wrong, valid):
+            place = np.minimum((some_scores[where] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
+            for row, counted in enumerate((place, place[some_wrong[where]])):
+                self._by_score[row] += np.bincount(counted, minlength=NUM_SCORE_BINS)
 
     def summary(self) -> dict[str, list[dict[str, Any]]]:
         """The counts as JSON-ready data.

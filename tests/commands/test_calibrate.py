@@ -41,6 +41,11 @@ UNKNOWN = 3  # columns at the edge that were not predicted
 TRUTHS = (lambda said: expit(0.5 * logit(said) - 0.2), lambda said: expit(2.0 * logit(said) + 0.3), lambda said: said)
 
 
+def probabilities_of_routes(generator):
+    odds = random_probabilities(generator)
+    return odds / odds.sum(0)
+
+
 class Workplace:
     """nnU-Net's folders with a model of two folds that were validated with --npz."""
 
@@ -450,11 +455,7 @@ class TestThresholds:
         assert fitted.rate * NUM_VOXELS == pytest.approx(deferred)
 
     def test_can_be_fitted_for_the_papers_objective(self, another):
-        def said(generator):
-            odds = random_probabilities(generator)
-            return odds / odds.sum(0)
-
-        workplace = another(said=said, objective="collaboration")
+        workplace = another(said=probabilities_of_routes, objective="collaboration")
         calibration = workplace.calibrate("--thresholds_only", "-budgets", 0.02)
         deferred = workplace.pooled(Limits(budget=0.02, over="dataset"), calibration).sum()
         assert 0.02 * NUM_VOXELS - 1 <= deferred <= 0.02 * NUM_VOXELS
@@ -689,6 +690,20 @@ def declare_experts(here):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"experts": list(EXPERTS)}))
 
 
+class TestThePapersObjective:
+    def test_reads_answers_as_evidence_and_leaves_the_heads_as_they_are(self, another, capsys):
+        workplace = another(said=probabilities_of_routes, objective="collaboration")
+        calibration = workplace.calibrate("-budgets", 0.02, evidence=True)
+        assert set(calibration.heads) == {IDENTITY}
+        assert calibration.report["heads"] == {}
+        found = calibration.report["evidence"]
+        assert found["kept"] == (calibration.evidence is not None)
+        assert "if answers are read as evidence" in capsys.readouterr().out
+        deferred = workplace.pooled(Limits(budget=0.02, over="dataset"), calibration).sum()
+        # NIfTI stores spacings in single precision, so a few voxels at the threshold differ.
+        assert deferred == pytest.approx(0.02 * NUM_VOXELS, abs=5)
+
+
 class TestStockNetworks:
     @pytest.fixture
     def stock(self, another):
@@ -773,7 +788,6 @@ class TestRefusals:
             (remove_validation, ["fold_1/validation does not exist"]),
             (remove_model, ["plans.json is missing", TRAINER]),
             (make_stock, ["is a stock network", "declares no experts", "-experts"]),
-            (make_collaborating, ['"collaboration"', "_OvA", "--thresholds_only -budgets"]),
             (
                 take_maps_of_another_model,
                 ["fold_1/validation contains the deferral maps of another model", "nnUNetTrainerDeferral2Experts"],
@@ -805,6 +819,12 @@ class TestRefusals:
         spoil(workplace)
         said = workplace.refused(capsys)
         for word in words:
+            assert word in said
+
+    def test_the_papers_objective_without_evidence_because_there_is_nothing_to_fit(self, workplace, capsys):
+        make_collaborating(workplace)
+        said = workplace.refused(capsys, "--replace")
+        for word in ('"collaboration"', "_OvA", "without --replace", "--thresholds_only -budgets"):
             assert word in said
 
     @pytest.mark.parametrize("case", ["b", "f"])
