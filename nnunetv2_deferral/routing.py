@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunetv2_deferral.arrays import highest
 from nnunetv2_deferral.errors import InputError
 
 COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
@@ -194,7 +195,7 @@ def routing_rule(
         >>> rule = routing_rule("one_vs_all", costs=(0.1,))
         >>> right = np.array([[0.90, 0.85, 0.5], [0.95, 0.97, 0.9]])
         >>> rule.decision(right, axis=0)
-        array([0, 1, 1])
+        array([0, 1, 1], dtype=uint8)
         >>> rule.score(right, axis=0).round(3)
         array([0.095, 0.146, 0.45 ])
     """
@@ -279,4 +280,4 @@ def routing_decision(routing: Array, axis: int = 1) -> Array:
         Integers, without the channel axis.
     """
     # On CPUs torch's max along an axis is ten times faster than its argmax; both return the first of equal values.
-    return routing.argmax(axis) if isinstance(routing, np.ndarray) else routing.max(axis).indices
+    return highest(routing, axis) if isinstance(routing, np.ndarray) else routing.max(axis).indices

@@ -10,12 +10,14 @@ Dice follow from the model's probabilities p:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import expit
 
+from nnunetv2_deferral.arrays import highest
 from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.evidence.structures import Structures
 
@@ -43,6 +45,16 @@ class VoxelWeight(NamedTuple):
             return weight
         both = np.asarray(weight, dtype=np.float32)
         return cls(both, both)
+
+    def flat(self, shape: Sequence[int]) -> VoxelWeight:
+        """The weights of n voxels of that shape, each (n,); a single number for all is not copied."""
+        right = _flat(self.right, shape)
+        return VoxelWeight(right, right if self.wrong is self.right else _flat(self.wrong, shape))
+
+    def at(self, where: slice) -> VoxelWeight:
+        """The weights of some voxels, of weights (n,)."""
+        right = self.right[where]
+        return VoxelWeight(right, right if self.wrong is self.right else self.wrong[where])
 
 
 def dice_weight(probabilities: np.ndarray, *, has_regions: bool) -> VoxelWeight:
@@ -121,6 +133,12 @@ def dice_steps(predicted: np.ndarray, expected: np.ndarray, hit: np.ndarray) -> 
     return (2 - dice) / total, dice / total
 
 
+def _flat(weight: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    if weight.size == 1:
+        return np.broadcast_to(weight.reshape(1), math.prod(shape))
+    return np.broadcast_to(weight, shape).reshape(-1)
+
+
 def _areas(probabilities: np.ndarray, *, has_regions: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A, B and the expected true positives, float64 (K,), from probabilities (K, n)."""
     number = len(probabilities)
@@ -132,15 +150,15 @@ def _areas(probabilities: np.ndarray, *, has_regions: bool) -> tuple[np.ndarray,
             predicted += inside.sum(1)
             hit += np.sum(part, axis=1, dtype=np.float64, where=inside)
         else:
-            label, highest = part.argmax(0), part.max(0)
+            label = highest(part)
             predicted += np.bincount(label, minlength=number)
-            hit += np.bincount(label, highest, minlength=number)
+            hit += np.bincount(label, part.max(0), minlength=number)
     return predicted, expected, hit
 
 
 def _of_classes(probabilities: np.ndarray, missed: np.ndarray, false: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weights of n voxels, from probabilities (K, n) and what errors are worth (K,)."""
-    label = probabilities.argmax(0)
+    label = highest(probabilities)
     others = probabilities + np.float32(_CERTAIN)
     others[label, np.arange(label.size)] = 0
     rest = others.sum(0)

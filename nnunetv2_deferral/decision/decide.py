@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunetv2_deferral.arrays import of_experts
+from nnunetv2_deferral.arrays import chunks_of, highest, of_experts
 from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.decision.assignment import route_within_limits
 from nnunetv2_deferral.decision.gains import evidence_gains, expected_gain, image_gains
@@ -105,36 +105,61 @@ def decide(
     if spacing_mm is None:
         spacing_mm = (1.0,) * (probabilities.ndim - 1)
     unknown = np.isnan(probabilities[0])
-    # Placeholder: the model is right and no expert is.
-    certain = np.eye(len(probabilities), 1, dtype=np.float32).reshape(-1, *[1] * unknown.ndim)
-    known = np.where(unknown, certain, probabilities)
-    if calibration is not None:
-        known = calibration.apply(known)
     evidence = None if calibration is None else calibration.evidence
-    prior = None
-    if evidence is None:
-        gains = image_gains(known, unknown, weight, rule)
-    else:
+    prior, gains = None, None
+    if evidence is not None:
         if softmax is None:
             raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
         prior = evidence.model.prior_of(softmax, spacing_mm)
         gains = evidence_gains(evidence.model, prior, unknown, weight, rule, spacing_mm)
-    score = np.where(unknown, 0, np.clip(rule.score(known, axis=0), 0, 1)).astype(np.float32)
-    expert = np.where(unknown, 1 + rule.available.index(True), rule.expert(known, axis=0)).astype(np.uint8)
+    route, score, expert, gains = _by_rule(rule, probabilities, unknown, weight, calibration, gains)
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
-    if prior is not None:  # where no answer would help, the rule's expert
-        expert = np.where(gains.max(0) > 0, 1 + gains.argmax(0), expert).astype(np.uint8)
     if limits == _NO_LIMITS and prior is None:
-        route = np.where(unknown, 0, rule.decision(known, axis=0)).astype(np.uint8)
         statistics: dict[str, Any] = {"expected_gain": expected_gain(gains, route)}
     else:
         # Costs are subtracted in full only without a budget or capacities.
-        priced = gains if limits.limits_amount else gains - rule.cheapest * weight.right
-        route, statistics = _route_within(gains, priced.astype(np.float32), limits, calibration, spacing_mm)
+        priced = gains if limits.limits_amount or not rule.cheapest else gains - rule.cheapest * weight.right
+        route, statistics = _route_within(gains, priced.astype(np.float32, copy=False), limits, calibration, spacing_mm)
     # Costs weigh with a corrected voxel, so the expert whom the rule prefers need not have the highest gain.
     gain = of_experts(gains, expert)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0)), statistics, prior)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, prior)
+
+
+def _by_rule(
+    rule: RoutingRule,
+    probabilities: np.ndarray,
+    unknown: np.ndarray,
+    weight: VoxelWeight,
+    calibration: ModelCalibration | None,
+    gains: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Route, score and expert, each of shape S, and gains (J, *S), by the rule.
+
+    Done in chunks, because it takes several temporary arrays of the size of the probabilities. Gains that are given
+    take the place of the rule's, whose expert is then only preferred where no answer would help.
+    """
+    number, *shape = probabilities.shape
+    flat, nothing = probabilities.reshape(number, -1), unknown.reshape(-1)
+    size = nothing.size
+    route, score, expert = np.empty(size, np.uint8), np.empty(size, np.float32), np.empty(size, np.uint8)
+    gained = np.empty((number - 1, size), np.float32) if gains is None else gains.reshape(number - 1, -1)
+    weights = weight.flat(shape)
+    # Placeholder where nothing was predicted: the model is right and no expert is.
+    certain = np.eye(number, 1, dtype=np.float32)
+    for part in chunks_of(size):
+        known = np.where(nothing[part], certain, flat[:, part])
+        if calibration is not None:
+            known = calibration.apply(known)
+        score[part] = np.where(nothing[part], 0, np.clip(rule.score(known, axis=0), 0, 1))
+        route[part] = np.where(nothing[part], 0, rule.decision(known, axis=0))
+        expert[part] = np.where(nothing[part], 1 + rule.available.index(True), rule.expert(known, axis=0))
+        if gains is None:
+            gained[:, part] = image_gains(known, nothing[part], weights.at(part), rule)
+        else:
+            best = gained[:, part]
+            expert[part] = np.where(best.max(0) > 0, 1 + highest(best), expert[part])
+    return route.reshape(shape), score.reshape(shape), expert.reshape(shape), gained.reshape(number - 1, *shape)
 
 
 def _route_within(

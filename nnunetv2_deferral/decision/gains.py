@@ -94,9 +94,7 @@ def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:
     """
     if gains.shape[1:] != route.shape:
         raise InputError(f"shapes differ: gains {gains.shape[1:]}, route {route.shape}")
-    where = np.nonzero(route)
-    asked = route[where].astype(np.intp)
-    if asked.size and not 1 <= asked.min() <= asked.max() <= len(gains):
-        raise InputError(f"routes must lie in [0, {len(gains)}], got {asked.min()} to {asked.max()}")
-    places = (asked - 1, *where)
-    return float(gains[places].sum(dtype=np.float64))
+    if route.size and not 0 <= route.min() <= route.max() <= len(gains):
+        raise InputError(f"routes must lie in [0, {len(gains)}], got {route.min()} to {route.max()}")
+    asked = (gain[route == expert] for expert, gain in enumerate(gains, 1))
+    return float(sum(each.sum(dtype=np.float64) for each in asked))

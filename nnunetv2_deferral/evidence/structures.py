@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.arrays import highest
 from nnunetv2_deferral.errors import InputError
 
 
@@ -73,7 +74,7 @@ class Structures:
             return found
         if len(self.labels) == 2:
             return np.where(logits[0] > 0, self.labels[1], self.labels[0]).astype(np.int64)
-        return np.array(self.labels, dtype=np.int64)[logits.argmax(0)]
+        return np.array(self.labels, dtype=np.int64)[highest(logits)]
 
     def to_dict(self) -> dict[str, Any]:
         """The structures as JSON-ready data; the inverse of :meth:`from_dict`."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+import torch
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
+
+# The options of nnU-Net's default function with which it interpolates linearly.
+_LINEAR = {"is_seg": False, "order": 1, "order_z": 0}
 
 
 @dataclass(frozen=True)
@@ -35,23 +41,50 @@ class CaseGeometry:
         """The spacing of the image."""
         return tuple(float(size) for size in self.properties["spacing"])
 
-    def channels_in_image(self, channels: Tensor, outside: float) -> np.ndarray:
-        """Convert (C, *S) of the preprocessed case to the image; float32, with `outside` where it was cropped.
-
-        Resampling, cropping and axis order are reverted as by nnU-Net for probabilities.
-        """
-        return np.stack([self.in_image(each, outside) for each in self.resampled(channels)])
+    def without_resampling(self) -> ConfigurationManager:
+        """The configuration, for functions of nnU-Net that get logits that were resampled before."""
+        unchanged = {"resampling_fn_probabilities": "no_resampling_hack", "resampling_fn_probabilities_kwargs": {}}
+        return ConfigurationManager({**self.configuration_manager.configuration, **unchanged})
 
     def resampled(self, channels: Tensor) -> np.ndarray:
-        """Resample (C, *S) of the preprocessed case to :attr:`cropped_shape` like nnU-Net's probabilities; float32."""
+        """Resample (C, *S) of the preprocessed case to :attr:`cropped_shape`, as nnU-Net resamples logits; float32."""
+        resample = self.configuration_manager.resampling_fn_probabilities
+        return np.asarray(resample(channels, self.cropped_shape, *self._spacings), dtype=np.float32)
+
+    def resampled_fast(self, channels: Tensor) -> np.ndarray:
+        """As :meth:`resampled`, equal up to rounding, several times faster where plans use nnU-Net's default.
+
+        That default is linear interpolation by scikit-image; nnU-Net's PyTorch function does the same.
+        """
+        configuration = self.configuration_manager.configuration
+        options = dict(configuration["resampling_fn_probabilities_kwargs"])
+        default = configuration["resampling_fn_probabilities"] == resample_data_or_seg_to_shape.__name__
+        if not default or {key: options.pop(key, None) for key in _LINEAR} != _LINEAR:
+            return self.resampled(channels)
+        threads = torch.get_num_threads()
+        found = resample_torch_fornnunet(
+            channels.float(), self.cropped_shape, *self._spacings, num_threads=threads, **options
+        )
+        return np.asarray(found, dtype=np.float32)
+
+    def in_image(self, cropped: np.ndarray, outside: Sequence[float]) -> np.ndarray:
+        """Convert channels (C, *S) of :attr:`cropped_shape` to the image, with values `outside` where it was cropped.
+
+        They are not copied if neither cropping nor the order of axes changes anything.
+        """
+        whole, order = tuple(self.properties["shape_before_cropping"]), self.plans_manager.transpose_backward
+        if cropped.shape[1:] == whole and list(order) == sorted(order):
+            return cropped
+        found = np.empty((len(cropped), *(whole[axis] for axis in order)), dtype=cropped.dtype)
+        box = tuple(slice(*limits) for limits in self.properties["bbox_used_for_cropping"])
+        for channel, value, into in zip(cropped, outside, found, strict=True):
+            into[...] = value
+            into.transpose(np.argsort(order))[box] = channel
+        return found
+
+    @property
+    def _spacings(self) -> tuple[list[float], list[float]]:
+        """The spacings of the preprocessed case and of the image, in the axis order of preprocessed data."""
         spacing = [self.properties["spacing"][axis] for axis in self.plans_manager.transpose_forward]
         target = list(self.configuration_manager.spacing)
-        predicted_spacing = target if len(target) == len(self.cropped_shape) else [spacing[0], *target]
-        resample = self.configuration_manager.resampling_fn_probabilities
-        return np.asarray(resample(channels, self.cropped_shape, predicted_spacing, spacing), dtype=np.float32)
-
-    def in_image(self, cropped: np.ndarray, outside: float = 0) -> np.ndarray:
-        """Convert an array of :attr:`cropped_shape` to the image, with `outside` where it was cropped."""
-        whole = np.full(self.properties["shape_before_cropping"], outside, dtype=cropped.dtype)
-        whole = insert_crop_into_image(whole, cropped, self.properties["bbox_used_for_cropping"])
-        return whole.transpose(self.plans_manager.transpose_backward)
+        return target if len(target) == len(self.cropped_shape) else [spacing[0], *target], spacing

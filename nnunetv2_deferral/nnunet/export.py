@@ -13,7 +13,6 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits a
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_deferral.channels import DeferralOutput
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import Decision, decide
@@ -61,9 +60,10 @@ def export_prediction_from_logits(
         check_folder(file.parent, model)
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
-        probabilities, decision = decide_case(
-            parts, labels, CaseGeometry(properties_dict, configuration_manager, plans_manager), plans_manager
-        )
+        geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
+        # Resampled once, for nnU-Net's export too.
+        segmentation, configuration_manager = geometry.resampled(parts.segmentation), geometry.without_resampling()
+        probabilities, decision = decide_case(segmentation, parts.routing, labels, geometry, plans_manager)
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
         folder = DeferralFolder(
@@ -75,7 +75,7 @@ def export_prediction_from_logits(
             calibration=plans_manager.calibration,
         )
         folder.write(file.name, decision.maps, properties_dict, decision.statistics, prior=decision.prior)
-        segmentation, plans_manager = parts.segmentation, plans_manager.stock()
+        plans_manager = plans_manager.stock()
     stock_export(
         segmentation,
         properties_dict,
@@ -89,7 +89,8 @@ def export_prediction_from_logits(
 
 
 def decide_case(
-    parts: DeferralOutput,
+    segmentation: np.ndarray,
+    routing: Tensor,
     labels: DeferralLabelManager,
     geometry: CaseGeometry,
     plans_manager: DeferralPlansManager,
@@ -98,7 +99,8 @@ def decide_case(
     """Compute the deferral decision for a case from its logits.
 
     Args:
-        parts: The logits of the preprocessed case, channels first.
+        segmentation: The segmentation logits, float32 (K, *S), resampled to the image before cropping was undone.
+        routing: The routing logits of the preprocessed case, channels first.
         labels: The model's label manager.
         geometry: The geometry of the preprocessed case.
         plans_manager: The model's plans, with settings and calibration.
@@ -108,13 +110,17 @@ def decide_case(
         The routing probabilities in the image, float32 (J + 1, *S), before calibration and NaN where nothing was
         predicted; and the decision.
     """
-    rule = plans_manager.settings.rule
-    probabilities = geometry.channels_in_image(rule.probabilities(parts.routing, dim=0), outside=np.nan)
-    calibration = plans_manager.calibration
-    softmax = probabilities_in_image(parts.segmentation, labels, geometry)
+    rule, calibration = plans_manager.settings.rule, plans_manager.calibration
+    softmax: np.ndarray | None = probabilities_in_image(segmentation, labels, geometry)
+    weight = dice_weight(softmax, has_regions=labels.has_regions)
+    evidence = None if calibration is None else calibration.evidence
+    if evidence is None:
+        softmax = None  # which frees memory
+    resampled = geometry.resampled_fast(rule.probabilities(routing, dim=0))
+    probabilities = geometry.in_image(resampled, [np.nan] * len(resampled))
     decision = decide(
         probabilities,
-        dice_weight(softmax, has_regions=labels.has_regions),
+        weight,
         rule=rule,
         limits=effective_limits(plans_manager) if limits is None else limits,
         spacing_mm=geometry.spacing_mm,
@@ -124,17 +130,18 @@ def decide_case(
     return probabilities, decision
 
 
-def probabilities_in_image(segmentation: Tensor, labels: DeferralLabelManager, geometry: CaseGeometry) -> np.ndarray:
+def probabilities_in_image(
+    segmentation: np.ndarray, labels: DeferralLabelManager, geometry: CaseGeometry
+) -> np.ndarray:
     """The probabilities of classes or regions in the image, float32 (K, *S), as nnU-Net saves them.
 
-    Logits are resampled before they become probabilities; where the image was cropped, all is background.
+    They are formed of resampled logits; where the image was cropped, all is background.
     """
-    resampled = torch.from_numpy(geometry.resampled(segmentation))
-    probabilities = np.asarray(labels.apply_inference_nonlin(resampled), dtype=np.float32)
-    outside = np.zeros(len(probabilities), dtype=np.float32)
+    probabilities = np.asarray(labels.apply_inference_nonlin(torch.from_numpy(segmentation)), dtype=np.float32)
+    outside = [0.0] * len(probabilities)
     if not labels.has_regions:
-        outside[0] = 1
-    return np.stack([geometry.in_image(each, float(value)) for each, value in zip(probabilities, outside, strict=True)])
+        outside[0] = 1.0
+    return geometry.in_image(probabilities, outside)
 
 
 def effective_limits(plans_manager: DeferralPlansManager) -> Limits:

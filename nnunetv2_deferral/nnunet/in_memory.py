@@ -110,7 +110,9 @@ def deferral_maps(
     """
     plans_manager, labels = _managers(predictor, limits)
     geometry = CaseGeometry(properties, predictor.configuration_manager, plans_manager)
-    return decide_case(_parts(labels, logits), labels, geometry, plans_manager, limits)[1]
+    parts = _parts(labels, logits)
+    segmentation = geometry.resampled(parts.segmentation)
+    return decide_case(segmentation, parts.routing, labels, geometry, plans_manager, limits)[1]
 
 
 def _mask(predictor: nnUNetPredictor, logits: Tensor, properties: dict[str, Any]) -> np.ndarray:

@@ -383,7 +383,7 @@ def test_the_expected_gain_is_that_of_who_is_asked():
     gains = np.array([[[1, 2], [3, -np.inf]], [[10, 20], [-30, 40]]], dtype=np.float32)
     assert expected_gain(gains, np.array([[0, 1], [2, 2]])) == 2 - 30 + 40
     assert expected_gain(gains, np.zeros((2, 2), np.uint8)) == 0
-    with pytest.raises(ValueError, match=r"routes must lie in \[0, 2\], got 1 to 3"):
+    with pytest.raises(ValueError, match=r"routes must lie in \[0, 2\], got 0 to 3"):
         expected_gain(gains, np.array([[0, 1], [2, 3]]))
     with pytest.raises(ValueError, match=r"shapes differ: gains \(2, 2\), route \(2, 3\)"):
         expected_gain(gains, np.zeros((2, 3), np.uint8))

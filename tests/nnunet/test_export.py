@@ -1,18 +1,22 @@
 """Maps back in the geometry of the image: resampling, cropping and the order of axes are undone."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits as stock_export
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from small_certificate import certificate
-from small_predictor import small_predictor
+from small_predictor import DATASET_JSON, small_predictor
 
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import ENVIRONMENT, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
-from nnunetv2_deferral.nnunet.export import check_limits, remarks_on_calibration
+from nnunetv2_deferral.nnunet.export import check_limits, export_prediction_from_logits, remarks_on_calibration
 from nnunetv2_deferral.routing import SoftmaxRule
 
 RESAMPLING = {
@@ -24,7 +28,9 @@ RESAMPLING = {
 def maps_of(routing, properties, configuration, plans, *, voxel_weight=1.0, limits=Limits()):  # noqa: B008 (frozen)
     """The maps of a case, as an export makes them."""
     rule, geometry = SoftmaxRule((True,) * (len(routing) - 1)), CaseGeometry(properties, configuration, plans)
-    probabilities = geometry.channels_in_image(rule.probabilities(routing, dim=0), outside=np.nan)
+    probabilities = geometry.in_image(
+        geometry.resampled_fast(rule.probabilities(routing, dim=0)), [np.nan] * len(routing)
+    )
     return decide(
         probabilities, np.float32(voxel_weight), rule=rule, limits=limits, spacing_mm=geometry.spacing_mm
     ).maps
@@ -32,7 +38,9 @@ def maps_of(routing, properties, configuration, plans, *, voxel_weight=1.0, limi
 
 def make_managers(spacing, transpose=(0, 1, 2)):
     plans = {"transpose_forward": list(transpose), "transpose_backward": list(np.argsort(transpose))}
-    return ConfigurationManager({"architecture": {}, "spacing": list(spacing), **RESAMPLING}), PlansManager(plans)
+    return ConfigurationManager({"architecture": {}, "spacing": list(spacing), **deepcopy(RESAMPLING)}), PlansManager(
+        plans
+    )
 
 
 def make_properties(before, bbox, spacing):
@@ -99,6 +107,56 @@ def test_in_2d_a_case_is_a_stack_of_slices_with_the_spacing_of_the_image_across_
     route, *_ = maps_of(routing, properties, configuration, plans)
     assert [int(each.max()) for each in route] == [0, 1, 0]
     assert (route[1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "image"),
+    [((2, 2, 2), (1, 1, 1)), ((1, 1, 1), (1.7, 2.3, 1.2)), ((6, 1, 1), (5, 0.7, 0.6)), ((1, 1), (999, 0.6, 0.7))],
+    ids=["finer", "coarser", "anisotropic", "slices"],
+)
+def test_routing_probabilities_are_resampled_as_nnunet_does(spacing, image):
+    configuration, plans = make_managers(spacing)
+    channels = torch.rand(3, 4, 9, 8, generator=torch.Generator().manual_seed(0))
+    ratio = np.array(spacing if len(spacing) == 3 else (image[0], *spacing)) / image
+    shape = tuple(np.rint(np.array(channels.shape[1:]) * ratio).astype(int))
+    geometry = CaseGeometry(make_properties(shape, [[0, size] for size in shape], image), configuration, plans)
+    found = geometry.resampled_fast(channels)
+    assert found.shape == (3, *shape)
+    np.testing.assert_allclose(found, geometry.resampled(channels.numpy()), atol=1e-5)
+
+
+def test_probabilities_are_resampled_as_other_plans_want():
+    configuration, plans = make_managers((2, 2, 2))
+    configuration.configuration["resampling_fn_probabilities_kwargs"]["order"] = 0
+    geometry = CaseGeometry(make_properties((8, 8, 8), [[0, 8]] * 3, (1, 1, 1)), configuration, plans)
+    channels = torch.rand(1, 4, 4, 4)
+    expected = channels.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    np.testing.assert_array_equal(geometry.resampled_fast(channels), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_masks_and_probabilities_of_a_resampled_case_are_those_of_nnunet(tmp_path, dtype):
+    predictor = small_predictor()
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    logits = torch.randn(7, 3, 9, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    finer = tuple(size / 1.7 for size in configuration.spacing)
+    properties = make_properties((3, 16, 15), [[0, 3], [0, 15], [1, 15]], (1.0, *finer))
+    properties["sitk_stuff"] = {
+        "spacing": (finer[1], finer[0], 1.0),
+        "origin": (0.0, 0.0, 0.0),
+        "direction": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+    }
+    for name, channels, manager, export in (
+        ("stock", logits[:2].numpy(), plans.stock(), stock_export),
+        ("ours", logits.numpy(), plans, export_prediction_from_logits),
+    ):
+        (tmp_path / name).mkdir()
+        export(channels, properties, configuration, manager, DATASET_JSON, str(tmp_path / name / "case"), True)
+    ours, stock = (np.load(tmp_path / name / "case.npz")["probabilities"] for name in ("ours", "stock"))
+    np.testing.assert_array_equal(ours, stock)
+    ours, stock = (sitk.ReadImage(str(tmp_path / name / "case.nii.gz")) for name in ("ours", "stock"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(stock))
+    assert len(np.unique(sitk.GetArrayFromImage(stock))) == 2
 
 
 def test_probabilities_stay_within_zero_and_one_in_half_precision():
