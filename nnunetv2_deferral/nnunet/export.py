@@ -111,11 +111,11 @@ def decide_case(
         predicted; and the decision.
     """
     rule, calibration = plans_manager.settings.rule, plans_manager.calibration
-    softmax: np.ndarray | None = probabilities_in_image(segmentation, labels, geometry)
+    softmax = probabilities_in_image(segmentation, labels, geometry)
     weight = dice_weight(softmax, has_regions=labels.has_regions)
-    evidence = None if calibration is None else calibration.evidence
-    if evidence is None:
-        softmax = None  # which frees memory
+    # Of no further use without evidence, so that memory is freed.
+    for_evidence = softmax if calibration is not None and calibration.evidence is not None else None
+    del softmax
     resampled = geometry.resampled_fast(rule.probabilities(routing, dim=0))
     probabilities = geometry.in_image(resampled, [np.nan] * len(resampled))
     decision = decide(
@@ -125,7 +125,7 @@ def decide_case(
         limits=effective_limits(plans_manager) if limits is None else limits,
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
-        softmax=softmax,
+        softmax=for_evidence,
     )
     return probabilities, decision
 
