@@ -9,6 +9,8 @@ files. Every image, mask and map of the package is therefore read here: by nnU-N
 from __future__ import annotations
 
 import gzip
+import shutil
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +29,10 @@ _MAX_TRAILING_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**24  # NIfTI extensions may hold whole DICOM headers
 _GIPL_HEADER_BYTES = 256
 _MAX_VOXEL_BYTES = 8
+_INTEGER_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
+_NIFTI_SCALE = 65535
+_NIFTI_SLOPE = 112  # the place of scl_slope and scl_inter in the header
+_FAST = 1  # level of compression; higher ones take several times as long and hardly save anything on such maps
 _GIPL_MAGIC = (b"\x2a\xe3\x89\xb8", b"\xef\xff\xe9\xb0")
 
 
@@ -122,6 +128,73 @@ def write_labels(array: np.ndarray, file: Path, writer: MaskWriter, properties: 
     with written_whole(file.parent) as scratch:
         writer.write_seg(array, str(scratch / file.name), properties)
         check_written(scratch / file.name, file)
+
+
+def integer_scale(file_ending: str, shape: Sequence[int]) -> int | None:
+    """The integer that stands for the highest possible value in a map of this shape, None if files hold the values.
+
+    Formats of nnU-Net's reader for natural images hold integers only, in 2D.
+    """
+    # nnU-Net looks endings up in lower case too.
+    return _INTEGER_SCALE.get(file_ending.lower()) if shape[0] == 1 else None
+
+
+def write_values(
+    values: np.ndarray,
+    highest: float,
+    file: Path,
+    writer: MaskWriter,
+    properties: dict[str, Any],
+    *,
+    round_up: bool = False,
+) -> None:
+    """Write a map of numbers in [0, highest], as :func:`write_labels` writes label maps.
+
+    As integers in formats that hold nothing else (:func:`integer_scale`); in NIfTI as 16-bit integers with the scale in
+    the header, which readers and viewers apply, in half the space and time of float32; in other formats as float32.
+
+    Args:
+        values: float32 (Z, Y, X) or (1, Y, X).
+        highest: The highest possible value.
+        file: The file, whose name ends as nnU-Net's.
+        writer: nnU-Net's reader-writer of the dataset.
+        properties: nnU-Net's properties of the image or mask.
+        round_up: Whether integers are rounded up, so that no positive number becomes 0, or to the nearest.
+
+    Raises:
+        InputError: If the file cannot be written, or not completely.
+    """
+    compressed, plain = (file.name.lower().endswith(ending) for ending in (".nii.gz", ".nii"))
+    scale = _NIFTI_SCALE if compressed or plain else integer_scale(file.suffix, values.shape)
+    if scale is None:
+        write_labels(values.view(_Typed), file, writer, properties)
+        return
+    # Zeros have any scale.
+    steps = (np.ceil if round_up else np.rint)(values * np.float32(scale / (highest or 1)))
+    integers = steps.clip(max=scale).astype(np.min_scalar_type(scale))
+    if not (compressed or plain):
+        write_labels(integers.view(_Typed), file, writer, properties)
+        return
+    with written_whole(file.parent) as scratch:
+        unscaled = scratch / "unscaled.nii"
+        writer.write_seg(integers.view(_Typed), str(unscaled), properties)
+        with unscaled.open("r+b") as header:
+            header.seek(_NIFTI_SLOPE)
+            header.write(struct.pack("=ff", (highest or 1) / scale, 0))
+        if compressed:
+            with unscaled.open("rb") as source, gzip.open(scratch / file.name, "wb", _FAST) as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            unscaled.unlink()
+        else:
+            unscaled.rename(scratch / file.name)
+        check_written(scratch / file.name, file)
+
+
+class _Typed(np.ndarray):
+    """An array that keeps its dtype when nnU-Net's writers cast a mask to unsigned integers."""
+
+    def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:
+        return np.asarray(self)
 
 
 def check_written(written: Path, file: Path) -> None:

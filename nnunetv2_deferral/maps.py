@@ -2,17 +2,17 @@
 
     <folder>/<case>.nii.gz                        the model's mask, written by nnU-Net
     <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
-    <folder>/deferral/probability/<case>.nii.gz   float32 in [0, 1]: deferral score
+    <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
-    <folder>/deferral/gain/<case>.nii.gz          float32: expected gain in the Dice of the case from asking that expert
+    <folder>/deferral/gain/<case>.nii.gz          expected gain in the Dice of the case from asking that expert
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
     <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
-2D formats without floating point store the probability as an integer, 0..65535 in .png and .tif, 0..255 in .bmp, and
-the gain likewise as a share of the case's `largest_gain` in deferral.json, rounded up.
+Probability and gain are stored as :func:`.image_files.write_values` does, the gain as a share of the case's
+`largest_gain`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, to_steps
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.image_files import MaskWriter, write_labels
+from nnunetv2_deferral.image_files import MaskWriter, write_labels, write_values
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
-# The integer that represents probability 1, in the formats of nnU-Net's reader for natural images.
-_FULL_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +144,6 @@ def read_index(folder: Path) -> dict[str, Any]:
     return content
 
 
-def full_scale(file_ending: str, shape: Sequence[int]) -> int | None:
-    """The integer that represents probability 1 in a map of this shape, or None if the format stores floats."""
-    # nnU-Net looks endings up in lower case too.
-    return _FULL_SCALE.get(file_ending.lower()) if shape[0] == 1 else None
-
-
 def check_folder(folder: Path, model: ModelIdentity) -> None:
     """Refuse a folder that contains the deferral maps of another model.
 
@@ -217,19 +209,12 @@ class DeferralFolder:
             _save_arrays(content, prior_file(self.folder, case))
         if answered is not None:
             _save_arrays(answered._asdict(), answered_file(self.folder, case))
-        probability, gain, largest_gain = maps.probability, maps.gain, float(maps.gain.max(initial=0))
-        if scale := full_scale(self.file_ending, maps.route.shape):
-            probability = np.round(probability.astype(np.float64) * scale).astype(np.min_scalar_type(scale))
-            # Rounded up, so that a positive gain does not become 0.
-            gain = np.ceil(gain.astype(np.float64) * (scale / (largest_gain or 1))).clip(max=scale)
-            gain = gain.astype(probability.dtype)
-        for path, array in (
-            (route_file, maps.route),
-            (probability_file, probability),
-            (expert_file, maps.expert),
-            (gain_file, gain),
-        ):
-            write_labels(_as_typed(array), path(self.folder, case, self.file_ending), self.writer, properties)
+        where = (self.folder, case, self.file_ending)
+        write_labels(maps.route, route_file(*where), self.writer, properties)
+        write_labels(maps.expert, expert_file(*where), self.writer, properties)
+        largest_gain = float(maps.gain.max(initial=0))
+        write_values(maps.probability, 1, probability_file(*where), self.writer, properties)
+        write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, round_up=True)
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 
@@ -339,15 +324,3 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
 
 def _as_json(model: ModelIdentity) -> dict[str, Any]:
     return asdict(model) | {"experts": list(model.experts), "unavailable": list(model.unavailable)}
-
-
-class _Typed(np.ndarray):
-    """An array that keeps its dtype when nnU-Net's writers cast a mask to unsigned integers."""
-
-    def astype(self, *_args: Any, **_kwargs: Any) -> np.ndarray:
-        return np.asarray(self)
-
-
-def _as_typed(array: np.ndarray) -> np.ndarray:
-    # nnU-Net's writers handle formats and geometry, but cast to integers.
-    return array.view(_Typed)

@@ -21,6 +21,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
 from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.image_files import integer_scale
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
 from nnunetv2_deferral.uncertainty import one_minus_max
@@ -191,13 +192,13 @@ class PredictionFolder(MaskFolder):
 
     def _gain(self, file: Path, case: str) -> np.ndarray:
         values = self._scaled(file)
-        if maps.full_scale(self.files.file_ending, values.shape) is None:
+        if integer_scale(self.files.file_ending, values.shape) is None:
             return values
         return (values * self.index["cases"][case]["largest_gain"]).astype(np.float32)
 
     def _scaled(self, file: Path) -> np.ndarray:
         values = self._values(file)
-        scale = maps.full_scale(self.files.file_ending, values.shape)
+        scale = integer_scale(self.files.file_ending, values.shape)
         return (values if scale is None else values / scale).astype(np.float32, copy=False)
 
 

@@ -2,6 +2,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -54,9 +55,41 @@ def test_maps_of_volumes_keep_the_geometry_of_the_image(tmp_path, writer):
         assert written.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-5)
         assert written.GetDirection() == pytest.approx(image.GetDirection(), abs=1e-5)
     # The map equals the image it was made of, voxel for voxel, whatever the writer did to the axes.
-    assert np.array_equal(sitk.GetArrayFromImage(probability), sitk.GetArrayFromImage(image))
+    difference = sitk.GetArrayFromImage(probability) - sitk.GetArrayFromImage(image)
+    assert np.abs(difference).max() <= 0.5 / 65535 + 1e-6
     expected = (sitk.GetArrayFromImage(image) * 4).astype(np.uint8)
     assert np.array_equal(sitk.GetArrayFromImage(written_route), expected)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+@pytest.mark.parametrize("writer", [SimpleITKIO, NibabelIO])
+def test_in_nifti_gains_are_scaled_integers_that_every_reader_scales_back(tmp_path, ending, writer):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.float32)), str(tmp_path / "image.nii.gz"))
+    _, properties = writer().read_images([str(tmp_path / "image.nii.gz")])
+    gain = np.linspace(0, 3e-4, 24, dtype=np.float32).reshape(2, 3, 4)
+    gain[0, 0, 1] = 1e-12
+    made = RoutingMaps((gain > 1e-4).astype(np.uint8), gain, np.ones(gain.shape, np.uint8), gain)
+    maps.DeferralFolder(folder=tmp_path, file_ending=ending, writer=writer(), model=MODEL, settings=SETTINGS).write(
+        "case", made, properties
+    )
+    file = maps.gain_file(tmp_path, "case", ending)
+    assert [each.name for each in file.parent.iterdir()] == [file.name]
+    stored = nibabel.load(file)
+    assert stored.get_data_dtype() == np.uint16
+    step = 3e-4 / 65535
+    for found in (sitk.GetArrayFromImage(sitk.ReadImage(str(file))), np.asarray(stored.get_fdata()).T):
+        assert (found > 0).tolist() == (gain > 0).tolist()
+        assert (found - gain).min() > -step / 100
+        assert (found - gain).max() < step * 1.01
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+def test_a_case_without_any_gain_has_a_map_of_zeros(tmp_path, ending):
+    writer, properties = SimpleITKIO(), {"sitk_stuff": {"spacing": (1, 1), "origin": (0, 0), "direction": (1, 0, 0, 1)}}
+    nothing = np.zeros((1, 4, 5), np.float32)
+    write(tmp_path, "case", ending, nothing.astype(np.uint8), nothing, writer, properties)
+    for file in (maps.gain_file, maps.probability_file):
+        assert not sitk.GetArrayFromImage(sitk.ReadImage(str(file(tmp_path, "case", ending)))).any()
 
 
 def test_in_png_the_probability_is_an_integer_of_16_bits(tmp_path):

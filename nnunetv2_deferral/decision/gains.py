@@ -67,7 +67,8 @@ def evidence_gains(
         float32 (J, *shape), as :func:`image_gains`; 0 or less where no answer would change the label.
     """
     weights = structure_weights(prior, model.structures)
-    case = Candidates.of(np.where(unknown, -np.inf, prior.logits), spacing_mm, model.structures, weights)
+    logits = np.where(unknown, -np.inf, prior.logits) if unknown.any() else prior.logits
+    case = Candidates.of(logits, spacing_mm, model.structures, weights)
     nobody = np.full((len(model.experts), case.index.size), MISSING, dtype=np.int16)
     available = np.array(rule.available)
     values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool), available=available)
