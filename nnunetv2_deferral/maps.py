@@ -8,7 +8,8 @@
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
-    <folder>/deferral/deferral.json               experts, settings, versions, calibration; rates and limits per case
+    <folder>/deferral/cases/<case>.json           rates, limits and expected gain of the case
+    <folder>/deferral/deferral.json               model with experts, settings, calibration, versions
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
 Probability and gain are stored as :func:`.image_files.write_values` does, the gain as a share of the case's
@@ -17,7 +18,9 @@ Probability and gain are stored as :func:`.image_files.write_values` does, the g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +39,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, to_steps
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels, write_values
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
@@ -97,6 +100,11 @@ def answered_file(folder: Path, case: str) -> Path:
     return folder / FOLDER / "answered" / f"{case}.npz"
 
 
+def case_file(folder: Path, case: str) -> Path:
+    """Rates, limits and further entries of a case."""
+    return folder / FOLDER / "cases" / f"{case}.json"
+
+
 def index_file(folder: Path) -> Path:
     """The deferral.json of a folder."""
     return folder / FOLDER / "deferral.json"
@@ -106,6 +114,7 @@ class _CaseEntry(TypedDict):
     deferral_rate: Share
     share: dict[Text, Share]
     largest_gain: NonNegative
+    model: NotRequired[Text]
 
 
 class _Model(TypedDict):
@@ -118,30 +127,56 @@ class Index(TypedDict):
     model: _Model
     settings: dict[Text, Any]
     calibration: NotRequired[dict[Text, Any] | None]
-    cases: dict[Text, _CaseEntry]
+    cases: NotRequired[dict[Text, _CaseEntry]]  # of earlier versions
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The content of a folder's deferral.json.
+def read_model(folder: Path) -> dict[str, Any]:
+    """The content of a folder's deferral.json: model, settings, calibration and versions.
 
     Raises:
         InputError: If it is missing, cannot be read, is not as :class:`Index`, or its experts are not valid or differ
-            between the model, the settings and the cases; the message names file, key and value.
+            between the model and the settings; the message names file, key and value.
     """
     file = index_file(folder)
     content: dict[str, Any] = read_validated_json(file, Index)
     experts = check_expert_names(content["model"]["experts"], f"{file}: model.experts")
     try:
-        lists = {"settings.experts": resolve_settings(content["settings"]).expert_names}
+        named = resolve_settings(content["settings"]).expert_names
     except InputError as error:
         raise InputError(f"{file}: settings: {error}") from error
-    lists |= {f"cases.{name}.share": tuple(case["share"]) for name, case in content["cases"].items()}
-    for key, names in lists.items():
-        if sorted(names) != sorted(experts) or (key == "settings.experts" and names != experts):
-            raise InputError(
-                f"{file}: {key} lists the experts {', '.join(names) or 'none'}, model.experts {', '.join(experts)}"
-            )
+    if named != experts:
+        raise InputError(f"{file}: settings.experts lists {_names(named)}, model.experts {_names(experts)}")
     return content
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of a folder's deferral.json, with the entries of all cases under `cases`.
+
+    Raises:
+        InputError: See :func:`read_model`; also if the entry of a case cannot be read, or is of another model.
+    """
+    content, where = read_model(folder), index_file(folder)
+    experts, model = sorted(content["model"]["experts"]), _fingerprint(content["model"])
+    earlier: dict[str, Any] = content.get("cases", {})
+    entries = {name: (f"{where}: cases.{name}.", entry) for name, entry in earlier.items()}
+    for file in sorted((where.parent / "cases").glob("*.json")):
+        if not file.name.startswith("."):
+            entries[file.stem] = (f"{file}: ", read_validated_json(file, _CaseEntry))
+    for named, entry in entries.values():
+        if sorted(entry["share"]) != experts:
+            raise InputError(f"{named}share lists {_names(entry['share'])}, {where}: model.experts {_names(experts)}")
+        if entry.get("model", model) != model:
+            raise InputError(f"{named}the maps are of another model ({entry['model']}) than that of {where} ({model})")
+    return content | {"cases": {name: entry for name, (_, entry) in sorted(entries.items())}}
+
+
+def _fingerprint(model: Mapping[str, Any]) -> str:
+    """Short, to be repeated in the entry of each case, because files may be copied from one folder to another."""
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _names(experts: Iterable[str]) -> str:
+    return f"the experts {', '.join(experts) or 'none'}"
 
 
 def check_folder(folder: Path, model: ModelIdentity) -> None:
@@ -153,7 +188,7 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
     file = index_file(folder)
     if not file.is_file():
         return
-    theirs, ours = read_index(folder)["model"], _as_json(model)
+    theirs, ours = read_model(folder)["model"], _as_json(model)
     if theirs != ours:
         differing = [
             f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
@@ -194,13 +229,13 @@ class DeferralFolder:
         prior: PriorMap | None = None,
         answered: EarlierAnswers | None = None,
     ) -> None:
-        """Write the maps of a case and add the case to the folder's `deferral.json`.
+        """Write the maps of a case, and last its entry, which makes it one of the folder's.
 
         Args:
             case: The case identifier.
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
             properties: nnU-Net's properties of the case, including its geometry.
-            statistics: Further entries for the case in `deferral.json`.
+            statistics: What else to note in the entry.
             prior: The prior, or None.
             answered: The questions and answers of earlier rounds, or None.
         """
@@ -219,21 +254,24 @@ class DeferralFolder:
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 
     def _enter(self, case: str, entry: dict[str, Any]) -> None:
+        """Write the entry of a case; the rest is written once, because others may have 10^5 cases there."""
+        write_json(entry | {"model": _fingerprint(_as_json(self.model))}, case_file(self.folder, case))
         file = index_file(self.folder)
+        content: dict[str, Any] = {
+            "model": _as_json(self.model),
+            "settings": self.settings.to_dict(),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "versions": {
+                "nnunetv2_deferral": __version__,
+                "nnunetv2": version("nnunetv2"),
+                "torch": version("torch"),
+            },
+        }
+        content = json.loads(json.dumps(content))  # to compare
+        if content.items() <= (read_json(file) if file.is_file() else {}).items():
+            return
         with FileLock(file.with_name(".deferral.json.lock")):
-            cases = read_index(self.folder)["cases"] if file.is_file() else {}
-            content = {
-                "model": _as_json(self.model),
-                "settings": self.settings.to_dict(),
-                "calibration": None if self.calibration is None else self.calibration.to_dict(),
-                "versions": {
-                    "nnunetv2_deferral": __version__,
-                    "nnunetv2": version("nnunetv2"),
-                    "torch": version("torch"),
-                },
-                "cases": dict(sorted((cases | {case: entry}).items())),
-            }
-            write_json(content, file)
+            write_json((read_json(file) if file.is_file() else {}) | content, file)
 
 
 def write_maps(
@@ -261,7 +299,7 @@ def write_maps(
         writer: nnU-Net's reader-writer for the format, such as `SimpleITKIO()`.
         file_ending: Such as `.nii.gz`.
         experts: The experts in routing order: names of raters, and profiles of simulated experts.
-        statistics: Further entries for the case in `deferral.json`, such as `decision.statistics`.
+        statistics: What else to note in the entry of the case, such as `decision.statistics`.
         settings: Further settings of the model, such as `objective="one_vs_all"`.
 
     Raises:

@@ -56,7 +56,7 @@ class PredictionFolder(MaskFolder):
 
     Attributes:
         experts: The names of the experts in routing order.
-        index: The content of deferral.json.
+        index: The content of deferral.json, and under `cases` the entries of all cases.
 
     Example:
         Given the `folder` of a prediction for the cases x and y by a model with the experts ann and bob:
@@ -84,7 +84,7 @@ class PredictionFolder(MaskFolder):
 
         Raises:
             InputError: If there are no masks, no deferral maps (a stock model), maps of some cases are missing (the
-                message lists the missing files), or deferral.json is invalid or does not list all cases.
+                message lists the missing files), or deferral.json or the entry of a case is invalid or missing.
         """
         index = maps.index_file(folder)
         if not folder.is_dir():
@@ -100,7 +100,7 @@ class PredictionFolder(MaskFolder):
             raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
         files = _files_of_masks(folder, found)
         cases = tuple(files.cases(folder))
-        same_cases(f"cases that {index} does not list", cases, list(entries["cases"]))
+        same_cases(f"cases without an entry in {index.parent / 'cases'}", cases, list(entries["cases"]))
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
         if missing := [str(file) for file in files_of_maps if not file.is_file()]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
@@ -117,7 +117,7 @@ class PredictionFolder(MaskFolder):
         return maps.index_file(self.folder)
 
     def limits(self, case: str) -> Limits:
-        """The limits on deferral in a case, according to deferral.json.
+        """The limits on deferral in a case, according to its entry.
 
         Raises:
             InputError: If they are not valid; the message names the file.
@@ -127,10 +127,10 @@ class PredictionFolder(MaskFolder):
             capacities = content.get("capacities")
             return Limits(**{**content, "capacities": None if capacities is None else tuple(capacities)})
         except (AttributeError, TypeError, InputError) as error:
-            raise InputError(f"{self.index_file}: cases.{case}.limits: {error}") from error
+            raise InputError(f"{maps.case_file(self.folder, case)}: limits: {error}") from error
 
     def asked(self, case: str | None = None) -> tuple[str, ...]:
-        """The experts to whom any voxel of a case, or of all cases, was routed, according to deferral.json."""
+        """The experts to whom any voxel of a case, or of all cases, was routed, according to their entries."""
         cases = self.cases if case is None else (case,)
         shares = [entry["share"] for name, entry in self.index["cases"].items() if name in cases]
         return tuple(expert for expert in self.experts if any(share[expert] > 0 for share in shares))

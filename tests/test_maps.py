@@ -1,4 +1,5 @@
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from skimage import io
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.settings import resolve_settings
 
 SETTINGS = resolve_settings(None)
@@ -128,7 +130,7 @@ def test_the_index_holds_the_rates_of_every_case(tmp_path):
     route = np.array([[[0, 0, 1, 1], [2, 0, 0, 0]]], dtype=np.uint8)
     write(tmp_path, "b", ".png", route, np.zeros(route.shape, np.float32), NaturalImage2DIO(), {})
     write(tmp_path, "a", ".png", 0 * route, np.zeros(route.shape, np.float32), NaturalImage2DIO(), {})
-    index = json.loads(maps.index_file(tmp_path).read_text())
+    index = maps.read_index(tmp_path)
     assert list(index["cases"]) == ["a", "b"]
     assert index["cases"]["b"]["deferral_rate"] == pytest.approx(3 / 8)
     assert index["cases"]["b"]["share"] == pytest.approx({"expert1": 2 / 8, "expert2": 1 / 8, "expert3": 0})
@@ -142,7 +144,51 @@ def test_cases_written_at_the_same_time_are_all_in_the_index(tmp_path):
     names = [f"case{number}" for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: write(tmp_path, name, ".png", route, probability, NaturalImage2DIO(), {}), names))
-    assert set(json.loads(maps.index_file(tmp_path).read_text())["cases"]) == set(names)
+    assert set(maps.read_index(tmp_path)["cases"]) == set(names)
+
+
+def test_a_case_adds_one_small_file_and_leaves_the_others_and_the_index(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    write(tmp_path, "a", ".png", route, probability, NaturalImage2DIO(), {})
+    index = maps.index_file(tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in (index, maps.case_file(tmp_path, "a"))}
+    assert "cases" not in json.loads(index.read_text())
+    write(tmp_path, "b", ".png", route, probability, NaturalImage2DIO(), {})
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert sorted(file.name for file in maps.case_file(tmp_path, "a").parent.iterdir()) == ["a.json", "b.json"]
+
+
+def into_the_earlier_form(folder):
+    index = maps.read_index(folder)
+    for entry in index["cases"].values():
+        del entry["model"]
+    maps.index_file(folder).write_text(json.dumps(index))
+    shutil.rmtree(maps.case_file(folder, "case").parent)
+
+
+def test_folders_of_earlier_versions_are_read_and_added_to(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    for case in ("a", "b"):
+        write(tmp_path, case, ".png", 0 * route, probability, NaturalImage2DIO(), {})
+    into_the_earlier_form(tmp_path)
+    assert set(maps.read_index(tmp_path)["cases"]) == {"a", "b"}
+    for case in ("b", "c"):
+        write(tmp_path, case, ".png", route | 1, probability, NaturalImage2DIO(), {})
+    found = maps.read_index(tmp_path)["cases"]
+    assert [entry["deferral_rate"] for entry in found.values()] == [0, 1, 1]
+
+
+def test_parts_that_were_copied_together_are_whole_and_of_two_models_are_not(tmp_path):
+    route, probability = make_maps((1, 4, 4))
+    other = replace(MODEL, configuration="3d_fullres")
+    for part, model in (("first", MODEL), ("second", MODEL), ("third", other)):
+        write(tmp_path / part, part, ".png", route, probability, NaturalImage2DIO(), {}, model)
+    for part in ("first", "second"):
+        shutil.copytree(tmp_path / part, tmp_path / "all", dirs_exist_ok=True)
+    assert set(maps.read_index(tmp_path / "all")["cases"]) == {"first", "second"}
+    shutil.copytree(tmp_path / "third", tmp_path / "all", dirs_exist_ok=True)
+    with pytest.raises(InputError, match=r"first\.json: the maps are of another model .* of .*deferral\.json"):
+        maps.read_index(tmp_path / "all")
 
 
 def test_a_folder_with_the_maps_of_another_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 ENDINGS = (".nii.gz", ".png", ".bmp")
 
 
-def edit_index(folder, change):
-    file = maps.index_file(folder)
+def edit(file, change):
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
@@ -77,10 +77,8 @@ class TestReading:
     def test_those_who_are_asked_have_voxels_of_these_cases(self, tmp_path):
         write_prediction(tmp_path, experts=("ann", "bob", "eve"), routes_to=(0, 1, 3))
         assert PredictionFolder.open(tmp_path).asked() == ("ann", "eve")
-        edit_index(
-            tmp_path,
-            lambda index: index["cases"].update(gone=index["cases"]["x"] | {"share": {"ann": 0, "bob": 1, "eve": 0}}),
-        )
+        shutil.copy(maps.case_file(tmp_path, "x"), maps.case_file(tmp_path, "gone"))
+        edit(maps.case_file(tmp_path, "gone"), lambda entry: entry.update(share={"ann": 0, "bob": 1, "eve": 0}))
         assert PredictionFolder.open(tmp_path).asked() == ("ann", "eve")
 
     def test_files_that_only_accompany_the_masks_are_no_cases(self, tmp_path):
@@ -165,13 +163,8 @@ class TestRefusals:
             lambda index: index["model"].pop("experts"),
             lambda index: index["model"].update(experts="ann"),
             lambda index: index["model"].update(experts=[]),
-            lambda index: index.pop("cases"),
-            lambda index: index["cases"].update(x={"deferral_rate": 0.5}),
-            lambda index: index["cases"].update(x={"share": {"ann": 0.5}}),
-            lambda index: index["cases"].update(x=None),
-            lambda index: index["cases"].pop("y"),  # as after copying the folders of two parts into one
-            lambda index: index["cases"]["x"].update(share={"ann": float("nan"), "bob": 0}),
-            lambda index: index["cases"]["x"].update(share={"ann": 0.5, "bob": 0, "eve": 0.1}),
+            lambda index: index.update(cases={"x": None}),
+            lambda index: index["model"].update(dataset="Dataset702_Other"),
             lambda index: index["model"].update(experts=["bob", "ann"]),
             lambda index: index["model"].update(experts=["ann"]),
             lambda index: index["model"].update(experts=["../ann", "bob"]),
@@ -182,8 +175,32 @@ class TestRefusals:
     )
     def test_a_deferral_json_that_lacks_something(self, tmp_path, change):
         write_prediction(tmp_path)
-        edit_index(tmp_path, change)
+        edit(maps.index_file(tmp_path), change)
         with pytest.raises(ValueError, match=re.escape(str(maps.index_file(tmp_path)))):
+            PredictionFolder.open(tmp_path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda entry: entry.pop("share"),
+            lambda entry: entry.pop("largest_gain"),
+            lambda entry: entry.update(share={"ann": float("nan"), "bob": 0}),
+            lambda entry: entry.update(share={"ann": 0.5, "bob": 0, "eve": 0.1}),
+            lambda entry: entry.update(deferral_rate="0.5"),
+            lambda entry: entry.update(model="0123456789ab"),
+        ],
+    )
+    def test_an_entry_that_is_not_of_this_prediction(self, tmp_path, change):
+        write_prediction(tmp_path)
+        file = maps.case_file(tmp_path, "x")
+        edit(file, change)
+        with pytest.raises(InputError, match=re.escape(str(file))):
+            PredictionFolder.open(tmp_path)
+
+    def test_a_case_without_an_entry(self, tmp_path):
+        write_prediction(tmp_path)
+        maps.case_file(tmp_path, "y").unlink()
+        with pytest.raises(InputError, match=r"cases without an entry in .*deferral/cases.* y"):
             PredictionFolder.open(tmp_path)
 
     @pytest.mark.parametrize("content", ["", '{"model": {"experts": ["ann"', "[]", "null"])
@@ -256,8 +273,8 @@ class TestCase:
 
     def test_a_gain_that_is_not_finite(self, tmp_path):
         write_prediction(tmp_path, ending=".png")
-        edit_index(tmp_path, lambda index: index["cases"]["x"].update(largest_gain=float("inf")))
-        with pytest.raises(InputError, match="deferral.json: cases.x.largest_gain must be a finite number, got inf"):
+        edit(maps.case_file(tmp_path, "x"), lambda entry: entry.update(largest_gain=float("inf")))
+        with pytest.raises(InputError, match=r"cases/x\.json: largest_gain must be a finite number, got inf"):
             PredictionFolder.open(tmp_path)
 
     def test_probabilities_are_there_where_they_were_saved(self, tmp_path):

@@ -116,7 +116,7 @@ def next_round(
             statistics = {"round": number, "expected_gain": gain}
             written.write(name, decided, dict(case.properties), statistics, prior=case.prior, answered=found.answered)
             asked += int(np.count_nonzero(decided.route))
-        write_json(maps.read_index(scratch) | {"round": number}, maps.index_file(scratch))
+        write_json(maps.read_model(scratch) | {"round": number}, maps.index_file(scratch))
     return {"round": number, "earlier": earlier, "questions": asked, "unanswered": unanswered}
 
 

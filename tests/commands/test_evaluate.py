@@ -298,6 +298,12 @@ def test_the_confidence_rule_spends_no_more_than_its_share_with_its_expert(folde
     assert "the expert and the stopping point that were best on validation cases" in report.read_text()
 
 
+def limit(folders, case, limits):
+    """Note limits as those that a case was decided with."""
+    file = maps.case_file(folders.root / "out", case)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"limits": limits}))
+
+
 class TestCertificates:
     @pytest.fixture
     def certified(self, folders):
@@ -310,9 +316,9 @@ class TestCertificates:
             scores=(0.7,) * 20,
         )  # fmt: skip
         content["calibration"]["certificate"] = promise.to_dict()
-        for entry in content["cases"].values():
-            entry["limits"] = {"budget": 0.2, "over": "case"}
         index.write_text(json.dumps(content))
+        for case in folders.predicted:
+            limit(folders, case, {"budget": 0.2, "over": "case"})
         return folders
 
     def test_are_compared_with_what_was_kept(self, certified, capsys):
@@ -330,17 +336,13 @@ class TestCertificates:
         assert f"here {above} of 2 cases" in report.read_text()
 
     def test_are_not_for_other_limits(self, certified):
-        index = maps.index_file(certified.root / "out")
-        index.write_text(index.read_text().replace('"budget": 0.2,', '"budget": 0.02,'))
+        limit(certified, "x", {"budget": 0.02, "over": "case"})
         assert "'budget': 0.02" in certified.evaluate()["certificate"]["unchecked"]
 
     @pytest.mark.parametrize("limits", [{"budget": 2}, {"bugdet": 0.1}, ["budget"], {"capacities": 1}])
     def test_need_limits_that_can_be_read(self, certified, capsys, limits):
-        index = maps.index_file(certified.root / "out")
-        content = json.loads(index.read_text())
-        content["cases"]["y"]["limits"] = limits
-        index.write_text(json.dumps(content))
-        assert "deferral.json: cases.y.limits" in certified.refused(capsys)
+        limit(certified, "y", limits)
+        assert "cases/y.json: limits: " in certified.refused(capsys)
 
     def test_that_were_edited_are_refused(self, certified, capsys):
         index = maps.index_file(certified.root / "out")

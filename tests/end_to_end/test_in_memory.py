@@ -36,12 +36,11 @@ def assert_written(mask: np.ndarray, decision: Decision, folder: Path, case: str
     assert np.array_equal(maps.expert, written["expert"])
     entry = PredictionFolder.open(folder).index["cases"][case]
     assert decision.statistics["expected_gain"] == entry["expected_gain"]
-    if ending == ".png":
-        assert np.array_equal(np.round(maps.probability.astype(np.float64) * 65535), written["probability"])
-        assert float(maps.gain.max()) == entry["largest_gain"]
-    else:
-        assert np.array_equal(maps.probability, written["probability"])
-        assert np.array_equal(maps.gain, written["gain"])
+    assert float(maps.gain.max()) == entry["largest_gain"]
+    scale = 65535 if ending == ".png" else 1  # readers of NIfTI scale integers back themselves
+    assert np.abs(maps.probability - written["probability"] / scale).max() < 0.51 / 65535
+    steps = written["gain"] if ending == ".png" else written["gain"] / (entry["largest_gain"] / 65535)
+    assert np.abs(maps.gain / (entry["largest_gain"] / 65535) - steps).max() < 1.01
 
 
 def test_a_2d_array_gets_the_maps_that_are_written(

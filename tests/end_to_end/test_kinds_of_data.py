@@ -12,6 +12,8 @@ import pytest
 import torch
 from workplace import FLAT, LABELS, SOLID, Workplace, preprocess, read, variant_of_flat
 
+from nnunetv2_deferral.maps import read_index
+
 TESTED = ("test_6", "test_7")
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
 KINDS = {
@@ -109,7 +111,7 @@ class TestResidualEncoder:
         workplace.train(FLAT, "2d", 0, "TinyDeferral1Expert", plans=residual_plans)
         output = workplace.root / "residual_prediction"
         workplace.predict(FLAT, "2d", "TinyDeferral1Expert", output, plans=residual_plans)
-        index = json.loads((output / "deferral" / "deferral.json").read_text())
+        index = read_index(output)
         assert sorted(index["cases"]) == list(TESTED)
         assert index["model"]["plans"] == residual_plans
 
@@ -178,7 +180,7 @@ class TestCascade:
             SOLID, "3d_cascade_fullres", "TinyDeferral3Experts", second, "-prev_stage_predictions", first, plans=plans
         )
         for output, configuration in ((first, "3d_lowres"), (second, "3d_cascade_fullres")):
-            index = json.loads((output / "deferral" / "deferral.json").read_text())
+            index = read_index(output)
             assert sorted(index["cases"]) == list(TESTED)
             assert index["model"]["configuration"] == configuration
             for case in TESTED:

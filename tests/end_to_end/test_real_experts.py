@@ -19,7 +19,7 @@ from workplace import LABELS, SOLID, Workplace, predictor_of, preprocess, read, 
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.maps import write_maps
+from nnunetv2_deferral.maps import read_index, write_maps
 from nnunetv2_deferral.nnunet.rater_data import experts_folder
 from nnunetv2_deferral.nnunet.validation import summarize_validation
 
@@ -137,7 +137,7 @@ class TestTraining:
         elsewhere = {f"nnUNet_{folder}": str(tmp_path / folder) for folder in ("raw", "preprocessed")}
         images = workplace.raw / RATED / "imagesTs"
         workplace.predict(RATED, "2d", "TinyDeferral", tmp_path / "out", images=images, **elsewhere)
-        index = json.loads((tmp_path / "out" / "deferral" / "deferral.json").read_text())
+        index = read_index(tmp_path / "out")
         assert index["model"]["experts"] == index["settings"]["experts"] == ["ann", "bob"]
         assert sorted(index["cases"]) == list(TESTED)
         for case in TESTED:
@@ -349,7 +349,7 @@ class TestWithoutLabels:
         folder = Path(trainer.output_folder) / "validation"
         for case in VALIDATED:
             assert not (read(folder / "deferral" / "route" / f"{case}.png") == 2).any()
-        index = json.loads((folder / "deferral" / "deferral.json").read_text())
+        index = read_index(folder)
         assert index["model"]["unavailable"] == index["settings"]["unavailable"] == ["bob"]
 
     def test_another_fold_learns_about_the_rater_but_predictions_use_all_folds(

@@ -11,6 +11,8 @@ import pytest
 import SimpleITK as sitk
 from workplace import FLAT, SOLID, Workplace, read
 
+from nnunetv2_deferral.maps import read_index
+
 VALIDATED = ("train_4", "train_5")
 TESTED = ("test_6", "test_7")
 
@@ -21,7 +23,7 @@ def assert_maps(folder: Path, cases: tuple[str, ...], ending: str, num_experts: 
     assert sorted(file.name for file in folder.glob(f"*{ending}")) == names
     for kind in ("route", "probability"):
         assert sorted(file.name for file in (folder / "deferral" / kind).iterdir()) == names
-    index = json.loads((folder / "deferral" / "deferral.json").read_text())
+    index = read_index(folder)
     assert sorted(index["cases"]) == sorted(cases)
     experts = index["model"]["experts"]
     assert experts == [f"expert{number}" for number in range(1, num_experts + 1)]
@@ -87,7 +89,7 @@ class TestTraining:
         assert ours["model_everywhere"]["foreground_mean"]["Dice"] == pytest.approx(stock["foreground_mean"]["Dice"])
         for label in ("1", "2"):
             assert ours["model_everywhere"]["mean"][label]["TP"] == pytest.approx(stock["mean"][label]["TP"])
-        rates = json.loads((validation / "deferral" / "deferral.json").read_text())["cases"]
+        rates = read_index(validation)["cases"]
         for case, found in ours["deferral"]["per_case"].items():
             assert found == {key: rates[case][key] for key in ("deferral_rate", "share")} | {"unanswered": 0}
 
