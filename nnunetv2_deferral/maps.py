@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -261,11 +262,7 @@ class DeferralFolder:
             "model": _as_json(self.model),
             "settings": self.settings.to_dict(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
-            "versions": {
-                "nnunetv2_deferral": __version__,
-                "nnunetv2": version("nnunetv2"),
-                "torch": version("torch"),
-            },
+            "versions": _versions(),
         }
         content = json.loads(json.dumps(content))  # to compare
         if content.items() <= (read_json(file) if file.is_file() else {}).items():
@@ -358,6 +355,11 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
         "deferral_rate": float(share[1:].sum()),
         "share": {name: float(value) for name, value in zip(experts, share[1:], strict=True)},
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2"), "torch": version("torch")}
 
 
 def _as_json(model: ModelIdentity) -> dict[str, Any]:
