@@ -9,6 +9,7 @@ is nearly certain of background, but less so all around.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,8 @@ LARGEST_LOGIT = 8.0
 SMOOTHING = (0.0, 1.5, 4.0)  # standard deviations in voxels
 NUM_WEIGHTS = 1 + len(SMOOTHING)
 _STEPS = np.iinfo(np.int16).max
+_LOWEST = np.float32(1 / (1 + np.exp(LARGEST_LOGIT)))  # probability
+_TRUNCATE = 3.0  # standard deviations
 
 
 class PriorMap(NamedTuple):
@@ -61,16 +64,58 @@ class Prior:
 
         Returns:
             float32 (S, *shape), clipped to +-8 and rounded to the precision with which it is stored
-            (:func:`to_steps`). Needs memory for three arrays of the shape besides.
+            (:func:`to_steps`). Needs memory for up to three arrays of the shape besides.
         """
+        shape = probabilities.shape[1:]
+        reach = [_reach(sigma) for sigma in in_voxels(max(SMOOTHING) * self.voxel_size, shape, spacing)]
         found = np.empty(probabilities.shape, dtype=np.float32)
         for weights, inside, out in zip(self.weights, probabilities, found, strict=True):
-            out[...] = weights[0]
-            for weight, feature in zip(weights[1:], smoothed_logits(inside, spacing, self.voxel_size), strict=True):
-                feature *= np.float32(weight)
-                out += feature
-            out[...] = from_steps(to_steps(out))
+            certain, box = _certain_outside(inside, reach)
+            alone = np.full((1,) * len(shape), certain, dtype=np.float32)
+            out[...] = self._weighted(weights, alone, spacing)
+            if box is not None:
+                around = _widened(box, reach, shape)
+                here = self._weighted(weights, inside[around], spacing)
+                out[box] = here[
+                    tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, around, strict=True))
+                ]
         return found
+
+    def _weighted(self, weights: Sequence[float], inside: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+        """L of one structure."""
+        found = np.full(inside.shape, weights[0], dtype=np.float32)
+        for weight, feature in zip(weights[1:], smoothed_logits(inside, spacing, self.voxel_size), strict=True):
+            feature *= np.float32(weight)
+            found += feature
+        return from_steps(to_steps(found))
+
+
+_Box = tuple[slice, ...]
+
+
+def _reach(sigma: float) -> int:
+    """How far a Gaussian of `smoothed_logits` reaches, in voxels, as scipy cuts it off."""
+    return int(_TRUNCATE * sigma + 0.5)
+
+
+def _certain_outside(inside: np.ndarray, reach: Sequence[int]) -> tuple[float, _Box | None]:
+    """A box outside of which all features are those of certainty, and of which certainty, 0 or 1; None for no box.
+
+    Most of a large image is certain, and smoothing takes most of the time.
+    """
+    boxes = {}
+    for certain, mask in ((0.0, inside > _LOWEST), (1.0, inside < 1 - _LOWEST)):
+        (box,) = ndimage.find_objects(mask.view(np.uint8), max_label=1)
+        if box is None:
+            return certain, None
+        boxes[certain] = _widened(box, reach, inside.shape)
+    certain = min(boxes, key=lambda each: math.prod(part.stop - part.start for part in boxes[each]))
+    return certain, boxes[certain]
+
+
+def _widened(box: _Box, reach: Sequence[int], shape: Sequence[int]) -> _Box:
+    parts = zip(box, reach, shape, strict=True)
+    return tuple(slice(max(part.start - far, 0), min(part.stop + far, size)) for part, far, size in parts)
 
 
 def smoothed_logits(probabilities: np.ndarray, spacing: Sequence[float], voxel_size: float) -> Iterator[np.ndarray]:
@@ -79,9 +124,8 @@ def smoothed_logits(probabilities: np.ndarray, spacing: Sequence[float], voxel_s
         sigmas = in_voxels(scale * voxel_size, probabilities.shape, spacing)
         smooth = probabilities.astype(np.float32)
         if any(sigmas):
-            smooth = ndimage.gaussian_filter(smooth, sigmas, mode="nearest", truncate=3.0, output=np.float32)
-        lowest = np.float32(1 / (1 + np.exp(LARGEST_LOGIT)))
-        np.clip(smooth, lowest, 1 - lowest, out=smooth)
+            smooth = ndimage.gaussian_filter(smooth, sigmas, mode="nearest", truncate=_TRUNCATE, output=np.float32)
+        np.clip(smooth, _LOWEST, 1 - _LOWEST, out=smooth)
         yield np.clip(logit(smooth), -LARGEST_LOGIT, LARGEST_LOGIT)
 
 

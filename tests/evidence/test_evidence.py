@@ -22,7 +22,7 @@ from nnunetv2_deferral.evidence.answer_tables import (
 )
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
 from nnunetv2_deferral.evidence.posterior import CERTAIN, Candidates, EvidenceModel
-from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, PriorMap, from_steps, to_steps
+from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, PriorMap, from_steps, smoothed_logits, to_steps
 from nnunetv2_deferral.evidence.questions import Policy, ask
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.evidence.value import values_of_information
@@ -268,6 +268,25 @@ def test_the_prior_is_a_sum_of_logits_of_smoothed_probabilities() -> None:
     unchanged = Prior(((0.0, 1.0, 0.0, 0.0),), 1.0).logits(np.array([[[0, 1.0, 0.5]]], dtype=np.float32), (1, 1))
     np.testing.assert_allclose(unchanged, [[[-LARGEST_LOGIT, LARGEST_LOGIT, 0]]], atol=1e-3)
     np.testing.assert_array_equal(from_steps(to_steps(found.copy())), found)
+
+
+@pytest.mark.parametrize("place", [(20, 30, 25), (0, 59, 3)], ids=["inside", "corner"])
+@pytest.mark.parametrize("outside", [0.0, 1.0])
+def test_the_prior_is_the_same_where_most_of_the_image_is_certain(outside: float, place: tuple[int, ...]) -> None:
+    """It is smoothed in a box around what is not certain; compared with smoothing everywhere."""
+    generator, weights, spacing = np.random.default_rng(8), (0.2, 0.5, 0.3, -0.1), (1.0, 0.5, 2.0)
+    inside = np.full((1, 40, 60, 50), outside, dtype=np.float32)
+    inside += (1e-4 if outside == 0 else -1e-4) * generator.random(inside.shape, dtype=np.float32)
+    where = (0, *(slice(first, first + 5) for first in place))
+    inside[where] = generator.random(inside[where].shape, dtype=np.float32)
+    found = Prior((weights,), voxel_size=1.0).logits(inside, spacing)
+    expected = np.full(inside.shape[1:], weights[0], dtype=np.float32)
+    for weight, feature in zip(weights[1:], smoothed_logits(inside[0], spacing, 1.0), strict=True):
+        expected += np.float32(weight) * feature
+    np.testing.assert_allclose(found[0], expected, atol=LARGEST_LOGIT / 32767 * 1.01)
+    assert len(np.unique(found)) > 100
+    certain = Prior((weights,), voxel_size=1.0).logits(np.full((1, 4, 5, 6), outside, np.float32), spacing)
+    assert np.unique(certain) == pytest.approx([0.2 + 0.7 * (8 if outside else -8)], abs=1e-3)
 
 
 def test_labels_follow_nnunets_conversion() -> None:
