@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.error_models import ERROR_MODELS
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH, Reference
+from nnunetv2_deferral.expert_sim.zones import Reference
 
 
 def case_generator(seed: int, case: str, expert: str) -> torch.Generator:
@@ -31,7 +32,7 @@ def simulate_experts(
     label_values: Sequence[int],
     *,
     generator: torch.Generator | Sequence[torch.Generator],
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    boundary_width: int = BOUNDARY_WIDTH,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
     """The answers of J experts for one image.
@@ -80,7 +81,7 @@ def simulate_case(
     *,
     seed: int,
     case: str,
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    boundary_width: int = BOUNDARY_WIDTH,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
     """The reproducible answers of J experts for one case of an evaluation.

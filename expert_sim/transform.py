@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.expert_sim.simulate import simulate_experts
-from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.labels import MISSING
 
 
@@ -51,7 +51,7 @@ class SimulateExpertsTransform(BasicTransform):
         *,
         profiles: Sequence[ExpertProfile],
         label_values: Sequence[int],
-        boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+        boundary_width: int = BOUNDARY_WIDTH,
         ignore_label: int | None = None,
     ) -> None:
         super().__init__()

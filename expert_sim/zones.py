@@ -13,10 +13,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
-
-DEFAULT_BOUNDARY_WIDTH = 2
-"""Depth of the boundary band on each side of a label change, in voxels."""
 
 _INT16 = torch.iinfo(torch.int16)
 
@@ -133,7 +131,7 @@ class Reference:
         labels: torch.Tensor,
         label_values: Sequence[int],
         *,
-        boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+        boundary_width: int = BOUNDARY_WIDTH,
         ignore_label: int | None = None,
     ) -> Reference:
         """Check a label map and compute its zones.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import numpy as np
 import torch
 from typing_extensions import TypedDict
 
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
-from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -64,7 +63,7 @@ class ExpertAnswers:
     ignore_label: int | None = None
     masks: ExpertMasks | None = None
     seed: int = 0
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH
+    boundary_width: int = BOUNDARY_WIDTH
 
     def __post_init__(self) -> None:
         named = raters_of(self.experts)
@@ -219,16 +218,6 @@ def evidence_of(
     if reviewed and answers is not None:
         _check_all_shown(folder, answers)
     return fitted.model
-
-
-def add_evidence_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that take `wanted` of :func:`evidence_of`."""
-    how = parser.add_mutually_exclusive_group()
-    words = "read answers as evidence. Default: if the calibration has an evidence model of the experts who answered, "
-    words += "unless they answered on the review page"
-    how.add_argument("--evidence", action="store_const", const=True, help=words)
-    words = "an answer replaces the model's label"
-    how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
 
 
 class _ReviewRecord(TypedDict):

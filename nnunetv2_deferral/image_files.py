@@ -182,8 +182,12 @@ def write_values(
             header.seek(_NIFTI_SLOPE)
             header.write(struct.pack("=ff", (highest or 1) / scale, 0))
         if compressed:
-            with unscaled.open("rb") as source, gzip.open(scratch / file.name, "wb", _FAST) as target:
-                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            with (
+                unscaled.open("rb") as source,
+                (scratch / file.name).open("wb") as target,
+                gzip.GzipFile("", "wb", _FAST, target, mtime=0) as squeezed,  # the same bytes at any time
+            ):
+                shutil.copyfileobj(source, squeezed, _CHUNK_BYTES)
             unscaled.unlink()
         else:
             unscaled.rename(scratch / file.name)

@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import CASE, Limits
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
-from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -119,7 +119,7 @@ class DeferralSettings:
     upper: tuple[float, ...]
     costs: tuple[float, ...]
     unavailable: tuple[str, ...] = ()
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH
+    boundary_width: int = BOUNDARY_WIDTH
     objective: str = COLLABORATION
     lambda_coherence: float = 1.0
     lambda_balance: float = 5.0

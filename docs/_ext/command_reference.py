@@ -30,7 +30,11 @@ def command_page(script: str) -> str:
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
     lines = [f"({label_of(script)})=", f"## {script}", "", parser.description or "", "", "```text", usage, "```", ""]
     for group in parser._action_groups:
-        actions = [each for each in group._group_actions if each.help is not argparse.SUPPRESS and each.dest != "help"]
+        actions = [
+            each
+            for each in group._group_actions
+            if each.help is not argparse.SUPPRESS and each.dest not in ("help", "version")
+        ]
         if not actions:
             continue
         if group.title not in ("positional arguments", "options"):

@@ -12,7 +12,6 @@ from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
 from nnunetv2_deferral.decision.certificate import (
-    CONFIDENCE,
     Certificate,
     check_risk,
     groups_needed,
@@ -20,6 +19,7 @@ from nnunetv2_deferral.decision.certificate import (
 )
 from nnunetv2_deferral.decision.limits import CASE, DATASET
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.kept_errors import KeptErrors
 

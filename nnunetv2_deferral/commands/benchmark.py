@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ from nnunetv2_deferral.benchmark.timing import method_times, time_predictions
 from nnunetv2_deferral.benchmark.trainers import with_epochs
 from nnunetv2_deferral.benchmark.training import TrainingError, trainings_of
 from nnunetv2_deferral.benchmark.verification import verify, verify_begun
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
 from nnunetv2_deferral.report.benchmark_tables import markdown, write_tables
@@ -135,7 +134,7 @@ def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with code 2 on invalid input, 1 if trainings failed, 130 if interrupted."""
-    parser = _make_parser()
+    parser = parsers.benchmark()
     given = parser.parse_args(arguments)
     if given.device == "auto":
         given.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,50 +172,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Compare stock nnU-Net and deferral trainings on the same folds: run missing trainings if "
-        "requested, verify that all used the same data, and write benchmark.md, benchmark.csv and benchmark.json. "
-        "Differences are relative to the first trainer.",
-    )
-    add = parser.add_argument
-    add("-d", metavar="DATASET", required=True, help="dataset id or name")
-    add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
-    add("-f", metavar="FOLD", nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
-    add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default if a table is given: nnUNetTrainer")
-    add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all trainers. Default: %(default)s")
-    words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"
-    add("-epochs", type=int, metavar="N", help=words)
-    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
-    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
-    tables = parser.add_argument_group("tables of the paper, on plans derived from -p where their settings differ")
-    tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
-    words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"
-    tables.add_argument("--grid", metavar="LAMBDA", type=float, nargs="*", help=words)
-    tables.add_argument("--num_experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
-    tables.add_argument("--experts", dest="num_experts", metavar="J", type=int, nargs="+", help=argparse.SUPPRESS)
-    words = "in these tables, train only the heads, on the networks of the first stock trainer"
-    tables.add_argument("--frozen", action="store_true", help=words)
-    words = "set of simulated experts for --num_experts. Default: %(default)s"
-    tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
-    running = parser.add_argument_group("running")
-    running.add_argument("--run", action="store_true", help="run missing and unfinished trainings")
-    words = "default: cuda if a GPU is available, else cpu"
-    running.add_argument("-device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=words)
-    words = "where to run trainings: sequentially on this machine, or as jobs through submitit. Default: %(default)s"
-    running.add_argument("-executor", choices=("here", "slurm", "local"), default="here", help=words)
-    words = "submitit parameters of the jobs: slurm_partition=gpu gpus_per_node=1 cpus_per_task=12 timeout_min=2880"
-    running.add_argument("-job", metavar="KEY=VALUE", nargs="+", default=[], help=words)
-    running.add_argument("--time_prediction", action="store_true", help="time nnUNetv2_predict of every trainer")
-    scoring = parser.add_argument_group("scoring")
-    words = f"folder <expert>/<case> of masks, or a set ({', '.join(EXPERT_SETS)}). Default: those of the models"
-    scoring.add_argument("-experts", metavar="EXPERTS", help=words)
-    scoring.add_argument("-panel", dest="experts", metavar="EXPERTS", help=argparse.SUPPRESS)
-    scoring.add_argument("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the models")
-    words = "maps each case to its group (patient), the unit of resampling for the intervals"
-    scoring.add_argument("-groups", metavar="JSON", type=Path, help=words)
-    scoring.add_argument("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
-    return parser

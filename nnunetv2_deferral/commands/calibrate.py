@@ -9,17 +9,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.calibration.certification import certify, split_for_certification
 from nnunetv2_deferral.calibration.fitting import calibrate, fit_thresholds, write_calibration
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.certificate import CONFIDENCE, check_risk
-from nnunetv2_deferral.decision.limits import Limits, limit, warn_of_full_budget
+from nnunetv2_deferral.decision.certificate import check_risk
+from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
@@ -87,47 +88,6 @@ def _certification_text(calibration: ModelCalibration) -> list[str]:
     ]
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Calibrate the probabilities that model and experts are right, and fit thresholds that keep a "
-        "budget over a dataset, on the model's validation cases; prediction then uses both. Requires a final "
-        "validation with --npz.",
-    )
-    add = parser.add_argument
-    add("-d", required=True, metavar="DATASET", help="dataset id or name")
-    add("-c", required=True, metavar="CONFIGURATION", help="configuration")
-    add("-f", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
-    add("-tr", required=True, metavar="TRAINER", help="trainer")
-    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
-    add("-experts", metavar="SET", help="set of simulated experts. Default: those used in training")
-    add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
-    add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
-    add(
-        "-capacities", metavar="C", type=limit, nargs="+",
-        help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
-    )  # fmt: skip
-    add(
-        "-min_region_mm", metavar="D", type=limit, nargs="+",
-        help="smallest region that is deferred, as an equivalent diameter, or none for single voxels; several values "
-        "fit thresholds for each. Default: that of the plans",
-    )  # fmt: skip
-    words = "answers replace the model's labels; do not fit how to read them as evidence"
-    add("--replace", action="store_true", help=words)
-    words = "the experts are anonymous readers, so that a name is a slot and not a person"
-    add("--exchangeable", action="store_true", help=words)
-    words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"
-    add("--thresholds_only", action="store_true", help=words)
-    add(
-        "-certify", metavar=("X", "ALPHA"), type=float, nargs=2,
-        help="hold half of the cases (patients) back from all fitting, and certify on them the smallest budget at "
-        "which at most a share ALPHA of cases has a kept error (wrong voxels that nobody is asked about, per voxel of "
-        "the reference's foreground) above X",
-    )  # fmt: skip
-    add("-confidence", metavar="C", type=float, help=f"confidence of the certificate. Default: {CONFIDENCE}")
-    return parser
-
-
 def _checked_confidence(given: argparse.Namespace) -> float:
     """The confidence of the certificate, after the options of certificates were checked."""
     if given.certify is None:
@@ -144,7 +104,7 @@ def _checked_confidence(given: argparse.Namespace) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = _make_parser()
+    parser = parsers.calibrate()
     given = parser.parse_args(arguments)
     try:
         confidence = _checked_confidence(given)

@@ -6,20 +6,19 @@ document the expected files.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_raw
 
-from nnunetv2_deferral.dataset_conversion.amos22 import TASKS, find_amos22
+from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.dataset_conversion.amos22 import find_amos22
 from nnunetv2_deferral.dataset_conversion.chaksu import find_chaksu
 from nnunetv2_deferral.dataset_conversion.common import Case, DatasetInfo, write_dataset
 from nnunetv2_deferral.dataset_conversion.lits import find_lits
 from nnunetv2_deferral.dataset_conversion.promise12 import find_promise12
+from nnunetv2_deferral.defaults import CONVERTED_DATASETS
 from nnunetv2_deferral.errors import InputError
-
-DATASETS = ("chaksu", "promise12", "lits", "amos22")
 
 
 def convert_dataset(
@@ -35,7 +34,7 @@ def convert_dataset(
     """Write `nnunet_raw/DatasetXXX_<Name>`, completely or not at all.
 
     Args:
-        dataset: One of :data:`DATASETS`.
+        dataset: One of :data:`.CONVERTED_DATASETS`.
         published_folder: The unpacked dataset; see its module for the expected files.
         dataset_id: An unused dataset id, 1 to 999.
         nnunet_raw: nnU-Net's folder of raw datasets.
@@ -58,8 +57,8 @@ def convert_dataset(
 def _find(
     dataset: str, folder: Path, task: int | None, ignore_label_geometry: bool
 ) -> tuple[DatasetInfo, Sequence[Case]]:
-    if dataset not in DATASETS:
-        raise InputError(f"unknown dataset {dataset!r}; known datasets: {', '.join(DATASETS)}")
+    if dataset not in CONVERTED_DATASETS:
+        raise InputError(f"unknown dataset {dataset!r}; known datasets: {', '.join(CONVERTED_DATASETS)}")
     if task is not None and dataset != "amos22":
         raise InputError(f"only amos22 has tasks, not {dataset}")
     if dataset == "chaksu":
@@ -74,7 +73,7 @@ def _find(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = _parser()
+    parser = parsers.convert_dataset()
     given = parser.parse_args(arguments)
     target = given.o or nnUNet_raw.get()
     if not target:
@@ -91,24 +90,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except InputError as error:
         parser.error(str(error))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_deferral_convert_dataset",
-        description="Convert a published dataset, downloaded and unpacked, to nnU-Net's raw format. All files are "
-        "checked first; the dataset appears once it is complete, and nothing is overwritten.",
-    )
-    add = parser.add_argument
-    add("dataset", choices=DATASETS, help="name of the dataset")
-    add("-i", metavar="PUBLISHED_FOLDER", required=True, help="folder with the published files")
-    add("-d", metavar="ID", type=int, required=True, help="dataset id in nnU-Net, 1 to 999")
-    add("-o", metavar="NNUNET_RAW", help="folder of raw datasets. Default: the environment variable nnUNet_raw")
-    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
-    add("-task", type=int, choices=TASKS, help="amos22: 1 for CT only, 2 for CT and MRI. Default: 2")
-    geometry = (
-        "pair images and segmentations voxel by voxel even if their headers differ in spacing, origin or direction; "
-        "required for some cases of LiTS"
-    )
-    add("--ignore_label_geometry", action="store_true", help=geometry)
-    return parser

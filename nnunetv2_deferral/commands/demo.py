@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.demo.pipeline import COMMAND, NUM_TEST, StepError, run_demo
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
@@ -18,19 +18,7 @@ from nnunetv2_deferral.report.tables import deferral_rows, score_rows
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input and failed steps give a message on stderr and a nonzero exit code."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Run the whole pipeline on generated data, from images to a report, with the stock nnU-Net "
-        "commands. Takes a few minutes on two CPU cores. Your own nnU-Net folders are not touched.",
-    )
-    parser.add_argument("-o", metavar="OUT", default="demo_output", help="output folder. Default: ./%(default)s")
-    parser.add_argument(
-        "-device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="default: cuda if a GPU is available, else cpu",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the output folder")
+    parser = parsers.demo()
     given = parser.parse_args(arguments)
     device = given.device if given.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunetv2_deferral import __version__
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
 
@@ -156,12 +156,7 @@ def _render(finding: Finding) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with code 0 only if a training would start."""
-    parser = argparse.ArgumentParser(description="Check whether a deferral training would start on this machine.")
-    parser.add_argument(
-        "--trainers",
-        action="store_true",
-        help="only print the trainers' folder, for nnUNet_extTrainer",
-    )
+    parser = parsers.doctor()
     if parser.parse_args(arguments).trainers:
         print(trainers_folder())
         return

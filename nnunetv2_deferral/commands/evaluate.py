@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from nnunetv2_deferral import __version__
 from nnunetv2_deferral.answers import (
     ExpertAnswers,
     ReviewIndex,
-    add_evidence_options,
     evidence_of,
     experts_of_set,
     trained_with,
 )
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BUDGETS
@@ -30,7 +29,7 @@ from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS, with_error_model
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -286,42 +285,9 @@ def _experts_of_folder(
     return ExpertAnswers.of_model(folder, answering, masks=experts, seed=seed)
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Evaluate predictions of a deferral model: Dice of model, experts and system, the effect of "
-        "deferral, and the model's ranking of voxels compared with others at matched budgets.",
-    )
-    add = parser.add_argument
-    add("-ref", metavar="LABELS", type=Path, required=True, help="folder of the references")
-    add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
-    sets = f"a set of simulated experts ({', '.join(EXPERT_SETS)})"
-    add("-experts", metavar="EXPERTS", help=f"folder of the experts' masks, or {sets}. Default: those used in training")
-    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
-    add("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the model's settings")
-    add(
-        "-error_model",
-        choices=ERROR_MODEL_NAMES,
-        help="error model of all simulated experts. Default: those of their profiles",
-    )
-    words = "with a folder of masks: simulate these experts of the training, who have no masks"
-    add("-simulated", metavar="EXPERT", nargs="+", default=[], help=words)
-    add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
-    words = "maps each case to its group (patient), the unit of resampling for the intervals"
-    add("-groups", metavar="JSON", type=Path, help=words)
-    words = "folders with masks of single folds, for failure detection by their disagreement"
-    add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
-    add_evidence_options(parser)
-    add("-budgets", metavar="B", type=float, nargs="+", default=list(BUDGETS), help="shares of voxels in [0, 1]")
-    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
-    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
-    add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = _make_parser()
+    parser = parsers.evaluate()
     given = parser.parse_args(arguments)
     try:
         if not all(0 <= budget <= 1 for budget in given.budgets):

@@ -7,7 +7,6 @@ label that is most probable given the answers. Where the asked expert has no lab
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral.answers import add_evidence_options, evidence_of, who_answered
+from nnunetv2_deferral.answers import evidence_of, who_answered
 from nnunetv2_deferral.cases import fuse_evidence
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import begin_publication, end_publication, unfinished_files, write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
@@ -127,19 +127,7 @@ def _check_output(folder: PredictionFolder, masks: ExpertMasks, output: Path, *,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Fuse the masks of a deferral model with those of its experts, voxel by voxel as routed. The "
-        "experts' masks are EXPERTS/<expert>/<case>, with the names of the model's experts.",
-    )
-    parser.add_argument("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
-    parser.add_argument("-experts", metavar="EXPERTS", type=Path, required=True, help="folder of the experts' masks")
-    parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder for the fused masks")
-    parser.add_argument(
-        "-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS"
-    )
-    add_evidence_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
+    parser = parsers.fuse()
     given = parser.parse_args(arguments)
     try:
         report = fuse_folder(

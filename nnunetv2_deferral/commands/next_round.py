@@ -6,7 +6,6 @@ and answers beside it. Worklist, review, fuse, evaluate and further rounds take 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import evidence_of, who_answered
 from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.limits import check_budget
@@ -155,19 +155,7 @@ def _decide(case: PredictedCase, found: _Valued, cut: float, room: int) -> Routi
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Decide what to ask next, given the answers to a prediction's questions. Requires a calibration "
-        "that reads answers as evidence.",
-    )
-    add = parser.add_argument
-    add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and deferral maps")
-    add("-answers", metavar="EXPERTS", type=Path, required=True, help="folder of the masks of the experts who answered")
-    add("-o", metavar="OUT", type=Path, required=True, help="new folder for the predictions with the next questions")
-    add("-budget", metavar="B", type=float, required=True, help="share of all voxels to ask about in this round")
-    words = "number of experts that may be asked about a voxel in all rounds together. Default: %(default)s"
-    add("-most", metavar="K", type=int, default=1, help=words)
-    add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
+    parser = parsers.next_round()
     given = parser.parse_args(arguments)
     try:
         found = next_round(

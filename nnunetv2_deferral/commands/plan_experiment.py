@@ -6,7 +6,6 @@ an ordinary plans file, which all stock commands can read.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_dataset_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
@@ -235,7 +235,7 @@ def summary(planned: PlannedExperiment) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = _parser()
+    parser = parsers.plan_experiment()
     given = parser.parse_args(arguments)
     if not given.preprocess and (given.c or given.np):
         parser.error("-c and -np require --preprocess")
@@ -262,27 +262,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             preprocess_missing(planned, configurations=given.c, num_processes=given.np)
         summaries.append(summary(planned))
     print("\n" + "\n\n".join(summaries))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Plan the training of deferral networks.")
-    add = parser.add_argument
-    add("-d", nargs="+", required=True, help="Dataset ids or names, as in nnU-Net")
-    add("-pl", default=DEFAULT_PLANNER, help=f"Planner: {', '.join(PLANNERS)}. Default: %(default)s")
-    add("-gpu_memory_target", type=float, help="GPU memory to plan for, in GB. Default: the planner's")
-    add("-overwrite_target_spacing", type=float, nargs=3, help="Target spacing of 3d_fullres. Default: nnU-Net's")
-    add("-overwrite_plans_name", help="Name of the plans. Default: the planner's")
-    add("-num_experts", type=int, help="Number of experts J. Default: that of existing plans of this name, else 3")
-    sets = "standard (up to 3), scalability (5), complementary (7)"
-    words = (
-        f"Named set of simulated experts, {sets}, or names of raters. Default: all raters that dataset.json declares"
-    )
-    add("-experts", nargs="+", help=f"{words}; without any, standard")
-    add("--overwrite_deferral", action="store_true", help='Replace the "deferral" block of existing plans')
-    add("--preprocess", action="store_true", help="Preprocess the configurations whose data is missing")
-    add("-c", nargs="+", help="With --preprocess: configurations. Default: all in the plans")
-    add("-np", type=int, nargs="+", help="With --preprocess: number of processes, one value or one for each of -c")
-    return parser
 
 
 def _is_preprocessed(folder: Path, case: str) -> bool:

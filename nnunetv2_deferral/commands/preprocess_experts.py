@@ -5,14 +5,13 @@ The first training does the same; this command finds faults earlier and can use 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import full_dataset_name
@@ -84,15 +83,7 @@ def preprocess_experts(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives a message on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description=f'Check the masks {FOLDER}/<expert>/<case> of the experts declared in dataset.json ("experts") '
-        "against their images, and preprocess them in the same way as the cases.",
-    )
-    parser.add_argument("-d", nargs="+", required=True, help="dataset ids or names")
-    parser.add_argument("-p", default="nnUNetPlans", help="plans. Default: %(default)s")
-    parser.add_argument("-c", nargs="+", help="configurations. Default: all that are preprocessed")
-    parser.add_argument("-np", type=int, default=default_num_processes, help="processes. Default: %(default)s")
+    parser = parsers.preprocess_experts()
     given = parser.parse_args(arguments)
     try:
         for dataset in given.d:

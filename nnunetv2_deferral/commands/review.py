@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.defaults import PORT
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
 
-DEFAULT_PORT = 8765
+
 # Packages of the extra `review`, imported nowhere else.
 EXTRA = ("starlette", "uvicorn")
 
@@ -27,7 +28,7 @@ def review(
     references: str | Path | None = None,
     worklist: str | Path | None = None,
     dataset_json: str | Path | None = None,
-    port: int = DEFAULT_PORT,
+    port: int = PORT,
 ) -> None:
     """Serve the review page on 127.0.0.1 until interrupted, and print one link per expert.
 
@@ -99,28 +100,9 @@ def _check_folders(inputs: Sequence[Path], output: Path) -> None:
             raise InputError(f"the output folder {output} overlaps the input folder {folder}; choose another one (-o)")
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Serve a page on this machine where experts annotate the deferred regions, and print a link for "
-        "each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Requires the extra [review]."
-    )
-    parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
-    parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the predicted images")
-    parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
-    parser.add_argument(
-        "-worklist", metavar="LIST", help="folder of nnUNetv2_deferral_worklist: ask about its regions only"
-    )
-    parser.add_argument(
-        "-o", metavar="REVIEWS", required=True, help="output folder for the answers; an existing review is continued"
-    )
-    parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port on 127.0.0.1. Default: {DEFAULT_PORT}")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2, Ctrl+C while reading the maps 130."""
-    parser = _make_parser()
+    parser = parsers.review()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:

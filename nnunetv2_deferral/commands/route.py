@@ -6,18 +6,18 @@ probabilities and calibration are all that evidence needs.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import DATASET, OVER, Limits, limit, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import DATASET, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
@@ -123,21 +123,7 @@ def _opened(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND,
-        description="Decide what to ask about from saved probabilities (--save_probabilities): with other limits for "
-        "the predictions of a deferral model, or for those of a stock network that was calibrated.",
-    )
-    add = parser.add_argument
-    add("-i", metavar="PREDICTIONS", type=Path, required=True, help="folder of masks and probabilities")
-    add("-o", metavar="OUT", type=Path, required=True, help="new folder for masks and deferral maps")
-    add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
-    add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
-    words = "maximum share of the voxels for each expert, or none; one value per expert"
-    add("-capacities", metavar="C", type=limit, nargs="+", help=words)
-    add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
-    add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
-    add("-djfile", metavar="DATASET_JSON", type=Path, help="the model's dataset.json. Default: beside PREDICTIONS")
+    parser = parsers.route()
     given = parser.parse_args(arguments)
     try:
         limits = Limits(

@@ -7,7 +7,6 @@ which holds one label map and its answers at a time.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +18,17 @@ import numpy as np
 import torch
 
 from nnunetv2_deferral.answers import SIMULATION_NAME
+from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import (
-    ERROR_MODEL_NAMES,
-    EXPERT_SETS,
     ExpertProfile,
     default_expert_set,
     expert_set,
     with_error_model,
 )
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
-from nnunetv2_deferral.expert_sim.zones import DEFAULT_BOUNDARY_WIDTH
 from nnunetv2_deferral.experts import experts_to_json, names_of
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
@@ -62,7 +60,7 @@ def simulate_experts_for_folder(
     experts: str | Sequence[ExpertProfile] | None = None,
     num_experts: int = 3,
     seed: int = 0,
-    boundary_width: int = DEFAULT_BOUNDARY_WIDTH,
+    boundary_width: int = BOUNDARY_WIDTH,
     error_model: str | None = None,
     num_processes: int = 1,
     overwrite: bool = False,
@@ -197,30 +195,9 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     return targets
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Simulate experts for a folder of reference labels. Writes OUT/expert1/<case>, OUT/expert2/<case>, "
-        "... in the format of the labels. The answers are reproducible and do not depend on the number of processes."
-    )
-    parser.add_argument("-i", metavar="LABELS", required=True, help="folder with the reference label files")
-    parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json of these labels")
-    parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for example expertsTr of the dataset")
-    sets = f"set of expert profiles: {', '.join(EXPERT_SETS)}. Default: standard up to 3 experts, else scalability"
-    parser.add_argument("-experts", metavar="SET", help=sets)
-    parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
-    parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
-    parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
-    width = f"depth of the boundary band on each side of a label change. Default: {DEFAULT_BOUNDARY_WIDTH}"
-    parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=DEFAULT_BOUNDARY_WIDTH, help=width)
-    error_model = "error model of all experts. Default: those of their profiles"
-    parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
-    parser.add_argument("--overwrite", action="store_true", help="replace existing answers")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
-    parser = _make_parser()
+    parser = parsers.simulate_experts()
     options = parser.parse_args(arguments)
     try:
         chosen = vars(options)

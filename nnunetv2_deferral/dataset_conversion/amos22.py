@@ -27,12 +27,12 @@ from typing import Any
 
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
 from nnunetv2_deferral.dataset_conversion.volumes import FILE_ENDING, VolumeCase
+from nnunetv2_deferral.defaults import AMOS22_TASKS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 
 logger = logging.getLogger(__name__)
 
-TASKS = (1, 2)
 LAST_CT = 500
 
 _FOLDERS = {"training": "Tr", "validation": "Va", "test": "Ts"}
@@ -67,8 +67,8 @@ def find_amos22(
         InputError: If the folder or dataset.json does not exist or is invalid, there are no training cases of this
             task, the task is unknown, or listed files are missing; the message lists all missing files.
     """
-    if task not in TASKS:
-        raise InputError(f"the task of AMOS22 must be {' or '.join(map(str, TASKS))}, got {task}")
+    if task not in AMOS22_TASKS:
+        raise InputError(f"the task of AMOS22 must be {' or '.join(map(str, AMOS22_TASKS))}, got {task}")
     require_folder(folder)
     content = _read_dataset_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")

@@ -25,8 +25,6 @@ from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Share, Text, validate
 
-CONFIDENCE = 0.9
-
 
 class _Stored(TypedDict):
     kept_error: Share

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nnunetv2_deferral.cases import EvaluatedCase
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult
+from nnunetv2_deferral.evaluation.budgets import BudgetResult
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 

@@ -29,12 +29,11 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask, summarize
 from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, score_bins
 from nnunetv2_deferral.labels import MISSING
-
-BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def dice_at_budgets(

@@ -20,11 +20,12 @@ from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult, BudgetStatistics, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.location import LocationStatistics
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics

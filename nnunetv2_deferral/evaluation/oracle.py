@@ -34,8 +34,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetResult, check_budgets
+from nnunetv2_deferral.evaluation.budgets import BudgetResult, check_budgets
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.labels import MISSING
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
+from nnunetv2_deferral.defaults import MINUTES_PER_CM, MINUTES_PER_REGION
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
@@ -39,8 +40,8 @@ class WorkTime:
         InputError: If either is out of range or not finite.
     """
 
-    minutes_per_region: float = 0.5
-    minutes_per_cm: float = 0.2
+    minutes_per_region: float = MINUTES_PER_REGION
+    minutes_per_cm: float = MINUTES_PER_CM
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes_per_region < math.inf:

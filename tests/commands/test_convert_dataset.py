@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_deferral.commands.convert_dataset import DATASETS, convert_dataset, main
+from nnunetv2_deferral.commands.convert_dataset import convert_dataset, main
+from nnunetv2_deferral.defaults import CONVERTED_DATASETS
 from nnunetv2_deferral.errors import InputError
 
 
@@ -66,7 +67,7 @@ def test_unreadable_files_end_with_one_line_too(published, tmp_path, capsys):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", CONVERTED_DATASETS)
 def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.bootstrap import mean_over_cases
-from nnunetv2_deferral.evaluation.budgets import BUDGETS, BudgetStatistics, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BudgetStatistics, recovered_gain
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.labels import MISSING

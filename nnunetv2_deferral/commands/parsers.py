@@ -1,0 +1,404 @@
+"""The options of every command. Importing this takes no PyTorch and no nnU-Net, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunetv2.configuration import default_num_processes
+
+from nnunetv2_deferral import __version__, defaults
+from nnunetv2_deferral.decision.limits import OVER, limit
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
+
+PREFIX = "nnUNetv2_deferral_"
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Leaves the lines of the example as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("example:") else super()._fill_text(text, width, indent)
+
+
+def _parser(name: str, description: str, *example: str) -> argparse.ArgumentParser:
+    """A parser with the options that all commands have; the example is the command's words, in lines."""
+    prog = f"{PREFIX}{name}"
+    lines = " \\\n      ".join([f"{prog} {example[0]}", *example[1:]]) if example else prog
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=f"example:\n  {lines}", formatter_class=_Formatter
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def _add_predictions(parser: argparse.ArgumentParser, what: str = "folder of masks and deferral maps") -> None:
+    parser.add_argument("-i", metavar="PREDICTIONS", type=Path, required=True, help=what)
+
+
+def _add_dataset_json(parser: argparse.ArgumentParser) -> None:
+    words = "the model's dataset.json. Default: beside PREDICTIONS"
+    parser.add_argument("-djfile", metavar="DATASET_JSON", type=Path, help=words)
+
+
+def _add_evidence(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_mutually_exclusive_group()
+    words = "read answers as evidence. Default: if the calibration has an evidence model of the experts who answered, "
+    words += "unless they answered on the review page"
+    how.add_argument("--evidence", action="store_const", const=True, help=words)
+    words = "an answer replaces the model's label"
+    how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
+
+
+def benchmark() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_benchmark`."""
+    parser = _parser(
+        "benchmark",
+        "Compare stock nnU-Net and deferral trainings on the same folds: run missing trainings if "
+        "requested, verify that all used the same data, and write benchmark.md, benchmark.csv and benchmark.json. "
+        "Differences are relative to the first trainer.",
+        "-d 501 -c 2d -f 0 1 2 -tr nnUNetTrainer nnUNetTrainerDeferral3Experts -o benchmark",
+        "--run --report benchmark.html",
+    )
+    add = parser.add_argument
+    add("-d", metavar="DATASET", required=True, help="dataset id or name")
+    add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
+    add("-f", metavar="FOLD", nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
+    add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default if a table is given: nnUNetTrainer")
+    add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all trainers. Default: %(default)s")
+    words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"
+    add("-epochs", type=int, metavar="N", help=words)
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
+    tables = parser.add_argument_group("tables of the paper, on plans derived from -p where their settings differ")
+    tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
+    words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"
+    tables.add_argument("--grid", metavar="LAMBDA", type=float, nargs="*", help=words)
+    tables.add_argument("--num_experts", metavar="J", type=int, nargs="+", help="Table D.10: numbers of experts")
+    tables.add_argument("--experts", dest="num_experts", metavar="J", type=int, nargs="+", help=argparse.SUPPRESS)
+    words = "in these tables, train only the heads, on the networks of the first stock trainer"
+    tables.add_argument("--frozen", action="store_true", help=words)
+    words = "set of simulated experts for --num_experts. Default: %(default)s"
+    tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
+    running = parser.add_argument_group("running")
+    running.add_argument("--run", action="store_true", help="run missing and unfinished trainings")
+    words = "default: cuda if a GPU is available, else cpu"
+    running.add_argument("-device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=words)
+    words = "where to run trainings: sequentially on this machine, or as jobs through submitit. Default: %(default)s"
+    running.add_argument("-executor", choices=("here", "slurm", "local"), default="here", help=words)
+    words = "submitit parameters of the jobs: slurm_partition=gpu gpus_per_node=1 cpus_per_task=12 timeout_min=2880"
+    running.add_argument("-job", metavar="KEY=VALUE", nargs="+", default=[], help=words)
+    running.add_argument("--time_prediction", action="store_true", help="time nnUNetv2_predict of every trainer")
+    scoring = parser.add_argument_group("scoring")
+    words = f"folder <expert>/<case> of masks, or a set ({', '.join(EXPERT_SETS)}). Default: those of the models"
+    scoring.add_argument("-experts", metavar="EXPERTS", help=words)
+    scoring.add_argument("-panel", dest="experts", metavar="EXPERTS", help=argparse.SUPPRESS)
+    scoring.add_argument("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the models")
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
+    scoring.add_argument("-groups", metavar="JSON", type=Path, help=words)
+    scoring.add_argument("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
+    return parser
+
+
+def calibrate() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_calibrate`."""
+    parser = _parser(
+        "calibrate",
+        "Calibrate the probabilities that model and experts are right, and fit thresholds that keep a "
+        "budget over a dataset, on the model's validation cases; prediction then uses both. Requires a final "
+        "validation with --npz.",
+        "-d 501 -c 2d -f 0 1 2 3 4 -tr nnUNetTrainerDeferral3Experts_OvA -groups groups.json -budgets 0.01",
+    )
+    add = parser.add_argument
+    add("-d", required=True, metavar="DATASET", help="dataset id or name")
+    add("-c", required=True, metavar="CONFIGURATION", help="configuration")
+    add("-f", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
+    add("-tr", required=True, metavar="TRAINER", help="trainer")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
+    add("-experts", metavar="SET", help="set of simulated experts. Default: those used in training")
+    add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
+    add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
+    add(
+        "-capacities", metavar="C", type=limit, nargs="+",
+        help="maximum share of all voxels for each expert, or none for no limit; one value per expert",
+    )  # fmt: skip
+    add(
+        "-min_region_mm", metavar="D", type=limit, nargs="+",
+        help="smallest region that is deferred, as an equivalent diameter, or none for single voxels; several values "
+        "fit thresholds for each. Default: that of the plans",
+    )  # fmt: skip
+    words = "answers replace the model's labels; do not fit how to read them as evidence"
+    add("--replace", action="store_true", help=words)
+    words = "the experts are anonymous readers, so that a name is a slot and not a person"
+    add("--exchangeable", action="store_true", help=words)
+    words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"
+    add("--thresholds_only", action="store_true", help=words)
+    add(
+        "-certify", metavar=("X", "ALPHA"), type=float, nargs=2,
+        help="hold half of the cases (patients) back from all fitting, and certify on them the smallest budget at "
+        "which at most a share ALPHA of cases has a kept error (wrong voxels that nobody is asked about, per voxel of "
+        "the reference's foreground) above X",
+    )  # fmt: skip
+    add("-confidence", metavar="C", type=float, help=f"confidence of the certificate. Default: {defaults.CONFIDENCE}")
+    return parser
+
+
+def convert_dataset() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_convert_dataset`."""
+    parser = _parser(
+        "convert_dataset",
+        "Convert a published dataset, downloaded and unpacked, to nnU-Net's raw format. All files are "
+        "checked first; the dataset appears once it is complete, and nothing is overwritten.",
+        "promise12 -i downloads/promise12 -d 512",
+    )
+    add = parser.add_argument
+    add("dataset", choices=defaults.CONVERTED_DATASETS, help="name of the dataset")
+    add("-i", metavar="PUBLISHED_FOLDER", required=True, help="folder with the published files")
+    add("-d", metavar="ID", type=int, required=True, help="dataset id in nnU-Net, 1 to 999")
+    add("-o", metavar="NNUNET_RAW", help="folder of raw datasets. Default: the environment variable nnUNet_raw")
+    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    add("-task", type=int, choices=defaults.AMOS22_TASKS, help="amos22: 1 for CT only, 2 for CT and MRI. Default: 2")
+    geometry = (
+        "pair images and segmentations voxel by voxel even if their headers differ in spacing, origin or direction; "
+        "required for some cases of LiTS"
+    )
+    add("--ignore_label_geometry", action="store_true", help=geometry)
+    return parser
+
+
+def demo() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_demo`."""
+    parser = _parser(
+        "demo",
+        "Run the whole pipeline on generated data, from images to a report, with the stock nnU-Net "
+        "commands. Takes a few minutes on two CPU cores. Your own nnU-Net folders are not touched.",
+        "-o demo_output",
+    )
+    parser.add_argument("-o", metavar="OUT", default="demo_output", help="output folder. Default: ./%(default)s")
+    parser.add_argument(
+        "-device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="default: cuda if a GPU is available, else cpu",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the output folder")
+    return parser
+
+
+def doctor() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_doctor`."""
+    parser = _parser(
+        "doctor",
+        "Check whether a deferral training would start on this machine.",
+    )
+    parser.add_argument(
+        "--trainers",
+        action="store_true",
+        help="only print the trainers' folder, for nnUNet_extTrainer",
+    )
+    return parser
+
+
+def evaluate() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_evaluate`."""
+    parser = _parser(
+        "evaluate",
+        "Evaluate predictions of a deferral model: Dice of model, experts and system, the effect of "
+        "deferral, and the model's ranking of voxels compared with others at matched budgets.",
+        "-i predictions -ref labelsTs -experts expertsTs -o evaluation --report evaluation/report.html",
+    )
+    add = parser.add_argument
+    add("-ref", metavar="LABELS", type=Path, required=True, help="folder of the references")
+    _add_predictions(parser)
+    sets = f"a set of simulated experts ({', '.join(EXPERT_SETS)})"
+    add("-experts", metavar="EXPERTS", help=f"folder of the experts' masks, or {sets}. Default: those used in training")
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    add("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the model's settings")
+    add(
+        "-error_model",
+        choices=ERROR_MODEL_NAMES,
+        help="error model of all simulated experts. Default: those of their profiles",
+    )
+    words = "with a folder of masks: simulate these experts of the training, who have no masks"
+    add("-simulated", metavar="EXPERT", nargs="+", default=[], help=words)
+    _add_dataset_json(parser)
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
+    add("-groups", metavar="JSON", type=Path, help=words)
+    words = "folders with masks of single folds, for failure detection by their disagreement"
+    add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
+    _add_evidence(parser)
+    words = "shares of voxels in [0, 1]"
+    add("-budgets", metavar="B", type=float, nargs="+", default=list(defaults.BUDGETS), help=words)
+    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
+    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
+    add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
+    return parser
+
+
+def fuse() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_fuse`."""
+    parser = _parser(
+        "fuse",
+        "Fuse the masks of a deferral model with those of its experts, voxel by voxel as routed. The "
+        "experts' masks are EXPERTS/<expert>/<case>, with the names of the model's experts.",
+        "-i predictions -experts expertsTs -o fused",
+    )
+    _add_predictions(parser)
+    parser.add_argument("-experts", metavar="EXPERTS", type=Path, required=True, help="folder of the experts' masks")
+    parser.add_argument("-o", metavar="OUT", type=Path, required=True, help="output folder for the fused masks")
+    _add_dataset_json(parser)
+    _add_evidence(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
+    return parser
+
+
+def next_round() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_next_round`."""
+    parser = _parser(
+        "next_round",
+        "Decide what to ask next, given the answers to a prediction's questions. Requires a calibration "
+        "that reads answers as evidence.",
+        "-i predictions -answers expertsTs -o predictions2 -budget 0.005 -most 2",
+    )
+    add = parser.add_argument
+    _add_predictions(parser)
+    add("-answers", metavar="EXPERTS", type=Path, required=True, help="folder of the masks of the experts who answered")
+    add("-o", metavar="OUT", type=Path, required=True, help="new folder for the predictions with the next questions")
+    add("-budget", metavar="B", type=float, required=True, help="share of all voxels to ask about in this round")
+    words = "number of experts that may be asked about a voxel in all rounds together. Default: %(default)s"
+    add("-most", metavar="K", type=int, default=1, help=words)
+    _add_dataset_json(parser)
+    return parser
+
+
+def plan_experiment() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_plan_experiment`."""
+    parser = _parser(
+        "plan_experiment",
+        "Plan the training of deferral networks.",
+        "-d 501 -experts standard -num_experts 3 --preprocess",
+    )
+    add = parser.add_argument
+    add("-d", nargs="+", required=True, help="Dataset ids or names, as in nnU-Net")
+    planners = ", ".join([defaults.PLANNER, *(f"{defaults.PLANNER}{kind}" for kind in defaults.PLANNER_KINDS)])
+    add("-pl", default=defaults.PLANNER, help=f"Planner: {planners}. Default: %(default)s")
+    add("-gpu_memory_target", type=float, help="GPU memory to plan for, in GB. Default: the planner's")
+    add("-overwrite_target_spacing", type=float, nargs=3, help="Target spacing of 3d_fullres. Default: nnU-Net's")
+    add("-overwrite_plans_name", help="Name of the plans. Default: the planner's")
+    add("-num_experts", type=int, help="Number of experts J. Default: that of existing plans of this name, else 3")
+    sets = "standard (up to 3), scalability (5), complementary (7)"
+    words = (
+        f"Named set of simulated experts, {sets}, or names of raters. Default: all raters that dataset.json declares"
+    )
+    add("-experts", nargs="+", help=f"{words}; without any, standard")
+    add("--overwrite_deferral", action="store_true", help='Replace the "deferral" block of existing plans')
+    add("--preprocess", action="store_true", help="Preprocess the configurations whose data is missing")
+    add("-c", nargs="+", help="With --preprocess: configurations. Default: all in the plans")
+    add("-np", type=int, nargs="+", help="With --preprocess: number of processes, one value or one for each of -c")
+    return parser
+
+
+def preprocess_experts() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_preprocess_experts`."""
+    parser = _parser(
+        "preprocess_experts",
+        'Check the masks expertsTr/<expert>/<case> of the experts declared in dataset.json ("experts") '
+        "against their images, and preprocess them in the same way as the cases.",
+        "-d 501 -p nnUNetDeferralPlans",
+    )
+    parser.add_argument("-d", nargs="+", required=True, help="dataset ids or names")
+    parser.add_argument("-p", default="nnUNetPlans", help="plans. Default: %(default)s")
+    parser.add_argument("-c", nargs="+", help="configurations. Default: all that are preprocessed")
+    parser.add_argument("-np", type=int, default=default_num_processes, help="processes. Default: %(default)s")
+    return parser
+
+
+def review() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_review`."""
+    parser = _parser(
+        "review",
+        "Serve a page on this machine where experts annotate the deferred regions, and print a link for "
+        "each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Requires the extra [review].",
+        "-i predictions -images imagesTs -o reviews",
+    )
+    parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
+    parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the predicted images")
+    parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
+    parser.add_argument(
+        "-worklist", metavar="LIST", help="folder of nnUNetv2_deferral_worklist: ask about its regions only"
+    )
+    parser.add_argument(
+        "-o", metavar="REVIEWS", required=True, help="output folder for the answers; an existing review is continued"
+    )
+    parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
+    parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
+    return parser
+
+
+def route() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_route`."""
+    parser = _parser(
+        "route",
+        "Decide what to ask about from saved probabilities (--save_probabilities): with other limits for "
+        "the predictions of a deferral model, or for those of a stock network that was calibrated.",
+        "-i predictions -o predictions2 -budget 0.02",
+    )
+    add = parser.add_argument
+    _add_predictions(parser, "folder of masks and probabilities")
+    add("-o", metavar="OUT", type=Path, required=True, help="new folder for masks and deferral maps")
+    add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
+    add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
+    words = "maximum share of the voxels for each expert, or none; one value per expert"
+    add("-capacities", metavar="C", type=limit, nargs="+", help=words)
+    add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
+    add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
+    _add_dataset_json(parser)
+    return parser
+
+
+def simulate_experts() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_simulate_experts`."""
+    parser = _parser(
+        "simulate_experts",
+        "Simulate experts for a folder of reference labels. Writes OUT/expert1/<case>, OUT/expert2/<case>, "
+        "... in the format of the labels. The answers are reproducible and do not depend on the number of processes.",
+        "-i labelsTs -djfile dataset.json -o expertsTs",
+    )
+    parser.add_argument("-i", metavar="LABELS", required=True, help="folder with the reference label files")
+    parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json of these labels")
+    parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for example expertsTr of the dataset")
+    sets = f"set of expert profiles: {', '.join(EXPERT_SETS)}. Default: standard up to 3 experts, else scalability"
+    parser.add_argument("-experts", metavar="SET", help=sets)
+    parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
+    parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
+    parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    width = f"depth of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
+    parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=defaults.BOUNDARY_WIDTH, help=width)
+    error_model = "error model of all experts. Default: those of their profiles"
+    parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
+    parser.add_argument("--overwrite", action="store_true", help="replace existing answers")
+    return parser
+
+
+def worklist() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_worklist`."""
+    parser = _parser(
+        "worklist",
+        "List the deferred regions in the order of their expected gain in Dice per minute of work, with a "
+        "picture of each, and masks that any viewer can open.",
+        "-i predictions -images imagesTs -o worklist -max_minutes 60",
+    )
+    add = parser.add_argument
+    _add_predictions(parser)
+    add("-images", metavar="IMAGES", type=Path, help="folder of the images (<case>_0000), for the pictures")
+    add("-o", metavar="LIST", type=Path, required=True, help="output folder for list, pictures and masks")
+    add("-minutes_per_region", type=float, metavar="M", default=defaults.MINUTES_PER_REGION,
+        help="working time for each region. Default: %(default)s")  # fmt: skip
+    add("-minutes_per_cm", type=float, metavar="M", default=defaults.MINUTES_PER_CM,
+        help="extra time per cm of its longest side, if the voxel size is known. Default: %(default)s")  # fmt: skip
+    add("-max_regions", type=int, metavar="N", help="maximum number of regions. Default: no limit")
+    add("-max_minutes", type=float, metavar="M", help="maximum total working time. Default: no limit")
+    _add_dataset_json(parser)
+    add("--overwrite", action="store_true", help="replace an existing worklist")
+    add("--no_pictures", action="store_true", help="write no pictures; images are then not needed")
+    return parser

@@ -1,0 +1,36 @@
+"""The console scripts. Arguments are parsed first, because importing PyTorch and nnU-Net takes seconds."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from importlib import import_module
+
+from nnunetv2_deferral.commands import parsers
+
+
+def _script(name: str) -> Callable[[], None]:
+    """The script of the command in the module of that name."""
+
+    def run() -> None:
+        make: Callable[[], ArgumentParser] = getattr(parsers, name)
+        make().parse_args()  # ends here for --help and for what cannot be parsed
+        import_module(f"nnunetv2_deferral.commands.{name}").main()
+
+    return run
+
+
+benchmark = _script("benchmark")
+calibrate = _script("calibrate")
+convert_dataset = _script("convert_dataset")
+demo = _script("demo")
+doctor = _script("doctor")
+evaluate = _script("evaluate")
+fuse = _script("fuse")
+next_round = _script("next_round")
+plan_experiment = _script("plan_experiment")
+preprocess_experts = _script("preprocess_experts")
+review = _script("review")
+route = _script("route")
+simulate_experts = _script("simulate_experts")
+worklist = _script("worklist")

@@ -1,0 +1,27 @@
+"""Numbers and names that are both defaults and part of the commands' help, which must not import what uses them."""
+
+from __future__ import annotations
+
+BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
+"""Shares of the voxels at which rankings are compared."""
+
+CONFIDENCE = 0.9
+"""Confidence of a certificate."""
+
+BOUNDARY_WIDTH = 2
+"""Depth of the band on each side of a label change where an expert's boundary accuracy holds, in voxels."""
+
+MINUTES_PER_REGION, MINUTES_PER_CM = 0.5, 0.2
+"""Working time for a region, and per cm of its longest side. Rules of thumb."""
+
+PLANNER, PLANNER_KINDS = "nnUNetPlannerDeferral", ("ResEncM", "ResEncL", "ResEncXL", "CPU")
+"""The planner of `nnUNetv2_deferral_plan_experiment`, and what others have after its name."""
+
+CONVERTED_DATASETS = ("chaksu", "promise12", "lits", "amos22")
+"""The published datasets that can be converted."""
+
+AMOS22_TASKS = (1, 2)
+"""1 for CT only, 2 for CT and MRI."""
+
+PORT = 8765
+"""Of the review page, on 127.0.0.1."""
