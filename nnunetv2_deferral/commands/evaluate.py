@@ -23,8 +23,8 @@ from nnunetv2_deferral.answers import (
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups, same_cases
+from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.budgets import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
