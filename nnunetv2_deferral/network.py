@@ -115,9 +115,19 @@ def confidence(segmentation: Tensor, *, has_regions: bool) -> Tensor:
         margin = segmentation.abs().amin(1, keepdim=True)
     else:
         probabilities = torch.softmax(segmentation, 1)
-        highest = segmentation.topk(2, dim=1).values
-        margin = highest[:, :1] - highest[:, 1:]
+        largest, second = _two_largest(segmentation)
+        margin = largest - second
     return torch.cat((probabilities, torch.log1p(margin)), dim=1)
+
+
+def _two_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest and the second largest of K >= 2 channels, each (B, 1, *S), as `topk(2, 1)` but many times faster."""
+    channels = logits.split(1, dim=1)
+    largest, second = torch.maximum(*channels[:2]), torch.minimum(*channels[:2])
+    for channel in channels[2:]:
+        second = torch.maximum(second, torch.minimum(largest, channel))
+        largest = torch.maximum(largest, channel)
+    return largest, second
 
 
 def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_regions: bool) -> nn.Module:

@@ -112,6 +112,17 @@ def test_confidence_holds_probabilities_and_the_margin():
     assert regions[2].item() == pytest.approx(torch.log1p(torch.tensor(0.5)).item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_classes", [2, 3, 7])
+def test_the_margin_is_that_of_the_two_largest_logits_bit_for_bit_with_ties(num_classes, dtype):
+    random = torch.Generator().manual_seed(num_classes)
+    logits = torch.randn(2, num_classes, 16, 16, generator=random).to(dtype)
+    logits[:, :, :8] = logits[:, :, :8].round()
+    highest = logits.topk(2, dim=1).values
+    assert (highest[:, 0] == highest[:, 1]).any()
+    assert torch.equal(confidence(logits, has_regions=False)[:, -1:], torch.log1p(highest[:, :1] - highest[:, 1:]))
+
+
 def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
     head = DeferralHead(
         nn.Conv2d(4, 2, 1), available=(True,), hidden_channels=3, has_regions=False, trains_decoder=False
