@@ -1,34 +1,40 @@
-"""The deferral head and its attachment to nnU-Net's networks.
+"""The deferral head and its attachment to a network.
 
-In the U-Nets of `dynamic_network_architectures` the last decoder features are used by exactly one module,
-`decoder.seg_layers[-1]`. The head replaces this module, keeps it as its segmentation layer and appends the J + 2
-deferral channels to its output; the rest of the network is unchanged, including deep supervision. Because the keys of
-the head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` loads stock checkpoints into such a network.
+The head takes the last features of a network and appends J + 2 deferral channels to its output. Where the network ends
+with a segmentation layer (:mod:`.head_place`), the head replaces it and keeps it inside; names and values of all other
+weights stay as they are, and so does deep supervision. Elsewhere the head takes the output of a named module. Because
+in U-Nets the keys of the head contain `.seg_layers.`, nnU-Net's `-pretrained_weights` leaves it as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.head_place import Convolution, HeadPlace
 from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import DeferralSettings
 
 
 class DeferralHead(nn.Module):
-    """Segmentation layer, routing predictor and aggregated deferral predictor on the last decoder features.
+    """Routing predictor and aggregated deferral predictor on the last features of a network.
 
-    The routing predictor takes the decoder features and the segmentation's confidence (probabilities and margin)
-    through a 3x3 convolution, ReLU and a 1x1 convolution. The aggregated predictor is the paper's (Sec. 4.3), with the
-    same layers on the features alone. One convolution computes both hidden layers from the features. The confidence
-    has a convolution of its own, whose output is added; this equals one convolution of the concatenation, without
-    copying.
+    The routing predictor takes the features and the segmentation's confidence (probabilities and margin) through a 3x3
+    convolution, ReLU and a 1x1 convolution. The aggregated predictor is the paper's (Sec. 4.3), with the same layers on
+    the features alone. One convolution computes both hidden layers from the features. The confidence has a convolution
+    of its own, whose output is added; this equals one convolution of the concatenation, without copying. Features of a
+    lower resolution than the segmentation are interpolated behind their convolution.
 
     Args:
-        segmentation: nnU-Net's 1x1 convolution, kept with its weights.
+        in_channels: The number F of feature channels.
+        num_heads: The number K of segmentation heads.
+        dimension: 2 or 3, the number of spatial axes.
         available: Whether each of the J experts can be asked. No voxel is routed to the others.
         hidden_channels: Width of each of the two hidden layers.
         has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
@@ -41,7 +47,9 @@ class DeferralHead(nn.Module):
 
     def __init__(
         self,
-        segmentation: nn.Conv2d | nn.Conv3d,
+        in_channels: int,
+        num_heads: int,
+        dimension: int,
         *,
         available: Sequence[bool],
         hidden_channels: int,
@@ -50,9 +58,7 @@ class DeferralHead(nn.Module):
         initial_logit: float = 0.0,
     ) -> None:
         super().__init__()
-        convolution = type(segmentation)
-        in_channels, num_heads = segmentation.in_channels, segmentation.out_channels
-        self.segmentation = segmentation
+        convolution = nn.Conv2d if dimension == 2 else nn.Conv3d
         self.hidden_channels = hidden_channels
         self.has_regions = has_regions
         self.trains_decoder = trains_decoder
@@ -74,11 +80,21 @@ class DeferralHead(nn.Module):
         self.register_buffer("available", open_to, persistent=False)
         self.set_available(available)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F, *S) to segmentation, routing and aggregated logits (B, K + J + 2, *S)."""
-        segmentation = self.segmentation(features)
+    def append(self, features: Tensor, segmentation: Tensor) -> Tensor:
+        """Append routing and aggregated logits to the segmentation's.
+
+        Args:
+            features: (B, F, *S) or at a lower resolution.
+            segmentation: Logits (B, K, *S).
+
+        Returns:
+            (B, K + J + 2, *S); the first K channels are the segmentation.
+        """
         seen = features if self.trains_decoder else features.detach()
         from_features = self.hidden_features(seen)
+        if from_features.shape[2:] != segmentation.shape[2:]:
+            mode = "bilinear" if segmentation.ndim == 4 else "trilinear"
+            from_features = interpolate(from_features, segmentation.shape[2:], mode=mode)
         from_confidence = self.hidden_confidence(confidence(segmentation.detach(), has_regions=self.has_regions))
         routing_hidden, aggregated_hidden = from_features.split(self.hidden_channels, dim=1)
         routing = self.routing(torch.relu(routing_hidden + from_confidence))
@@ -97,6 +113,74 @@ class DeferralHead(nn.Module):
         for name, parameter in self.named_parameters():
             if not name.startswith("segmentation."):
                 yield parameter
+
+    @contextmanager
+    def removed_from(self, network: nn.Module) -> Iterator[None]:
+        """A context in which the network has the modules and names of the weights that it has without the head."""
+        raise NotImplementedError
+
+
+class HeadInPlace(DeferralHead):
+    """A head in the place of the segmentation layer, which it contains.
+
+    Args:
+        segmentation: The segmentation layer, kept with its weights. If it is a transposed convolution, the features
+            have a lower resolution than its output.
+        **options: Of :class:`DeferralHead`.
+    """
+
+    def __init__(self, segmentation: Convolution, **options: Any) -> None:
+        super().__init__(segmentation.in_channels, segmentation.out_channels, segmentation.weight.ndim - 2, **options)
+        self.segmentation = segmentation
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, F, *S) to segmentation, routing and aggregated logits (B, K + J + 2, *S)."""
+        return self.append(features, self.segmentation(features))
+
+    @contextmanager
+    def removed_from(self, network: nn.Module) -> Iterator[None]:
+        """See :meth:`DeferralHead.removed_from`."""
+        _replace(network, self, self.segmentation)
+        try:
+            yield
+        finally:
+            _replace(network, self.segmentation, self)
+
+
+class HeadBehind(DeferralHead):
+    """A head behind a network without a segmentation layer, on the output of one of its modules.
+
+    Hooks leave the network's class and the names of its weights as they are, which a module around it would not.
+    """
+
+    _NAME = "deferral_head"
+    _features: Tensor | None = None
+
+    def attach(self, network: nn.Module, features_from: str) -> None:
+        """Make this head a module of the network, and let it extend its (finest) output."""
+        network.get_submodule(features_from).register_forward_hook(self._keep)
+        network.register_forward_hook(self._extend)
+        network.add_module(self._NAME, self)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._features = output
+
+    def _extend(self, _network: nn.Module, _inputs: Any, output: Any) -> Any:
+        features, self._features = self._features, None
+        if features is None:
+            raise RuntimeError("the network did not apply the module with the features of the deferral head")
+        if isinstance(output, (list, tuple)):
+            return [self.append(features, output[0]), *output[1:]]
+        return self.append(features, output)
+
+    @contextmanager
+    def removed_from(self, network: nn.Module) -> Iterator[None]:
+        """See :meth:`DeferralHead.removed_from`."""
+        delattr(network, self._NAME)
+        try:
+            yield
+        finally:
+            network.add_module(self._NAME, self)
 
 
 def confidence(segmentation: Tensor, *, has_regions: bool) -> Tensor:
@@ -130,30 +214,49 @@ def _two_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return largest, second
 
 
-def add_deferral_head(network: nn.Module, settings: DeferralSettings, *, has_regions: bool) -> nn.Module:
-    """Replace the last segmentation layer of a network by a :class:`DeferralHead`, in place.
+def add_deferral_head(
+    network: nn.Module,
+    place: HeadPlace,
+    settings: DeferralSettings,
+    *,
+    num_heads: int,
+    dimension: int,
+    has_regions: bool,
+) -> nn.Module:
+    """Add a :class:`DeferralHead` to a network, in place.
+
+    Args:
+        network: The network, with K output channels.
+        place: Where the head belongs, see :func:`.find_head_place`.
+        settings: The experts and the form of the head.
+        num_heads: The number K of segmentation heads.
+        dimension: 2 or 3, the number of spatial axes.
+        has_regions: Whether the heads are overlapping regions or classes.
 
     Returns:
         The same network, now with K + J + 2 output channels at full resolution.
 
     Raises:
-        InputError: If the network has no decoder with segmentation layers.
+        InputError: If the network has no such place.
     """
-    layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) == 0 or not isinstance(layers[-1], (nn.Conv2d, nn.Conv3d)):
+    try:
+        module: Any = network.get_submodule(place.module)
+    except AttributeError as error:
         raise InputError(
-            f"cannot add a deferral head to the architecture {type(network).__name__} of these plans: its decoder has "
-            "no `seg_layers`. Supported are the U-Nets of dynamic_network_architectures, such as PlainConvUNet "
-            "(nnUNetPlans) and ResidualEncoderUNet (nnUNetResEncUNet{M,L,XL}Plans)"
-        )
-    layers[-1] = DeferralHead(
-        layers[-1],
-        available=settings.available,
-        hidden_channels=settings.head_channels,
-        has_regions=has_regions,
-        trains_decoder=settings.routing_trains_decoder,
-        initial_logit=settings.rule.initial_logit,
-    )
+            f"the plans of this model place the deferral head at {place.module}, which {type(network).__name__} does "
+            "not have. Was the network changed after the training?"
+        ) from error
+    options: dict[str, Any] = {
+        "available": settings.available,
+        "hidden_channels": settings.head_channels,
+        "has_regions": has_regions,
+        "trains_decoder": settings.routing_trains_decoder,
+        "initial_logit": settings.rule.initial_logit,
+    }
+    if place.feature_channels is None:
+        _replace(network, module, HeadInPlace(module, **options))
+    else:
+        HeadBehind(place.feature_channels, num_heads, dimension, **options).attach(network, place.module)
     return network
 
 
@@ -163,7 +266,14 @@ def deferral_head(network: nn.Module) -> DeferralHead:
     Raises:
         InputError: If the network has none.
     """
-    layers = getattr(getattr(network, "decoder", None), "seg_layers", None)
-    if layers is None or not isinstance(layers[-1], DeferralHead):
-        raise InputError(f"this {type(network).__name__} has no deferral head")
-    return layers[-1]
+    for module in network.modules():
+        if isinstance(module, DeferralHead):
+            return module
+    raise InputError(f"this {type(network).__name__} has no deferral head")
+
+
+def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module wherever it is registered."""
+    places = [(parent, key) for parent in network.modules() for key, child in parent._modules.items() if child is old]
+    for parent, key in places:
+        setattr(parent, key, new)

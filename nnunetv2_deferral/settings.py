@@ -67,6 +67,8 @@ class SettingsBlock(TypedDict, total=False):
     coherence_trains_routing: Boolean
     routing_trains_decoder: Boolean
     segmentation_loss: Literal["nnunet", "cross_entropy"]
+    segmentation_layer: Text | None
+    features_from: Text | None
     head_channels: Annotated[Integer, Field(ge=1, le=4096)]
     head_learning_rate: Annotated[Number, Field(gt=0)]
     warmup: Annotated[Number, Field(ge=0, lt=1)]
@@ -102,6 +104,10 @@ class DeferralSettings:
         routing_trains_decoder: Whether gradients of the routing losses reach the shared decoder. With False the
             segmentation network is trained exactly as by nnU-Net.
         segmentation_loss: `"nnunet"` (Dice and cross-entropy at every scale) or `"cross_entropy"`, the paper's.
+        segmentation_layer: Name of the convolution that gives the network's output, which the head replaces. None to
+            find it.
+        features_from: For a network without such a convolution, the name of the module whose output are the last
+            features, on which the head is added.
         head_channels: Width of the hidden layer of the two deferral predictors.
         head_learning_rate: Initial learning rate of the head's own Adam optimiser (cosine schedule).
         warmup: Share of the epochs, at the start, in which only the segmentation network is trained.
@@ -128,6 +134,8 @@ class DeferralSettings:
     coherence_trains_routing: bool = False
     routing_trains_decoder: bool = False
     segmentation_loss: str = "nnunet"
+    segmentation_layer: str | None = None
+    features_from: str | None = None
     head_channels: int = 8
     head_learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -148,6 +156,11 @@ class DeferralSettings:
             )
         if set(self.unavailable) == set(names):
             raise InputError(f"{_WHERE}: all experts ({', '.join(names)}) are unavailable")
+        if None not in (self.segmentation_layer, self.features_from):
+            raise InputError(
+                f'{_WHERE}: "segmentation_layer" ({self.segmentation_layer}) and "features_from" '
+                f"({self.features_from}) exclude each other"
+            )
         _check_bounds(self.lower, self.upper, self.num_experts)
         if len(self.costs) != self.num_experts:
             raise InputError(f"{_WHERE}: costs has {len(self.costs)} numbers for {self.num_experts} experts")

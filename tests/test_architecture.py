@@ -13,7 +13,7 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 # From the ground up. A room may use any room of a lower layer, and its own modules as long as they form no circle.
 LAYERS = (
     ("errors", "defaults"),
-    ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty"),
+    ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty", "head_place"),
     ("schema", "image_files"),
     ("expert_sim", "routing", "geometry", "fusion"),
     ("experts", "evidence"),

@@ -1,11 +1,15 @@
+import copy
 import json
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunetv2_deferral.network import DeferralHead, add_deferral_head, confidence, deferral_head
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.head_place import HeadPlace, find_head_place, find_segmentation_layer
+from nnunetv2_deferral.network import HeadInPlace, add_deferral_head, confidence, deferral_head
 from nnunetv2_deferral.settings import resolve_settings
 
 
@@ -31,10 +35,17 @@ def make_unet(kind, dimension, *, deep_supervision=True, num_classes=3):
     )
 
 
+def with_head(network, settings, *, shape=None, **place):
+    """The network with a head where `place` says, or where one is found on an image of one channel."""
+    dimension = next(p.ndim for p in network.parameters() if p.ndim > 3) - 2
+    found = find_head_place(network, shape or (1, *[16] * dimension), 3, **place)
+    return add_deferral_head(network, found, settings, num_heads=3, dimension=dimension, has_regions=False)
+
+
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
 def test_the_head_adds_its_channels_at_full_resolution_only(kind, dimension):
-    network = add_deferral_head(make_unet(kind, dimension), resolve_settings(None, num_experts=2), has_regions=False)
+    network = with_head(make_unet(kind, dimension), resolve_settings(None, num_experts=2))
     full, half = network(torch.randn(1, 1, *[16] * dimension))
     assert full.shape[1] == 3 + 2 + 2
     assert half.shape[1] == 3
@@ -43,14 +54,14 @@ def test_the_head_adds_its_channels_at_full_resolution_only(kind, dimension):
 def test_the_segmentation_channels_are_those_of_the_network_without_the_head():
     network, image = make_unet(PlainConvUNet, 2, deep_supervision=False), torch.randn(2, 1, 16, 16)
     stock = network(image)
-    extended = add_deferral_head(network, resolve_settings(None), has_regions=False)(image)
+    extended = with_head(network, resolve_settings(None))(image)
     assert torch.equal(extended[:, :3], stock)
 
 
 @pytest.mark.parametrize("trains_decoder", [False, True])
 def test_routing_reaches_the_decoder_only_if_asked_to_and_never_the_segmentation_layer(trains_decoder):
     settings = resolve_settings({"routing_trains_decoder": trains_decoder})
-    network = add_deferral_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings, has_regions=False)
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings)
     nn.init.normal_(deferral_head(network).routing.weight)
     network(torch.randn(1, 1, 16, 16))[:, 3:].square().sum().backward()
     head = {id(parameter) for parameter in deferral_head(network).deferral_parameters()}
@@ -66,17 +77,13 @@ def test_routing_reaches_the_decoder_only_if_asked_to_and_never_the_segmentation
 
 
 def test_an_untrained_head_leaves_everything_undecided_and_hence_to_the_model():
-    network = add_deferral_head(
-        make_unet(PlainConvUNet, 2, deep_supervision=False), resolve_settings(None), has_regions=False
-    )
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), resolve_settings(None))
     routing = network(torch.randn(1, 1, 16, 16))[:, 3:7]
     assert (routing.argmax(1) == 0).all()
 
 
 def test_an_expert_can_become_unavailable_and_available_again():
-    network = add_deferral_head(
-        make_unet(PlainConvUNet, 2, deep_supervision=False), resolve_settings(None), has_regions=False
-    )
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), resolve_settings(None))
     head, image = deferral_head(network), torch.randn(1, 1, 16, 16)
     nn.init.constant_(head.routing.bias[2:3], 50.0)
     before = network(image)[:, 3:7]
@@ -91,14 +98,172 @@ def test_an_expert_can_become_unavailable_and_available_again():
 
 def test_a_stock_checkpoint_fits_but_for_the_keys_that_nnunet_skips():
     stock = make_unet(PlainConvUNet, 2).state_dict()
-    own = add_deferral_head(make_unet(PlainConvUNet, 2), resolve_settings(None), has_regions=False).state_dict()
+    own = with_head(make_unet(PlainConvUNet, 2), resolve_settings(None)).state_dict()
     assert all(".seg_layers." in key for key in set(own) - set(stock))
 
 
-def test_an_architecture_without_segmentation_layers_is_refused_with_what_is_supported():
-    with pytest.raises(ValueError, match="Sequential .* PlainConvUNet"):
-        add_deferral_head(nn.Sequential(nn.Conv2d(1, 2, 1)), resolve_settings(None), has_regions=False)
-    with pytest.raises(ValueError, match="has no deferral head"):
+class Einsum(nn.Module):
+    """A decoder as SAM's: masks are products of tokens and upscaled features, and no convolution gives them."""
+
+    def __init__(self, dimension=2, *, with_list=False):
+        super().__init__()
+        convolution, transposed = (nn.Conv2d, nn.ConvTranspose2d) if dimension == 2 else (nn.Conv3d, nn.ConvTranspose3d)
+        self.encoder = convolution(1, 8, 2, stride=2)
+        self.upscaling = nn.Sequential(transposed(8, 6, 2, stride=2), nn.GELU())
+        self.tokens = nn.Parameter(torch.randn(3, 6))
+        self.coarse = convolution(8, 3, 1)
+        self.with_list = with_list
+
+    def forward(self, image):
+        features = self.encoder(image)
+        masks = torch.einsum("kf,bf...->bk...", self.tokens, self.upscaling(features))
+        return [masks, self.coarse(features)] if self.with_list else masks
+
+
+class Edges(nn.Module):
+    """As CENet: further outputs for edges, with as many channels, join the features of the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.edges = nn.ModuleList(nn.Conv2d(8, 3, 1) for _ in range(2))
+        self.fuse = nn.Conv2d(8 + 6, 8, 3, padding=1)
+        self.out = nn.ModuleDict({"conv": nn.Sequential(nn.ReLU(), nn.Conv2d(8, 3, 1))})
+
+    def forward(self, image):
+        features = self.stem(image)
+        edges = [edge(features) for edge in self.edges]
+        return self.out["conv"](self.fuse(torch.cat((features, *edges), 1)))
+
+
+class Shared(nn.Module):
+    """One convolution for two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 1)
+
+    def forward(self, image):
+        return [self.layer(image), self.layer(image[..., ::2, ::2])]
+
+
+class Resized(nn.Module):
+    """The output of the last convolution is interpolated."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(1, 8, 2, stride=2)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, image):
+        return nn.functional.interpolate(self.last(self.down(image)), scale_factor=2)
+
+
+def make_primus():
+    return Primus(1, 24, (8, 8, 8), 3, eva_depth=1, eva_numheads=2, input_shape=(16, 16, 16))
+
+
+NETWORKS = {
+    "plain": (lambda: make_unet(PlainConvUNet, 2), (1, 16, 16), {}, "decoder.seg_layers.1"),
+    "residual": (lambda: make_unet(ResidualEncoderUNet, 3), (1, 16, 16, 16), {}, "decoder.seg_layers.1"),
+    "Primus": (make_primus, (1, 16, 16, 16), {}, "up_projection.decode.2"),
+    "edges": (Edges, (1, 16, 16), {}, "out.conv.1"),
+    "named": (Edges, (1, 16, 16), {"segmentation_layer": "out.conv.1"}, "out.conv.1"),
+    "einsum": (Einsum, (1, 16, 16), {"features_from": "upscaling"}, "upscaling"),
+    "einsum in 3D": (lambda: Einsum(3), (1, 16, 16, 16), {"features_from": "upscaling"}, "upscaling"),
+    "einsum with scales": (lambda: Einsum(with_list=True), (1, 16, 16), {"features_from": "encoder"}, "encoder"),
+    "resized": (Resized, (1, 16, 16), {"features_from": "down"}, "down"),
+}
+
+
+def finest(output):
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_keeps_its_segmentation_bit_for_bit_and_its_weights_in_their_places(name):
+    make, shape, given, place = NETWORKS[name]
+    torch.manual_seed(0)
+    stock = make().eval()
+    image = torch.randn(2, *shape)
+    before = {key: value.clone() for key, value in stock.state_dict().items()}
+    expected = stock(image)
+    assert find_head_place(stock, shape, 3, **given).module == place
+    network = with_head(stock, resolve_settings(None), shape=shape, **given)
+    output = network(image)
+    assert type(network) is type(stock)
+    assert finest(output).shape[1] == 3 + 4 + 1
+    assert torch.equal(finest(output)[:, :3], finest(expected))
+    if isinstance(expected, list):
+        assert all(torch.equal(*pair) for pair in zip(output[1:], expected[1:], strict=True))
+    head = deferral_head(network)
+    names = set(network.state_dict())
+    with head.removed_from(network):
+        assert network.state_dict().keys() == before.keys()
+        assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
+    assert set(network.state_dict()) == names
+    nn.init.normal_(head.routing.weight)
+    finest(network(image))[:, 3:].square().sum().backward()
+    assert all(p.grad is not None for p in head.deferral_parameters())
+
+
+@pytest.mark.parametrize("name", ["plain", "Primus", "einsum"])
+def test_a_copied_or_compiled_network_has_the_same_output(name):
+    make, shape, given, _ = NETWORKS[name]
+    network = with_head(make().eval(), resolve_settings(None), shape=shape, **given)
+    image = torch.randn(2, *shape)
+    with torch.no_grad():
+        expected = finest(network(image))
+        assert torch.equal(finest(copy.deepcopy(network)(image)), expected)
+        compiled = torch.compile(network, backend="eager", fullgraph=name != "Primus")
+        assert torch.equal(finest(compiled(image)), expected)
+
+
+def test_searching_leaves_weights_statistics_modes_and_random_numbers_as_they_are():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 3, 1))
+    network[1].eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    random = torch.random.get_rng_state()
+    assert find_segmentation_layer(network, (1, 8, 8), 3) == "3"
+    assert [module.training for module in network] == [True, False, True, True]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "message"),
+    [
+        (Einsum(), {}, 'Einsum: no convolution .* 3 output channels are: coarse. .*"features_from"'),
+        (Resized(), {}, "Resized: no convolution gives the network's output. .* are: last"),
+        (Shared(), {}, "Shared: layer, which gives the network's output, is applied 2 times"),
+        (Edges(), {"segmentation_layer": "out.cnv"}, "'out.cnv', but Edges has no such module. .*out.conv.1"),
+        (
+            Edges(),
+            {"segmentation_layer": "stem"},
+            "'stem', which is not a convolution of Edges with 3 .* edges.0, edges.1, out.c",
+        ),
+        (Edges(), {"features_from": "nothing"}, "'nothing', but Edges has no such module"),
+        (Edges(), {"features_from": "edges"}, "edges of Edges must return one tensor .* returned nothing"),
+        (Shared(), {"features_from": "layer"}, r"layer of Shared .* returned \(1, 3, 8, 8\), \(1, 3, 4, 4\)"),
+    ],
+)
+def test_a_network_without_a_place_for_the_head_is_refused_with_its_candidates(network, given, message):
+    with pytest.raises(InputError, match=message):
+        find_head_place(network, (1, 8, 8), 3, **given)
+
+
+def test_a_network_changed_after_the_training_is_refused_by_the_place_in_the_plans():
+    with pytest.raises(InputError, match="place the deferral head at decoder.seg_layers.1, which Edges does not have"):
+        add_deferral_head(
+            Edges(),
+            HeadPlace("decoder.seg_layers.1"),
+            resolve_settings(None),
+            num_heads=3,
+            dimension=2,
+            has_regions=False,
+        )
+    with pytest.raises(InputError, match="has no deferral head"):
         deferral_head(make_unet(PlainConvUNet, 2))
 
 
@@ -124,7 +289,7 @@ def test_the_margin_is_that_of_the_two_largest_logits_bit_for_bit_with_ties(num_
 
 
 def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
-    head = DeferralHead(
+    head = HeadInPlace(
         nn.Conv2d(4, 2, 1), available=(True,), hidden_channels=3, has_regions=False, trains_decoder=False
     )
     nn.init.normal_(head.routing.weight)
@@ -143,9 +308,7 @@ UNAVAILABLE = resolve_settings({"unavailable": ["expert2"]})
 def eager_network(dimension, settings):
     """A network whose head sends voxels everywhere, and most of them to the second expert."""
     torch.manual_seed(0)
-    network = add_deferral_head(
-        make_unet(PlainConvUNet, dimension, deep_supervision=False), settings, has_regions=False
-    )
+    network = with_head(make_unet(PlainConvUNet, dimension, deep_supervision=False), settings)
     routing = deferral_head(network).routing
     nn.init.normal_(routing.weight)
     nn.init.constant_(routing.bias, 0)

@@ -81,8 +81,8 @@ def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         starts_anew = not continue_training and not validation_only
         load = getattr(nnunet_trainer, "load_pretrained_weights", None)
-        if starts_anew and pretrained_weights_file is not None and load is not None and load(pretrained_weights_file):
-            return None
+        if starts_anew and pretrained_weights_file is not None and load is not None:
+            return load(pretrained_weights_file)
         return stock(nnunet_trainer, continue_training, validation_only, pretrained_weights_file)
 
     return maybe_load_checkpoint

@@ -18,6 +18,7 @@ from torch import Tensor
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.head_place import HeadPlace
 from nnunetv2_deferral.labels import LabelSpace
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
@@ -110,6 +111,15 @@ class DeferralPlansManager(PlansManager):
                 "written in training. Was plans.json in the model folder replaced by the plans of the dataset?"
             )
         return self.plans[MODEL_KEY]["has_regions"]
+
+    @property
+    def head_place(self) -> HeadPlace | None:
+        """The place of the head in the network, or None before it is found."""
+        return HeadPlace.from_dict(self.plans.get(MODEL_KEY, {}))
+
+    @head_place.setter
+    def head_place(self, place: HeadPlace) -> None:
+        self.plans[MODEL_KEY].update(place.to_dict())
 
     def stock(self) -> PlansManager:
         """A stock manager of the same plans, for functions of nnU-Net."""

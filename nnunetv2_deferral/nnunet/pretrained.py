@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.network import deferral_head
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
 # Entries that must agree between the plans of a stock network and those of a deferral training on it.
@@ -36,22 +37,19 @@ def load_stock_network(
     """
     checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
     _check_same_plans(checkpoint["init_args"], plans, configuration, filename)
-    weights = dict(checkpoint["network_weights"])
-    last = f"decoder.seg_layers.{len(network.decoder.seg_layers) - 1}."  # type: ignore[union-attr,arg-type]
-    for key in [key for key in weights if key.startswith(last)]:
-        weights[f"{last}segmentation.{key.removeprefix(last)}"] = weights.pop(key)
-    own = network.state_dict()
-    added = {name for name in own if name.startswith(last) and not name.startswith(f"{last}segmentation.")}
-    problems = [f"{name} is missing" for name in own if name not in weights and name not in added]
-    problems += [f"{name} is unexpected" for name in weights if name not in own or name in added]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if problems:
-        raise InputError(f"the weights in {filename} do not match this network: {'; '.join(problems[:5])}")
-    network.load_state_dict({name: weights.get(name, own[name]) for name in own})
+    weights = checkpoint["network_weights"]
+    with deferral_head(network).removed_from(network):
+        own = network.state_dict()
+        problems = [f"{name} is missing" for name in own if name not in weights]
+        problems += [f"{name} is unexpected" for name in weights if name not in own]
+        problems += [
+            f"{name} has shape {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ]
+        if problems:
+            raise InputError(f"the weights in {filename} do not match this network: {'; '.join(problems[:5])}")
+        network.load_state_dict(weights)
     # As in nnU-Net's prediction, a checkpoint without the entry means no mirroring.
     axes = checkpoint.get("inference_allowed_mirroring_axes")
     return None if axes is None else tuple(int(axis) for axis in axes)

@@ -12,6 +12,7 @@ import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from filelock import FileLock
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -26,9 +27,10 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import fuse
+from nnunetv2_deferral.head_place import find_head_place
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
-from nnunetv2_deferral.network import add_deferral_head, deferral_head
+from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
@@ -56,6 +58,9 @@ from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 
 hooks.install()
+
+# Below this number of feature channels the log warns.
+FEW_FEATURES = 8
 
 
 class DeferralTrainer(nnUNetTrainer):
@@ -128,11 +133,11 @@ class DeferralTrainer(nnUNetTrainer):
         """nnU-Net's network with a deferral head; called in training and in prediction.
 
         `num_output_channels` is the number K of segmentation heads. The plans manager is converted to a
-        :class:`.DeferralPlansManager` in place, so that from here on deferral channels are counted.
+        :class:`.DeferralPlansManager` in place, so that from here on deferral channels are counted. Unless the plans
+        have the place of the head, it is found and written to them.
 
         Raises:
-            InputError: If the trainer's number of experts is not that of the plans, or the architecture is not
-                supported.
+            InputError: If the trainer's number of experts is not that of the plans, or no place for the head is found.
         """
         network = super().build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
@@ -144,7 +149,25 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{cls.__name__} is for {cls.num_experts} experts, but the plans of this model have "
                 f"{settings.num_experts} ({', '.join(settings.expert_names)})"
             )
-        network = add_deferral_head(network, settings, has_regions=deferral_plans.has_regions)
+        has_regions = deferral_plans.has_regions
+        patch_size = configuration_manager.patch_size
+        place = deferral_plans.head_place
+        if place is None:
+            deferral_plans.head_place = place = find_head_place(
+                network,
+                (num_input_channels, *patch_size),
+                num_output_channels,
+                segmentation_layer=settings.segmentation_layer,
+                features_from=settings.features_from,
+            )
+        network = add_deferral_head(
+            network,
+            place,
+            settings,
+            num_heads=num_output_channels,
+            dimension=len(patch_size),
+            has_regions=has_regions,
+        )
         if cls.frozen:
             # Before nnU-Net wraps the network: DDP expects gradients for all parameters that require one at that time.
             head = {id(parameter) for parameter in deferral_head(network).deferral_parameters()}
@@ -205,25 +228,23 @@ class DeferralTrainer(nnUNetTrainer):
         training, validation = (RaterDataset(dataset, folder, raters) for dataset in datasets)
         return training, validation
 
-    def load_pretrained_weights(self, filename: str) -> bool:
-        """Load all weights of a stock checkpoint, for a frozen trainer; called before the training starts.
-
-        Returns:
-            False if this trainer leaves `-pretrained_weights` to nnU-Net.
+    def load_pretrained_weights(self, filename: str) -> None:
+        """Load weights of a stock checkpoint before the training starts: for a frozen trainer all, else as nnU-Net.
 
         Raises:
-            InputError: See :func:`.load_stock_network`.
+            InputError: For a frozen trainer, see :func:`.load_stock_network`.
         """
-        if not self.frozen:
-            return False
         if not self.was_initialized:
             self.initialize()
+        if not self.frozen:
+            with self._head().removed_from(self._module()):
+                load_pretrained_weights(self.network, filename, verbose=True)
+            return
         axes = load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
         self.inference_allowed_mirroring_axes = axes
         self._keeps_mirroring = self._has_segmentation_weights = True
         self.print_to_log_file(f"Segmentation network loaded from {filename}; only the deferral head is trained")
         self.print_to_log_file(f"As in its training, mirroring along the axes {axes or 'none'}")
-        return True
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Resume from a checkpoint with the same experts.
@@ -264,8 +285,21 @@ class DeferralTrainer(nnUNetTrainer):
             for expert, available in zip(self.settings.experts, self.settings.available, strict=True)
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
+        self._log_head()
         if self.warmup_epochs:
             self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network only")
+
+    def _log_head(self) -> None:
+        """Log where the head is, and warn if there is little for it to see."""
+        head = self._head()
+        name = next(name for name, module in self._module().named_modules() if module is head)
+        number = head.hidden_features.in_channels
+        self.print_to_log_file(f"Deferral head {name} on {number} feature channels")
+        if number < FEW_FEATURES:
+            self.print_to_log_file(
+                f"WARNING: {number} feature channels may be too few for routing. A layer with more can be given as "
+                '"features_from" in the "deferral" block of the plans'
+            )
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch; a frozen segmentation network stays in evaluation mode."""
@@ -505,7 +539,7 @@ class DeferralTrainer(nnUNetTrainer):
         module = self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
         return module._orig_mod if isinstance(module, OptimizedModule) else module
 
-    def _head(self) -> Any:
+    def _head(self) -> DeferralHead:
         return deferral_head(self._module())
 
 

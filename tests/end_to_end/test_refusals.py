@@ -12,7 +12,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from workplace import FLAT, Workplace, predictor_of
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.network import add_deferral_head
 from nnunetv2_deferral.settings import resolve_settings
 
 PROFILE = {"name": "anna", "foreground": 0.9, "background": 0.9, "boundary": 0.9}
@@ -101,15 +100,6 @@ class TestNames:
     def test_any_other_name_is_left_to_nnunet(self) -> None:
         with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer nnUNetTrainerDifferent"):
             recursive_find_trainer_class_by_name("nnUNetTrainerDifferent")
-
-
-class TestArchitecture:
-    def test_one_without_segmentation_layers(self) -> None:
-        from dynamic_network_architectures.architectures.primus import Primus
-
-        network = Primus(1, 48, (8, 8, 8), 3, eva_depth=1, eva_numheads=4, input_shape=(16, 16, 16))
-        with pytest.raises(ValueError, match="Primus .*PlainConvUNet.*ResidualEncoderUNet"):
-            add_deferral_head(network, resolve_settings({"num_experts": 3}), has_regions=False)
 
 
 class TestPrediction:

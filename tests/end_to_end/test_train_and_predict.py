@@ -125,7 +125,11 @@ class TestTraining:
         plans = json.loads((flat_deferral.parent / "plans.json").read_text())
         assert plans["deferral"]["num_experts"] == 3
         assert [expert["foreground"] for expert in plans["deferral"]["experts"]] == [0.92, 0.85, 0.75]
-        assert plans["deferral_model"] == {"trainer": "TinyDeferral3Experts", "has_regions": False}
+        assert plans["deferral_model"] == {
+            "trainer": "TinyDeferral3Experts",
+            "has_regions": False,
+            "segmentation_layer": "decoder.seg_layers.1",
+        }
 
     def test_the_plans_of_the_dataset_stay_stock(self, workplace: Workplace, flat_deferral: Path) -> None:
         plans = json.loads((workplace.preprocessed / FLAT / "nnUNetPlans.json").read_text())

@@ -141,9 +141,9 @@ class TestFrozen:
             ),
             (
                 lambda c: c["network_weights"].update({"decoder.seg_layers.1.weight": torch.zeros(5, 4, 1, 1)}),
-                r"do not match this network: .*segmentation.weight has shape \(5, 4, 1, 1\) instead of \(3, 4, 1, 1\)",
+                r"do not match this network: .*seg_layers.1.weight has shape \(5, 4, 1, 1\) instead of \(3, 4, 1, 1\)",
             ),
-            (lambda c: c["network_weights"].pop("decoder.seg_layers.1.bias"), "segmentation.bias is missing"),
+            (lambda c: c["network_weights"].pop("decoder.seg_layers.1.bias"), "seg_layers.1.bias is missing"),
             (lambda c: c["network_weights"].update(more=torch.zeros(1)), "more is unexpected"),
         ],
     )
