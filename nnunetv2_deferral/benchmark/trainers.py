@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
 from functools import cache
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_extTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
-from nnunetv2_deferral.nnunet.naming import trainer_class
+from nnunetv2_deferral.nnunet.naming import ON, other_trainer, trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
 DEFAULT_EPOCHS = 1000
@@ -32,12 +29,7 @@ def find_trainer(name: str) -> type:
         return trainer_class(name)
     except AttributeError:
         pass  # not a deferral trainer
-    try:
-        # nnU-Net prints the folders that it searches.
-        with contextlib.redirect_stdout(io.StringIO()):
-            return recursive_find_trainer_class_by_name(name)
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(f"unknown trainer {name}: {error}") from error
+    return other_trainer(name)
 
 
 def is_frozen(name: str) -> bool:
@@ -60,7 +52,8 @@ def with_epochs(name: str, epochs: int | None) -> str:
         raise InputError(f"the number of epochs must be at least 1, got {epochs}")
     if epochs in (None, DEFAULT_EPOCHS):
         return name
-    return f"{name}_{epochs}epoch{'s' if epochs != 1 else ''}"
+    own, on, base = name.partition(ON)
+    return f"{own}_{epochs}epoch{'s' if epochs != 1 else ''}{on}{base}"
 
 
 def expected_epochs(name: str) -> int:

@@ -1,17 +1,23 @@
 """Trainers' names, and the creation of trainer classes from them.
 
-    nnUNetTrainerDeferral[{J}Expert[s]][_{option}]...
+    nnUNetTrainerDeferral[{J}Expert[s]][_{option}]...[_on_{trainer}]
 
-with the number of experts J from 1 to 5 (if omitted, that of the plans) and options in any order. nnU-Net looks up
-trainers with `hasattr` on modules, so a module-level `__getattr__` can create classes on demand.
+with the number of experts J from 1 to 5 (if omitted, that of the plans), options in any order, and the trainer to which
+deferral is added (if omitted, nnUNetTrainer). nnU-Net looks up trainers with `hasattr` on modules, so a module-level
+`__getattr__` can create classes on demand.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
@@ -19,6 +25,7 @@ from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL
 
 BASE_NAME = "nnUNetTrainerDeferral"
 MAX_EXPERTS = 5
+ON = "_on_"
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
@@ -56,10 +63,28 @@ def trainer_class(name: str) -> type[DeferralTrainer]:
         InputError: If the name is of this form, but the number of experts or an option is unknown, or options conflict;
             the message lists the alternatives.
     """
-    match = _OWN_NAME.fullmatch(name)
+    own, on, base = name.partition(ON)
+    match = _OWN_NAME.fullmatch(own)
     if match is None:
         raise AttributeError(name)
-    return _make_class(name, *_parse(name, match))
+    if on and not base:
+        raise InputError(f"unknown trainer {name}: the name of a trainer must follow {ON}")
+    return _make_class(name, *_parse(name, match), base if on else None)
+
+
+def other_trainer(name: str) -> type[nnUNetTrainer]:
+    """The trainer of a name that is not one of ours: nnU-Net's, or from a folder of `nnUNet_extTrainer`.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    try:
+        # nnU-Net prints the folders that it searches.
+        with contextlib.redirect_stdout(io.StringIO()):
+            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"unknown trainer {name}: {error}") from error
+    return found
 
 
 def example_names() -> Iterator[str]:
@@ -73,6 +98,8 @@ def _parse(name: str, match: re.Match[str]) -> tuple[int | None, tuple[str, ...]
     number = int(match["experts"]) if match["experts"] else None
     options = tuple(match["options"].split("_")[1:])
     canonical = f"{BASE_NAME}{_experts_part(number)}"
+    if "__" in name:
+        raise InputError(f"unknown trainer {name}: nnU-Net allows no __ in the name of a trainer")
     if number is not None and not (1 <= number <= MAX_EXPERTS and name.split("_")[0] == canonical):
         raise InputError(
             f"unknown trainer {name}: the part before the options must be one of {', '.join(example_names())}. For "
@@ -97,15 +124,19 @@ def _experts_part(number: int | None) -> str:
 
 
 @cache
-def _make_class(name: str, number: int | None, options: tuple[str, ...]) -> type[DeferralTrainer]:
+def _make_class(name: str, number: int | None, options: tuple[str, ...], base: str | None) -> type[DeferralTrainer]:
+    stock = nnUNetTrainer if base is None else other_trainer(base)
+    if issubclass(stock, DeferralTrainer):
+        raise InputError(f"unknown trainer {name}: {base} is a deferral trainer itself")
     attributes: dict[str, Any] = {"num_experts": number, "settings_overrides": {}}
     for option in options:
         attributes |= OPTIONS[option].attributes
         attributes["settings_overrides"] |= OPTIONS[option].settings
     described = "; ".join(OPTIONS[option].description for option in options)
-    doc = f"Deferral to {number or 'as many experts as the plans say'}{': ' + described if described else ''}."
+    experts = number or "the experts of the plans"
+    doc = f"{stock.__name__} with deferral to {experts}{': ' + described if described else ''}."
     # With this module name the class can be imported by name, and hence pickled.
-    return type(name, (DeferralTrainer,), attributes | {"__module__": __name__, "__doc__": doc})
+    return type(name, (DeferralTrainer, stock), attributes | {"__module__": __name__, "__doc__": doc})
 
 
 def __getattr__(name: str) -> type[DeferralTrainer]:

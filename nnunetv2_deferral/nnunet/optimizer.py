@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-# The norm at which nnU-Net's train_step clips.
-GRADIENT_CLIP = 12.0
-
 # A shorter memory of squared gradients than Adam's default: the load-balancing penalty is either 0 or up to fifty times
 # as strong as the other terms, and one such step must not slow down the head for a thousand steps.
 ADAM_BETAS = (0.9, 0.99)
@@ -27,11 +24,19 @@ class JointOptimizer:
 
     It implements the part of the optimizer interface that nnU-Net's trainer, checkpoints and gradient scaler use. The
     first parameter group is nnU-Net's, whose learning rate nnU-Net logs.
+
+    Args:
+        segmentation: nnU-Net's optimizer.
+        deferral: The optimizer of the deferral parameters.
+        clip_norm: The norm at which the gradients of each are clipped.
     """
 
-    def __init__(self, segmentation: torch.optim.Optimizer, deferral: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, segmentation: torch.optim.Optimizer, deferral: torch.optim.Optimizer, *, clip_norm: float
+    ) -> None:
         self.segmentation = segmentation
         self.deferral = deferral
+        self.clip_norm = clip_norm
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -47,7 +52,7 @@ class JointOptimizer:
         """Clip the gradient norms of the two optimizers separately."""
         for optimizer in (self.segmentation, self.deferral):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
     def step(self) -> None:
         """Step both."""
@@ -84,7 +89,7 @@ class JointSchedule:
 
 
 def without_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Remove `parameters` in place from an optimizer that has not stepped yet."""
+    """Remove `parameters` in place from an optimizer that has not stepped them yet."""
     excluded = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in excluded]

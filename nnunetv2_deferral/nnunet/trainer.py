@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,25 +63,55 @@ hooks.install()
 # Below this number of feature channels the log warns.
 FEW_FEATURES = 8
 
+# The training steps of nnU-Net that are known to differ in nothing but the norm at which they clip gradients.
+_NNUNET = "nnunetv2.training.nnUNetTrainer"
+_CLIP_NORMS = {
+    f"{_NNUNET}.nnUNetTrainer.nnUNetTrainer": 12.0,
+    f"{_NNUNET}.primus.primus_trainers.AbstractPrimus": 1.0,
+}
+# The methods of nnU-Net's trainer that a base may not replace, because deferral needs its own or the stock one.
+_RESERVED = ("validation_step", "get_dataloaders", "run_training")
+
 
 class DeferralTrainer(nnUNetTrainer):
     """nnU-Net's trainer with pixel-wise deferral to experts.
 
-    Subclasses are created from trainers' names, see `naming`, which fix the attributes.
+    Subclasses are created from trainers' names, see `naming`, which fix the attributes. They may have another trainer
+    of nnU-Net as a second base, whose network, losses, augmentation, optimizer and schedule are then used.
 
     Attributes:
         num_experts: The number J of experts, or None to take it from the plans.
         epochs: The number of epochs, or None for nnU-Net's default.
         settings_overrides: Settings that override those of the plans.
         frozen: Whether the segmentation network is pretrained and not changed.
+        clip_norm: The norm at which the base clips gradients.
     """
 
     num_experts: ClassVar[int | None] = None
     epochs: ClassVar[int | None] = None
     settings_overrides: ClassVar[Mapping[str, Any]] = {}
     frozen: ClassVar[bool] = False
+    clip_norm: ClassVar[float] = 12.0
 
     inference_allowed_mirroring_axes: tuple[int, ...] | None  # nnU-Net's
+    optimizer: Any  # None, then a JointOptimizer, for the base its own
+    lr_scheduler: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse bases that deferral cannot be combined with.
+
+        Raises:
+            InputError: Naming the base and the method.
+        """
+        super().__init_subclass__(**kwargs)
+        for method in _RESERVED:
+            if (owner := _definer(cls, method)) is not nnUNetTrainer:
+                raise InputError(f"{_cannot_combine(cls, owner, method)}, which deferral replaces or relies on")
+        owner = _definer(cls, "train_step")
+        name = f"{owner.__module__}.{owner.__qualname__}"
+        if name not in _CLIP_NORMS:
+            raise InputError(f"{_cannot_combine(cls, owner, 'train_step')}, and deferral would replace it")
+        cls.clip_norm = _CLIP_NORMS[name]
 
     def __init__(
         self,
@@ -139,9 +170,15 @@ class DeferralTrainer(nnUNetTrainer):
         Raises:
             InputError: If the trainer's number of experts is not that of the plans, or no place for the head is found.
         """
-        network = super().build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
+        build = super().build_network_architecture
+        described: tuple[Any, ...] = (plans_manager, configuration_manager)
+        if "plans_manager" not in signature(build).parameters:  # a base for nnU-Net before 2.7
+            described = (
+                configuration_manager.network_arch_class_name,
+                configuration_manager.network_arch_init_kwargs,
+                configuration_manager.network_arch_init_kwargs_req_import,
+            )
+        network = build(*described, num_input_channels, num_output_channels, enable_deep_supervision)
         deferral_plans = DeferralPlansManager.adopt(plans_manager)
         settings = deferral_plans.settings
         if cls.num_experts not in (None, settings.num_experts):
@@ -175,14 +212,23 @@ class DeferralTrainer(nnUNetTrainer):
                 parameter.requires_grad_(id(parameter) in head)
         return network
 
-    def configure_optimizers(self) -> tuple[JointOptimizer, JointSchedule]:
-        """nnU-Net's optimizer and schedule for its network, Adam with a cosine schedule for the deferral parameters."""
-        segmentation, schedule = super().configure_optimizers()
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> tuple[JointOptimizer, JointSchedule]:
+        """The base's optimizer and schedule for its network, Adam with a cosine schedule for the deferral parameters.
+
+        Bases with several stages call this again with the name of the stage, and may then continue with the optimizer
+        that they find, which is their own.
+        """
         parameters = list(self._head().deferral_parameters())
         rate = self.settings.head_learning_rate
-        deferral = torch.optim.Adam(parameters, rate, betas=ADAM_BETAS)
+        deferral: torch.optim.Optimizer
+        if isinstance(self.optimizer, JointOptimizer):
+            deferral = self.optimizer.deferral
+            self.optimizer, self.lr_scheduler = self.optimizer.segmentation, self.lr_scheduler.segmentation
+        else:
+            deferral = torch.optim.Adam(parameters, rate, betas=ADAM_BETAS)
+        segmentation, schedule = super().configure_optimizers(*args, **kwargs)
         return (
-            JointOptimizer(without_parameters(segmentation, parameters), deferral),
+            JointOptimizer(without_parameters(segmentation, parameters), deferral, clip_norm=self.clip_norm),
             JointSchedule(schedule, deferral, rate, self.num_epochs),
         )
 
@@ -541,6 +587,16 @@ class DeferralTrainer(nnUNetTrainer):
 
     def _head(self) -> DeferralHead:
         return deferral_head(self._module())
+
+
+def _definer(cls: type, method: str) -> type:
+    """The class that defines a method for the trainer on which deferral is based."""
+    bases = cls.__mro__[cls.__mro__.index(DeferralTrainer) + 1 :]
+    return next(base for base in bases if method in vars(base))
+
+
+def _cannot_combine(cls: type, owner: type, method: str) -> str:
+    return f"{cls.__name__}: deferral cannot be combined with {owner.__name__}, because it has its own {method}"
 
 
 def _loss_values(terms: ObjectiveTerms) -> dict[str, np.ndarray]:

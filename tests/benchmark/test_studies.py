@@ -138,6 +138,12 @@ def test_lengths_in_names(epochs, name):
     assert expected_epochs(name) == (epochs or 1000)
 
 
+def test_the_length_stands_before_the_trainer_to_which_deferral_is_added():
+    name = "nnUNetTrainerDeferral_5epochs_on_nnUNetTrainerNoMirroring"
+    assert with_epochs("nnUNetTrainerDeferral_on_nnUNetTrainerNoMirroring", 5) == name
+    assert expected_epochs(name) == 5
+
+
 def test_a_length_below_one_is_refused():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         with_epochs("T", 0)

@@ -14,7 +14,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
-from workplace import FLAT, Workplace, read
+from workplace import FLAT, SOLID, Workplace, read
 
 from nnunetv2_deferral.nnunet.finite_losses import PATIENCE, FiniteLosses
 from nnunetv2_deferral.nnunet.progress import KEYS
@@ -227,6 +227,21 @@ class TestPretrained:
         for key, value in trainer.network.state_dict().items():
             # nnU-Net leaves every segmentation layer as it was, and with it the head.
             assert torch.equal(value, before[key] if ".seg_layers." in key else stock[key]), key
+
+    @pytest.mark.filterwarnings("ignore:Trainer TinyPrimus uses the old:DeprecationWarning")
+    def test_the_weights_of_a_stock_transformer_are_those_of_the_network_with_deferral(
+        self, workplace: Workplace, tmp_path: Path
+    ) -> None:
+        stock = workplace.trainer("TinyPrimus", SOLID, "3d_fullres")
+        stock.initialize()
+        file = tmp_path / "stock.pth"
+        stock.save_checkpoint(str(file))
+        for options in ("", "_frozen"):
+            ours = workplace.trainer(f"nnUNetTrainerDeferral3Experts{options}_on_TinyPrimus", SOLID, "3d_fullres")
+            ours.load_pretrained_weights(str(file))
+            with ours._head().removed_from(ours.network):
+                weights = ours.network.state_dict()
+                assert all(torch.equal(weights[key], value) for key, value in stock.network.state_dict().items())
 
     @pytest.mark.slow
     def test_the_command_takes_it_too(self, workplace: Workplace, stock_checkpoint: Path) -> None:

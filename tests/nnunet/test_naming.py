@@ -3,9 +3,12 @@ import pickle
 import sys
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_deferral.commands.doctor import trainers_folder
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.naming import EPOCHS, example_names, trainer_class
+from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
 
 def test_a_name_fixes_experts_epochs_and_ablations():
@@ -44,11 +47,48 @@ def test_every_listed_name_is_a_trainer_that_can_be_pickled(name):
         ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "conflict or are repeated"),
         ("nnUNetTrainerDeferral3Experts_noSC_noSC", "repeat"),
         ("nnUNetTrainerDeferral3Experts_DC_OvA", "conflict or are repeated"),
+        ("nnUNetTrainerDeferral3Experts_on_nnUNetTrainerNowhere", "unknown trainer nnUNetTrainerNowhere"),
+        ("nnUNetTrainerDeferral3Experts_on_", "Deferral3Experts_on_: the name of a trainer must follow _on_"),
+        ("nnUNetTrainerDeferral3Experts_OvA_on__Primus_S_96_BS1", "no __ in the name"),
+        (
+            "nnUNetTrainerDeferral_on_nnUNetTrainerBenchmark_5epochs_noDataLoading",
+            "cannot be combined with nnUNetTrainerBenchmark_5epochs_noDataLoading, .* its own get_dataloaders",
+        ),
     ],
 )
 def test_a_name_that_means_nothing_is_refused_with_what_exists(name, message):
     with pytest.raises(ValueError, match=message):
         trainer_class(name)
+
+
+def test_a_name_adds_deferral_to_another_trainer_of_nnunet():
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+        nnUNetTrainer_onlyMirror01,
+    )
+
+    trainer = trainer_class("nnUNetTrainerDeferral2Experts_OvA_5epochs_on_nnUNetTrainer_onlyMirror01")
+    assert (trainer.num_experts, trainer.epochs) == (2, 5)
+    assert trainer.settings_overrides == {"objective": "one_vs_all"}
+    assert issubclass(trainer, nnUNetTrainer_onlyMirror01)
+    assert trainer.__mro__.index(DeferralTrainer) < trainer.__mro__.index(nnUNetTrainer_onlyMirror01)
+    assert pickle.loads(pickle.dumps(trainer)) is trainer
+    assert trainer.clip_norm == 12.0
+    assert trainer_class("nnUNetTrainerDeferral_on_nnUNet_Primus_S_Trainer").clip_norm == 1.0
+
+
+def own_base(method):
+    return type(f"nnUNetTrainerOwn_{method}", (nnUNetTrainer,), {method: lambda self, *args: None})
+
+
+@pytest.mark.parametrize("method", ["train_step", "validation_step", "get_dataloaders", "run_training"])
+def test_a_trainer_with_steps_of_its_own_is_refused_by_name(method):
+    message = f"Combined: deferral cannot be combined with nnUNetTrainerOwn_{method}, because it has its own {method}"
+    with pytest.raises(InputError, match=message):
+        type("Combined", (trainer_class("nnUNetTrainerDeferral"), own_base(method)), {})
+
+
+def test_a_deferral_trainer_may_change_its_own_steps():
+    type("Mine", (trainer_class("nnUNetTrainerDeferral"),), {"train_step": lambda self, batch: {}})
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerDeferralMine", "torch"])

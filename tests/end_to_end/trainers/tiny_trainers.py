@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 
 from nnunetv2_deferral.nnunet.naming import trainer_class
 
@@ -52,6 +54,22 @@ class TinyDeferral3Experts(Tiny, trainer_class("nnUNetTrainerDeferral3Experts"))
 
 class TinyFrozen(Tiny, trainer_class("nnUNetTrainerDeferral3Experts_frozen")):
     pass
+
+
+class TinyPrimus(AbstractPrimus):
+    """A transformer with a segmentation layer that is a transposed convolution, clipping and warm-up of its own."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.warmup_duration_whole_net = 1
+
+    @staticmethod
+    def build_network_architecture(
+        architecture_class_name, arch_init_kwargs, arch_init_kwargs_req_import, num_input_channels,
+        num_output_channels, enable_deep_supervision=True,
+    ):  # fmt: skip
+        """In the form that nnU-Net had before 2.7."""
+        return Primus(num_input_channels, 24, (8, 8, 8), num_output_channels, 1, 2, (16, 16, 16))
 
 
 class TinyInterrupted(TinyDeferral3Experts):
