@@ -31,6 +31,8 @@ class DeferralHead(nn.Module):
     of its own, whose output is added; this equals one convolution of the concatenation, without copying. Features of a
     lower resolution than the segmentation are interpolated behind their convolution.
 
+    The aggregated predictor is trained by the spatial-coherence loss alone; without it, its channel is 0.
+
     Args:
         in_channels: The number F of feature channels.
         num_heads: The number K of segmentation heads.
@@ -41,6 +43,7 @@ class DeferralHead(nn.Module):
         initial_logit: Initial value of the routing logits.
         trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
             logits that enter the confidence are always detached.
+        with_aggregated: Whether there is an aggregated predictor.
     """
 
     available: Tensor
@@ -56,20 +59,22 @@ class DeferralHead(nn.Module):
         has_regions: bool,
         trains_decoder: bool,
         initial_logit: float = 0.0,
+        with_aggregated: bool = True,
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d if dimension == 2 else nn.Conv3d
         self.hidden_channels = hidden_channels
         self.has_regions = has_regions
         self.trains_decoder = trains_decoder
-        self.hidden_features = convolution(in_channels, 2 * hidden_channels, 3, padding=1)
+        self.hidden_features = convolution(in_channels, (1 + with_aggregated) * hidden_channels, 3, padding=1)
         self.hidden_confidence = convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False)
         self.routing = convolution(hidden_channels, len(available) + 1, 1)
-        self.aggregated = convolution(hidden_channels, 1, 1)
+        self.aggregated = convolution(hidden_channels, 1, 1) if with_aggregated else None
         for layer in (self.hidden_features, self.hidden_confidence, self.routing, self.aggregated):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            if layer is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         # Routing starts uniform. Where everyone is right the optimum is nearly uniform too, and the decision depends on
         # differences of hundredths, which a random initialisation of the last layer would mask for hundreds of steps.
         nn.init.zeros_(self.routing.weight)
@@ -96,11 +101,14 @@ class DeferralHead(nn.Module):
             mode = "bilinear" if segmentation.ndim == 4 else "trilinear"
             from_features = interpolate(from_features, segmentation.shape[2:], mode=mode)
         from_confidence = self.hidden_confidence(confidence(segmentation.detach(), has_regions=self.has_regions))
-        routing_hidden, aggregated_hidden = from_features.split(self.hidden_channels, dim=1)
+        routing_hidden = from_features[:, : self.hidden_channels]
         routing = self.routing(torch.relu(routing_hidden + from_confidence))
         if not self.all_available:
             routing = close_routes(routing, self.available)
-        aggregated = self.aggregated(torch.relu(aggregated_hidden))
+        if self.aggregated is None:
+            aggregated = torch.zeros_like(routing[:, :1])
+        else:
+            aggregated = self.aggregated(torch.relu(from_features[:, self.hidden_channels :]))
         return torch.cat((segmentation, routing, aggregated), dim=1)
 
     def set_available(self, available: Sequence[bool]) -> None:
@@ -252,6 +260,7 @@ def add_deferral_head(
         "has_regions": has_regions,
         "trains_decoder": settings.routing_trains_decoder,
         "initial_logit": settings.rule.initial_logit,
+        "with_aggregated": settings.lambda_coherence > 0,
     }
     if place.feature_channels is None:
         _replace(network, module, HeadInPlace(module, **options))

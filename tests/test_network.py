@@ -302,6 +302,19 @@ def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
     assert torch.allclose(head(features)[:, 2:4], expected, atol=1e-5)
 
 
+def test_without_spatial_coherence_there_is_no_aggregated_predictor_and_every_weight_of_the_head_is_trained():
+    settings = resolve_settings({"lambda_coherence": 0.0})
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings)
+    head = deferral_head(network)
+    nn.init.normal_(head.routing.weight)
+    output = network(torch.randn(2, 1, 16, 16))
+    assert output.shape[1] == 3 + 4 + 1
+    assert (output[:, -1] == 0).all()
+    output.sum().backward()
+    assert all(p.grad is not None for p in head.deferral_parameters())
+    assert head.hidden_features.out_channels == head.hidden_channels
+
+
 UNAVAILABLE = resolve_settings({"unavailable": ["expert2"]})
 
 

@@ -23,9 +23,13 @@ from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 
 class ObjectiveTerms(NamedTuple):
-    """The objective and its unweighted terms, each a scalar tensor; `routing` is DC or the one-vs-all loss."""
+    """The objective, its part besides the segmentation loss, and its unweighted terms, each a scalar tensor.
+
+    `routing` is DC or the one-vs-all loss. A term of weight 0 in the settings is not computed and given as 0.
+    """
 
     total: Tensor
+    deferral: Tensor
     segmentation: Tensor
     routing: Tensor
     coherence: Tensor
@@ -126,19 +130,22 @@ class DeferralObjective(nn.Module):
         known = self._known(experts)
         routing = parts.routing if known is None else close_routes(parts.routing, known)
         routing_loss, balance = self._routing_terms(routing, expert_right, model_right, valid, known)
-        probabilities = settings.rule.probabilities(routing)
-        coherence = coherence_loss(
-            parts.aggregated,
-            settings.rule.decision(probabilities.detach()) != 0,
-            settings.rule.score(probabilities),
-            beta_consistency=settings.beta_consistency,
-            beta_rate=settings.beta_rate,
-            trains_routing=settings.coherence_trains_routing,
-            valid=valid,
-        )
-        # Terms of weight 0 stay in the sum, so that their parameters have a (zero) gradient, which DDP requires.
-        deferral = routing_loss + settings.lambda_coherence * coherence + settings.lambda_balance * balance
-        return ObjectiveTerms(segmentation + deferral_weight * deferral, segmentation, routing_loss, coherence, balance)
+        coherence = torch.zeros_like(routing_loss)
+        if settings.lambda_coherence:
+            probabilities = settings.rule.probabilities(routing)
+            coherence = coherence_loss(
+                parts.aggregated,
+                settings.rule.decision(probabilities.detach()) != 0,
+                settings.rule.score(probabilities),
+                beta_consistency=settings.beta_consistency,
+                beta_rate=settings.beta_rate,
+                trains_routing=settings.coherence_trains_routing,
+                valid=valid,
+            )
+        # During warm-up the terms stay in the sum, so that their parameters have a (zero) gradient, which DDP requires.
+        weighted = routing_loss + settings.lambda_coherence * coherence + settings.lambda_balance * balance
+        deferral = deferral_weight * weighted
+        return ObjectiveTerms(segmentation + deferral, deferral, segmentation, routing_loss, coherence, balance)
 
     def _known(self, experts: Tensor) -> Tensor | None:
         """Where each expert can be asked, bool (B, J, *S); None for everywhere. Simulated experts answer everywhere."""
@@ -162,4 +169,6 @@ class DeferralObjective(nn.Module):
         collaboration = collaboration_loss(
             log_routing, expert_right, model_right, valid=valid, known=known, costs=self.costs
         )
+        if not self.settings.lambda_balance:
+            return collaboration, torch.zeros_like(collaboration)
         return collaboration, balance_loss(routing_ratio(log_routing, valid, known), self.lower, self.upper)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # A shorter memory of squared gradients than Adam's default: the load-balancing penalty is either 0 or up to fifty times
 # as strong as the other terms, and one such step must not slow down the head for a thousand steps.
@@ -22,7 +22,7 @@ ADAM_BETAS = (0.9, 0.99)
 class JointOptimizer:
     """Combines nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters.
 
-    It implements the part of the optimizer interface that nnU-Net's trainer, checkpoints and gradient scaler use. The
+    It implements the part of the optimizer interface that nnU-Net's trainer and checkpoints use. The
     first parameter group is nnU-Net's, whose learning rate nnU-Net logs.
 
     Args:
@@ -58,6 +58,50 @@ class JointOptimizer:
         """Step both."""
         self.segmentation.step()
         self.deferral.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"segmentation": self.segmentation.state_dict(), "deferral": self.deferral.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the states of both."""
+        self.segmentation.load_state_dict(state["segmentation"])
+        self.deferral.load_state_dict(state["deferral"])
+
+
+class JointScaler:
+    """Gradient scalers for mixed precision, one for each side of a :class:`JointOptimizer`.
+
+    With one for both, an overflow in the head would leave out a step of the segmentation network and lower its scale.
+
+    Args:
+        segmentation: nnU-Net's scaler.
+        shared: Whether it is used for both sides, because the losses of both reach the same parameters.
+    """
+
+    def __init__(self, segmentation: torch.amp.GradScaler, *, shared: bool) -> None:
+        self.segmentation = segmentation
+        self.deferral = segmentation if shared else torch.amp.GradScaler(segmentation._device)
+
+    def backward(self, segmentation: Tensor, deferral: Tensor) -> None:
+        """Compute scaled gradients of the losses of both sides, each a scalar."""
+        (self.segmentation.scale(segmentation) + self.deferral.scale(deferral)).backward()
+
+    def step(self, optimizer: JointOptimizer) -> None:
+        """Undo the scaling, clip, and step each side whose gradients are finite; adapt the scales."""
+        sides = [
+            (scaler, side)
+            for scaler, side in ((self.segmentation, optimizer.segmentation), (self.deferral, optimizer.deferral))
+            # A frozen network has no gradients, which a scaler refuses.
+            if any(parameter.grad is not None for group in side.param_groups for parameter in group["params"])
+        ]
+        for scaler, side in sides:
+            scaler.unscale_(side)
+        optimizer.clip_gradients()
+        for scaler, side in sides:
+            scaler.step(side)
+        for scaler in dict.fromkeys(scaler for scaler, _ in sides):
+            scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both."""

@@ -35,7 +35,13 @@ from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
-from nnunetv2_deferral.nnunet.optimizer import ADAM_BETAS, JointOptimizer, JointSchedule, without_parameters
+from nnunetv2_deferral.nnunet.optimizer import (
+    ADAM_BETAS,
+    JointOptimizer,
+    JointScaler,
+    JointSchedule,
+    without_parameters,
+)
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
 from nnunetv2_deferral.nnunet.rater_data import (
@@ -96,6 +102,7 @@ class DeferralTrainer(nnUNetTrainer):
     inference_allowed_mirroring_axes: tuple[int, ...] | None  # nnU-Net's
     optimizer: Any  # None, then a JointOptimizer, for the base its own
     lr_scheduler: Any
+    grad_scaler: Any  # None without mixed precision, else a JointScaler
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse bases that deferral cannot be combined with.
@@ -143,6 +150,8 @@ class DeferralTrainer(nnUNetTrainer):
             self.num_epochs = self.epochs
         self._left_out: tuple[str, ...] = ()
         self._keeps_mirroring = False
+        if self.grad_scaler is not None:
+            self.grad_scaler = JointScaler(self.grad_scaler, shared=self.settings.routing_trains_decoder)
         self._finite_losses = FiniteLosses(scaled=self.grad_scaler is not None)
         self._has_segmentation_weights = not self.frozen
         self._register_log_keys()
@@ -363,11 +372,8 @@ class DeferralTrainer(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         terms, _, _, _ = self._forward(batch)
         if self.grad_scaler is not None:
-            self.grad_scaler.scale(terms.total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            self.optimizer.clip_gradients()
+            self.grad_scaler.backward(terms.segmentation, terms.deferral)
             self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
             # Only now, so that the GPU need not wait for the check.
             values = self._checked(terms)
         else:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workplace import FLAT, SOLID, Workplace, read
 
 from nnunetv2_deferral.nnunet.finite_losses import PATIENCE, FiniteLosses
+from nnunetv2_deferral.nnunet.optimizer import JointScaler
 from nnunetv2_deferral.nnunet.progress import KEYS
 
 VALIDATED = ("train_4", "train_5")
@@ -289,7 +290,7 @@ class TestLossesThatAreNotFinite:
 
     def test_a_gradient_scaler_leaves_the_step_out_and_a_series_stops_the_training(self, workplace: Workplace) -> None:
         trainer, batch = self.started(workplace)
-        trainer.grad_scaler = torch.amp.GradScaler("cpu")
+        trainer.grad_scaler = JointScaler(torch.amp.GradScaler("cpu"), shared=False)
         trainer._finite_losses = FiniteLosses(scaled=True)
         before = copy.deepcopy(trainer.network.state_dict())
         for _ in range(PATIENCE - 1):

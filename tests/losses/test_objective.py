@@ -31,6 +31,24 @@ def test_the_total_is_the_weighted_sum_of_equation_10():
     expected = terms.segmentation + terms.routing + 0.5 * terms.coherence + 7.0 * terms.balance
     assert terms.balance > 0
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert terms.deferral.item() == pytest.approx((terms.total - terms.segmentation).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "term", "function"),
+    [("lambda_coherence", "coherence", "coherence_loss"), ("lambda_balance", "balance", "balance_loss")],
+)
+def test_a_term_of_weight_0_is_not_computed_and_the_total_is_the_same(weight, term, function, monkeypatch):
+    batch = make_batch()
+    labels, loads = LabelSpace(2), {"lower": [0.9, 0, 0], "upper": [1, 1, 1]}
+    reported = DeferralObjective(resolve_settings(loads), labels, segmentation_loss)(*batch)
+    monkeypatch.setattr(f"nnunetv2_deferral.losses.objective.{function}", None)
+    settings = resolve_settings(loads | {weight: 0.0})
+    terms = DeferralObjective(settings, labels, segmentation_loss)(*batch)
+    assert getattr(reported, term) > 0
+    assert getattr(terms, term) == 0
+    expected = reported.total - getattr(resolve_settings(loads), weight) * getattr(reported, term)
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_during_the_warm_up_only_the_segmentation_is_trained():

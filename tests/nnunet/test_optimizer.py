@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from nnunetv2_deferral.nnunet.optimizer import JointOptimizer, JointSchedule, without_parameters
+from nnunetv2_deferral.nnunet.optimizer import JointOptimizer, JointScaler, JointSchedule, without_parameters
 
 
 class Constant:
@@ -70,3 +72,67 @@ def test_gradients_are_cleared_on_both_sides():
     joint.zero_grad()
     assert network.weight.grad is None
     assert head.weight.grad is None
+
+
+def losses_of(network, head, factor=1.0):
+    """Losses of both sides, that of the head so large that its scaled gradients overflow if `factor` is."""
+    features = network(torch.ones(1, 3))
+    return features.square().sum(), factor * head(features.detach()).sum()
+
+
+def make_scaler(*, shared=False):
+    return JointScaler(torch.amp.GradScaler("cpu", init_scale=1024.0), shared=shared)
+
+
+def test_an_overflow_in_the_head_leaves_out_its_step_alone():
+    torch.manual_seed(0)
+    network, head, joint = make_pair()
+    expected = copy.deepcopy(network)
+    plain = torch.optim.SGD(expected.parameters(), 0.1, momentum=0.9)
+    scaler = make_scaler()
+    scale = scaler.deferral.get_scale()
+    before = head.weight.detach().clone()
+    for factor in (1e38, 1e38, 1.0):
+        assert torch.equal(head.weight, before)
+        joint.zero_grad()
+        scaler.backward(*losses_of(network, head, factor))
+        scaler.step(joint)
+        plain.zero_grad()
+        losses_of(expected, head)[0].backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 12.0)
+        plain.step()
+    assert not torch.equal(head.weight, before)
+    assert torch.equal(network.weight, expected.weight)
+    assert scaler.segmentation.get_scale() == 1024.0
+    assert scaler.deferral.get_scale() == scale / 4
+
+
+def test_with_a_shared_scaler_gradients_of_both_losses_have_one_scale():
+    network, head, joint = make_pair()
+    scaler = make_scaler(shared=True)
+    features = network(torch.ones(1, 3))
+    scaler.backward(features.sum(), head(features).sum())
+    expected = copy.deepcopy(network)
+    expected.zero_grad()
+    (expected(torch.ones(1, 3)).sum() + head(expected(torch.ones(1, 3))).sum()).backward()
+    scaler.step(joint)
+    assert torch.allclose(network.weight.grad, expected.weight.grad)
+    assert scaler.deferral is scaler.segmentation
+
+
+def test_a_frozen_network_needs_no_gradients_for_the_head_to_step():
+    network, head, joint = make_pair()
+    network.requires_grad_(False)
+    scaler, before = make_scaler(), head.weight.detach().clone()
+    scaler.backward(*losses_of(network, head))
+    scaler.step(joint)
+    assert not torch.equal(head.weight, before)
+
+
+def test_the_scales_of_both_sides_are_restored():
+    scaler, other = make_scaler(), make_scaler()
+    for side, scale in ((scaler.deferral, 8.0), (scaler.segmentation, 16.0)):
+        side.scale(torch.zeros(1))
+        side.update(scale)
+    other.load_state_dict(scaler.state_dict())
+    assert (other.segmentation.get_scale(), other.deferral.get_scale()) == (16.0, 8.0)
