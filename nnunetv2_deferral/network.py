@@ -40,10 +40,11 @@ class DeferralHead(nn.Module):
         available: Whether each of the J experts can be asked. No voxel is routed to the others.
         hidden_channels: Width of each of the two hidden layers.
         has_regions: Whether the segmentation channels are overlapping regions (sigmoid) or classes (softmax).
-        initial_logit: Initial value of the routing logits.
+        initial_logit: Initial value of the routing logits; None for random weights of their layer.
         trains_decoder: Whether gradients of the deferral channels reach the decoder features. The segmentation
             logits that enter the confidence are always detached.
         with_aggregated: Whether there is an aggregated predictor.
+        sees_confidence: Whether the routing predictor sees the confidence besides the features.
     """
 
     available: Tensor
@@ -58,8 +59,9 @@ class DeferralHead(nn.Module):
         hidden_channels: int,
         has_regions: bool,
         trains_decoder: bool,
-        initial_logit: float = 0.0,
+        initial_logit: float | None = 0.0,
         with_aggregated: bool = True,
+        sees_confidence: bool = True,
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d if dimension == 2 else nn.Conv3d
@@ -67,7 +69,9 @@ class DeferralHead(nn.Module):
         self.has_regions = has_regions
         self.trains_decoder = trains_decoder
         self.hidden_features = convolution(in_channels, (1 + with_aggregated) * hidden_channels, 3, padding=1)
-        self.hidden_confidence = convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False)
+        self.hidden_confidence = (
+            convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False) if sees_confidence else None
+        )
         self.routing = convolution(hidden_channels, len(available) + 1, 1)
         self.aggregated = convolution(hidden_channels, 1, 1) if with_aggregated else None
         for layer in (self.hidden_features, self.hidden_confidence, self.routing, self.aggregated):
@@ -77,9 +81,10 @@ class DeferralHead(nn.Module):
                     nn.init.zeros_(layer.bias)
         # Routing starts uniform. Where everyone is right the optimum is nearly uniform too, and the decision depends on
         # differences of hundredths, which a random initialisation of the last layer would mask for hundreds of steps.
-        nn.init.zeros_(self.routing.weight)
-        if self.routing.bias is not None:
-            nn.init.constant_(self.routing.bias, initial_logit)
+        if initial_logit is not None:
+            nn.init.zeros_(self.routing.weight)
+            if self.routing.bias is not None:
+                nn.init.constant_(self.routing.bias, initial_logit)
         # Not saved in checkpoints: availability is a setting of the plans, which may be edited after training.
         open_to = torch.ones(1, len(available), *[1] * (self.routing.weight.ndim - 2), dtype=torch.bool)
         self.register_buffer("available", open_to, persistent=False)
@@ -100,9 +105,11 @@ class DeferralHead(nn.Module):
         if from_features.shape[2:] != segmentation.shape[2:]:
             mode = "bilinear" if segmentation.ndim == 4 else "trilinear"
             from_features = interpolate(from_features, segmentation.shape[2:], mode=mode)
-        from_confidence = self.hidden_confidence(confidence(segmentation.detach(), has_regions=self.has_regions))
         routing_hidden = from_features[:, : self.hidden_channels]
-        routing = self.routing(torch.relu(routing_hidden + from_confidence))
+        if self.hidden_confidence is not None:
+            certainty = confidence(segmentation.detach(), has_regions=self.has_regions)
+            routing_hidden = routing_hidden + self.hidden_confidence(certainty)
+        routing = self.routing(torch.relu(routing_hidden))
         if not self.all_available:
             routing = close_routes(routing, self.available)
         if self.aggregated is None:
@@ -259,8 +266,9 @@ def add_deferral_head(
         "hidden_channels": settings.head_channels,
         "has_regions": has_regions,
         "trains_decoder": settings.routing_trains_decoder,
-        "initial_logit": settings.rule.initial_logit,
+        "initial_logit": settings.rule.initial_logit if settings.head_initialization == "undecided" else None,
         "with_aggregated": settings.lambda_coherence > 0,
+        "sees_confidence": settings.head_sees_confidence,
     }
     if place.feature_channels is None:
         _replace(network, module, HeadInPlace(module, **options))

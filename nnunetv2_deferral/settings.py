@@ -70,7 +70,13 @@ class SettingsBlock(TypedDict, total=False):
     segmentation_layer: Text | None
     features_from: Text | None
     head_channels: Annotated[Integer, Field(ge=1, le=4096)]
+    head_initialization: Literal["undecided", "random"]
+    head_sees_confidence: Boolean
     head_learning_rate: Annotated[Number, Field(gt=0)]
+    optimizer: Literal["nnunet", "adamw"]
+    schedule: Literal["nnunet", "step"]
+    patience: Annotated[Integer, Field(ge=1)] | None
+    final_weights: Literal["last", "best"]
     warmup: Annotated[Number, Field(ge=0, lt=1)]
     budget: Share | None
     capacities: list[Share | None] | None
@@ -103,13 +109,24 @@ class DeferralSettings:
             too. False trains the aggregated predictor only, so that for J >= 3 the routing is not suppressed.
         routing_trains_decoder: Whether gradients of the routing losses reach the shared decoder. With False the
             segmentation network is trained exactly as by nnU-Net.
-        segmentation_loss: `"nnunet"` (Dice and cross-entropy at every scale) or `"cross_entropy"`, the paper's.
+        segmentation_loss: `"nnunet"` (Dice and cross-entropy at every scale, or the loss of the trainer to which
+            deferral is added) or `"cross_entropy"`, the paper's, at full resolution.
         segmentation_layer: Name of the convolution that gives the network's output, which the head replaces. None to
             find it.
         features_from: For a network without such a convolution, the name of the module whose output are the last
             features, on which the head is added.
         head_channels: Width of the hidden layer of the two deferral predictors.
+        head_initialization: Of the last layer of the routing predictor: `"undecided"` (zero) or `"random"`.
+        head_sees_confidence: Whether the routing predictor sees the segmentation's confidence besides the features.
         head_learning_rate: Initial learning rate of the head's own Adam optimiser (cosine schedule).
+        optimizer: `"nnunet"`, that of the trainer for the network and Adam for the head, or `"adamw"`, the paper's for
+            both, with its rate and weight decay.
+        schedule: `"nnunet"`, that of the trainer for the network and a cosine for the head, or `"step"`, the paper's
+            for both.
+        patience: The training ends after this number of epochs without a better Dice of the system and without a lower
+            deferral rate in validation. None for the full length.
+        final_weights: The weights of the final checkpoint: those after the `"last"` epoch, or of the epoch with the
+            `"best"` Dice of the system in validation.
         warmup: Share of the epochs, at the start, in which only the segmentation network is trained.
         budget: Share in [0, 1] of the voxels that may be deferred, those with the highest expected gain. None leaves
             the decision to the rule.
@@ -137,7 +154,13 @@ class DeferralSettings:
     segmentation_layer: str | None = None
     features_from: str | None = None
     head_channels: int = 8
+    head_initialization: str = "undecided"
+    head_sees_confidence: bool = True
     head_learning_rate: float = 3e-3
+    optimizer: str = "nnunet"
+    schedule: str = "nnunet"
+    patience: int | None = None
+    final_weights: str = "last"
     warmup: float = 0.1
     budget: float | None = None
     capacities: tuple[float | None, ...] | None = None

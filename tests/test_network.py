@@ -315,6 +315,18 @@ def test_without_spatial_coherence_there_is_no_aggregated_predictor_and_every_we
     assert head.hidden_features.out_channels == head.hidden_channels
 
 
+def test_the_papers_head_sees_the_features_alone_and_starts_at_random():
+    settings = resolve_settings({"head_sees_confidence": False, "head_initialization": "random"})
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings)
+    head, image = deferral_head(network), torch.randn(2, 1, 16, 16)
+    before = network(image)
+    assert before[:, 3:7].std(1).min() > 0
+    nn.init.normal_(head.segmentation.weight)
+    after = network(image)
+    assert not torch.equal(after[:, :3], before[:, :3])
+    assert torch.equal(after[:, 3:], before[:, 3:])
+
+
 UNAVAILABLE = resolve_settings({"unavailable": ["expert2"]})
 
 

@@ -71,6 +71,14 @@ OUT_OF_RANGE = {
     "routing_trains_decoder": ("false", 0, 1, None, []),
     "objective": ("dc", None, 1, ["one_vs_all"]),
     "segmentation_loss": ("dice", None, True),
+    "segmentation_layer": (3, True, ["out"]),
+    "features_from": (3, True, ["out"]),
+    "head_initialization": ("zero", None, True),
+    "head_sees_confidence": ("false", 0, 1, None),
+    "optimizer": ("sgd", None, True),
+    "schedule": ("poly", None, True),
+    "patience": (0, 1.5, "50", True),
+    "final_weights": ("ema", None, True),
     "budget_over": ("scan", None, 0),
     "num_experts": (0, -3, 2.0, True, "3"),
     "lower": (None, 0.1, "abc", [0.1, 0.1, NAN], [0.1, 0.1, "0"], [0.1, 0.1, True], {}),
@@ -104,6 +112,11 @@ def test_a_value_of_another_type_or_out_of_range_is_refused_naming_key_and_value
 def test_a_block_that_is_no_object_is_refused(block):
     with pytest.raises(InputError, match='the "deferral" block of the plans: the content must be an object'):
         resolve_settings(block)
+
+
+def test_a_segmentation_layer_and_features_exclude_each_other():
+    with pytest.raises(InputError, match='"segmentation_layer" .out. and "features_from" .up. exclude each other'):
+        resolve_settings({"segmentation_layer": "out", "features_from": "up"})
 
 
 def test_settings_are_checked_whoever_makes_them():

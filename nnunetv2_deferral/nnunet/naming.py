@@ -37,14 +37,42 @@ class Option(NamedTuple):
     settings: Mapping[str, Any]
 
 
+_PAPER: dict[str, Any] = {
+    "objective": COLLABORATION,
+    "coherence_trains_routing": True,
+    "routing_trains_decoder": True,
+    "segmentation_loss": "cross_entropy",
+    "head_initialization": "random",
+    "head_sees_confidence": False,
+    "warmup": 0.0,
+    "optimizer": "adamw",
+    "schedule": "step",
+    "patience": 50,
+    "final_weights": "best",
+}
+
+
+def _as_in_paper(description: str, setting: str) -> Option:
+    return Option(description, {}, {setting: _PAPER[setting]})
+
+
 OPTIONS: dict[str, Option] = {
     "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
-    "DC": Option("the paper's objective: DC with SC and LB", {}, {"objective": COLLABORATION}),
+    "paper": Option("training as in the paper: _DC and the options from _paperSC to _best", {}, _PAPER),
+    "DC": _as_in_paper("the paper's objective: DC with SC and LB", "objective"),
     "OvA": Option("one-vs-all probabilities instead of DC and LB", {}, {"objective": ONE_VS_ALL}),
     "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
     "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),
-    "paperSC": Option("spatial coherence also trains the routing (paper)", {}, {"coherence_trains_routing": True}),
-    "joint": Option("routing losses also train the decoder", {}, {"routing_trains_decoder": True}),
+    "paperSC": _as_in_paper("spatial coherence also trains the routing", "coherence_trains_routing"),
+    "joint": _as_in_paper("routing losses also train the decoder", "routing_trains_decoder"),
+    "CE": _as_in_paper("cross-entropy at full resolution trains the segmentation", "segmentation_loss"),
+    "randomInit": _as_in_paper("random initialization of the routing", "head_initialization"),
+    "featuresOnly": _as_in_paper("the head sees the features alone", "head_sees_confidence"),
+    "noWarmup": _as_in_paper("the head is trained from the first epoch", "warmup"),
+    "AdamW": _as_in_paper("AdamW at 1e-4 with weight decay 0.01 for network and head", "optimizer"),
+    "StepLR": _as_in_paper("learning rates times 0.8 every 2 epochs", "schedule"),
+    "stopEarly": _as_in_paper("end after 50 epochs without improvement", "patience"),
+    "best": _as_in_paper("the weights of the epoch with the best validation Dice of the system", "final_weights"),
     **{
         f"{number}epoch{'s' if number > 1 else ''}": Option(f"train for {number} epochs", {"epochs": number}, {})
         for number in EPOCHS
@@ -111,8 +139,8 @@ def _parse(name: str, match: re.Match[str]) -> tuple[int | None, tuple[str, ...]
             f"unknown trainer {name}: unknown option {', '.join('_' + option for option in unknown)}. "
             f"The options are {', '.join('_' + option for option in OPTIONS)}"
         )
-    fixed = [key for option in options for key in (*OPTIONS[option].attributes, *OPTIONS[option].settings)]
-    if len(set(fixed)) != len(fixed):
+    fixed = [each for option in options for part in OPTIONS[option][1:] for each in part.items()]
+    if len(set(options)) != len(options) or len(dict(fixed)) != len(set(fixed)):
         raise InputError(f"unknown trainer {name}: its options conflict or are repeated")
     return number, options
 

@@ -1,8 +1,8 @@
 """Two optimizers with the interface of one.
 
-The segmentation network keeps nnU-Net's optimizer and schedule; the deferral parameters have their own Adam with a
-cosine schedule. Gradients are clipped separately, so that a large deferral loss does not reduce the steps of the
-segmentation network.
+By default the segmentation network keeps nnU-Net's optimizer and schedule, and the deferral parameters have their own
+Adam with a cosine schedule. Gradients are clipped separately, so that a large deferral loss does not reduce the steps
+of the segmentation network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 # A shorter memory of squared gradients than Adam's default: the load-balancing penalty is either 0 or up to fifty times
 # as strong as the other terms, and one such step must not slow down the head for a thousand steps.
 ADAM_BETAS = (0.9, 0.99)
+
+# The paper's AdamW (Sec. 5.2.3).
+PAPER_RATE, PAPER_WEIGHT_DECAY = 1e-4, 0.01
 
 
 class JointOptimizer:
@@ -113,23 +116,50 @@ class JointScaler:
         self.deferral.load_state_dict(state["deferral"])
 
 
-class JointSchedule:
-    """nnU-Net's schedule for its optimizer, and a cosine from the initial rate to 0 for the deferral parameters."""
+class CosineSchedule:
+    """A cosine from the initial rate to 0."""
 
-    def __init__(
-        self, segmentation: Any, deferral: torch.optim.Optimizer, initial_rate: float, num_epochs: int
-    ) -> None:
-        self.segmentation = segmentation
-        self.deferral = deferral
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_rate: float, num_epochs: int) -> None:
+        self.optimizer = optimizer
         self.initial_rate = initial_rate
         self.num_epochs = num_epochs
 
     def step(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`, counted from 0."""
+        _set_rate(self.optimizer, self.initial_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.num_epochs)))
+
+
+class StepSchedule:
+    """The paper's schedule (Sec. 5.2.3): a factor of 0.8 every 2 epochs.
+
+    As `torch.optim.lr_scheduler.StepLR`, of which nnU-Net's way of giving the epoch is deprecated.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, initial_rate: float) -> None:
+        self.optimizer = optimizer
+        self.initial_rate = initial_rate
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`, counted from 0."""
+        _set_rate(self.optimizer, self.initial_rate * 0.8 ** (epoch // 2))
+
+
+class JointSchedule:
+    """A schedule for each side of a :class:`JointOptimizer`, with `step(epoch)` as nnU-Net's schedules have it."""
+
+    def __init__(self, segmentation: Any, deferral: CosineSchedule | StepSchedule) -> None:
+        self.segmentation = segmentation
+        self.deferral = deferral
+
+    def step(self, epoch: int) -> None:
         """Set the learning rates of `epoch`, counted from 0."""
         self.segmentation.step(epoch)
-        rate = self.initial_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.num_epochs))
-        for group in self.deferral.param_groups:
-            group["lr"] = rate
+        self.deferral.step(epoch)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def without_parameters(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ _TITLES = {
     "coherence": "spatial-coherence loss (SC)",
     "balance": "load-balancing penalty (LB)",
 }
+
+
+def epochs_since_best(values: Sequence[float], *, lowest: bool = False) -> int:
+    """The number of epochs since the first with the highest (or lowest) value; NaN is never the best.
+
+    Args:
+        values: One value for each epoch, at least one.
+        lowest: Whether lower is better.
+    """
+    ranked = [-math.inf if math.isnan(value) else -value if lowest else value for value in values]
+    return len(ranked) - 1 - ranked.index(max(ranked))
 
 
 def plot_progress(log: dict[str, list[Any]], settings: DeferralSettings, output_folder: str) -> None:

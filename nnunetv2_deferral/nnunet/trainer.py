@@ -15,6 +15,7 @@ from filelock import FileLock
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.helpers import dummy_context
@@ -33,17 +34,22 @@ from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
+from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
 from nnunetv2_deferral.nnunet.optimizer import (
     ADAM_BETAS,
+    PAPER_RATE,
+    PAPER_WEIGHT_DECAY,
+    CosineSchedule,
     JointOptimizer,
     JointScaler,
     JointSchedule,
+    StepSchedule,
     without_parameters,
 )
 from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
-from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, plot_progress
+from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, epochs_since_best, plot_progress
 from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
     dataset_raters,
@@ -66,17 +72,11 @@ from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 
 hooks.install()
 
+# The checkpoint of the epoch with the best validation Dice of the system.
+BEST_SYSTEM = "checkpoint_best_system.pth"
+
 # Below this number of feature channels the log warns.
 FEW_FEATURES = 8
-
-# The training steps of nnU-Net that are known to differ in nothing but the norm at which they clip gradients.
-_NNUNET = "nnunetv2.training.nnUNetTrainer"
-_CLIP_NORMS = {
-    f"{_NNUNET}.nnUNetTrainer.nnUNetTrainer": 12.0,
-    f"{_NNUNET}.primus.primus_trainers.AbstractPrimus": 1.0,
-}
-# The methods of nnU-Net's trainer that a base may not replace, because deferral needs its own or the stock one.
-_RESERVED = ("validation_step", "get_dataloaders", "run_training")
 
 
 class DeferralTrainer(nnUNetTrainer):
@@ -108,17 +108,10 @@ class DeferralTrainer(nnUNetTrainer):
         """Refuse bases that deferral cannot be combined with.
 
         Raises:
-            InputError: Naming the base and the method.
+            InputError: See :func:`.clip_norm_of_base`.
         """
         super().__init_subclass__(**kwargs)
-        for method in _RESERVED:
-            if (owner := _definer(cls, method)) is not nnUNetTrainer:
-                raise InputError(f"{_cannot_combine(cls, owner, method)}, which deferral replaces or relies on")
-        owner = _definer(cls, "train_step")
-        name = f"{owner.__module__}.{owner.__qualname__}"
-        if name not in _CLIP_NORMS:
-            raise InputError(f"{_cannot_combine(cls, owner, 'train_step')}, and deferral would replace it")
-        cls.clip_norm = _CLIP_NORMS[name]
+        cls.clip_norm = clip_norm_of_base(cls, DeferralTrainer)
 
     def __init__(
         self,
@@ -148,6 +141,11 @@ class DeferralTrainer(nnUNetTrainer):
         self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
         if self.epochs is not None:
             self.num_epochs = self.epochs
+        check_settings_of_base(type(self), DeferralTrainer, self.settings)
+        if self.settings.segmentation_loss == "cross_entropy":
+            self.enable_deep_supervision = False
+        if self.settings.optimizer == "adamw":
+            self.initial_lr, self.weight_decay = PAPER_RATE, PAPER_WEIGHT_DECAY
         self._left_out: tuple[str, ...] = ()
         self._keeps_mirroring = False
         if self.grad_scaler is not None:
@@ -236,15 +234,24 @@ class DeferralTrainer(nnUNetTrainer):
         else:
             deferral = torch.optim.Adam(parameters, rate, betas=ADAM_BETAS)
         segmentation, schedule = super().configure_optimizers(*args, **kwargs)
+        if self.settings.optimizer == "adamw":
+            options: dict[str, Any] = {"lr": PAPER_RATE, "weight_decay": PAPER_WEIGHT_DECAY}
+            rate = PAPER_RATE
+            segmentation = torch.optim.AdamW(self.network.parameters(), **options)
+            deferral = torch.optim.AdamW(parameters, **options)
+            schedule = PolyLRScheduler(segmentation, PAPER_RATE, self.num_epochs)
+        schedule_of_head: CosineSchedule | StepSchedule = CosineSchedule(deferral, rate, self.num_epochs)
+        if self.settings.schedule == "step":
+            schedule, schedule_of_head = StepSchedule(segmentation, self.initial_lr), StepSchedule(deferral, rate)
         return (
             JointOptimizer(without_parameters(segmentation, parameters), deferral, clip_norm=self.clip_norm),
-            JointSchedule(schedule, deferral, rate, self.num_epochs),
+            JointSchedule(schedule, schedule_of_head),
         )
 
     def _build_loss(self) -> DeferralObjective:
         segmentation_loss = super()._build_loss()
         if self.settings.segmentation_loss == "cross_entropy":
-            getattr(segmentation_loss, "loss", segmentation_loss).weight_dice = 0
+            segmentation_loss.weight_dice = 0
         return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:  # noqa: N802
@@ -426,9 +433,50 @@ class DeferralTrainer(nnUNetTrainer):
         self.logger.log("deferral_rate", float(share[1:].sum()), self.current_epoch)
         self.logger.log("deferral_share", [float(value) for value in share[1:]], self.current_epoch)
 
+    def run_training(self) -> None:
+        """nnU-Net's training, which ends early without improvement if the settings say so."""
+        try:
+            super().run_training()
+        except _NoImprovementError:
+            self.on_train_end()
+
+    def on_epoch_start(self) -> None:
+        """Start an epoch, unless the training ends early."""
+        patience = self.settings.patience
+        dice, rate = (self._validated(key) for key in ("mean_fg_dice_system", "deferral_rate"))
+        if patience is not None and dice:
+            without = min(epochs_since_best(dice), epochs_since_best(rate, lowest=True))
+            if without >= patience:
+                self.print_to_log_file(
+                    f"The training ends: for {without} epochs neither was the validation Dice of the system higher nor "
+                    "the deferral rate lower"
+                )
+                raise _NoImprovementError
+        super().on_epoch_start()
+
+    def on_train_end(self) -> None:
+        """Write the final checkpoint, with the weights of the best epoch if the settings say so."""
+        if self.settings.final_weights == "best":
+            if self.is_ddp:
+                distributed.barrier()
+            best = torch.load(self._best_file(), map_location=self.device, weights_only=False)
+            self._module().load_state_dict(best["network_weights"])
+            self.print_to_log_file(f"The final weights are those of epoch {best['current_epoch'] - 1}")
+        super().on_train_end()
+
+    def _best_file(self) -> Path:
+        return Path(self.output_folder) / BEST_SYSTEM
+
+    def _validated(self, key: str) -> list[float]:
+        """A value of the log in all epochs."""
+        log: dict[str, list[float]] = self.logger.local_logger.my_fantastic_logging
+        return log[key]
+
     def on_epoch_end(self) -> None:
         """Print and plot deferral losses, rate and shares, and end the epoch."""
         epoch = self.current_epoch
+        if self.settings.final_weights == "best" and not epochs_since_best(self._validated("mean_fg_dice_system")):
+            self.save_checkpoint(str(self._best_file()))
         value = {key: self.logger.get_value(key, -1) for key in KEYS}
         terms = ", ".join(f"{term} {value[f'train_loss_{term}']:.4f}" for term in TERMS)
         shares = ", ".join(f"{share:.2%}" for share in value["deferral_share"])
@@ -595,14 +643,8 @@ class DeferralTrainer(nnUNetTrainer):
         return deferral_head(self._module())
 
 
-def _definer(cls: type, method: str) -> type:
-    """The class that defines a method for the trainer on which deferral is based."""
-    bases = cls.__mro__[cls.__mro__.index(DeferralTrainer) + 1 :]
-    return next(base for base in bases if method in vars(base))
-
-
-def _cannot_combine(cls: type, owner: type, method: str) -> str:
-    return f"{cls.__name__}: deferral cannot be combined with {owner.__name__}, because it has its own {method}"
+class _NoImprovementError(Exception):
+    """Ends nnU-Net's loop over the epochs."""
 
 
 def _loss_values(terms: ObjectiveTerms) -> dict[str, np.ndarray]:

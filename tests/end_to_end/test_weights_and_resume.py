@@ -16,6 +16,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
 from workplace import FLAT, SOLID, Workplace, read
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.finite_losses import PATIENCE, FiniteLosses
 from nnunetv2_deferral.nnunet.optimizer import JointScaler
 from nnunetv2_deferral.nnunet.progress import KEYS
@@ -268,6 +269,69 @@ def flattened(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, list):
         return {key: leaf for k, v in enumerate(value) for key, leaf in flattened(v, f"{name}.{k}").items()}
     return {name: value}
+
+
+class TestPaper:
+    def test_its_training_is_that_of_the_paper(self, workplace: Workplace) -> None:
+        trainer = workplace.trainer(
+            "nnUNetTrainerDeferral3Experts_paper", FLAT, "2d", plans=named_plans(workplace, "P")
+        )
+        trainer.on_train_start()
+        trainer.network.train()
+        for optimizer in (trainer.optimizer.segmentation, trainer.optimizer.deferral):
+            assert type(optimizer) is torch.optim.AdamW
+            assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(1e-4, 0.01)]
+        trainer.lr_scheduler.step(4)
+        assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-4 * 0.8**2}
+        assert trainer.warmup_epochs == 0
+        batch = next(trainer.dataloader_train)
+        *targets, _ = batch["target"]
+        assert len(targets) == 1
+        trainer.network.eval()
+        with torch.no_grad():
+            terms = trainer._forward(batch)[0]
+            expected = torch.nn.functional.cross_entropy(trainer.network(batch["data"])[:, :3], targets[0][:, 0].long())
+        assert terms.segmentation.item() == pytest.approx(expected.item(), rel=1e-5)
+        trainer.network.train()
+        assert np.isfinite(trainer.train_step(batch)["loss"])
+
+    def test_what_a_trainer_has_of_its_own_is_not_replaced(self, workplace: Workplace) -> None:
+        for name, method in (
+            ("AdamW_on_nnUNetTrainerAdam", 'optimizer": "adamw" cannot be .* nnUNetTrainerAdam, .* configure_optim'),
+            (
+                "CE_on_nnUNetTrainerDiceLoss",
+                'loss": "cross_entropy" cannot be .* nnUNetTrainerDiceLoss, .* _build',
+            ),
+        ):
+            with pytest.raises(InputError, match=method):
+                workplace.trainer(f"nnUNetTrainerDeferral3Experts_{name}", FLAT, "2d")
+
+    def test_a_training_without_improvement_ends_early_with_the_best_weights(self, workplace: Workplace) -> None:
+        block = {"patience": 2, "final_weights": "best"}
+        plans = workplace.derive_plans(FLAT, "Patient", lambda plans: plans.update(deferral=block))
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", plans=plans)
+        trainer.num_epochs = 9
+        values = {"mean_fg_dice_system": [0.5, 0.6, 0.4, 0.6, 0.3], "deferral_rate": [0.1, 0.3, 0.05, 0.06, 0.05]}
+        validate, weights = trainer.on_validation_epoch_end, []
+
+        def validate_as_given(outputs: list) -> None:
+            validate(outputs)
+            for key, given in values.items():
+                trainer.logger.local_logger.my_fantastic_logging[key][-1] = given[trainer.current_epoch]
+            weights.append(copy.deepcopy(trainer.network.state_dict()))
+
+        trainer.on_validation_epoch_end = validate_as_given
+        trainer.run_training()
+        assert trainer.current_epoch == 5
+        fold = Path(trainer.output_folder)
+        final, best = (
+            torch.load(fold / name, weights_only=False)["network_weights"]
+            for name in ("checkpoint_final.pth", "checkpoint_best_system.pth")
+        )
+        for key, value in final.items():
+            assert torch.equal(value, weights[1][key])
+            assert torch.equal(value, best[key])
+        assert any(not torch.equal(value, weights[-1][key]) for key, value in final.items())
 
 
 class TestLossesThatAreNotFinite:

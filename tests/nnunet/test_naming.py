@@ -9,6 +9,7 @@ from nnunetv2_deferral.commands.doctor import trainers_folder
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.naming import EPOCHS, example_names, trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
+from nnunetv2_deferral.settings import resolve_settings
 
 
 def test_a_name_fixes_experts_epochs_and_ablations():
@@ -47,6 +48,7 @@ def test_every_listed_name_is_a_trainer_that_can_be_pickled(name):
         ("nnUNetTrainerDeferral3Experts_5epochs_10epochs", "conflict or are repeated"),
         ("nnUNetTrainerDeferral3Experts_noSC_noSC", "repeat"),
         ("nnUNetTrainerDeferral3Experts_DC_OvA", "conflict or are repeated"),
+        ("nnUNetTrainerDeferral3Experts_paper_OvA", "conflict or are repeated"),
         ("nnUNetTrainerDeferral3Experts_on_nnUNetTrainerNowhere", "unknown trainer nnUNetTrainerNowhere"),
         ("nnUNetTrainerDeferral3Experts_on_", "Deferral3Experts_on_: the name of a trainer must follow _on_"),
         ("nnUNetTrainerDeferral3Experts_OvA_on__Primus_S_96_BS1", "no __ in the name"),
@@ -74,6 +76,19 @@ def test_a_name_adds_deferral_to_another_trainer_of_nnunet():
     assert pickle.loads(pickle.dumps(trainer)) is trainer
     assert trainer.clip_norm == 12.0
     assert trainer_class("nnUNetTrainerDeferral_on_nnUNet_Primus_S_Trainer").clip_norm == 1.0
+
+
+def test_the_paper_is_its_options_together():
+    single = ("DC", "paperSC", "joint", "CE", "randomInit", "featuresOnly", "noWarmup", "AdamW", "StepLR", "stopEarly")
+    together = trainer_class(f"nnUNetTrainerDeferral3Experts_{'_'.join(single)}_best").settings_overrides
+    assert trainer_class("nnUNetTrainerDeferral3Experts_paper").settings_overrides == together
+    # What an option says again changes nothing, and ablations remain possible.
+    assert trainer_class("nnUNetTrainerDeferral3Experts_DC_paper").settings_overrides == together
+    assert trainer_class("nnUNetTrainerDeferral3Experts_paper_noSC").settings_overrides == together | {
+        "lambda_coherence": 0.0
+    }
+    paper, default = resolve_settings(None, overrides=together), resolve_settings(None)
+    assert all(getattr(paper, key) != getattr(default, key) for key in set(together) - {"objective"})
 
 
 def own_base(method):

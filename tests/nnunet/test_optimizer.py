@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_deferral.nnunet.optimizer import JointOptimizer, JointScaler, JointSchedule, without_parameters
+from nnunetv2_deferral.nnunet.optimizer import (
+    CosineSchedule,
+    JointOptimizer,
+    JointScaler,
+    JointSchedule,
+    StepSchedule,
+    without_parameters,
+)
 
 
 class Constant:
@@ -56,7 +63,7 @@ def test_states_are_restored_exactly():
 
 def test_nnunets_learning_rate_comes_first_and_the_heads_follows_a_cosine():
     _, _, joint = make_pair()
-    schedule = JointSchedule(Constant(), joint.deferral, initial_rate=0.2, num_epochs=10)
+    schedule = JointSchedule(Constant(), CosineSchedule(joint.deferral, initial_rate=0.2, num_epochs=10))
     rates = []
     for epoch in (0, 5, 10):
         schedule.step(epoch)
@@ -64,6 +71,18 @@ def test_nnunets_learning_rate_comes_first_and_the_heads_follows_a_cosine():
     assert joint.param_groups[0]["lr"] == 0.1
     assert rates == pytest.approx([0.2, 0.1, 0.0], abs=1e-9)
     assert schedule.segmentation.epoch == 10
+
+
+def test_the_papers_schedule_is_that_of_torch():
+    _, _, joint = make_pair()
+    schedule = StepSchedule(joint.segmentation, 0.1)
+    expected = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    steps = torch.optim.lr_scheduler.StepLR(expected, step_size=2, gamma=0.8)
+    for epoch in range(7):
+        schedule.step(epoch)
+        assert joint.param_groups[0]["lr"] == pytest.approx(steps.get_last_lr()[0])
+        expected.step()
+        steps.step()
 
 
 def test_gradients_are_cleared_on_both_sides():
