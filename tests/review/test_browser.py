@@ -82,7 +82,7 @@ class Desk:
     def submit(self):
         self.page.get_by_role("button", name="Submit case").click()
         self.page.get_by_role("button", name="Submit", exact=True).click()
-        self.page.wait_for_selector("h2:text('Changes')")
+        playwright.expect(self.page.locator(".toast")).to_contain_text("is submitted")
 
 
 @pytest.fixture
@@ -273,6 +273,30 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
         playwright.expect(page.locator("dialog.keys")).to_be_visible()
         ann.press("Escape")
         playwright.expect(page.locator("dialog.keys")).to_have_count(0)
+
+
+def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_next_one_follows(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        bob = sit_down(links["bob"])
+        page = bob.page
+        bob.press("Control+Enter")
+        playwright.expect(page.locator(".toast")).to_have_text("1 region without an answer.")
+        page.get_by_role("button", name="The model is right here").click()  # the first key, by mouse
+        page.get_by_role("button", name="Submit case").click()
+        page.wait_for_selector("dialog[open]")
+        bob.press("Escape")
+        bob.press("Control+Enter")
+        page.wait_for_selector("dialog[open]")
+        bob.press("Enter")
+        playwright.expect(page.locator(".toast")).to_have_text("case_a is submitted. Next case: case_b.")
+        page.wait_for_selector(".figure:has-text('0 of 1')")
+        bob.press("m", "Control+Enter")
+        page.wait_for_selector("dialog[open]")
+        bob.press("Enter")
+        playwright.expect(page.locator(".toast")).to_have_text("case_b is submitted. This was the last case.")
+        page.wait_for_selector("h2:text('Changes')")
+        assert len(list(folders.reviews.glob("bob/*.nii.gz"))) == 2
 
 
 def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_path, sit_down):

@@ -98,7 +98,7 @@ export class Annotation {
 
   _visitOr(next) {
     if (next) this.visit(next);
-    else toast("All regions are answered. Submit the case when you are ready.");
+    else toast("All regions are answered. Submit the case with Ctrl+Enter.");
   }
 
   /** Mark the current region as answered with its current labels. */
@@ -139,11 +139,14 @@ export class Annotation {
     const key = event.key.toLowerCase();
     const withControl = event.ctrlKey || event.metaKey;
     if (withControl) {
-      if (key === "z") event.shiftKey ? this.redo() : this.undo();
+      if (key === "enter") this.submit();
+      else if (key === "z") event.shiftKey ? this.redo() : this.undo();
       else if (key === "y") this.redo();
       else return false;
       return true;
     }
+    // A key that is held down answers one region only.
+    if (event.repeat && ["enter", "m"].includes(key)) return true;
     if (key === "enter" && this.painter.isOpen) this.painter.close();
     else if (key === "enter") this.finishRegion();
     else if (key === "escape") this.painter.cancel();
@@ -168,19 +171,29 @@ export class Annotation {
     return true;
   }
 
+  /** Submit the case after confirmation, if all regions are answered. */
   async submit() {
-    if (!(await this.saver.flush())) return;
+    const missing = this.details.regions.length - this.done.size;
+    if (missing) toast(`${plural(missing, "region")} without an answer.`, "warning");
+    if (missing || this.painter.locked || this.submitButton.disabled) return;
+    this.submitButton.disabled = true;
+    if (!(await this._confirmed())) this._update();
+  }
+
+  async _confirmed() {
+    if (!(await this.saver.flush())) return false;
     const regions = plural(this.details.regions.length, "region");
     const text = `Your answers to ${regions} become final and you will see the result.`;
-    if (!(await ask("Submit this case?", text, "Submit"))) return;
+    if (!(await ask("Submit this case?", text, "Submit"))) return false;
     try {
       await api.submit(this.details.case, this.saver.revision);
     } catch (error) {
       toast(error.message, "error");
-      return;
+      return false;
     }
     this.saver.stop();
     this.onSubmitted();
+    return true;
   }
 
   _makeLayers(model, regions, labels) {
@@ -290,7 +303,7 @@ export class Annotation {
   }
 
   _files() {
-    this.submitButton = h("button.primary", { on: { click: () => this.submit() } }, "Submit case");
+    this.submitButton = h("button.primary", { on: { click: () => this.submit() } }, "Submit case", h("kbd", {}, "Ctrl+Enter"));
     const picker = h("input", {
       type: "file",
       hidden: true,

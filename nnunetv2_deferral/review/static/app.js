@@ -57,7 +57,7 @@ class App {
     // After a mouse click, keys refer to the image again and not to the button.
     document.addEventListener("click", (event) => {
       const focused = document.activeElement;
-      if (event.detail > 0 && focused?.matches("button, summary, input")) focused.blur();
+      if (event.detail > 0 && focused?.matches("button, summary, input") && !focused.closest("dialog")) focused.blur();
     });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) this.step?.saver?.flush();
@@ -147,10 +147,11 @@ class App {
     }
     const regions = await api.readVolume(name, "regions", "uint16");
     const labels = await api.readVolume(name, "labels");
-    const reload = async () => {
+    const reload = async (redirect) => {
       this._close();
       this.shown = null;
       await this._readCases();
+      redirect?.();
       await this.navigate();
     };
     return new Annotation({
@@ -165,9 +166,11 @@ class App {
         this._drawList(entry);
       },
       onSubmitted: async () => {
-        toast("Submitted. Thank you.");
-        history.replaceState(null, "", `#/${encodeURIComponent(name)}/3`);
-        await reload();
+        await reload(() => {
+          const next = this.cases.find((each) => !isFinished(each));
+          history.replaceState(null, "", next ? `#/${encodeURIComponent(next.case)}/2` : `#/${encodeURIComponent(name)}/3`);
+          toast(next ? `${name} is submitted. Next case: ${next.case}.` : `${name} is submitted. This was the last case.`);
+        });
       },
       onReplaced: async () => {
         toast("The mask was uploaded.");

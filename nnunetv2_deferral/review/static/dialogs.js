@@ -43,6 +43,7 @@ const KEYS = [
       ["M", "The model is right here"],
       ["N or Space", "Next open region"],
       [", and .", "Previous and next region"],
+      ["Ctrl+Enter", "Submit the case"],
     ],
   ],
   [
