@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
@@ -220,11 +220,18 @@ def evidence_of(
     return fitted.model
 
 
+class _ReviewFlag(TypedDict):
+    voxel: list[Count]
+    comment: Text
+
+
 class _ReviewRecord(TypedDict):
     regions: Count
     voxels: Count
     changed_voxels: Count
     minutes: NonNegative
+    cannot_tell_voxels: NotRequired[Count]
+    flags: NotRequired[list[_ReviewFlag]]
 
 
 class ReviewIndex(TypedDict):
@@ -234,7 +241,11 @@ class ReviewIndex(TypedDict):
 
 
 def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
-    """Refuse a review of a part of the questions: the other voxels have the model's label, which is no answer."""
+    """Refuse a review in which voxels have the model's label because nobody answered them.
+
+    These are voxels that a worklist left out, and without an ignore label those that an expert could not tell.
+    """
+    without_ignore_label = folder.files.label_manager.ignore_label is None
     index = answers / REVIEW_NAME
     for case, records in read_validated_json(index, ReviewIndex)["cases"].items():
         if case not in folder.cases:
@@ -246,6 +257,12 @@ def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
                 raise InputError(
                     f"{index}: {expert} was shown {records[expert]['voxels']} voxels of {case}, but {routed} are "
                     "routed to this expert, so the answers cannot be read as evidence. Review without a worklist"
+                )
+            untold = records.get(expert, {}).get("cannot_tell_voxels", 0)
+            if untold and without_ignore_label:
+                raise InputError(
+                    f"{index}: {expert} could not tell {untold} voxels of {case}, which have the model's label "
+                    "because the dataset has no ignore label, so the answers cannot be read as evidence"
                 )
 
 

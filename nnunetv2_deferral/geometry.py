@@ -57,6 +57,23 @@ class Orientation:
         turned = np.flip(array, self._flipped(len(lead)))
         return np.ascontiguousarray(turned.transpose(*lead, *(len(lead) + axis for axis in np.argsort(self.axes))))
 
+    def file_index(self, index: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+        """The index in the file's array of a voxel of the browser's array.
+
+        Args:
+            index: (z, y, x) in the browser's array.
+            shape: (Z, Y, X) of the browser's array.
+        """
+        found = [0, 0, 0]
+        for axis, flip, at, size in zip(self.axes, self.flips, index, shape, strict=True):
+            found[axis] = size - 1 - at if flip else at
+        return tuple(found)
+
+    def position_mm(self, index: Sequence[int]) -> list[float]:
+        """The LPS coordinates (x, y, z) of a voxel (z, y, x) of the browser's array, in mm to 0.01."""
+        place = self.affine @ np.array([*index[::-1], 1.0])
+        return [round(float(each), 2) for each in place[:3]]
+
     def _flipped(self, offset: int) -> tuple[int, ...]:
         return tuple(offset + axis for axis, flip in enumerate(self.flips) if flip)
 

@@ -195,7 +195,8 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
 
     Returns:
         For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
-        `changed_voxels`, and the `minutes` worked; None if the folder has no review.json.
+        `changed_voxels`, `cannot_tell_voxels`, the `minutes` worked, and `flags`, the places that the expert flagged
+        outside of their regions (`case`, `voxel` [x, y, z], `comment`); None if the folder has no review.json.
 
     Raises:
         InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
@@ -204,10 +205,18 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
     if not index.is_file():
         return None
     records = read_validated_json(index, ReviewIndex)["cases"]
-    made = {name: [records[case][name] for case in cases if name in records.get(case, {})] for name in names}
-    keys = ("regions", "voxels", "changed_voxels", "minutes")
+    made = {name: {case: records[case][name] for case in cases if name in records.get(case, {})} for name in names}
+    keys = ("regions", "voxels", "changed_voxels", "cannot_tell_voxels", "minutes")
     return {
-        name: {"cases": len(found)} | {key: sum(record[key] for record in found) for key in keys}
+        name: {
+            "cases": len(found),
+            **{key: sum(record.get(key, 0) for record in found.values()) for key in keys},
+            "flags": [
+                {"case": case, "voxel": flag["voxel"], "comment": flag["comment"]}
+                for case, record in found.items()
+                for flag in record.get("flags", ())
+            ],
+        }
         for name, found in made.items()
     }
 

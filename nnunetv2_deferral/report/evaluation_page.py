@@ -110,13 +110,13 @@ def _load(summary: Mapping[str, Any]) -> Section:
         "may have collapsed. Middle: voxels that the experts fixed (right) and worsened (left). Right: outcome of all "
         "voxels routed to each expert."
     )
-    effort = evaluation_tables.effort_table(summary)
+    of_review = (evaluation_tables.effort_table(summary), evaluation_tables.flags_table(summary))
     return Section(
         heading="Load and effect of the experts",
         parts=(
             _picture(draw_load(summary), "Load and effect of each expert", caption),
             evaluation_tables.load_table(summary),
-            *(() if effort is None else (effort,)),
+            *(table for table in of_review if table is not None),
         ),
     )
 

@@ -133,14 +133,31 @@ def effort_table(summary: Mapping[str, Any]) -> Table | None:
         return None
     return Table(
         caption="Effort on the review page: submitted cases, answered regions and voxels, and working time",
-        head=["expert", "cases", "regions", "voxels", "changed", "minutes", "minutes per case"],
+        head=["expert", "cases", "regions", "voxels", "changed", "cannot tell", "minutes", "minutes per case"],
         rows=[
             [name, str(effort["cases"]), str(effort["regions"]), f"{effort['voxels']:,}",
              f"{effort['changed_voxels']:,}\n{share_text(ratio(effort['changed_voxels'], effort['voxels']))}",
-             f"{effort['minutes']:.1f}", f"{effort['minutes'] / effort['cases']:.1f}" if effort["cases"] else DASH]
+             f"{effort.get('cannot_tell_voxels', 0):,}", f"{effort['minutes']:.1f}",
+             f"{effort['minutes'] / effort['cases']:.1f}" if effort["cases"] else DASH]
             for name, effort in summary["review"].items()
         ],
     )  # fmt: skip
+
+
+def flags_table(summary: Mapping[str, Any]) -> Table | None:
+    """The places that experts flagged on the review page; None if there are none."""
+    rows = [
+        [flag["case"], ", ".join(map(str, flag["voxel"])), name, flag["comment"] or DASH]
+        for name, effort in (summary.get("review") or {}).items()
+        for flag in effort.get("flags", ())
+    ]
+    if not rows:
+        return None
+    return Table(
+        caption="Places that experts flagged outside of their regions on the review page, with the voxel (x, y, z)",
+        head=["case", "voxel", "expert", "comment"],
+        rows=rows,
+    )
 
 
 def errors_table(summary: Mapping[str, Any]) -> Table:

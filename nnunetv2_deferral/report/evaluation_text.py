@@ -27,6 +27,8 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"  {name} answered {answered} and changed {effort['changed_voxels']} of {effort['voxels']} voxels"
         )
+        if effort.get("flags"):
+            lines.append(f"  {name} flagged {len(effort['flags'])} places outside of the regions, see the report")
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
     if (certificate := summary.get("certificate")) is not None:

@@ -41,6 +41,7 @@ class Edit:
         runs: int64 (N, 3): start and length in the flat volume in the browser's orientation, and label.
         done: The numbers of the answered regions.
         seconds: Working time since the last save.
+        remarks: Unchecked content for :func:`.parse_remarks`; None if the remarks stay as they are.
     """
 
     revision: int
@@ -48,11 +49,12 @@ class Edit:
     runs: np.ndarray
     done: tuple[int, ...]
     seconds: float
+    remarks: Any = None
 
     @cached_property
     def digest(self) -> str:
         """A digest of what is to be saved, to tell a repeated request from another one with the same key."""
-        digest = hashlib.sha256(f"{self.done} {self.seconds} ".encode())
+        digest = hashlib.sha256(f"{self.done} {self.seconds} {self.remarks}".encode())
         digest.update(self.runs.tobytes())
         return digest.hexdigest()
 
@@ -89,6 +91,7 @@ def parse_edit(content: Any, max_runs: int) -> Edit:
         runs=_parse_runs(runs),
         done=tuple(sorted(set(done))),
         seconds=float(seconds),
+        remarks=content.get("remarks"),
     )
 
 
@@ -135,7 +138,7 @@ def apply_edit(
         raise RefusedError(
             422,
             f"{outside.sum()} of the {length.sum()} changed voxels are outside your regions, "
-            f"the first at {_place(voxel, shape)}.",
+            f"the first at {place_text(np.unravel_index(int(voxel), tuple(shape)))}.",
         )
     places = np.repeat(first - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
     changed = labels.copy()
@@ -170,7 +173,7 @@ def check_whole_mask(mask: np.ndarray, model: np.ndarray, asked: np.ndarray, kno
         raise RefusedError(
             422,
             f"The file differs from the model's mask in {outside.size} voxels outside your regions, the first at "
-            f"{_place(outside[0], mask.shape)}. Start from the mask that can be downloaded here.",
+            f"{place_text(np.unravel_index(outside[0], mask.shape))}. Start from the mask that can be downloaded here.",
         )
     return mask.ravel()[asked].astype(np.uint8)
 
@@ -204,9 +207,10 @@ def _parse_runs(runs: list[Any]) -> np.ndarray:
     return np.array(numbers, dtype=np.int64).reshape(-1, 3)
 
 
-def _place(voxel: int, shape: Sequence[int]) -> str:
-    z, y, x = np.unravel_index(int(voxel), tuple(shape))
-    return f"slice {z + 1}, row {y + 1}, column {x + 1}"
+def place_text(index: Sequence[Any]) -> str:
+    """A voxel (z, y, x) in words, counted from 1."""
+    z, y, x = (int(at) + 1 for at in index)
+    return f"slice {z}, row {y}, column {x}"
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.image_files import check_file, read_values
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.remarks import Remarks, flags_in_file, parse_remarks, regions_not_told
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
@@ -24,7 +25,8 @@ from nnunetv2_deferral.review.upload import read_uploaded_mask
 
 SLACK_SECONDS = 5.0
 # Bytes of the JSON of a save: in all, and for each voxel asked about, whose run has three numbers of up to 12 digits.
-BYTES_PER_SAVE, BYTES_PER_VOXEL = 4096, 48
+# Remarks have up to 20 comments of 300 characters, which JSON may write with 6 bytes each.
+BYTES_PER_SAVE, BYTES_PER_VOXEL = 4096 + 20 * 6 * 400, 48
 
 
 class Upload(NamedTuple):
@@ -123,9 +125,12 @@ class Review:
                 "revision": draft.revision,
                 "done": draft.done,
                 "seconds": draft.seconds,
+                "remarks": draft.remarks,
                 "submitted": self.store.is_submitted(person.expert, name),
                 "endings": files.reader.supported_file_endings,
             }
+        else:
+            content["flags"] = self._flags(case)
         return content
 
     def volume(self, person: Person, name: str, which: str) -> np.ndarray:
@@ -194,8 +199,11 @@ class Review:
             labels = apply_edit(
                 edit, draft.labels, asked.voxels, case.model.shape, self.study.labels, len(asked.listing)
             )
+            remarks = draft.remarks
+            if edit.remarks is not None:
+                remarks = parse_remarks(edit.remarks, case.model.shape, len(asked.listing))
             seconds = draft.seconds + self._worked(expert, name, edit.seconds)
-            return self._keep(expert, case, asked, draft, labels, edit, seconds, "saved")
+            return self._keep(expert, case, asked, draft, labels, edit, seconds, "saved", remarks)
 
     def upload(self, person: Person, name: str, revision: int, key: str, file_name: str, body: bytes) -> dict[str, Any]:
         """Save a mask drawn in another program; all regions count as answered.
@@ -217,7 +225,8 @@ class Review:
             everything = tuple(range(1, len(asked.listing) + 1))
             edit = Upload(key=key, done=everything, digest=hashlib.sha256(body).hexdigest())
             seconds = draft.seconds + self._worked(expert, name, float("inf"))
-            return self._keep(expert, case, asked, draft, labels, edit, seconds, "uploaded")
+            remarks: Remarks = {"confidence": {}, "flags": draft.remarks["flags"]}
+            return self._keep(expert, case, asked, draft, labels, edit, seconds, "uploaded", remarks)
 
     def submit(self, person: Person, name: str, revision: int) -> None:
         """Write the saved answers as the expert's mask; afterwards they cannot be changed.
@@ -232,17 +241,22 @@ class Review:
             still_open = len(asked.listing) - len(draft.done)
             if still_open:
                 raise RefusedError(409, f"{still_open} of {len(asked.listing)} regions have no answer yet.")
+            untold = np.isin(asked.regions, regions_not_told(draft.remarks))
+            changed = draft.labels != case.model.ravel()[asked.voxels]
             record = {
                 "regions": len(asked.listing),
                 "voxels": int(asked.voxels.size),
                 "left_out_voxels": case.left_out[self.study.experts.index(expert)],
-                "changed_voxels": int((draft.labels != case.model.ravel()[asked.voxels]).sum()),
+                "changed_voxels": int((changed & ~untold.ravel()[asked.voxels]).sum()),
+                "cannot_tell_voxels": int(untold.sum()),
+                "confidence": draft.remarks["confidence"],
+                "flags": flags_in_file(draft.remarks["flags"], case.orientation, case.model.shape),
                 "minutes": round(draft.seconds / 60, 2),
                 "revisions": draft.revision,
             }
             ignore = self._ignore_label
             base = case.model if ignore is None else np.full_like(case.model, ignore)
-            mask = self._mask(case, expert, base)
+            mask = np.where(untold, base, self._mask(case, expert, base))
             self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
 
     def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
@@ -302,6 +316,13 @@ class Review:
             )
         return draft
 
+    def _flags(self, case: ReviewedCase) -> list[dict[str, Any]]:
+        """The flags of all experts in a case, also of those who have not submitted it."""
+        drafts = {expert: self.store.draft(expert, case.name) for expert in self.study.experts}
+        return [
+            {"expert": expert, **flag} for expert, draft in drafts.items() if draft for flag in draft.remarks["flags"]
+        ]
+
     def _mask(self, case: ReviewedCase, expert: str, base: np.ndarray) -> np.ndarray:
         mask = base.copy()
         mask.ravel()[self.study.asked(case.name, expert).voxels] = self._draft(expert, case).labels
@@ -341,6 +362,7 @@ class Review:
         edit: Edit | Upload,
         seconds: float,
         event: str,
+        remarks: Remarks,
     ) -> dict[str, Any]:
         runs = runs_between(draft.labels, labels, asked.voxels)
         kept = Draft(
@@ -352,6 +374,7 @@ class Review:
             seconds=seconds,
             listed=asked.listed,
             request=edit.digest,
+            remarks=remarks,
         )
         self.store.save(expert, case.name, kept, event, runs)
         return _receipt(kept)
@@ -381,6 +404,8 @@ class Review:
             "left_out": info.left_out[place],
             "gain": info.gains[place],
             "done": len(draft.done) if draft else 0,
+            "flags": len(draft.remarks["flags"]) if draft else 0,
+            "cannot_tell": len(regions_not_told(draft.remarks)) if draft else 0,
             "minutes": draft.seconds / 60 if draft else 0.0,
             "submitted": self.store.is_submitted(expert, name),
         }

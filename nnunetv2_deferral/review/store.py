@@ -28,7 +28,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
 from nnunetv2_deferral.schema import Count, NonNegative, Text, validate
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Draft:
         seconds: Working time.
         listed: With a worklist, a digest of the listed regions of expert and case; else empty.
         request: Digest of the content of the last save; empty in drafts of older versions.
+        remarks: Confidence and flags.
     """
 
     revision: int
@@ -70,6 +72,7 @@ class Draft:
     seconds: float
     listed: str = ""
     request: str = ""
+    remarks: Remarks = field(default_factory=lambda: NO_REMARKS)
 
 
 class _Meta(TypedDict):
@@ -80,6 +83,7 @@ class _Meta(TypedDict):
     seconds: NonNegative
     listed: NotRequired[Text]
     request: NotRequired[Text]
+    remarks: NotRequired[Remarks]
 
 
 class _Changed(TypedDict):
@@ -225,8 +229,15 @@ class ReviewStore:
             "seconds": draft.seconds,
             "listed": draft.listed,
             "request": draft.request,
+            "remarks": draft.remarks,
         }
-        entry = {"revision": draft.revision, "done": list(draft.done), "seconds": round(draft.seconds, 1), "runs": runs}
+        entry = {
+            "revision": draft.revision,
+            "done": list(draft.done),
+            "seconds": round(draft.seconds, 1),
+            "runs": runs,
+            "remarks": draft.remarks,
+        }
 
         file = self.draft_file(expert, case)
 

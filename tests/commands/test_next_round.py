@@ -155,6 +155,10 @@ def test_on_the_review_page_the_experts_word_is_final_unless_chosen_otherwise(ro
         Exception, match=f"ann was shown {routed['x']['ann'] - 1} voxels of x, but {routed['x']['ann']}"
     ):
         fuse.fuse_folder(root / "in", root / "experts", root / "c", evidence=True)
+    records["x"]["ann"] |= {"voxels": routed["x"]["ann"], "cannot_tell_voxels": 3}
+    review.write_text(json.dumps({"cases": records}))
+    with pytest.raises(Exception, match="ann could not tell 3 voxels of x"):
+        fuse.fuse_folder(root / "in", root / "experts", root / "c", evidence=True)
 
 
 def test_the_next_round_asks_others_within_the_budget_and_keeps_the_answers(root, capsys):

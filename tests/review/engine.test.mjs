@@ -269,7 +269,7 @@ function saving(answers) {
   const saver = new Saver({
     session,
     revision: 0,
-    done: () => [],
+    answers: () => ({ done: [] }),
     takeSeconds: () => 1,
     onState: (state) => states.push(state),
     send: async (body) => {

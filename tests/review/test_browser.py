@@ -299,6 +299,44 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
         assert len(list(folders.reviews.glob("bob/*.nii.gz"))) == 2
 
 
+def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_without_an_answer(tmp_path, sit_down):
+    folders = write_volumes(tmp_path, cases=("case_a",))
+    with running(folders) as links:
+        ann = sit_down(links["ann"])
+        page = ann.page
+        ann.press("l", "l", "Enter", "x")
+        page.mouse.click(*ann.point(60, 0))
+        playwright.expect(page.locator("dialog input")).to_be_focused()
+        page.keyboard.type("second lesion")
+        ann.press("Enter")
+        playwright.expect(page.locator(".flags .comment")).to_have_text("second lesion")
+        ann.press("t")
+        ann.wait_saved()
+        assert page.locator(".region .state").all_inner_texts() == ["✓", "?"]
+        chief = sit_down(links["coordinator"])
+        playwright.expect(chief.page.locator(".case-rate")).to_contain_text("1 flag · 1 not told")
+        canvas = chief.page.locator(".grid > .cell canvas").first
+        chief.page.locator(".flags .region-name").click()
+        playwright.expect(chief.page.locator(".flags .comment")).to_have_text("ann: second lesion")
+        chief.page.wait_for_timeout(200)
+        assert_marked(canvas.screenshot())
+        ann.show_region(2)
+        ann.drag((-80, 0), (80, 0))  # an answer after all
+        ann.wait_saved()
+        assert page.locator(".region .state").all_inner_texts() == ["✓", "✓"]
+        ann.submit()
+    record = json.loads((folders.reviews / "review.json").read_text())["cases"]["case_a"]["ann"]
+    assert record["confidence"] == {"1": "medium"}
+    assert [flag["comment"] for flag in record["flags"]] == ["second lesion"]
+    assert record["cannot_tell_voxels"] == 0
+
+
+def assert_marked(picture):
+    """There is a mark of the colour of flags."""
+    rgb = io.imread(BytesIO(picture))[..., :3].astype(int)
+    assert ((rgb[..., 0] > 200) & (rgb[..., 1] < 130) & (rgb[..., 2] > 200)).sum() > 20
+
+
 def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_path, sit_down):
     folders = write_volumes(tmp_path, cases=("case_b",), gains={"case_b": (0.001, 0.0001, 0.001)})
     image, model, route, reference = volume_arrays()

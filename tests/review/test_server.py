@@ -18,6 +18,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.review import server
 from nnunetv2_deferral.review.server import STATIC
+from nnunetv2_deferral.review.service import BYTES_PER_SAVE
 
 CASE = "case_a"
 SAVE = f"/api/cases/{CASE}/save"
@@ -78,6 +79,51 @@ def test_with_an_ignore_label_the_expert_has_no_label_where_they_were_not_asked(
     properties = predictions.case(CASE).properties
     labels = masks_of(served.folders, predictions).read("ann", CASE, properties)
     assert np.array_equal(labels == MISSING, predictions.case(CASE).route != 1)
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_a_region_that_the_expert_cannot_tell_has_no_answer_and_keeps_the_label_of_the_model(tmp_path, serve, ignore):
+    labels = {"background": 0, "nodule": 1} | ({"ignore": 2} if ignore else {})
+    served = serve(write_volumes(tmp_path, labels=labels))
+    ann = served.browser("ann")
+    regions, model = ann.volume(CASE, "regions", np.uint16), ann.volume(CASE, "model")
+    runs = [[int(voxel), 1, 1] for voxel in own_voxels(ann)]
+    remarks = {"confidence": {"1": "high", "2": "cannot tell"}, "flags": []}
+    content = GOOD | {"runs": runs, "done": [1, 2], "remarks": remarks}
+    assert ann.post(SAVE, json=content).status_code == 200
+    assert ann.get("/api/cases").json()[0]["experts"][0]["cannot_tell"] == 1
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+    fused = ann.volume(CASE, "fused")
+    assert np.array_equal(fused, np.where(regions == 1, 1, model))
+    untold = int((regions == 2).sum())
+    assert ann.get(f"/api/cases/{CASE}/result").json()["unanswered_voxels"] == 96 + (
+        untold if ignore else 0
+    )  # 96 of bob
+    record = json.loads((served.folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]
+    assert record["confidence"] == {"1": "high", "2": "cannot tell"}
+    assert record["cannot_tell_voxels"] == untold
+    assert record["changed_voxels"] == int((model[regions == 1] != 1).sum())
+
+
+def test_a_flag_is_seen_by_the_coordinator_at_once_and_is_kept_in_the_coordinates_of_the_file(served):
+    ann, chief = served.browser("ann"), served.browser("coordinator")
+    place = [4, 1, 2]
+    remarks = {"confidence": {}, "flags": [{"at": place, "comment": "a second nodule?"}]}
+    assert ann.post(SAVE, json=GOOD | {"remarks": remarks}).status_code == 200
+    assert ann.save(CASE, 1, done=[1, 2], key="l" * 16).status_code == 200  # leaves the remarks as they are
+    assert ann.get(f"/api/cases/{CASE}").json()["remarks"] == remarks
+    assert chief.get("/api/cases").json()[0]["experts"][0]["flags"] == 1
+    assert chief.get(f"/api/cases/{CASE}").json()["flags"] == [{"expert": "ann", **remarks["flags"][0]}]
+    assert "flags" not in served.browser("bob").get(f"/api/cases/{CASE}").json()
+    ann.post(f"/api/cases/{CASE}/submit", json={"revision": 2})
+    (flag,) = json.loads((served.folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]["flags"]
+    case = served.review.study.case(CASE)
+    marked = np.zeros(case.model.shape, np.uint8)
+    marked[tuple(place)] = 1
+    assert np.argwhere(case.orientation.to_file(marked)).tolist() == [flag["voxel"][::-1]]
+    file = sitk.ReadImage(str(served.folders.predictions / f"{CASE}.nii.gz"))
+    assert flag["mm"] == pytest.approx(file.TransformIndexToPhysicalPoint(flag["voxel"]), abs=0.01)
+    assert flag["comment"] == "a second nodule?"
 
 
 def test_an_unfinished_review_does_not_look_like_a_mask(served):
@@ -293,6 +339,16 @@ GOOD = {"revision": 0, "runs": [], "done": [], "key": "k" * 16, "seconds": 1}
         ({"done": [99]}, 422, "There are 2 regions"),
         ({"done": [0]}, 422, "There are 2 regions"),
         ({"done": ["1"]}, 400, "done must be"),
+        ({"remarks": {"confidence": {"1": "sure"}, "flags": []}}, 400, "remarks: confidence.1 must be"),
+        ({"remarks": {"confidence": {"0": "high"}, "flags": []}}, 400, "remarks: confidence.0"),
+        ({"remarks": {"confidence": {"3": "high"}, "flags": []}}, 422, "a confidence in region 3"),
+        ({"remarks": {"confidence": {}}}, 400, "remarks: flags is missing"),
+        ({"remarks": {"confidence": {}, "flags": [{"at": [1, 2], "comment": ""}]}}, 400, "remarks: flags[0].at"),
+        ({"remarks": {"confidence": {}, "flags": [{"at": [1, 2, -1], "comment": ""}]}}, 400, "remarks: flags[0].at[2]"),
+        ({"remarks": {"confidence": {}, "flags": [{"at": [0, 0, 99], "comment": ""}]}}, 422, "column 100"),
+        ({"remarks": {"confidence": {}, "flags": [{"at": [0, 0, 0], "comment": "x" * 301}]}}, 400, "comment"),
+        ({"remarks": {"confidence": {}, "flags": [{"at": [0, 0, 0], "comment": ""}] * 21}}, 400, "remarks: flags"),
+        ({"remarks": []}, 400, "remarks"),
         ({"revision": 3}, 409, "another tab or window"),
         ({"revision": "0"}, 400, "revision must be"),
         ({"key": ""}, 400, "key must be"),
@@ -396,9 +452,9 @@ def malformed_to(tmp_path_factory):
 def test_a_save_with_more_than_could_be_changed_is_refused_before_it_is_read(served, snapshot):
     ann = served.browser("ann")
     before = snapshot(served.folders.reviews)
-    answer = ann.post(SAVE, content=json.dumps(GOOD | {"runs": [[int(own_voxels(ann)[0]), 1, 1]] * 10_000}))
+    answer = ann.post(SAVE, content=json.dumps(GOOD | {"runs": [[int(own_voxels(ann)[0]), 1, 1]] * 20_000}))
     assert answer.status_code == 413
-    assert f"at most {4096 + 48 * 62} are allowed" in answer.json()["reason"]
+    assert f"at most {BYTES_PER_SAVE + 48 * 62} are allowed" in answer.json()["reason"]
     assert snapshot(served.folders.reviews) == before
 
 

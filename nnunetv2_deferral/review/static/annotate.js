@@ -3,8 +3,9 @@
 import * as api from "./api.js";
 import { cached } from "./assign.js";
 import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour, pale } from "./colours.js";
-import { ask, toast } from "./dialogs.js";
+import { ask, askText, toast } from "./dialogs.js";
 import { bar, dice, expected, h, plural } from "./dom.js";
+import { flagList, placeText } from "./flags.js";
 import { PaintSession } from "./paint.js";
 import { bestOpenRegion, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
@@ -12,6 +13,10 @@ import { Stopwatch } from "./stopwatch.js";
 import { Painter } from "./tools.js";
 import { ToolPanel } from "./tool_panel.js";
 import { Viewer } from "./viewer.js";
+
+const CANNOT_TELL = "cannot tell";
+const CONFIDENCES = ["high", "medium", "low"];
+const [MAX_FLAGS, MAX_COMMENT] = [20, 300];
 
 export class Annotation {
   /**
@@ -29,6 +34,9 @@ export class Annotation {
   constructor({ details, scene, model, regions, labels, onState, onProgress, onSubmitted, onReplaced }) {
     Object.assign(this, { details, scene, onProgress, onSubmitted, onReplaced });
     this.done = new Set(details.done);
+    /** By number of the region: "high", "medium", "low" or "cannot tell". */
+    this.confidence = new Map(Object.entries(details.remarks.confidence).map(([n, value]) => [Number(n), value]));
+    this.flags = [...details.remarks.flags];
     this.current = null;
     this.session = new PaintSession({ labels, model, regions });
     this.stopwatch = new Stopwatch();
@@ -36,7 +44,10 @@ export class Annotation {
       session: this.session,
       revision: details.revision,
       send: (body) => api.save(details.case, body),
-      done: () => [...this.done],
+      answers: () => ({
+        done: [...this.done],
+        remarks: { confidence: Object.fromEntries(this.confidence), flags: this.flags },
+      }),
       takeSeconds: () => this.stopwatch.take(),
       onState: (state, reason) => {
         onState(state, reason);
@@ -53,16 +64,19 @@ export class Annotation {
       label: first.label,
       onTouched: (view, touched) => this._touched(view, touched),
       onStroke: () => this._changed(),
+      onFlag: (voxel) => this._flag(voxel),
     });
     this._makeLayers(model, regions, labels);
     this.viewer = new Viewer(scene, [[this.labelLayer, this.modelLayer, this.regionLayer]], {
       tool: this.painter,
+      flags: this.flags,
       solid: labels,
       labels: details.labels,
     });
     this.tools = new ToolPanel(this);
     this.progress = h("div");
     this.list = h("div.regions");
+    this.flagged = h("div");
     this.panel = h(
       "aside.panel",
       {},
@@ -70,6 +84,7 @@ export class Annotation {
       this.list,
       this._regionActions(),
       this.tools.element,
+      this.flagged,
       this._files(),
     );
     this._update();
@@ -104,6 +119,11 @@ export class Annotation {
   /** Mark the current region as answered with its current labels. */
   finishRegion() {
     if (this.painter.locked || !this.current) return;
+    if (this.confidence.get(this.current.number) === CANNOT_TELL) this.confidence.delete(this.current.number);
+    this._answered();
+  }
+
+  _answered() {
     this.done.add(this.current.number);
     this.saver.touch();
     this._visitOr(bestOpenRegion(this.details.regions, this.done));
@@ -113,17 +133,51 @@ export class Annotation {
   /** Answer the current region with the model's labels. */
   acceptModel() {
     if (this.painter.locked || !this.current) return;
+    this._setToModel();
+    this.finishRegion();
+  }
+
+  /** Give no answer to the current region: the model's labels are kept there. */
+  cannotTell() {
+    if (this.painter.locked || !this.current) return;
+    this._setToModel();
+    this.confidence.set(this.current.number, CANNOT_TELL);
+    this._answered();
+  }
+
+  /** State the confidence in the current region, or nothing if it was stated already. */
+  setConfidence(value) {
+    if (this.painter.locked || !this.current) return;
+    const { number } = this.current;
+    if (this.confidence.get(number) === value) this.confidence.delete(number);
+    else this.confidence.set(number, value);
+    this._changed();
+  }
+
+  _setToModel() {
     this.session.begin();
     this.session.setRegion(this.current, this.scene.shape, null);
     this.session.commit();
     this.viewer.changed(this.labelLayer);
-    this.finishRegion();
+  }
+
+  async _flag(voxel) {
+    this.painter.choose("brush");
+    if (this.flags.length >= MAX_FLAGS) {
+      toast(`At most ${MAX_FLAGS} places can be flagged in a case.`, "warning");
+      return;
+    }
+    const text = `The coordinator sees the place (${placeText(voxel)}) and your comment at once.`;
+    const comment = await askText("What do you see here?", text, "Flag", MAX_COMMENT);
+    if (comment !== null) this.flags.push({ at: voxel, comment });
+    this._changed();
   }
 
   /** Reopen an answered region. */
   reopen(number) {
     if (this.painter.locked) return;
     this.done.delete(number);
+    if (this.confidence.get(number) === CANNOT_TELL) this.confidence.delete(number);
     this._changed();
   }
 
@@ -146,11 +200,13 @@ export class Annotation {
       return true;
     }
     // A key that is held down answers one region only.
-    if (event.repeat && ["enter", "m"].includes(key)) return true;
+    if (event.repeat && ["enter", "m", "t"].includes(key)) return true;
     if (key === "enter" && this.painter.isOpen) this.painter.close();
     else if (key === "enter") this.finishRegion();
     else if (key === "escape") this.painter.cancel();
     else if (key === "m") this.acceptModel();
+    else if (key === "t") this.cannotTell();
+    else if (key === "l") this._nextConfidence();
     else if (key === "n" || key === " ") this.visitNext();
     else if (key === "," || key === ".")
       this.visit(neighbourRegion(this.details.regions, this.current?.number, key === "," ? -1 : 1));
@@ -231,7 +287,17 @@ export class Annotation {
     }
   }
 
+  _nextConfidence() {
+    const at = CONFIDENCES.indexOf(this.confidence.get(this.current?.number));
+    this.setConfidence(CONFIDENCES[(at + 1) % CONFIDENCES.length]);
+  }
+
   _changed() {
+    // What is painted into a region that could not be told is an answer after all.
+    for (const region of this.details.regions) {
+      const untold = this.confidence.get(region.number) === CANNOT_TELL;
+      if (untold && this.session.differs(region, this.scene.shape)) this.confidence.delete(region.number);
+    }
     this.saver.touch();
     this._update();
   }
@@ -253,7 +319,14 @@ export class Annotation {
     const rows = regions.slice(0, 400).map((region) => this._row(region));
     this.list.replaceChildren(...rows);
     this.list.querySelector(".current")?.scrollIntoView({ block: "nearest" });
-    this.acceptButton.disabled = this.finishButton.disabled = this.painter.locked || !this.current;
+    const locked = this.painter.locked || !this.current;
+    for (const button of [this.acceptButton, this.finishButton, this.untoldButton, ...this.confidenceButtons]) {
+      button.disabled = locked;
+    }
+    const confidence = this.confidence.get(this.current?.number);
+    for (const button of this.confidenceButtons) button.classList.toggle("on", button.dataset.value === confidence);
+    this.untoldButton.classList.toggle("on", confidence === CANNOT_TELL);
+    this._listFlags();
     this.submitButton.disabled = this.painter.locked || done < all;
     this.tools.update();
     this.scene.redraw();
@@ -268,7 +341,7 @@ export class Annotation {
       h(
         "button.region-name",
         { title: `Go to region ${describe(region)}`, on: { click: () => this.visit(region) } },
-        h("span.state", {}, isDone ? "✓" : ""),
+        h("span.state", {}, isDone ? (this.confidence.get(region.number) === CANNOT_TELL ? "?" : "✓") : ""),
         `Region ${region.number}`,
         h("span.size", {}, dice(region.gain)),
       ),
@@ -298,8 +371,50 @@ export class Annotation {
       "The model is right here",
       h("kbd", {}, "M"),
     );
+    this.untoldButton = h(
+      "button",
+      { title: "No answer: the model's labels are kept here", on: { click: () => this.cannotTell() } },
+      "I cannot tell",
+      h("kbd", {}, "T"),
+    );
+    this.confidenceButtons = CONFIDENCES.map((value) =>
+      h(
+        "button",
+        { title: "Confidence in this region (L)", data: { value }, on: { click: () => this.setConfidence(value) } },
+        value,
+      ),
+    );
     this.nextButton = h("button", { on: { click: () => this.visitNext() } }, "Next open region", h("kbd", {}, "N"));
-    return h("div.actions", {}, this.finishButton, this.acceptButton, this.nextButton);
+    return h(
+      "div.actions",
+      {},
+      this.finishButton,
+      this.acceptButton,
+      this.untoldButton,
+      this.nextButton,
+      h(
+        "div.confidence",
+        {},
+        "Confidence",
+        h("div.segmented", {}, ...this.confidenceButtons),
+        h("kbd", {}, "L"),
+      ),
+    );
+  }
+
+  _listFlags() {
+    const visit = ({ at }) => this.scene.moveTo(at);
+    const remove = (flag) => {
+      if (this.painter.locked) return;
+      this.flags.splice(this.flags.indexOf(flag), 1);
+      this._changed();
+    };
+    this.flagged.replaceChildren(
+      h("h2", {}, "Outside of your regions"),
+      this.flags.length
+        ? flagList(this.flags, visit, remove)
+        : h("p.note", {}, "Do you see something that you are not asked about? Press X and click on it."),
+    );
   }
 
   _files() {

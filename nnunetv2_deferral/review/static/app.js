@@ -5,7 +5,7 @@ import { Annotation } from "./annotate.js";
 import { createAssignment } from "./assign.js";
 import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
-import { bar, count, dice, expected, h, minutes, percent } from "./dom.js";
+import { bar, count, dice, expected, h, minutes, percent, plural } from "./dom.js";
 import { createFusion } from "./fusion.js";
 import { Scene } from "./scene.js";
 
@@ -275,8 +275,11 @@ class App {
         return part;
       }),
     );
+    const flags = entry.experts.reduce((sum, each) => sum + each.flags, 0);
+    const untold = entry.experts.reduce((sum, each) => sum + each.cannot_tell, 0);
+    const remarks = [flags ? `⚑ ${plural(flags, "flag")}` : "", untold ? `${untold} not told` : ""].filter(Boolean);
     const state = h(`span.case-state${isFinished(entry) ? ".done" : ""}`, {}, `${submitted}/${asked.length}`);
-    return [name, state, h("span.case-rate", {}, `${percent(entry.rate)} deferred`), shares];
+    return [name, state, h("span.case-rate", {}, [`${percent(entry.rate)} deferred`, ...remarks].join(" · ")), shares];
   }
 
   _totals() {

@@ -2,6 +2,7 @@
 
 import { count, expected, h, percent, plural, swatch } from "./dom.js";
 import { css, expertColour, labelColour } from "./colours.js";
+import { flagList } from "./flags.js";
 import { extentOf } from "./regions.js";
 import { Viewer } from "./viewer.js";
 
@@ -16,6 +17,7 @@ import { Viewer } from "./viewer.js";
  */
 export function createAssignment({ me, entry, details, scene, model, route }) {
   const isExpert = me.role === "expert";
+  const flags = details.flags ?? [];
   const colourOf = (value) => expertColour(isExpert ? details.number : value);
   const fillOf = cached((value) => [...colourOf(value), 70]);
   const outlineOf = cached((value) => ({ colour: css(colourOf(value)), width: 1.5, halo: true }));
@@ -25,7 +27,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
     visible: true,
     outline: cached((label) => ({ colour: css(labelColour(label)), width: 1.5, halo: true })),
   };
-  const viewer = new Viewer(scene, [[routing, mask]], { solid: model, labels: details.labels });
+  const viewer = new Viewer(scene, [[routing, mask]], { flags, solid: model, labels: details.labels });
   const toggle = (text, layer) =>
     h(
       "label.check",
@@ -85,6 +87,8 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
       ? h("p.note", {}, `${plural(entry.left_out, "voxel")} not on the worklist: the model's label is kept.`)
       : null,
     isExpert ? h("p.note", {}, `Your answers are ${expected(entry.experts[0].gain)}.`) : null,
+    flags.length ? h("h2", {}, "Flagged by experts") : null,
+    flags.length ? flagList(flags, ({ at }) => scene.moveTo(at)) : null,
     h("h2", {}, "Shown"),
     toggle(isExpert ? "Your regions" : "Routing", routing),
     toggle("The model's mask", mask),

@@ -3,7 +3,15 @@
 import { h } from "./dom.js";
 
 /** Ask for confirmation of an irreversible action. @returns {Promise<boolean>} */
-export function ask(title, text, yes) {
+export const ask = (title, text, yes) => confirmed(title, text, yes, null);
+
+/** Ask for a line of text, which may be empty. @returns {Promise<string|null>} null if it was cancelled */
+export async function askText(title, text, yes, maxLength) {
+  const field = h("input.wide", { type: "text", maxLength });
+  return (await confirmed(title, text, yes, field)) ? field.value.trim() : null;
+}
+
+function confirmed(title, text, yes, field) {
   return new Promise((resolve) => {
     const close = (answer) => {
       dialog.close();
@@ -16,11 +24,13 @@ export function ask(title, text, yes) {
       { on: { cancel: () => close(false) } },
       h("h2", {}, title),
       h("p", {}, text),
+      field,
       h("div.row.end", {}, h("button", { on: { click: () => close(false) } }, "Cancel"), confirm),
     );
+    field?.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && close(true));
     document.body.append(dialog);
     dialog.showModal();
-    confirm.focus();
+    (field ?? confirm).focus();
   });
 }
 
@@ -41,8 +51,11 @@ const KEYS = [
     [
       ["Enter", "Accept the region as painted, go to the first open one"],
       ["M", "The model is right here"],
+      ["T", "I cannot tell: no answer"],
+      ["L", "Confidence: high, medium, low"],
       ["N or Space", "Next open region"],
       [", and .", "Previous and next region"],
+      ["X", "Flag a place outside of the regions, then click on it"],
       ["Ctrl+Enter", "Submit the case"],
     ],
   ],

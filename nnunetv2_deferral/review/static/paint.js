@@ -197,6 +197,19 @@ export class PaintSession {
     return changed;
   }
 
+  /** Whether any label of a region differs from the model's. */
+  differs({ number, box }, [, ny, nx]) {
+    for (let z = box[0][0]; z <= box[1][0]; z++) {
+      for (let y = box[0][1]; y <= box[1][1]; y++) {
+        for (let x = box[0][2]; x <= box[1][2]; x++) {
+          const voxel = (z * ny + y) * nx + x;
+          if (this.regions[voxel] === number && this.labels[voxel] !== this.model[voxel]) return true;
+        }
+      }
+    }
+    return false;
+  }
+
   /** Undo the last stroke. @returns {boolean} whether there was one */
   undo() {
     return this._replay(this._undo, this._redo, "before");

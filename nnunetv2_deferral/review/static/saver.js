@@ -17,12 +17,12 @@ export class Saver {
    * @param {number} options.revision
    * @param {(body: object) => Promise<{revision: number}>} options.send  rejects with an error whose `refused` is true
    *   if a retry would fail again
-   * @param {() => number[]} options.done  numbers of the answered regions
+   * @param {() => {done: number[], remarks: object}} options.answers  the answered regions, confidence and flags
    * @param {() => number} options.takeSeconds  working time since the last call
    * @param {(state: string, reason?: string) => void} options.onState  "saved", "unsaved", "saving", "lost", "refused"
    */
-  constructor({ session, revision, send, done, takeSeconds, onState }) {
-    Object.assign(this, { session, revision, send, done, takeSeconds, onState });
+  constructor({ session, revision, send, answers, takeSeconds, onState }) {
+    Object.assign(this, { session, revision, send, answers, takeSeconds, onState });
     this.state = "saved";
     this._pending = null;
     this._timer = null;
@@ -79,7 +79,7 @@ export class Saver {
     if (!this._pending) {
       this._stale = false;
       const changes = this.session.changes();
-      const body = { runs: changes.runs, done: this.done(), seconds: this.takeSeconds(), key: crypto.randomUUID() };
+      const body = { runs: changes.runs, ...this.answers(), seconds: this.takeSeconds(), key: crypto.randomUUID() };
       this._pending = { changes, body: { revision: this.revision, ...body } };
     }
     this._become("saving");

@@ -6,6 +6,7 @@
  */
 
 import { columnRow, extractSlice, indexOf } from "./planes.js";
+import { drawFlags } from "./flags.js";
 import { outlinesOf } from "./outline.js";
 import { SliceInput } from "./slice_input.js";
 import { drawLabels } from "./slice_labels.js";
@@ -23,11 +24,12 @@ export class SliceView {
    * @param {import("./scene.js").Layer[]} layers  from bottom to top
    * @param {object} [options]
    * @param {object} [options.tool]     has methods `down`, `move` and `up` for points of the slice, optionally `draw`
+   * @param {{at: number[]}[]} [options.flags]  marked places
    * @param {string} [options.title]    shown above the name of the plane
    * @param {() => void} [options.onMove]  called when the pointer, position or window changes
    */
-  constructor(scene, planeName, layers, { tool = null, title = "", onMove = () => {} } = {}) {
-    Object.assign(this, { scene, layers, tool, title, onMove });
+  constructor(scene, planeName, layers, { tool = null, flags = [], title = "", onMove = () => {} } = {}) {
+    Object.assign(this, { scene, layers, tool, flags, title, onMove });
     this.plane = scene.planes[planeName];
     this.canvas = document.createElement("canvas");
     this.canvas.className = "slice";
@@ -187,6 +189,7 @@ export class SliceView {
     const place = { left, top, stepU: scale * plane.spacingU, stepV: scale * plane.spacingV };
     for (const layer of this.layers) if (layer.visible && layer.outline) this._drawOutline(context, layer, place);
     this._drawBlocked(context, place);
+    drawFlags(this, context, place, this.flags);
     this.tool?.draw?.(this, context, place);
     if (!scene.isFlat) this._drawPosition(context, place);
     drawLabels(context, this);

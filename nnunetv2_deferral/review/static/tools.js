@@ -1,6 +1,6 @@
 /** The drawing tools, which translate pointer input on a view to the paint engine. */
 
-import { indexOf } from "./planes.js";
+import { indexOf, voxelAt } from "./planes.js";
 
 export const TOOLS = [
   { name: "brush", key: "b", title: "Brush" },
@@ -8,6 +8,7 @@ export const TOOLS = [
   { name: "eraser", key: "e", title: "Eraser" },
   { name: "polygon", key: "p", title: "Polygon" },
   { name: "fill", key: "f", title: "Fill" },
+  { name: "flag", key: "x", title: "Flag" },
 ];
 
 const CLOSE_PIXELS = 9;
@@ -21,9 +22,10 @@ export class Painter {
    * @param {number} options.label
    * @param {(view: object, touched: import("./paint.js").Touched) => void} options.onTouched  called after each step
    * @param {() => void} options.onStroke  called after a stroke that changed voxels
+   * @param {(voxel: number[]) => void} options.onFlag  called when a place [z, y, x] is flagged
    */
-  constructor({ session, scene, label, onTouched, onStroke }) {
-    Object.assign(this, { session, scene, label, onTouched, onStroke });
+  constructor({ session, scene, label, onTouched, onStroke, onFlag }) {
+    Object.assign(this, { session, scene, label, onTouched, onStroke, onFlag });
     this.kind = "brush";
     this.locked = false;
     /** Tolerance of the smart brush for grey values, as a fraction of the width of the window. */
@@ -71,7 +73,10 @@ export class Painter {
 
   down(view, point) {
     if (this.locked) return;
-    if (this.kind === "polygon") {
+    if (this.kind === "flag") {
+      const [u, v] = point.map(Math.round);
+      if (this._isInside(view, u, v)) this.onFlag(voxelAt(view.plane, u, v, view.slice));
+    } else if (this.kind === "polygon") {
       this._addCorner(view, point);
     } else if (this.kind === "fill") {
       this._stroke(() => this.onTouched(view, this.session.fill(view.plane, view.slice, point, this.label)));
@@ -115,7 +120,7 @@ export class Painter {
       context.strokeRect(...place(this._corners.points[0]).map((at) => at - 4), 8, 8);
     }
     if (!view.pointer || this.locked) return;
-    const own = this._isOwn(view, view.toSlice(...view.pointer));
+    const own = this.kind === "flag" || this._isOwn(view, view.toSlice(...view.pointer));
     view.canvas.classList.toggle("blocked", !own);
     if (!["brush", "smart", "eraser"].includes(this.kind)) return;
     context.beginPath();
@@ -159,9 +164,12 @@ export class Painter {
 
   _isOwn(view, [u, v]) {
     const [column, row] = [Math.round(u), Math.round(v)];
-    const { plane } = view;
-    if (column < 0 || row < 0 || column >= plane.width || row >= plane.height) return false;
-    return this.session.regions[indexOf(plane, column, row, view.slice)] !== 0;
+    if (!this._isInside(view, column, row)) return false;
+    return this.session.regions[indexOf(view.plane, column, row, view.slice)] !== 0;
+  }
+
+  _isInside({ plane }, column, row) {
+    return column >= 0 && row >= 0 && column < plane.width && row < plane.height;
   }
 
   _similarTo(view, [u, v]) {

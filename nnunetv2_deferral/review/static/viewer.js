@@ -15,19 +15,20 @@ export class Viewer {
    * @param {object} [options]
    * @param {string[]} [options.titles]  titles of the large views
    * @param {object} [options.tool]
+   * @param {{at: number[]}[]} [options.flags]  marked places, if the tool draws none
    * @param {Uint8Array} [options.solid]  the mask for the 3D view
    * @param {{label: number}[]} [options.labels]  the labels of this mask
    */
-  constructor(scene, stacks, { titles = [], tool = null, solid = null, labels = [] } = {}) {
+  constructor(scene, stacks, { titles = [], tool = null, flags = [], solid = null, labels = [] } = {}) {
     this.scene = scene;
     this.solid = solid;
     this.labels = labels.map(({ label }) => label).filter((label) => label > 0);
     this.readout = h("span.readout");
     const onMove = () => this._readOut();
-    this.large = stacks.map((layers, i) => new SliceView(scene, "axial", layers, { tool, title: titles[i], onMove }));
+    this.large = stacks.map((layers, i) => new SliceView(scene, "axial", layers, { tool, flags, title: titles[i], onMove }));
     const withSmall = !scene.isFlat && stacks.length === 1;
     this.small = withSmall
-      ? ["coronal", "sagittal"].map((name) => new SliceView(scene, name, stacks[0], { tool, onMove }))
+      ? ["coronal", "sagittal"].map((name) => new SliceView(scene, name, stacks[0], { tool, flags, onMove }))
       : [];
     for (const view of this.large) view.linked = this.large.filter((other) => other !== view);
     this.planeButtons = PLANES.map((name) =>
