@@ -47,6 +47,7 @@ class DatasetJson(TypedDict):
     regions_class_order: NotRequired[list[Label] | None]
     experts: NotRequired[list[Text]]
     channel_names: NotRequired[dict[Text, Any]]
+    windows: NotRequired[dict[Text, dict[Text, Annotated[list[Number], Field(min_length=2, max_length=2)]]]]
     dataset: NotRequired[dict[Text, _ListedCase]]
 
 

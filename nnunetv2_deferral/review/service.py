@@ -22,6 +22,7 @@ from nnunetv2_deferral.review.results import case_result, fused_mask, total_resu
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
+from nnunetv2_deferral.review.windows import windows_of
 
 SLACK_SECONDS = 5.0
 # Bytes of the JSON of a save: in all, and for each voxel asked about, whose run has three numbers of up to 12 digits.
@@ -111,6 +112,9 @@ class Review:
             "oblique": case.orientation.oblique_degrees,
             "colour": colour,
             "channels": names,
+            "windows": windows_of(
+                names, files.content.get("windows", {}), colour=colour, eight_bits=image.dtype == np.uint8
+            ),
             "kind": str(image.dtype),
             "labels": [{"label": label, "name": name} for label, name in files.label_names.items()],
             "experts": self.study.experts,

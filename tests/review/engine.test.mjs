@@ -8,7 +8,7 @@ import { PaintSession } from "./paint.js";
 import { columnRow, extractSlice, indexOf, planesOf, voxelAt } from "./planes.js";
 import { bestOpenRegion, extentOf, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
-import { applyWindow, defaultWindow } from "./colours.js";
+import { applyWindow, percentileWindow } from "./colours.js";
 
 const SHAPE = [4, 6, 8];
 const SIZE = 4 * 6 * 8;
@@ -257,8 +257,9 @@ test("grey values outside of the window are black and white", () => {
   applyWindow([Int16Array.from([-500, 0, 50, 900])], { centre: 50, width: 100 }, rgba);
   assert.deepEqual([rgba[0], rgba[4], rgba[12]], [0, 0, 255]);
   assert.ok(Math.abs(rgba[8] - 127.5) < 1);
-  assert.deepEqual(defaultWindow(new Uint8Array(3)), { centre: 127.5, width: 255 });
-  assert.ok(defaultWindow(new Float32Array([NaN, 1, 1])).width > 0);
+  assert.deepEqual(percentileWindow(Int16Array.from([0, 10, 20, 30, 40]), 0, 100), { centre: 20, width: 40 });
+  assert.deepEqual(percentileWindow(Int16Array.from([0, 10, 20, 30, 40]), 25, 75), { centre: 20, width: 20 });
+  assert.ok(percentileWindow(new Float32Array([NaN, 1, 1]), 0.5, 99.5).width > 0);
 });
 
 /** A saver on a server that answers as told. */

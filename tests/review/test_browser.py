@@ -491,6 +491,40 @@ def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, 
         playwright.expect(page.locator("dialog.volume")).to_have_count(0)
 
 
+def test_the_name_of_the_window_is_that_of_what_is_shown_and_stays_for_the_next_case(tmp_path, sit_down):
+    with running(write_volumes(tmp_path)) as links:
+        ann = sit_down(links["ann"])
+        page = ann.page
+        name, readout = page.locator("select[title^=Window]"), page.locator(".readout")
+
+        def shows(text, window):
+            playwright.expect(name.locator("option:checked")).to_have_text(text)
+            playwright.expect(readout).to_contain_text(window)
+
+        playwright.expect(name.locator("option:checked")).to_have_text("Percentiles 0.5–99.5")
+        ann.press("Shift+Digit1")
+        shows("Lung", "W 1500  L -600")
+        ann.press("1")  # a label
+        name.select_option("Liver")
+        shows("Liver", "W 160  L 60")
+        ann.press("Shift+Digit2")  # goes to the image, not to the list
+        shows("Mediastinum", "W 400  L 40")
+        page.get_by_role("link", name="case_b").click()
+        page.wait_for_selector("a.case.on:has-text('case_b')")
+        shows("Mediastinum", "W 400  L 40")
+        page.mouse.move(*ann.point())
+        page.mouse.down(button="right")
+        page.mouse.move(*ann.point(90, 40), steps=4)
+        page.mouse.up(button="right")
+        playwright.expect(name.locator("option:checked")).to_have_text("Set by hand")
+        dragged = readout.inner_text().split("W")[1]
+        page.get_by_role("link", name="case_a").click()
+        page.wait_for_selector("a.case.on:has-text('case_a')")
+        shows("Set by hand", f"W{dragged}")
+        ann.press("r")
+        playwright.expect(name.locator("option:checked")).to_have_text("Percentiles 0.5–99.5")
+
+
 def test_a_picture_has_no_3d_view(tmp_path, sit_down):
     with running(write_pictures(tmp_path)) as links:
         chief = sit_down(links["coordinator"])

@@ -210,6 +210,7 @@ export class Annotation {
     else if (key === "n" || key === " ") this.visitNext();
     else if (key === "," || key === ".")
       this.visit(neighbourRegion(this.details.regions, this.current?.number, key === "," ? -1 : 1));
+    else if (/^[0-9]$/.test(key)) this.tools.onKey(event); // a label or nothing; windows have other characters
     else if (!this.tools.onKey(event)) return this.viewer.onKey(event);
     this.viewer.main.request();
     return true;

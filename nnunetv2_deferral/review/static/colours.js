@@ -38,29 +38,22 @@ export const pale = (colour) => colour.map((part) => Math.round((part + 255) / 2
 export const css = ([r, g, b], alpha = 1) => `rgba(${r}, ${g}, ${b}, ${alpha})`;
 
 /**
- * The default window, from the 0.5th to the 99.5th percentile.
+ * The window between two percentiles of an image.
  *
  * @param {ArrayLike<number>} values
+ * @param {number} low   per cent
+ * @param {number} high  per cent
  * @returns {{centre: number, width: number}}
  */
-export function defaultWindow(values) {
-  if (values instanceof Uint8Array || values instanceof Uint8ClampedArray) return { centre: 127.5, width: 255 };
+export function percentileWindow(values, low, high) {
   const step = Math.max(1, Math.floor(values.length / 100000));
   const sample = [];
   for (let i = 0; i < values.length; i += step) if (Number.isFinite(values[i])) sample.push(values[i]);
   sample.sort((a, b) => a - b);
-  const low = sample[Math.floor(0.005 * (sample.length - 1))] ?? 0;
-  const high = sample[Math.ceil(0.995 * (sample.length - 1))] ?? 1;
-  return { centre: (low + high) / 2, width: Math.max(high - low, 1e-6) };
+  const from = sample[Math.floor((low / 100) * (sample.length - 1))] ?? 0;
+  const to = sample[Math.ceil((high / 100) * (sample.length - 1))] ?? 1;
+  return { centre: (from + to) / 2, width: Math.max(to - from, 1e-6) };
 }
-
-/** Window presets for CT, in Hounsfield units. */
-export const CT_WINDOWS = [
-  { name: "Lung", centre: -600, width: 1500 },
-  { name: "Soft tissue", centre: 40, width: 400 },
-  { name: "Brain", centre: 40, width: 80 },
-  { name: "Bone", centre: 480, width: 2500 },
-];
 
 /**
  * Convert grey values to RGBA.

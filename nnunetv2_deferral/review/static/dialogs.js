@@ -75,6 +75,7 @@ const KEYS = [
       ["Wheel, ↑ ↓, Page ↑ ↓", "Slices"],
       ["Ctrl+wheel, + −", "Zoom"],
       ["Shift+drag, middle drag", "Pan"],
+      ["Shift+1 … 5", "Windows in the order of their list"],
       ["Right drag", "Window (left–right) and level (up–down)"],
       ["Alt+click", "Move all planes to this point"],
       ["A  C  S", "Axial, coronal, sagittal"],

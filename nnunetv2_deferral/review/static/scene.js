@@ -8,7 +8,8 @@
  * @property {boolean} visible
  */
 
-import { applyWindow, defaultWindow } from "./colours.js";
+import { applyWindow, percentileWindow } from "./colours.js";
+import { keep, kept } from "./kept.js";
 import { planesOf } from "./planes.js";
 
 export class Scene {
@@ -25,8 +26,13 @@ export class Scene {
     this.isFlat = details.shape[0] === 1;
     this.channels = channels;
     this.channelNames = details.channels;
+    this.offered = details.windows;
+    this._percentiles = new Map();
+    this.windows = details.windows.map((_, channel) => {
+      this.channel = channel;
+      return this._keptWindow();
+    });
     this.channel = 0;
-    this.windows = channels.map(defaultWindow);
     /** [z, y, x] of the voxel at which all planes intersect. */
     this.position = details.shape.map((size) => Math.floor(size / 2));
     this.views = [];
@@ -43,14 +49,54 @@ export class Scene {
     return this.colour ? this.channels : [this.channels[this.channel]];
   }
 
+  /** The windows offered for the channel; the first is the one that an image is opened with. */
+  get presets() {
+    return this.offered[this.channel];
+  }
+
+  /** Set the window by hand. On the next images it stays the same in Hounsfield units, else relative to the first. */
   setWindow(centre, width) {
-    this.windows[this.channel] = { centre, width: Math.max(width, this.smallestWindow) };
+    this._become({ name: null, centre, width: Math.max(width, this.smallestWindow) });
+    keep(this._key, { centre: (centre - this._base.centre) / this._base.width, width: width / this._base.width });
+  }
+
+  /** Choose one of the windows that are offered. */
+  choosePreset(place) {
+    const preset = this.presets[place];
+    if (!preset) return;
+    this._become(this._resolved(preset));
+    keep(this._key, { name: preset.name });
+  }
+
+  _become(window) {
+    this.windows[this.channel] = window;
     this.redraw();
   }
 
-  resetWindow() {
-    this.windows[this.channel] = defaultWindow(this.channels[this.channel]);
-    this.redraw();
+  /** The window of a channel that was chosen last, in this or an earlier case. */
+  _keptWindow() {
+    const chosen = kept(this._key, {});
+    const preset = this.presets.find(({ name }) => name === chosen.name) ?? this.presets[0];
+    if (!chosen.width) return this._resolved(preset);
+    const { centre, width } = this._base;
+    return { name: null, centre: centre + chosen.centre * width, width: chosen.width * width };
+  }
+
+  /** What a window set by hand is kept relative to: a fixed window if there is one, else that of the image. */
+  get _base() {
+    return this._resolved(this.presets.find((preset) => preset.width) ?? this.presets[0]);
+  }
+
+  get _key() {
+    return `window ${this.channelNames[this.channel]}`;
+  }
+
+  _resolved({ name, centre, width, low, high }) {
+    if (width) return { name, centre, width };
+    const values = this.channels[this.channel];
+    const known = `${this.channel} ${name}`;
+    if (!this._percentiles.has(known)) this._percentiles.set(known, percentileWindow(values, low, high));
+    return { name, ...this._percentiles.get(known) };
   }
 
   get smallestWindow() {

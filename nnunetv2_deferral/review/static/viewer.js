@@ -1,12 +1,17 @@
 /** The views of a case: large ones side by side, or for volumes one large view beside the other planes. */
 
-import { CT_WINDOWS } from "./colours.js";
 import { h } from "./dom.js";
 import { SliceView } from "./slice_view.js";
 import { openVolumeView } from "./volume_view.js";
 
 const PLANES = ["axial", "coronal", "sagittal"];
 export const PLANE_KEYS = { a: "axial", c: "coronal", s: "sagittal" };
+
+/** Pass on what was chosen in a list, after which keys refer to the image again. */
+function chosen(list, choose) {
+  list.blur();
+  choose(Number(list.value));
+}
 
 export class Viewer {
   /**
@@ -40,6 +45,7 @@ export class Viewer {
     );
     this.element = h("section.viewer", {}, this._bar(), this._grid());
     this._markPlane();
+    this._listWindows();
     scene.onChange = onMove;
     onMove();
   }
@@ -63,7 +69,7 @@ export class Viewer {
 
   resetViews() {
     for (const view of this.views) view.resetView();
-    this.scene.resetWindow();
+    this.scene.choosePreset(0);
   }
 
   /** Note that the data of a layer has changed. */
@@ -90,6 +96,7 @@ export class Viewer {
     else if (key === "+" || key === "=") this._zoom(1);
     else if (key === "-") this._zoom(-1);
     else if (key === "r") this.resetViews();
+    else if (/^Digit[1-9]$/.test(event.code)) this.scene.choosePreset(Number(event.code.at(-1)));
     else return false;
     return true;
   }
@@ -103,7 +110,7 @@ export class Viewer {
     const select = (title, entries, choose) =>
       h(
         "select",
-        { title, on: { change: (event) => choose(Number(event.target.value)) } },
+        { title, on: { change: ({ target }) => chosen(target, choose) } },
         ...entries.map((text, i) => h("option", { value: i }, text)),
       );
     const parts = [];
@@ -112,18 +119,16 @@ export class Viewer {
       parts.push(
         select("Channel", scene.channelNames, (i) => {
           scene.channel = i;
+          this._listWindows();
           scene.redraw();
         }),
       );
     }
-    if (scene.channelNames[0].toUpperCase() === "CT") {
-      parts.push(
-        select("Window", ["Window: full range", ...CT_WINDOWS.map(({ name }) => name)], (i) => {
-          if (i === 0) scene.resetWindow();
-          else scene.setWindow(CT_WINDOWS[i - 1].centre, CT_WINDOWS[i - 1].width);
-        }),
-      );
-    }
+    this.windowSelect = h("select", {
+      title: "Window (Shift+1, 2, … or R)",
+      on: { change: ({ target }) => chosen(target, (place) => scene.choosePreset(place)) },
+    });
+    parts.push(this.windowSelect);
     parts.push(
       h(
         "button",
@@ -155,8 +160,16 @@ export class Viewer {
     }
   }
 
+  _listWindows() {
+    const names = [...this.scene.presets.map(({ name }) => name), "Set by hand"];
+    this.windowSelect.replaceChildren(...names.map((name, i) => h("option", { value: i }, name)));
+    this.windowSelect.lastChild.hidden = true; // shown while it is true, but cannot be chosen
+  }
+
   _readOut() {
-    const { centre, width } = this.scene.window;
+    const { name, centre, width } = this.scene.window;
+    const place = this.scene.presets.findIndex((preset) => preset.name === name);
+    this.windowSelect.value = place < 0 ? this.scene.presets.length : place;
     const digits = width < 10 ? 3 : 0;
     const view = this.views.find((each) => each.pointer);
     const value = view ? view.valueUnderPointer() : null;

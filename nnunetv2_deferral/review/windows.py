@@ -1,0 +1,52 @@
+"""The grey-level windows that the page offers for each channel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HOUNSFIELD = {
+    "Lung": (-600, 1500),
+    "Mediastinum": (40, 400),
+    "Bone": (480, 2500),
+    "Brain": (40, 80),
+    "Liver": (60, 160),
+}
+"""Level and width of the windows for CT."""
+
+PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (0, 100))
+"""The first is the one that an image is opened with, unless it has 8 bits."""
+
+EIGHT_BITS = {"name": "Full range 0–255", "centre": 127.5, "width": 255}
+
+
+def windows_of(
+    channels: Sequence[str], chosen: Mapping[str, Mapping[str, Sequence[float]]], *, colour: bool, eight_bits: bool
+) -> list[list[dict[str, Any]]]:
+    """The windows of each channel, in the order of the keys R, 1, 2, ...
+
+    Args:
+        channels: The names of the channels. Channels with the word CT in their name have Hounsfield units.
+        chosen: The key `windows` of dataset.json: level and width by number of the channel and name of the window.
+        colour: Whether the image is an RGB picture, whose values are not stretched.
+        eight_bits: Whether all values are from 0 to 255.
+
+    Returns:
+        For each channel the `name` of each window, and either its `centre` and `width` or, of the image's values, the
+        percentiles `low` and `high`. The first is the one that an image is opened with.
+    """
+    if colour:
+        return [[EIGHT_BITS] for _ in channels]
+    percentiles = [{"name": f"Percentiles {low:g}–{high:g}", "low": low, "high": high} for low, high in PERCENTILES]
+    automatic = [EIGHT_BITS, *percentiles] if eight_bits else percentiles
+    windows = []
+    for number, name in enumerate(channels):
+        is_ct = re.search(r"(^|[^a-z])ct([^a-z]|$)", name.lower())
+        fixed = chosen.get(str(number), HOUNSFIELD if is_ct else None)
+        if fixed is None:
+            windows.append(automatic)
+        else:
+            named = [{"name": name, "centre": level, "width": width} for name, (level, width) in fixed.items()]
+            windows.append([automatic[0], *named])
+    return windows
