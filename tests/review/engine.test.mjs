@@ -364,3 +364,21 @@ test("after a lost connection new strokes do not hurry the next try", async () =
     mock.timers.reset();
   }
 });
+
+test("a ball reaches into the slices around, as far as its radius and its region", () => {
+  const session = everywhere();
+  const touched = stroke(session, () => session.ball(PLANES.axial, 1, [4, 3], [4, 3], 2.5, 1));
+  const slices = [0, 1, 2, 3].map((z) => painted(session).filter((i) => Math.floor(i / 48) === z).length);
+  assert.deepEqual(slices.map((n) => n > 0), [true, true, true, false]);
+  assert.ok(slices[0] < slices[1] && slices[0] === slices[2]);
+  assert.equal(touched.changed, slices[0] + slices[1] + slices[2]);
+  session.undo();
+  assert.deepEqual(painted(session), []);
+});
+
+test("a stroke over voxels that have its label already is inside of the regions", () => {
+  const session = fenced();
+  const [first, again] = [0, 1].map(() => stroke(session, () => session.brush(PLANES.axial, 0, [2, 2], [2, 2], 1, 1)));
+  assert.ok(first.changed > 0 && first.blocked.length > 0);
+  assert.deepEqual([again.changed, again.own], [0, first.own]);
+});

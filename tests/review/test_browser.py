@@ -188,7 +188,7 @@ def test_a_stroke_outside_of_the_regions_is_visibly_blocked_and_changes_nothing(
         ann = sit_down(links["ann"])
         ann.show_region(1)
         before = ann.page.locator(".grid > .cell canvas").first.screenshot()
-        ann.drag((300, 300), (340, 300))
+        ann.drag((300, 220), (340, 220))
         playwright.expect(ann.page.locator(".toast.warning")).to_contain_text("Outside your regions")
         assert ann.page.locator(".grid > .cell canvas").first.screenshot() != before
         ann.page.wait_for_timeout(1800)
@@ -265,6 +265,12 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
         size = page.locator(".slider .value").inner_text()
         ann.press("]")
         assert page.locator(".slider .value").inner_text() != size
+        ann.press("v")
+        assert page.locator("input[title^=Opacity]").input_value() == "0"
+        ann.press("d")
+        ann.drag((-60, 0), (60, 0))
+        assert saved() == model
+        ann.press("j")
         ann.press("h")
         assert not page.get_by_label("Your mask").is_checked()
         ann.press("c")
@@ -354,7 +360,10 @@ def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_pa
         assert cases.all_inner_texts() == ["case_a", "case_b"]
         current = page.locator(".expected")
         for place, gains in ((1, "0.06"), (2, "0.036"), (3, "0.012")):
-            playwright.expect(current).to_have_text(f"Region {place}: 12 voxels, expected to raise Dice by {gains}.")
+            playwright.expect(current).to_have_text(f"Region {place}: 12 voxels, high priority.")
+            playwright.expect(current).to_have_attribute(
+                "title", f"Your answer to region {place} is expected to raise Dice by {gains}"
+            )
             if place < 3:
                 page.keyboard.press("n")
                 page.keyboard.press(",")
@@ -373,7 +382,7 @@ def test_with_a_worklist_the_page_has_its_regions_only_and_their_ranks(tmp_path,
         cases = ann.page.locator(".case-name")
         assert cases.all_inner_texts() == ["case_b"]
         texts = ann.page.locator(".expected")
-        playwright.expect(texts).to_contain_text("expected to raise Dice by 0.09, number 2 of the worklist")
+        playwright.expect(texts).to_contain_text("high priority, number 2 of the worklist")
         ann.press("m", "m")
         playwright.expect(ann.page.locator(".figure")).to_contain_text("2 of 2")
         ann.wait_saved()
@@ -477,7 +486,7 @@ def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, 
         chief = sit_down_with_webgl(links["coordinator"])
         page = chief.page
         assert not any("vendor" in url for url in chief.requests)
-        page.get_by_role("button", name="3D view").click()
+        page.get_by_role("button", name="3D", exact=True).click()
         playwright.expect(page.locator("dialog.volume .note")).to_contain_text("Drag in a plane", timeout=30000)
         page.wait_for_timeout(500)
         decoded = io.imread(BytesIO(page.locator("dialog.volume canvas").screenshot()))[..., :3].astype(int)
@@ -528,4 +537,4 @@ def test_the_name_of_the_window_is_that_of_what_is_shown_and_stays_for_the_next_
 def test_a_picture_has_no_3d_view(tmp_path, sit_down):
     with running(write_pictures(tmp_path)) as links:
         chief = sit_down(links["coordinator"])
-        assert chief.page.get_by_role("button", name="3D view").count() == 0
+        assert chief.page.get_by_role("button", name="3D", exact=True).count() == 0

@@ -2,21 +2,29 @@
 
 import * as api from "./api.js";
 import { cached } from "./assign.js";
-import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour, pale } from "./colours.js";
+import { DONE_REGION, css, labelColour, pale } from "./colours.js";
 import { ask, askText, toast } from "./dialogs.js";
-import { bar, dice, expected, h, plural } from "./dom.js";
+import { bar, expected, h, plural, priority } from "./dom.js";
 import { flagList, placeText } from "./flags.js";
+import { keep, kept } from "./kept.js";
+import { showCard } from "./legend.js";
 import { PaintSession } from "./paint.js";
 import { bestOpenRegion, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
 import { Stopwatch } from "./stopwatch.js";
 import { Painter } from "./tools.js";
-import { ToolPanel } from "./tool_panel.js";
+import { REGION_OUTLINES, ToolPanel } from "./tool_panel.js";
 import { Viewer } from "./viewer.js";
 
 const CANNOT_TELL = "cannot tell";
 const CONFIDENCES = ["high", "medium", "low"];
 const [MAX_FLAGS, MAX_COMMENT] = [20, 300];
+const FIRST_VISIT = [
+  "The model asks about the outlined regions and nothing else, first about the white one in the middle.",
+  "Correct the coloured mask inside it: brush B, eraser E. Dotted: the model's mask.",
+  "Enter: right as it is now. M: the model is right. T: you cannot tell.",
+  "When all regions are answered, Ctrl+Enter submits the case. All keys: ?",
+];
 
 export class Annotation {
   /**
@@ -86,6 +94,7 @@ export class Annotation {
       this.tools.element,
       this.flagged,
       this._files(),
+      h("div.submit", {}, this.submitButton),
     );
     this._update();
   }
@@ -94,6 +103,7 @@ export class Annotation {
   start() {
     const { regions } = this.details;
     this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
+    showCard(this.viewer.element, "first visit", "What is asked of you", FIRST_VISIT);
   }
 
   /** Go to a region. */
@@ -257,30 +267,37 @@ export class Annotation {
     this.labelLayer = {
       data: labels,
       visible: true,
-      fill: cached((label) => [...labelColour(label), 80]),
       outline: cached((label) => ({ colour: css(labelColour(label)), width: 1.5 })),
     };
+    this._fillLabels(kept("opacity", 30));
     this.modelLayer = {
       data: model,
       visible: true,
-      outline: cached((label) => ({ colour: css(pale(labelColour(label))), width: 1.25, dash: [3, 3], halo: true })),
-    };
-    const styles = {
-      open: { colour: OPEN_REGION, width: 1.75, halo: true },
-      done: { colour: DONE_REGION, width: 1.5, halo: true },
-      current: { colour: CURRENT_REGION, width: 2, halo: true },
+      outline: cached((label) => ({ colour: css(pale(labelColour(label))), width: 1.5, dash: [2, 3], halo: true })),
     };
     this.regionLayer = {
       data: regions,
       visible: true,
       outline: (number) =>
-        styles[number === this.current?.number ? "current" : this.done.has(number) ? "done" : "open"],
+        REGION_OUTLINES[number === this.current?.number ? "current" : this.done.has(number) ? "done" : "open"],
     };
   }
 
-  _touched(view, { changed, blocked, rect }) {
+  /** Fill the expert's mask with an opacity in per cent; 0 leaves its outline. */
+  setOpacity(opacity) {
+    this._fillLabels(opacity);
+    keep("opacity", opacity);
+    this.viewer.changed(this.labelLayer);
+  }
+
+  _fillLabels(opacity) {
+    this.opacity = opacity;
+    this.labelLayer.fill = cached((label) => [...labelColour(label), Math.round(2.55 * opacity)]);
+  }
+
+  _touched(view, { changed, own, blocked, rect }) {
     if (changed && rect) this.viewer.changedIn(view, this.labelLayer, rect);
-    if (blocked.length && !changed) {
+    if (blocked.length && !own) {
       view.showBlocked(blocked);
       toast("Outside your regions: nothing is painted here.", "warning", 1400);
     } else if (blocked.length) {
@@ -315,7 +332,9 @@ export class Annotation {
       h("h2", {}, "Your regions"),
       h("p.figure", {}, `${done} of ${all}`, h("span", {}, " answered")),
       bar(all ? done / all : 1, DONE_REGION),
-      h("p.expected", {}, this.current ? `Region ${describe(this.current)}.` : ""),
+      this.current
+        ? h("p.expected", { title: worth(this.current) }, `Region ${describe(this.current)}.`)
+        : h("p.expected"),
     );
     const rows = regions.slice(0, 400).map((region) => this._row(region));
     this.list.replaceChildren(...rows);
@@ -341,10 +360,10 @@ export class Annotation {
       {},
       h(
         "button.region-name",
-        { title: `Go to region ${describe(region)}`, on: { click: () => this.visit(region) } },
+        { title: `${worth(region)}`, on: { click: () => this.visit(region) } },
         h("span.state", {}, isDone ? (this.confidence.get(region.number) === CANNOT_TELL ? "?" : "✓") : ""),
         `Region ${region.number}`,
-        h("span.size", {}, dice(region.gain)),
+        h("span.size", {}, priority(region.gain)),
       ),
       isDone
         ? h(
@@ -419,7 +438,12 @@ export class Annotation {
   }
 
   _files() {
-    this.submitButton = h("button.primary", { on: { click: () => this.submit() } }, "Submit case", h("kbd", {}, "Ctrl+Enter"));
+    this.submitButton = h(
+      "button.primary",
+      { on: { click: () => this.submit() } },
+      "Submit case",
+      h("kbd", {}, "Ctrl+Enter"),
+    );
     const picker = h("input", {
       type: "file",
       hidden: true,
@@ -448,7 +472,6 @@ export class Annotation {
           picker,
         ),
       ),
-      h("div.submit", {}, this.submitButton),
     );
   }
 
@@ -472,5 +495,7 @@ export class Annotation {
 /** A description of a region. */
 function describe({ number, voxels, gain, rank }) {
   const place = rank === null ? "" : `, number ${rank} of the worklist`;
-  return `${number}: ${plural(voxels, "voxel")}, ${expected(gain)}${place}`;
+  return `${number}: ${plural(voxels, "voxel")}, ${priority(gain)} priority${place}`;
 }
+
+const worth = ({ number, gain }) => `Your answer to region ${number} is ${expected(gain)}`;

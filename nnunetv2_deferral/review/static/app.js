@@ -5,7 +5,7 @@ import { Annotation } from "./annotate.js";
 import { createAssignment } from "./assign.js";
 import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
-import { bar, count, dice, expected, h, minutes, percent, plural } from "./dom.js";
+import { bar, count, expected, h, minutes, percent, plural, priority } from "./dom.js";
 import { createFusion } from "./fusion.js";
 import { Scene } from "./scene.js";
 
@@ -14,6 +14,7 @@ const STEPS = [
   [2, "Annotation"],
   [3, "Fusion"],
 ];
+const NAME_END = 12;
 const STATES = {
   saved: "Saved",
   unsaved: "Not saved yet",
@@ -168,8 +169,9 @@ class App {
       onSubmitted: async () => {
         await reload(() => {
           const next = this.cases.find((each) => !isFinished(each));
-          history.replaceState(null, "", next ? `#/${encodeURIComponent(next.case)}/2` : `#/${encodeURIComponent(name)}/3`);
-          toast(next ? `${name} is submitted. Next case: ${next.case}.` : `${name} is submitted. This was the last case.`);
+          const [shown, step] = next ? [next.case, 2] : [name, 3];
+          history.replaceState(null, "", `#/${encodeURIComponent(shown)}/${step}`);
+          toast(`${name} is submitted. ${next ? `Next case: ${next.case}.` : "This was the last case."}`);
         });
       },
       onReplaced: async () => {
@@ -214,12 +216,12 @@ class App {
 
   _drawSteps(entry, current) {
     this.steps.replaceChildren(
-      ...STEPS.filter(([number]) => this.me.role === "expert" || number !== 2).map(([number, title]) => {
+      ...STEPS.filter(([number]) => this.me.role === "expert" || number !== 2).map(([number, title], i) => {
         const address = `#/${encodeURIComponent(entry.case)}/${number}`;
         const item = h(
           this._mayShow(entry, number) ? "a" : "span",
           { href: address },
-          h("b", {}, String(number)),
+          h("b", {}, String(i + 1)),
           title,
         );
         item.classList.toggle("on", number === current);
@@ -254,13 +256,20 @@ class App {
   }
 
   _caseLines(entry) {
-    const name = h("span.case-name", {}, entry.case);
+    // Of a name that does not fit, the end is shown too, by which cases are told apart.
+    const end = entry.case.slice(-NAME_END);
+    const name = h(
+      "span.case-name",
+      { title: entry.case },
+      h("span.start", {}, entry.case.slice(0, -NAME_END)),
+      h("span", {}, end),
+    );
     if (this.me.role === "expert") {
       const [{ done, regions, submitted, gain }] = entry.experts;
       const text = submitted ? "Submitted" : `${done} of ${regions}`;
       const state = h(`span.case-state${submitted ? ".done" : ""}`, {}, text);
       const progress = bar(submitted ? 1 : done / Math.max(1, regions));
-      const worth = h("span.case-rate", { title: `Your answers are ${expected(gain)}` }, `${dice(gain)} expected`);
+      const worth = h("span.case-rate", { title: `Your answers are ${expected(gain)}` }, `${priority(gain)} priority`);
       return [name, state, submitted ? "" : worth, progress];
     }
     const asked = entry.experts.filter(({ voxels }) => voxels > 0);

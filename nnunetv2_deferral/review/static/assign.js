@@ -1,6 +1,6 @@
 /** Step 1: assignment of voxels to experts. */
 
-import { count, expected, h, percent, plural, swatch } from "./dom.js";
+import { count, expected, h, percent, plural, priority, swatch } from "./dom.js";
 import { css, expertColour, labelColour } from "./colours.js";
 import { flagList } from "./flags.js";
 import { extentOf } from "./regions.js";
@@ -18,6 +18,7 @@ import { Viewer } from "./viewer.js";
 export function createAssignment({ me, entry, details, scene, model, route }) {
   const isExpert = me.role === "expert";
   const flags = details.flags ?? [];
+  const [{ gain }] = entry.experts;
   const colourOf = (value) => expertColour(isExpert ? details.number : value);
   const fillOf = cached((value) => [...colourOf(value), 70]);
   const outlineOf = cached((value) => ({ colour: css(colourOf(value)), width: 1.5, halo: true }));
@@ -86,7 +87,9 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
     entry.left_out
       ? h("p.note", {}, `${plural(entry.left_out, "voxel")} not on the worklist: the model's label is kept.`)
       : null,
-    isExpert ? h("p.note", {}, `Your answers are ${expected(entry.experts[0].gain)}.`) : null,
+    isExpert
+      ? h("p.note", {}, `Priority: ${priority(gain)}. Your answers are ${expected(gain)}.`)
+      : null,
     flags.length ? h("h2", {}, "Flagged by experts") : null,
     flags.length ? flagList(flags, ({ at }) => scene.moveTo(at)) : null,
     h("h2", {}, "Shown"),

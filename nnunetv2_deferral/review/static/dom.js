@@ -38,7 +38,8 @@ export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 
 /** An expected gain in Dice with two significant digits. */
 const digits = (gain) => (gain < 0.001 ? "0.001" : String(Number(gain.toPrecision(2))));
 export const expected = (gain) => `expected to raise Dice by ${gain < 0.001 ? "less than " : ""}${digits(gain)}`;
-export const dice = (gain) => `${gain < 0.001 ? "< " : "+"}${digits(gain)} Dice`;
+/** The priority of what is expected to raise Dice by `gain`: high from 0.01, medium from 0.001. */
+export const priority = (gain) => (gain >= 0.01 ? "high" : gain >= 0.001 ? "medium" : "low");
 export const count = (number) => number.toLocaleString("en-US");
 export const minutes = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1)} min`);
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

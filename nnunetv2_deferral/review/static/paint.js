@@ -12,6 +12,7 @@ const UNDO_STEPS = 200;
 /**
  * @typedef {object} Touched       result of a step of a stroke
  * @property {number} changed      number of changed voxels
+ * @property {number} own          number of voxels under the brush inside the expert's regions
  * @property {number[]} blocked    voxels under the brush outside the expert's regions, as indices in the flat array
  * @property {number[]|null} rect  [u0, v0, u1, v1] (inclusive) to be redrawn, or null
  */
@@ -96,6 +97,19 @@ export class PaintSession {
     return { ...this._set(voxels, label, accepts), rect: u1 < u0 || v1 < v0 ? null : [u0, v0, u1, v1] };
   }
 
+  /** Draw as with :js:`brush`, but with a ball that reaches into the slices around. */
+  ball(plane, w, from, to, radius, label, accepts) {
+    const reach = Math.floor(radius / plane.spacingW);
+    const here = this.brush(plane, w, from, to, radius, label, accepts);
+    for (let away = -reach; away <= reach; away++) {
+      const slice = w + away;
+      if (away === 0 || slice < 0 || slice >= plane.depth) continue;
+      const within = Math.sqrt(radius ** 2 - (away * plane.spacingW) ** 2);
+      here.changed += this.brush(plane, slice, from, to, within, label, accepts).changed;
+    }
+    return here;
+  }
+
   /**
    * Fill a polygon.
    *
@@ -106,7 +120,7 @@ export class PaintSession {
    * @returns {Touched}
    */
   polygon(plane, w, points, label) {
-    if (points.length < 3) return { changed: 0, blocked: [], rect: null };
+    if (points.length < 3) return { changed: 0, own: 0, blocked: [], rect: null };
     const columns = points.map((point) => point[0]);
     const rows = points.map((point) => point[1]);
     const v0 = Math.max(0, Math.ceil(Math.min(...rows)));
@@ -142,11 +156,11 @@ export class PaintSession {
   fill(plane, w, point, label) {
     const start = [Math.round(point[0]), Math.round(point[1])];
     if (start[0] < 0 || start[1] < 0 || start[0] >= plane.width || start[1] >= plane.height) {
-      return { changed: 0, blocked: [], rect: null };
+      return { changed: 0, own: 0, blocked: [], rect: null };
     }
     const seed = indexOf(plane, start[0], start[1], w);
     const region = this.regions[seed];
-    if (region === 0) return { changed: 0, blocked: [seed], rect: [...start, ...start] };
+    if (region === 0) return { changed: 0, own: 0, blocked: [seed], rect: [...start, ...start] };
     const old = this.labels[seed];
     const seen = new Uint8Array(plane.width * plane.height);
     const rect = [...start, ...start];
@@ -267,13 +281,14 @@ export class PaintSession {
 
   _set(voxels, label, accepts) {
     const blocked = [];
-    let changed = 0;
+    let [changed, own] = [0, 0];
     for (const voxel of voxels) {
       if (this.regions[voxel] === 0) blocked.push(voxel);
-      else if (!accepts || accepts(voxel)) changed += this._write(voxel, label);
+      else own++;
+      if (this.regions[voxel] && (!accepts || accepts(voxel))) changed += this._write(voxel, label);
     }
     if (changed) this.version++;
-    return { changed, blocked };
+    return { changed, own, blocked };
   }
 
   _write(voxel, label) {

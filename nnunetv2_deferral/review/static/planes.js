@@ -15,6 +15,7 @@
  * @property {number} strideW    stride to the next slice
  * @property {number} spacingU   distance between columns, mm
  * @property {number} spacingV   distance between rows, mm
+ * @property {number} spacingW   distance between slices, mm
  * @property {string[]} sides    letters of the left, right, top and bottom side
  */
 
@@ -39,6 +40,7 @@ export function planesOf([nz, ny, nx], [dz, dy, dx]) {
       strideW: slice,
       spacingU: dx,
       spacingV: dy,
+      spacingW: dz,
       sides: ["R", "L", "A", "P"],
     },
     coronal: {
@@ -53,6 +55,7 @@ export function planesOf([nz, ny, nx], [dz, dy, dx]) {
       strideW: nx,
       spacingU: dx,
       spacingV: dz,
+      spacingW: dy,
       sides: ["R", "L", "S", "I"],
     },
     sagittal: {
@@ -67,6 +70,7 @@ export function planesOf([nz, ny, nx], [dz, dy, dx]) {
       strideW: 1,
       spacingU: dy,
       spacingV: dz,
+      spacingW: dx,
       sides: ["A", "P", "S", "I"],
     },
   };

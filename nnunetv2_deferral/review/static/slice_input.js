@@ -1,7 +1,5 @@
 /** Pointer and wheel input of a slice view: navigation, window and level, and the tool. */
 
-import { voxelAt } from "./planes.js";
-
 /** Pixels of drag that change the level by the width of the window, and the width by a factor of e. */
 const LEVEL_PIXELS = 300;
 const WIDTH_PIXELS = 200;
@@ -45,7 +43,7 @@ export class SliceInput {
   _kindOf(event) {
     if (event.button === 2) return "window";
     if (event.button === 1 || event.shiftKey) return "pan";
-    return event.altKey || !this.view.tool ? "position" : "tool";
+    return this.view.tool ? "tool" : "position";
   }
 
   _onMove(event) {
@@ -80,10 +78,8 @@ export class SliceInput {
   }
 
   _movePosition(event) {
-    const { view } = this;
-    const [u, v] = view.toSlice(...this._at(event));
-    view.scene.moveTo(voxelAt(view.plane, u, v, view.slice));
-    view.onMove();
+    this.view.pointer = this._at(event);
+    this.view.moveToPointer();
   }
 
   _at(event) {

@@ -5,7 +5,7 @@
  * scales to the true spacing. When a stroke changes a few voxels, only their rectangle of the picture is recomputed.
  */
 
-import { columnRow, extractSlice, indexOf } from "./planes.js";
+import { columnRow, extractSlice, indexOf, voxelAt } from "./planes.js";
 import { drawFlags } from "./flags.js";
 import { outlinesOf } from "./outline.js";
 import { SliceInput } from "./slice_input.js";
@@ -145,6 +145,13 @@ export class SliceView {
     const [u, v] = this.toSlice(...this.pointer).map(Math.round);
     if (u < 0 || v < 0 || u >= this.plane.width || v >= this.plane.height) return null;
     return this.scene.valueAt(indexOf(this.plane, u, v, this.slice));
+  }
+
+  /** Move all planes to the pointer. */
+  moveToPointer() {
+    const [u, v] = this.toSlice(...this.pointer);
+    this.scene.moveTo(voxelAt(this.plane, u, v, this.slice));
+    this.onMove();
   }
 
   /** The current picture as PNG. */

@@ -1,8 +1,17 @@
 /** The tools of step 2 and their keys. */
 
-import { css, labelColour } from "./colours.js";
+import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour } from "./colours.js";
 import { h, swatch } from "./dom.js";
+import { legend } from "./legend.js";
 import { TOOLS } from "./tools.js";
+
+/** Outlines of regions; answered ones also differ by their dashes. */
+export const REGION_OUTLINES = {
+  current: { colour: CURRENT_REGION, width: 2.25, halo: true },
+  open: { colour: OPEN_REGION, width: 1.75, halo: true },
+  done: { colour: DONE_REGION, width: 1.75, dash: [9, 4], halo: true },
+};
+const MEANING = { current: "this one", open: "open", done: "answered" };
 
 export class ToolPanel {
   /** @param {import("./annotate.js").Annotation} annotation */
@@ -54,12 +63,28 @@ export class ToolPanel {
     this.undo = h("button", { title: "Undo (Ctrl+Z)", on: { click: () => annotation.undo() } }, "Undo");
     this.redo = h("button", { title: "Redo (Ctrl+Shift+Z)", on: { click: () => annotation.redo() } }, "Redo");
     this.checks = [
-      ["labelLayer", "Your mask", "H"],
-      ["modelLayer", "The model's outline", "O"],
-      ["regionLayer", "Region borders", "K"],
-    ].map(([layer, text, key]) => {
+      ["labelLayer", "Your mask", "H", []],
+      ["modelLayer", "The model's outline", "O", [[annotation.modelLayer.outline(painter.label), "the model"]]],
+      ["regionLayer", "Region borders", "K", Object.keys(MEANING).map((key) => [REGION_OUTLINES[key], MEANING[key]])],
+    ].map(([layer, text, key, samples]) => {
       const box = h("input", { type: "checkbox", on: { change: () => this._show(layer, box.checked) } });
-      return { layer, key: key.toLowerCase(), box, row: h("label.check", {}, box, text, h("kbd", {}, key)) };
+      const row = [h("label.check", {}, box, text, h("kbd", {}, key)), samples.length ? legend(samples) : ""];
+      return { layer, key: key.toLowerCase(), box, row };
+    });
+    this.opacity = h("input", {
+      type: "range",
+      min: 0,
+      max: 100,
+      title: "Opacity of your mask; V shows its outline only",
+      on: { input: () => annotation.setOpacity(Number(this.opacity.value)) },
+    });
+    this.ball = h("input", {
+      type: "checkbox",
+      on: {
+        change: () => {
+          painter.isBall = this.ball.checked;
+        },
+      },
     });
     this.element = h(
       "div",
@@ -68,24 +93,29 @@ export class ToolPanel {
       h("div.tools", {}, ...this.toolButtons),
       h("label.slider", {}, "Size", this.size, this.sizeText),
       this.toleranceRow,
+      annotation.scene.isFlat ? null : h("label.check", {}, this.ball, "Through slices, as a ball", h("kbd", {}, "Y")),
       h("div.row", {}, this.undo, this.redo),
       h("h2", {}, "Label"),
       h("div.labels", {}, ...this.labelButtons),
       h("h2", {}, "Shown"),
-      ...this.checks.map(({ row }) => row),
+      ...this.checks.flatMap(({ row }) => row),
+      h("label.slider", {}, "Fill", this.opacity, h("kbd", {}, "V")),
     );
   }
 
   /** @returns {boolean} whether the key belongs to a tool */
   onKey(event) {
     const key = event.key.toLowerCase();
+    const { painter } = this.annotation;
     const tool = TOOLS.find((each) => each.key === key);
     const check = this.checks.find((each) => each.key === key);
     const label = this.annotation.details.labels.find((each) => String(each.label) === key);
     if (tool) this._choose(tool.name);
     else if (check) this._show(check.layer, !this.annotation[check.layer].visible);
     else if (label) this._chooseLabel(label.label);
-    else if (key === "[" || key === "]") this.annotation.painter.resize(key === "[" ? -1 : 1);
+    else if (key === "v") this._toggleFill();
+    else if (key === "y" && !this.annotation.scene.isFlat) painter.isBall = !painter.isBall;
+    else if (key === "[" || key === "]") painter.resize(key === "[" ? -1 : 1);
     else return false;
     this.update();
     return true;
@@ -99,6 +129,8 @@ export class ToolPanel {
     for (const { layer, box } of this.checks) box.checked = this.annotation[layer].visible;
     this.size.value = painter.steps;
     this.sizeText.textContent = details.named ? `${+painter.diameter.toFixed(1)} mm` : `${painter.steps} px`;
+    this.ball.checked = painter.isBall;
+    this.opacity.value = this.annotation.opacity;
     this.toleranceRow.hidden = painter.kind !== "smart";
     const { undo, redo } = session.history;
     this.undo.disabled = painter.locked || !undo;
@@ -115,6 +147,13 @@ export class ToolPanel {
     painter.label = label;
     if (painter.kind === "eraser") painter.choose("brush");
     this.update();
+  }
+
+  /** Show the outline of the mask only, or again its fill. */
+  _toggleFill() {
+    const { opacity } = this.annotation;
+    if (opacity) this._filled = opacity;
+    this.annotation.setOpacity(opacity ? 0 : (this._filled ?? 30));
   }
 
   _resize() {

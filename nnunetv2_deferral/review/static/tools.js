@@ -8,9 +8,12 @@ export const TOOLS = [
   { name: "eraser", key: "e", title: "Eraser" },
   { name: "polygon", key: "p", title: "Polygon" },
   { name: "fill", key: "f", title: "Fill" },
+  { name: "ruler", key: "d", title: "Ruler" },
   { name: "flag", key: "x", title: "Flag" },
 ];
 
+/** Colours of what is being drawn and of the brush, unlike those of regions. */
+const [DRAWN, BRUSH] = ["#ffe14d", "#7fd4ff"];
 const CLOSE_PIXELS = 9;
 const DRAG_PIXELS = 4;
 
@@ -32,6 +35,9 @@ export class Painter {
     this.tolerance = 0.12;
     this.unit = Math.min(...scene.spacing.slice(scene.isFlat ? 1 : 0));
     this.steps = 4;
+    /** Whether brushes are balls, which reach into the slices around. */
+    this.isBall = false;
+    this._ruler = null;
     this._last = null;
     this._accepts = undefined;
     this._corners = null;
@@ -50,6 +56,7 @@ export class Painter {
 
   choose(kind) {
     this.kind = kind;
+    this._ruler = null;
     this._corners = null;
   }
 
@@ -73,7 +80,9 @@ export class Painter {
 
   down(view, point) {
     if (this.locked) return;
-    if (this.kind === "flag") {
+    if (this.kind === "ruler") {
+      this._ruler = { view, slice: view.slice, points: [point, point], measures: true };
+    } else if (this.kind === "flag") {
       const [u, v] = point.map(Math.round);
       if (this._isInside(view, u, v)) this.onFlag(voxelAt(view.plane, u, v, view.slice));
     } else if (this.kind === "polygon") {
@@ -91,6 +100,7 @@ export class Painter {
   move(view, point) {
     if (this.locked) return;
     if (this._last) this._paint(view, point);
+    if (this._ruler?.measures) this._ruler.points[1] = point;
     const open = this._corners;
     if (this.kind === "polygon" && open && this._pixels(view, open.points.at(-1), point) > DRAG_PIXELS) {
       open.points.push(point);
@@ -99,6 +109,7 @@ export class Painter {
   }
 
   up() {
+    if (this._ruler) this._ruler.measures = false;
     if (this._last) {
       this._last = null;
       if (this.session.commit()) this.onStroke();
@@ -114,19 +125,22 @@ export class Painter {
       context.beginPath();
       for (const point of this._corners.points) context.lineTo(...place(point));
       if (view.pointer) context.lineTo(...view.pointer);
-      context.strokeStyle = "#fff";
+      context.setLineDash([6, 3]);
+      context.strokeStyle = DRAWN;
       context.lineWidth = 1.5;
       context.stroke();
+      context.setLineDash([]);
       context.strokeRect(...place(this._corners.points[0]).map((at) => at - 4), 8, 8);
     }
+    if (this._ruler?.view === view && this._ruler.slice === view.slice) this._drawRuler(view, context, place);
     if (!view.pointer || this.locked) return;
-    const own = this.kind === "flag" || this._isOwn(view, view.toSlice(...view.pointer));
+    const own = ["flag", "ruler"].includes(this.kind) || this._isOwn(view, view.toSlice(...view.pointer));
     view.canvas.classList.toggle("blocked", !own);
     if (!["brush", "smart", "eraser"].includes(this.kind)) return;
     context.beginPath();
     context.arc(...view.pointer, Math.max(2, (this.diameter / 2) * view.pixelsPerMm), 0, 2 * Math.PI);
     context.setLineDash(this.kind === "eraser" ? [4, 3] : []);
-    context.strokeStyle = own ? "#fff" : "#ff5555";
+    context.strokeStyle = own ? BRUSH : "#ff5555";
     context.lineWidth = own ? 1.25 : 2;
     context.stroke();
     context.setLineDash([]);
@@ -135,9 +149,23 @@ export class Painter {
   _paint(view, point) {
     const label = this.kind === "eraser" ? 0 : this.label;
     const { plane, slice } = view;
-    const touched = this.session.brush(plane, slice, this._last, point, this.diameter / 2, label, this._accepts);
+    const stroke = [plane, slice, this._last, point, this.diameter / 2, label, this._accepts];
     this._last = point;
-    this.onTouched(view, touched);
+    this.onTouched(view, this.isBall ? this.session.ball(...stroke) : this.session.brush(...stroke));
+  }
+
+  _drawRuler({ plane, scene }, context, place) {
+    const [from, to] = this._ruler.points;
+    const length = Math.hypot((to[0] - from[0]) * plane.spacingU, (to[1] - from[1]) * plane.spacingV);
+    context.beginPath();
+    for (const point of [from, to]) context.lineTo(...place(point));
+    context.strokeStyle = context.fillStyle = DRAWN;
+    context.lineWidth = 1.5;
+    context.stroke();
+    const [x, y] = place(to);
+    context.textAlign = "left";
+    context.font = "600 13px system-ui, sans-serif";
+    context.fillText(`${length.toFixed(1)} ${scene.named ? "mm" : "px"}`, x + 10, y - 8);
   }
 
   _stroke(work) {

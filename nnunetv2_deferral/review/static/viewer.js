@@ -30,10 +30,11 @@ export class Viewer {
     this.labels = labels.map(({ label }) => label).filter((label) => label > 0);
     this.readout = h("span.readout");
     const onMove = () => this._readOut();
-    this.large = stacks.map((layers, i) => new SliceView(scene, "axial", layers, { tool, flags, title: titles[i], onMove }));
+    const options = { tool, flags, onMove };
+    this.large = stacks.map((layers, i) => new SliceView(scene, "axial", layers, { ...options, title: titles[i] }));
     const withSmall = !scene.isFlat && stacks.length === 1;
     this.small = withSmall
-      ? ["coronal", "sagittal"].map((name) => new SliceView(scene, name, stacks[0], { tool, flags, onMove }))
+      ? ["coronal", "sagittal"].map((name) => new SliceView(scene, name, stacks[0], options))
       : [];
     for (const view of this.large) view.linked = this.large.filter((other) => other !== view);
     this.planeButtons = PLANES.map((name) =>
@@ -96,6 +97,7 @@ export class Viewer {
     else if (key === "+" || key === "=") this._zoom(1);
     else if (key === "-") this._zoom(-1);
     else if (key === "r") this.resetViews();
+    else if (key === "j") this.views.find((view) => view.pointer)?.moveToPointer();
     else if (/^Digit[1-9]$/.test(event.code)) this.scene.choosePreset(Number(event.code.at(-1)));
     else return false;
     return true;
@@ -133,7 +135,7 @@ export class Viewer {
       h(
         "button",
         { title: "Reset zoom, pan and window (R)", on: { click: () => this.resetViews() } },
-        "Reset view",
+        "Reset",
       ),
     );
     if (this.solid && !scene.isFlat) {
@@ -141,7 +143,7 @@ export class Viewer {
         h(
           "button",
           { title: "Planes and a rendering", on: { click: () => openVolumeView(scene, this.solid, this.labels) } },
-          "3D view",
+          "3D",
         ),
       );
     }
