@@ -323,7 +323,7 @@ def review() -> argparse.ArgumentParser:
     )
     parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
     parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the predicted images")
-    parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the scores of the last step")
+    parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the coordinator's scores")
     parser.add_argument(
         "-worklist", metavar="LIST", help="folder of nnUNetv2_deferral_worklist: ask about its regions only"
     )
@@ -332,6 +332,9 @@ def review() -> argparse.ArgumentParser:
     )
     parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
     parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
+    parser.add_argument("--show_scores", action="store_true", help="show reference and scores to experts, too")
+    words = "hide the model's mask from an expert until they have submitted the case; painting starts from nothing"
+    parser.add_argument("--blind_start", action="store_true", help=words)
     return parser
 
 

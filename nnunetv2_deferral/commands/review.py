@@ -29,6 +29,8 @@ def review(
     worklist: str | Path | None = None,
     dataset_json: str | Path | None = None,
     port: int = PORT,
+    show_scores: bool = False,
+    blind_start: bool = False,
 ) -> None:
     """Serve the review page on 127.0.0.1 until interrupted, and print one link per expert.
 
@@ -36,10 +38,12 @@ def review(
         predictions: Folder of masks with deferral maps, from nnUNetv2_predict or a final validation.
         images: Folder of the images, `<case>_0000<file_ending>` and so on.
         output_folder: Output folder for the answers, see docs/reference/review.md; an existing review is continued.
-        references: Folder of reference masks, for the scores of step 3; None for no scores.
+        references: Folder of reference masks, for the coordinator's scores; None for no scores.
         worklist: Folder of nnUNetv2_deferral_worklist, to ask about its regions only; None for all regions.
         dataset_json: The model's dataset.json, if it is not beside the predictions.
         port: Port on 127.0.0.1.
+        show_scores: Show reference and scores to experts, too, once they have submitted a case.
+        blind_start: Hide the model's mask from an expert until they have submitted the case.
 
     Raises:
         InputError: If an input is missing or inconsistent, the output folder overlaps an input folder, the review was
@@ -49,20 +53,27 @@ def review(
     # Imported here, because the other commands do not need the packages of the extra.
     from nnunetv2_deferral.review.access import Access
     from nnunetv2_deferral.review.server import create_app, listen, serve
-    from nnunetv2_deferral.review.service import Review
+    from nnunetv2_deferral.review.service import Blinding, Review
     from nnunetv2_deferral.review.store import ReviewStore
     from nnunetv2_deferral.review.study import Study
     from nnunetv2_deferral.worklist.reading import Worklist
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
     _check_folders(inputs, Path(output_folder))
-    with listen(port) as listening:  # before the maps are read, which may take minutes
+    with listen(port) as listening:  # before anything is read, which may take minutes
         opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
+        if not opened.asked():
+            raise InputError(
+                f"nothing was deferred in the {len(opened.cases)} cases of {opened.folder}, nothing to review. "
+                "Predict or route with a larger budget or capacity"
+            )
         listed = Worklist.open(Path(worklist), opened) if worklist else None
         study = Study(opened, Path(images), Path(references) if references else None, listed)
+        if listed:  # all is checked before anything is written, and only what is listed is shown
+            study.read()
         store = ReviewStore(Path(output_folder), opened.files.file_ending)
         try:
-            served = Review(study, store)
+            served = Review(study, store, Blinding(show_scores=show_scores, blind_start=blind_start))
             served.check_begun()
             access = Access(store.hidden, study.experts, port)
             app = create_app(served, access, port)
@@ -72,15 +83,15 @@ def review(
             for person, link in links:
                 print(f"  {person.name:{width}}  {link}")
             print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
-            serve(app, listening)
+            serve(app, listening, lambda runs: None if listed else study.read(wanted=runs))
         finally:
             store.close()
 
 
 def _summary(study: Study) -> str:
-    infos = study.infos.values()
     if study.worklist is None:
-        return f"{len(infos)} cases."
+        return f"{len(study.predictions.cases)} cases, which can be reviewed as soon as they have been read."
+    infos = study.infos.values()
     asked, regions = sum(any(info.voxels) for info in infos), sum(sum(info.regions) for info in infos)
     lines = [f"{len(infos)} cases, {regions} regions of {asked} cases listed in {study.worklist.folder}."]
     for place, expert in enumerate(study.experts):
@@ -114,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             worklist=options.worklist,
             dataset_json=options.djfile,
             port=options.port,
+            show_scores=options.show_scores,
+            blind_start=options.blind_start,
         )
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:

@@ -19,6 +19,7 @@ import json
 import logging
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,7 @@ def create_app(review: Review, access: Access, port: int) -> Starlette:
         Route("/api/enter", handlers.enter, methods=["POST"]),
         Route("/api/me", handlers.me),
         Route("/api/cases", handlers.cases),
+        Route("/api/progress", handlers.progress),
         Route("/api/totals", handlers.totals),
         Route(case, handlers.details),
         Route(f"{case}/volumes/{{which}}", handlers.volume),
@@ -97,13 +99,37 @@ def listen(port: int) -> socket.socket:
         raise InputError(f"port {port} on 127.0.0.1 {reason}; choose another one (--port)") from error
 
 
-def serve(app: Starlette, listening: socket.socket) -> None:
-    """Serve on a socket of :func:`listen` until interrupted."""
+def serve(app: Starlette, listening: socket.socket, meanwhile: Callable[[Callable[[], bool]], None]) -> None:
+    """Serve on a socket of :func:`listen` until interrupted, or until what is done meanwhile fails.
+
+    Args:
+        app: The application.
+        listening: The socket.
+        meanwhile: Called in another thread with a function that tells whether the server still runs.
+
+    Raises:
+        InputError: The one of `meanwhile`.
+    """
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, http="h11", ws="none"
     )
+    server, failed = uvicorn.Server(config), []
+
+    def work() -> None:
+        try:
+            meanwhile(lambda: not server.should_exit)
+        except Exception as error:  # raised below, in the thread of the caller
+            failed.append(error)
+            server.should_exit = True
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
+    server.should_exit = True
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 class _Handlers:
@@ -130,6 +156,10 @@ class _Handlers:
 
     async def cases(self, request: Request) -> Response:
         return await self._answer(self._review.listing, self._person(request))
+
+    async def progress(self, request: Request) -> Response:
+        self._person(request)
+        return JSONResponse(self._review.progress())
 
     async def totals(self, request: Request) -> Response:
         return await self._answer(self._review.totals, self._person(request))

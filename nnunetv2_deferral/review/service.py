@@ -7,6 +7,8 @@ import hashlib
 import threading
 import time
 from collections import defaultdict
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,16 +40,30 @@ class Upload(NamedTuple):
     digest: str
 
 
+@dataclass(frozen=True)
+class Blinding:
+    """What experts do not see.
+
+    Attributes:
+        show_scores: Whether experts see reference and scores of a case that they have submitted.
+        blind_start: Whether experts start from an empty mask and see the model's mask only after they have submitted.
+    """
+
+    show_scores: bool = False
+    blind_start: bool = False
+
+
 class Review:
     """A review.
 
     Attributes:
         study: The predictions, images and references.
         store: The answers.
+        blinding: What experts do not see.
     """
 
-    def __init__(self, study: Study, store: ReviewStore) -> None:
-        self.study, self.store = study, store
+    def __init__(self, study: Study, store: ReviewStore, blinding: Blinding = Blinding()) -> None:
+        self.study, self.store, self.blinding = study, store, blinding
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._seen: dict[tuple[str, str], float] = {}
 
@@ -82,20 +98,26 @@ class Review:
     def check_begun(self) -> None:
         """Refuse to continue a review whose answers refer to other regions because the worklist differs.
 
+        With a worklist all cases must have been read.
+
         Raises:
             InputError: Naming the first such draft. Nothing is changed.
         """
         now = f"the worklist {self.study.worklist.folder}" if self.study.worklist else "no worklist"
-        for info in self.study.infos.values():
-            for expert, listed in zip(self.study.experts, info.listings, strict=True):
-                draft = self.store.draft(expert, info.name)
-                if draft is None or draft.listed == listed:
-                    continue
+        infos = self.study.infos
+        for name, expert in product(self.study.predictions.cases, self.study.experts):
+            draft = self.store.draft(expert, name)
+            listed = infos[name].listings[self.study.experts.index(expert)] if self.study.worklist else ""
+            if draft is not None and draft.listed != listed:
                 begun = "with other regions of a worklist" if draft.listed else "without a worklist"
                 raise InputError(
-                    f"{self.store.draft_file(expert, info.name)}: the answers of {expert} to {info.name} were started "
+                    f"{self.store.draft_file(expert, name)}: the answers of {expert} to {name} were started "
                     f"{begun}, but now there is {now}. Use the same worklist as before or choose another folder (-o)"
                 )
+
+    def progress(self) -> dict[str, int]:
+        """How many `cases` there are, and how many have been `read`."""
+        return {"read": len(self.study.infos), "cases": len(self.study.predictions.cases)}
 
     def details(self, person: Person, name: str) -> dict[str, Any]:
         """The data of a case that the page needs before it loads volumes."""
@@ -118,7 +140,8 @@ class Review:
             "kind": str(image.dtype),
             "labels": [{"label": label, "name": name} for label, name in files.label_names.items()],
             "experts": self.study.experts,
-            "has_reference": self.study.infos[name].reference is not None,
+            "has_reference": self.study.infos[name].reference is not None and self._sees_scores(person),
+            "blind": person.expert is not None and self._is_blind(person.expert, name),
         }
         if person.expert is not None:
             asked, draft = self.study.asked(name, person.expert), self._draft(person.expert, case)
@@ -150,14 +173,14 @@ class Review:
                 raise RefusedError(404, "No such channel.")
             return image[int(channel)]
         if which == "model":
-            return case.model
+            return case.model if person.expert is None else self._shown(case, person.expert)
         if which == "route" and person.expert is None:
             return case.route
         if which == "regions" and person.expert is not None:
             return self.study.asked(name, person.expert).regions
         if which == "labels" and person.expert is not None:
-            return self._mask(case, person.expert, case.model)
-        if which in ("fused", "reference"):
+            return self._mask(case, person.expert, self._shown(case, person.expert))
+        if which == "fused" or (which == "reference" and self._sees_scores(person)):
             self._check_may_see_result(person, name)
             found = fused_mask(self.study, self.store, case) if which == "fused" else self.study.reference(name)
             if found is not None:
@@ -168,7 +191,7 @@ class Review:
         """The result of a case for step 3: scores, changes and experts."""
         case = self._visible(person, name)
         self._check_may_see_result(person, name)
-        return without_nan(case_result(self.study, self.store, case))
+        return without_nan(case_result(self.study, self.store, case, scores=self._sees_scores(person)))
 
     def totals(self, person: Person) -> dict[str, Any]:
         """Minutes and voxels of each expert over all cases, for the coordinator."""
@@ -224,8 +247,8 @@ class Review:
                 outside = np.ones(mask.size, dtype=bool)
                 outside[asked.voxels] = False
                 left_out = outside.reshape(mask.shape) & (mask == ignore)
-                mask = np.where(left_out, case.model, mask)
-            labels = check_whole_mask(mask, case.model, asked.voxels, self.study.labels)
+                mask = np.where(left_out, self._shown(case, expert), mask)
+            labels = check_whole_mask(mask, self._shown(case, expert), asked.voxels, self.study.labels)
             everything = tuple(range(1, len(asked.listing) + 1))
             edit = Upload(key=key, done=everything, digest=hashlib.sha256(body).hexdigest())
             seconds = draft.seconds + self._worked(expert, name, float("inf"))
@@ -257,6 +280,8 @@ class Review:
                 "flags": flags_in_file(draft.remarks["flags"], case.orientation, case.model.shape),
                 "minutes": round(draft.seconds / 60, 2),
                 "revisions": draft.revision,
+                "blind_start": draft.blind,
+                "show_scores": self.blinding.show_scores,
             }
             ignore = self._ignore_label
             base = case.model if ignore is None else np.full_like(case.model, ignore)
@@ -267,7 +292,7 @@ class Review:
         """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
         case = self._visible(person, name)
         if what == "mask" and person.expert is not None:
-            self._write(self._mask(case, person.expert, case.model), case, file)
+            self._write(self._mask(case, person.expert, self._shown(case, person.expert)), case, file)
         elif what == "regions" and person.expert is not None:
             self._write(self.study.asked(name, person.expert).regions, case, file)
         elif what == "fused":
@@ -278,6 +303,16 @@ class Review:
     @property
     def _ignore_label(self) -> int | None:
         return self.study.predictions.files.label_manager.ignore_label
+
+    def _sees_scores(self, person: Person) -> bool:
+        return person.expert is None or self.blinding.show_scores
+
+    def _is_blind(self, expert: str, name: str) -> bool:
+        return self.blinding.blind_start and not self.store.is_submitted(expert, name)
+
+    def _shown(self, case: ReviewedCase, expert: str) -> np.ndarray:
+        """The model's mask as the expert sees it: empty while the expert is blind to it."""
+        return np.zeros_like(case.model) if self._is_blind(expert, case.name) else case.model
 
     def _visible(self, person: Person, name: str) -> ReviewedCase:
         case = self.study.case(name)
@@ -310,9 +345,15 @@ class Review:
         draft = self.store.draft(expert, case.name)
         if draft is None:
             asked = self.study.asked(case.name, expert)
-            labels = case.model.ravel()[asked.voxels]
             return Draft(
-                revision=0, key="", digest=case.digest, labels=labels, done=(), seconds=0.0, listed=asked.listed
+                revision=0,
+                key="",
+                digest=case.digest,
+                labels=self._shown(case, expert).ravel()[asked.voxels],
+                done=(),
+                seconds=0.0,
+                listed=asked.listed,
+                blind=self.blinding.blind_start,
             )
         if draft.digest != case.digest:
             raise RefusedError(
@@ -379,6 +420,7 @@ class Review:
             listed=asked.listed,
             request=edit.digest,
             remarks=remarks,
+            blind=draft.blind and self.blinding.blind_start,
         )
         self.store.save(expert, case.name, kept, event, runs)
         return _receipt(kept)

@@ -41,7 +41,7 @@ from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
-from nnunetv2_deferral.schema import Count, NonNegative, Text, validate
+from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, validate
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Draft:
         listed: With a worklist, a digest of the listed regions of expert and case; else empty.
         request: Digest of the content of the last save; empty in drafts of older versions.
         remarks: Confidence and flags.
+        blind: Whether all answers were given without sight of the model's mask.
     """
 
     revision: int
@@ -73,6 +74,7 @@ class Draft:
     listed: str = ""
     request: str = ""
     remarks: Remarks = field(default_factory=lambda: NO_REMARKS)
+    blind: bool = False
 
 
 class _Meta(TypedDict):
@@ -84,6 +86,7 @@ class _Meta(TypedDict):
     listed: NotRequired[Text]
     request: NotRequired[Text]
     remarks: NotRequired[Remarks]
+    blind: NotRequired[Boolean]
 
 
 class _Changed(TypedDict):
@@ -230,6 +233,7 @@ class ReviewStore:
             "listed": draft.listed,
             "request": draft.request,
             "remarks": draft.remarks,
+            "blind": draft.blind,
         }
         entry = {
             "revision": draft.revision,
@@ -237,6 +241,7 @@ class ReviewStore:
             "seconds": round(draft.seconds, 1),
             "runs": runs,
             "remarks": draft.remarks,
+            "blind": draft.blind,
         }
 
         file = self.draft_file(expert, case)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -109,30 +110,48 @@ class Study:
     Attributes:
         predictions: The predictions.
         worklist: The worklist that limits the regions; None for all deferred regions.
-        infos: The cases by name.
     """
 
     def __init__(
         self, predictions: PredictionFolder, images: Path, references: Path | None, worklist: Worklist | None = None
     ) -> None:
-        """Read and check all cases once.
+        """Find the files of all cases; :meth:`read` reads them.
 
         Raises:
-            InputError: If a mask, map or image is missing or inconsistent, or a mask of the worklist; the message names
-                the file.
+            InputError: If an image is missing, or a label exceeds 255.
         """
         self.worklist = worklist
         self.predictions = predictions
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
             raise InputError(f"the review page supports labels up to 255, but the dataset has {highest}")
-        self._images, self._references = images, references
-        cases = tqdm(predictions.cases, desc="Reading the maps", unit="case")
-        self.infos = {case: self._inspect(case) for case in cases}
+        self._images = {case: self._find_images(images, case) for case in predictions.cases}
+        self._references = references
+        self._infos: dict[str, CaseInfo] = {}
         self._lock = threading.Lock()
         self._case = lru_cache(CASES_IN_MEMORY)(self._read_case)
         self._asked = lru_cache(CASES_IN_MEMORY * len(self.experts))(self._find_asked)
         self._image = lru_cache(CASES_IN_MEMORY)(self._read_image)
+
+    def read(self, *, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Read and check all cases once; those that have been read can be reviewed meanwhile.
+
+        Args:
+            wanted: Asked before each case whether to go on.
+
+        Raises:
+            InputError: If a mask or map is missing or inconsistent, or a mask of the worklist; the message names the
+                file.
+        """
+        for case in tqdm(self.predictions.cases, desc="Reading the maps", unit="case"):
+            if not wanted():
+                return
+            self._infos[case] = self._inspect(case)
+
+    @property
+    def infos(self) -> dict[str, CaseInfo]:
+        """The cases that have been read, by name."""
+        return dict(self._infos)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -148,9 +167,11 @@ class Study:
         """A case with its maps.
 
         Raises:
-            RefusedError: If there is no case of this name.
+            RefusedError: If there is no case of this name, or it has not been read yet.
         """
-        if name not in self.infos:
+        if name not in self._infos and name in self.predictions.cases:
+            raise RefusedError(503, "This case is still being read.")
+        if name not in self._infos:
             raise RefusedError(404, "No such case.")
         with self._lock:
             return self._case(name)
@@ -187,12 +208,16 @@ class Study:
         """Whether the image of a case is an RGB picture."""
         return len(self.infos[name].images) == 1 and self.image(name).shape[0] == 3
 
-    def _inspect(self, name: str) -> CaseInfo:
+    def _find_images(self, folder: Path, name: str) -> tuple[Path, ...]:
         files = self.predictions.files
-        images = tuple(files.image_files(self._images, name))
+        images = tuple(files.image_files(folder, name))
         if not images:
-            raise InputError(f"the image {files.image_file(self._images, name)} does not exist")
-        reference = self._references and self._references / f"{name}{files.file_ending}"
+            raise InputError(f"the image {files.image_file(folder, name)} does not exist")
+        return images
+
+    def _inspect(self, name: str) -> CaseInfo:
+        ending = self.predictions.files.file_ending
+        reference = self._references and self._references / f"{name}{ending}"
         case = self._read_case(name)
         asked = [self._find_asked(case, expert) for expert in self.experts]
         return CaseInfo(
@@ -204,7 +229,7 @@ class Study:
             ranks=tuple(each.listing[0]["rank"] if each.listing else None for each in asked),
             left_out=case.left_out,
             listings=tuple(each.listed for each in asked),
-            images=images,
+            images=self._images[name],
             reference=reference if reference and reference.is_file() else None,
         )
 

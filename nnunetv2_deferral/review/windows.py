@@ -18,7 +18,7 @@ HOUNSFIELD = {
 PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (0, 100))
 """The first is the one that an image is opened with, unless it has 8 bits."""
 
-EIGHT_BITS = {"name": "Full range 0–255", "centre": 127.5, "width": 255}
+EIGHT_BITS: dict[str, Any] = {"name": "Full range 0–255", "centre": 127.5, "width": 255}
 
 
 def windows_of(
@@ -38,7 +38,9 @@ def windows_of(
     """
     if colour:
         return [[EIGHT_BITS] for _ in channels]
-    percentiles = [{"name": f"Percentiles {low:g}–{high:g}", "low": low, "high": high} for low, high in PERCENTILES]
+    percentiles: list[dict[str, Any]] = [
+        {"name": f"Percentiles {low:g}–{high:g}", "low": low, "high": high} for low, high in PERCENTILES
+    ]
     automatic = [EIGHT_BITS, *percentiles] if eight_bits else percentiles
     windows = []
     for number, name in enumerate(channels):

@@ -30,7 +30,7 @@ from nnunetv2_deferral.decision.decide import RoutingMaps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
 from nnunetv2_deferral.review.access import Access  # noqa: E402
 from nnunetv2_deferral.review.server import create_app  # noqa: E402
-from nnunetv2_deferral.review.service import Review  # noqa: E402
+from nnunetv2_deferral.review.service import Blinding, Review  # noqa: E402
 from nnunetv2_deferral.review.store import ReviewStore  # noqa: E402
 from nnunetv2_deferral.review.study import Study  # noqa: E402
 from nnunetv2_deferral.settings import resolve_settings  # noqa: E402
@@ -145,12 +145,13 @@ def write_pictures(root, *, colour=False):
     return folders
 
 
-def open_review(folders, *, references=True, worklist=None):
+def open_review(folders, *, references=True, worklist=None, **blinding):
     """The review of some folders."""
     predictions = PredictionFolder.open(folders.predictions)
     listed = worklist and Worklist.open(worklist, predictions)
     study = Study(predictions, folders.images, folders.references if references else None, listed)
-    return Review(study, ReviewStore(folders.reviews, predictions.files.file_ending))
+    study.read()
+    return Review(study, ReviewStore(folders.reviews, predictions.files.file_ending), Blinding(**blinding))
 
 
 class Browser:

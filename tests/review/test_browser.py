@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.review.study import Study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -532,6 +534,51 @@ def test_the_name_of_the_window_is_that_of_what_is_shown_and_stays_for_the_next_
         shows("Set by hand", f"W{dragged}")
         ann.press("r")
         playwright.expect(name.locator("option:checked")).to_have_text("Percentiles 0.5–99.5")
+
+
+def test_with_a_blind_start_the_reader_paints_from_nothing_and_cannot_take_the_mask_of_the_model(tmp_path, sit_down):
+    folders = write_pictures(tmp_path)
+    with running(folders, blind_start=True) as links:
+        bob = sit_down(links["bob"])
+        page = bob.page
+        playwright.expect(page.locator(".card")).to_contain_text("The model's mask is shown after you have submitted")
+        assert page.get_by_label("The model's outline").count() == 0
+        assert not page.get_by_role("button", name="The model is right here").is_visible()
+        bob.press("m")
+        playwright.expect(page.locator(".figure")).to_contain_text("0 of 1")
+        bob.press("]", "]", "]")
+        bob.drag((-20, 0), (20, 0))
+        bob.press("Enter")
+        bob.submit()
+    record = json.loads((folders.reviews / "review.json").read_text())["cases"]["photo"]["bob"]
+    assert record["blind_start"] is True
+
+
+def test_the_page_waits_for_the_first_case_and_lists_others_as_they_are_read(tmp_path, chromium, monkeypatch):
+    step, read = threading.Semaphore(0), Study.read
+
+    def slowly(self, **_):
+        def wanted():
+            return step.acquire(timeout=30)
+
+        threading.Thread(target=lambda: read(self, wanted=wanted), daemon=True).start()
+
+    monkeypatch.setattr(Study, "read", slowly)
+    with running(write_volumes(tmp_path)) as links:
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(links["ann"])
+        playwright.expect(page.locator(".empty")).to_have_text("The cases are being read…")
+        step.release()
+        page.wait_for_selector("canvas.slice")
+        playwright.expect(page.locator(".reading")).to_have_text("1 of 2 cases have been read")
+        page.keyboard.press("m")
+        step.release()
+        playwright.expect(page.locator(".reading")).to_have_count(0)
+        assert page.locator(".case-name").all_inner_texts() == ["case_a", "case_b"]
+        page.keyboard.press("m")
+        playwright.expect(page.locator("a.case.on .case-state")).to_have_text("2 of 2")
+        context.close()
 
 
 def test_a_picture_has_no_3d_view(tmp_path, sit_down):

@@ -6,8 +6,9 @@ import signal
 import socket
 
 import pytest
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from own_process import OwnProcess
-from small_review import free_port, write_volumes
+from small_review import GEOMETRY, free_port, make_folders, volume_arrays, write_case, write_dataset_json, write_volumes
 from waiting import wait_for
 
 from nnunetv2_deferral.commands import review as command
@@ -23,7 +24,7 @@ def options(folders, **changes):
 
 def test_it_prints_a_link_for_everyone(tmp_path, monkeypatch, capsys):
     folders, served, port = write_volumes(tmp_path), [], free_port()
-    monkeypatch.setattr(server, "serve", lambda app, listening: served.append(listening.getsockname()))
+    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile: served.append(listening.getsockname()))
     main(options(folders, **{"--port": port}))
     printed = capsys.readouterr().out
     assert served == [("127.0.0.1", port)]
@@ -62,6 +63,27 @@ def test_the_port_is_free_again_after_an_error(tmp_path, capsys):
     (folders.images / "case_b_0000.nii.gz").unlink()
     fails(capsys, options(folders, **{"--port": port}), "case_b_0000.nii.gz")
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_map_that_cannot_be_read_ends_the_server_with_its_name(tmp_path, capsys):
+    folders, port = write_volumes(tmp_path), free_port()
+    route = folders.predictions / "deferral" / "route" / "case_b.nii.gz"
+    route.write_bytes(route.read_bytes()[:100])
+    assert "#enter=" in fails(capsys, options(folders, **{"--port": port}), str(route)).out
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_where_nothing_was_deferred_there_are_no_links(tmp_path, capsys):
+    folders = make_folders(tmp_path)
+    image, model, route, reference = volume_arrays()
+    write_case(
+        folders, "case_a", image=image, model=model, route=0 * route, reference=reference,
+        ending=".nii.gz", writer=SimpleITKIO(), properties=GEOMETRY,
+    )  # fmt: skip
+    write_dataset_json(folders, ".nii.gz")
+    printed = fails(capsys, options(folders), "nothing was deferred in the 1 cases")
+    assert "#enter=" not in printed.out
+    assert not folders.reviews.exists()
 
 
 def test_an_interruption_while_the_maps_are_read_shows_no_traceback(tmp_path, monkeypatch, capsys):

@@ -375,7 +375,7 @@ def test_answers_may_not_lie_in_the_worklist(folders, capsys):
 def start(monkeypatch):
     """The command, up to where it would serve."""
     ports = []
-    monkeypatch.setattr(server, "serve", lambda app, listening: ports.append(listening))
+    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile: ports.append(listening))
 
     def command(folders, worklist=None):
         main(options(folders, worklist))

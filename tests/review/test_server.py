@@ -126,6 +126,20 @@ def test_a_flag_is_seen_by_the_coordinator_at_once_and_is_kept_in_the_coordinate
     assert flag["comment"] == "a second nodule?"
 
 
+def test_cases_are_reviewed_as_soon_as_they_have_been_read(served, monkeypatch):
+    ann, study = served.browser("ann"), served.review.study
+    monkeypatch.setattr(study, "_infos", {})
+    assert ann.get("/api/progress").json() == {"read": 0, "cases": 2}
+    assert ann.get("/api/cases").json() == []
+    for case, status in ((CASE, 503), ("case_c", 404)):
+        assert ann.get(f"/api/cases/{case}").status_code == status
+        assert ann.save(case, 0).status_code == status
+    study.read(wanted=iter([True, False]).__next__)
+    assert ann.get("/api/progress").json() == {"read": 1, "cases": 2}
+    assert [entry["case"] for entry in ann.get("/api/cases").json()] == [CASE]
+    assert ann.save(CASE, 0).status_code == 200
+
+
 def test_an_unfinished_review_does_not_look_like_a_mask(served):
     ann = served.browser("ann")
     assert ann.save(CASE, 0, [[int(own_voxels(ann)[0]), 1, 1]]).status_code == 200
@@ -223,11 +237,51 @@ def test_an_expert_sees_only_what_is_routed_to_them(served):
 def test_the_reference_and_the_result_are_not_sent_to_an_expert_who_has_not_submitted(served):
     ann, bob = served.browser("ann"), served.browser("bob")
     answer_all(ann)
-    hidden = ["volumes/reference", "volumes/fused", "result", "download/fused"]
-    for path in hidden:
+    for path in ("volumes/fused", "result", "download/fused"):
         assert bob.get(f"/api/cases/{CASE}/{path}").status_code == 403, path
         assert ann.get(f"/api/cases/case_b/{path}").status_code == 403, path
         assert ann.get(f"/api/cases/{CASE}/{path}").status_code == 200, path
+
+
+@pytest.mark.parametrize("show_scores", [False, True])
+def test_experts_see_reference_and_scores_only_on_request_and_the_coordinator_always(tmp_path, serve, show_scores):
+    served = serve(write_volumes(tmp_path), show_scores=show_scores)
+    ann, chief = served.browser("ann"), served.browser("coordinator")
+    assert ann.get(f"/api/cases/{CASE}/volumes/reference").status_code in (403, 404)
+    answer_all(ann)
+    seen = {"ann": (ann, show_scores), "coordinator": (chief, True)}
+    for name, (browser, expected) in seen.items():
+        assert browser.get(f"/api/cases/{CASE}").json()["has_reference"] == expected, name
+        assert (browser.get(f"/api/cases/{CASE}/volumes/reference").status_code == 200) == expected, name
+        result = browser.get(f"/api/cases/{CASE}/result").json()
+        assert (result["scores"] is not None) == expected, name
+        assert ("corrected_voxels" in result) == expected, name
+    record = json.loads((served.folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]
+    assert (record["show_scores"], record["blind_start"]) == (show_scores, False)
+
+
+def test_with_a_blind_start_the_mask_of_the_model_is_seen_after_submission_only(tmp_path, serve):
+    folders = write_volumes(tmp_path)
+    served = serve(folders, blind_start=True)
+    ann, chief = served.browser("ann"), served.browser("coordinator")
+    model = chief.volume(CASE, "model")
+    assert model.any()
+    file = tmp_path / "download.nii.gz"
+    for path in ("volumes/model", "volumes/labels"):
+        assert not ann.volume(CASE, path.partition("/")[2]).any()
+    file.write_bytes(ann.get(f"/api/cases/{CASE}/download/mask").content)
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(file))).any()
+    answer_all(ann)
+    assert np.array_equal(ann.volume(CASE, "model"), model)
+    assert [entry["blind"] for entry in served.review.store.log.entries() if entry["event"] == "saved"] == [True]
+    assert ann.save("case_b", 0).status_code == 200
+    served.review.store.close()
+    sighted = serve(folders).browser("ann")
+    assert np.array_equal(sighted.volume("case_b", "model"), model)
+    sighted.save("case_b", 1, done=[1, 2], key="l" * 16)
+    assert sighted.post("/api/cases/case_b/submit", json={"revision": 2}).status_code == 200
+    records = json.loads((folders.reviews / "review.json").read_text())["cases"]
+    assert [records[case]["ann"]["blind_start"] for case in (CASE, "case_b")] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -454,6 +454,7 @@ def sign_in(port, secret):
         return True
 
     wait_for(entered)
+    wait_for(lambda: len(set(client.get("/api/progress").json().values())) == 1)
     return client
 
 

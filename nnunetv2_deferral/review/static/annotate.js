@@ -19,11 +19,21 @@ import { Viewer } from "./viewer.js";
 const CANNOT_TELL = "cannot tell";
 const CONFIDENCES = ["high", "medium", "low"];
 const [MAX_FLAGS, MAX_COMMENT] = [20, 300];
-const FIRST_VISIT = [
+const [ASKED, SUBMIT] = [
   "The model asks about the outlined regions and nothing else, first about the white one in the middle.",
+  "When all regions are answered, Ctrl+Enter submits the case. All keys: ?",
+];
+const BLIND_VISIT = [
+  ASKED,
+  "Paint inside it what you see: brush B, eraser E. The model's mask is shown after you have submitted the case.",
+  "Enter: right as it is painted now. T: you cannot tell.",
+  SUBMIT,
+];
+const FIRST_VISIT = [
+  ASKED,
   "Correct the coloured mask inside it: brush B, eraser E. Dotted: the model's mask.",
   "Enter: right as it is now. M: the model is right. T: you cannot tell.",
-  "When all regions are answered, Ctrl+Enter submits the case. All keys: ?",
+  SUBMIT,
 ];
 
 export class Annotation {
@@ -103,7 +113,8 @@ export class Annotation {
   start() {
     const { regions } = this.details;
     this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
-    showCard(this.viewer.element, "first visit", "What is asked of you", FIRST_VISIT);
+    const lines = this.details.blind ? BLIND_VISIT : FIRST_VISIT;
+    showCard(this.viewer.element, "first visit", "What is asked of you", lines);
   }
 
   /** Go to a region. */
@@ -142,7 +153,7 @@ export class Annotation {
 
   /** Answer the current region with the model's labels. */
   acceptModel() {
-    if (this.painter.locked || !this.current) return;
+    if (this.painter.locked || !this.current || this.details.blind) return;
     this._setToModel();
     this.finishRegion();
   }
@@ -272,7 +283,7 @@ export class Annotation {
     this._fillLabels(kept("opacity", 30));
     this.modelLayer = {
       data: model,
-      visible: true,
+      visible: !this.details.blind,
       outline: cached((label) => ({ colour: css(pale(labelColour(label))), width: 1.5, dash: [2, 3], halo: true })),
     };
     this.regionLayer = {
@@ -387,7 +398,7 @@ export class Annotation {
     );
     this.acceptButton = h(
       "button",
-      { on: { click: () => this.acceptModel() } },
+      { hidden: this.details.blind, on: { click: () => this.acceptModel() } },
       "The model is right here",
       h("kbd", {}, "M"),
     );

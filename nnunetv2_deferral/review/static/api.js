@@ -43,6 +43,7 @@ export async function whoAmI() {
 }
 
 export const listCases = () => json("/api/cases");
+export const readProgress = () => json("/api/progress");
 export const readTotals = () => json("/api/totals");
 export const readCase = (name) => json(casePath(name));
 export const readResult = (name) => json(casePath(name, "/result"));

@@ -15,6 +15,8 @@ const STEPS = [
   [3, "Fusion"],
 ];
 const NAME_END = 12;
+/** Time between looks at the list while cases are being read. */
+const READING_MS = 1500;
 const STATES = {
   saved: "Saved",
   unsaved: "Not saved yet",
@@ -68,19 +70,28 @@ class App {
   async start() {
     await this._readCases();
     await this.navigate();
+    while (this.isReading) {
+      await new Promise((resolve) => setTimeout(resolve, READING_MS));
+      await this._readCases().catch((error) => {
+        if (!(error instanceof api.ApiError)) throw error; // the server is away; what is shown stays
+      });
+      if (this.shown) this._drawList(this.cases.find((entry) => entry.case === this.entry.case));
+      else await this.navigate();
+    }
   }
 
   /** Show the case and step in the address, or the first open case. */
   async navigate() {
     const [, name, step] = location.hash.split("/");
     const wanted = this.cases.find((entry) => entry.case === decodeURIComponent(name ?? ""));
-    const entry = wanted ?? this.cases.find((each) => !isFinished(each)) ?? this.cases[0];
+    const isAwaited = name && !wanted && this.isReading;
+    const entry = isAwaited ? null : (wanted ?? this.cases.find((each) => !isFinished(each)) ?? this.cases[0]);
     if (!entry) {
-      this.stage.replaceChildren(
-        h("p.empty", {}, "There are no regions for you to answer."),
-      );
+      const text = this.isReading ? "The cases are being read…" : "There are no regions for you to answer.";
+      this.stage.replaceChildren(h("p.empty", {}, text));
       return;
     }
+    this.entry = entry;
     const number = this._allowed(entry, Number(step));
     const address = `#/${encodeURIComponent(entry.case)}/${number}`;
     if (location.hash !== address) history.replaceState(null, "", address);
@@ -163,8 +174,9 @@ class App {
       labels,
       onState: (state, reason) => this._showState(state, reason),
       onProgress: (done) => {
-        entry.experts[0].done = done;
-        this._drawList(entry);
+        const listed = this.cases.find((each) => each.case === name); // a newer one while cases are being read
+        listed.experts[0].done = done;
+        this._drawList(listed);
       },
       onSubmitted: async () => {
         await reload(() => {
@@ -182,7 +194,10 @@ class App {
   }
 
   async _readCases() {
+    const { read, cases } = await api.readProgress();
     this.useful = await api.listCases(); // for experts in the order of priority
+    this.isReading = read < cases;
+    this.progress = this.isReading ? `${read} of ${cases} cases have been read` : "";
     this._sort();
     this.totals = this.me.role === "coordinator" ? await api.readTotals() : null;
   }
@@ -234,10 +249,11 @@ class App {
     const finished = this.cases.filter(isFinished).length;
     this.list.replaceChildren(
       h("h2", {}, `Cases  ${finished} / ${this.cases.length}`),
+      this.progress ? h("p.reading", {}, this.progress) : "",
       this.me.role === "expert" && this.cases.length > 1 ? this._orderButton(current) : "",
       ...this.cases.map((entry) => {
         const item = h("a.case", { href: `#/${encodeURIComponent(entry.case)}` }, ...this._caseLines(entry));
-        item.classList.toggle("on", entry === current);
+        item.classList.toggle("on", entry.case === current.case);
         return item;
       }),
       ...(this.totals ? [this._totals()] : []),

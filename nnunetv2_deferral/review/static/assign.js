@@ -94,7 +94,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
     flags.length ? flagList(flags, ({ at }) => scene.moveTo(at)) : null,
     h("h2", {}, "Shown"),
     toggle(isExpert ? "Your regions" : "Routing", routing),
-    toggle("The model's mask", mask),
+    details.blind ? null : toggle("The model's mask", mask),
     h(
       "div.legend",
       {},

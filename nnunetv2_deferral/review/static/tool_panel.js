@@ -62,11 +62,12 @@ export class ToolPanel {
     );
     this.undo = h("button", { title: "Undo (Ctrl+Z)", on: { click: () => annotation.undo() } }, "Undo");
     this.redo = h("button", { title: "Redo (Ctrl+Shift+Z)", on: { click: () => annotation.redo() } }, "Redo");
+    const modelLine = annotation.modelLayer.outline(painter.label);
     this.checks = [
       ["labelLayer", "Your mask", "H", []],
-      ["modelLayer", "The model's outline", "O", [[annotation.modelLayer.outline(painter.label), "the model"]]],
+      annotation.details.blind ? null : ["modelLayer", "The model's outline", "O", [[modelLine, "the model"]]],
       ["regionLayer", "Region borders", "K", Object.keys(MEANING).map((key) => [REGION_OUTLINES[key], MEANING[key]])],
-    ].map(([layer, text, key, samples]) => {
+    ].filter(Boolean).map(([layer, text, key, samples]) => {
       const box = h("input", { type: "checkbox", on: { change: () => this._show(layer, box.checked) } });
       const row = [h("label.check", {}, box, text, h("kbd", {}, key)), samples.length ? legend(samples) : ""];
       return { layer, key: key.toLowerCase(), box, row };
