@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.cases import fuse_evidence
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
@@ -19,14 +20,22 @@ def fused_mask(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarr
     return fuse_masks(case.model, _answers(study, store, case), case.route)
 
 
-def case_result(study: Study, store: ReviewStore, case: ReviewedCase) -> dict[str, Any]:
+def case_result(study: Study, store: ReviewStore, case: ReviewedCase, *, scores: bool) -> dict[str, Any]:
     """Changes, experts and, if there is a reference, scores of a case.
+
+    Args:
+        study: The study.
+        store: The answers.
+        case: The case.
+        scores: Whether scores are wanted.
 
     Returns:
         `experts` (one entry per expert: voxels, regions, whether submitted, changed voxels, minutes),
         `deferred_voxels`, `left_out_voxels` (deferred but not on the worklist), `changed_voxels`, `unanswered_voxels`
-        (of those that experts are asked about), and `scores` (a list of region, Dice of the model and Dice of the
-        system; None without a reference); with a reference also `corrected_voxels` and `spoiled_voxels`.
+        (of those that experts are asked about), `overruled_voxels` (whose answer the model and the answers around would
+        overrule if answers were read as evidence; None if the model has no evidence model of raters), and `scores` (a
+        list of region, Dice of the model and Dice of the system; None without a reference or if not wanted); with
+        scores also `corrected_voxels` and `spoiled_voxels`.
     """
     name, info = case.name, study.infos[case.name]
     answers = _answers(study, store, case)
@@ -50,9 +59,10 @@ def case_result(study: Study, store: ReviewStore, case: ReviewedCase) -> dict[st
         "left_out_voxels": sum(case.left_out),
         "changed_voxels": int((fused != case.model).sum()),
         "unanswered_voxels": int(unanswered(answers, case.route).sum()),
+        "overruled_voxels": _overruled(study, case, answers, fused),
         "scores": None,
     }
-    reference = study.reference(name)
+    reference = study.reference(name) if scores else None
     if reference is not None:
         result |= _scores(study.predictions.files, reference, case.model, fused)
     return result
@@ -93,6 +103,17 @@ def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused
         "corrected_voxels": int((valid & (model != reference) & (fused == reference)).sum()),
         "spoiled_voxels": int((valid & (model == reference) & (fused != reference)).sum()),
     }
+
+
+def _overruled(study: Study, case: ReviewedCase, answers: np.ndarray, fused: np.ndarray) -> int | None:
+    calibration = study.predictions.calibration
+    fitted = None if calibration is None else calibration.evidence
+    if fitted is None or not fitted.applies_to(study.experts):
+        return None
+    to_file = case.orientation.to_file
+    predicted = study.predictions.case(case.name)
+    read = fuse_evidence(predicted, to_file(answers), fitted.model, to_file(case.route))
+    return int((read != to_file(fused)).sum())
 
 
 def _answers(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:

@@ -20,6 +20,9 @@ from nnunetv2_deferral.evidence.prior import Prior
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.review.results import case_result
+from nnunetv2_deferral.review.store import ReviewStore
+from nnunetv2_deferral.review.study import Study
 from nnunetv2_deferral.routing import routing_rule
 
 EXPERTS, CASES, SHAPE = ("ann", "bob"), ("x", "y"), (4, 12, 14)
@@ -159,6 +162,19 @@ def test_on_the_review_page_the_experts_word_is_final_unless_chosen_otherwise(ro
     review.write_text(json.dumps({"cases": records}))
     with pytest.raises(Exception, match="ann could not tell 3 voxels of x"):
         fuse.fuse_folder(root / "in", root / "experts", root / "c", evidence=True)
+
+
+def test_the_review_says_how_many_answers_would_be_overruled(root):
+    report = fuse.fuse_folder(root / "in", root / "experts", root / "fused")["cases"]
+    for case in CASES:
+        write_mask(root / "images" / f"{case}_0000.nii.gz", np.zeros(SHAPE, np.uint8))
+    study = Study(PredictionFolder.open(root / "in"), root / "images", None)
+    study.read()
+    store = ReviewStore(root / "experts", ".nii.gz")
+    found = {case: case_result(study, store, study.case(case), scores=False)["overruled_voxels"] for case in CASES}
+    store.close()
+    assert found == {case: report[case]["overruled"] for case in CASES}
+    assert max(found.values()) > 0
 
 
 def test_the_next_round_asks_others_within_the_budget_and_keeps_the_answers(root, capsys):

@@ -73,7 +73,7 @@ export function createFusion({ details, scene, model, fused, reference, result }
     {},
     result.scores
       ? scoreTable(result)
-      : h("p.note", {}, "No scores: there is no reference for this case."),
+      : h("p.note", {}, "No scores: there is no reference for this case, or only the coordinator may see it."),
     h("h2", {}, "Changes"),
     h(
       "dl",
@@ -94,6 +94,14 @@ export function createFusion({ details, scene, model, fused, reference, result }
           ]
         : []),
     ),
+    result.overruled_voxels
+      ? h(
+          "p.note",
+          {},
+          `Against the answer to ${plural(result.overruled_voxels, "voxel")} speak the model and the answers around. `,
+          "Answers given on this page are final; nnUNetv2_deferral_fuse --evidence would overrule them.",
+        )
+      : null,
     missing.length
       ? h("p.note", {}, `Not submitted yet: ${missing.join(", ")}. The model's labels are kept in their regions.`)
       : null,
