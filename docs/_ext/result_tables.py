@@ -259,6 +259,36 @@ def memory() -> str:
     return _table(header, rows)
 
 
+def export() -> str:
+    """What the export of a resampled case takes, relative to stock."""
+    content = _json("export.json")
+    found, machine = content["found"], content["machine"]
+    names = {"deferral": "one-vs-all, no limits", "budget": "a budget of 1 %", "evidence": "answers as evidence"}
+    rows = [
+        (
+            name,
+            *(_rounded(content["ratios"][kind][key]) for key in ("cpu_seconds", "peak_mib")),
+            f"{found[kind]['files_mib']:.0f} MiB",
+        )
+        for kind, name in names.items()
+    ]
+    shapes = " to ".join("×".join(map(str, content[key])) for key in ("predicted", "image"))
+    line = f"{shapes} voxels, {content['classes']} classes, {content['experts']} experts; {machine['device']}"
+    table = _table(("decision", "processor time", "peak memory", "files"), rows)
+    return f"{table}\n\n{_small(line + ', ' + content['date'])}"
+
+
+def many_cases() -> str:
+    """What the entry of one more case takes in folders of many."""
+    content = _json("many_cases.json")
+    rows = [
+        (f"{int(number):,}".replace(",", " "), f"{found['entry_ms']:.1f} ms", f"{found['read_all_seconds']:.1f} s")
+        for number, found in content["cases"].items()
+    ]
+    table = _table(("cases in the folder", "entry of one more", "reading all entries"), rows)
+    return f"{table}\n\n{_small(content['machine']['device'] + ', ' + content['date'])}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -278,6 +308,8 @@ TABLES: dict[str, Callable[[], str]] = {
         readers_3d,
         overhead,
         memory,
+        export,
+        many_cases,
     )
 }
 
