@@ -67,7 +67,8 @@ def certify(
 
     Returns:
         The calibration with a certificate, or None in its place if nothing can be certified; its report has the
-        `certification`: violations at each budget, and how many groups it takes.
+        `certification`: violations at each budget, how many groups it takes, and the number of `attempts` on any of
+        these cases, of which only the first has the stated confidence.
 
     Raises:
         InputError: If a value is outside (0, 1).
@@ -100,6 +101,7 @@ def certify(
         "confidence": confidence,
         "over": over,
         "groups": groups,
+        "attempts": 1 + _earlier_attempts(cases),
         "cases": [case for _, case in cases.cases],
         "budgets": [
             {"budget": budget, "violations": number} for budget, number in zip(budgets, violations, strict=True)
@@ -124,3 +126,13 @@ def certify(
             scores=errors.scores,
         )
     return replace(calibration, certificate=certificate, report={**calibration.report, "certification": report})
+
+
+def _earlier_attempts(cases: ValidationCases) -> int:
+    """How often a certificate was tried on any of these cases, according to the model's present calibration."""
+    try:
+        current = cases.calibration
+    except InputError:  # it is about to be replaced
+        return 0
+    tried = {} if current is None else current.report.get("certification", {})
+    return int(tried.get("attempts", 1)) if {case for _, case in cases.cases} & {*tried.get("cases", ())} else 0

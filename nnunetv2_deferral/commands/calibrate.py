@@ -78,6 +78,11 @@ def _certification_text(calibration: ModelCalibration) -> list[str]:
     found = calibration.report["certification"]
     rows = ", ".join(f"{row['violations']} at {row['budget']:.4g}" for row in found["budgets"])
     lines = [f"  of {found['groups']} held back for the certificate, kept error above {found['kept_error']:g}: {rows}"]
+    if found["attempts"] > 1:
+        lines.append(
+            f"  this is attempt {found['attempts']} on these cases: only the first has the stated confidence, because "
+            "of many attempts some succeed by chance"
+        )
     if calibration.certificate is not None:
         return [*lines, f"  {calibration.certificate.statement}"]
     needed = ", ".join(f"{number} with {place}" for place, number in enumerate(found["groups_needed"]))

@@ -594,6 +594,13 @@ class TestCertificate:
         said = capsys.readouterr().out
         assert "nothing can be certified: for a share of 0.1 with confidence 0.9 it takes 22 with 0, 38 with 1" in said
 
+    def test_that_is_tried_again_until_it_succeeds_says_so(self, workplace, capsys):
+        for number, kept_error in enumerate((0.1, 0.3, 0.9), 1):
+            calibration = workplace.calibrate("-certify", kept_error, 0.6, "-confidence", 0.5)
+            assert calibration.report["certification"]["attempts"] == number
+            said = f"this is attempt {number} on these cases: only the first has the stated confidence"
+            assert (said in capsys.readouterr().out) == (number > 1)
+
     def test_does_not_change_which_maps_are_of_this_model(self, workplace):
         calibration = workplace.calibrate("-certify", 0.9, 0.6, "-confidence", 0.5)
         assert calibration.certificate is not None
