@@ -43,11 +43,12 @@ def examine() -> list[Finding]:
 
 def describe_trainers() -> str:
     """The available trainer names and options."""
-    from nnunetv2_deferral.nnunet.naming import OPTIONS, example_names
+    from nnunetv2_deferral.nnunet.naming import ON, OPTIONS, example_names
 
     lines = ["trainers (any number of options can be appended to the name):"]
     lines += [f"  {name}" for name in example_names()]
     lines += [f"    _{name:<12} {option.description}" for name, option in OPTIONS.items()]
+    lines += [f"    {ON}<trainer>  deferral on another trainer than nnUNetTrainer; last in the name"]
     return "\n".join(lines)
 
 

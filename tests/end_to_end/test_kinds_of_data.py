@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from workplace import FLAT, LABELS, SOLID, Workplace, preprocess, read, variant_of_flat
+from workplace import FLAT, LABELS, SOLID, Workplace, predictor_of, preprocess, read, variant_of_flat
 
 from nnunetv2_deferral.maps import read_index
 
@@ -114,6 +114,36 @@ class TestResidualEncoder:
         index = read_index(output)
         assert sorted(index["cases"]) == list(TESTED)
         assert index["model"]["plans"] == residual_plans
+
+
+class TestFeatures:
+    def test_a_head_on_named_features_is_trained_saved_and_loaded(self, workplace: Workplace) -> None:
+        block = {"features_from": "decoder.stages.0"}
+        plans = workplace.derive_plans(FLAT, "Features", lambda plans: plans.update(deferral=block))
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", plans=plans)
+        trainer.on_train_start()
+        trainer.network.train()
+        trainer.current_epoch = trainer.warmup_epochs
+        before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+        batch = next(trainer.dataloader_train)
+        trainer.train_step(batch)
+        weights = trainer.network.state_dict()
+        for key in ("deferral_head.routing.weight", "decoder.seg_layers.1.weight"):
+            assert not torch.equal(weights[key], before[key]), key
+
+        model = Path(trainer.output_folder_base)
+        assert json.loads((model / "plans.json").read_text())["deferral_model"] == {
+            "trainer": "TinyDeferral3Experts",
+            "has_regions": False,
+            "features_from": "decoder.stages.0",
+            "feature_channels": 8,
+        }
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+        predictor = predictor_of(model)
+        trainer.set_deep_supervision_enabled(False)
+        trainer.network.eval()
+        with torch.no_grad():
+            assert torch.equal(predictor.network.eval()(batch["data"]), trainer.network(batch["data"]))
 
 
 class TestPlansWithExperts:
