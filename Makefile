@@ -3,6 +3,7 @@
 # make coverage   run the test suite and report branch coverage
 # make lint   run ruff and mypy
 # make docs   execute the tutorials and build the documentation in docs/_build/html
+# make screenshots DATA=...   take the pictures of the review page in the documentation, see docs/screenshots.py
 # Each target first installs its requirements in .venv.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow coverage lint docs clean
+.PHONY: demo test test-slow coverage lint docs screenshots clean
 
 demo: $(READY)
 	$(BIN)/nnUNetv2_deferral_demo -o demo_output --overwrite
@@ -35,6 +36,9 @@ docs: $(READY)
 	$(BIN)/pip install -q -e ".[docs]"
 	$(BIN)/python docs/check.py
 	$(BIN)/sphinx-build -W -q docs docs/_build/html
+
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py $(DATA)
 
 $(READY): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)

@@ -29,7 +29,7 @@ export function drawLabels(context, { canvas, plane, scene, slice, title, pixels
   context.font = "12px system-ui, sans-serif";
   context.fillStyle = "#98a2b0";
   context.textAlign = "left";
-  const name = (plane.name[0].toUpperCase() + plane.name.slice(1)).slice(0, width < 300 ? 3 : undefined);
+  const name = (plane.name[0].toUpperCase() + plane.name.slice(1)).slice(0, width < 240 ? 3 : undefined);
   const lines = [title, scene.isFlat ? "" : `${name}  ${slice + 1} / ${plane.depth}`].filter(Boolean);
   lines.forEach((line, i) => context.fillText(line, 10, 16 + 17 * i));
   if (scene.named && width >= 320) {

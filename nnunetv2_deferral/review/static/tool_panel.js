@@ -2,7 +2,7 @@
 
 import { CURRENT_REGION, DONE_REGION, OPEN_REGION, css, labelColour } from "./colours.js";
 import { h, swatch } from "./dom.js";
-import { legend } from "./legend.js";
+import { legend, lineSample } from "./legend.js";
 import { TOOLS } from "./tools.js";
 
 /** Outlines of regions; answered ones also differ by their dashes. */
@@ -65,11 +65,11 @@ export class ToolPanel {
     const modelLine = annotation.modelLayer.outline(painter.label);
     this.checks = [
       ["labelLayer", "Your mask", "H", []],
-      annotation.details.blind ? null : ["modelLayer", "The model's outline", "O", [[modelLine, "the model"]]],
+      annotation.details.blind ? null : ["modelLayer", "The model's outline", "O", [], lineSample(modelLine)],
       ["regionLayer", "Region borders", "K", Object.keys(MEANING).map((key) => [REGION_OUTLINES[key], MEANING[key]])],
-    ].filter(Boolean).map(([layer, text, key, samples]) => {
+    ].filter(Boolean).map(([layer, text, key, samples, sample]) => {
       const box = h("input", { type: "checkbox", on: { change: () => this._show(layer, box.checked) } });
-      const row = [h("label.check", {}, box, text, h("kbd", {}, key)), samples.length ? legend(samples) : ""];
+      const row = [h("label.check", {}, box, text, sample, h("kbd", {}, key)), samples.length ? legend(samples) : ""];
       return { layer, key: key.toLowerCase(), box, row };
     });
     this.opacity = h("input", {
