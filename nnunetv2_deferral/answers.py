@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ SIMULATION_NAME = "simulation.json"  # written by nnUNetv2_deferral_simulate_exp
 
 class _Simulation(TypedDict):
     experts: list[Text | dict[Text, Any]]
+    seed: NotRequired[Count]
+    boundary_width: NotRequired[Count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,15 @@ class ExpertAnswers:
         return names_of(self.experts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The experts, their seed and boundary width as JSON-ready data."""
-        return {"experts": experts_to_json(self.experts), "seed": self.seed, "boundary_width": self.boundary_width}
+        """The experts, their seed and boundary width as JSON-ready data.
+
+        Of experts simulated beforehand those of simulation.json, unless others are simulated now.
+        """
+        content: dict[str, Any] = {"seed": self.seed, "boundary_width": self.boundary_width}
+        if self.masks is not None and len(raters_of(self.experts)) == len(self.experts):
+            recorded: Mapping[str, Any] = _read_simulation(self.masks.folder) or {}
+            content = {key: recorded.get(key, value) for key, value in content.items()}
+        return {"experts": experts_to_json(self.identities), **content}
 
     def answers(self, case: str, reference: np.ndarray, properties: Mapping[str, Any] | None = None) -> np.ndarray:
         """The labels of all experts for a case.
@@ -168,15 +177,20 @@ def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:
     Raises:
         InputError: If simulation.json is invalid.
     """
-    record = folder / SIMULATION_NAME
-    if not record.is_file():
+    content = _read_simulation(folder)
+    if content is None:
         return tuple(map(Rater, names))
-    content = read_validated_json(record, _Simulation)
     try:
         simulated = {each.name: each for each in experts_from_json(content["experts"])}
     except InputError as error:
-        raise InputError(f"{record}: {error}") from error
+        raise InputError(f"{folder / SIMULATION_NAME}: {error}") from error
     return tuple(simulated.get(name) or Rater(name) for name in names)
+
+
+def _read_simulation(folder: Path) -> _Simulation | None:
+    """The simulation.json of a folder of masks; None if there is none."""
+    record = folder / SIMULATION_NAME
+    return cast(_Simulation, read_validated_json(record, _Simulation)) if record.is_file() else None
 
 
 def evidence_of(

@@ -16,6 +16,7 @@ from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.expert_sim.profiles import expert_set
+from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.settings import resolve_settings
@@ -388,6 +389,26 @@ def test_without_a_review_nothing_is_said_of_one(folders):
     report = folders.root / "report.html"
     assert folders.evaluate("--report", report)["review"] is None
     assert "Effort on the review page" not in report.read_text()
+
+
+def test_experts_that_were_simulated_beforehand_are_called_simulated(folders, capsys):
+    profiles = expert_set("standard", 2)
+    named = [{"name": name, **fields(profile)} for name, profile in zip(("ann", "bob"), profiles, strict=True)]
+    content = {"experts": named, "seed": 77, "boundary_width": 2}
+    (folders.root / "experts" / "simulation.json").write_text(json.dumps(content))
+    report = folders.root / "report.html"
+    summary = folders.evaluate("--report", report)
+    assert [expert["name"] for expert in summary["experts"]["experts"]] == ["ann", "bob"]
+    assert (summary["experts"]["seed"], summary["experts"]["boundary_width"]) == (77, 2)
+    text = report.read_text()
+    assert "The experts are simulated: this shows whether routing works" in text
+    assert "Simulated from the reference with seed 77" in text
+    assert "Raters, with labels" not in text
+
+
+def fields(profile):
+    """The accuracies of a simulated expert as in simulation.json."""
+    return {key: value for key, value in experts_to_json((profile,))[0].items() if key != "name"}
 
 
 def record(**changes):
