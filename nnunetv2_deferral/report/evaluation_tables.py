@@ -12,7 +12,7 @@ from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.reliability_figure import bias_text, error_text
 from nnunetv2_deferral.report.statements import RANKING_NAMES, interval_text
-from nnunetv2_deferral.report.tables import DASH, SYSTEM, ratio, score_text, share_text, signed_text
+from nnunetv2_deferral.report.tables import DASH, SYSTEM, per_cent_text, ratio, score_text, share_text, signed_text
 
 _HOW_CASES_ARE_SCORED = {
     "mean": "mean over all voxels",
@@ -73,7 +73,8 @@ def budgets_table(summary: Mapping[str, Any]) -> Table:
     rows = []
     for name, found in summary["budgets"].items():
         cells = [
-            _with_interval(row["Dice"], row["low"], row["high"]) + f"\n{_per_cent(row['recovered'])}" for row in found
+            _with_interval(row["Dice"], row["low"], row["high"]) + f"\n{per_cent_text(row['recovered'])}"
+            for row in found
         ]
         rows.append([ranking_name(name), *cells])
     return Table(
@@ -232,10 +233,6 @@ def _budget_heads(summary: Mapping[str, Any]) -> list[str]:
 def _with_interval(estimate: float, low: float, high: float, *, signed: bool = False) -> str:
     text = signed_text if signed else score_text
     return text(estimate) if math.isnan(low) else f"{text(estimate)}\n[{text(low)}, {text(high)}]"
-
-
-def _per_cent(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:.0%}".replace("%", " %").replace("-", "−")
 
 
 def _signed(number: int) -> str:

@@ -17,7 +17,7 @@ from nnunetv2_deferral.evaluation.evaluation import (
 )
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED
-from nnunetv2_deferral.report.tables import DASH, ratio, score_text, share_text, signed_text
+from nnunetv2_deferral.report.tables import DASH, per_cent_text, ratio, score_text, share_text, signed_text
 
 FEW_GROUPS = 20
 COLLAPSED = 0.9
@@ -243,7 +243,7 @@ def _against_rankings(summary: Mapping[str, Any]) -> str:
     budget = f"At a budget of {share_text(learned['budget'])}" if nothing else "At the same budget"
     return (
         f"{budget}, the ranking by expected gain reaches a Dice of {score_text(learned['Dice'])}: "
-        f"{', and '.join(parts)}. It recovers {_recovered(learned)} of the oracle's gain."
+        f"{', and '.join(parts)}. It recovers {per_cent_text(learned['recovered'])} of the oracle's gain."
     )
 
 
@@ -283,10 +283,6 @@ def _verdict(difference: Mapping[str, float]) -> str:
     if difference["low"] > 0:
         return "better than"
     return "worse than" if difference["high"] < 0 else "not shown to differ from"
-
-
-def _recovered(row: Mapping[str, Any]) -> str:
-    return DASH if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}".replace("%", " %").replace("-", "−")
 
 
 def _deferring(deferral: Mapping[str, Any]) -> str:

@@ -142,6 +142,11 @@ def share_text(value: float) -> str:
     return f"{100 * value:.{decimals}f} %"
 
 
+def per_cent_text(value: float) -> str:
+    """Whole per cent with a minus sign, unless it is zero, a dash for NaN."""
+    return DASH if math.isnan(value) else f"{round(100 * value)} %".replace("-", "−")
+
+
 def ratio(numerator: float, denominator: float) -> float:
     """The quotient, NaN if the denominator is zero."""
     return numerator / denominator if denominator else float("nan")

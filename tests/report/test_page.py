@@ -26,6 +26,7 @@ from nnunetv2_deferral.report.tables import (
     deferral_rows,
     dice_by_case,
     markdown_tables,
+    per_cent_text,
     result_table,
     result_tables,
     score_rows,
@@ -159,6 +160,13 @@ def test_parts_keep_their_order():
 )  # fmt: skip
 def test_shares_are_told_from_none_and_from_all(value, text):
     assert share_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.001, "0 %"), (0.004, "0 %"), (-0.42, "−42 %"), (1.5, "150 %"), (math.nan, "–")]
+)
+def test_whole_per_cent_has_no_negative_zero(value, text):
+    assert per_cent_text(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0123, "+0.012"), (-0.5, "−0.500"), (-0.0001, "0.000"), (NAN, "–")])
