@@ -146,7 +146,7 @@ def write_values(
     writer: MaskWriter,
     properties: dict[str, Any],
     *,
-    round_up: bool = False,
+    keep_positive: bool = False,
 ) -> None:
     """Write a map of numbers in [0, highest], as :func:`write_labels` writes label maps.
 
@@ -159,7 +159,7 @@ def write_values(
         file: The file, whose name ends as nnU-Net's.
         writer: nnU-Net's reader-writer of the dataset.
         properties: nnU-Net's properties of the image or mask.
-        round_up: Whether integers are rounded up, so that no positive number becomes 0, or to the nearest.
+        keep_positive: Whether positive numbers below half a step become one step instead of 0.
 
     Raises:
         InputError: If the file cannot be written, or not completely.
@@ -170,7 +170,9 @@ def write_values(
         write_labels(values.view(_Typed), file, writer, properties)
         return
     # Zeros have any scale.
-    steps = (np.ceil if round_up else np.rint)(values * np.float32(scale / (highest or 1)))
+    steps = np.rint(values * np.float32(scale / (highest or 1)))
+    if keep_positive:
+        steps = np.maximum(steps, values > 0)
     integers = steps.clip(max=scale).astype(np.min_scalar_type(scale))
     if not (compressed or plain):
         write_labels(integers.view(_Typed), file, writer, properties)

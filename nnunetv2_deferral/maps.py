@@ -250,7 +250,7 @@ class DeferralFolder:
         write_labels(maps.expert, expert_file(*where), self.writer, properties)
         largest_gain = float(maps.gain.max(initial=0))
         write_values(maps.probability, 1, probability_file(*where), self.writer, properties)
-        write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, round_up=True)
+        write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, keep_positive=True)
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 

@@ -47,12 +47,14 @@ def test_jobs_do_what_is_missing(trainings, executor):
     assert [(training.folder / "calls.txt").read_text() for training in trainings] == ["start at epoch 0\n"] * 2
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_with_its_log(trainings, executor):
     (trainings[0].source.parent / "behaviour.txt").write_text("fail")
     with pytest.raises(TrainingError, match=r"(?s)1 of 1 trainings failed.*the batch is too large for this GPU"):
         run_trainings(trainings[:1], executor)
 
 
+@pytest.mark.slow
 def test_an_interruption_cancels_the_jobs(trainings, executor, workplace):
     (trainings[0].source.parent / "behaviour.txt").write_text("slow")
 

@@ -677,6 +677,10 @@ def make_collaborating(here):
 def take_maps_of_another_model(here):
     index = maps.index_file(here.model / "fold_1" / "validation")
     index.write_text(index.read_text().replace(TRAINER, "nnUNetTrainerDeferral2Experts"))
+    for file in (index.parent / "cases").glob("*.json"):
+        entry = json.loads(file.read_text())
+        del entry["model"]
+        file.write_text(json.dumps(entry))
 
 
 def take_maps_of_a_stock_model(here):
@@ -770,7 +774,7 @@ class TestRoutingAnew:
             expected = workplace.decided(case, limits, None)
             found = PredictionFolder.open(output).case(case)
             np.testing.assert_array_equal(found.route, expected.maps.route)
-            np.testing.assert_allclose(found.gain, expected.maps.gain, rtol=1e-4)
+            np.testing.assert_allclose(found.gain, expected.maps.gain, atol=expected.maps.gain.max() / 65535)
         assert calibration.evidence is None
         shutil.rmtree(output)
 
