@@ -44,10 +44,11 @@ def in_chunks(*arrays: np.ndarray | None) -> Iterator[tuple[np.ndarray, ...]]:
         yield tuple(np.ones(part.stop - part.start, bool) if array is None else array[part] for array in flat)
 
 
-def chunks_of(size: int) -> Iterator[slice]:
-    """Slices of at most `CHUNK_VOXELS` that cover `size` voxels."""
-    for start in range(0, size, CHUNK_VOXELS):
-        yield slice(start, min(start + CHUNK_VOXELS, size))
+def chunks_of(size: int, channels: int = 1) -> Iterator[slice]:
+    """Slices that cover `size` voxels, each of at most `CHUNK_VOXELS` values in so many channels."""
+    length = max(CHUNK_VOXELS // max(channels, 1), 1)
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
 
 
 def highest(values: np.ndarray, axis: int = 0) -> np.ndarray:

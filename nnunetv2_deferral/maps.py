@@ -103,7 +103,12 @@ def answered_file(folder: Path, case: str) -> Path:
 
 def case_file(folder: Path, case: str) -> Path:
     """Rates, limits and further entries of a case."""
-    return folder / FOLDER / "cases" / f"{case}.json"
+    return entries_folder(folder) / f"{case}.json"
+
+
+def entries_folder(folder: Path) -> Path:
+    """The folder of the entries of all cases."""
+    return folder / FOLDER / "cases"
 
 
 def index_file(folder: Path) -> Path:
@@ -160,7 +165,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     experts, model = sorted(content["model"]["experts"]), _fingerprint(content["model"])
     earlier: dict[str, Any] = content.get("cases", {})
     entries = {name: (f"{where}: cases.{name}.", entry) for name, entry in earlier.items()}
-    for file in sorted((where.parent / "cases").glob("*.json")):
+    for file in sorted(entries_folder(folder).glob("*.json")):
         if not file.name.startswith("."):
             entries[file.stem] = (f"{file}: ", read_validated_json(file, _CaseEntry))
     for named, entry in entries.values():

@@ -100,7 +100,7 @@ class PredictionFolder(MaskFolder):
             raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
         files = _files_of_masks(folder, found)
         cases = tuple(files.cases(folder))
-        same_cases(f"cases without an entry in {index.parent / 'cases'}", cases, list(entries["cases"]))
+        same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
         if missing := [str(file) for file in files_of_maps if not file.is_file()]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")

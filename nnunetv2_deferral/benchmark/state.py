@@ -97,8 +97,7 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
     if missing := [case for case in cases if case not in scored]:
         return f"{folder / 'summary.json'} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
     if missing := [case for case in cases if case not in entered]:
-        entries = maps.index_file(folder).parent / "cases"
-        return f"{entries} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
+        return f"{maps.entries_folder(folder)} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
     files = [folder / f"{case}{file_ending}" for case in cases]
     if deferral:
         kinds = maps.MAP_FILES

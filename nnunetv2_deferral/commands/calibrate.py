@@ -25,8 +25,6 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 
-COMMAND = "nnUNetv2_deferral_calibrate"
-
 
 def text(calibration: ModelCalibration) -> str:
     """A summary of the fit for the terminal."""

@@ -40,8 +40,6 @@ from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.schema import read_validated_json
 
-COMMAND = "nnUNetv2_deferral_evaluate"
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:

@@ -24,7 +24,6 @@ from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
 
-COMMAND = "nnUNetv2_deferral_fuse"
 REPORT_NAME = "fusion.json"
 
 

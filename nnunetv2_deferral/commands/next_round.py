@@ -29,8 +29,6 @@ from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions
 from nnunetv2_deferral.raters import ExpertMasks
 
-COMMAND = "nnUNetv2_deferral_next_round"
-
 
 class _Valued(NamedTuple):
     """A case after its questions were answered.

@@ -321,7 +321,7 @@ def review() -> argparse.ArgumentParser:
         "each expert. Writes REVIEWS/<expert>/<case> in the layout of expertsTr. Requires the extra [review].",
         "-i predictions -images imagesTs -o reviews",
     )
-    parser.add_argument("-i", metavar="PREDICTIONS", required=True, help="folder of masks with deferral maps")
+    _add_predictions(parser)
     parser.add_argument("-images", metavar="IMAGES", required=True, help="folder of the predicted images")
     parser.add_argument("-ref", metavar="LABELS", help="folder of reference masks, for the coordinator's scores")
     parser.add_argument(
@@ -330,7 +330,7 @@ def review() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", metavar="REVIEWS", required=True, help="output folder for the answers; an existing review is continued"
     )
-    parser.add_argument("-djfile", metavar="DATASET_JSON", help="the model's dataset.json. Default: beside PREDICTIONS")
+    _add_dataset_json(parser)
     parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
     parser.add_argument("--show_scores", action="store_true", help="show reference and scores to experts, too")
     words = "hide the model's mask from an expert until they have submitted the case; painting starts from nothing"

@@ -18,8 +18,6 @@ from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters, preprocess_raters, rater_masks
 from nnunetv2_deferral.raters import FOLDER
 
-COMMAND = "nnUNetv2_deferral_preprocess_experts"
-
 
 def preprocess_experts(
     dataset_name_or_id: str | int,

@@ -23,8 +23,6 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
-COMMAND = "nnUNetv2_deferral_route"
-
 
 def route_folder(
     predictions: Path,

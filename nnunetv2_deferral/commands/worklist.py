@@ -9,8 +9,6 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.worklist.items import WorkTime
 from nnunetv2_deferral.worklist.writing import summary, write_worklist
 
-COMMAND = "nnUNetv2_deferral_worklist"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""

@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from nnunetv2_deferral.arrays import highest
+from nnunetv2_deferral.arrays import chunks_of, highest
 from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.evidence.structures import Structures
 
 # Lower bound of the areas, which are near 0 if there is hardly anything; it bounds the weights.
 SMALLEST_AREA = 10.0
-_CHUNK_VALUES = 2**22  # keeps temporary arrays below 100 MiB
 _CERTAIN = 1e-12  # where all classes are certain, all others are as probable
 
 
@@ -178,7 +177,5 @@ def _of_regions(probabilities: np.ndarray, missed: np.ndarray, false: np.ndarray
 
 def _chunks(flat: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Parts (K, m) of an array (K, n), float32, with their places."""
-    size = max(_CHUNK_VALUES // max(len(flat), 1), 1)
-    for start in range(0, flat.shape[1], size):
-        where = slice(start, min(start + size, flat.shape[1]))
+    for where in chunks_of(flat.shape[1], len(flat)):
         yield where, flat[:, where].astype(np.float32, copy=False)

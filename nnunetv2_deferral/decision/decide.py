@@ -147,7 +147,7 @@ def _by_rule(
     weights = weight.flat(shape)
     # Placeholder where nothing was predicted: the model is right and no expert is.
     certain = np.eye(number, 1, dtype=np.float32)
-    for part in chunks_of(size):
+    for part in chunks_of(size, number):
         known = np.where(nothing[part], certain, flat[:, part])
         if calibration is not None:
             known = calibration.apply(known)

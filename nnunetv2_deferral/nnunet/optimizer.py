@@ -22,7 +22,23 @@ ADAM_BETAS = (0.9, 0.99)
 PAPER_RATE, PAPER_WEIGHT_DECAY = 1e-4, 0.01
 
 
-class JointOptimizer:
+class _Sides:
+    """Something for the segmentation network and for the deferral parameters, saved in checkpoints as one."""
+
+    segmentation: Any
+    deferral: Any
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {"segmentation": self.segmentation.state_dict(), "deferral": self.deferral.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the states of both."""
+        self.segmentation.load_state_dict(state["segmentation"])
+        self.deferral.load_state_dict(state["deferral"])
+
+
+class JointOptimizer(_Sides):
     """Combines nnU-Net's optimizer for the segmentation network and Adam for the deferral parameters.
 
     It implements the part of the optimizer interface that nnU-Net's trainer and checkpoints use. The
@@ -62,17 +78,8 @@ class JointOptimizer:
         self.segmentation.step()
         self.deferral.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
-        return {"segmentation": self.segmentation.state_dict(), "deferral": self.deferral.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the states of both."""
-        self.segmentation.load_state_dict(state["segmentation"])
-        self.deferral.load_state_dict(state["deferral"])
-
-
-class JointScaler:
+class JointScaler(_Sides):
     """Gradient scalers for mixed precision, one for each side of a :class:`JointOptimizer`.
 
     With one for both, an overflow in the head would leave out a step of the segmentation network and lower its scale.
@@ -105,15 +112,6 @@ class JointScaler:
             scaler.step(side)
         for scaler in dict.fromkeys(scaler for scaler, _ in sides):
             scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of both."""
-        return {"segmentation": self.segmentation.state_dict(), "deferral": self.deferral.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the states of both."""
-        self.segmentation.load_state_dict(state["segmentation"])
-        self.deferral.load_state_dict(state["deferral"])
 
 
 class CosineSchedule:

@@ -17,7 +17,8 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.calibration.evidence_fitting import TOLERANCE, predicted_gains
 from nnunetv2_deferral.calibration.selection import select_calibrator
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
-from nnunetv2_deferral.commands.calibrate import COMMAND, main
+from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.commands.calibrate import main
 from nnunetv2_deferral.commands.route import main as route_main
 from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.area import dice_weight
@@ -131,7 +132,7 @@ class Workplace:
         out, err = capsys.readouterr()
         assert out == ""
         assert "Traceback" not in err
-        _, said = err.split(f"{COMMAND}: error: ")
+        _, said = err.split(f"{parsers.calibrate().prog}: error: ")
         assert said.count("\n") == 1
         return said
 

@@ -8,8 +8,8 @@ import pytest
 from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands import evaluate, fuse
-from nnunetv2_deferral.commands.next_round import COMMAND, main
+from nnunetv2_deferral.commands import evaluate, fuse, parsers
+from nnunetv2_deferral.commands.next_round import main
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
@@ -87,7 +87,7 @@ def refused(capsys, *arguments, **options):
     with pytest.raises(SystemExit) as ended:
         run(*arguments, **options)
     assert ended.value.code == 2
-    return capsys.readouterr().err.split(f"{COMMAND}: error: ")[1]
+    return capsys.readouterr().err.split(f"{parsers.next_round().prog}: error: ")[1]
 
 
 def answers_of(root, case):
