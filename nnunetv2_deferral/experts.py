@@ -5,7 +5,7 @@ In plans, dataset.json and summaries a rater is represented by its name and a si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -74,6 +74,16 @@ def raters_of(experts: Iterable[Expert]) -> tuple[str, ...]:
 def profiles_of(experts: Iterable[Expert]) -> tuple[ExpertProfile, ...]:
     """The profiles of the simulated experts, in order."""
     return tuple(expert for expert in experts if isinstance(expert, ExpertProfile))
+
+
+def remark_on_simulated(names: Sequence[str]) -> str:
+    """A sentence for people who are to answer in place of the simulated experts of these names; empty without any."""
+    if not names:
+        return ""
+    return (
+        f"The model learned from simulated experts ({', '.join(names)}): it routes by their errors, and people who "
+        "answer in their place may err elsewhere."
+    )
 
 
 def described(experts: Iterable[Expert]) -> str:

@@ -9,6 +9,7 @@ ignore label.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,26 @@ def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(declared, list):
         raise InputError(f"{where} must be a list of names, one for each folder in {FOLDER}; got {declared!r}")
     return check_expert_names(declared, where)
+
+
+def undeclared_raters(dataset: Path, declared: Collection[str]) -> str | None:
+    """A sentence on experts with masks whom dataset.json does not declare, and who are therefore not used.
+
+    Args:
+        dataset: The raw folder of the dataset; it need not have masks of experts.
+        declared: The experts declared in its dataset.json.
+
+    Returns:
+        The sentence, or None if there are none.
+    """
+    folders = (folder for folder in sorted((dataset / FOLDER).glob("*")) if folder.is_dir() and folder.name[0] != ".")
+    names = [folder.name for folder in folders if folder.name not in declared and any(folder.iterdir())]
+    if not names:
+        return None
+    return (
+        f"{FOLDER} of {dataset.name} has masks of {listed(names)}, which are not used, because dataset.json does not "
+        f'declare them. To use them, add "{DATASET_KEY}": {json.dumps([*declared, *names])}'
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -318,7 +318,10 @@ def _resolve_experts(
         )
     numbers = {who: number for who, number in said.items() if number is not None}
     if len(set(numbers.values())) > 1:
-        sides = ", but ".join(f"{who} says {number}" for who, number in numbers.items())
+        agreeing = {number: [who for who, theirs in numbers.items() if theirs == number] for number in numbers.values()}
+        sides = ", but ".join(
+            f"{' and '.join(who)} {'says' if len(who) == 1 else 'say'} {number}" for number, who in agreeing.items()
+        )
         raise InputError(f"conflicting numbers of experts: {sides}. {advice}")
     if experts is None and raters:
         experts = list(raters)

@@ -49,6 +49,7 @@ class ValidationCases:
                 no group, or there is nobody to ask about the predictions of a stock network.
         """
         self.experiment, self.model = experiment, experiment.model(method)
+        experiment.check_validated(method)
         plans = read_plans_json(self.model / "plans.json")
         self.is_stock = PLANS_KEY not in plans
         self._calibration = plans.get(CALIBRATION_KEY)

@@ -34,7 +34,7 @@ def examine() -> list[Finding]:
     skipped.
     """
     findings = [*_versions(), *(_folder(name) for name in _FOLDERS), _workers(), _external_trainers()]
-    for check in (_torchvision, _nnunet_version, _hooks, _lookup):
+    for check in (_torchvision, _nnunet_version, _hooks, _lookup, _raters):
         findings.append(_guarded(check))
         if findings[-1].advice is not None:
             break
@@ -147,6 +147,23 @@ def _lookup() -> Finding:
     if found is None:
         return Finding("trainer lookup", f"{name} not found in {folder}", "reinstall nnunetv2-deferral")
     return Finding("trainer lookup", f"{name} found in {folder}")
+
+
+def _raters() -> Finding:
+    """Experts with masks whom dataset.json does not declare; no fault, as experts may be simulated on purpose."""
+    from nnunetv2_deferral.dataset import read_dataset_json
+    from nnunetv2_deferral.raters import FOLDER, declared_raters, undeclared_raters
+
+    remarks = []
+    for folder in sorted(Path(os.environ.get("nnUNet_raw", "")).glob(f"Dataset*/{FOLDER}")):
+        try:
+            declared = declared_raters(read_dataset_json(folder.with_name("dataset.json")))
+        except InputError as error:
+            remarks.append(str(error))
+            continue
+        if remark := undeclared_raters(folder.parent, declared):
+            remarks.append(remark)
+    return Finding("experts' masks", "; ".join(remarks) or "all declared in dataset.json")
 
 
 def _render(finding: Finding) -> str:

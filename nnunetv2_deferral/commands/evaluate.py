@@ -318,8 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
         files = write_results(summary, given.o)
         if given.report is not None:
-            write_report(summary, inputs, given.report, given.images)
-            files.append(given.report)
+            report = given.report if given.report.parent != Path() else given.o / given.report
+            write_report(summary, inputs, report, given.images)
+            files.append(report)
     except InputError as error:
         parser.error(str(error))
     print(evaluation_text(summary))

@@ -230,7 +230,8 @@ def evaluate() -> argparse.ArgumentParser:
     words = "shares of voxels in [0, 1]"
     add("-budgets", metavar="B", type=float, nargs="+", default=list(defaults.BUDGETS), help=words)
     add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
-    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
+    words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
+    add("--report", metavar="HTML", type=Path, help=words)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
     return parser
 

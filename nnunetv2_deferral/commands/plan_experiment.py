@@ -34,7 +34,7 @@ from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.nnunet.experiment import full_dataset_name
 from nnunetv2_deferral.planners import PLANNERS
 from nnunetv2_deferral.planners.deferral import DeferralBlock, settle_deferral_block
-from nnunetv2_deferral.raters import declared_raters
+from nnunetv2_deferral.raters import declared_raters, undeclared_raters
 
 COMMAND = "nnUNetv2_deferral_plan_experiment"
 DEFAULT_PLANNER = "nnUNetPlannerDeferral"
@@ -228,6 +228,9 @@ def summary(planned: PlannedExperiment) -> str:
         if data.num_missing:
             state = f"{data.num_missing} of {data.num_cases} cases not yet preprocessed"
         lines.append(f"  {data.configuration}: {data.shape}; data in {data.folder.name}, {state}")
+    raw = Path(nnUNet_raw, planned.dataset_name)
+    if remark := undeclared_raters(raw, declared_raters(read_dataset_json(raw / "dataset.json"))):
+        lines.append(f"  WARNING: {remark}")
     lines.append("Next:")
     lines.extend(f"  {command}" for command in _next_commands(planned, configurations))
     return "\n".join(lines)

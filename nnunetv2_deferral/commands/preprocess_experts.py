@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.nnunet.experiment import full_dataset_name
+from nnunetv2_deferral.nnunet.experiment import full_dataset_name, plans_names
 from nnunetv2_deferral.nnunet.rater_data import dataset_raters, preprocess_raters, rater_masks
 from nnunetv2_deferral.raters import FOLDER
 
@@ -45,7 +45,9 @@ def preprocess_experts(
     base = Path(nnUNet_preprocessed, name)
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        raise InputError(f"{name} has no plans {plans_name} ({plans_file} is missing); plan and preprocess it first")
+        existing = plans_names(base)
+        there = f"existing plans (-p): {', '.join(existing)}" if existing else "plan and preprocess it first"
+        raise InputError(f"{name} has no plans {plans_name} ({plans_file} is missing); {there}")
     plans = PlansManager(read_plans_json(plans_file))
     dataset_json = read_dataset_json(base / "dataset.json")
     declared = dataset_raters(name, dataset_json)

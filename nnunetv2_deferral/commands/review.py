@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.defaults import PORT
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.predictions import PredictionFolder
 
 if TYPE_CHECKING:
@@ -89,8 +90,13 @@ def review(
 
 
 def _summary(study: Study) -> str:
+    remark = remark_on_simulated(names_of(study.predictions.settings.profiles))
+    return "\n".join([*_cases(study), *filter(None, [remark])])
+
+
+def _cases(study: Study) -> list[str]:
     if study.worklist is None:
-        return f"{len(study.predictions.cases)} cases, which can be reviewed as soon as they have been read."
+        return [f"{len(study.predictions.cases)} cases, which can be reviewed as soon as they have been read."]
     infos = study.infos.values()
     asked, regions = sum(any(info.voxels) for info in infos), sum(sum(info.regions) for info in infos)
     lines = [f"{len(infos)} cases, {regions} regions of {asked} cases listed in {study.worklist.folder}."]
@@ -99,7 +105,7 @@ def _summary(study: Study) -> str:
             lines.append(f"Nothing is listed for {expert}.")
     if study.predictions.files.label_manager.ignore_label is None:
         lines.append("The dataset has no ignore label: unlisted voxels count as answered, with the model's label.")
-    return "\n".join(lines)
+    return lines
 
 
 def _check_folders(inputs: Sequence[Path], output: Path) -> None:

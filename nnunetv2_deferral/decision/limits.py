@@ -12,10 +12,12 @@ from typing import Any
 
 from nnunetv2_deferral.errors import InputError
 
-ENVIRONMENT = "nnUNet_deferral_budget"
-ENVIRONMENT_OVER = "nnUNet_deferral_budget_over"
-ENVIRONMENT_CAPACITIES = "nnUNet_deferral_capacities"
-ENVIRONMENT_REGION = "nnUNet_deferral_min_region_mm"
+_PREFIX = "nnUNet_deferral_"
+ENVIRONMENT = f"{_PREFIX}budget"
+ENVIRONMENT_OVER = f"{_PREFIX}budget_over"
+ENVIRONMENT_CAPACITIES = f"{_PREFIX}capacities"
+ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
+_VARIABLES = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION)
 
 CASE, DATASET = "case", "dataset"
 OVER = (CASE, DATASET)
@@ -96,8 +98,9 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     `nnUNet_deferral_min_region_mm`.
 
     Raises:
-        InputError: If a value is invalid; the message names the variable.
+        InputError: If a value is invalid, or a variable is misspelt; the message names it.
     """
+    _check_names(environment)
     asked: dict[str, Any] = {}
     if text := environment.get(ENVIRONMENT, "").strip():
         asked["budget"] = _share(text, ENVIRONMENT)
@@ -115,6 +118,18 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
         except ValueError:
             raise InputError(f"{ENVIRONMENT_REGION} must be a diameter in mm, got {text!r}") from None
     return replace(limits, **asked)
+
+
+def _check_names(environment: Mapping[str, str]) -> None:
+    """Refuse unknown variables that begin like ours: they are probably misspelt.
+
+    Raises:
+        InputError: Naming the variable and those that are known.
+    """
+    known = [os.path.normcase(name) for name in _VARIABLES]  # Windows has all names in upper case
+    for name in sorted(environment):
+        if name.lower().startswith(_PREFIX.lower()) and os.path.normcase(name) not in known:
+            raise InputError(f"unknown environment variable {name}; known are {', '.join(_VARIABLES)}")
 
 
 def limit(text: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from nnunetv2_deferral.maps import deferral_rates
 SUMMARY_NAME = "deferral_summary.json"
 REPLACED = "system_replaced"
 _PARTS = ("system", "expert", "model", "model_everywhere")
+
+# Beyond these a result calls for a caution.
+HARDLY_ANY_DICE = 0.05
+NEARLY_ALL = 0.9
 
 
 class SummaryStatistics:
@@ -80,6 +84,36 @@ class SummaryStatistics:
                 "per_case": self._per_case,
             },
         }
+
+
+def cautions(summary: Mapping[str, Any]) -> list[str]:
+    """Sentences on results that say little about deferral: nothing or all deferred, a model that segments nothing.
+
+    Args:
+        summary: See :func:`summarize_deferral`.
+
+    Returns:
+        A sentence for each finding, with what to look at; empty for an ordinary result.
+    """
+    rate = summary["deferral"]["rate"]
+    dice = summary["model_everywhere"]["foreground_mean"]["Dice"]
+    found = []
+    if dice < HARDLY_ANY_DICE:
+        found.append(
+            f"The model segments hardly anything (Dice {dice:.3f}): it may need more epochs, or labels and images may "
+            "not belong together. Results of deferral mean little until it does"
+        )
+    if rate == 0:
+        found.append(
+            "Nothing was deferred: the system's masks are the model's. The head may need more epochs, or limits, costs "
+            "or experts no better than the model may leave nothing to gain"
+        )
+    if rate >= NEARLY_ALL:
+        found.append(
+            f"{rate:.1%} of the voxels were deferred: the model answers almost nothing itself, and the system is as "
+            "good as its experts. Set a budget, or train for more epochs"
+        )
+    return found
 
 
 def summarize_deferral(

@@ -99,6 +99,23 @@ class Experiment:
         """The folder of a fold's validation masks."""
         return self.fold(method, fold) / "validation"
 
+    def check_validated(self, method: Method) -> None:
+        """Refuse a model without a validation of all folds.
+
+        Raises:
+            InputError: Naming the folds that have one, or the models that exist.
+        """
+        model = self.model(method)
+        if not model.is_dir():
+            models = sorted(folder.name for folder in self.results.glob(f"*__*__{self.configuration}"))
+            raise InputError(f"{model} does not exist; trained are {', '.join(models) or 'no models'}")
+        there = sorted(folder.parent.name.removeprefix("fold_") for folder in model.glob("fold_*/validation"))
+        if lacking := [str(fold) for fold in self.folds if str(fold) not in there]:
+            raise InputError(
+                f"{model} has no validation of fold {', '.join(lacking)} (-f); there is one of fold "
+                f"{', '.join(there) or 'none'}"
+            )
+
     def reference(self, case: str) -> Path:
         """The label file of a case."""
         return self.preprocessed / "gt_segmentations" / f"{case}{self.file_ending}"
@@ -160,6 +177,12 @@ def fold_numbers(words: Sequence[str | int]) -> list[int]:
         return [int(word) for word in words]
     except ValueError as error:
         raise InputError(f"folds (-f) must be numbers, got {' '.join(map(str, words))}") from error
+
+
+def plans_names(preprocessed: Path) -> list[str]:
+    """The names of the plans in a dataset's folder of nnUNet_preprocessed, sorted; empty if there are none."""
+    others = ("dataset.json", "dataset_fingerprint.json", SPLITS)
+    return sorted(file.stem for file in preprocessed.glob("*.json") if file.name not in others)
 
 
 def full_dataset_name(dataset: str | int) -> str:

@@ -27,6 +27,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
+from nnunetv2_deferral.settings import DeferralSettings
 
 
 def export_prediction_from_logits(
@@ -122,7 +123,7 @@ def decide_case(
         probabilities,
         weight,
         rule=rule,
-        limits=effective_limits(plans_manager) if limits is None else limits,
+        limits=effective_limits(plans_manager.settings) if limits is None else limits,
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
         softmax=for_evidence,
@@ -144,13 +145,12 @@ def probabilities_in_image(
     return geometry.in_image(probabilities, outside)
 
 
-def effective_limits(plans_manager: DeferralPlansManager) -> Limits:
-    """The limits of the model's settings, overridden by environment variables.
+def effective_limits(settings: DeferralSettings) -> Limits:
+    """The limits of a model's settings, overridden by environment variables.
 
     Raises:
         InputError: If an environment variable is invalid; the message names it.
     """
-    settings = plans_manager.settings
     limits = limits_of_environment(settings.limits)
     check_capacities(limits.capacities, settings.num_experts, named=ENVIRONMENT_CAPACITIES)
     return limits
@@ -168,7 +168,7 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
             per expert.
     """
     if limits is None:
-        limits = effective_limits(plans_manager)
+        limits = effective_limits(plans_manager.settings)
     if limits.budget == 1:
         warn_of_full_budget()
     check_capacities(limits.capacities, plans_manager.settings.num_experts, named="limits")
@@ -201,7 +201,7 @@ def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: in
             f"{num_networks} agree less well with observed frequencies, and budgets over a dataset are kept worse"
         )
     if calibration.certificate is not None:
-        remarks.append(calibration.certificate.statement_for(effective_limits(plans_manager)))
+        remarks.append(calibration.certificate.statement_for(effective_limits(plans_manager.settings)))
     return remarks
 
 

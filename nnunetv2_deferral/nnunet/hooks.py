@@ -2,16 +2,19 @@
 
 nnU-Net has no hooks for writing more than a mask for a case, for checking an output folder before a prediction starts,
 or for passing the file of pretrained weights to a trainer. Each replacement has the signature of the original and
-delegates to it for everything but deferral models. Importing the trainer installs them; no files are changed.
+delegates to it for everything but deferral models. Importing the trainer installs them; no files are changed. In
+nnU-Net's commands :class:`.InputError` is then shown in one line, as in the commands of this package.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from nnunetv2.inference import predict_from_raw_data
@@ -165,4 +168,18 @@ def install() -> None:
     for replacement in REPLACEMENTS:
         stock = getattr(replacement.owner, replacement.name)
         setattr(replacement.owner, replacement.name, replacement.make(stock))
+    if Path(sys.argv[0]).name.startswith("nnUNetv2_"):
+        sys.excepthook = _one_line(sys.excepthook)
     run_training._deferral_installed = True
+
+
+def _one_line(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """An exception hook that shows invalid input without a traceback, and passes anything else on."""
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, InputError):
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        else:
+            hook(kind, error, trace)
+
+    return excepthook

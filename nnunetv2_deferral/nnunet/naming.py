@@ -56,6 +56,10 @@ def _as_in_paper(description: str, setting: str) -> Option:
     return Option(description, {}, {setting: _PAPER[setting]})
 
 
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
+
+
 OPTIONS: dict[str, Option] = {
     "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
     "paper": Option("training as in the paper: _DC and the options from _paperSC to _best", {}, _PAPER),
@@ -74,7 +78,7 @@ OPTIONS: dict[str, Option] = {
     "stopEarly": _as_in_paper("end after 50 epochs without improvement", "patience"),
     "best": _as_in_paper("the weights of the epoch with the best validation Dice of the system", "final_weights"),
     **{
-        f"{number}epoch{'s' if number > 1 else ''}": Option(f"train for {number} epochs", {"epochs": number}, {})
+        _epochs(number).replace(" ", ""): Option(f"train for {_epochs(number)}", {"epochs": number}, {})
         for number in EPOCHS
     },
 }

@@ -73,6 +73,12 @@ def dataset_raters(dataset_name: str, dataset_json: Mapping[str, Any]) -> tuple[
     return raters.declared_raters(read_dataset_json(file))
 
 
+def undeclared_raters(dataset_name: str, declared: Sequence[str]) -> str | None:
+    """A sentence on raters with masks in the raw dataset who are not declared, or None; see `raters`."""
+    raw = raw_dataset(dataset_name)
+    return None if raw is None else raters.undeclared_raters(raw, declared)
+
+
 def rater_masks(
     plans_manager: PlansManager, dataset_json: Mapping[str, Any], experts: Sequence[str]
 ) -> ExpertMasks | None:

@@ -26,6 +26,7 @@ from torch._dynamo import OptimizedModule
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.summary import cautions
 from nnunetv2_deferral.experts import Rater
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import fuse
@@ -35,6 +36,7 @@ from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base
+from nnunetv2_deferral.nnunet.export import effective_limits
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
 from nnunetv2_deferral.nnunet.optimizer import (
@@ -57,6 +59,7 @@ from nnunetv2_deferral.nnunet.rater_data import (
     labelled_voxels,
     preprocess_raters,
     rater_masks,
+    undeclared_raters,
 )
 from nnunetv2_deferral.nnunet.rater_labels import (
     NAME,
@@ -324,14 +327,16 @@ class DeferralTrainer(nnUNetTrainer):
         """Check that training is possible and start it.
 
         Raises:
-            InputError: If a frozen trainer has no pretrained weights, raters' masks are invalid, or no expert is left
-                because raters have no labels in the training cases of this fold or of others of the model.
+            InputError: If a frozen trainer has no pretrained weights, limits in the environment are invalid, raters'
+                masks are invalid, or no expert is left because raters have no labels in the training cases of this fold
+                or of others of the model.
         """
         if not self._has_segmentation_weights:
             raise InputError(
                 f"{type(self).__name__} trains a deferral head on a trained network, which must be specified with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
+        effective_limits(self.settings)  # refused now, not in the validation after the training
         labels = None
         if self.settings.raters:
             self._prepare_raters()
@@ -347,6 +352,9 @@ class DeferralTrainer(nnUNetTrainer):
             for expert, available in zip(self.settings.experts, self.settings.available, strict=True)
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
+        declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
+        if remark := undeclared_raters(self.plans_manager.dataset_name, declared):
+            self.print_to_log_file(f"WARNING: {remark}")
         self._log_head()
         if self.warmup_epochs:
             self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network only")
@@ -513,6 +521,8 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{summary['system']['foreground_mean']['Dice']:.4f}, deferred {summary['deferral']['rate']:.2%}",
                 also_print_to_console=True,
             )
+            for caution in cautions(summary):
+                self.print_to_log_file(f"CAUTION: {caution}", also_print_to_console=True)
 
     def _prepare_raters(self) -> None:
         """Check and preprocess the raters' masks unless they are up to date."""

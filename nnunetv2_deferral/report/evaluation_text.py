@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.kept_errors import outcome
-from nnunetv2_deferral.evaluation.summary import REPLACED
+from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.report.tables import share_text
 
 
@@ -40,7 +40,8 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     for name, rows in summary["budgets"].items():
         cells = (f"{row['Dice']:.3f} ({_number(row['recovered'], '.2f')})" for row in rows)
         lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
-    return "\n".join(["Dice, mean over foreground, with 95 % intervals", *lines])
+    head = [f"CAUTION: {caution}." for caution in cautions(summary)]
+    return "\n".join([*head, "Dice, mean over foreground, with 95 % intervals", *lines])
 
 
 def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from nnunetv2_deferral.evaluation.evaluation import (
     RANDOM,
 )
 from nnunetv2_deferral.evaluation.kept_errors import outcome
-from nnunetv2_deferral.evaluation.summary import REPLACED
+from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.report.tables import DASH, per_cent_text, ratio, score_text, share_text, signed_text
 
 FEW_GROUPS = 20
@@ -111,8 +111,9 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """Remarks on the headline: simulated experts, other rankings at the same budget, the best expert, collapse."""
+    """Remarks on the headline: cautions, simulated experts, other rankings at the budget, the best expert, collapse."""
     found = (
+        *(f"{caution}." for caution in cautions(summary)),
         _who(summary),
         _against_rankings(summary),
         _against_experts(summary),
@@ -261,20 +262,17 @@ def _against_experts(summary: Mapping[str, Any]) -> str:
 
 
 def _collapse(summary: Mapping[str, Any]) -> str:
-    """A warning if nearly all voxels are deferred, or nearly all deferred ones are routed to one of several experts."""
-    rate, experts = summary["deferral"]["rate"], summary["deferred"]["experts"]
+    """A warning if nearly all deferred voxels are routed to one of several experts."""
+    experts = summary["deferred"]["experts"]
     total = summary["deferred"]["total"]["deferred"]
     shares = {name: ratio(counts["deferred"], total) for name, counts in experts.items()}
-    texts = []
-    if rate >= COLLAPSED:
-        texts.append(f"{share_text(rate)} of the voxels were deferred: the model answers almost nothing itself.")
     most = max(shares, key=lambda name: shares[name])
-    if total and len(shares) > 1 and shares[most] >= COLLAPSED:
-        texts.append(
-            f"{share_text(shares[most])} of the deferred voxels were routed to one of {len(shares)} experts, {most}: "
-            "routing may have collapsed."
-        )
-    return " ".join(texts)
+    if not total or len(shares) == 1 or shares[most] < COLLAPSED:
+        return ""
+    return (
+        f"{share_text(shares[most])} of the deferred voxels were routed to one of {len(shares)} experts, {most}: "
+        "routing may have collapsed."
+    )
 
 
 def _verdict(difference: Mapping[str, float]) -> str:

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.files import (
     begin_publication,
     end_publication,
@@ -88,6 +89,7 @@ def write_worklist(
         "arguments": {"predictions": str(predictions), "images": images and str(images)} | asdict(time) | limits,
         "unit": folder.files.unit,
         "model": folder.index["model"],
+        "simulated": list(names_of(folder.settings.profiles)),
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
         "totals": _totals(folder, items, [each.item for each in listed]),
         "regions": rows,
@@ -132,6 +134,8 @@ def summary(content: dict[str, Any], output: Path) -> str:
             lines.append(f"  {name}: {numbers}, {of['listed']['minutes']:.1f} minutes")
     else:
         lines.append(f"nothing is deferred in {totals['predicted_cases']} cases; the worklist is empty")
+    if remark := remark_on_simulated(content["simulated"]):
+        lines.append(remark)
     folders = sorted({Path(file).parts[0] for file in content["files"]})
     return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
 

@@ -797,8 +797,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("spoil", "words"),
         [
-            (remove_validation, ["fold_1/validation does not exist"]),
-            (remove_model, ["plans.json is missing", TRAINER]),
+            (remove_validation, [f"{TRAINER}__", "has no validation of fold 1 (-f); there is one of fold 0"]),
+            (remove_model, [f"{TRAINER}__", "does not exist; trained are no models"]),
             (make_stock, ["is a stock network", "declares no experts", "-experts"]),
             (
                 take_maps_of_another_model,
@@ -875,7 +875,10 @@ class TestRefusals:
             ),
             (["-experts", "standard"], ["the model's experts are ann, bob, those of set standard expert1, expert2"]),
             (["-experts", "unheard_of"], ["unknown set of simulated experts 'unheard_of'", "standard"]),
-            (["-p", "nnUNetResEncUNetMPlans"], ["nnUNetResEncUNetMPlans__2d/plans.json is missing"]),
+            (
+                ["-p", "nnUNetResEncUNetMPlans"],
+                ["__nnUNetResEncUNetMPlans__2d does not exist; trained are "],
+            ),
         ],
     )
     def test_options_that_make_no_sense(self, workplace, capsys, options, words):

@@ -11,7 +11,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from scripts import Scripts
 
-from nnunetv2_deferral.commands import plan_experiment
+from nnunetv2_deferral.commands import doctor, plan_experiment
 from nnunetv2_deferral.commands.plan_experiment import (
     configuration_data,
     main,
@@ -19,6 +19,7 @@ from nnunetv2_deferral.commands.plan_experiment import (
     preprocess_missing,
     summary,
 )
+from nnunetv2_deferral.installed import trainers_folder
 
 CASES = ("a", "b", "c")
 ENVIRONMENT = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
@@ -135,6 +136,26 @@ def test_the_summary_names_file_data_and_next_commands(fingerprints, capsys):
     assert "nnUNetv2_preprocess -d 2 -plans_name mine -c 2d 3d_fullres" in said
     assert "export nnUNet_extTrainer=" in said
     assert "nnUNetv2_train 2 3d_fullres 0 -tr nnUNetTrainerDeferral -p mine" in said
+
+
+def test_masks_of_experts_who_are_not_declared_are_named(fingerprints, monkeypatch, capsys):
+    folder = fingerprints / "nnUNet_raw" / "Dataset001_Flat" / "expertsTr"
+    for expert in ("ann", "bob", "nobody"):
+        (folder / expert).mkdir(parents=True)
+    for expert in ("ann", "bob"):
+        (folder / expert / "a.png").touch()
+    main(["-d", "1", "-overwrite_plans_name", "mine"])
+    said = capsys.readouterr().out
+    assert "WARNING: expertsTr of Dataset001_Flat has masks of ann, bob, which are not used" in said
+    assert 'add "experts": ["ann", "bob"]' in said
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+    doctor.main([])
+    assert "experts' masks: expertsTr of Dataset001_Flat has masks of ann, bob" in capsys.readouterr().out
+
+    file = folder.with_name("dataset.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"experts": ["ann", "bob"]}))
+    main(["-d", "1", "-overwrite_plans_name", "mine", "--overwrite_deferral"])
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_several_datasets_are_planned_by_id_or_name(fingerprints, capsys):

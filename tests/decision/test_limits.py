@@ -60,6 +60,12 @@ def test_a_variable_that_makes_no_sense_is_named(variable, value, message):
         limits_of_environment(Limits(), {variable: value})
 
 
+@pytest.mark.parametrize("misspelt", ["nnUNet_deferral_budgets", "nnunet_deferral_budget", "NNUNET_DEFERRAL_BUDGET"])
+def test_a_misspelt_variable_is_refused(misspelt):
+    with pytest.raises(ValueError, match=f"unknown environment variable {misspelt}; known are nnUNet_deferral_b"):
+        limits_of_environment(Limits(), {misspelt: "0.1", "nnUNet_def_n_proc": "1"})
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [

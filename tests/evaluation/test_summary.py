@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.evaluation.summary import summarize_deferral
+from nnunetv2_deferral.evaluation.summary import cautions, summarize_deferral
 
 
 def make_case(name="a"):
@@ -44,3 +44,22 @@ def test_the_rate_is_over_all_voxels_of_all_cases():
     summary = summarize_deferral([make_case(), small], [1], ["ann", "bob"])
     assert summary["deferral"]["rate"] == pytest.approx(3 / 8)
     assert summary["deferral"]["per_case"]["b"]["deferral_rate"] == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "route", "said"),
+    [
+        ([1, 1, 0, 0], [0, 0, 1, 0], []),
+        ([1, 1, 0, 0], [0, 0, 0, 0], ["Nothing was deferred"]),
+        ([1, 1, 0, 0], [1, 1, 2, 1], ["100.0% of the voxels were deferred: the model answers almost nothing itself"]),
+        ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything (Dice 0.000)"]),
+        ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything", "Nothing was deferred"]),
+    ],
+)
+def test_results_that_say_little_about_deferral_are_cautioned_about(model, route, said):
+    reference = np.array([1, 1, 0, 0])
+    predicted = PredictedCase("a", model=np.array(model), route=np.array(route, np.uint8))
+    case = EvaluatedCase(prediction=predicted, reference=reference, answers=np.stack([reference, reference]))
+    found = cautions(summarize_deferral([case], [1], ["ann", "bob"]))
+    assert len(found) == len(said)
+    assert all(text.startswith(words) for text, words in zip(found, said, strict=True))

@@ -82,6 +82,13 @@ def test_the_command_writes_a_report_with_cases(make_folder, tmp_path, capsys, e
     assert str(tmp_path) not in html
 
 
+def test_a_report_without_a_folder_is_written_beside_the_results(make_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([*make_folder(), "--report", "report.html"])
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_only_the_cases_shown_are_read_again(make_folder, tmp_path, monkeypatch):
     seen, read = [], EvaluationInputs.read
     monkeypatch.setattr(EvaluationInputs, "read", lambda self, case: (seen.append(case), read(self, case))[1])
