@@ -40,7 +40,8 @@ from nnunetv2_deferral.evaluation.budgets import BudgetResult, check_budgets
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.labels import MISSING
 
-_HALVINGS = 55
+# Of the interval of log prices, to about 1e-9. What this changes in the bound is of the order of its square.
+_HALVINGS = 36
 _LOWEST_PRICE = 1e-30
 
 
@@ -169,6 +170,24 @@ class _Choice(NamedTuple):
     voxels: float
 
 
+class _Cases(NamedTuple):
+    """The n cases with a reference of a region, in the shapes that broadcast to (E, n, L + 1, L).
+
+    Attributes:
+        hits: True positives, (1, n, 1, 1).
+        left: The area of model and reference after each number of removed voxels, (1, n, L + 1, 1).
+        removal: What these numbers cost, (1, n, L + 1, 1).
+        recovered: The numbers of recovered voxels between levels, (1, n, 1, L + 1).
+        recovery: What these numbers cost, (1, n, 1, L + 1).
+    """
+
+    hits: np.ndarray
+    left: np.ndarray
+    removal: np.ndarray
+    recovered: np.ndarray
+    recovery: np.ndarray
+
+
 class _Bound:
     """The bound for N cases and R regions.
 
@@ -195,6 +214,7 @@ class _Bound:
         self._num_regions = int(self._defined.any(0).sum())
         self._all = self._everything()
         self._known: dict[float, _Choice] = {}
+        self._with_reference = [self._of_cases(region) for region in range(own.shape[2])]
 
     def within(self, most: float) -> tuple[np.ndarray, float]:
         """Dice (N, R), of which the mean is the bound for `most` voxels, and the number of voxels that are used."""
@@ -269,27 +289,29 @@ class _Bound:
         dice[removable[:best]] = np.nan
         return _Choice(float(totals[best]), dice, float(voxels[best].sum() + paid[best]))
 
-    def _respond(self, region: int, price: float, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The best choice in each of n cases with a reference for each of E weights: value, Dice, voxels, (E, n)."""
+    def _of_cases(self, region: int) -> _Cases:
+        """What :meth:`_respond` needs of the cases with a reference, found once because it is called for each price."""
         where = self._present[:, region]
-        weight = weights[:, None, None, None]
         removed, removal = (each[where, region][None, :, :, None] for each in (self._false, self._false_costs))
         recovered, recovery = (each[where, region][None, :, None] for each in (self._missed, self._missed_costs))
         hits, areas = (each[where, region][None, :, None, None] for each in (self._hits, self._areas))
-        left = areas - removed
+        return _Cases(hits, areas - removed, removal, recovered, recovery)
+
+    def _respond(self, region: int, price: float, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best choice in each of n cases with a reference for each of E weights: value, Dice, voxels, (E, n)."""
+        hits, left, removal, recovered, recovery = self._with_reference[region]
+        weight = weights[:, None, None, None]
         if self._costs.size:
             # The derivative of f by x is 2 (A + B - z - TP) / (A + B - z + x)^2.
             best = np.sqrt(2 * weight * (left - hits) / (price * self._costs)) - left
-            chosen = np.clip(best, recovered[..., :-1], recovered[..., 1:])
+            chosen = np.minimum(np.maximum(best, recovered[..., :-1]), recovered[..., 1:])
             cost = removal + recovery[..., :-1] + (chosen - recovered[..., :-1]) * self._costs
         else:
             chosen = cost = np.zeros(np.broadcast_shapes(left.shape, weight.shape))
         dice = 2 * (hits + chosen) / (left + chosen)
-        value = weight * dice - price * cost
-        shape = (weights.size, int(where.sum()), -1)
-        place = value.reshape(shape).argmax(-1, keepdims=True)
-        found = [np.take_along_axis(each.reshape(shape), place, -1)[..., 0] for each in (value, dice, cost)]
-        return found[0], found[1], found[2]
+        value = (weight * dice - price * cost).reshape(weights.size, hits.shape[1], -1)
+        place = (*np.indices(value.shape[:2], sparse=True), value.argmax(-1))
+        return value[place], dice.reshape(value.shape)[place], cost.reshape(value.shape)[place]
 
 
 def _mixed(less: np.ndarray, more: np.ndarray, share: float) -> np.ndarray:
