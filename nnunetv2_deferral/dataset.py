@@ -282,15 +282,20 @@ def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
         raise InputError(f"{what} ({len(missing)}): {listed(missing, _CASES_LISTED)}")
 
 
-def read_groups(file: Path, cases: Sequence[str]) -> dict[str, Any]:
+def read_groups(file: Path, cases: Sequence[str], *, kind: str = "group") -> dict[str, Any]:
     """A JSON file that maps each case to its group, such as its patient.
+
+    Args:
+        file: The file.
+        cases: The cases that must have a group.
+        kind: What a group is called in messages.
 
     Raises:
         InputError: If it is not such a file or lacks cases.
     """
     groups = read_json(file)
     if not isinstance(groups, dict):
-        raise InputError(f"{file} must map cases to groups, got a {type(groups).__name__}")
+        raise InputError(f"{file} must map cases to {kind}s, got a {type(groups).__name__}")
     validate(groups, _Groups, str(file))
-    same_cases(f"cases without a group in {file}", cases, list(groups))
+    same_cases(f"cases without a {kind} in {file}", cases, list(groups))
     return {case: groups[case] for case in cases}

@@ -8,7 +8,7 @@ from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.evaluation.budgets import BudgetStatistics
-from nnunetv2_deferral.evaluation.evaluation import CURVE_BUDGETS
+from nnunetv2_deferral.evaluation.rankings import CURVE_BUDGETS
 from nnunetv2_deferral.uncertainty import one_minus_max
 
 

@@ -149,9 +149,17 @@ def evaluate(
     *,
     budgets: Sequence[float] = BUDGETS,
     groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
     bootstrap_seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluate all cases, with one case in memory at a time.
+
+    Args:
+        inputs: The inputs.
+        budgets: The budgets at which rankings are compared.
+        groups: For each case its group in the bootstrap, such as its patient; None for each case by itself.
+        domains: For each case its domain, such as its hospital; None for no comparison of domains.
+        bootstrap_seed: Seed of the bootstrap.
 
     Returns:
         The content of `deferral_summary.json`, see docs/reference/evaluation.md.
@@ -169,10 +177,13 @@ def evaluate(
     check = None if certificate is None else CertificateCheck(certificate, None if groups is None else groups.get)
     for name in tqdm(folder.cases, desc="Evaluating", unit="case"):
         case = inputs.read(name)
-        evaluation.update(case)
+        evaluation.update(case, None if domains is None else str(domains[name]))
         if check is not None:
             check.update(case, folder.limits(name))
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
+    for name, domain in (summary["domains"] or {}).items():
+        limits = {folder.limits(case).budget for case in folder.cases if str((domains or {})[case]) == name}
+        domain["budget"] = limits.pop() if len(limits) == 1 else None
     return summary | {
         "experts": experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
@@ -314,8 +325,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.report is None:
                 raise InputError("-images are only used in a report; specify --report FILE as well")
             inputs.predictions.files.check_images(given.images, inputs.predictions.cases)
-        groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
-        summary = evaluate(inputs, budgets=given.budgets, groups=groups, bootstrap_seed=given.bootstrap_seed)
+        cases = inputs.predictions.cases
+        groups = None if given.groups is None else read_groups(given.groups, cases)
+        domains = None if given.domains is None else read_groups(given.domains, cases, kind="domain")
+        summary = evaluate(
+            inputs, budgets=given.budgets, groups=groups, domains=domains, bootstrap_seed=given.bootstrap_seed
+        )
         files = write_results(summary, given.o)
         if given.report is not None:
             report = given.report if given.report.parent != Path() else given.o / given.report

@@ -224,6 +224,8 @@ def evaluate() -> argparse.ArgumentParser:
     _add_dataset_json(parser)
     words = "maps each case to its group (patient), the unit of resampling for the intervals"
     add("-groups", metavar="JSON", type=Path, help=words)
+    words = 'maps each case to its domain (hospital, scanner), to compare them; the training\'s own is "ID"'
+    add("-domains", metavar="JSON", type=Path, help=words)
     words = "folders with masks of single folds, for failure detection by their disagreement"
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
     _add_evidence(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,6 +72,22 @@ class AnsweredCase:
         return model.fuse(self.model, self.candidates, self.answers, asked)
 
 
+class _Ranked(NamedTuple):
+    """A case of a ranking.
+
+    Attributes:
+        case: Its n candidates.
+        scores: Their scores, (n,).
+        experts: The indices of the experts to ask, int64 (n,), from 0.
+        asked: Bool (J, n), what was asked in earlier rounds.
+    """
+
+    case: AnsweredCase
+    scores: np.ndarray
+    experts: np.ndarray
+    asked: np.ndarray
+
+
 class EvidenceBudgets:
     """Accumulates, case by case, what is needed to score one ranking at any budget if answers are read as evidence.
 
@@ -88,10 +105,8 @@ class EvidenceBudgets:
         """
         self._model = model
         self._regions = tuple(regions)
-        self._cases: list[AnsweredCase] = []
-        self._scores: list[np.ndarray] = []
-        self._experts: list[np.ndarray] = []
-        self._asked: list[np.ndarray] = []
+        self._cases: dict[str, _Ranked] = {}
+        self._has_earlier = False
 
     def update(self, case: EvaluatedCase, scores: np.ndarray, experts: np.ndarray) -> None:
         """Add a case with a prior.
@@ -115,39 +130,47 @@ class EvidenceBudgets:
         asked = np.zeros(answered.answers.shape, dtype=bool)
         if earlier is not None:
             answers, asked = earlier.added_to(candidates.index, answered.answers, asked)
-            answered, self._model = replace(answered, answers=answers), self._model.in_round(2)
-        self._asked.append(asked)
-        self._cases.append(answered)
-        self._scores.append(candidates.take(scores))
-        self._experts.append(candidates.take(experts).astype(np.int64) - 1)
+            answered, self._has_earlier = replace(answered, answers=answers), True
+        self._cases[case.name] = _Ranked(
+            answered, candidates.take(scores), candidates.take(experts).astype(np.int64) - 1, asked
+        )
 
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget, a share of all valid voxels; see :meth:`.BudgetStatistics.at`."""
         if not self._cases:
             raise InputError("no cases were added")
-        scores = np.concatenate(self._scores)
+        model = self._model.in_round(2 if self._has_earlier else 1)
+        scores = np.concatenate([each.scores for each in self._cases.values()])
         order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
         rank = np.full(scores.size, scores.size, dtype=np.int64)
         rank[order] = np.arange(order.size)
-        ends = np.cumsum([each.size for each in self._scores])[:-1]
-        voxels = sum(case.num_voxels for case in self._cases)
+        ends = np.cumsum([each.scores.size for each in self._cases.values()])[:-1]
+        voxels = sum(each.case.num_voxels for each in self._cases.values())
         found = []
         for budget in budgets:
             number = int(budget * voxels)
             dice = []
-            every = zip(self._cases, np.split(rank, ends), self._experts, self._asked, strict=True)
-            for case, ranks, expert, before in every:
-                asked = before.copy()
+            for each, ranks in zip(self._cases.values(), np.split(rank, ends), strict=True):
+                asked = each.asked.copy()
                 where = np.flatnonzero(ranks < number)
-                asked[expert[where], where] = True
-                dice.append(case.dice(case.fused(self._model, asked)))
+                asked[each.experts[where], where] = True
+                dice.append(each.case.dice(each.case.fused(model, asked)))
             found.append(
                 BudgetResult(
                     budget=float(budget),
                     rate=min(number, order.size) / max(voxels, 1),
-                    cases=tuple(case.name for case in self._cases),
+                    cases=tuple(self._cases),
                     regions=tuple(region_key(region) for region in self._regions),
                     dice=np.stack(dice),
                 )
             )
         return found
+
+    @classmethod
+    def merged(cls, parts: Sequence[EvidenceBudgets], cases: Sequence[str]) -> EvidenceBudgets:
+        """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
+        merged = cls(parts[0]._model, parts[0]._regions)
+        merged._has_earlier = any(part._has_earlier for part in parts)
+        found = {name: each for part in parts for name, each in part._cases.items()}
+        merged._cases = {name: found[name] for name in cases}
+        return merged

@@ -270,6 +270,16 @@ class BudgetStatistics:
             for place, (budget, number) in enumerate(zip(limits, num_deferred, strict=True))
         ]
 
+    @classmethod
+    def merged(cls, parts: Sequence[BudgetStatistics], cases: Sequence[str]) -> BudgetStatistics:
+        """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
+        merged = cls(parts[0].regions, positive_only=parts[0].positive_only)
+        found = {name: case for part in parts for name, case in part._cases.items()}
+        merged._cases = {name: found[name] for name in cases}
+        merged._num_voxels = sum(part._num_voxels for part in parts)
+        merged._deferrable = np.sum([part._deferrable for part in parts], axis=0)
+        return merged
+
     def _fill(self, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For limits (M,) in voxels: the number of deferred voxels, the lowest deferred bin, and its fraction."""
         from_top = np.cumsum(self._deferrable[::-1])

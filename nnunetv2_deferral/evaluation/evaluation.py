@@ -2,58 +2,51 @@
 
 - :mod:`summary`: scores of model, experts and system
 - :mod:`deferred`: numbers of deferred, corrected and worsened voxels
-- :mod:`budgets`: rankings of voxels compared at matched budgets
+- :mod:`rankings`: rankings of voxels compared at matched budgets
 - :mod:`risk_coverage`: rankings of voxels as rankings of errors
 - :mod:`failure`: detection of failed cases
 - :mod:`reliability`: calibration of the routing probabilities
+- :mod:`domains`: all of this where images differ from those of the training
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
-from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics, recovered_gain
+from nnunetv2_deferral.evaluation.budgets import recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
+from nnunetv2_deferral.evaluation.domains import Domain, summarize_domain
 from nnunetv2_deferral.evaluation.location import LocationStatistics
-from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evaluation.rankings import (
+    CURVE_BUDGETS,
+    ENTROPY,
+    LEARNED,
+    MAX_SOFTMAX,
+    ORACLE,
+    PROBABILITY,
+    Rankings,
+)
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
+from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE, sanity_scores
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
 from nnunetv2_deferral.uncertainty import entropy, one_minus_max
 
-LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
-MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
-CONFIDENCE = f"{MAX_SOFTMAX}, fitted"
-# Along a curve of Dice over budget, for the report.
-CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
-
 
 class Evaluation:
-    """Scores of a deferral system, accumulated over cases one at a time.
-
-    Rankings at matched budgets: by the learned expected gain (where positive), by the probability map, by the model's
-    1 - max softmax and entropy (if its probabilities were saved), and at random, each with the expert in the expert
-    map; by the gain and by 1 - max softmax with always the same expert; by 1 - max softmax with the expert and the
-    stopping point that were fitted, if they were; and the oracle, an upper bound of these. If answers are read as
-    evidence, those of the learned ranking are, and the ranking is also scored with answers that replace labels
-    (`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as evidence`). After earlier
-    rounds of questions, all rankings start from their answers.
-    """
+    """Scores of a deferral system, accumulated over cases one at a time."""
 
     def __init__(
         self,
@@ -82,15 +75,20 @@ class Evaluation:
         self._confidence = confidence
         self._summary = SummaryStatistics(regions, experts)
         self._deferred: dict[str, DeferralCounts] = {}
-        self._budgets: dict[str, BudgetStatistics | EvidenceBudgets | OracleStatistics] = {}
+        self._domains: dict[str | None, Domain] = {}
         self._histograms: dict[str, ScoreHistogram] = {}
         self._case_scores: dict[str, dict[str, float]] = {}
         self._location = LocationStatistics()
+        self._heads = calibration
         self._reliability = ReliabilityStatistics((MODEL, *self.experts), calibration)
         self._has_routing: bool | None = None
 
-    def update(self, case: EvaluatedCase) -> None:
+    def update(self, case: EvaluatedCase, domain: str | None = None) -> None:
         """Add a case.
+
+        Args:
+            case: The case.
+            domain: The domain that it belongs to, such as a hospital or a scanner; None if domains are not compared.
 
         Raises:
             InputError: If shapes differ, or the case has optional arrays that earlier cases lack or the other way
@@ -112,11 +110,16 @@ class Evaluation:
             case.reference, case.model, case.answers, case.route, self.experts, valid, case.system
         )
         scores = self._scores(prediction)
-        self._update_budgets(case, scores)
-        for name, values in scores.items():
+        ranked = scores | sanity_scores(case.model, prediction.spacing)
+        for name, values in ranked.items():
             self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
         self._update_cases(case, scores)
-        self._update_reliability(case)
+        found = self._domains.setdefault(domain, self._new_domain())
+        found.rankings.update(case, ranked)
+        found.cases[case.name] = int(np.count_nonzero(valid & (case.reference > 0)))
+        self._update_reliability(
+            case, [self._reliability] if domain is None else [self._reliability, found.reliability]
+        )
 
     def summary(
         self,
@@ -136,8 +139,8 @@ class Evaluation:
 
         Returns:
             The result of :func:`.summary.summarize_deferral`, and `intervals`, `deferred`, `budgets`, `curve`,
-            `risk_coverage`, `failure_detection`, `location` and `reliability` (None without routing probabilities), see
-            docs/reference/evaluation.md.
+            `risk_coverage`, `failure_detection`, `location`, `reliability` (None without routing probabilities) and
+            `domains` (None if cases were added without), see docs/reference/evaluation.md.
 
         Raises:
             InputError: If there are no cases, a case has no group, or a budget is outside [0, 1].
@@ -153,13 +156,15 @@ class Evaluation:
         dice |= {name: self._dice(part) for name, part in summary["expert_everywhere"].items()}
         deferred = add_counts(self._deferred.values(), self.experts)
         own_rate = summary["deferral"]["rate"]
+        budgets = list(budgets)
+        rankings = Rankings.merged([domain.rankings for domain in self._domains.values()], cases)
         return {
             **summary,
             "intervals": _intervals(dice, seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
             "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
-            "budgets": self._budget_rows([*budgets, own_rate], seed, draw),
-            "curve": self._curve(),
+            "budgets": self._budget_rows(rankings, [*budgets, own_rate], seed, draw),
+            "curve": self._curve(rankings),
             "risk_coverage": {
                 name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}
                 for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in self._histograms.items())
@@ -169,7 +174,35 @@ class Evaluation:
             ),
             "location": self._location.summary(),
             "reliability": self._reliability.summary() if self._has_routing else None,
+            "domains": None if None in self._domains else self._compared(dice, groups, budgets, seed, num_resamples),
         }
+
+    def _compared(
+        self,
+        dice: Mapping[str, np.ndarray],
+        groups: Mapping[str, Any] | None,
+        budgets: Sequence[float],
+        seed: int,
+        num_resamples: int,
+    ) -> dict[str, Any]:
+        """The summaries of the domains by name, given the Dice (N, R) of parts of the summary."""
+        places = {case: place for place, case in enumerate(self._deferred)}
+        found = {}
+        for name, domain in self._domains.items():
+            where = [places[case] for case in domain.cases]
+            found[str(name)] = summarize_domain(
+                domain,
+                dice={part: dice[part][where] for part in ("model_everywhere", "system")},
+                counts=add_counts([self._deferred[case] for case in domain.cases], self.experts)["total"],
+                budgets=budgets,
+                has_routing=bool(self._has_routing),
+                draw={
+                    "groups": None if groups is None else [_group_of(case, groups) for case in domain.cases],
+                    "num_resamples": num_resamples,
+                },
+                seed=seed,
+            )
+        return found
 
     def _scores(self, prediction: PredictedCase) -> dict[str, np.ndarray]:
         """The scores by which voxels are ranked, except for gain, random and oracle."""
@@ -177,39 +210,11 @@ class Evaluation:
         if prediction.has("softmax"):
             scores[MAX_SOFTMAX] = one_minus_max(prediction.softmax, has_regions=self.has_regions)
             scores[ENTROPY] = entropy(prediction.softmax, has_regions=self.has_regions)
-        if self._histograms and scores.keys() != self._histograms.keys():
-            differing = sorted(scores.keys() ^ self._histograms.keys())
+        earlier = self._histograms.keys() - {NEAR_BORDER, NEAR_CENTRE}
+        if self._histograms and scores.keys() != earlier:
+            differing = sorted(scores.keys() ^ earlier)
             raise InputError(f"case {prediction.name} and earlier cases do not all have {', '.join(differing)}")
         return scores
-
-    def _update_budgets(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
-        gain, expert = case.prediction.gain, case.prediction.expert
-        asked = of_experts(case.answers, expert)
-        learned = LEARNED if case.evidence is None else f"{LEARNED}, replaced"
-        if case.evidence is not None:
-            read = {LEARNED: gain}
-            if MAX_SOFTMAX in scores:
-                read[f"{MAX_SOFTMAX}, as evidence"] = scores[MAX_SOFTMAX]
-            for name, values in read.items():
-                found = self._budgets.setdefault(name, EvidenceBudgets(case.evidence, self.regions))
-                cast(EvidenceBudgets, found).update(case, values, expert)
-        rankings = {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
-        rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
-        for name, labels in zip(self.experts, case.answers, strict=True):
-            rankings[f"{LEARNED}, always {name}"] = (gain, labels)
-            if MAX_SOFTMAX in scores:
-                rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
-        for name, (values, answer) in rankings.items():
-            # Voxels without a gain would never be deferred.
-            positive_only = name.startswith(LEARNED)
-            statistics = self._budgets.setdefault(name, BudgetStatistics(self.regions, positive_only=positive_only))
-            cast(BudgetStatistics, statistics).update(
-                case.name, values, reference=case.reference, model=case.before, answer=answer, valid=case.valid
-            )
-        oracle = self._budgets.setdefault(ORACLE, OracleStatistics(self.regions))
-        cast(OracleStatistics, oracle).update(
-            case.name, reference=case.reference, model=case.before, answers=case.answers, valid=case.valid
-        )
 
     def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         for name, values in scores.items():
@@ -224,13 +229,19 @@ class Evaluation:
             disagreement = failure.fold_disagreement(case.fold_masks, self.regions, case.valid)
             self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
 
-    def _update_reliability(self, case: EvaluatedCase) -> None:
+    def _new_domain(self) -> Domain:
+        return Domain(
+            Rankings(self.regions, self.experts, confidence=self._confidence),
+            ReliabilityStatistics((MODEL, *self.experts), self._heads),
+        )
+
+    def _update_reliability(self, case: EvaluatedCase, statistics: Sequence[ReliabilityStatistics]) -> None:
         has_routing = case.prediction.has("routing")
         if self._has_routing not in (None, has_routing):
             raise InputError(f"case {case.name} and earlier cases do not all have routing probabilities")
         self._has_routing = has_routing
-        if has_routing:
-            self._reliability.update(case.name, case.prediction.routing, case.right, case.known, case.route)
+        for each in statistics if has_routing else ():
+            each.update(case.name, case.prediction.routing, case.right, case.known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
         """Dice (N, R) of a part of the summary; NaN for missing cases."""
@@ -238,9 +249,11 @@ class Evaluation:
         nothing = [float("nan")] * len(self.regions)
         return np.array([rows.get(case, nothing) for case in self._deferred], dtype=np.float64)
 
-    def _budget_rows(self, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
+    def _budget_rows(
+        self, rankings: Rankings, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """For each ranking one row per budget; the last is the model's own rate."""
-        results = self._at([0.0, *budgets])
+        results = rankings.at([0.0, *budgets])
         rows: dict[str, Any] = {}
         for name, (without, *found) in results.items():
             rows[name] = []
@@ -265,22 +278,13 @@ class Evaluation:
                 rows[name].append(row)
         return rows
 
-    def _curve(self) -> dict[str, Any]:
+    def _curve(self, rankings: Rankings) -> dict[str, Any]:
         """Dice of every ranking along budgets, without intervals."""
         budgets = (0.0, *CURVE_BUDGETS)
         return {
             "budget": list(budgets),
-            "Dice": {name: [each.foreground_mean for each in found] for name, found in self._at(budgets).items()},
+            "Dice": {name: [each.foreground_mean for each in found] for name, found in rankings.at(budgets).items()},
         }
-
-    def _at(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
-        """All rankings at budgets, also that of the confidence rule, which spends no more than its share."""
-        found = {name: statistics.at(budgets) for name, statistics in self._budgets.items()}
-        rule = self._confidence
-        if rule is not None and (always := f"{MAX_SOFTMAX}, always {rule.expert}") in found:
-            spent = self._budgets[always].at([min(budget, rule.most) for budget in budgets])
-            found[CONFIDENCE] = [replace(each, budget=budget) for each, budget in zip(spent, budgets, strict=True)]
-        return found
 
     def _failure_detection(self, dice: Mapping[str, float]) -> dict[str, Any]:
         found = {}

@@ -36,18 +36,39 @@ def border_distance_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.nd
     return distance
 
 
-def _in_slabs(labels: np.ndarray, spacing_mm: Sequence[float]) -> Iterator[tuple[slice, np.ndarray]]:
+def distances_in_slabs(labels: np.ndarray, spacing_mm: Sequence[float]) -> Iterator[tuple[slice, np.ndarray]]:
     """Slabs along the first axis and their :func:`border_distance_mm`, exact up to the largest finite limit of a band.
 
     A distance transform takes about 50 bytes per voxel. All voxels within that limit of a slab are in the margin that
-    is computed with it; where the true distance is larger, that in the slab is larger, too.
+    is computed with it; where the true distance is larger, that in the slab is larger, too, or infinite.
+
+    Args:
+        labels: Label map, integer of shape S.
+        spacing_mm: Size of a voxel along each axis of S.
+
+    Yields:
+        The indices of a slab along the first axis, and its distances, float64.
     """
-    margin = math.ceil(DISTANCES_MM[-2] / spacing_mm[0])
-    depth = max(margin, _SLAB_VOXELS // max(1, math.prod(labels.shape[1:])), 1)
+    margins = [math.ceil(DISTANCES_MM[-2] / step) for step in spacing_mm]
+    depth = max(margins[0], _SLAB_VOXELS // max(1, math.prod(labels.shape[1:])), 1)
     for start in range(0, len(labels), depth):
-        first, end = max(0, start - margin), start + depth
-        distance = border_distance_mm(labels[first : end + margin], spacing_mm)
+        first, end = max(0, start - margins[0]), start + depth
+        distance = _near_borders(labels[first : end + margins[0]], spacing_mm, margins)
         yield slice(start, end), distance[start - first :][:depth]
+
+
+def _near_borders(labels: np.ndarray, spacing_mm: Sequence[float], margins: Sequence[int]) -> np.ndarray:
+    """The distances in a box around all that differs from the first voxel's label, and infinity elsewhere."""
+    distance = np.full(labels.shape, np.inf)
+    differs = labels != labels.flat[0]
+    box = []
+    for axis, margin in enumerate(margins):
+        places = np.flatnonzero(differs.any(tuple(other for other in range(labels.ndim) if other != axis)))
+        if not places.size:
+            return distance
+        box.append(slice(max(0, int(places[0]) - margin - 1), int(places[-1]) + margin + 2))
+    distance[tuple(box)] = border_distance_mm(labels[tuple(box)], spacing_mm)
+    return distance
 
 
 class LocationStatistics:
@@ -77,7 +98,7 @@ class LocationStatistics:
             valid: Bool of shape S, the voxels that count.
             spacing_mm: Size of a voxel along each axis of S.
         """
-        for slab, distance in _in_slabs(reference, spacing_mm):
+        for slab, distance in distances_in_slabs(reference, spacing_mm):
             counted = valid[slab]
             place = np.searchsorted(DISTANCES_MM, distance[counted], side="left") - 1
             place = np.clip(place, 0, len(DISTANCES_MM) - 2)

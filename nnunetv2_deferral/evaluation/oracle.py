@@ -149,6 +149,14 @@ class OracleStatistics:
             )
         return found
 
+    @classmethod
+    def merged(cls, parts: Sequence[OracleStatistics], cases: Sequence[str]) -> OracleStatistics:
+        """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
+        merged = cls(parts[0].regions)
+        found = {name: case for part in parts for name, case in part._cases.items()}
+        merged._cases = {name: found[name] for name in cases}
+        return merged
+
     def _helped(
         self, truth: np.ndarray, labels: np.ndarray, answers: Sequence[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:

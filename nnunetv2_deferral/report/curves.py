@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nnunetv2_deferral.evaluation.evaluation import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
+from nnunetv2_deferral.evaluation.rankings import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
 from nnunetv2_deferral.report.style import (
     FONT_SIZE,
     INK,

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nnunetv2_deferral.report import evaluation_tables, statements
+from nnunetv2_deferral.report import domain_tables, evaluation_tables, statements
 from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.outcomes import FEW_VOXELS, draw_load, draw_location
@@ -48,6 +48,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
             _budgets(summary),
             _load(summary),
             _location(summary, unit),
+            *_domains(summary),
             *_reliability(summary),
             _cases(cases),
             _failures(summary),
@@ -135,6 +136,21 @@ def _location(summary: Mapping[str, Any], unit: str) -> Section:
             evaluation_tables.errors_table(summary),
         ),
     )
+
+
+def _domains(summary: Mapping[str, Any]) -> list[Section]:
+    if not summary.get("domains"):
+        return []
+    return [
+        Section(
+            heading="Domains",
+            parts=(
+                domain_tables.domains_text(summary),
+                domain_tables.domains_table(summary),
+                domain_tables.rankings_table(summary),
+            ),
+        )
+    ]
 
 
 def _reliability(summary: Mapping[str, Any]) -> list[Section]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_deferral.evaluation.evaluation import LEARNED, MAX_SOFTMAX
+from nnunetv2_deferral.evaluation.rankings import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table

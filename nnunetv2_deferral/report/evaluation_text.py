@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
+from nnunetv2_deferral.report.domain_tables import domains_text
 from nnunetv2_deferral.report.tables import share_text
 
 
@@ -33,6 +34,14 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
     if (certificate := summary.get("certificate")) is not None:
         lines += [f"  {certificate['statement']}", f"    {outcome(certificate)}"]
+    for name, domain in (summary.get("domains") or {}).items():
+        gain = domain["Dice"]["system - model_everywhere"]
+        lines.append(
+            f"  {name}: {domain['cases']} cases, model {domain['Dice']['model_everywhere']['estimate']:.3f}, system - "
+            f"model {_interval(gain)}, deferred {domain['rate']:.2%}, kept error {domain['kept_error']:.3f}"
+        )
+    if summary.get("domains"):
+        lines.append(f"  {domains_text(summary)}")
     lines += _reliability_lines(summary["reliability"])
     lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]

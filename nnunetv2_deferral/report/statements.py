@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_deferral.evaluation.evaluation import (
+from nnunetv2_deferral.evaluation.kept_errors import outcome
+from nnunetv2_deferral.evaluation.rankings import (
     CONFIDENCE,
     ENTROPY,
     LEARNED,
@@ -15,7 +16,7 @@ from nnunetv2_deferral.evaluation.evaluation import (
     PROBABILITY,
     RANDOM,
 )
-from nnunetv2_deferral.evaluation.kept_errors import outcome
+from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.report.tables import DASH, per_cent_text, ratio, score_text, share_text, signed_text
 
@@ -29,6 +30,8 @@ RANKING_NAMES = {
     MAX_SOFTMAX: "model uncertainty (1 − max softmax)",
     CONFIDENCE: "model uncertainty, fitted expert and stopping point",
     ENTROPY: "model uncertainty (entropy)",
+    NEAR_BORDER: "distance to the predicted border alone",
+    NEAR_CENTRE: "distance to the centre of the image alone",
     RANDOM: "random",
     ORACLE: "oracle",
 }
@@ -36,6 +39,7 @@ RANKING_NAMES = {
 _OTHERS = {
     MAX_SOFTMAX: "ranking by max softmax",
     CONFIDENCE: "max softmax with the expert and the stopping point that were best on validation cases",
+    NEAR_BORDER: "distance to the predicted border, without the image",
     RANDOM: "random order",
 }
 _ERROR_MODELS = {

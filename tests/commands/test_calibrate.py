@@ -27,7 +27,7 @@ from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.evaluation import CURVE_BUDGETS
+from nnunetv2_deferral.evaluation.rankings import CURVE_BUDGETS
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
