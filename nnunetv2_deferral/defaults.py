@@ -25,3 +25,9 @@ AMOS22_TASKS = (1, 2)
 
 PORT = 8765
 """Of the review page, on 127.0.0.1."""
+
+SHIFT_KINDS = ("bias_field", "noise", "ghosting", "blur", "downsample", "gamma")
+"""The kinds of synthetic shifts of images."""
+
+OWN_DOMAIN = "ID"
+"""The name of the domain that a model was trained in."""

@@ -17,7 +17,7 @@ LAYERS = (
     ("schema", "image_files"),
     ("expert_sim", "routing", "geometry", "fusion"),
     ("experts", "evidence"),
-    ("cases", "decision", "dataset"),
+    ("cases", "decision", "dataset", "image_shifts"),
     ("raters",),
     ("settings",),
     ("network", "losses", "planners", "maps"),

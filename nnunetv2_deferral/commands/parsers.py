@@ -362,6 +362,33 @@ def route() -> argparse.ArgumentParser:
     return parser
 
 
+def shift() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_shift`."""
+    parser = _parser(
+        "shift",
+        "Copy images as another scanner or protocol might have taken them, to test a model under shift. Writes the "
+        "images and their shifted copies to OUT/images, with the references and experts' masks under the same names, "
+        "and domains.json and groups.json for nnUNetv2_deferral_evaluate.",
+        "-i imagesTs -ref labelsTs -o shifted -kinds noise blur gamma -levels 1 3",
+    )
+    add = parser.add_argument
+    add("-i", metavar="IMAGES", type=Path, required=True, help="folder of images (<case>_0000)")
+    add("-o", metavar="OUT", type=Path, required=True, help="new output folder")
+    kinds = defaults.SHIFT_KINDS
+    add("-kinds", metavar="KIND", nargs="+", default=list(kinds), help=f"kinds of shifts. Default: {' '.join(kinds)}")
+    words = "strengths: 1 as in nnU-Net's augmentation, 2 and 3 beyond. Default: 1 2 3"
+    add("-levels", metavar="L", type=int, nargs="+", default=[1, 2, 3], help=words)
+    add("-seed", type=int, default=0, help="random seed. Default: %(default)s")
+    add("-ref", metavar="LABELS", type=Path, help="folder of the references, to be copied for each shift")
+    add("-experts", metavar="EXPERTS", type=Path, help="folder <expert>/<case> of masks, to be copied for each shift")
+    add(
+        "-groups", metavar="JSON", type=Path, help="maps each case to its group (patient). Default: each case by itself"
+    )
+    add("-djfile", metavar="DATASET_JSON", type=Path, help="the dataset.json. Default: beside IMAGES")
+    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    return parser
+
+
 def simulate_experts() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_simulate_experts`."""
     parser = _parser(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.defaults import OWN_DOMAIN
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from nnunetv2_deferral.evaluation.budgets import recovered_gain
 from nnunetv2_deferral.evaluation.rankings import ORACLE, Rankings
@@ -110,7 +111,7 @@ def _calibration_errors(statistics: ReliabilityStatistics) -> dict[str, float | 
     return found
 
 
-def domains_in_order(found: Mapping[str, Mapping[str, Any]], own: str = "ID") -> list[str]:
+def domains_in_order(found: Mapping[str, Mapping[str, Any]], own: str = OWN_DOMAIN) -> list[str]:
     """The names of domains: the training's own first, then by what deferral gains, the worst last.
 
     Args:
