@@ -31,3 +31,9 @@ SHIFT_KINDS = ("bias_field", "noise", "ghosting", "blur", "downsample", "gamma")
 
 OWN_DOMAIN = "ID"
 """The name of the domain that a model was trained in."""
+
+QUERY_STRATEGIES = ("claspe", "entropy", "random", "random_foreground", "gain")
+"""How boxes to annotate are chosen."""
+
+QUERY_ROUNDS, QUERY_EDGE_VOXELS = 5, 20
+"""Rounds of queries, over which noise decays, and the edge of a box."""

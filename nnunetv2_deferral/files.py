@@ -50,6 +50,33 @@ def written_whole(folder: Path) -> Iterator[Path]:
                 file.replace(folder / file.name)
 
 
+@contextmanager
+def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `output` if and only if the block ends without an error.
+
+    Args:
+        output: The new folder.
+        replaced: Whether a folder that is there is replaced, with all that is in it; otherwise it must be empty.
+
+    Raises:
+        InputError: If `output` is not empty.
+    """
+    if output.exists() and not replaced and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not empty; choose a new folder (-o)")
+    scratch, old = (output.with_name(f".{output.name}.{word}") for word in ("unfinished", "replaced"))
+    for left in (scratch, old):  # of a call that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if output.exists():
+            output.rename(old)
+        scratch.rename(output)
+    finally:
+        for left in (scratch, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def without_nan(content: Any) -> Any:
     """The same data with None for every number that is not finite, because JSON has no NaN or infinity."""
     if isinstance(content, Mapping):

@@ -20,7 +20,7 @@ from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
-from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import integer_scale
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import listed
@@ -98,7 +98,7 @@ class PredictionFolder(MaskFolder):
         found = dataset_json or next((file for file in candidates if file.is_file()), None)
         if found is None:
             raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
-        files = _files_of_masks(folder, found)
+        files = files_of_masks(folder, found)
         cases = tuple(files.cases(folder))
         same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
@@ -152,8 +152,8 @@ class PredictionFolder(MaskFolder):
             probability=self._map(name, maps.probability_file, self._scaled),
             expert=self._map(name, maps.expert_file, self._values),
             gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
-            softmax=Stored(file=self.softmax_file(name), read=lambda: _probabilities(self.softmax_file(name))),
-            routing=Stored(file=self.routing_file(name), read=lambda: _probabilities(self.routing_file(name))),
+            softmax=Stored(file=self.softmax_file(name), read=lambda: read_probabilities(self.softmax_file(name))),
+            routing=Stored(file=self.routing_file(name), read=lambda: read_probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
             answered=Stored(file=answered, read=lambda: _stored(answered, *EarlierAnswers._fields)),
             properties=lambda: mask()[1],
@@ -225,7 +225,7 @@ class StockFolder(MaskFolder):
         """
         if not folder.is_dir():
             raise InputError(f"the folder {folder} does not exist")
-        files = _files_of_masks(folder, dataset_json)
+        files = files_of_masks(folder, dataset_json)
         found = cls(folder=folder, files=files, settings=settings, cases=tuple(files.cases(folder)))
         missing = [str(file) for file in map(found.softmax_file, found.cases) if not file.is_file()]
         if missing:
@@ -247,7 +247,7 @@ class StockFolder(MaskFolder):
     def case(self, name: str) -> PredictedCase:
         """A case with mask, probabilities and routing probabilities; its files are read on first access."""
         mask = cache(lambda: self.files.read(self.mask_file(name)))
-        probabilities = cache(lambda: _probabilities(self.softmax_file(name)))
+        probabilities = cache(lambda: read_probabilities(self.softmax_file(name)))
         return PredictedCase(
             name,
             model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
@@ -270,26 +270,21 @@ def copied_predictions(source: PredictionFolder | StockFolder, output: Path) -> 
     Raises:
         InputError: If `output` is not empty.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is not empty; choose a new folder (-o)")
-    scratch = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
-    scratch.mkdir(parents=True)
-    try:
+    with new_folder(output) as scratch:
         for case in source.cases:
             shutil.copy2(source.mask_file(case), scratch)
         write_json(dict(source.files.content), scratch / "dataset.json")
         if (source.folder / "plans.json").is_file():
             shutil.copy2(source.folder / "plans.json", scratch)
         yield scratch
-        if output.exists():
-            output.rmdir()
-        scratch.rename(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _files_of_masks(folder: Path, dataset_json: Path) -> DatasetFiles:
+def files_of_masks(folder: Path, dataset_json: Path) -> DatasetFiles:
+    """How the masks of a folder are read.
+
+    Raises:
+        InputError: If there are none with the ending in dataset.json.
+    """
     ending = read_dataset_json(dataset_json)["file_ending"]
     masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
     example = next(masks, None)
@@ -305,7 +300,12 @@ def _prior(file: Path) -> PriorMap:
     return PriorMap(from_steps(steps), areas)
 
 
-def _probabilities(file: Path) -> np.ndarray:
+def read_probabilities(file: Path) -> np.ndarray:
+    """The probabilities in a file that nnU-Net saved, float32 (K, *S).
+
+    Raises:
+        InputError: If it cannot be read; the message names it.
+    """
     (probabilities,) = _stored(file, "probabilities")
     return probabilities.astype(np.float32)
 

@@ -316,6 +316,38 @@ def preprocess_experts() -> argparse.ArgumentParser:
     return parser
 
 
+def query() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_query`."""
+    parser = _parser(
+        "query",
+        "Choose which boxes of which images to annotate next, from the predictions of one or several folds "
+        "with saved probabilities. Writes query.json and masks of the boxes.",
+        "-i predictions/fold_0 predictions/fold_1 -o round_1 -n 100 -round 1 -annotated round_0",
+    )
+    add = parser.add_argument
+    words = "folders of predictions of the same cases, one per fold, by nnUNetv2_predict --save_probabilities"
+    add("-i", metavar="PREDICTIONS", type=Path, nargs="+", required=True, help=words)
+    add("-o", metavar="ROUND", type=Path, required=True, help="new folder for query.json and masks of the boxes")
+    add("-n", metavar="N", type=int, required=True, help="number of boxes")
+    add("-round", metavar="T", type=int, default=0, help="number of this round, from 0. Default: %(default)s")
+    words = "number of rounds that are planned, over which noise decays. Default: %(default)s"
+    add("-rounds", metavar="T", type=int, default=defaults.QUERY_ROUNDS, help=words)
+    words = "how boxes are chosen; gain needs a folder with deferral maps. Default: %(default)s"
+    add("-strategy", choices=defaults.QUERY_STRATEGIES, default=defaults.QUERY_STRATEGIES[0], help=words)
+    size = parser.add_mutually_exclusive_group()
+    words = f"edges of a box in voxels, z y x or y x. Default: {defaults.QUERY_EDGE_VOXELS} along each axis"
+    size.add_argument("-patch", metavar="VOXELS", type=int, nargs="+", help=words)
+    size.add_argument("-patch_mm", metavar="MM", type=float, nargs="+", help="edges of a box in mm, z y x or y x")
+    words = "distance of neighbouring positions of a box in voxels, z y x or y x. Default: half of the edges"
+    add("-stride", metavar="VOXELS", type=int, nargs="+", help=words)
+    words = "folders of earlier rounds, whose boxes are not asked about again"
+    add("-annotated", metavar="ROUND", type=Path, nargs="+", default=[], help=words)
+    add("-seed", type=int, default=0, help="seed of all random choices. Default: %(default)s")
+    _add_dataset_json(parser)
+    add("--overwrite", action="store_true", help="replace a round in the output folder")
+    return parser
+
+
 def review() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_review`."""
     parser = _parser(

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.files import (
@@ -174,7 +175,7 @@ def _write_case(
     masks = regions.region_masks(case.route, [each for each, _ in found])
     files = {each.item.region.expert: scratch / row["mask"] for each, row in found}
     for expert, mask in masks.items():
-        _write_mask(folder, mask, files[expert], case.properties)
+        write_numbered_mask(folder.files, mask, files[expert], case.properties, fewer="list fewer (-max_regions)")
     if images is None:
         return
     (scratch / PICTURES).mkdir(exist_ok=True)
@@ -208,9 +209,23 @@ def _read_image(folder: PredictionFolder, images: Path, case: PredictedCase) -> 
     return image
 
 
-def _write_mask(folder: PredictionFolder, mask: np.ndarray, file: Path, properties: dict[str, Any]) -> None:
+def write_numbered_mask(
+    files: DatasetFiles, mask: np.ndarray, file: Path, properties: dict[str, Any], *, fewer: str
+) -> None:
+    """Write a mask of numbered regions in the format of a dataset's masks.
+
+    Args:
+        files: The dataset.
+        mask: uint32 of the shape of the image: 0, or the number of a region.
+        file: The file, whose folder is created.
+        properties: nnU-Net's properties of the image or mask.
+        fewer: How to get fewer regions, for the message.
+
+    Raises:
+        InputError: If the format cannot hold so many regions, or the file cannot be written completely.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    reader, numbers = folder.files.reader, int(mask.max())
+    reader, numbers = files.reader, int(mask.max())
     is_small = numbers < 255  # from 255 on nnU-Net writes two bytes per voxel, which some formats do not support
     try:
         reader.write_seg(mask, str(file), properties)
@@ -222,8 +237,8 @@ def _write_mask(folder: PredictionFolder, mask: np.ndarray, file: Path, properti
         fits = False
     if not fits:
         raise InputError(
-            f"nnU-Net's {folder.files.file_ending} masks cannot represent the {numbers} regions of "
-            f"{file.parent.name}/{file.name}; list fewer (-max_regions)"
+            f"nnU-Net's {files.file_ending} masks cannot represent the {numbers} regions of "
+            f"{file.parent.name}/{file.name}; {fewer}"
         )
 
 

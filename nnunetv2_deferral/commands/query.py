@@ -1,0 +1,134 @@
+"""`nnUNetv2_deferral_query`: choose which boxes of which images to annotate next."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, open_rounds
+from nnunetv2_deferral.query.ensemble import Ensemble, class_names
+from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
+
+ROWS_SHOWN = 10
+
+
+def query_folders(
+    folders: Sequence[Path],
+    output: Path,
+    query: Query,
+    *,
+    annotated: Sequence[Path] = (),
+    dataset_json: Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Choose boxes and write them as a round.
+
+    Args:
+        folders: Folders of predictions of the same cases, one per fold, with saved probabilities; for the strategy
+            `gain` one folder with deferral maps.
+        output: The folder of the round.
+        query: What to ask for.
+        annotated: The folders of earlier rounds.
+        dataset_json: The dataset.json of the model; None for the one in the first folder.
+        overwrite: Replace a round in `output`.
+
+    Returns:
+        The content of query.json, see docs/reference/files.md.
+
+    Raises:
+        InputError: For invalid input; nothing is then written.
+    """
+    check_output(output, overwrite=overwrite)
+    rounds = open_rounds(annotated)
+    names: tuple[str, ...] = ()
+    if query.how.reads == "gain":
+        if len(folders) != 1:
+            raise InputError(f"the strategy {query.strategy} reads the maps of one folder, got {len(folders)}")
+        maps = PredictionFolder.open(folders[0], dataset_json)
+        files, asked = maps.files, ask_gain(maps, query, rounds)
+    else:
+        ensemble = Ensemble.open(folders, dataset_json)
+        files, asked = ensemble.files, ask_probabilities(ensemble, query, rounds)
+        names = class_names(files) if query.how.by_class else ()
+    missing = dict(zip(names, asked.choice.missing, strict=True))
+    content = {
+        "strategy": query.strategy,
+        "round": query.round_number,
+        "rounds": query.rounds,
+        "number": query.number,
+        "beta": query.beta if math.isfinite(query.beta) else None,
+        "seed": query.seed,
+        "box": None if query.size is None else list(query.size),
+        "box_unit": "mm" if query.in_mm else "voxels",
+        "stride": "half of the edges" if query.stride is None else list(query.stride),
+        "predictions": [str(folder) for folder in folders],
+        "single_network": len(folders) == 1,
+        "annotated": [str(folder) for folder in annotated],
+        "unit": files.unit,
+        "missing_of_class": {name: number for name, number in missing.items() if number},
+        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+    }
+    return write_round(content, asked.regions, asked.predictions, files, output)
+
+
+def summary(content: dict[str, Any], output: Path) -> str:
+    """The first boxes, how they were chosen and where they were written, as text for the terminal."""
+    rows = content["regions"]
+    wide = max(len(row["case"]) for row in rows)
+    lines = [f"{'rank':>5}  {'case':<{wide}}  {'box (z, y, x)':<24}  why"]
+    for row in rows[:ROWS_SHOWN]:
+        box = " ".join(f"{start}:{stop}" for start, stop in row["box"])
+        lines.append(f"{row['rank']:>5}  {row['case']:<{wide}}  {box:<24}  {row['why']}")
+    lines += [f"{'...':>5}"] * (len(rows) > ROWS_SHOWN)
+    cases = len({row["case"] for row in rows})
+    lines.append(
+        f"{len(rows)} boxes in {cases} cases by {content['strategy']}, round {content['round']} of "
+        f"{content['rounds']}, seed {content['seed']}"
+    )
+    chosen = Counter(row["class"] for row in rows)
+    if len(chosen) > 1 or None not in chosen:
+        numbers = [f"{'all classes' if name is None else name}: {number}" for name, number in chosen.items()]
+        lines.append(f"  chosen for {', '.join(numbers)}")
+    for name, number in content["missing_of_class"].items():
+        lines.append(f"  {name} has {number} boxes fewer than its share; others were chosen over all classes instead")
+    if content["single_network"] and content["strategy"] in ("claspe", "entropy"):
+        lines.append("  of one network only: several folds (-i FOLD_0 FOLD_1 ...) show more of what is uncertain")
+    return "\n".join([*lines, f"  {output / JSON_NAME}", f"  {output / MASKS}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
+    parser = parsers.query()
+    given = parser.parse_args(arguments)
+    try:
+        in_mm = given.patch_mm is not None
+        size = given.patch_mm if in_mm else given.patch
+        asked = Query(
+            number=given.n,
+            strategy=given.strategy,
+            round_number=given.round,
+            rounds=given.rounds,
+            seed=given.seed,
+            size=None if size is None else tuple(size),
+            in_mm=in_mm,
+            stride=None if given.stride is None else tuple(given.stride),
+        )
+        content = query_folders(
+            given.i,
+            given.o,
+            asked,
+            annotated=given.annotated,
+            dataset_json=given.djfile,
+            overwrite=given.overwrite,
+        )
+    except InputError as error:
+        parser.error(str(error))
+    print(summary(content, given.o))

@@ -1,0 +1,1 @@
+"""Which regions of which images to annotate next."""

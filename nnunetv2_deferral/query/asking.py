@@ -1,0 +1,276 @@
+"""Asking: from a folder of predictions to the boxes to annotate, with one case in memory at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.dataset import DatasetFiles, same_cases
+from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.query.choice import Candidate, Choice, candidates_of, choose_boxes
+from nnunetv2_deferral.query.ensemble import Ensemble, class_names
+from nnunetv2_deferral.query.patches import Box, Grid
+from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
+from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of, predicted_classes
+from nnunetv2_deferral.worklist.items import WorkTime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What to ask for.
+
+    Attributes:
+        number: The number n of boxes.
+        strategy: A key of :data:`.STRATEGIES`.
+        round_number: The round t, from 0.
+        rounds: The number T of rounds that are planned.
+        seed: Seed of all random choices, together with the round.
+        size: Edges of a box along (z, y, x), or (y, x) for single slices; None for 20 voxels along each axis.
+        in_mm: Whether `size` is in mm and not in voxels.
+        stride: Distance of neighbouring positions in voxels; None for half of the edges.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    number: int
+    strategy: str = "claspe"
+    round_number: int = 0
+    rounds: int = QUERY_ROUNDS
+    seed: int = 0
+    size: tuple[float, ...] | None = None
+    in_mm: bool = False
+    stride: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
+        if self.number < 1:
+            raise InputError(f"the number of boxes (-n) must be at least 1, got {self.number}")
+        if self.seed < 0:
+            raise InputError(f"the seed must be at least 0, got {self.seed}")
+        for name, of in (("edges of a box", self.size), ("the stride", self.stride)):
+            if of is not None and (len(of) not in (2, 3) or not all(0 < each < math.inf for each in of)):
+                raise InputError(f"{name} must be two or three positive numbers, got {' '.join(map(str, of))}")
+        STRATEGIES[self.strategy].beta(self.round_number, self.rounds)
+
+    @property
+    def how(self) -> Strategy:
+        """What the strategy does."""
+        return STRATEGIES[self.strategy]
+
+    @property
+    def beta(self) -> float:
+        """The inverse scale of the noise."""
+        return self.how.beta(self.round_number, self.rounds)
+
+    def grid(self, prediction: PredictedCase) -> Grid:
+        """The positions of boxes in a case.
+
+        Raises:
+            InputError: If the box does not fit; the message names the case.
+        """
+        shape = prediction.model.shape
+        is_slice = len(shape) == 3 and shape[0] == 1
+        if self.size is None:
+            size: tuple[float, ...] = (1 if is_slice else QUERY_EDGE_VOXELS, QUERY_EDGE_VOXELS, QUERY_EDGE_VOXELS)
+        else:
+            size = (1.0, *self.size) if is_slice and len(self.size) == 2 else self.size
+            if self.in_mm and len(size) == len(shape):
+                unit = (1.0, *prediction.spacing[1:]) if is_slice and len(self.size) == 2 else prediction.spacing
+                size = tuple(max(round(edge / length), 1) for edge, length in zip(size, unit, strict=True))
+        edges = tuple(int(each) for each in size)
+        stride = self.stride or tuple(max(edge // 2, 1) for edge in edges)
+        try:
+            return Grid(shape, edges, (1, *stride) if is_slice and len(stride) == 2 else stride)
+        except InputError as error:
+            raise InputError(f"{prediction.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The boxes of a query.
+
+    Attributes:
+        regions: Rows for query.json in their order.
+        predictions: Shape and geometry of the cases with boxes.
+        choice: What was chosen.
+    """
+
+    regions: list[dict[str, Any]]
+    predictions: dict[str, PredictedCase]
+    choice: Choice
+
+
+def ask_probabilities(ensemble: Ensemble, query: Query, annotated: Sequence[QueryRound] = ()) -> Asked:
+    """Choose boxes by a strategy that reads probabilities.
+
+    Args:
+        ensemble: The predictions.
+        query: What to ask for.
+        annotated: Earlier rounds, whose boxes are not asked about again. A first round without any is a start set, see
+            :func:`.choose_boxes`.
+
+    Raises:
+        InputError: For files that cannot be read or do not match, boxes that do not fit, and more boxes than there is
+            room for.
+    """
+    files, names = ensemble.files, class_names(ensemble.files)
+    random = np.random.default_rng([query.seed, query.round_number])
+    _check_rounds(annotated, ensemble.cases)
+    candidates: list[Candidate] = []
+    for case in tqdm(ensemble.cases, desc="Scoring", unit="case"):
+        found = ensemble.read(case)
+        by_class, overall = maps_of(query.strategy, found.probabilities, files)
+        grid, taken = query.grid(found.prediction), _boxes_within(annotated, found.prediction)
+        candidates += candidates_of(
+            case,
+            grid,
+            map(grid.means, by_class),
+            grid.means(overall),
+            number=query.number,
+            beta=query.beta,
+            random=random,
+            taken=taken,
+        )
+    classes = len(names) if query.how.by_class else 0
+    start = bool(classes) and query.round_number == 0 and not annotated
+    choice = choose_boxes(candidates, number=query.number, classes=classes, random=random, start=start)
+
+    def described(case: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
+        found = ensemble.read(case)
+        predicted = [*predicted_classes(found.probabilities, files)]
+        rows = []
+        for each in boxes:
+            shares = {name: float(where[each.box.slices].mean()) for name, where in zip(names, predicted, strict=True)}
+            by = None if each.by_class is None else names[each.by_class]
+            rows.append({"class": by, "predicted": shares, "why": _why(query.strategy, by, each.score, shares)})
+        return found.prediction, rows
+
+    return _described(choice, described)
+
+
+def ask_gain(
+    folder: PredictionFolder, query: Query, annotated: Sequence[QueryRound] = (), time: WorkTime | None = None
+) -> Asked:
+    """Choose the boxes with the highest expected gain per minute, by the maps of a deferral model.
+
+    Each row also has `expected_gain`, the sum of the gain map over the box, `minutes` of work, and the `expert` with
+    the largest part of the gain.
+
+    Args:
+        folder: The predictions.
+        query: What to ask for.
+        annotated: See :func:`ask_probabilities`.
+        time: Working time of a box; None for the defaults.
+
+    Raises:
+        InputError: See :func:`ask_probabilities`.
+    """
+    working = time or WorkTime()
+    random = np.random.default_rng([query.seed, query.round_number])
+    _check_rounds(annotated, folder.cases)
+    candidates: list[Candidate] = []
+    for name in tqdm(folder.cases, desc="Scoring", unit="case"):
+        case = folder.case(name)
+        grid, taken = query.grid(case), _boxes_within(annotated, case)
+        voxels, minutes = math.prod(grid.size), _minutes(grid.size, case, folder.files, working)
+        # Sums of float64 leave tiny negative numbers where all is 0.
+        gains = np.maximum(grid.means(case.gain), 0) * voxels / minutes
+        candidates += candidates_of(
+            name, grid, [], gains, number=query.number, beta=query.beta, random=random, taken=taken
+        )
+    choice = choose_boxes(candidates, number=query.number, classes=0, random=random)
+
+    def described(name: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
+        case, rows = folder.case(name), []
+        for each in boxes:
+            gain, expert = case.gain[each.box.slices], case.expert[each.box.slices]
+            parts = np.bincount(expert.reshape(-1), weights=gain.reshape(-1), minlength=len(folder.experts) + 1)[1:]
+            who = folder.experts[int(parts.argmax())]
+            size = [stop - start for start, stop in zip(*each.box, strict=True)]
+            minutes = _minutes(size, case, folder.files, working)
+            total = float(gain.sum(dtype=np.float64))
+            why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
+            rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
+        return case, rows
+
+    return _described(choice, described)
+
+
+def open_rounds(folders: Sequence[Path]) -> list[QueryRound]:
+    """Earlier rounds.
+
+    Raises:
+        InputError: If a folder is given twice or has no valid query.json.
+    """
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise InputError(f"rounds must be distinct, got {', '.join(map(str, folders))}")
+    return [QueryRound.read(folder) for folder in folders]
+
+
+def _described(
+    choice: Choice, describe: Callable[[str, Sequence[Candidate]], tuple[PredictedCase, list[dict[str, Any]]]]
+) -> Asked:
+    """Rows of the chosen boxes, in the order of the choice, with what `describe` says of those of a case."""
+    by_case: dict[str, list[int]] = {}
+    for place, each in enumerate(choice.chosen):
+        by_case.setdefault(each.case, []).append(place)
+    rows: dict[int, dict[str, Any]] = {}
+    predictions = {}
+    for case, places in sorted(by_case.items()):
+        prediction, found = describe(case, [choice.chosen[place] for place in places])
+        # The masks need shape and geometry only.
+        predictions[case] = PredictedCase(case, model=prediction.model, properties=prediction.properties)
+        for label, (place, more) in enumerate(zip(places, found, strict=True), start=1):
+            each = choice.chosen[place]
+            rows[place] = {
+                "rank": place + 1,
+                "case": case,
+                "label": label,
+                **place_of(each.box, prediction),
+                "score": each.score,
+                "noisy_log_score": each.value if math.isfinite(each.value) else None,
+                **more,
+            }
+    return Asked([rows[place] for place in range(len(choice.chosen))], predictions, choice)
+
+
+def _minutes(size: Sequence[int], case: PredictedCase, files: DatasetFiles, time: WorkTime) -> float:
+    if files.unit != "mm":
+        return time.minutes(None)
+    edges = [edge * mm for edge, mm in zip(size, case.spacing, strict=True)]
+    return time.minutes(max(edges[1:] if case.model.shape[0] == 1 else edges))
+
+
+def _check_rounds(rounds: Sequence[QueryRound], cases: Sequence[str]) -> None:
+    for each in rounds:
+        same_cases(f"cases of {each.folder} without a prediction", list(each.boxes), cases)
+
+
+def _boxes_within(rounds: Sequence[QueryRound], prediction: PredictedCase) -> tuple[Box, ...]:
+    for each in rounds:
+        each.mask(prediction.name, prediction.model.shape)
+    return boxes_of_rounds(rounds, prediction.name)
+
+
+def _why(strategy: str, by: str | None, score: float, shares: Mapping[str, float]) -> str:
+    if strategy == "random":
+        reason = "drawn at random from all places"
+    elif strategy == "random_foreground":
+        reason = "drawn at random from all places" if by is None else f"drawn at random for its voxels of {by}"
+    elif by is None:
+        reason = f"mean entropy of the box {score:.3g} nats"
+    else:
+        reason = f"chosen for {by}: mean probability of {by} times entropy {score:.3g} nats"
+    found = [f"{name} ({share:.1%})".replace("%", " %") for name, share in shares.items() if share > 0]
+    return f"{reason}; predicted in it: {', '.join(found) or 'background only'}"

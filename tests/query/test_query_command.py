@@ -1,0 +1,245 @@
+"""nnUNetv2_deferral_query on small folders of predictions."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from small_ensemble import SHAPE, write_ensemble
+from small_prediction import read_mask, write_prediction
+
+from nnunetv2_deferral.commands.query import main
+from nnunetv2_deferral.query.patches import Box
+from nnunetv2_deferral.query.rounds import QueryRound
+
+BOX = ("-patch", "2", "3", "4")
+
+
+def ask(root, folders, output="round", *more, n=12, box=BOX):
+    main(["-i", *map(str, folders), "-o", str(root / output), "-n", str(n), *box, *map(str, more)])
+    return json.loads((root / output / "query.json").read_text())
+
+
+def refused(capsys, root, folders, *more, **how):
+    with pytest.raises(SystemExit) as ended:
+        ask(root, folders, *more, **how)
+    assert ended.value.code == 2
+    assert not (root / "round").exists()
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def boxes(content):
+    found = {}
+    for each in content["regions"]:
+        starts, stops = zip(*each["box"], strict=True)
+        found.setdefault(each["case"], []).append(Box(starts, stops))
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["claspe", "entropy", "random", "random_foreground"])
+def test_each_strategy_gives_as_many_disjoint_boxes_as_asked_for(tmp_path, strategy):
+    content = ask(tmp_path, write_ensemble(tmp_path), "round", "-strategy", strategy)
+    assert len(content["regions"]) == 12
+    for of_case in boxes(content).values():
+        assert not any(first.overlaps(second) for first, second in combinations(of_case, 2))
+    assert content["single_network"] is False
+    assert content["beta"] == (None if strategy == "entropy" else 1)
+
+
+def test_the_masks_hold_the_boxes_where_query_json_says(tmp_path):
+    content = ask(tmp_path, write_ensemble(tmp_path))
+    assert {file.split("/")[1] for file in content["files"]} == {f"{case}.nii.gz" for case in boxes(content)}
+    for case in boxes(content):
+        expected = np.zeros(SHAPE, dtype=int)
+        for region in content["regions"]:
+            if region["case"] == case:
+                expected[tuple(slice(*ends) for ends in region["box"])] = region["label"]
+        assert np.array_equal(read_mask(tmp_path / "round" / "masks" / f"{case}.nii.gz"), expected)
+        assert np.array_equal(QueryRound.read(tmp_path / "round").mask(case, SHAPE), expected > 0)
+
+
+def test_world_coordinates_are_those_of_itk(tmp_path):
+    import SimpleITK as sitk
+
+    content = ask(tmp_path, write_ensemble(tmp_path))
+    region = content["regions"][0]
+    image = sitk.ReadImage(str(tmp_path / "round" / "masks" / f"{region['case']}.nii.gz"))
+    corners = [(start, stop - 1) for start, stop in reversed(region["box"])]
+    points = [
+        image.TransformIndexToPhysicalPoint([x, y, z]) for x in corners[0] for y in corners[1] for z in corners[2]
+    ]
+    found = np.array([np.min(points, axis=0), np.max(points, axis=0)]).T
+    assert np.allclose(found, region["box_world"], atol=1e-3)
+
+
+def test_scores_are_means_of_the_ensemble_over_the_box(tmp_path):
+    folders = write_ensemble(tmp_path)
+    content = ask(tmp_path, folders)
+    names = [None, "rim", "core"]
+    for region in content["regions"]:
+        p = np.mean([np.load(folder / f"{region['case']}.npz")["probabilities"] for folder in folders], axis=0)
+        score = -(p * np.log(np.maximum(p, 1e-30))).sum(0)
+        if region["class"] is not None:
+            score = score * p[names.index(region["class"])]
+        inside = tuple(slice(*ends) for ends in region["box"])
+        assert region["score"] == pytest.approx(float(score[inside].mean()), rel=1e-4)
+        for name in ("rim", "core"):
+            share = (p.argmax(0) == names.index(name))[inside].mean()
+            assert region["predicted"][name] == pytest.approx(share)
+
+
+def test_the_same_seed_and_round_give_the_same_files_and_others_do_not(tmp_path):
+    folders = write_ensemble(tmp_path)
+    first, again = (ask(tmp_path, folders, f"round_{place}") for place in range(2))
+    assert first == again
+    assert boxes(ask(tmp_path, folders, "other", "-seed", 1)) != boxes(first)
+    assert boxes(ask(tmp_path, folders, "later", "-round", 1)) != boxes(first)
+
+
+def test_what_earlier_rounds_asked_is_not_asked_again(tmp_path):
+    folders = write_ensemble(tmp_path)
+    first = ask(tmp_path, folders, "round_0")
+    second = ask(tmp_path, folders, "round_1", "-round", 1, "-annotated", tmp_path / "round_0")
+    for case, found in boxes(second).items():
+        assert not any(box.overlaps(other) for box in found for other in boxes(first).get(case, ()))
+
+
+def test_a_class_that_is_never_predicted_gives_its_share_to_all_and_says_so(tmp_path, capsys):
+    content = ask(tmp_path, write_ensemble(tmp_path, absent=[2]), "round", "-round", 1)
+    assert content["missing_of_class"] == {"core": 3}
+    assert len(content["regions"]) == 12
+    assert "core has 3 boxes fewer than its share" in capsys.readouterr().out
+
+
+def test_one_folder_works_and_is_said_to_be_one(tmp_path, capsys):
+    content = ask(tmp_path, write_ensemble(tmp_path, folds=["fold_0"]))
+    assert content["single_network"] is True
+    assert "of one network only" in capsys.readouterr().out
+
+
+def test_regions_are_asked_about_like_classes(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    content = ask(tmp_path, write_ensemble(tmp_path, labels=labels, regions_class_order=[1, 2]))
+    assert {each["class"] for each in content["regions"]} == {"whole", "core", None}
+
+
+def test_edges_in_mm_are_rounded_to_voxels(tmp_path):
+    content = ask(tmp_path, write_ensemble(tmp_path), box=("-patch_mm", "5", "3.3", "2.8"))  # 2.5 x 1.1 x 0.7 mm
+    assert all([stop - start for start, stop in each["box"]] == [2, 3, 4] for each in content["regions"])
+
+
+def test_slices_take_two_edges(tmp_path):
+    content = ask(tmp_path, write_ensemble(tmp_path, shape=(1, 20, 20)), box=("-patch", "4", "5"))
+    assert all([stop - start for start, stop in each["box"]] == [1, 4, 5] for each in content["regions"])
+
+
+def test_gain_asks_where_the_deferral_maps_expect_most_and_says_whom(tmp_path):
+    written = write_prediction(tmp_path / "in")
+    content = ask(tmp_path, [tmp_path / "in"], "round", "-strategy", "gain", "-stride", 1, 1, 1, n=1)
+    (region,) = content["regions"]
+    best = max(
+        float(case.gain[z : z + 2, y : y + 3, x : x + 4].sum())
+        for case in written.values()
+        for z in range(3)
+        for y in range(4)
+        for x in range(4)
+    )
+    assert region["expected_gain"] == pytest.approx(best, rel=1e-3)
+    inside = tuple(slice(*ends) for ends in region["box"])
+    case = written[region["case"]]
+    parts = [case.gain[inside][case.expert[inside] == place].sum() for place in (1, 2)]
+    assert region["expert"] == ("ann", "bob")[int(np.argmax(parts))]
+
+
+def test_a_round_is_replaced_only_if_asked_for_and_only_a_round(tmp_path, capsys):
+    folders = write_ensemble(tmp_path)
+    ask(tmp_path, folders)
+    with pytest.raises(SystemExit):
+        ask(tmp_path, folders)
+    assert "is not empty" in capsys.readouterr().err
+    assert ask(tmp_path, folders, "round", "--overwrite", "-seed", 5)["seed"] == 5
+    (tmp_path / "round" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        ask(tmp_path, folders, "round", "--overwrite")
+    assert "notes.txt" in capsys.readouterr().err
+    assert (tmp_path / "round" / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        ask(tmp_path, folders, "other", "--overwrite")
+    assert "has files but no query.json" in capsys.readouterr().err
+
+
+class TestRefused:
+    """Each with exit code 2, one line that names the fault, and nothing written."""
+
+    def test_predictions_without_probabilities(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+        (folders[1] / "y.npz").unlink()
+        assert "fold_1/y.npz. Predict with --save_probabilities" in refused(capsys, tmp_path, folders)
+
+    def test_a_dataset_of_one_class(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path, labels={"background": 0})
+        assert "has no class but the background" in refused(capsys, tmp_path, folders)
+
+    def test_a_box_that_is_larger_than_an_image(self, tmp_path, capsys):
+        error = refused(capsys, tmp_path, write_ensemble(tmp_path), box=("-patch", "2", "13", "4"))
+        assert "x: the box of (2, 13, 4) voxels is larger than the image of (6, 12, 14)" in error
+
+    def test_more_boxes_than_there_are(self, tmp_path, capsys):
+        error = refused(capsys, tmp_path, write_ensemble(tmp_path), n=500)
+        assert "500 boxes were asked for, but only" in error
+
+    def test_folds_of_other_cases(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path, folds=["a"]) + write_ensemble(tmp_path, folds=["b"], cases=["x", "y"])
+        assert f"cases of {folders[0]} that are not in {folders[1]} (1): z" in refused(capsys, tmp_path, folders)
+
+    def test_folds_of_another_shape(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path, folds=["a"]) + write_ensemble(tmp_path, folds=["b"], shape=(6, 12, 13))
+        assert "b/x.npz has shape (3, 6, 12, 13), but 3 classes" in refused(capsys, tmp_path, folders)
+
+    def test_a_file_that_was_cut_short(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+        file = folders[1] / "y.npz"
+        file.write_bytes(file.read_bytes()[:-200])
+        assert f"{file} cannot be read" in refused(capsys, tmp_path, folders)
+
+    def test_numbers_that_are_no_probabilities(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+        np.savez_compressed(folders[1] / "y.npz", probabilities=np.full((3, *SHAPE), 2, dtype=np.float32))
+        assert "y.npz: probabilities must lie in [0, 1], got 2" in refused(capsys, tmp_path, folders)
+
+    def test_a_round_out_of_range(self, tmp_path, capsys):
+        assert "round must be between 0 and 4" in refused(
+            capsys, tmp_path, write_ensemble(tmp_path), "round", "-round", 5
+        )
+
+    def test_a_start_set_without_two_boxes_a_class(self, tmp_path, capsys):
+        assert "at least 2 boxes for each of 2 classes" in refused(capsys, tmp_path, write_ensemble(tmp_path), n=3)
+
+    def test_the_same_folder_twice(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+        assert "must be distinct" in refused(capsys, tmp_path, [folders[0], folders[0]])
+
+    def test_maps_of_several_folders(self, tmp_path, capsys):
+        error = refused(capsys, tmp_path, write_ensemble(tmp_path), "round", "-strategy", "gain")
+        assert "reads the maps of one folder, got 2" in error
+
+    def test_gain_without_deferral_maps(self, tmp_path, capsys):
+        error = refused(capsys, tmp_path, write_ensemble(tmp_path)[:1], "round", "-strategy", "gain")
+        assert "has no deferral maps" in error
+
+    @pytest.mark.parametrize(
+        ("regions", "fault"),
+        [
+            ([{"case": "q", "box": [[0, 1], [0, 1], [0, 1]], "label": 1}], "without a prediction (1): q"),
+            ([{"case": "x", "box": [[0, 1], [0, 99], [0, 1]], "label": 1}], "is not within the image of x"),
+            ([{"case": "x", "box": [[1, 1], [0, 9], [0, 1]], "label": 1}], "must be three pairs start < stop"),
+            ([{"case": "x", "box": "all", "label": 1}], "must be a list"),
+        ],
+    )
+    def test_an_earlier_round_that_does_not_fit(self, tmp_path, capsys, regions, fault):
+        folders = write_ensemble(tmp_path)
+        (tmp_path / "before").mkdir()
+        (tmp_path / "before" / "query.json").write_text(json.dumps({"regions": regions}))
+        assert fault in refused(capsys, tmp_path, folders, "round", "-annotated", tmp_path / "before")
