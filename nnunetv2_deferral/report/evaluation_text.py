@@ -35,10 +35,12 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     if (certificate := summary.get("certificate")) is not None:
         lines += [f"  {certificate['statement']}", f"    {outcome(certificate)}"]
     for name, domain in (summary.get("domains") or {}).items():
-        gain = domain["Dice"]["system - model_everywhere"]
+        number, dice = domain["cases"], domain["Dice"]
+        gain = _interval(dice["system - model_everywhere"])
         lines.append(
-            f"  {name}: {domain['cases']} cases, model {domain['Dice']['model_everywhere']['estimate']:.3f}, system - "
-            f"model {_interval(gain)}, deferred {domain['rate']:.2%}, kept error {domain['kept_error']:.3f}"
+            f"  {name}: {number} {'case' if number == 1 else 'cases'}, model "
+            f"{dice['model_everywhere']['estimate']:.3f}, system - model {gain}, deferred {domain['rate']:.2%}, kept "
+            f"error {domain['kept_error']:.3f}"
         )
     if summary.get("domains"):
         lines.append(f"  {domains_text(summary)}")

@@ -107,7 +107,7 @@ def test_the_probabilities_beside_the_masks_bring_the_models_own_confidence(fold
         np.savez_compressed(folders.root / "out" / f"{case}.npz", probabilities=np.moveaxis(probabilities, -1, 0))
     summary = folders.evaluate()
     assert {"learned", "max_softmax", "entropy", "random", "oracle"} <= set(summary["budgets"])
-    assert {"probability", "max_softmax", "entropy"} == set(summary["risk_coverage"])
+    assert {"probability", "max_softmax", "entropy", "near_border", "near_centre"} == set(summary["risk_coverage"])
 
 
 def test_tables_have_a_row_a_case_and_a_row_a_ranking_and_budget(folders):
@@ -226,6 +226,34 @@ class TestSimulatedBesideAFolder:
     def test_without_a_folder_nobody_can_be_named(self, tmp_path, capsys):
         said = simulated(tmp_path).refused(capsys, "-simulated", "expert1", experts=None)
         assert "-simulated requires a folder of masks" in said
+
+
+def test_domains_are_compared_in_the_summary_in_the_report_and_in_the_terminal(folders, capsys):
+    file, report = folders.root / "domains.json", folders.root / "report.html"
+    file.write_text(json.dumps({"x": "hospital A", "y": "ID"}))
+    index = maps.case_file(folders.root / "out", "x")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"limits": {"budget": 0.3, "over": "case"}}))
+    summary = folders.evaluate("-domains", file, "--report", report)
+    found = summary["domains"]
+    assert {name: (each["cases"], each["budget"]) for name, each in found.items()} == {
+        "hospital A": (1, 0.3), "ID": (1, None),
+    }  # fmt: skip
+    rows = {row["case"]: row["metrics"] for row in summary["system"]["metric_per_case"]}
+    mean = np.mean([rows["x"][label]["Dice"] for label in ("1", "2")])
+    assert found["hospital A"]["Dice"]["system"]["estimate"] == pytest.approx(mean)
+    said = capsys.readouterr().out
+    assert "  hospital A: 1 case, model " in said
+    assert "of the voxels of each domain, the learned ranking has" in said
+    page = Reader(report.read_text())
+    table = [row for row in page.rows if row and row[0] in ("ID", "hospital A")]
+    assert [row[0] for row in table] == ["ID", "hospital A"]
+    assert "of 30.0 %" in " ".join(table[1])
+
+
+def test_cases_without_a_domain_are_named(folders, capsys):
+    file = folders.root / "domains.json"
+    file.write_text(json.dumps({"x": "ID"}))
+    assert f"cases without a domain in {file} (1): y" in folders.refused(capsys, "-domains", file)
 
 
 def one_vs_all(folders, *, heads=None, objective="one_vs_all", number=None):
