@@ -230,7 +230,7 @@ def evidence_of(
         logger.warning("answers replace the model's labels: %s", words)
         return None
     if reviewed and answers is not None:
-        _check_all_shown(folder, answers)
+        check_all_shown(folder, answers)
     return fitted.model
 
 
@@ -254,10 +254,18 @@ class ReviewIndex(TypedDict):
     cases: dict[Text, dict[Text, _ReviewRecord]]
 
 
-def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
+def check_all_shown(folder: PredictionFolder, answers: Path, *, use: str = "read as evidence") -> None:
     """Refuse a review in which voxels have the model's label because nobody answered them.
 
     These are voxels that a worklist left out, and without an ignore label those that an expert could not tell.
+
+    Args:
+        folder: The predictions.
+        answers: The folder of the review.
+        use: What the answers cannot be then, for the message.
+
+    Raises:
+        InputError: Naming the review, expert and case.
     """
     without_ignore_label = folder.files.label_manager.ignore_label is None
     index = answers / REVIEW_NAME
@@ -270,13 +278,13 @@ def _check_all_shown(folder: PredictionFolder, answers: Path) -> None:
             if expert in records and records[expert]["voxels"] != routed:
                 raise InputError(
                     f"{index}: {expert} was shown {records[expert]['voxels']} voxels of {case}, but {routed} are "
-                    "routed to this expert, so the answers cannot be read as evidence. Review without a worklist"
+                    f"routed to this expert, so the answers cannot be {use}. Review without a worklist"
                 )
             untold = records.get(expert, {}).get("cannot_tell_voxels", 0)
             if untold and without_ignore_label:
                 raise InputError(
                     f"{index}: {expert} could not tell {untold} voxels of {case}, which have the model's label "
-                    "because the dataset has no ignore label, so the answers cannot be read as evidence"
+                    f"because the dataset has no ignore label, so the answers cannot be {use}"
                 )
 
 

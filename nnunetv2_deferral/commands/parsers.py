@@ -255,6 +255,29 @@ def fuse() -> argparse.ArgumentParser:
     return parser
 
 
+def next_dataset() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_next_dataset`."""
+    parser = _parser(
+        "next_dataset",
+        "Make answers the training data of a new dataset in nnUNet_raw: the labels of the voxels that were "
+        "asked about and answered, and the ignore label elsewhere, with splits and a record of who answered what.",
+        "-i round_0 round_1 -answers labels -images imagesPool -o Dataset512_Round2",
+    )
+    add = parser.add_argument
+    words = "rounds of nnUNetv2_deferral_query, or one folder of predictions by a deferral model"
+    add("-i", metavar="QUESTIONS", type=Path, nargs="+", required=True, help=words)
+    words = "folder of masks: <expert>/<case>, for rounds of queries also <case>"
+    add("-answers", metavar="ANSWERS", type=Path, required=True, help=words)
+    add("-images", metavar="IMAGES", type=Path, required=True, help="folder of the images (<case>_0000)")
+    add("-o", metavar="DATASET", required=True, help="name of the new dataset, DatasetXXX_Name")
+    words = "a dataset whose cases are taken over; answers replace its labels"
+    add("-base", metavar="DATASET", help=words)
+    words = "maps each case to its group (patient), which is not divided between training and validation"
+    add("-groups", metavar="JSON", type=Path, help=words)
+    add("-djfile", metavar="DATASET_JSON", type=Path, help="the dataset.json of the questions. Default: beside them")
+    return parser
+
+
 def next_round() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_next_round`."""
     parser = _parser(
@@ -345,6 +368,13 @@ def query() -> argparse.ArgumentParser:
     add("-seed", type=int, default=0, help="seed of all random choices. Default: %(default)s")
     _add_dataset_json(parser)
     add("--overwrite", action="store_true", help="replace a round in the output folder")
+    answered = parser.add_argument_group("studies in which the images are annotated already")
+    words = (
+        "also write the dataset DatasetXXX_Name of this and all -annotated rounds, as nnUNetv2_deferral_next_dataset"
+    )
+    answered.add_argument("--next_dataset", metavar="DATASET", help=words)
+    answered.add_argument("-answers", metavar="LABELS", type=Path, help="for it: folder of masks")
+    answered.add_argument("-images", metavar="IMAGES", type=Path, help="for it: folder of the images (<case>_0000)")
     return parser
 
 

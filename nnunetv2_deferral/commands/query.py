@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,10 +12,13 @@ from typing import Any
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
+from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, open_rounds
 from nnunetv2_deferral.query.ensemble import Ensemble, class_names
+from nnunetv2_deferral.query.next_dataset import check_new_dataset
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
 
 ROWS_SHOWN = 10
@@ -104,6 +108,18 @@ def summary(content: dict[str, Any], output: Path) -> str:
     return "\n".join([*lines, f"  {output / JSON_NAME}", f"  {output / MASKS}"])
 
 
+def _study(given: Namespace) -> tuple[str, Path, Path] | None:
+    """Name, masks and images of the dataset that is to be written, too; None for none."""
+    if given.next_dataset is None:
+        if given.answers is not None or given.images is not None:
+            raise InputError("-answers and -images are for a dataset: --next_dataset DatasetXXX_Name")
+        return None
+    if given.answers is None or given.images is None:
+        raise InputError("--next_dataset needs the masks (-answers) and the images (-images)")
+    check_new_dataset(given.next_dataset, nnunet_folders())
+    return given.next_dataset, given.answers, given.images
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = parsers.query()
@@ -121,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             in_mm=in_mm,
             stride=None if given.stride is None else tuple(given.stride),
         )
+        study = _study(given)
         content = query_folders(
             given.i,
             given.o,
@@ -129,6 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset_json=given.djfile,
             overwrite=given.overwrite,
         )
+        print(summary(content, given.o))
+        if study is not None:
+            name, answers, images = study
+            print(dataset_summary(next_dataset(name, [*given.annotated, given.o], answers, images)))
     except InputError as error:
         parser.error(str(error))
-    print(summary(content, given.o))

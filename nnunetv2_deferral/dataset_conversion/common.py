@@ -88,7 +88,7 @@ def write_dataset(
     """
     if num_processes < 1:
         raise InputError(f"there must be at least one process, got {num_processes}")
-    _check_target(nnunet_raw, dataset_id)
+    check_target(nnunet_raw, dataset_id)
     num_training = sum(case.split == "Tr" for case in cases)
     if num_training != info.num_published:
         logger.warning("Found %d training cases, but %d are published.", num_training, info.num_published)
@@ -146,7 +146,12 @@ def visible_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _check_target(nnunet_raw: Path, dataset_id: int) -> None:
+def check_target(nnunet_raw: Path, dataset_id: int) -> None:
+    """Refuse the id of a dataset that exists.
+
+    Raises:
+        InputError: If it does, or the id is not between 1 and 999.
+    """
     if not 1 <= dataset_id <= 999:
         raise InputError(f"the dataset id must be between 1 and 999, got {dataset_id}")
     # nnU-Net finds datasets by id, so a second dataset with the same id would make both unusable.

@@ -147,6 +147,7 @@ def write_round(
                     numbers[tuple(slice(*ends) for ends in region["box"])] = region["label"]
             file = scratch / MASKS / f"{case}{files.file_ending}"
             write_numbered_mask(files, numbers, file, prediction.properties, fewer="ask for fewer (-n)")
+        write_json(dict(files.content), scratch / "dataset.json")  # by which the masks are read
         written["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         written["regions"] = [dict(region) for region in regions]
         write_json(written, scratch / JSON_NAME)
