@@ -163,6 +163,16 @@ class DatasetFiles:
             names[label] = " + ".join(within) or f"label {label}"
         return names
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the foreground labels, or with region-based training of the regions, in channel order."""
+        if not self.label_manager.has_regions:
+            return tuple(self.label_names[label] for label in self.label_manager.foreground_labels)
+        # nnU-Net's order: all of them in that of dataset.json, without background and ignore label.
+        return tuple(
+            name for name, value in self.content["labels"].items() if name != "ignore" and value not in (0, [0])
+        )
+
     def cases(self, folder: Path) -> list[str]:
         """The cases with a file in a folder, sorted."""
         files = (file for file in folder.glob(f"*{self.file_ending}") if not file.name.startswith("."))

@@ -8,7 +8,7 @@
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
-    <folder>/deferral/cases/<case>.json           rates, limits and expected gain of the case
+    <folder>/deferral/cases/<case>.json           rates, limits, expected gain and predicted Dice of the case
     <folder>/deferral/deferral.json               model with experts, settings, calibration, versions
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_js
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
 FOLDER = "deferral"
+PREDICTED_DICE = "predicted_dice"  # in the entry of a case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class _CaseEntry(TypedDict):
     deferral_rate: Share
     share: dict[Text, Share]
     largest_gain: NonNegative
+    predicted_dice: NotRequired[dict[Text, Share]]
     model: NotRequired[Text]
 
 
@@ -266,7 +268,8 @@ class DeferralFolder:
         content: dict[str, Any] = {
             "model": _as_json(self.model),
             "settings": self.settings.to_dict(),
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            # Without the forests, which are large; what they predict is in the entries.
+            "calibration": None if self.calibration is None else replace(self.calibration, forecast=None).to_dict(),
             "versions": _versions(),
         }
         content = json.loads(json.dumps(content))  # to compare

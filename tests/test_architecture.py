@@ -16,7 +16,7 @@ LAYERS = (
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty", "head_place"),
     ("schema", "image_files"),
     ("expert_sim", "routing", "geometry", "fusion"),
-    ("experts", "evidence"),
+    ("experts", "evidence", "forecast"),
     ("cases", "decision", "dataset", "image_shifts"),
     ("raters",),
     ("settings",),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nnunetv2_deferral.calibration.confidence_fitting import ConfidenceFit
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
+from nnunetv2_deferral.calibration.forecast_fitting import ForecastFit
 from nnunetv2_deferral.calibration.region_thresholds import thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
@@ -40,6 +41,7 @@ def calibrate(
     *,
     evidence: bool = True,
     exchangeable: bool = False,
+    forecast: bool = False,
 ) -> ModelCalibration:
     """Fit calibrators, then how answers are read as evidence, then thresholds for limits over a dataset.
 
@@ -49,6 +51,7 @@ def calibrate(
         evidence: Whether to fit how answers are read as evidence; it is only kept if it does not do worse than
             replacing labels, see :func:`.fit_gated_evidence`.
         exchangeable: Whether the experts are anonymous readers, see :func:`.fit_tables`.
+        forecast: Whether to fit forests that predict the Dice of a case, see :class:`.ForecastFit`.
 
     Returns:
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
@@ -58,8 +61,8 @@ def calibrate(
         as they are.
 
     Raises:
-        InputError: If the model or an available expert has labels in fewer than two groups of cases, or neither heads
-            nor evidence can be fitted.
+        InputError: If the model or an available expert has labels in fewer than two groups of cases, neither heads nor
+            evidence can be fitted, or there are fewer than 10 cases for the forests.
     """
     has_heads = cases.settings.objective == ONE_VS_ALL
     if not has_heads and not evidence:
@@ -70,12 +73,15 @@ def calibrate(
         )
     names = ("model", *cases.settings.expert_names)
     every, confidence = [HeadStatistics() for _ in names], ConfidenceFit(cases)
+    dice = ForecastFit(cases, cases.files.class_names) if forecast else None
     for case in tqdm(cases, total=len(cases.cases), desc="Reading", unit="case"):
         if has_heads:
             right, known = case.right, case.known & case.prediction.predicted
             for head, statistics in enumerate(every):
                 statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
         confidence.update(case)
+        if dice is not None:
+            dice.update(case)
     report = _origin(cases) | {"heads": {}}
     heads = _identities(cases)
     if has_heads:
@@ -94,6 +100,9 @@ def calibrate(
             }
             for name, fit in zip(names, fits, strict=True)
         }
+    forests = None
+    if dice is not None:
+        forests, report["predicted_dice"] = dice.forecast()
     fitted = None
     if evidence:
         fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
@@ -103,6 +112,7 @@ def calibrate(
         thresholds=_fit_thresholds(cases, heads, limits, fitted) if limits else (),
         evidence=fitted,
         confidence=confidence.rule(),
+        forecast=forests,
         report=without_nan(report),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from nnunetv2_deferral.calibration.certification import certify, split_for_certification
 from nnunetv2_deferral.calibration.fitting import calibrate, fit_thresholds, write_calibration
+from nnunetv2_deferral.calibration.forecast_fitting import text as forecast_text
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
@@ -39,6 +40,7 @@ def text(calibration: ModelCalibration) -> str:
             f"  {name:<40} {head['map']['kind']:<12} {errors[0]} -> {errors[1]}"
             f"                        {errors[2]} -> {errors[3]}"
         )
+    lines += forecast_text(report.get("predicted_dice", {}))
     if "evidence" in report:
         lines += _evidence_text(report["evidence"])
     if (rule := calibration.confidence) is not None:
@@ -118,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
         if 1 in budgets:
             warn_of_full_budget()
+        if given.thresholds_only and given.predict_dice:
+            raise InputError("--thresholds_only keeps the calibration that the model has; --predict_dice fits it")
         if given.thresholds_only and not limits:
             raise InputError("--thresholds_only needs -budgets or -capacities")
         experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))
@@ -142,7 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         calibration = (
             fit_thresholds(fitted_on, limits)
             if given.thresholds_only
-            else calibrate(fitted_on, limits, evidence=not given.replace, exchangeable=given.exchangeable)
+            else calibrate(
+                fitted_on,
+                limits,
+                evidence=not given.replace,
+                exchangeable=given.exchangeable,
+                forecast=given.predict_dice,
+            )
         )
         if held_out is not None:
             kept_error, alpha = given.certify

@@ -32,6 +32,7 @@ from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
@@ -177,7 +178,11 @@ def evaluate(
     check = None if certificate is None else CertificateCheck(certificate, None if groups is None else groups.get)
     for name in tqdm(folder.cases, desc="Evaluating", unit="case"):
         case = inputs.read(name)
-        evaluation.update(case, None if domains is None else str(domains[name]))
+        evaluation.update(
+            case,
+            None if domains is None else str(domains[name]),
+            predicted_dice=folder.index["cases"][name].get(PREDICTED_DICE),
+        )
         if check is not None:
             check.update(case, folder.limits(name))
     summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)

@@ -131,6 +131,8 @@ def calibrate() -> argparse.ArgumentParser:
     add("--replace", action="store_true", help=words)
     words = "the experts are anonymous readers, so that a name is a slot and not a person"
     add("--exchangeable", action="store_true", help=words)
+    words = "also fit what predicts the Dice of each case and class without a reference; takes at least 10 cases"
+    add("--predict_dice", action="store_true", help=words)
     words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"
     add("--thresholds_only", action="store_true", help=words)
     add(

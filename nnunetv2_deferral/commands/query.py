@@ -17,7 +17,7 @@ from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, open_rounds
-from nnunetv2_deferral.query.ensemble import Ensemble, class_names
+from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.next_dataset import check_new_dataset
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
 
@@ -61,7 +61,7 @@ def query_folders(
     else:
         ensemble = Ensemble.open(folders, dataset_json)
         files, asked = ensemble.files, ask_probabilities(ensemble, query, rounds)
-        names = class_names(files) if query.how.by_class else ()
+        names = files.class_names if query.how.by_class else ()
     missing = dict(zip(names, asked.choice.missing, strict=True))
     content = {
         "strategy": query.strategy,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import dice_weight
@@ -79,10 +81,25 @@ def route_folder(
                 calibration=calibration,
                 softmax=case.softmax,
             )
-            written.write(name, decision.maps, dict(case.properties), decision.statistics, prior=decision.prior)
+            expected = _predicted_dice(folder, case, calibration)
+            statistics = decision.statistics | expected
+            written.write(name, decision.maps, dict(case.properties), statistics, prior=decision.prior)
             deferred += int((decision.maps.route > 0).sum())
             voxels += decision.maps.route.size
     return deferred / max(voxels, 1)
+
+
+def _predicted_dice(
+    folder: PredictionFolder | StockFolder, case: PredictedCase, calibration: ModelCalibration | None
+) -> dict[str, Any]:
+    """The predicted Dice of a case for its entry: for a stock network computed, otherwise that of the prediction."""
+    if isinstance(folder, PredictionFolder):
+        entry = folder.index["cases"][case.name]
+        return {maps.PREDICTED_DICE: entry[maps.PREDICTED_DICE]} if maps.PREDICTED_DICE in entry else {}
+    if calibration is None or calibration.forecast is None:
+        return {}
+    has_regions = folder.files.label_manager.has_regions
+    return {maps.PREDICTED_DICE: calibration.forecast.predict(case.softmax, has_regions=has_regions)}
 
 
 def _opened(

@@ -19,10 +19,12 @@ from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.files import without_nan
+from nnunetv2_deferral.forecast.forest import DiceForecast
 
 # The entry of the plans in the model folder.
 CALIBRATION_KEY = "deferral_calibration"
-_WITHOUT_EFFECT = ("certificate", "confidence", "report")  # on maps
+FORECAST_KEY = "forecast"  # within it
+_WITHOUT_EFFECT = ("certificate", "confidence", FORECAST_KEY, "report")  # on maps
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class ModelCalibration:
         evidence: How answers are read as evidence; None if an answer replaces the model's label.
         certificate: What is guaranteed about kept errors, or None.
         confidence: The rule that asks by the model's own confidence, with which evaluations compare; or None.
+        forecast: What predicts the Dice of a case, or None.
         report: Cases used and quality of the fit, for information only.
     """
 
@@ -120,6 +123,7 @@ class ModelCalibration:
     evidence: FittedEvidence | None = None
     certificate: Certificate | None = None
     confidence: ConfidenceRule | None = None
+    forecast: DiceForecast | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
@@ -144,7 +148,7 @@ class ModelCalibration:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of everything that affects the maps, i.e. all except certificate, baseline and report."""
+        """A short hash of everything that affects the maps, i.e. without certificate, baseline, forecast and report."""
         fitted = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
         return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -157,6 +161,8 @@ class ModelCalibration:
             "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
+            # Left out rather than None, as in earlier versions.
+            **({} if self.forecast is None else {FORECAST_KEY: self.forecast.to_dict()}),
             "report": dict(self.report),
         }
 
@@ -190,6 +196,8 @@ class ModelCalibration:
             found = replace(found, confidence=ConfidenceRule.from_dict(confidence, f"{entry}: confidence"))
             if found.confidence is not None and found.confidence.expert not in experts:
                 raise InputError(f"{entry}: confidence.expert must be one of {', '.join(experts)}")
+        if (forecast := content.get(FORECAST_KEY)) is not None:
+            found = replace(found, forecast=DiceForecast.from_dict(forecast, f"{entry}: {FORECAST_KEY}"))
         if found.evidence is not None and found.evidence.model.experts != tuple(experts):
             raise InputError(
                 f"{entry} has evidence of the experts {', '.join(found.evidence.model.experts)}, but the model's "

@@ -42,6 +42,7 @@ from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_voxels
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE, sanity_scores
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
+from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.uncertainty import entropy, one_minus_max
 
 
@@ -78,22 +79,28 @@ class Evaluation:
         self._domains: dict[str | None, Domain] = {}
         self._histograms: dict[str, ScoreHistogram] = {}
         self._case_scores: dict[str, dict[str, float]] = {}
+        self._predicted_dice: dict[str, float] = {}
         self._location = LocationStatistics()
         self._heads = calibration
         self._reliability = ReliabilityStatistics((MODEL, *self.experts), calibration)
         self._has_routing: bool | None = None
 
-    def update(self, case: EvaluatedCase, domain: str | None = None) -> None:
+    def update(
+        self, case: EvaluatedCase, domain: str | None = None, *, predicted_dice: Mapping[str, float] | None = None
+    ) -> None:
         """Add a case.
 
         Args:
             case: The case.
             domain: The domain that it belongs to, such as a hospital or a scanner; None if domains are not compared.
+            predicted_dice: The Dice that was predicted for each of its classes, or None.
 
         Raises:
             InputError: If shapes differ, or the case has optional arrays that earlier cases lack or the other way
                 round.
         """
+        if predicted_dice:
+            self._predicted_dice[case.name] = float(np.mean(list(predicted_dice.values())))
         prediction, valid = case.prediction, case.valid
         # First, because distances take most memory, while few of the case's arrays are read.
         wrong = case.model != case.reference
@@ -170,7 +177,7 @@ class Evaluation:
                 for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in self._histograms.items())
             },
             "failure_detection": self._failure_detection(
-                dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True))
+                dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True)), seed, draw
             ),
             "location": self._location.summary(),
             "reliability": self._reliability.summary() if self._has_routing else None,
@@ -222,6 +229,7 @@ class Evaluation:
                 "mean": failure.mean_score(values, case.valid),
                 "foreground": failure.mean_foreground_score(values, case.model, case.valid),
                 "off_boundary": failure.mean_score_off_boundary(values, case.model, case.valid),
+                "highest_box": failure.highest_box_score(values, case.valid),
             }
             for how, value in found.items():
                 self._case_scores.setdefault(f"{name}, {how}", {})[case.name] = value
@@ -286,17 +294,25 @@ class Evaluation:
             "Dice": {name: [each.foreground_mean for each in found] for name, found in rankings.at(budgets).items()},
         }
 
-    def _failure_detection(self, dice: Mapping[str, float]) -> dict[str, Any]:
+    def _failure_detection(self, dice: Mapping[str, float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
+        """Each score of cases as a detector of those with a low Dice; the predicted Dice also as a prediction of it."""
         found = {}
-        for name, scores in self._case_scores.items():
-            detection = failure.failure_detection(scores, dice)
+        scores = dict(self._case_scores)
+        predicted = self._predicted_dice
+        if predicted.keys() == dice.keys():
+            scores[PREDICTED_DICE] = {case: 1 - value for case, value in predicted.items()}
+        for name, of_cases in scores.items():
+            detection = failure.failure_detection(of_cases, dice)
             found[name] = {
                 "AURC": detection.aurc.to_dict(),
                 "AUGRC": detection.augrc.to_dict(),
                 "num_cases": detection.num_cases,
                 "undefined": list(detection.undefined),
-                "per_case": scores,
+                "per_case": of_cases,
             }
+        if PREDICTED_DICE in found:
+            values = np.array([[predicted[case], dice[case]] for case in dice])
+            found[PREDICTED_DICE] |= failure.agreement_intervals(values, generator=np.random.default_rng(seed), **draw)
         return found
 
 

@@ -8,7 +8,7 @@ segmentation").
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.bootstrap import bootstrap_interval
 from nnunetv2_deferral.evaluation.overlap import Region, overlap
 from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_coverage_of_cases
 
@@ -104,6 +105,98 @@ def mean_score_off_boundary(
     size = 2 * width_voxels + 1
     same = ndimage.maximum_filter(prediction, size) == ndimage.minimum_filter(prediction, size)
     return _mean_where(scores, same, valid, no_voxels)
+
+
+def highest_box_score(scores: np.ndarray, valid: np.ndarray | None = None, *, edge_voxels: int = 10) -> float:
+    """The highest mean over a box, which is not diluted by certain voxels elsewhere (Zenk et al. 2025).
+
+    Args:
+        scores: Real, any shape S; high means uncertain.
+        valid: Bool of shape S, the voxels that count, or None for all. Scores of others are 0.
+        edge_voxels: The edge of the box, at most that of the image along each axis.
+
+    Returns:
+        A float in the unit of the scores, NaN if no voxel counts.
+
+    Raises:
+        InputError: If the shapes differ, `valid` is not bool, the edge is less than 1, or a score is not finite.
+    """
+    if edge_voxels < 1:
+        raise InputError(f"edge_voxels must be at least 1, got {edge_voxels}")
+    check_same_shape(scores=scores, valid=valid)
+    check_bool(valid=valid)
+    counted = scores if valid is None else np.where(valid, scores, 0)
+    if not scores.size or not (valid is None or valid.any()):
+        return float("nan")
+    means = np.asarray(counted, dtype=np.float32)
+    for axis, length in enumerate(scores.shape):
+        edge = min(edge_voxels, length)
+        means = ndimage.uniform_filter1d(means, edge, axis=axis, mode="nearest")
+        # Only boxes that are within the image.
+        inside = slice(edge // 2, edge // 2 + length - edge + 1)
+        means = means[tuple(inside if each == axis else slice(None) for each in range(scores.ndim))]
+    highest = float(means.max())
+    if not np.isfinite(highest):
+        raise InputError(f"scores must be finite, got a mean of {highest}")
+    return highest
+
+
+def agreement_intervals(
+    values: np.ndarray,
+    *,
+    generator: np.random.Generator,
+    groups: Sequence[Hashable] | None = None,
+    num_resamples: int = 2000,
+) -> dict[str, dict[str, float]]:
+    """How well a predicted Dice agrees with the true one, with bootstrap intervals.
+
+    Args:
+        values: float64 (N, 2), the predicted and the true Dice of each case; NaN where undefined.
+        generator: The source of randomness.
+        groups: See :func:`.bootstrap_interval`.
+        num_resamples: See :func:`.bootstrap_interval`.
+
+    Returns:
+        `mean_absolute_error`, `pearson` and `spearman`, each with `estimate`, `low` and `high`; NaN where undefined.
+    """
+    known = ~np.isnan(values).any(1)
+    # Negative, because intervals of values in [0, 1] are kept within it, which correlations need not be.
+    rows = -values[known]
+    of_rows = None if groups is None else [group for group, has in zip(groups, known, strict=True) if has]
+    found = {}
+    for name in ("mean_absolute_error", "pearson", "spearman"):
+
+        def statistic(sample: np.ndarray, name: str = name) -> float:
+            return agreement(sample[:, 0], sample[:, 1])[name]
+
+        interval = bootstrap_interval(rows, statistic, generator=generator, groups=of_rows, num_resamples=num_resamples)
+        found[name] = interval.to_dict()
+    return found
+
+
+def agreement(predicted: np.ndarray, dice: np.ndarray) -> dict[str, float]:
+    """How well predicted values agree with true ones.
+
+    Args:
+        predicted: (N,), finite.
+        dice: (N,), finite.
+
+    Returns:
+        `mean_absolute_error`, NaN without cases; `pearson` and `spearman`, the correlations of values and ranks, NaN if
+        either is constant.
+    """
+    from scipy.stats import rankdata  # imported here because it is slow to import
+
+    def correlation(first: np.ndarray, second: np.ndarray) -> float:
+        if len(first) < 2 or not np.ptp(first) or not np.ptp(second):
+            return float("nan")
+        return float(np.corrcoef(first, second)[0, 1])
+
+    return {
+        "mean_absolute_error": float(np.abs(predicted - dice).mean()) if len(dice) else float("nan"),
+        "pearson": correlation(predicted, dice),
+        "spearman": correlation(rankdata(predicted), rankdata(dice)),
+    }
 
 
 def fold_disagreement(masks: np.ndarray, regions: Sequence[Region], valid: np.ndarray | None = None) -> float:

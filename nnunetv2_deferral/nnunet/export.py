@@ -24,7 +24,7 @@ from nnunetv2_deferral.decision.limits import (
     warn_of_full_budget,
 )
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.maps import DeferralFolder, ModelIdentity, check_folder, save_routing
+from nnunetv2_deferral.maps import PREDICTED_DICE, DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
 from nnunetv2_deferral.settings import DeferralSettings
@@ -114,6 +114,9 @@ def decide_case(
     rule, calibration = plans_manager.settings.rule, plans_manager.calibration
     softmax = probabilities_in_image(segmentation, labels, geometry)
     weight = dice_weight(softmax, has_regions=labels.has_regions)
+    expected = {}
+    if calibration is not None and calibration.forecast is not None:
+        expected[PREDICTED_DICE] = calibration.forecast.predict(softmax, has_regions=labels.has_regions)
     # Of no further use without evidence, so that memory is freed.
     for_evidence = softmax if calibration is not None and calibration.evidence is not None else None
     del softmax
@@ -128,7 +131,7 @@ def decide_case(
         calibration=calibration,
         softmax=for_evidence,
     )
-    return probabilities, decision
+    return probabilities, decision._replace(statistics=decision.statistics | expected)
 
 
 def probabilities_in_image(

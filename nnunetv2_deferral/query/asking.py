@@ -15,12 +15,13 @@ from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles, same_cases
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.choice import Candidate, Choice, candidates_of, choose_boxes
-from nnunetv2_deferral.query.ensemble import Ensemble, class_names
+from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
-from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of, predicted_classes
+from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of
 from nnunetv2_deferral.worklist.items import WorkTime
 
 
@@ -124,7 +125,7 @@ def ask_probabilities(ensemble: Ensemble, query: Query, annotated: Sequence[Quer
         InputError: For files that cannot be read or do not match, boxes that do not fit, and more boxes than there is
             room for.
     """
-    files, names = ensemble.files, class_names(ensemble.files)
+    files, names = ensemble.files, ensemble.files.class_names
     random = np.random.default_rng([query.seed, query.round_number])
     _check_rounds(annotated, ensemble.cases)
     candidates: list[Candidate] = []
@@ -148,7 +149,7 @@ def ask_probabilities(ensemble: Ensemble, query: Query, annotated: Sequence[Quer
 
     def described(case: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
         found = ensemble.read(case)
-        predicted = [*predicted_classes(found.probabilities, files)]
+        predicted = [*predicted_classes(found.probabilities, has_regions=files.label_manager.has_regions)]
         rows = []
         for each in boxes:
             shares = {name: float(where[each.box.slices].mean()) for name, where in zip(names, predicted, strict=True)}

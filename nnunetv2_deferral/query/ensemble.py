@@ -72,7 +72,7 @@ class Ensemble:
             raise InputError(
                 f"probabilities are missing ({len(missing)}): {listed(missing)}. Predict with --save_probabilities"
             )
-        if not class_names(first.files):
+        if not first.files.class_names:
             raise InputError(
                 f"the dataset of {first.folder} has no class but the background, so there is nothing to ask"
             )
@@ -117,15 +117,6 @@ def dataset_json_of(folder: Path, given: Path | None = None) -> Path:
     return found
 
 
-def class_names(files: DatasetFiles) -> tuple[str, ...]:
-    """The names of the foreground classes, or with region-based training of the regions, in the order of channels."""
-    if not files.label_manager.has_regions:
-        return tuple(files.label_names[label] for label in files.label_manager.foreground_labels)
-    labels = files.content["labels"]
-    # As nnU-Net orders its channels: all of them in their order, without background and ignore label.
-    return tuple(name for name, value in labels.items() if name != "ignore" and value not in (0, [0]))
-
-
 def foreground(probabilities: np.ndarray, files: DatasetFiles) -> np.ndarray:
-    """The channels (C, *S) of the classes of :func:`class_names`."""
+    """The channels (C, *S) of the classes of :attr:`.DatasetFiles.class_names`."""
     return probabilities if files.label_manager.has_regions else probabilities[1:]

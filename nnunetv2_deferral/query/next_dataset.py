@@ -28,7 +28,6 @@ from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.query.answered import AnsweredCase, Answers
-from nnunetv2_deferral.query.ensemble import class_names
 from nnunetv2_deferral.query.splits import folds_with, splits_with_classes
 from nnunetv2_deferral.raters import DATASET_KEY
 from nnunetv2_deferral.text import listed
@@ -144,13 +143,16 @@ def write_next_dataset(
             "not_answered": silent,
             "classes": {
                 each: {"cases": sum(each in found for found in classes.values()), "folds": number}
-                for each, number in (dict.fromkeys(class_names(files), 0) | folds_with(splits, classes)).items()
+                for each, number in (dict.fromkeys(files.class_names, 0) | folds_with(splits, classes)).items()
             },
             "cases": dict(sorted(cases.items())),
         }
-        write_json(content | {"numTraining": len(cases)}, scratch / "dataset.json")
+        content |= {"numTraining": len(cases)}
+        write_json(content, scratch / "dataset.json")
         write_json(written, scratch / PROVENANCE)
-        # Before the dataset appears: nnU-Net makes splits of its own for a dataset without.
+        # Before the dataset appears, because nnU-Net makes splits of its own if there are none. Its planner puts
+        # dataset.json there, too; with it the plans of the last round can be used instead of new ones.
+        write_json(content, folders.preprocessed / name / "dataset.json")
         write_json(splits, folders.preprocessed / name / SPLITS)
     return written
 
@@ -232,7 +234,7 @@ def _classes_in(labels: np.ndarray, files: DatasetFiles) -> list[str]:
     """The names of the foreground classes or regions that are annotated."""
     counts = count_values(labels, int(labels.max(initial=0)) + 1)
     found = []
-    for name, region in zip(class_names(files), files.regions, strict=True):
+    for name, region in zip(files.class_names, files.regions, strict=True):
         values = region if isinstance(region, tuple) else (region,)
         if any(value < len(counts) and counts[value] for value in values):
             found.append(name)

@@ -21,6 +21,7 @@ import numpy as np
 
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.query.choice import beta_of_round
 from nnunetv2_deferral.query.ensemble import foreground
 from nnunetv2_deferral.uncertainty import entropy
@@ -78,20 +79,12 @@ def maps_of(name: str, probabilities: np.ndarray, files: DatasetFiles) -> tuple[
     """
     if name not in STRATEGIES or STRATEGIES[name].reads != "probabilities":
         raise InputError(f"{name!r} is no strategy that reads probabilities")
+    has_regions = files.label_manager.has_regions
     if name in ("claspe", "entropy"):
-        uncertainty = entropy(probabilities, has_regions=files.label_manager.has_regions)
+        uncertainty = entropy(probabilities, has_regions=has_regions)
         by_class = (each * uncertainty for each in foreground(probabilities, files)) if name == "claspe" else iter(())
         return by_class, uncertainty
     everywhere = np.ones(probabilities.shape[1:], dtype=np.float32)
     if name == "random":
         return iter(()), everywhere
-    return (each.astype(np.float32) for each in predicted_classes(probabilities, files)), everywhere
-
-
-def predicted_classes(probabilities: np.ndarray, files: DatasetFiles) -> Iterator[np.ndarray]:
-    """Where each foreground class, or region, is predicted: bool of shape S."""
-    if files.label_manager.has_regions:
-        yield from (each > 0.5 for each in probabilities)
-        return
-    highest = probabilities.argmax(0)
-    yield from (highest == channel for channel in range(1, len(probabilities)))
+    return (each.astype(np.float32) for each in predicted_classes(probabilities, has_regions=has_regions)), everywhere

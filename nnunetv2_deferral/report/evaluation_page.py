@@ -190,7 +190,10 @@ def _cases(pictures: Sequence[Picture] | None) -> Section:
 
 def _failures(summary: Mapping[str, Any]) -> Section:
     text = "How well do scores of whole cases rank the cases by the model's Dice?"
-    return Section(heading="Failure detection", parts=(text, evaluation_tables.cases_table(summary)))
+    parts: list[Part] = [text, evaluation_tables.cases_table(summary)]
+    if (predicted := evaluation_tables.predicted_dice_text(summary)) is not None:
+        parts.append(predicted)
+    return Section(heading="Failure detection", parts=parts)
 
 
 def _background(summary: Mapping[str, Any]) -> Section:

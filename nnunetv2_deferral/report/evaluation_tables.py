@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_deferral.evaluation.rankings import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.evaluation.summary import REPLACED
+from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.reliability_figure import bias_text, error_text
@@ -18,7 +19,10 @@ _HOW_CASES_ARE_SCORED = {
     "mean": "mean over all voxels",
     "foreground": "mean over predicted foreground",
     "off_boundary": "mean outside a band around predicted borders",
+    "highest_box": "highest mean over a box",
 }
+
+_CASE_SCORES = {"fold_disagreement": "disagreement between folds", PREDICTED_DICE: "1 − predicted Dice"}
 
 
 def ranking_name(name: str) -> str:
@@ -178,13 +182,32 @@ def errors_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
+def predicted_dice_text(summary: Mapping[str, Any]) -> str | None:
+    """How well the predicted Dice agrees with the true one; None if it was not predicted."""
+    found = summary["failure_detection"].get(PREDICTED_DICE)
+    if found is None or "pearson" not in found:
+        return None
+
+    def shown(name: str) -> str:
+        each = found[name]
+        interval = f" ({score_text(each['low'])} to {score_text(each['high'])})"
+        return f"{score_text(each['estimate'])}{interval}"
+
+    return (
+        f"The predicted Dice is wrong by {shown('mean_absolute_error')} on average; its correlation with the Dice of "
+        f"the model is {shown('pearson')} (Pearson) and {shown('spearman')} (Spearman)."
+    )
+
+
 def cases_table(summary: Mapping[str, Any]) -> Table:
     """How well scores of cases rank the cases by the model's Dice."""
     rows = []
     for name, found in summary["failure_detection"].items():
         score, _, how = name.partition(", ")
         label = f"{ranking_name(score)}, {_HOW_CASES_ARE_SCORED[how]}" if how in _HOW_CASES_ARE_SCORED else name
-        label = "disagreement between folds" if name == "fold_disagreement" else label
+        label = {"fold_disagreement": "disagreement between folds", PREDICTED_DICE: "1 − predicted Dice"}.get(
+            name, label
+        )
         areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]
         rows.append([label, *areas, str(found["num_cases"])])
     return Table(

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
+from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.report.domain_tables import domains_text
 from nnunetv2_deferral.report.tables import share_text
 
@@ -44,6 +45,11 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         )
     if summary.get("domains"):
         lines.append(f"  {domains_text(summary)}")
+    if (predicted := summary["failure_detection"].get(PREDICTED_DICE)) is not None:
+        lines.append(
+            f"  predicted Dice: wrong by {_interval(predicted['mean_absolute_error'])} on average, Spearman "
+            f"{_interval(predicted['spearman'])}"
+        )
     lines += _reliability_lines(summary["reliability"])
     lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from nnunetv2_deferral.files import (
     written_whole,
 )
 from nnunetv2_deferral.image_files import check_written
+from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.schema import Text, validate
@@ -40,7 +42,7 @@ class _Files(TypedDict):
 
 
 CSV_NAME, PICTURES = "worklist.csv", "pictures"
-ROWS_SHOWN = 10
+ROWS_SHOWN, CASES_SHOWN = 10, 5
 
 
 def write_worklist(
@@ -93,6 +95,7 @@ def write_worklist(
         "simulated": list(names_of(folder.settings.profiles)),
         "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
         "totals": _totals(folder, items, [each.item for each in listed]),
+        "check_first": check_first(folder),
         "regions": rows,
     }
     by_case: dict[str, list[tuple[ListedRegion, dict[str, Any]]]] = {}
@@ -137,8 +140,21 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(f"nothing is deferred in {totals['predicted_cases']} cases; the worklist is empty")
     if remark := remark_on_simulated(content["simulated"]):
         lines.append(remark)
+    if first := content["check_first"][:CASES_SHOWN]:
+        cases = ", ".join(f"{each['case']} ({each['mean']:.2f})" for each in first)
+        lines.append(f"check these cases first, whose predicted Dice is lowest: {cases}")
     folders = sorted({Path(file).parts[0] for file in content["files"]})
     return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
+
+
+def check_first(folder: PredictionFolder) -> list[dict[str, Any]]:
+    """The cases in ascending order of their predicted Dice, the mean over classes; empty if none was predicted."""
+    found = []
+    for case, entry in folder.index["cases"].items():
+        if predicted := entry.get(PREDICTED_DICE):
+            mean = math.fsum(predicted.values()) / len(predicted)
+            found.append({"case": case, "mean": mean, PREDICTED_DICE: predicted})
+    return sorted(found, key=lambda each: (each["mean"], each["case"]))
 
 
 def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from connected import connected_pieces
 from workplace import FLAT, Workplace, predictor_of
 
 from nnunetv2_deferral.calibration.evidence_fitting import candidates_of, fit_evidence, fit_prior, structures_of
+from nnunetv2_deferral.calibration.forecast_fitting import fit_forest
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate
+from nnunetv2_deferral.commands.evaluate import evaluate, open_inputs
 from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT,
@@ -28,9 +30,11 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, Fitted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.experts import experts_to_json
+from nnunetv2_deferral.forecast.forest import DiceForecast
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.worklist.writing import write_worklist
 
 PLANS, TRAINER = "nnUNetOneVsAllPlans", "TinyDeferral3Experts"
 VALIDATED, TESTED = ("train_4", "train_5"), ("test_6", "test_7")
@@ -297,6 +301,50 @@ class TestModelFolder:
         with pytest.raises(ValueError, match=f'"{CALIBRATION_KEY}" entry of the plans'):
             predict_with(predictor_of(edited), workplace.raw / FLAT / "imagesTs", tmp_path / "out", {})
         assert not list((tmp_path / "out").glob("*.png"))
+
+
+class TestPredictedDice:
+    """Two validation cases are too few to fit a forest; here one is fitted on made-up cases."""
+
+    def test_is_refused_for_so_few_cases(
+        self, workplace: Workplace, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (model / "plans.json").read_bytes()
+        with pytest.raises(SystemExit):
+            calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "--replace", "--predict_dice"])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "the Dice of rim is defined in 2 validation cases, but predicting it takes at least 10" in error
+        assert (model / "plans.json").read_bytes() == before
+
+    def test_is_in_the_entry_of_each_case_and_orders_the_worklist(
+        self, workplace: Workplace, model: Path, predictions: dict[str, PredictionFolder], tmp_path: Path
+    ) -> None:
+        random = np.random.default_rng(0)
+        forecast = DiceForecast(
+            {name: fit_forest(random.random((12, 5)), random.random(12)) for name in ("rim", "core")}
+        )
+        entry = calibration_in(model) | {"forecast": forecast.to_dict()}
+        predicting = copy_of(model, tmp_path / "model", **{CALIBRATION_KEY: entry})
+        images = workplace.raw / FLAT / "imagesTs"
+        found = predict_with(predictor_of(predicting), images, tmp_path / "out", {})
+        assert masks_of(found.folder) == masks_of(predictions["plain"].folder)
+        assert found.index["model"] == predictions["plain"].index["model"]
+        assert "forecast" not in found.index["calibration"]
+        predicted = {case: entry["predicted_dice"] for case, entry in found.index["cases"].items()}
+        for case in TESTED:
+            # nnU-Net saves probabilities in half precision, but a forest has steps.
+            expected = forecast.predict(found.case(case).softmax, has_regions=False)
+            assert predicted[case] == pytest.approx(expected, abs=0.1)
+        content = write_worklist(found.folder, tmp_path / "list", images=None)
+        means = {case: np.mean(list(of.values())) for case, of in predicted.items()}
+        assert [each["case"] for each in content["check_first"]] == sorted(means, key=lambda case: means[case])
+        route_folder(found.folder, tmp_path / "routed", limits=Limits(budget=0.03))
+        again = PredictionFolder.open(tmp_path / "routed").index["cases"]
+        assert {case: entry["predicted_dice"] for case, entry in again.items()} == predicted
+        inputs = open_inputs(found.folder, workplace.raw / FLAT / "labelsTs")
+        detected = evaluate(inputs, budgets=(0.01,))["failure_detection"]["predicted_dice"]
+        assert detected["per_case"] == {case: pytest.approx(1 - mean) for case, mean in means.items()}
+        assert detected["mean_absolute_error"]["estimate"] >= 0
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,10 @@ import torch
 
 from nnunetv2_deferral.evaluation.failure import (
     NoVoxels,
+    agreement_intervals,
     failure_detection,
     fold_disagreement,
+    highest_box_score,
     mean_foreground_score,
     mean_score,
     mean_score_off_boundary,
@@ -74,6 +76,36 @@ def test_scores_at_boundaries_do_not_count_off_boundary():
     assert mean_score_off_boundary(scores, prediction, width_voxels=1) == 0
     assert mean_score(scores) == pytest.approx(0.1)
     assert mean_score_off_boundary(scores, prediction, width_voxels=0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 13, 7), (11, 12, 4), (3, 3)])
+@pytest.mark.parametrize("edge", [1, 4, 5])
+def test_the_highest_box_is_the_one_with_the_highest_mean(shape, edge):
+    scores = np.random.default_rng(0).random(shape)
+    valid = np.random.default_rng(1).random(shape) < 0.8
+    size = [min(edge, length) for length in shape]
+    places = np.ndindex(*(length - each + 1 for length, each in zip(shape, size, strict=True)))
+    counted = np.where(valid, scores, 0)
+    slow = [
+        counted[tuple(slice(at, at + each) for at, each in zip(place, size, strict=True))].mean() for place in places
+    ]
+    assert highest_box_score(scores, valid, edge_voxels=edge) == pytest.approx(max(slow), rel=1e-5)
+
+
+def test_a_box_without_voxels_that_count_has_no_score():
+    assert math.isnan(highest_box_score(SCORES, np.zeros(4, bool)))
+
+
+def test_the_agreement_of_a_predicted_dice_has_intervals_that_may_be_negative():
+    random = np.random.default_rng(0)
+    dice = random.random(40)
+    values = np.stack([np.append(1 - dice, 0.5), np.append(dice, NAN)], axis=1)
+    found = agreement_intervals(values, generator=np.random.default_rng(0), num_resamples=200)
+    assert found["pearson"]["estimate"] == found["spearman"]["estimate"] == pytest.approx(-1)
+    assert found["pearson"]["low"] == pytest.approx(-1)
+    error = found["mean_absolute_error"]
+    assert error["estimate"] == pytest.approx(np.abs(1 - 2 * dice).mean())
+    assert error["low"] < error["estimate"] < error["high"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_each_strategy_gives_as_many_disjoint_boxes_as_asked_for(tmp_path, strat
 
 def test_the_masks_hold_the_boxes_where_query_json_says(tmp_path):
     content = ask(tmp_path, write_ensemble(tmp_path))
-    assert {file.split("/")[1] for file in content["files"]} == {f"{case}.nii.gz" for case in boxes(content)}
+    assert set(content["files"]) == {"dataset.json", *(f"masks/{case}.nii.gz" for case in boxes(content))}
     for case in boxes(content):
         expected = np.zeros(SHAPE, dtype=int)
         for region in content["regions"]:

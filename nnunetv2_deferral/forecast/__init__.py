@@ -1,0 +1,1 @@
+"""The Dice to expect of a predicted mask, without a reference."""
