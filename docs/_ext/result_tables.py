@@ -289,6 +289,34 @@ def many_cases() -> str:
     return f"{table}\n\n{_small(content['machine']['device'] + ', ' + content['date'])}"
 
 
+def query_rounds() -> str:
+    """Dice on other patients after each round of queries, by strategy."""
+    content = _json("query_rounds_004_2d.json")
+    found = {(row["strategy"], row["round"]): row for row in content["compared"]}
+    rounds = sorted({number for _, number in found})
+    rows: Rows = []
+    for strategy in content["arguments"]["strategies"]:
+        cells = []
+        for number in rounds:
+            row = found.get((strategy, number))
+            cells.append(_NONE if row is None else f"{row['dice']:.3f} ({row['seeds']})")
+            less = None if row is None else row.get("difference")
+            cells.append(
+                _NONE if less is None else f"{less['estimate']:+.3f} ({less['low']:+.3f} to {less['high']:+.3f})"
+            )
+        rows.append((f"`{strategy}`", *cells))
+    begun = [row["mean"] for row in content["rows"] if row["strategy"] == "start"]
+    given = content["arguments"]
+    note = (
+        f"After round 0: {' and '.join(f'{value:.3f}' for value in begun)} by seed. {content['pool']} images in the "
+        f"pool, {content['test']} of other patients for testing, {given['n']} boxes of "
+        f"{' x '.join(map(str, given['patch']))} voxels a round, {50 * given['start_epochs']} iterations for the "
+        f"start and {50 * given['epochs']} a round; {content['machine']}, {content['date']}"
+    )
+    head = [words for number in rounds for words in (f"round {number} (seeds)", "− `random_foreground`")]
+    return _table(("strategy", *head), rows) + f"\n\n{_small(note)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -310,6 +338,7 @@ TABLES: dict[str, Callable[[], str]] = {
         memory,
         export,
         many_cases,
+        query_rounds,
     )
 }
 
