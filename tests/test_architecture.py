@@ -21,7 +21,7 @@ LAYERS = (
     ("raters",),
     ("settings",),
     ("network", "losses", "planners", "maps"),
-    ("predictions",),
+    ("predictions", "multi_rater"),
     ("answers",),
     ("evaluation",),
     ("nnunet",),
