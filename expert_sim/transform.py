@@ -28,6 +28,23 @@ from nnunetv2_deferral.expert_sim.simulate import simulate_experts
 from nnunetv2_deferral.labels import MISSING
 
 
+class SampleSeeds:
+    """Seeds for samples, different in every process and not changing any other random numbers; see the module."""
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+        self._seeds = random.Random(0)
+
+    def draw(self) -> int:
+        """A seed in [0, 2**63)."""
+        if self._process != os.getpid():
+            state = np.random.get_state()
+            self._seeds = random.Random(np.random.bytes(16))
+            np.random.set_state(state)
+            self._process = os.getpid()
+        return self._seeds.getrandbits(63)
+
+
 class SimulateExpertsTransform(BasicTransform):
     """Adds `"experts"`, int16 of shape (J, X, Y[, Z]), redrawn for each sample (DeferredSeg, section 5.2.2).
 
@@ -61,17 +78,11 @@ class SimulateExpertsTransform(BasicTransform):
         self.label_values = tuple(int(value) for value in label_values)
         self.boundary_width = boundary_width
         self.ignore_label = ignore_label
-        self._process: int | None = None
-        self._seeds = random.Random(0)
+        self._seeds = SampleSeeds()
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Draw the seed of this sample's experts."""
-        if self._process != os.getpid():
-            state = np.random.get_state()
-            self._seeds = random.Random(np.random.bytes(16))
-            np.random.set_state(state)
-            self._process = os.getpid()
-        return {"seed": self._seeds.getrandbits(63)}
+        return {"seed": self._seeds.draw()}
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Add the experts' answers to a sample."""

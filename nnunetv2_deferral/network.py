@@ -155,11 +155,11 @@ class HeadInPlace(DeferralHead):
     @contextmanager
     def removed_from(self, network: nn.Module) -> Iterator[None]:
         """See :meth:`DeferralHead.removed_from`."""
-        _replace(network, self, self.segmentation)
+        replace_module(network, self, self.segmentation)
         try:
             yield
         finally:
-            _replace(network, self.segmentation, self)
+            replace_module(network, self.segmentation, self)
 
 
 class HeadBehind(DeferralHead):
@@ -271,7 +271,7 @@ def add_deferral_head(
         "sees_confidence": settings.head_sees_confidence,
     }
     if place.feature_channels is None:
-        _replace(network, module, HeadInPlace(module, **options))
+        replace_module(network, module, HeadInPlace(module, **options))
     else:
         HeadBehind(place.feature_channels, num_heads, dimension, **options).attach(network, place.module)
     return network
@@ -289,8 +289,8 @@ def deferral_head(network: nn.Module) -> DeferralHead:
     raise InputError(f"this {type(network).__name__} has no deferral head")
 
 
-def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace a module wherever it is registered."""
+def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module of a network wherever it is registered."""
     places = [(parent, key) for parent in network.modules() for key, child in parent._modules.items() if child is old]
     for parent, key in places:
         setattr(parent, key, new)

@@ -7,7 +7,7 @@ with p = softmax(z). From these follow
 - the expected share of raters who mark it, E[c]/K (:func:`agreement`),
 - the probability that they do not agree, 1 - p_0 - p_K (:func:`disagreement`).
 
-Only the second can be calibrated to raters: at a voxel that one of four marks, the first should be 0 and the second 1/4.
+Only the second can be calibrated to raters: at a voxel that one of four marks, the first should be 0, the second 1/4.
 
 All functions take the levels of one structure along one axis; arrays of several structures have an axis before it.
 """
@@ -165,9 +165,9 @@ def multi_rater_loss(
         ...     levels = torch.zeros(1, 1, 5, 1)
         ...     levels[0, 0, peak] = 5.0
         ...     print(peak, round(multi_rater_loss(levels, marks, seen).item(), 3))
-        0 3.95
-        2 0.014
-        4 0.309
+        0 4.233
+        2 0.013
+        4 0.319
     """
     seen = seen.expand_as(marks)
     logit = majority_logit(levels, 2)

@@ -27,6 +27,8 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import PREDICTED_DICE, DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
+from nnunetv2_deferral.nnunet.multi_rater_export import export_with_agreement
+from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.settings import DeferralSettings
 
 
@@ -40,7 +42,7 @@ def export_prediction_from_logits(
     save_probabilities: bool = False,
     num_threads_torch: int = default_num_processes,
 ) -> None:
-    """nnU-Net's export, with the same signature; for a deferral model also writes the deferral maps.
+    """nnU-Net's export, with the same signature; for our models also writes the maps of deferral or of agreement.
 
     With `save_probabilities` the routing probabilities are saved beside the maps.
 
@@ -50,6 +52,19 @@ def export_prediction_from_logits(
     Raises:
         InputError: If the folder contains the maps of another model.
     """
+    if isinstance(plans_manager, MultiRaterPlansManager):
+        export_with_agreement(
+            stock_export,
+            predicted_array_or_file,
+            properties_dict,
+            configuration_manager,
+            plans_manager,
+            dataset_json_dict_or_file,
+            output_file_truncated,
+            save_probabilities,
+            num_threads_torch,
+        )
+        return
     segmentation = predicted_array_or_file
     if isinstance(plans_manager, DeferralPlansManager):
         dataset_json: dict[str, Any] = (

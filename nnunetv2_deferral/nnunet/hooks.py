@@ -2,8 +2,8 @@
 
 nnU-Net has no hooks for writing more than a mask for a case, for checking an output folder before a prediction starts,
 or for passing the file of pretrained weights to a trainer. Each replacement has the signature of the original and
-delegates to it for everything but deferral models. Importing the trainer installs them; no files are changed. In
-nnU-Net's commands :class:`.InputError` is then shown in one line, as in the commands of this package.
+delegates to it for everything but our models. Importing the trainer installs them; no files are changed. In nnU-Net's
+commands :class:`.InputError` is then shown in one line, as in the commands of this package.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_modul
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.multi_rater import agreement_maps
 from nnunetv2_deferral.nnunet.export import (
     check_limits,
     export_prediction_from_logits,
@@ -31,6 +32,7 @@ from nnunetv2_deferral.nnunet.export import (
     remarks_on_calibration,
 )
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 
 TESTED_NNUNET = ("2.8", "2.9")
 
@@ -60,12 +62,17 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
         lists = stock(self, *args, **kwargs)
+        folders = {Path(file).parent for file in lists[1] or ()}
+        if isinstance(self.plans_manager, MultiRaterPlansManager):
+            for folder in folders:
+                agreement_maps.check_folder(folder, self.plans_manager.model(self.configuration_manager))
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
-            for folder in {Path(file).parent for file in lists[1] or ()}:
+            for folder in folders:
+                agreement_maps.check_folder(folder, None)
                 maps.check_folder(folder, model)
         return lists
 

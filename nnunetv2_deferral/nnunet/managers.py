@@ -26,23 +26,24 @@ from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_sett
 MODEL_KEY = "deferral_model"
 
 
-class DeferralLabelManager(LabelManager):
-    """Counts deferral channels as heads, and converts the first K channels like the stock manager."""
+class FirstHeadsLabelManager(LabelManager):
+    """Counts further channels as heads, and converts the first K channels like the stock manager."""
 
-    def __init__(self, stock: LabelManager, num_experts: int) -> None:
+    def __init__(self, stock: LabelManager, total: int) -> None:
+        """Extend a stock manager.
+
+        Args:
+            stock: The stock manager, with K heads.
+            total: The number of channels that nnU-Net's predictor must allocate.
+        """
         self.__dict__.update(stock.__dict__)
         self._stock = stock
-        self._num_experts = num_experts
-
-    @property
-    def layout(self) -> ChannelLayout:
-        """The order of the output channels."""
-        return ChannelLayout(self._stock.num_segmentation_heads, self._num_experts)
+        self._total = total
 
     @property
     def num_segmentation_heads(self) -> int:
-        """K + J + 2, the number of channels that nnU-Net's predictor must allocate."""
-        return self.layout.total
+        """The number of channels that nnU-Net's predictor must allocate."""
+        return self._total
 
     def apply_inference_nonlin(self, logits: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """The K segmentation probabilities of (K or more, *S) logits."""
@@ -57,7 +58,20 @@ class DeferralLabelManager(LabelManager):
         return self._stock.convert_logits_to_segmentation(self._segmentation(predicted_logits))
 
     def _segmentation(self, channels: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        return channels[: self.layout.num_segmentation_heads]
+        return channels[: self._stock.num_segmentation_heads]
+
+
+class DeferralLabelManager(FirstHeadsLabelManager):
+    """Counts the K + J + 2 channels of a deferral network."""
+
+    def __init__(self, stock: LabelManager, num_experts: int) -> None:
+        self._layout = ChannelLayout(stock.num_segmentation_heads, num_experts)
+        super().__init__(stock, self._layout.total)
+
+    @property
+    def layout(self) -> ChannelLayout:
+        """The order of the output channels."""
+        return self._layout
 
 
 class DeferralPlansManager(PlansManager):

@@ -60,6 +60,11 @@ def _epochs(number: int) -> str:
     return "1 epoch" if number == 1 else f"{number} epochs"
 
 
+LENGTHS: dict[str, Option] = {
+    _epochs(number).replace(" ", ""): Option(f"train for {_epochs(number)}", {"epochs": number}, {})
+    for number in EPOCHS
+}
+
 OPTIONS: dict[str, Option] = {
     "frozen": Option("train only the head, on a stock network given by -pretrained_weights", {"frozen": True}, {}),
     "paper": Option("training as in the paper: _DC and the options from _paperSC to _best", {}, _PAPER),
@@ -77,10 +82,7 @@ OPTIONS: dict[str, Option] = {
     "StepLR": _as_in_paper("learning rates times 0.8 every 2 epochs", "schedule"),
     "stopEarly": _as_in_paper("end after 50 epochs without improvement", "patience"),
     "best": _as_in_paper("the weights of the epoch with the best validation Dice of the system", "final_weights"),
-    **{
-        _epochs(number).replace(" ", ""): Option(f"train for {_epochs(number)}", {"epochs": number}, {})
-        for number in EPOCHS
-    },
+    **LENGTHS,
 }
 
 # Names of any other form may belong to a user's own trainer in another folder.

@@ -22,6 +22,7 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from filelock import FileLock
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import (
     comp_blosc2_params,
@@ -29,7 +30,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetBaseDataset,
     nnUNetDatasetBlosc2,
 )
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import raters
@@ -172,6 +175,23 @@ def preprocess_raters(
         kept = {case: labelled[case] for case in states}
         write_json({"experts": list(declared), "cases": states, "labelled": kept}, folder / _INDEX)
     return stale
+
+
+def prepare_raters(trainer: nnUNetTrainer) -> None:
+    """Check and preprocess the masks of the raters of a trainer's dataset unless they are up to date."""
+    if trainer.local_rank == 0:
+        declared = dataset_raters(trainer.plans_manager.dataset_name, trainer.dataset_json)
+        done = preprocess_raters(
+            rater_masks(trainer.plans_manager, trainer.dataset_json, declared),
+            declared=declared,
+            preprocessed=Path(trainer.preprocessed_dataset_folder),
+            plans_manager=trainer.plans_manager,
+            configuration=trainer.configuration_name,
+            num_processes=default_num_processes,
+        )
+        trainer.print_to_log_file(f"Experts' masks: {len(done)} cases preprocessed, the others are up to date")
+    if trainer.is_ddp:
+        distributed.barrier()
 
 
 def labelled_voxels(preprocessed: Path) -> dict[str, dict[str, int]]:

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from filelock import FileLock
-from nnunetv2.configuration import default_num_processes
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -39,6 +37,7 @@ from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_
 from nnunetv2_deferral.nnunet.export import effective_limits
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
+from nnunetv2_deferral.nnunet.online_overlap import overlap_counts
 from nnunetv2_deferral.nnunet.optimizer import (
     ADAM_BETAS,
     PAPER_RATE,
@@ -57,8 +56,7 @@ from nnunetv2_deferral.nnunet.rater_data import (
     dataset_raters,
     experts_folder,
     labelled_voxels,
-    preprocess_raters,
-    rater_masks,
+    prepare_raters,
     undeclared_raters,
 )
 from nnunetv2_deferral.nnunet.rater_labels import (
@@ -339,7 +337,7 @@ class DeferralTrainer(nnUNetTrainer):
         effective_limits(self.settings)  # refused now, not in the validation after the training
         labels = None
         if self.settings.raters:
-            self._prepare_raters()
+            prepare_raters(self)
             labels = self._count_labels()
         plans_file = Path(self.output_folder_base) / "plans.json"
         kept = calibration_of_other_folds(plans_file, self.fold)
@@ -419,8 +417,8 @@ class DeferralTrainer(nnUNetTrainer):
         mask = None if valid is None else valid[:, None].float()
         kept = torch.ones_like(route, dtype=torch.bool) if valid is None else valid
         routed = torch.bincount(route[kept], minlength=self.layout.num_routes)
-        model_counts = self._overlap_counts(model, reference, mask)
-        system_counts = self._overlap_counts(system, reference, mask)
+        model_counts = overlap_counts(model, reference, mask, self.labels)
+        system_counts = overlap_counts(system, reference, mask, self.labels)
         return (
             _loss_values(terms)
             | dict(zip(("tp_hard", "fp_hard", "fn_hard"), model_counts, strict=True))
@@ -524,22 +522,6 @@ class DeferralTrainer(nnUNetTrainer):
             for caution in cautions(summary):
                 self.print_to_log_file(f"CAUTION: {caution}", also_print_to_console=True)
 
-    def _prepare_raters(self) -> None:
-        """Check and preprocess the raters' masks unless they are up to date."""
-        if self.local_rank == 0:
-            declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
-            done = preprocess_raters(
-                rater_masks(self.plans_manager, self.dataset_json, declared),
-                declared=declared,
-                preprocessed=Path(self.preprocessed_dataset_folder),
-                plans_manager=self.plans_manager,
-                configuration=self.configuration_name,
-                num_processes=default_num_processes,
-            )
-            self.print_to_log_file(f"Experts' masks: {len(done)} cases preprocessed, the others are up to date")
-        if self.is_ddp:
-            distributed.barrier()
-
     def _count_labels(self) -> RaterLabels:
         """Count the raters' labels in the training cases, log them, and leave out raters without any."""
         planned = self._planned_unavailable()
@@ -614,14 +596,6 @@ class DeferralTrainer(nnUNetTrainer):
         values = _loss_values(terms)
         self._finite_losses.check(values, self.current_epoch)
         return values
-
-    def _overlap_counts(self, answer: Tensor, reference: Tensor, mask: Tensor | None) -> list[np.ndarray]:
-        """True positives, false positives and false negatives of each foreground head over the batch."""
-        axes = [0, *range(2, answer.ndim)]
-        one_hot = self.labels.one_hot(answer).float()
-        tp, fp, fn, _ = get_tp_fp_fn_tn(one_hot, self.labels.one_hot(reference).float(), axes=axes, mask=mask)
-        first = 0 if self.label_manager.has_regions else 1
-        return [count.cpu().numpy()[first:] for count in (tp, fp, fn)]
 
     def _log_terms(self, phase: str, outputs: list[dict[str, Any]]) -> None:
         collated = collate_outputs(outputs)

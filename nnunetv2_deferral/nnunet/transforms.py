@@ -57,12 +57,25 @@ def add_experts(
         )
         steps.insert(_first(steps, _TARGET_TRANSFORMS), simulate)
     if settings.raters:
-        num_raters = len(settings.raters)
-        steps = [RaterSpatialTransform(step, num_raters) if follows_the_reference(step) else step for step in steps]
-        split = SplitRatersTransform(num_raters)
-        steps.insert(_first(steps, (*_LABEL_TRANSFORMS, SimulateExpertsTransform, *_TARGET_TRANSFORMS)), split)
+        steps = separate_raters(steps, len(settings.raters))
     found = [*settings.raters, *(profile.name for profile in settings.profiles)]
     return ComposeTransforms([*steps, ExpertsToTargetTransform([found.index(name) for name in settings.expert_names])])
+
+
+def separate_raters(steps: Sequence[BasicTransform], num_raters: int) -> list[BasicTransform]:
+    """Augment raters' masks with the segmentation, of which they are channels, and then separate them from it.
+
+    Args:
+        steps: nnU-Net's transforms.
+        num_raters: The number R of raters.
+
+    Returns:
+        The transforms, after which a sample has its raters' masks under `"raters"`, int16 (R, *S).
+    """
+    found = [RaterSpatialTransform(step, num_raters) if follows_the_reference(step) else step for step in steps]
+    place = _first(found, (*_LABEL_TRANSFORMS, SimulateExpertsTransform, *_TARGET_TRANSFORMS))
+    found.insert(place, SplitRatersTransform(num_raters))
+    return found
 
 
 def _first(steps: Sequence[BasicTransform], kinds: tuple[type, ...]) -> int:

@@ -12,6 +12,7 @@ from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 
+from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.nnunet.naming import trainer_class
 
 
@@ -53,6 +54,22 @@ class TinyDeferral3Experts(Tiny, trainer_class("nnUNetTrainerDeferral3Experts"))
 
 
 class TinyFrozen(Tiny, trainer_class("nnUNetTrainerDeferral3Experts_frozen")):
+    pass
+
+
+class TinyMultiRater(Tiny, multi_rater_class("nnUNetTrainerMultiRater")):
+    pass
+
+
+class TinyMultiRaterMajority(Tiny, multi_rater_class("nnUNetTrainerMultiRater_majority")):
+    pass
+
+
+class TinyMultiRaterMeanLabel(Tiny, multi_rater_class("nnUNetTrainerMultiRater_meanLabel")):
+    pass
+
+
+class TinyMultiRaterRandom(Tiny, multi_rater_class("nnUNetTrainerMultiRater_randomRater_noDice")):
     pass
 
 

@@ -1,0 +1,156 @@
+"""Layout and writing of the maps of a model that learned from several raters, beside a folder of predicted masks.
+
+    <folder>/<case>.nii.gz                           the mask, written by nnU-Net
+    <folder>/deferral/agreement/<case>.nii.gz        in [0, 1]: expected share of raters who mark the structure
+    <folder>/deferral/disagreement/<case>.nii.gz     in [0, 1]: probability that raters do not agree about it
+    <folder>/deferral/levels/<case>.npz              with --save_probabilities or --npz: for each structure, the
+                                                     probabilities that 0, ..., K raters mark it
+    <folder>/deferral/multi_rater.json               model with raters, structures, versions
+
+With several foreground classes or regions each has a folder of its maps, such as `agreement/1/<case>.nii.gz`, with
+numbers as in multi_rater.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from nnunetv2_deferral import __version__, maps
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json, written_whole
+from nnunetv2_deferral.image_files import MaskWriter, write_values
+
+AGREEMENT, DISAGREEMENT = "agreement", "disagreement"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiRaterModel:
+    """Identifies the model behind the maps of a folder, with its raters."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    trainer: str | None
+    raters: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model as in multi_rater.json."""
+        return asdict(self) | {"raters": list(self.raters)}
+
+
+def index_file(folder: Path) -> Path:
+    """The multi_rater.json of a folder."""
+    return folder / maps.FOLDER / "multi_rater.json"
+
+
+def levels_file(folder: Path, case: str) -> Path:
+    """The probabilities of the levels of a case, key `probabilities`, float32 (F, K + 1, *S)."""
+    return folder / maps.FOLDER / "levels" / f"{case}.npz"
+
+
+def map_file(folder: Path, kind: str, case: str, file_ending: str, structure: int | None = None) -> Path:
+    """A map of a case.
+
+    Args:
+        folder: The folder of the masks.
+        kind: `AGREEMENT` or `DISAGREEMENT`.
+        case: The case identifier.
+        file_ending: The dataset's file ending.
+        structure: The number of the structure, from 1, if there are several.
+    """
+    inner = folder / maps.FOLDER / kind
+    return (inner if structure is None else inner / str(structure)) / f"{case}{file_ending}"
+
+
+def check_folder(folder: Path, model: MultiRaterModel | None) -> None:
+    """Refuse a folder that contains maps of another model.
+
+    Args:
+        folder: The folder of the masks.
+        model: The model that will write there; None for a deferral model, of which there is no such file.
+
+    Raises:
+        InputError: Naming the folder and the difference.
+    """
+    file = index_file(folder)
+    remedy = f"Use another folder, or remove {file.parent}"
+    if model is not None and maps.index_file(folder).is_file():
+        raise InputError(f"{folder} already contains the deferral maps of another model. {remedy}")
+    if not file.is_file():
+        return
+    theirs = read_json(file).get("model", {})
+    ours = {} if model is None else model.to_dict()
+    if theirs != ours:
+        differing = [
+            f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
+        ]
+        raise InputError(
+            f"{folder} already contains the agreement maps of another model"
+            f"{f' ({chr(59).join(differing)})' if differing else ''}. {remedy}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementFolder:
+    """Writes the maps of a folder of masks; several processes may write to the same folder.
+
+    Attributes:
+        folder: The folder of the masks.
+        file_ending: The dataset's file ending, such as `.nii.gz`.
+        writer: nnU-Net's reader-writer for this dataset.
+        model: The model behind the maps.
+        structures: The names of the F foreground classes or regions.
+    """
+
+    folder: Path
+    file_ending: str
+    writer: MaskWriter
+    model: MultiRaterModel
+    structures: Sequence[str]
+
+    def write(
+        self,
+        case: str,
+        found: Mapping[str, np.ndarray],
+        properties: dict[str, Any],
+        levels: np.ndarray | None = None,
+    ) -> None:
+        """Write the maps of a case.
+
+        Args:
+            case: The case identifier.
+            found: For `AGREEMENT` and `DISAGREEMENT`, float32 (F, *S) in the axis order of nnU-Net's writers.
+            properties: nnU-Net's properties of the case, including its geometry.
+            levels: The probabilities of the levels, float32 (F, K + 1, *S), to be saved; None to save none.
+        """
+        if levels is not None:
+            file = levels_file(self.folder, case)
+            with written_whole(file.parent) as scratch:
+                np.savez_compressed(scratch / file.name, probabilities=levels)
+        several = len(self.structures) > 1
+        for kind, channels in found.items():
+            for number, values in enumerate(channels, 1):
+                file = map_file(self.folder, kind, case, self.file_ending, number if several else None)
+                write_values(values, 1, file, self.writer, properties)
+        self._enter()
+
+    def _enter(self) -> None:
+        file = index_file(self.folder)
+        content: dict[str, Any] = {
+            "model": self.model.to_dict(),
+            "structures": {str(number): name for number, name in enumerate(self.structures, 1)},
+            "versions": {name: version(name) for name in ("nnunetv2", "torch")} | {"nnunetv2_deferral": __version__},
+        }
+        content = json.loads(json.dumps(content))  # to compare
+        if file.is_file() and read_json(file) == content:
+            return
+        with FileLock(file.with_name(".multi_rater.json.lock")):
+            write_json(content, file)
