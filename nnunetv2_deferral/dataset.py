@@ -24,7 +24,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.geometry import geometry_differences
-from nnunetv2_deferral.image_files import read_image, read_labels, read_values
+from nnunetv2_deferral.image_files import integer_scale, read_image, read_labels, read_values
 from nnunetv2_deferral.schema import Boolean, Integer, Number, Text, read_validated_json, validate
 from nnunetv2_deferral.text import listed
 
@@ -193,6 +193,16 @@ class DatasetFiles:
             InputError: See :func:`.read_values`.
         """
         return read_values(file, self.reader)
+
+    def read_shares(self, file: Path) -> np.ndarray:
+        """A map of shares or probabilities, float32, in [0, 1] as :func:`.write_values` writes it.
+
+        Raises:
+            InputError: See :func:`.read_values`.
+        """
+        values = self.read_values(file)[0]
+        scale = integer_scale(self.file_ending, values.shape)
+        return (values if scale is None else values / scale).astype(np.float32, copy=False)
 
     def read_like(
         self, file: Path, mask: np.ndarray, properties: Mapping[str, Any], *, of_dataset: bool = True

@@ -49,6 +49,29 @@ class MaskFolder:
         """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
         return self.folder / f"{case}.npz"
 
+    def with_softmax(self, case: str) -> PredictedCase:
+        """A case with the model's mask and probabilities; its files are read on first access."""
+        mask = cache(lambda: self.files.read(self.mask_file(case)))
+        return PredictedCase(
+            case,
+            model=Stored(file=self.mask_file(case), read=lambda: mask()[0]),
+            softmax=Stored(file=self.softmax_file(case), read=lambda: _probabilities(self.softmax_file(case))),
+            properties=lambda: mask()[1],
+        )
+
+    def check_softmax(self) -> None:
+        """Refuse a folder in which any case has no probabilities.
+
+        Raises:
+            InputError: Listing the missing files.
+        """
+        missing = [str(file) for file in map(self.softmax_file, self.cases) if not file.is_file()]
+        if missing:
+            raise InputError(
+                f"probabilities are missing ({len(missing)}): {listed(missing, 10)}. Predict with "
+                "--save_probabilities, validate with --npz"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionFolder(MaskFolder):
@@ -94,11 +117,7 @@ class PredictionFolder(MaskFolder):
                 f"{folder} has no deferral maps ({index} is missing). Were its masks predicted by a stock model?"
             )
         entries = maps.read_index(folder)
-        candidates = [folder / "dataset.json", folder.parent.parent / "dataset.json"]
-        found = dataset_json or next((file for file in candidates if file.is_file()), None)
-        if found is None:
-            raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
-        files = files_of_masks(folder, found)
+        files = files_of_masks(folder, dataset_json)
         cases = tuple(files.cases(folder))
         same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
@@ -149,7 +168,7 @@ class PredictionFolder(MaskFolder):
             name,
             model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
             route=self._map(name, maps.route_file, self._values),
-            probability=self._map(name, maps.probability_file, self._scaled),
+            probability=self._map(name, maps.probability_file, self.files.read_shares),
             expert=self._map(name, maps.expert_file, self._values),
             gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
             softmax=Stored(file=self.softmax_file(name), read=lambda: read_probabilities(self.softmax_file(name))),
@@ -191,15 +210,10 @@ class PredictionFolder(MaskFolder):
         return self.files.read_values(file)[0]
 
     def _gain(self, file: Path, case: str) -> np.ndarray:
-        values = self._scaled(file)
+        values = self.files.read_shares(file)
         if integer_scale(self.files.file_ending, values.shape) is None:
             return values
         return (values * self.index["cases"][case]["largest_gain"]).astype(np.float32)
-
-    def _scaled(self, file: Path) -> np.ndarray:
-        values = self._values(file)
-        scale = integer_scale(self.files.file_ending, values.shape)
-        return (values if scale is None else values / scale).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +241,7 @@ class StockFolder(MaskFolder):
             raise InputError(f"the folder {folder} does not exist")
         files = files_of_masks(folder, dataset_json)
         found = cls(folder=folder, files=files, settings=settings, cases=tuple(files.cases(folder)))
-        missing = [str(file) for file in map(found.softmax_file, found.cases) if not file.is_file()]
-        if missing:
-            raise InputError(
-                f"probabilities are missing ({len(missing)}): {listed(missing, 10)}. Predict with "
-                "--save_probabilities, validate with --npz"
-            )
+        found.check_softmax()
         return found
 
     @property
@@ -279,12 +288,37 @@ def copied_predictions(source: PredictionFolder | StockFolder, output: Path) -> 
         yield scratch
 
 
-def files_of_masks(folder: Path, dataset_json: Path) -> DatasetFiles:
-    """How the masks of a folder are read.
+def open_masks(folder: Path, dataset_json: Path | None = None) -> MaskFolder:
+    """Open a folder of masks that any model of nnU-Net predicted.
+
+    Args:
+        folder: The folder of a prediction or a final validation.
+        dataset_json: See :meth:`PredictionFolder.open`.
 
     Raises:
-        InputError: If there are none with the ending in dataset.json.
+        InputError: If the folder, its masks or a dataset.json does not exist.
     """
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist")
+    files = files_of_masks(folder, dataset_json)
+    return MaskFolder(folder=folder, files=files, cases=tuple(files.cases(folder)))
+
+
+def files_of_masks(folder: Path, dataset_json: Path | None) -> DatasetFiles:
+    """How the masks of a folder are read.
+
+    Args:
+        folder: The folder.
+        dataset_json: See :meth:`PredictionFolder.open`.
+
+    Raises:
+        InputError: If there are none with the ending in dataset.json, or there is no dataset.json.
+    """
+    if dataset_json is None:
+        candidates = [folder / "dataset.json", folder.parent.parent / "dataset.json"]
+        dataset_json = next((file for file in candidates if file.is_file()), None)
+        if dataset_json is None:
+            raise InputError(f"there is no dataset.json in {folder}; specify it with -djfile")
     ending = read_dataset_json(dataset_json)["file_ending"]
     masks = (file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and file.name[0] != ".")
     example = next(masks, None)

@@ -240,6 +240,26 @@ def evaluate() -> argparse.ArgumentParser:
     return parser
 
 
+def evaluate_raters() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_evaluate_raters`."""
+    parser = _parser(
+        "evaluate_raters",
+        "Measure how well the probabilities of any nnU-Net model are calibrated to several raters, and the overlap "
+        "of its masks with theirs. Requires predictions with --save_probabilities or a validation with --npz.",
+        "-i predictions -raters expertsTs -ref labelsTs -o evaluation",
+    )
+    add = parser.add_argument
+    _add_predictions(parser, "folder of masks and probabilities")
+    add("-raters", metavar="RATERS", type=Path, required=True, help="folder <rater>/<case> of the raters' masks")
+    add("-ref", metavar="LABELS", type=Path, help="folder of reference masks, for the Dice against them")
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
+    add("-groups", metavar="JSON", type=Path, help=words)
+    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
+    _add_dataset_json(parser)
+    return parser
+
+
 def fuse() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_fuse`."""
     parser = _parser(

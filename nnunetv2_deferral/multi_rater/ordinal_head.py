@@ -6,6 +6,12 @@ exclusive classes the background's logit is 0 and each other one the log-odds th
 class. Their softmax is the probability of each class given that no two have a majority: of independent events with
 these odds, the probability that exactly this one, or none, happens, given that at most one does. For one class it is
 the sigmoid of its log-odds.
+
+The layer gives for each structure the log-odds l of a majority, and K + 1 logits that say how large it is: levels of at
+least half are normalised among themselves and raised by l, the others among themselves. Every distribution of levels
+can be written so. With the levels' logits taken from the layer as they are, nnU-Net's loss, which knows the majority
+alone, would raise each of its levels in proportion to their probability. The one that happens to lead at first would
+win, and the ranked probability score, whose gradient is proportional to the others, could hardly bring them back.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from torch import Tensor, nn
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.head_place import Convolution, find_segmentation_layer
-from nnunetv2_deferral.multi_rater.ordinal import majority_logit
+from nnunetv2_deferral.multi_rater.ordinal import majority_level
 from nnunetv2_deferral.network import replace_module
 
 # nnU-Net's, of leaky ReLU.
@@ -77,7 +83,7 @@ class OrdinalChannels:
 
 
 class OrdinalHead(nn.Module):
-    """A layer for the levels of all structures, in the place of a segmentation layer.
+    """A layer for majority and levels of all structures, in the place of a segmentation layer.
 
     Args:
         replaced: The segmentation layer, whose kind, kernel and input the new layer has.
@@ -88,24 +94,27 @@ class OrdinalHead(nn.Module):
         super().__init__()
         self.channels = channels
         kind: Any = type(replaced)
-        self.levels = kind(
+        self.layer = kind(
             replaced.in_channels,
-            channels.num_levels,
+            channels.num_structures * (channels.num_raters + 2),
             replaced.kernel_size,
             replaced.stride,
             replaced.padding,
         )
-        nn.init.kaiming_normal_(self.levels.weight, a=_NEGATIVE_SLOPE)
-        if self.levels.bias is not None:
-            nn.init.zeros_(self.levels.bias)
+        nn.init.kaiming_normal_(self.layer.weight, a=_NEGATIVE_SLOPE)
+        if self.layer.bias is not None:
+            nn.init.zeros_(self.layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, C, *S) to segmentation logits and levels, (B, H + F (K + 1), *S)."""
-        levels = self.levels(features)
-        logits = majority_logit(levels.unflatten(1, (self.channels.num_structures, -1)), 2)
+        found = self.layer(features).float().unflatten(1, (self.channels.num_structures, -1))
+        first = majority_level(self.channels.num_raters)
+        majority, below, above = found.split([1, first, self.channels.num_raters + 1 - first], 2)
+        levels = torch.cat((torch.log_softmax(below, 2), torch.log_softmax(above, 2) + majority), 2)
+        logits = majority[:, :, 0]
         if not self.channels.has_regions:
             logits = torch.cat((torch.zeros_like(logits[:, :1]), logits), 1)
-        return torch.cat((logits, levels.to(logits.dtype)), 1)
+        return torch.cat((logits, levels.flatten(1, 2)), 1)
 
 
 def find_ordinal_place(network: nn.Module, input_shape: tuple[int, ...], num_heads: int) -> str:

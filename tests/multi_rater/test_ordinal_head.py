@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.multi_rater.ordinal import majority_logit
 from nnunetv2_deferral.multi_rater.ordinal_head import (
     OrdinalChannels,
     OrdinalHead,
@@ -28,6 +29,18 @@ def test_the_segmentation_logits_give_the_probability_of_the_majority(num_raters
     p = torch.softmax(parts.levels, 2)[:, 0]
     majority = sum(p[:, k] for k in range(num_raters + 1) if 2 * k >= num_raters)
     torch.testing.assert_close(torch.softmax(parts.segmentation, 1)[:, 1], majority)
+
+
+def test_the_loss_of_the_majority_leaves_the_levels_within_it_alone():
+    channels = OrdinalChannels(2, has_regions=False, num_raters=4)
+    head = OrdinalHead(nn.Conv2d(8, 2, 1), channels)
+    features = torch.randn(1, 8, 4, 4)
+    parts = channels.split(head(features))
+    torch.testing.assert_close(majority_logit(parts.levels, 2), parts.segmentation[:, 1:])
+    parts.segmentation.sum().backward()
+    gradient = head.layer.weight.grad
+    assert (gradient[0] != 0).any()
+    assert (gradient[1:] == 0).all()
 
 
 def test_several_classes_have_the_probabilities_of_independent_majorities_of_which_at_most_one_holds():

@@ -1,0 +1,206 @@
+"""`nnUNetv2_deferral_evaluate_raters`: calibration of any nnU-Net predictions to several raters.
+
+A command of its own, because `nnUNetv2_deferral_evaluate` is about questions to experts and their answers, and needs
+the deferral maps of a deferral model.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.dataset import read_groups, same_cases
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.rater_calibration import BOX, IMAGE, RaterCalibration
+from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file
+from nnunetv2_deferral.predictions import MaskFolder, open_masks
+from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.text import listed
+
+PROBABILITY = "probability"
+SUMMARY, CASES = "rater_calibration.json", "rater_calibration.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaterInputs:
+    """The inputs of an evaluation against raters.
+
+    Attributes:
+        predictions: The predictions.
+        masks: The raters' masks.
+        references: The folder of the references, or None.
+        has_agreement: Whether there are maps of agreement.
+    """
+
+    predictions: MaskFolder
+    masks: ExpertMasks
+    references: Path | None = None
+    has_agreement: bool = False
+
+    @classmethod
+    def open(
+        cls, folder: Path, raters: Path, *, references: Path | None = None, dataset_json: Path | None = None
+    ) -> RaterInputs:
+        """Find all inputs and check them before anything is computed.
+
+        Args:
+            folder: The folder of masks with npz files.
+            raters: The folder of the raters' masks; every folder in it is a rater.
+            references: The folder of the references, or None.
+            dataset_json: See :meth:`.PredictionFolder.open`.
+
+        Raises:
+            InputError: If there are no probabilities or raters, cases without a reference or any rater's mask, or files
+                that would not be used.
+        """
+        predictions = open_masks(folder, dataset_json)
+        predictions.check_softmax()
+        cases, files = predictions.cases, predictions.files
+        if not raters.is_dir():
+            raise InputError(f"the folder of raters {raters} does not exist")
+        names = sorted(path.name for path in raters.iterdir() if path.is_dir() and not path.name.startswith("."))
+        masks = ExpertMasks.of(raters, names, files)
+        if unused := masks.unused(cases):
+            raise InputError(f"raters' files that would not be used ({len(unused)}): {listed(unused, 10)}")
+        rated = [case for case in cases if any(masks.file(name, case).is_file() for name in names)]
+        same_cases(f"predicted cases without any rater's mask in {raters}", cases, rated)
+        if references is not None:
+            if not references.is_dir():
+                raise InputError(f"the folder of references {references} does not exist")
+            same_cases(f"predicted cases without a reference in {references}", cases, files.cases(references))
+        found = cls(
+            predictions=predictions,
+            masks=masks,
+            references=references,
+            has_agreement=index_file(folder).is_file(),
+        )
+        if found.has_agreement:
+            wanted = [str(file) for case in cases for file in found.agreement_files(case)]
+            missing = [file for file in wanted if not Path(file).is_file()]
+            if missing:
+                raise InputError(f"maps of agreement are missing ({len(missing)}): {listed(missing, 10)}")
+        return found
+
+    def agreement_files(self, case: str) -> list[Path]:
+        """The files of the maps of agreement of a case, one for each structure."""
+        files = self.predictions.files
+        number = len(files.regions)
+        numbers: list[int | None] = [None] if number == 1 else [*range(1, number + 1)]
+        return [map_file(self.predictions.folder, AGREEMENT, case, files.file_ending, each) for each in numbers]
+
+    def add_to(self, statistics: RaterCalibration, name: str) -> None:
+        """Read a case and add it.
+
+        Raises:
+            InputError: If a file cannot be read, or its shape or geometry differs from the prediction's.
+        """
+        files, case = self.predictions.files, self.predictions.with_softmax(name)
+        first = 0 if files.label_manager.has_regions else 1
+        readings = {PROBABILITY: case.softmax[first:].clip(0, 1)}
+        if self.has_agreement:
+            readings[AGREEMENT] = np.stack([files.read_shares(file) for file in self.agreement_files(name)])
+        reference = valid = None
+        if self.references is not None:
+            file = self.references / self.predictions.mask_file(name).name
+            reference = files.read_like(file, case.model, case.properties)
+            if files.label_manager.ignore_label is not None:
+                valid = reference != files.label_manager.ignore_label
+        statistics.update(
+            name,
+            readings,
+            self.masks.answers(name, case.model.shape, case.properties),
+            model=case.model,
+            reference=reference,
+            valid=valid,
+        )
+
+
+def evaluate_raters(
+    inputs: RaterInputs, *, groups: Mapping[str, Any] | None = None, bootstrap_seed: int = 0
+) -> dict[str, Any]:
+    """Evaluate all cases, with one case in memory at a time.
+
+    Args:
+        inputs: The inputs.
+        groups: For each case its group; None for each case by itself.
+        bootstrap_seed: Seed of the intervals.
+
+    Returns:
+        The content of `rater_calibration.json`, see docs/reference/evaluation.md.
+    """
+    files = inputs.predictions.files
+    statistics = RaterCalibration(files.regions, inputs.masks.experts)
+    for name in tqdm(inputs.predictions.cases, desc="Evaluating", unit="case"):
+        inputs.add_to(statistics, name)
+    return statistics.summary(groups=groups, seed=bootstrap_seed) | {
+        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
+    }
+
+
+def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write `rater_calibration.json` and `rater_calibration.csv` atomically; returns the files."""
+    write_json(summary, output / SUMMARY)
+    rows = [
+        {"case": case, "structure": structure} | values
+        for case, structures in summary["per_case"].items()
+        for structure, values in structures.items()
+    ]
+    with written_whole(output) as scratch, (scratch / CASES).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return [output / SUMMARY, output / CASES]
+
+
+def rater_text(summary: Mapping[str, Any]) -> str:
+    """The summary as lines for the terminal."""
+    raters = ", ".join(f"{name} ({number})" for name, number in summary["raters"].items())
+    unit = "cases" if summary["groups"] is None else "groups"
+    lines = [f"{summary['cases']} cases, raters {raters}; 95 % intervals over {unit}"]
+    for structure, readings in summary["calibration"].items():
+        lines.append(f"structure {structure}")
+        for whom, words in (("reference", "Dice, reference"), ("raters", "Dice, mean of raters")):
+            if whom in summary["dice"][structure]:
+                lines.append(f"  {words:<44} {_interval(summary['dice'][structure][whom])}")
+        for reading, found in readings.items():
+            rows = (
+                (f"ECE of {reading}, whole image", found[IMAGE]["ece"]),
+                (f"ECE of {reading}, box of the foreground", found[BOX]["ece"]),
+                (f"ECE of {reading}, as in CURVAS", found["curvas_ece"]),
+                (f"Brier score of {reading}, box", found[BOX]["brier"]),
+            )
+            lines += [f"  {words:<44} {_interval(interval)}" for words, interval in rows]
+    return "\n".join(lines)
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    estimate, low, high = (
+        "–" if math.isnan(found[key]) else f"{found[key]:.4f}" for key in ("estimate", "low", "high")
+    )
+    return f"{estimate}  [{low}, {high}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; invalid input gives one line on stderr and exit code 2."""
+    parser = parsers.evaluate_raters()
+    given = parser.parse_args(arguments)
+    try:
+        inputs = RaterInputs.open(given.i, given.raters, references=given.ref, dataset_json=given.djfile)
+        groups = None if given.groups is None else read_groups(given.groups, inputs.predictions.cases)
+        summary = evaluate_raters(inputs, groups=groups, bootstrap_seed=given.bootstrap_seed)
+        files = write_results(summary, given.o)
+    except InputError as error:
+        parser.error(str(error))
+    print(rater_text(summary))
+    print("\n".join(f"  {file}" for file in files))
