@@ -36,7 +36,7 @@ _LINK = re.compile(r"(?<!!)\[(?:[^\[\]]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\)")
 _IMAGE = re.compile(r"!\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _LABEL = re.compile(r"^\((?P<label>[^)]+)\)=$", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z_0-9]*=.*", re.DOTALL)
-_OWN_TRAINER = re.compile(r"nnUNetTrainerDeferral\d?\w*")
+_OWN_TRAINER = re.compile(r"nnUNetTrainer(?:Deferral\d?|MultiRater)\w*")
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,14 @@ def _without_shell(line: str) -> str:
 
 
 def _trainer_problems(name: str) -> Iterator[str]:
-    from nnunetv2_deferral.nnunet.naming import trainer_class
+    from nnunetv2_deferral.nnunet import multi_rater_naming, naming
 
+    find = multi_rater_naming.multi_rater_class if "MultiRater" in name else naming.trainer_class
     try:
-        trainer_class(name)
+        find(name)
     except (AttributeError, ValueError) as error:
         # What a page defines itself (own trainers) carries no number and no option.
-        if re.search(r"Deferral(\d|_)", name):
+        if re.search(r"Deferral(\d|_)|MultiRater_", name):
             yield f"no trainer {name}: {error}"
 
 
@@ -212,12 +213,12 @@ def _python_problems(text: str, *, run: bool) -> Iterator[str]:
 def _left_out(by_file: dict[Path, Page]) -> Iterator[str]:
     """What exists and is not on the page that should have all of it."""
     import nnunetv2_deferral
-    from nnunetv2_deferral.nnunet.naming import OPTIONS
+    from nnunetv2_deferral.nnunet import multi_rater_naming, naming
     from nnunetv2_deferral.settings import DeferralSettings
 
     everything = {
         "settings.md": {field.name for field in fields(DeferralSettings)} | {"num_experts"},
-        "trainers.md": {f"_{option}" for option in OPTIONS},
+        "trainers.md": {f"_{option}" for option in (*naming.OPTIONS, *multi_rater_naming.OPTIONS)},
         "api.md": set(getattr(nnunetv2_deferral, "__all__", ())),
     }
     for name, expected in everything.items():

@@ -1,7 +1,7 @@
 """Compares how a network learns from several raters: ordinal, majority, mean label, a random rater per sample.
 
     python measurements/multi_rater.py -d 501 -c 2d -f 0 -p nnUNetDeferralCPUPlans [-epochs 5] [-iterations 250]
-        [-groups groups.json] [-methods ordinal majority ...] [--score_only]
+        [-features 8 -batch_size 4] [-groups groups.json] [-methods ordinal majority ...] [--score_only]
 
 Each network is trained by `nnUNetv2_train` on the CPU and validated with --npz; trainings whose validation is complete
 are not repeated. Its validation cases are then scored against all raters as `nnUNetv2_deferral_evaluate_raters` does.
@@ -12,11 +12,16 @@ Results are written to measurements/results/ with the machine and the date.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
+
+from nnunetv2_deferral.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = {
@@ -44,6 +49,26 @@ class Short:
 """
 
 
+def small_plans(options: argparse.Namespace) -> str:
+    """The name of plans with a smaller network and batch, on the same preprocessed data, for machines without a GPU."""
+    if options.features is None:
+        return options.p
+    from nnunetv2.paths import nnUNet_preprocessed
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    folder = Path(str(nnUNet_preprocessed), maybe_convert_to_dataset_name(int(options.d)))
+    plans = json.loads((folder / f"{options.p}.json").read_text())
+    name = f"{options.p}Small{options.features}x{options.batch_size}"
+    configuration = plans["configurations"][options.c]
+    configuration["batch_size"] = options.batch_size
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [
+        min(options.features * 2**stage, 8 * options.features) for stage in range(network["n_stages"])
+    ]
+    (folder / f"{name}.json").write_text(json.dumps(plans | {"plans_name": name}, indent=4))
+    return name
+
+
 def trainer_name(method: str, options: argparse.Namespace) -> str:
     return f"Short{options.epochs}x{options.iterations}{method.replace('_', '')}"
 
@@ -64,7 +89,15 @@ def train(options: argparse.Namespace) -> None:
                 continue
             command = ["nnUNetv2_train", options.d, options.c, str(options.f), "-tr", trainer_name(method, options)]
             subprocess.run(
-                [Path(sys.executable).parent / command[0], *command[1:], "-p", options.p, "-device", "cpu", "--npz"],
+                [
+                    Path(sys.executable).parent / command[0],
+                    *command[1:],
+                    "-p",
+                    options.plans,
+                    "-device",
+                    "cpu",
+                    "--npz",
+                ],
                 check=True,
                 env=os.environ | {"nnUNet_extTrainer": places, "nnUNet_compile": "f"},
             )
@@ -75,9 +108,30 @@ def validation(method: str, options: argparse.Namespace) -> Path:
     from nnunetv2.paths import nnUNet_results
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-    model = f"{trainer_name(method, options)}__{options.p}__{options.c}"
+    model = f"{trainer_name(method, options)}__{options.plans}__{options.c}"
     dataset = maybe_convert_to_dataset_name(int(options.d))
     return Path(str(nnUNet_results), dataset, model, f"fold_{options.f}", "validation")
+
+
+def score(options: argparse.Namespace) -> dict[str, object]:
+    """What the evaluation against all raters finds for each method."""
+    from nnunetv2.paths import nnUNet_raw
+
+    from nnunetv2_deferral.commands.evaluate_raters import RaterInputs, evaluate_raters
+    from nnunetv2_deferral.dataset import read_groups
+
+    found: dict[str, object] = {}
+    for method in options.methods:
+        folder = validation(method, options)
+        if not (folder / "summary.json").is_file():
+            print(f"{method} is left out: {folder} is not complete")
+            continue
+        raw = Path(str(nnUNet_raw), folder.parents[2].name)
+        inputs = RaterInputs.open(folder, raw / "expertsTr", references=raw / "labelsTr")
+        groups = None if options.groups is None else read_groups(options.groups, inputs.predictions.cases)
+        summary = evaluate_raters(inputs, groups=groups)
+        found[method] = {key: summary[key] for key in ("cases", "raters", "groups", "bins", "calibration", "dice")}
+    return found
 
 
 def main() -> None:
@@ -88,13 +142,31 @@ def main() -> None:
     parser.add_argument("-p", default="nnUNetDeferralCPUPlans")
     parser.add_argument("-epochs", type=int, default=5)
     parser.add_argument("-iterations", type=int, default=250)
+    parser.add_argument("-features", type=int, help="features of the first stage. Default: those of the plans")
+    parser.add_argument("-batch_size", type=int, default=4, help="with -features")
     parser.add_argument("-threads", type=int, default=1)
     parser.add_argument("-methods", nargs="+", choices=OPTIONS, default=list(OPTIONS)[:4])
     parser.add_argument("-groups", type=Path)
+    parser.add_argument("-machine", default=f"{os.cpu_count()} cores, {platform.machine()}", help="for the results")
     parser.add_argument("--score_only", action="store_true")
     options = parser.parse_args()
+    options.plans = small_plans(options)
     if not options.score_only:
         train(options)
+    content = {
+        "dataset": options.d,
+        "configuration": options.c,
+        "fold": options.f,
+        "epochs": options.epochs,
+        "iterations": options.iterations,
+        "plans": options.plans,
+        "date": date.today().isoformat(),
+        "machine": options.machine,
+        "methods": score(options),
+    }
+    file = RESULTS / f"multi_rater_{options.d}_{options.c}.json"
+    write_json(content, file)
+    print(file)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from .decision.limits import Limits
 from .errors import InputError
 from .evaluation.bootstrap import bootstrap_difference, bootstrap_interval
 from .evaluation.budgets import dice_at_budgets
+from .evaluation.rater_calibration import multi_rater_ece
 from .evaluation.risk_coverage import augrc, aurc
 from .expert_sim.profiles import ExpertProfile, expert_set
 from .expert_sim.simulate import simulate_case
@@ -17,6 +18,7 @@ from .losses.collaboration import collaboration_loss
 from .losses.objective import DeferralObjective
 from .losses.one_vs_all import one_vs_all_loss
 from .maps import write_maps
+from .multi_rater.ordinal import multi_rater_loss
 from .nnunet.in_memory import predict_array
 from .plots import plot_case, plot_coverage, plot_reliability
 from .predictions import PredictionFolder
@@ -47,6 +49,8 @@ __all__ = [
     "find_regions",
     "fuse",
     "fuse_masks",
+    "multi_rater_ece",
+    "multi_rater_loss",
     "one_vs_all_loss",
     "plot_case",
     "plot_coverage",

@@ -223,6 +223,49 @@ def readers_3d() -> str:
     return _table(("ranking", *_percents(budgets)), rows)
 
 
+_METHODS = {
+    "ordinal": "ordinal",
+    "majority": "`_majority`",
+    "meanLabel": "`_meanLabel`",
+    "randomRater": "`_randomRater`",
+    "ordinal_noDice": "ordinal, `_noDice`",
+    "majority_noDice": "`_majority_noDice`",
+}
+
+
+def several_raters() -> str:
+    """Ways to learn from several raters: Dice, and calibration to all of them."""
+    content = _json("multi_rater_501_2d.json")
+    rows = []
+    for method, words in _METHODS.items():
+        if method not in content["methods"]:
+            continue
+        found = content["methods"][method]
+        (calibration,), (dice,) = found["calibration"].values(), found["dice"].values()
+        for reading, values in calibration.items():
+            scores = (values["image"]["ece"], values["box"]["ece"], values["curvas_ece"], values["box"]["brier"])
+            overlap = (dice["reference"], dice["raters"]) if reading == "probability" else ()
+            cells = [_interval(each) for each in overlap] or [_NONE, _NONE]
+            rows.append((words, reading, *cells, f"{scores[0]['estimate']:.4f}", *map(_interval, scores[1:])))
+    first = next(iter(content["methods"].values()))
+    note = (
+        f"{first['cases']} cases of {first['groups']} patients, {len(first['raters'])} raters, fold {content['fold']}, "
+        f"{content['epochs']} epochs of {content['iterations']} steps, plans {content['plans']}; {content['machine']}, "
+        f"{content['date']}"
+    )
+    header = (
+        "target",
+        "reading",
+        "Dice, reference",
+        "Dice, mean of raters",
+        "ECE, image",
+        "ECE, box",
+        "ECE as in CURVAS",
+        "Brier score, box",
+    )
+    return _table(header, rows) + f"\n\n{_small(note)}"
+
+
 def overhead() -> str:
     """What deferral adds to time and memory."""
     rows = []
@@ -334,6 +377,7 @@ TABLES: dict[str, Callable[[], str]] = {
         numbers_of_experts,
         readers_2d,
         readers_3d,
+        several_raters,
         overhead,
         memory,
         export,

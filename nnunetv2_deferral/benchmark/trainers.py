@@ -11,6 +11,7 @@ from nnunetv2.paths import nnUNet_extTrainer
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
+from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.nnunet.naming import ON, other_trainer, trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
@@ -25,10 +26,11 @@ def find_trainer(name: str) -> type:
     Raises:
         InputError: If there is none of that name.
     """
-    try:
-        return trainer_class(name)
-    except AttributeError:
-        pass  # not a deferral trainer
+    for find in (trainer_class, multi_rater_class):
+        try:
+            return find(name)
+        except AttributeError:
+            pass  # not one of these
     return other_trainer(name)
 
 

@@ -43,12 +43,16 @@ def examine() -> list[Finding]:
 
 def describe_trainers() -> str:
     """The available trainer names and options."""
-    from nnunetv2_deferral.nnunet.naming import ON, OPTIONS, example_names
+    from nnunetv2_deferral.nnunet import multi_rater_naming
+    from nnunetv2_deferral.nnunet.naming import LENGTHS, ON, OPTIONS, example_names
 
     lines = ["trainers (any number of options can be appended to the name):"]
     lines += [f"  {name}" for name in example_names()]
     lines += [f"    _{name:<12} {option.description}" for name, option in OPTIONS.items()]
     lines += [f"    {ON}<trainer>  deferral on another trainer than nnUNetTrainer; last in the name"]
+    lines += [f"  {multi_rater_naming.BASE_NAME} (several raters, without deferral; lengths as above)"]
+    others = {name: option for name, option in multi_rater_naming.OPTIONS.items() if name not in LENGTHS}
+    lines += [f"    _{name:<12} {option.description}" for name, option in others.items()]
     return "\n".join(lines)
 
 

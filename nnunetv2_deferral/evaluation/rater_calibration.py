@@ -56,6 +56,8 @@ def multi_rater_ece(
     Example:
         Two of four raters mark a voxel:
 
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import multi_rater_ece
         >>> two, four = np.array([2]), np.array([4])
         >>> multi_rater_ece(np.array([0.5]), two, four), multi_rater_ece(np.array([0.9]), two, four)
         (0.0, 0.4)
@@ -72,7 +74,7 @@ def joint_box(masks: np.ndarray) -> tuple[slice, ...] | None:
     Returns:
         A slice for each axis of S; None if nobody marks anything.
     """
-    anywhere: np.ndarray = masks.any(0)
+    anywhere = np.asarray(masks.any(0))
     if not anywhere.any():
         return None
     found = []

@@ -160,6 +160,7 @@ def multi_rater_loss(
         Two of four raters mark a voxel. The loss is lower where the network expects that:
 
         >>> import torch
+        >>> from nnunetv2_deferral import multi_rater_loss
         >>> marks, seen = torch.tensor([[[2]]]), torch.tensor([[[4]]])
         >>> for peak in (0, 2, 4):
         ...     levels = torch.zeros(1, 1, 5, 1)
