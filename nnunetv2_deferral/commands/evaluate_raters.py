@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.dataset import read_groups, same_cases
+from nnunetv2_deferral.dataset import read_groups, read_plans_json, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.rater_calibration import BOX, IMAGE, RaterCalibration
 from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file
+from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file, read_model
+from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.text import listed
@@ -61,8 +62,8 @@ class RaterInputs:
             dataset_json: See :meth:`.PredictionFolder.open`.
 
         Raises:
-            InputError: If there are no probabilities or raters, cases without a reference or any rater's mask, or files
-                that would not be used.
+            InputError: If there are no probabilities or raters, cases without a reference or any rater's mask, files
+                that would not be used, or maps of agreement of another model than the masks.
         """
         predictions = open_masks(folder, dataset_json)
         predictions.check_softmax()
@@ -86,6 +87,7 @@ class RaterInputs:
             has_agreement=index_file(folder).is_file(),
         )
         if found.has_agreement:
+            _check_same_model(folder)
             wanted = [str(file) for case in cases for file in found.agreement_files(case)]
             missing = [file for file in wanted if not Path(file).is_file()]
             if missing:
@@ -123,6 +125,19 @@ class RaterInputs:
             model=case.model,
             reference=reference,
             valid=valid,
+        )
+
+
+def _check_same_model(folder: Path) -> None:
+    """Refuse maps of agreement that an earlier prediction with another model left in a folder."""
+    plans = folder / "plans.json"  # written by nnUNetv2_predict
+    if not plans.is_file():
+        return
+    block, maps_of = read_plans_json(plans).get(MULTI_RATER_KEY, {}), read_model(folder)
+    if block.get("trainer") != maps_of["trainer"]:
+        raise InputError(
+            f"{folder}: the maps of agreement are of {maps_of['trainer']}, but the masks, according to plans.json, of "
+            f"{block.get('trainer', 'a model without such maps')}. Predict into a folder of its own"
         )
 
 

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__, maps
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_values
+from nnunetv2_deferral.schema import Text, read_validated_json
 
 AGREEMENT, DISAGREEMENT = "agreement", "disagreement"
 
@@ -44,6 +46,18 @@ class MultiRaterModel:
     def to_dict(self) -> dict[str, Any]:
         """The model as in multi_rater.json."""
         return asdict(self) | {"raters": list(self.raters)}
+
+
+class _Model(TypedDict):
+    dataset: Text
+    plans: Text
+    configuration: Text
+    trainer: Text | None
+    raters: list[Text]
+
+
+class _Index(TypedDict):
+    model: _Model
 
 
 def index_file(folder: Path) -> Path:
@@ -86,16 +100,24 @@ def check_folder(folder: Path, model: MultiRaterModel | None) -> None:
         raise InputError(f"{folder} already contains the deferral maps of another model. {remedy}")
     if not file.is_file():
         return
-    theirs = read_json(file).get("model", {})
-    ours = {} if model is None else model.to_dict()
-    if theirs != ours:
-        differing = [
-            f"{key}: {theirs.get(key)} there, {value} now" for key, value in ours.items() if theirs.get(key) != value
-        ]
+    if model is None:
+        raise InputError(f"{folder} already contains the agreement maps of another model. {remedy}")
+    theirs, ours = read_model(folder), model.to_dict()
+    differing = [f"{key}: {theirs[key]} there, {value} now" for key, value in ours.items() if theirs[key] != value]
+    if differing:
         raise InputError(
-            f"{folder} already contains the agreement maps of another model"
-            f"{f' ({chr(59).join(differing)})' if differing else ''}. {remedy}"
+            f"{folder} already contains the agreement maps of another model ({'; '.join(differing)}). {remedy}"
         )
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """The model behind the maps of a folder, as in its multi_rater.json.
+
+    Raises:
+        InputError: If the file is missing, cannot be read, or is not as :class:`_Index`.
+    """
+    model: dict[str, Any] = read_validated_json(index_file(folder), _Index)["model"]
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.multi_rater.agreement_maps import check_folder
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels, add_ordinal_head, find_ordinal_place
@@ -183,12 +184,29 @@ class MultiRaterTrainer(nnUNetTrainer):
         """Check and preprocess the raters' masks, and start the training.
 
         Raises:
-            InputError: If masks are invalid, or no training case was labelled by two raters.
+            InputError: If masks are invalid, no training case was labelled by two raters, or other folds of the model
+                were trained with another number of raters.
         """
+        self._check_other_folds()
         prepare_raters(self)
         self._check_labels()
         super().on_train_start()
         self.print_to_log_file(f"{type(self).__name__}: {len(self.raters)} raters ({', '.join(self.raters)})")
+
+    def _check_other_folds(self) -> None:
+        """Refuse to overwrite the plans of a model whose other folds were trained with another number of raters."""
+        model = Path(self.output_folder_base)
+        others = [file.parent.name for file in model.glob("fold_*/checkpoint_*.pth")]
+        others = sorted({name for name in others if name != f"fold_{self.fold}"})
+        if not others or not (model / "plans.json").is_file():
+            return
+        theirs = read_plans_json(model / "plans.json").get(MULTI_RATER_KEY, {}).get("raters", [])
+        if len(theirs) != len(self.raters):
+            raise InputError(
+                f"{model / 'plans.json'}: {', '.join(others)} of this model learned from "
+                f"{', '.join(theirs) or 'none'}, but dataset.json now declares {', '.join(self.raters)}. Networks for different numbers of raters "
+                "cannot be folds of one model; move its folder away, or declare the same raters"
+            )
 
     def _check_labels(self) -> None:
         labelled, cases = labelled_voxels(Path(self.preprocessed_dataset_folder)), self.do_split()[0]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -86,6 +87,17 @@ def test_a_stock_prediction_has_probabilities_only_and_needs_no_reference(tmp_pa
     found = json.loads((tmp_path / "evaluation" / SUMMARY).read_text())
     assert list(found["calibration"]["1"]) == ["probability"]
     assert list(found["dice"]["1"]) == ["raters"]
+
+
+def test_maps_of_another_model_than_the_masks_are_refused(tmp_path, capsys):
+    here = Folders(tmp_path)
+    here.write_agreement()
+    plans = {"multi_rater": {"trainer": "T"}, "image_reader_writer": "SimpleITKIO"}
+    (tmp_path / "out" / "plans.json").write_text(json.dumps(plans))
+    main(here.options())
+    (tmp_path / "out" / "plans.json").write_text(json.dumps(plans | {"multi_rater": {"trainer": "U"}}))
+    shutil.rmtree(tmp_path / "evaluation")
+    assert "maps of agreement are of T, but the masks, according to plans.json, of U" in here.refused(capsys)
 
 
 def test_what_is_missing_is_said_before_anything_is_computed(tmp_path, capsys):

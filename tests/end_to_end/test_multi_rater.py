@@ -142,6 +142,20 @@ def test_the_target_is_the_majority_of_those_who_saw_the_case(workplace: Workpla
     assert "train_1" in seen
 
 
+def test_a_fold_with_another_number_of_raters_is_refused(workplace: Workplace, fold: Path) -> None:
+    file = workplace.raw / RATED / "dataset.json"
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(before) | {"experts": ["ann", "bob"]}))
+        trainer = workplace.trainer("TinyMultiRater", RATED, "2d", fold=1)
+        with pytest.raises(
+            InputError, match="fold_0 of this model learned from ann, bob, eve, but .* now declares ann"
+        ):
+            trainer.on_train_start()
+    finally:
+        file.write_text(before)
+
+
 def test_fewer_than_two_raters_are_refused_with_what_to_use_instead(workplace: Workplace, rated: str) -> None:
     file = workplace.raw / rated / "dataset.json"
     before = file.read_text()
