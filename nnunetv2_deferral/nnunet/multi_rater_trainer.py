@@ -204,8 +204,9 @@ class MultiRaterTrainer(nnUNetTrainer):
         if len(theirs) != len(self.raters):
             raise InputError(
                 f"{model / 'plans.json'}: {', '.join(others)} of this model learned from "
-                f"{', '.join(theirs) or 'none'}, but dataset.json now declares {', '.join(self.raters)}. Networks for different numbers of raters "
-                "cannot be folds of one model; move its folder away, or declare the same raters"
+                f"{', '.join(theirs) or 'none'}, but dataset.json now declares {', '.join(self.raters)}. Networks for "
+                "different numbers of raters cannot be folds of one model; move its folder away, or declare the same "
+                "raters"
             )
 
     def _check_labels(self) -> None:
