@@ -55,7 +55,7 @@ class MaskFolder:
         return PredictedCase(
             case,
             model=Stored(file=self.mask_file(case), read=lambda: mask()[0]),
-            softmax=Stored(file=self.softmax_file(case), read=lambda: _probabilities(self.softmax_file(case))),
+            softmax=Stored(file=self.softmax_file(case), read=lambda: read_probabilities(self.softmax_file(case))),
             properties=lambda: mask()[1],
         )
 
