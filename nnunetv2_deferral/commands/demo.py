@@ -11,6 +11,7 @@ import torch
 
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.demo.pipeline import COMMAND, NUM_TEST, StepError, run_demo
+from nnunetv2_deferral.demo.report import DemoFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.report.tables import deferral_rows, score_rows
@@ -31,7 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nDone in {time.monotonic() - begin:.0f} s on {device}. Results on the {NUM_TEST} test cases:\n")
     table = read_json(files.table_json)
     print(_as_text(score_rows(table)), _as_text(deferral_rows(table)), sep="\n\n")
-    print(f"\nReport: {files.report}")
+    print(f"\nReport: {files.report}\n\nNext, for example:\n{_next_commands(files)}")
+
+
+def _next_commands(files: DemoFiles) -> str:
+    """Commands that work on what the demo leaves, without training or predicting anything."""
+    folders = f"-i {files.prediction('deferral')} -images {files.images}"
+    return "\n".join(
+        (
+            f"  nnUNetv2_deferral_worklist {folders} -o {files.out / 'worklist'}",
+            f"  nnUNetv2_deferral_review {folders} -o {files.out / 'reviews'}",
+            f"  nnUNetv2_deferral_route -i {files.prediction('deferral')} -o {files.out / 'routed'} -budget 0.02",
+        )
+    )
 
 
 def _as_text(rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,8 @@ EXPERT_SET, NUM_EXPERTS = "complementary", 3
 EPOCHS = 5
 PLANS = "nnUNetDeferralCPUPlans"
 STOCK_TRAINER = f"nnUNetTrainer_{EPOCHS}epochs"
-DEFERRAL_TRAINER = f"nnUNetTrainerDeferral{NUM_EXPERTS}Experts_{EPOCHS}epochs"
+# A head on the trained network takes a fraction of the time of another training.
+DEFERRAL_TRAINER = f"nnUNetTrainerDeferral{NUM_EXPERTS}Experts_frozen_1epoch"
 
 _MARKER = "demo.json"
 # All top-level entries of the output folder; overwriting removes nothing else.
@@ -98,15 +99,14 @@ def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
     model = f"-p {PLANS} -device {device}"
     plan = f"plan_experiment -d {dataset} -pl nnUNetPlannerDeferralCPU {panel} --preprocess -c 2d -np 1"
     steps = [Step("plan", "Planning and preprocessing", (*f"nnUNetv2_deferral_{plan}".split(),))]
-    trainers = (("stock", "stock nnU-Net", STOCK_TRAINER), ("deferral", "nnU-Net with deferral", DEFERRAL_TRAINER))
-    for name, words, trainer in trainers:
-        train = f"nnUNetv2_train {dataset} 2d 0 -tr {trainer} {model}"
-        steps.append(Step(f"train_{name}", f"Training {words}", (*train.split(),), EPOCHS))
-    for name, words, trainer in trainers:
-        folders = ("-i", str(files.images), "-o", str(files.prediction(name)))
-        predict = f"-d {dataset} -c 2d -f 0 -tr {trainer} {model} -npp 1 -nps 1"
-        arguments = ("nnUNetv2_predict", *folders, *predict.split())
-        steps.append(Step(f"predict_{name}", f"Predicting the test cases with {words}", arguments))
+    stock = ("nnUNetv2_train", *f"{dataset} 2d 0 -tr {STOCK_TRAINER} {model}".split())
+    steps.append(Step("train_stock", "Training stock nnU-Net", stock, EPOCHS))
+    weights = ("-pretrained_weights", str(files.checkpoint(STOCK_TRAINER)))
+    head = ("nnUNetv2_train", *f"{dataset} 2d 0 -tr {DEFERRAL_TRAINER} {model}".split(), *weights)
+    steps.append(Step("train_deferral", "Training deferral on its network", head, 1))
+    folders = ("-i", str(files.images), "-o", str(files.prediction("deferral")))
+    predict = f"-d {dataset} -c 2d -f 0 -tr {DEFERRAL_TRAINER} {model} -npp 1 -nps 1 --save_probabilities"
+    steps.append(Step("predict", "Predicting the test cases", ("nnUNetv2_predict", *folders, *predict.split())))
     inputs = ("-i", str(files.labels), "-djfile", str(files.dataset_json), "-o", str(files.experts))
     arguments = ("nnUNetv2_deferral_simulate_experts", *inputs, *panel.split())
     return [*steps, Step("simulate_experts", "Simulating the experts on the test cases", arguments)]

@@ -11,7 +11,6 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.demo.data import DATASET_NAME
 from nnunetv2_deferral.evaluation.deferred import add_counts, count_deferred
-from nnunetv2_deferral.evaluation.overlap import overlap, summarize
 from nnunetv2_deferral.evaluation.summary import summarize_deferral
 from nnunetv2_deferral.files import without_nan, write_json, written_whole
 from nnunetv2_deferral.image_files import write_labels
@@ -73,11 +72,14 @@ class DemoFiles:
         """The simulated experts' answers, one folder per expert."""
         return self.out / "experts"
 
+    def checkpoint(self, trainer: str) -> Path:
+        """The final checkpoint of a training."""
+        return self._fold(trainer) / "checkpoint_final.pth"
+
     @property
     def progress(self) -> Path:
         """The progress figure of the deferral training."""
-        model = f"{self.deferral_trainer}__{self.plans}__2d"
-        return self.out / "nnUNet_results" / DATASET_NAME / model / "fold_0" / "deferral_progress.png"
+        return self._fold(self.deferral_trainer) / "deferral_progress.png"
 
     @property
     def report(self) -> Path:
@@ -90,8 +92,11 @@ class DemoFiles:
         return self.out / "table.json"
 
     def prediction(self, name: str) -> Path:
-        """The masks of the test cases: `stock`, `deferral` (the model alone) or `system` (fused)."""
+        """The masks of the test cases: `deferral` (the model alone, with its maps) or `system` (fused)."""
         return self.out / "predictions" / name
+
+    def _fold(self, trainer: str) -> Path:
+        return self.out / "nnUNet_results" / DATASET_NAME / f"{trainer}__{self.plans}__2d" / "fold_0"
 
 
 def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]], epochs: int) -> None:
@@ -100,13 +105,13 @@ def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]]
     Args:
         files: The files of the demo.
         steps: Title and command line of each step, for the report.
-        epochs: Number of training epochs.
+        epochs: Number of training epochs of the network.
     """
     predictions = PredictionFolder.open(files.prediction("deferral"))
     experts, cases = predictions.experts, _read_cases(files, predictions)
     summary = summarize_deferral(cases, REGIONS, experts)
     counted = [count_deferred(case.reference, case.model, case.answers, case.route, experts) for case in cases]
-    table = result_table(summary, add_counts(counted, experts)["total"], stock=_score_stock(files, predictions, cases))
+    table = result_table(summary, add_counts(counted, experts)["total"])
     write_json(without_nan(table), files.table_json)
     (files.out / "table.md").write_text(markdown_tables(table) + "\n", encoding="utf-8")
     _write_fused(files, predictions, cases)
@@ -133,14 +138,6 @@ def _read_cases(files: DemoFiles, predictions: PredictionFolder) -> list[Evaluat
             )
         )
     return cases
-
-
-def _score_stock(files: DemoFiles, predictions: PredictionFolder, cases: Sequence[EvaluatedCase]) -> dict[str, Any]:
-    scores = {}
-    for case in cases:
-        mask, _ = predictions.files.read(files.prediction("stock") / predictions.mask_file(case.name).name)
-        scores[case.name] = overlap(case.reference, mask, REGIONS)
-    return summarize(scores)
 
 
 def _write_fused(files: DemoFiles, predictions: PredictionFolder, cases: Sequence[EvaluatedCase]) -> None:
@@ -188,9 +185,10 @@ def _page(
     return Page(
         title="Learning to defer: a demonstration",
         introduction=(
-            "A segmentation network was trained that also decides for each voxel whether to keep its own label or to "
-            "ask one of three experts. The system is the model's mask with the experts' labels where voxels were "
-            "deferred. Everything ran with nnU-Net's commands on this computer.",
+            "A segmentation network was trained by stock nnU-Net, and then, without changing it, a head that decides "
+            "for each voxel whether to keep the network's label or to ask one of three experts. The system is the "
+            "model's mask with the experts' labels where voxels were deferred. Everything ran with nnU-Net's commands "
+            "on this computer.",
             "The data are generated and the experts are simulated. Each image shows a blob. A veil hides part of its "
             "border, and there the reference border was displaced at random, independently of the image. The image "
             "shows where the border is uncertain, but not where it lies, so no network can predict it. The simulated "
@@ -233,11 +231,9 @@ def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
         parts=(
             SideBySide(result_tables(table)),
             Note(
-                f"Test cases: {num_cases}. Both networks were trained for {epochs} epochs on the same fold with the "
-                "same plans. The model alone is the deferral network without experts. Stock nnU-Net was trained with "
-                "other random numbers, so differences of a few hundredths on so few cases are not meaningful. Unlike "
-                "people, the simulated experts err independently in each voxel, with fixed accuracies. An expert alone "
-                "labels every voxel of every image."
+                f"Test cases: {num_cases}. The network was trained for {epochs} epochs, the head for one. The model "
+                "alone is the network without experts: stock nnU-Net. Unlike people, the simulated experts err independently "
+                "in each voxel, with fixed accuracies. An expert alone labels every voxel of every image."
             ),
             Note("This demonstrates the pipeline; it is not evidence that deferral helps on your data."),
         ),

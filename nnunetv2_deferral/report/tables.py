@@ -16,22 +16,18 @@ DASH = "–"
 SYSTEM = "system (model + experts)"
 
 
-def result_table(
-    summary: Mapping[str, Any], effect: Mapping[str, int], *, stock: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def result_table(summary: Mapping[str, Any], effect: Mapping[str, int]) -> dict[str, Any]:
     """The results of a report as data.
 
     Args:
         summary: From :func:`nnunetv2_deferral.evaluation.summary.summarize_deferral`.
         effect: The `total` of :func:`nnunetv2_deferral.evaluation.deferred.add_counts`, for the same cases.
-        stock: Scores of a stock nnU-Net on the same cases, from :func:`nnunetv2_deferral.evaluation.overlap.summarize`.
 
     Returns:
         `{"rows": [{"who", "Dice", "IoU", "Sensitivity"}, ...], "deferral": {"rate", "share", **effect}}`; scores are
         means over the foreground, NaN if undefined.
     """
-    parts = {} if stock is None else {"stock nnU-Net": stock}
-    parts |= {"model alone": summary["model_everywhere"], SYSTEM: summary["system"]}
+    parts = {"model alone": summary["model_everywhere"], SYSTEM: summary["system"]}
     parts |= {f"{name} alone": part for name, part in summary["expert_everywhere"].items()}
     rows = [{"who": who} | {score: part["foreground_mean"][score] for score in SCORES} for who, part in parts.items()]
     deferral = {"rate": summary["deferral"]["rate"], "share": dict(summary["deferral"]["share"])}

@@ -7,6 +7,7 @@ import pytest
 from skimage.io import imread
 
 from nnunetv2_deferral.commands import demo as command
+from nnunetv2_deferral.commands.worklist import main as worklist
 from nnunetv2_deferral.demo import pipeline as demo
 from nnunetv2_deferral.demo.data import (
     draw_blob,
@@ -146,12 +147,13 @@ def test_the_users_own_folders_are_not_handed_on(tmp_path, monkeypatch):
     assert os.environ["nnUNet_raw"] == "/somewhere/else"
 
 
-def test_both_trainings_differ_in_the_trainer_alone(tmp_path):
+def test_the_head_is_trained_on_the_network_of_the_stock_training(tmp_path):
     files = DemoFiles(tmp_path, deferral_trainer=demo.DEFERRAL_TRAINER, plans=demo.PLANS)
     stock, deferral = (step.arguments for step in demo.demo_steps(files, device="cpu") if step.epochs)
-    assert {(a, b) for a, b in zip(stock, deferral, strict=True) if a != b} == {
-        (demo.STOCK_TRAINER, demo.DEFERRAL_TRAINER)
-    }
+    *same, option, weights = deferral
+    assert {(a, b) for a, b in zip(stock, same, strict=True) if a != b} == {(demo.STOCK_TRAINER, demo.DEFERRAL_TRAINER)}
+    assert option == "-pretrained_weights"
+    assert demo.STOCK_TRAINER in weights and weights.endswith("fold_0/checkpoint_final.pth")
 
 
 def test_a_failing_step_shows_the_end_of_its_log_and_names_the_file(tmp_path, monkeypatch):
@@ -187,11 +189,15 @@ def test_the_whole_demo(tmp_path, capsys):
     command.main(["-o", str(out), "-device", "cpu"])
     table = json.loads((out / "table.json").read_text())
     dice = {row["who"]: row["Dice"] for row in table["rows"]}
-    assert dice["system (model + experts asked)"] > dice["model alone"] + 0.02
+    assert dice["system (model + experts)"] > dice["model alone"] + 0.02
     assert 0 < table["deferral"]["rate"] < 0.5
     assert len(list((out / "cases").iterdir())) == len(list((out / "predictions" / "system").iterdir())) == 8
     assert (out / "overview.png").stat().st_size > 10_000
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 9
     assert str(out) not in html
-    assert str(out / "report.html") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(out / "report.html") in said
+    begin = said.index("nnUNetv2_deferral_worklist")
+    worklist(said[begin:].splitlines()[0].split()[1:])
+    assert (out / "worklist" / "worklist.csv").is_file()

@@ -53,11 +53,11 @@ def make_case(name, reference, model, expert, route):
     return EvaluatedCase(prediction=prediction, reference=reference, answers=expert[None])
 
 
-def make_table(cases=None, experts=("ann",), stock=None):
+def make_table(cases=None, experts=("ann",)):
     cases = make_cases() if cases is None else cases
     counted = [count_deferred(case.reference, case.model, case.answers, case.route, experts) for case in cases]
     effect = add_counts(counted, experts)["total"]
-    return result_table(summarize_deferral(cases, (1,), experts), effect, stock=stock)
+    return result_table(summarize_deferral(cases, (1,), experts), effect)
 
 
 def make_page(*parts, table=None, **changes):
@@ -103,11 +103,6 @@ def test_the_numbers_shown_are_those_of_the_summary():
     assert ["voxels deferred", "50.00 %"] in rows
     assert ["routed to ann", "50.00 %"] in rows
     assert ["errors of the model, fixed", "33.33 %"] in rows
-
-
-def test_stock_comes_first_when_there_is_one():
-    stock = {"foreground_mean": {"Dice": 0.25, "IoU": 0.125, "Sensitivity": 1.0}}
-    assert score_rows(make_table(stock=stock))[1] == ["stock nnU-Net", "0.250", "0.125", "1.000"]
 
 
 def test_undefined_numbers_are_dashes():
