@@ -232,8 +232,8 @@ def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
             SideBySide(result_tables(table)),
             Note(
                 f"Test cases: {num_cases}. The network was trained for {epochs} epochs, the head for one. The model "
-                "alone is the network without experts: stock nnU-Net. Unlike people, the simulated experts err independently "
-                "in each voxel, with fixed accuracies. An expert alone labels every voxel of every image."
+                "alone is the network without experts: stock nnU-Net. Unlike people, the simulated experts err "
+                "independently in each voxel, with fixed accuracies. An expert alone labels every voxel of every image."
             ),
             Note("This demonstrates the pipeline; it is not evidence that deferral helps on your data."),
         ),
