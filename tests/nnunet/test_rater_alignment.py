@@ -28,8 +28,8 @@ RATERS = ("twin", "two", "absent")
 ALWAYS_RIGHT = {"name": "oracle", "foreground": 1.0, "background": 1.0, "boundary": 1.0}
 ALWAYS_WRONG = {"name": "liar", "foreground": 0.0, "background": 0.0, "boundary": 0.0}
 KINDS = [(".png", "2d"), (".nii.gz", "2d"), (".nii.gz", "3d_fullres")]
-# Per batch of 8 samples; every kind sees some hundreds.
-NUM_BATCHES = {"2d": 40, "3d_fullres": 30}
+# Of 8 samples each; every kind sees more than a hundred.
+NUM_BATCHES = {"2d": 20, "3d_fullres": 15}
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def test_only_the_adapter_knows_niivue_and_loads_it_when_it_is_opened():
     assert 'await import("./vendor/niivue.js")' in (STATIC / "volume_view.js").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_the_lockfile_builds_the_bundle_byte_for_byte(tmp_path):
     for name in ("package.json", "package-lock.json", "build.mjs", "zarrita_stub.js", "niivue_license.txt"):
