@@ -16,7 +16,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.ensemble import dataset_json_of
-from nnunetv2_deferral.query.rounds import MASKS, QueryRound
+from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, QueryRound
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.text import listed
 
@@ -129,13 +129,17 @@ class RoundAnswers:
         """The answers within the boxes of a case.
 
         Raises:
-            InputError: If a mask does not match the masks of the boxes in shape or geometry, or has unknown labels.
+            InputError: If a mask does not match the masks of the boxes in shape or geometry, or has unknown labels, or
+                a mask of boxes is not that of query.json.
         """
         asking = [each for each in self.rounds if case in each.boxes]
         boxes, properties = self.files.read_values(self._box_mask(asking[0], case))
         asked = np.zeros(boxes.shape, dtype=bool)
         for each in asking:
-            asked |= each.mask(case, boxes.shape)
+            inside = each.mask(case, boxes.shape)
+            if not np.array_equal(self.files.read_values(self._box_mask(each, case))[0] > 0, inside):
+                raise InputError(f"{self._box_mask(each, case)} does not show the boxes of {each.folder / JSON_NAME}")
+            asked |= inside
         names = self.experts or (REFERENCE,)
         given = np.stack([self._given(name, case, boxes, properties) for name in names])
         given[:, ~asked] = MISSING

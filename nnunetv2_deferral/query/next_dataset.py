@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.query.answered import AnsweredCase, Answers
+from nnunetv2_deferral.query.rounds import with_reader
 from nnunetv2_deferral.query.splits import folds_with, splits_with_classes
 from nnunetv2_deferral.raters import DATASET_KEY
 from nnunetv2_deferral.text import listed
@@ -106,7 +107,10 @@ def write_next_dataset(
     """
     check_new_dataset(name, folders)
     files = answers.files
-    _check_base(base, files)
+    if base is not None:
+        _check_base(base, files)
+        # Of all labels the axis order is that of the answers.
+        base = replace(base, files=replace(base.files, reader=files.reader))
     files.check_images(images, answers.cases)
     image_files = {case: files.image_files(images, case) for case in answers.cases}
     _check_channels(files, image_files)
@@ -171,9 +175,7 @@ def check_new_dataset(name: str, folders: NnunetFolders) -> None:
         raise InputError(f"{folders.preprocessed / name} already exists")
 
 
-def _check_base(base: BaseDataset | None, files: DatasetFiles) -> None:
-    if base is None:
-        return
+def _check_base(base: BaseDataset, files: DatasetFiles) -> None:
     for key in ("file_ending", "channel_names", "regions_class_order"):
         if base.files.content.get(key) != files.content.get(key):
             raise InputError(
@@ -198,7 +200,7 @@ def _dataset_json(files: DatasetFiles, name: str) -> tuple[dict[str, Any], int]:
     """The dataset.json with an ignore label, and this label."""
     ignore = files.label_manager.ignore_label
     value = max(files.label_values) + 1 if ignore is None else int(ignore)
-    content = dict(files.content)
+    content = with_reader(files)
     # The experts' masks are not part of the new dataset.
     for key in (DATASET_KEY, _LISTING):
         content.pop(key, None)

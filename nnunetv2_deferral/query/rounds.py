@@ -147,11 +147,17 @@ def write_round(
                     numbers[tuple(slice(*ends) for ends in region["box"])] = region["label"]
             file = scratch / MASKS / f"{case}{files.file_ending}"
             write_numbered_mask(files, numbers, file, prediction.properties, fewer="ask for fewer (-n)")
-        write_json(dict(files.content), scratch / "dataset.json")  # by which the masks are read
+        # By which the masks are read, by the reader that the boxes are in the axis order of.
+        write_json(with_reader(files), scratch / "dataset.json")
         written["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         written["regions"] = [dict(region) for region in regions]
         write_json(written, scratch / JSON_NAME)
     return written
+
+
+def with_reader(files: DatasetFiles) -> dict[str, Any]:
+    """The content of a dataset.json that has nnU-Net use the same reader-writer."""
+    return dict(files.content) | {"overwrite_image_reader_writer": type(files.reader).__name__}
 
 
 def place_of(box: Box, prediction: PredictedCase) -> dict[str, Any]:

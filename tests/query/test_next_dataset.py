@@ -76,6 +76,28 @@ def test_labels_are_the_answers_in_the_boxes_and_ignored_elsewhere(root):
     assert sorted(case for split in splits for case in split["val"]) == sorted(asked.boxes)
 
 
+def test_boxes_are_in_the_axis_order_of_the_reader_that_the_plans_name(root):
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+
+    references(root)
+    for folder in write_ensemble(root):
+        (folder / "plans.json").write_text(json.dumps({"image_reader_writer": "NibabelIOWithReorient"}))
+        for place, case in enumerate(CASES):
+            shape = NibabelIOWithReorient().read_seg(str(folder / f"{case}.nii.gz"))[0].shape[1:]
+            assert shape != SHAPE
+            found = np.random.default_rng(place).dirichlet(np.ones(3), shape)
+            np.savez_compressed(folder / f"{case}.npz", probabilities=np.moveaxis(found, -1, 0).astype(np.float32))
+    folders = [str(root / f"fold_{place}") for place in range(2)]
+    query(["-i", *folders, "-o", str(root / "round"), "-n", "12", "-patch", "2", "3", "4"])
+    folder, content, _ = make(root)
+    assert content["overwrite_image_reader_writer"] == "NibabelIOWithReorient"
+    for case in QueryRound.read(root / "round").boxes:
+        inside = read_mask(root / "round" / "masks" / f"{case}.nii.gz") > 0
+        assert inside.any()
+        expected = np.where(inside, read_mask(root / "labels" / f"{case}.nii.gz"), 3)
+        assert np.array_equal(read_mask(folder / "labelsTr" / f"{case}.nii.gz"), expected)
+
+
 def test_the_query_writes_the_same_dataset_itself(root):
     references(root)
     ask(root, "--next_dataset", NAME, "-answers", root / "labels", "-images", root / "images")
@@ -188,6 +210,12 @@ class TestRefused:
         references(root)
         (root / "images" / "x_0000.nii.gz").unlink()
         assert "cases without an image" in refused(capsys, root)
+
+    def test_masks_of_boxes_that_were_painted_over(self, root, capsys):
+        ask(root)
+        references(root)
+        write_mask(root / "round" / "masks" / "x.nii.gz", np.ones(SHAPE))
+        assert "masks/x.nii.gz does not show the boxes of" in refused(capsys, root)
 
     def test_a_single_case(self, root, capsys):
         ask(root, "-round", "1", cases=["x"])

@@ -207,7 +207,7 @@ class TestRefused:
     def test_numbers_that_are_no_probabilities(self, tmp_path, capsys):
         folders = write_ensemble(tmp_path)
         np.savez_compressed(folders[1] / "y.npz", probabilities=np.full((3, *SHAPE), 2, dtype=np.float32))
-        assert "y.npz: probabilities must lie in [0, 1], got 2" in refused(capsys, tmp_path, folders)
+        assert "y.npz: probabilities must lie in [0, 1], got 2 to 2" in refused(capsys, tmp_path, folders)
 
     def test_a_round_out_of_range(self, tmp_path, capsys):
         assert "round must be between 0 and 4" in refused(
