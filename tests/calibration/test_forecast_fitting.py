@@ -1,0 +1,58 @@
+"""From validation cases to forests that predict the Dice."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_prediction import write_mask
+
+from nnunetv2_deferral.calibration.forecast_fitting import ForecastFit, text
+from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
+from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.errors import InputError
+
+SHAPE = (1, 24, 24)
+
+
+@pytest.fixture(scope="module")
+def fit_of(tmp_path_factory):
+    """A fit of a network whose entropy tells how much of the mask is wrong, given the number of cases."""
+    root = tmp_path_factory.mktemp("dataset")
+    content = {"labels": {"background": 0, "core": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    write_mask(root / "example.nii.gz", np.zeros((2, 2, 2), dtype=np.uint8))
+    files = DatasetFiles.of(root / "dataset.json", root / "example.nii.gz")
+
+    def fit(number, *, empty=0):
+        found = ForecastFit(SimpleNamespace(files=files, group=lambda case: case), files.class_names)
+        for place in range(number):
+            random = np.random.default_rng(place)
+            wrong = random.uniform(0, 0.5)
+            reference = np.zeros(SHAPE, dtype=np.int64)
+            reference[:, 4:20, 4:20] = place >= empty
+            flipped = (random.random(SHAPE) < wrong) & (reference > 0)
+            model = np.where(flipped, 0, reference)
+            certain = 1 - 0.9 * wrong
+            softmax = np.stack([np.where(model == 0, certain, 1 - certain), np.where(model == 1, certain, 1 - certain)])
+            prediction = PredictedCase(f"case_{place}", model=model, softmax=softmax.astype(np.float32))
+            answers = reference[np.newaxis].astype(np.int16)
+            found.update(EvaluatedCase(prediction=prediction, reference=reference, answers=answers))
+        return found
+
+    return fit
+
+
+def test_the_dice_of_cases_held_back_is_predicted(fit_of):
+    forecast, report = fit_of(40).forecast()
+    assert list(forecast.classes) == ["core"]
+    assert report["core"]["cases"] == 40
+    assert report["core"]["spearman"] > 0.9
+    assert report["core"]["mean_absolute_error"] < 0.05
+    (line,) = text(report)
+    assert line.startswith("  predicted Dice of core: wrong by 0.0")
+
+
+def test_cases_without_the_class_do_not_count(fit_of):
+    with pytest.raises(InputError, match="the Dice of core is defined in 9 validation cases, but .* at least 10"):
+        fit_of(12, empty=3).forecast()
