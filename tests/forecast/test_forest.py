@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_an_empty_mask_has_a_background_only():
     assert case_features(scores, np.zeros((1, 6, 6), dtype=bool)) == pytest.approx([0, 0, 0.3, 0, 0])
 
 
+@cache
+def fitted():
+    """A forest on few cases, not to be changed."""
+    return fit_forest(*cases(12))
+
+
 def cases(number=40, seed=0):
     random = np.random.default_rng(seed)
     features = random.random((number, 5)) * [1, 1, 1, 0.1, 5]
@@ -61,7 +68,7 @@ def test_the_stored_forest_predicts_what_scikit_learn_predicts():
 
 def test_the_forest_is_the_same_each_time_and_predicts_cases_that_it_has_not_seen():
     features, dice = cases()
-    assert fit_forest(features, dice).to_dict() == fit_forest(features, dice).to_dict()
+    assert fit_forest(*cases(12)).to_dict() == fitted().to_dict()
     found = held_back(features, dice, [f"patient_{place // 2}" for place in range(len(dice))])
     assert found["cases"] == 40
     assert found["spearman"] > 0.8
@@ -81,8 +88,7 @@ def test_agreement_in_closed_form():
 
 
 def test_the_dice_of_each_class_is_predicted():
-    features, dice = cases()
-    forecast = DiceForecast({name: fit_forest(features, dice) for name in ("rim", "core")})
+    forecast = DiceForecast(dict.fromkeys(("rim", "core"), fitted()))
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), (2, 9, 8)).transpose(3, 0, 1, 2).astype(np.float32)
     found = forecast.predict(probabilities, has_regions=False)
     each = features_of_classes(probabilities, has_regions=False)
@@ -106,8 +112,7 @@ def test_the_dice_of_each_class_is_predicted():
     ],
 )
 def test_a_forest_that_was_tampered_with_is_refused(change, fault):
-    features, dice = cases(12)
-    content = copy.deepcopy(DiceForecast({"core": fit_forest(features, dice)}).to_dict())
+    content = copy.deepcopy(DiceForecast({"core": fitted()}).to_dict())
     change(content["classes"]["core"]["trees"][3])
     with pytest.raises(InputError, match=fault):
         DiceForecast.from_dict(content, "plans.json")
