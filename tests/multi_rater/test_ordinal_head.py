@@ -18,10 +18,28 @@ def network_with(layer):
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), layer)
 
 
+def make_head(layer, channels):
+    """A head as if it were trained."""
+    head = OrdinalHead(layer, channels)
+    nn.init.normal_(head.layer.weight, generator=torch.Generator().manual_seed(0))
+    return head
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 2, 1), nn.ConvTranspose2d(8, 2, 2, stride=2), nn.Conv2d(4, 4, 1)])
+def test_levels_start_equally_probable_on_each_side(layer):
+    channels = OrdinalChannels(layer.out_channels, has_regions=True, num_raters=4)
+    parts = channels.split(OrdinalHead(layer, channels)(torch.randn(1, layer.in_channels, 4, 4)))
+    p = torch.softmax(parts.levels, 2)
+    torch.testing.assert_close(p[:, :, :2], p[:, :, :1].expand(-1, -1, 2, -1, -1))
+    torch.testing.assert_close(p[:, :, 2:], p[:, :, 2:3].expand(-1, -1, 3, -1, -1))
+    assert parts.segmentation.std() > 0
+
+
 @pytest.mark.parametrize("num_raters", [2, 3, 8])
 def test_the_segmentation_logits_give_the_probability_of_the_majority(num_raters):
     channels = OrdinalChannels(2, has_regions=False, num_raters=num_raters)
     network = add_ordinal_head(network_with(nn.Conv2d(8, 2, 1)), "2", channels)
+    nn.init.normal_(network[2].layer.weight)
     output = network(torch.randn(2, 1, 6, 6))
     assert output.shape == (2, channels.total, 6, 6)
     parts = channels.split(output)
@@ -33,7 +51,7 @@ def test_the_segmentation_logits_give_the_probability_of_the_majority(num_raters
 
 def test_the_loss_of_the_majority_leaves_the_levels_within_it_alone():
     channels = OrdinalChannels(2, has_regions=False, num_raters=4)
-    head = OrdinalHead(nn.Conv2d(8, 2, 1), channels)
+    head = make_head(nn.Conv2d(8, 2, 1), channels)
     features = torch.randn(1, 8, 4, 4)
     parts = channels.split(head(features))
     torch.testing.assert_close(majority_logit(parts.levels, 2), parts.segmentation[:, 1:])
@@ -45,7 +63,7 @@ def test_the_loss_of_the_majority_leaves_the_levels_within_it_alone():
 
 def test_several_classes_have_the_probabilities_of_independent_majorities_of_which_at_most_one_holds():
     channels = OrdinalChannels(3, has_regions=False, num_raters=4)
-    parts = channels.split(OrdinalHead(nn.Conv2d(8, 3, 1), channels)(torch.randn(1, 8, 4, 4)))
+    parts = channels.split(make_head(nn.Conv2d(8, 3, 1), channels)(torch.randn(1, 8, 4, 4)))
     first, second = torch.softmax(parts.levels, 2)[:, :, 2:].sum(2).unbind(1)
     joint = torch.stack(((1 - first) * (1 - second), first * (1 - second), second * (1 - first)), 1)
     torch.testing.assert_close(torch.softmax(parts.segmentation, 1), joint / joint.sum(1, keepdim=True))
@@ -53,7 +71,7 @@ def test_several_classes_have_the_probabilities_of_independent_majorities_of_whi
 
 def test_regions_are_independent():
     channels = OrdinalChannels(2, has_regions=True, num_raters=3)
-    parts = channels.split(OrdinalHead(nn.Conv3d(8, 2, 1), channels)(torch.randn(1, 8, 4, 4, 4)))
+    parts = channels.split(make_head(nn.Conv3d(8, 2, 1), channels)(torch.randn(1, 8, 4, 4, 4)))
     majority = torch.softmax(parts.levels, 2)[:, :, 2:].sum(2)
     torch.testing.assert_close(torch.sigmoid(parts.segmentation), majority)
 
