@@ -33,6 +33,8 @@ _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 # The levels within a majority are learned from the ranked probability score alone, which is averaged over all voxels,
 # of which few are foreground; nnU-Net's Dice is not. Outputs times 4 are learned 16 times as fast by gradient descent.
 _LEVEL_SCALE = 4.0
+# The difference of two logits of a softmax starts with twice the variance of one, and is learned twice as fast.
+_MAJORITY_SCALE = 2**0.5
 
 
 class OrdinalOutput(NamedTuple):
@@ -118,6 +120,8 @@ class OrdinalHead(nn.Module):
         found = self.layer(features).float().unflatten(1, (self.channels.num_structures, -1))
         first = majority_level(self.channels.num_raters)
         majority, below, above = found.split([1, first, self.channels.num_raters + 1 - first], 2)
+        if not self.channels.has_regions:
+            majority = _MAJORITY_SCALE * majority
         below, above = (torch.log_softmax(_LEVEL_SCALE * side, 2) for side in (below, above))
         levels = torch.cat((below, above + majority), 2)
         logits = majority[:, :, 0]

@@ -61,6 +61,23 @@ def test_the_loss_of_the_majority_leaves_the_levels_within_it_alone():
     assert (gradient[1:] == 0).all()
 
 
+def test_one_class_is_learned_as_fast_as_by_the_two_logits_of_a_stock_layer():
+    stock, channels = nn.Conv2d(8, 2, 1), OrdinalChannels(2, has_regions=False, num_raters=4)
+    head, features = make_head(stock, channels), torch.randn(3, 8, 4, 4)
+    with torch.no_grad():
+        head.layer.weight[0] = (stock.weight[1] - stock.weight[0]) / 2**0.5
+        head.layer.bias[0] = (stock.bias[1] - stock.bias[0]) / 2**0.5
+    target = torch.randint(0, 2, (3, 4, 4))
+    for module in (stock, head):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(features)[:, :2], target).backward()
+            optimizer.step()
+    expected = stock(features)[:, 1] - stock(features)[:, 0]
+    torch.testing.assert_close(head(features)[:, 1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_several_classes_have_the_probabilities_of_independent_majorities_of_which_at_most_one_holds():
     channels = OrdinalChannels(3, has_regions=False, num_raters=4)
     parts = channels.split(make_head(nn.Conv2d(8, 3, 1), channels)(torch.randn(1, 8, 4, 4)))
