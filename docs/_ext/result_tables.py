@@ -141,6 +141,35 @@ def _evidence_cell(row: Mapping[str, Any]) -> str:
     return f"{row['Dice']['estimate']:.3f} ({part}) {_percent(row['questions'])}"
 
 
+def shift() -> str:
+    """What rankings gain where images, cases or experts differ from those of the training."""
+    content = _json("shift_Dataset501_LIDCnodule2D_2d.json")
+    rankings = {
+        "learned": "learned",
+        "max_softmax": "max softmax",
+        "near_border": "near the border",
+        "oracle": "oracle",
+    }
+    rows = []
+    for domains in content["domains"].values():
+        for name, found in domains.items():
+            gains = (found["rankings"][key]["gain"] for key in rankings)
+            dice = found["Dice"]
+            rows.append(
+                (
+                    name,
+                    f"{dice['model_everywhere']['estimate']:.3f}",
+                    _interval(dice["system - model_everywhere"]),
+                    f"{found['rate']:.2%}",
+                    f"{found['kept_error']:.3f}",
+                    *(_interval(gain) for gain in gains),
+                )
+            )
+    header = ("domain", "model", "system − model", "deferred", "kept error", *rankings.values())
+    note = f"{content['dataset']}, fold {content['fold']}, {content['machine']}, {content['date']}"
+    return _table(header, rows) + f"\n\n{_small(note)}"
+
+
 def ablation() -> str:
     """The paper's losses one by one, three experts."""
     losses = {
@@ -372,6 +401,7 @@ TABLES: dict[str, Callable[[], str]] = {
         transfer_3d,
         transfer_calibration,
         evidence,
+        shift,
         ablation,
         ablation_one_expert,
         numbers_of_experts,
