@@ -380,7 +380,7 @@ def query_rounds() -> str:
     begun = [row["mean"] for row in content["rows"] if row["strategy"] == "start"]
     given = content["arguments"]
     note = (
-        f"After round 0: {' and '.join(f'{value:.3f}' for value in begun)} by seed. {content['pool']} images in the "
+        f"Dice after round 0: {' and '.join(f'{value:.3f}' for value in begun)}. {content['pool']} images in the "
         f"pool, {content['test']} of other patients for testing, {given['n']} boxes of "
         f"{' x '.join(map(str, given['patch']))} voxels a round, {50 * given['start_epochs']} iterations for the "
         f"start and {50 * given['epochs']} a round; {content['machine']}, {content['date']}"
