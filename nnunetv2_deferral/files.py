@@ -61,9 +61,11 @@ def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
     Raises:
         InputError: If `output` is not empty.
     """
+    scratch, old = (output.with_name(f".{output.name}.{word}") for word in ("unfinished", "replaced"))
+    if old.exists() and not output.exists():  # of a call that was killed in between
+        old.rename(output)
     if output.exists() and not replaced and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not empty; choose a new folder (-o)")
-    scratch, old = (output.with_name(f".{output.name}.{word}") for word in ("unfinished", "replaced"))
     for left in (scratch, old):  # of a call that was killed
         shutil.rmtree(left, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -73,8 +75,10 @@ def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
             output.rename(old)
         scratch.rename(output)
     finally:
-        for left in (scratch, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if old.exists() and not output.exists():
+            old.rename(output)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def without_nan(content: Any) -> Any:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nnunetv2_deferral import files
-from nnunetv2_deferral.files import write_durably, write_json, written_whole
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import new_folder, write_durably, write_json, written_whole
 
 WRITER = """
 import sys, time
@@ -94,3 +95,31 @@ def test_many_writers_at_once_do_not_delete_what_the_others_write(tmp_path, monk
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(300)))
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {str(n): str(n) for n in range(300)}
+
+
+def test_a_new_folder_appears_whole_and_replaces_another_only_if_asked_to(tmp_path):
+    output = tmp_path / "out"
+    with new_folder(output) as scratch:
+        (scratch / "file").write_text("first")
+        assert not output.exists()
+    with pytest.raises(InputError, match="is not empty"), new_folder(output):
+        pass
+    with new_folder(output, replaced=True) as scratch:
+        (scratch / "file").write_text("second")
+        assert (output / "file").read_text() == "first"
+    assert (output / "file").read_text() == "second"
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_not_completed_leaves_what_was_there(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "file").write_text("first")
+    with pytest.raises(ZeroDivisionError), new_folder(output, replaced=True):
+        raise ZeroDivisionError
+    assert (output / "file").read_text() == "first"
+    # A call that was killed between the two renames has set the former aside.
+    output.rename(tmp_path / ".out.replaced")
+    with pytest.raises(InputError, match="is not empty"), new_folder(output):
+        pass
+    assert (output / "file").read_text() == "first"
