@@ -274,8 +274,8 @@ def several_raters() -> str:
         for reading, values in calibration.items():
             scores = (values["image"]["ece"], values["box"]["ece"], values["curvas_ece"], values["box"]["brier"])
             overlap = (dice["reference"], dice["raters"]) if reading == "probability" else ()
-            cells = [_interval(each) for each in overlap] or [_NONE, _NONE]
-            rows.append((words, reading, *cells, f"{scores[0]['estimate']:.4f}", *map(_interval, scores[1:])))
+            cells = [_of_json(each) for each in overlap] or [_NONE, _NONE]
+            rows.append((words, reading, *cells, f"{scores[0]['estimate']:.4f}", *map(_of_json, scores[1:])))
     first = next(iter(content["methods"].values()))
     note = (
         f"{first['cases']} cases of {first['groups']} patients, {len(first['raters'])} raters, fold {content['fold']}, "
@@ -539,6 +539,11 @@ def _interval(row: Mapping[str, str], column: str = "") -> str:
         return _NONE
     text = f"{float(estimate):.3f}"
     return f"{text} [{float(low):.3f}, {float(high):.3f}]" if low else text
+
+
+def _of_json(found: Mapping[str, float | None]) -> str:
+    """As :func:`_interval`, of numbers, of which 0 is one."""
+    return _interval({key: "" if value is None else str(value) for key, value in found.items()})
 
 
 def _rounded(value: float) -> str:
