@@ -12,6 +12,7 @@ that `nnUNetv2_predict` writes:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
-from nnunetv2_deferral.channels import DeferralOutput
 from nnunetv2_deferral.decision.decide import Decision
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
@@ -86,7 +86,8 @@ def predict_array(
     )
     logits = predictor.predict_logits_from_preprocessed_data(preprocessed["data"]).cpu()
     found = preprocessed["data_properties"]
-    return _mask(predictor, logits, found), deferral_maps(predictor, logits, found, limits=limits)
+    case = _ResampledCase.of(predictor, logits, found, limits)
+    return case.mask(predictor.dataset_json), case.decision()
 
 
 def deferral_maps(
@@ -108,34 +109,69 @@ def deferral_maps(
         InputError: If the predictor's model is not a deferral model, the number of channels is not K + J + 2, or the
             model cannot meet the limits.
     """
-    plans_manager, labels = _managers(predictor, limits)
-    geometry = CaseGeometry(properties, predictor.configuration_manager, plans_manager)
-    parts = _parts(labels, logits)
-    segmentation = geometry.resampled(parts.segmentation)
-    return decide_case(segmentation, parts.routing, labels, geometry, plans_manager, limits)[1]
+    return _ResampledCase.of(predictor, logits, properties, limits).decision()
 
 
-def _mask(predictor: nnUNetPredictor, logits: Tensor, properties: dict[str, Any]) -> np.ndarray:
-    """The label map, computed by nnU-Net from the segmentation channels."""
-    plans_manager, labels = _managers(predictor)
-    stock = plans_manager.stock()
-    mask: np.ndarray = convert_predicted_logits_to_segmentation_with_correct_shape(
-        _parts(labels, logits).segmentation,
-        stock,
-        predictor.configuration_manager,
-        stock.get_label_manager(predictor.dataset_json),
-        properties,
-    )
-    return mask
+@dataclass(frozen=True, kw_only=True)
+class _ResampledCase:
+    """A case whose segmentation logits were resampled, once for mask and maps.
+
+    Attributes:
+        segmentation: The segmentation logits, float32 (K, *S), before cropping was undone.
+        routing: The routing logits of the preprocessed case.
+        labels: The model's label manager.
+        geometry: The geometry of the preprocessed case.
+        plans_manager: The model's plans.
+        limits: The limits on deferral; None for those of the environment or the model's settings.
+    """
+
+    segmentation: np.ndarray
+    routing: Tensor
+    labels: DeferralLabelManager
+    geometry: CaseGeometry
+    plans_manager: DeferralPlansManager
+    limits: Limits | None
+
+    @classmethod
+    def of(
+        cls,
+        predictor: nnUNetPredictor,
+        logits: np.ndarray | Tensor,
+        properties: dict[str, Any],
+        limits: Limits | None,
+    ) -> _ResampledCase:
+        plans_manager, labels = _managers(predictor, limits)
+        parts = labels.layout.split(torch.as_tensor(logits).cpu(), dim=0)
+        geometry = CaseGeometry(properties, predictor.configuration_manager, plans_manager)
+        return cls(
+            segmentation=geometry.resampled(parts.segmentation),
+            routing=parts.routing,
+            labels=labels,
+            geometry=geometry,
+            plans_manager=plans_manager,
+            limits=limits,
+        )
+
+    def mask(self, dataset_json: dict[str, Any]) -> np.ndarray:
+        """The label map, computed by nnU-Net."""
+        stock = self.plans_manager.stock()
+        mask: np.ndarray = convert_predicted_logits_to_segmentation_with_correct_shape(
+            self.segmentation,
+            stock,
+            self.geometry.without_resampling(),
+            stock.get_label_manager(dataset_json),
+            self.geometry.properties,
+        )
+        return mask
+
+    def decision(self) -> Decision:
+        """The deferral maps."""
+        return decide_case(
+            self.segmentation, self.routing, self.labels, self.geometry, self.plans_manager, self.limits
+        )[1]
 
 
-def _parts(labels: DeferralLabelManager, logits: np.ndarray | Tensor) -> DeferralOutput:
-    return labels.layout.split(torch.as_tensor(logits).cpu(), dim=0)
-
-
-def _managers(
-    predictor: nnUNetPredictor, limits: Limits | None = None
-) -> tuple[DeferralPlansManager, DeferralLabelManager]:
+def _managers(predictor: nnUNetPredictor, limits: Limits | None) -> tuple[DeferralPlansManager, DeferralLabelManager]:
     """The managers of the predictor's model, which must be a deferral model that can meet the limits.
 
     Raises:
