@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from nnunetv2_deferral.decision.limits import ENVIRONMENT
 from nnunetv2_deferral.demo.data import DATASET_NAME, write_dataset
 from nnunetv2_deferral.demo.report import DemoFiles, write_report
 from nnunetv2_deferral.errors import InputError
@@ -31,6 +32,7 @@ SEED = 501
 NUM_TRAINING, NUM_TEST = 36, 8
 EXPERT_SET, NUM_EXPERTS = "complementary", 3
 EPOCHS = 5
+BUDGET = 0.05  # share of the voxels of each case that may be deferred
 PLANS = "nnUNetDeferralCPUPlans"
 STOCK_TRAINER = f"nnUNetTrainer_{EPOCHS}epochs"
 # A head on the trained network takes a fraction of the time of another training.
@@ -59,12 +61,19 @@ class Step:
         title: Description for the terminal.
         arguments: The command line, starting with the name of the console script.
         epochs: Number of epochs for the progress bar; 0 for a step without training.
+        variables: Environment variables of this command alone.
     """
 
     log_name: str
     title: str
     arguments: tuple[str, ...]
     epochs: int = 0
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The words that a person would type."""
+        return (*(f"{name}={value}" for name, value in self.variables.items()), *self.arguments)
 
 
 def prepare_folder(out: Path, *, overwrite: bool = False) -> None:
@@ -106,7 +115,9 @@ def demo_steps(files: DemoFiles, *, device: str) -> list[Step]:
     steps.append(Step("train_deferral", "Training deferral on its network", head, 1))
     folders = ("-i", str(files.images), "-o", str(files.prediction("deferral")))
     predict = f"-d {dataset} -c 2d -f 0 -tr {DEFERRAL_TRAINER} {model} -npp 1 -nps 1 --save_probabilities"
-    steps.append(Step("predict", "Predicting the test cases", ("nnUNetv2_predict", *folders, *predict.split())))
+    arguments = ("nnUNetv2_predict", *folders, *predict.split())
+    limit = {ENVIRONMENT: str(BUDGET)}
+    steps.append(Step("predict", "Predicting the test cases", arguments, variables=limit))
     inputs = ("-i", str(files.labels), "-djfile", str(files.dataset_json), "-o", str(files.experts))
     arguments = ("nnUNetv2_deferral_simulate_experts", *inputs, *panel.split())
     return [*steps, Step("simulate_experts", "Simulating the experts on the test cases", arguments)]
@@ -139,7 +150,8 @@ def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
     log = logs / f"{step.log_name}.log"
     command = [find_script(step.arguments[0]), *step.arguments[1:]]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
+        variables = {**environment, **step.variables}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
         try:
             with _progress(step) as bar:
                 while process.poll() is None:
@@ -182,7 +194,7 @@ def run_demo(out: Path, *, device: str, overwrite: bool = False) -> DemoFiles:
     for number, step in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] {step.title}", flush=True)
         run_step(step, logs=files.logs, environment=environment)
-    write_report(files, steps=[(step.title, step.arguments) for step in steps], epochs=EPOCHS)
+    write_report(files, steps=[(step.title, step.typed) for step in steps], epochs=EPOCHS, budget=BUDGET)
     return files
 
 

@@ -99,13 +99,14 @@ class DemoFiles:
         return self.out / "nnUNet_results" / DATASET_NAME / f"{trainer}__{self.plans}__2d" / "fold_0"
 
 
-def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]], epochs: int) -> None:
+def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]], epochs: int, budget: float) -> None:
     """Score the test cases, fuse the masks, and write the report with its tables and pictures.
 
     Args:
         files: The files of the demo.
         steps: Title and command line of each step, for the report.
         epochs: Number of training epochs of the network.
+        budget: Share of the voxels of each case that could be deferred.
     """
     predictions = PredictionFolder.open(files.prediction("deferral"))
     experts, cases = predictions.experts, _read_cases(files, predictions)
@@ -121,7 +122,7 @@ def write_report(files: DemoFiles, *, steps: Sequence[tuple[str, Sequence[str]]]
     overview = figures.draw_overview([views[case] for case, _ in order[:NUM_OVERVIEW]], experts)
     (files.out / "overview.png").write_bytes(figures.to_png(overview))
     pictures = [_case_picture(files, views[case], why, experts) for case, why in order]
-    write_page(_page(files, table, pictures, steps=steps, epochs=epochs), files.report)
+    write_page(_page(files, table, pictures, steps=steps, epochs=epochs, budget=budget), files.report)
 
 
 def _read_cases(files: DemoFiles, predictions: PredictionFolder) -> list[EvaluatedCase]:
@@ -176,6 +177,7 @@ def _page(
     *,
     steps: Sequence[tuple[str, Sequence[str]]],
     epochs: int,
+    budget: float,
 ) -> Page:
     progress = Picture(
         png=files.progress.read_bytes(),
@@ -195,7 +197,7 @@ def _page(
             "experts can, because their answers are derived from the reference.",
         ),
         sections=(
-            _numbers(table, num_cases=len(pictures), epochs=epochs),
+            _numbers(table, num_cases=len(pictures), epochs=epochs, budget=budget),
             Section(
                 heading="Cases",
                 parts=(
@@ -225,14 +227,15 @@ def _page(
     )
 
 
-def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int) -> Section:
+def _numbers(table: dict[str, Any], *, num_cases: int, epochs: int, budget: float) -> Section:
     return Section(
         heading="Results",
         parts=(
             SideBySide(result_tables(table)),
             Note(
-                f"Test cases: {num_cases}. The network was trained for {epochs} epochs, the head for one. The model "
-                "alone is the network without experts: stock nnU-Net. Unlike people, the simulated experts err "
+                f"Test cases: {num_cases}. The network was trained for {epochs} epochs, the head for one. At most "
+                f"{budget:.0%} of the voxels of a case could be deferred, those with the highest expected gain. The "
+                "model alone is the network without experts: stock nnU-Net. Unlike people, the simulated experts err "
                 "independently in each voxel, with fixed accuracies. An expert alone labels every voxel of every image."
             ),
             Note("This demonstrates the pipeline; it is not evidence that deferral helps on your data."),
