@@ -24,13 +24,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.commands.evaluate import evaluate, open_inputs
+from nnunetv2_deferral.commands.evaluate import EvaluationInputs, evaluate, open_inputs
 from nnunetv2_deferral.commands.shift import shift_images
 from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
 from nnunetv2_deferral.evaluation.rankings import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
@@ -97,6 +98,16 @@ def compact(domains: Mapping[str, Any], budget: float) -> dict[str, Any]:
     return found
 
 
+def by_domain(
+    inputs: EvaluationInputs, domains: Mapping[str, str], groups: Mapping[str, str], budget: float
+) -> dict[str, Any]:
+    """The domains of an evaluation of the cases that have one."""
+    cases = tuple(case for case in inputs.predictions.cases if case in domains)
+    chosen = replace(inputs, predictions=replace(inputs.predictions, cases=cases))
+    summary = evaluate(chosen, budgets=(budget,), groups=groups, domains=domains)
+    return dict(summary["domains"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -119,25 +130,19 @@ def main() -> None:
     groups = json.loads((given.work / "shifted" / "groups.json").read_text())
 
     inputs = open_inputs(folder, labels)
+    everything = evaluate(inputs, budgets=(given.budget,), groups=groups, domains=domains)["domains"]
+    results: dict[str, Any] = {"images": compact(everything, given.budget)}
     same = [case for case in inputs.predictions.cases if domains[case] == OWN_DOMAIN]
     values = {"size": {case: float((inputs.read(case).reference > 0).sum()) for case in same}}
     if (found := disagreement(experiment, inputs.predictions, same)) is not None:
         values["raters"] = found
-    results: dict[str, Any] = {}
-    ways = {"images": domains} | {
-        name: {case: thirds(each).get(case, "shifted") for case in domains} for name, each in values.items()
-    }
-    for name, way in ways.items():
-        summary = evaluate(inputs, budgets=(given.budget,), groups=groups, domains=way)
-        results[name] = compact(
-            {key: each for key, each in summary["domains"].items() if key != "shifted"}, given.budget
-        )
+    for name, each in values.items():
+        results[name] = compact(by_domain(inputs, thirds(each), groups, given.budget), given.budget)
     results["experts"] = {}
     for errors in ERROR_MODEL_NAMES:
         others = open_inputs(folder, labels, error_model=errors)
-        way = {case: errors if domains[case] == OWN_DOMAIN else "shifted" for case in domains}
-        found_by = evaluate(others, budgets=(given.budget,), groups=groups, domains=way)["domains"]
-        results["experts"] |= compact({errors: found_by[errors]}, given.budget)
+        way = dict.fromkeys(same, errors)
+        results["experts"] |= compact(by_domain(others, way, groups, given.budget), given.budget)
     content = {
         "dataset": experiment.dataset,
         "trainer": method.trainer,
