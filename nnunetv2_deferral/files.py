@@ -59,7 +59,7 @@ def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
         replaced: Whether a folder that is there is replaced, with all that is in it; otherwise it must be empty.
 
     Raises:
-        InputError: If `output` is not empty.
+        InputError: If `output` is not empty, or the operating system refuses to write there.
     """
     scratch, old = (output.with_name(f".{output.name}.{word}") for word in ("unfinished", "replaced"))
     if old.exists() and not output.exists():  # of a call that was killed in between
@@ -68,12 +68,13 @@ def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
         raise InputError(f"{output} is not empty; choose a new folder (-o)")
     for left in (scratch, old):  # of a call that was killed
         shutil.rmtree(left, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
-        yield scratch
-        if output.exists():
-            output.rename(old)
-        scratch.rename(output)
+        with refusals_named(output, "written to"):
+            scratch.mkdir(parents=True)
+            yield scratch
+            if output.exists():
+                output.rename(old)
+            scratch.rename(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if old.exists() and not output.exists():

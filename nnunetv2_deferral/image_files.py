@@ -254,6 +254,33 @@ def itk_header(file: Path) -> sitk.ImageFileReader:
     return reader
 
 
+def read_itk(file: Path) -> sitk.Image:
+    """An image file as ITK reads it.
+
+    Raises:
+        InputError: If it is missing, cut short or cannot be read; the message names it.
+    """
+    check_file(file)
+    try:
+        return sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
+
+
+def write_itk(image: sitk.Image, file: Path) -> None:
+    """Write an image, compressed, and check that it is complete.
+
+    Raises:
+        OSError: If ITK cannot write it.
+        InputError: If it is not complete.
+    """
+    try:
+        sitk.WriteImage(image, str(file), True)
+    except RuntimeError as error:
+        raise OSError(f"{file} cannot be written: {reason_of(error)}") from error
+    check_written(file, file)
+
+
 def reason_of(error: Exception) -> str:
     """The line of an error that gives its cause, without the places in ITK's own source that precede it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -46,6 +46,11 @@ def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
     return check_expert_names(declared, where)
 
 
+def expert_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder `<expert>/<case>`, sorted, without hidden ones; empty if there is none."""
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
 def undeclared_raters(dataset: Path, declared: Collection[str]) -> str | None:
     """A sentence on experts with masks whom dataset.json does not declare, and who are therefore not used.
 
@@ -56,8 +61,8 @@ def undeclared_raters(dataset: Path, declared: Collection[str]) -> str | None:
     Returns:
         The sentence, or None if there are none.
     """
-    folders = (folder for folder in sorted((dataset / FOLDER).glob("*")) if folder.is_dir() and folder.name[0] != ".")
-    names = [folder.name for folder in folders if folder.name not in declared and any(folder.iterdir())]
+    folder = dataset / FOLDER
+    names = [name for name in expert_folders(folder) if name not in declared and any((folder / name).iterdir())]
     if not names:
         return None
     return (

@@ -26,7 +26,7 @@ from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file, read_model
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
-from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 from nnunetv2_deferral.text import listed
 
 PROBABILITY = "probability"
@@ -70,7 +70,7 @@ class RaterInputs:
         cases, files = predictions.cases, predictions.files
         if not raters.is_dir():
             raise InputError(f"the folder of raters {raters} does not exist")
-        names = sorted(path.name for path in raters.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = expert_folders(raters)
         masks = ExpertMasks.of(raters, names, files)
         if unused := masks.unused(cases):
             raise InputError(f"raters' files that would not be used ({len(unused)}): {listed(unused, 10)}")

@@ -41,6 +41,13 @@ def _add_dataset_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-djfile", metavar="DATASET_JSON", type=Path, help=words)
 
 
+def _add_resampling(parser: argparse._ActionsContainer) -> None:
+    words = "maps each case to its group (patient), the unit of resampling for the intervals"
+    parser.add_argument("-groups", metavar="JSON", type=Path, help=words)
+    words = "seed of the bootstrap intervals. Default: %(default)s"
+    parser.add_argument("-bootstrap_seed", type=int, default=0, help=words)
+
+
 def _add_evidence(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     words = "read answers as evidence. Default: if the calibration has an evidence model of the experts who answered, "
@@ -94,9 +101,7 @@ def benchmark() -> argparse.ArgumentParser:
     scoring.add_argument("-experts", metavar="EXPERTS", help=words)
     scoring.add_argument("-panel", dest="experts", metavar="EXPERTS", help=argparse.SUPPRESS)
     scoring.add_argument("-seed", type=int, help="seed of simulated experts. Default: evaluation_seed of the models")
-    words = "maps each case to its group (patient), the unit of resampling for the intervals"
-    scoring.add_argument("-groups", metavar="JSON", type=Path, help=words)
-    scoring.add_argument("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
+    _add_resampling(scoring)
     return parser
 
 
@@ -224,8 +229,7 @@ def evaluate() -> argparse.ArgumentParser:
     words = "with a folder of masks: simulate these experts of the training, who have no masks"
     add("-simulated", metavar="EXPERT", nargs="+", default=[], help=words)
     _add_dataset_json(parser)
-    words = "maps each case to its group (patient), the unit of resampling for the intervals"
-    add("-groups", metavar="JSON", type=Path, help=words)
+    _add_resampling(parser)
     words = 'maps each case to its domain (hospital, scanner), to compare them; the training\'s own is "ID"'
     add("-domains", metavar="JSON", type=Path, help=words)
     words = "folders with masks of single folds, for failure detection by their disagreement"
@@ -233,7 +237,6 @@ def evaluate() -> argparse.ArgumentParser:
     _add_evidence(parser)
     words = "shares of voxels in [0, 1]"
     add("-budgets", metavar="B", type=float, nargs="+", default=list(defaults.BUDGETS), help=words)
-    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap intervals. Default: %(default)s")
     words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
     add("--report", metavar="HTML", type=Path, help=words)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
@@ -253,9 +256,7 @@ def evaluate_raters() -> argparse.ArgumentParser:
     add("-raters", metavar="RATERS", type=Path, required=True, help="folder <rater>/<case> of the raters' masks")
     add("-ref", metavar="LABELS", type=Path, help="folder of reference masks, for the Dice against them")
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
-    words = "maps each case to its group (patient), the unit of resampling for the intervals"
-    add("-groups", metavar="JSON", type=Path, help=words)
-    add("-bootstrap_seed", type=int, default=0, help="seed of the bootstrap. Default: %(default)s")
+    _add_resampling(parser)
     _add_dataset_json(parser)
     return parser
 

@@ -90,8 +90,10 @@ def review(
 
 
 def _summary(study: Study) -> str:
-    remark = remark_on_simulated(names_of(study.predictions.settings.profiles))
-    return "\n".join([*_cases(study), *filter(None, [remark])])
+    lines = _cases(study)
+    if remark := remark_on_simulated(names_of(study.predictions.settings.profiles)):
+        lines.append(remark)
+    return "\n".join(lines)
 
 
 def _cases(study: Study) -> list[str]:

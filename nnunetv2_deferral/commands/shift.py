@@ -24,11 +24,11 @@ from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import DatasetFiles, read_groups, same_cases
 from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import write_json, written_whole
-from nnunetv2_deferral.image_files import check_file, check_written, reason_of
+from nnunetv2_deferral.files import new_folder, write_json
+from nnunetv2_deferral.image_files import check_file, read_itk, write_itk
 from nnunetv2_deferral.image_shifts import LEVELS, shift_image
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp")  # which SimpleITK reads and writes with their geometry
 
@@ -38,7 +38,7 @@ class _Job:
     """Arguments common to all cases; pickled for the workers."""
 
     images: Path
-    ending: str
+    files: DatasetFiles
     kinds: tuple[str, ...]
     levels: tuple[int, ...]
     seed: int
@@ -93,8 +93,6 @@ def shift_images(
         raise InputError(f"levels must be among {', '.join(map(str, LEVELS))}, got {', '.join(map(str, wrong))}")
     if num_processes < 1:
         raise InputError(f"the number of processes must be at least 1, got {num_processes}")
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty; choose another output folder (-o)")
     first = next((each for each in sorted(images.iterdir()) if each.is_file()), None)
     files = DatasetFiles.of(file, first or images)
     if files.file_ending not in ENDINGS:
@@ -103,7 +101,7 @@ def shift_images(
     cases = sorted({name[: -len("_0000")] for name in files.cases(images) if name[-5:] == "_0000"})
     if not cases:
         raise InputError(f"{images} has no images <case>_0000{files.file_ending}")
-    job = _Job(images, files.file_ending, tuple(dict.fromkeys(kinds)), tuple(dict.fromkeys(levels)), seed)
+    job = _Job(images, files, tuple(dict.fromkeys(kinds)), tuple(dict.fromkeys(levels)), seed)
     made = {f"{case}{suffix}": case for case in cases for suffix in job.domains()}
     if len(made) != len(cases) * len(job.domains()):
         raise InputError(f"{images} has cases whose names are those of shifted ones, such as <case>_{job.kinds[0]}1")
@@ -111,7 +109,9 @@ def shift_images(
         same_cases(f"cases without a reference in {references}", cases, files.cases(references))
     group = {case: case for case in cases} if groups is None else read_groups(groups, cases)
     copied = [*_masks(references, cases, files), *_expert_masks(experts, cases, files)]
-    with written_whole(output) as scratch:
+    for mask, _, _ in copied:
+        check_file(mask)
+    with new_folder(output) as scratch:
         target = scratch / "images"
         target.mkdir()
         list(map_cases(partial(_shift_case, job, target), cases, num_processes, description="Shifting"))
@@ -134,7 +134,7 @@ def _masks(folder: Path | None, cases: Sequence[str], files: DatasetFiles) -> li
 def _expert_masks(folder: Path | None, cases: Sequence[str], files: DatasetFiles) -> list[tuple[Path, str, str]]:
     if folder is None:
         return []
-    names = sorted(each.name for each in folder.glob("*") if each.is_dir() and each.name[0] != ".")
+    names = expert_folders(folder)
     if not names:
         raise InputError(f"{folder} has no folders of experts' masks, <expert>/<case>{files.file_ending}")
     masks = ExpertMasks.of(folder, names, files)
@@ -146,8 +146,8 @@ def _expert_masks(folder: Path | None, cases: Sequence[str], files: DatasetFiles
 
 def _shift_case(job: _Job, target: Path, case: str) -> None:
     """Write the image of a case, and all its shifted copies."""
-    channels = sorted(job.images.glob(f"{case}_[0-9][0-9][0-9][0-9]{job.ending}"))
-    originals = [_read(file) for file in channels]
+    channels = job.files.image_files(job.images, case)
+    originals = [read_itk(file) for file in channels]
     for file in channels:
         _copy(file, target / file.name)
     image = np.concatenate([_channels(original) for original in originals])
@@ -160,17 +160,9 @@ def _shift_case(job: _Job, target: Path, case: str) -> None:
             start = 0
             for file, original in zip(channels, originals, strict=True):
                 end = start + original.GetNumberOfComponentsPerPixel()
-                channel = file.name.removesuffix(job.ending)[-5:]
-                _write(shifted[start:end], original, target / f"{case}_{kind}{level}{channel}{job.ending}")
+                channel = file.name.removeprefix(case)
+                _write(shifted[start:end], original, target / f"{case}_{kind}{level}{channel}")
                 start = end
-
-
-def _read(file: Path) -> sitk.Image:
-    check_file(file)
-    try:
-        return sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise InputError(f"{file} cannot be read by SimpleITK: {reason_of(error)}") from error
 
 
 def _channels(image: sitk.Image) -> np.ndarray:
@@ -189,12 +181,10 @@ def _write(channels: np.ndarray, original: sitk.Image, file: Path) -> None:
     values = np.moveaxis(channels, 0, -1) if several else channels[0]
     image = sitk.GetImageFromArray(values.astype(dtype), isVector=several)
     image.CopyInformation(original)
-    sitk.WriteImage(image, str(file))
-    check_written(file, file)
+    write_itk(image, file)
 
 
 def _copy(source: Path, target: Path) -> None:
-    check_file(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from nnunetv2_deferral.dataset_conversion.common import DatasetInfo, raise_faults, require_folder
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, corner_displacement
-from nnunetv2_deferral.image_files import check_file, check_written, itk_header, reason_of
+from nnunetv2_deferral.image_files import check_file, itk_header, read_itk, reason_of, write_itk
 from nnunetv2_deferral.labels import unknown_labels
 
 FILE_ENDING = ".nii.gz"
@@ -66,7 +66,7 @@ class VolumeCase:
         faults = _shape_faults(self.image, header.GetSize(), header.GetNumberOfComponents())
         if faults or self.label is None:
             return faults
-        label = _read(self.label)
+        label = read_itk(self.label)
         faults = _shape_faults(self.label, label.GetSize(), label.GetNumberOfComponentsPerPixel())
         return faults or [*self._geometry_faults(header, label), *self._value_faults(label)]
 
@@ -78,15 +78,15 @@ class VolumeCase:
             check_file(self.image)
             shutil.copyfile(self.image, target)
         else:
-            _write(_read(self.image), target)
+            write_itk(read_itk(self.image), target)
         if self.label is not None:
             target = folder / f"labels{self.split}" / f"{self.name}{FILE_ENDING}"
             target.parent.mkdir(parents=True, exist_ok=True)
-            label, header = sitk.Cast(_read(self.label), sitk.sitkUInt8), _read_header(self.image)
+            label, header = sitk.Cast(read_itk(self.label), sitk.sitkUInt8), _read_header(self.image)
             label.SetSpacing(header.GetSpacing())
             label.SetOrigin(header.GetOrigin())
             label.SetDirection(header.GetDirection())
-            _write(label, target)
+            write_itk(label, target)
 
     def _geometry_faults(self, image: sitk.ImageFileReader, label: sitk.Image) -> list[str]:
         same_size = image.GetSize() == label.GetSize()
@@ -189,19 +189,3 @@ def _read_header(file: Path) -> sitk.ImageFileReader:
         return itk_header(file)
     except RuntimeError as error:
         raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
-
-
-def _read(file: Path) -> sitk.Image:
-    check_file(file)
-    try:
-        return sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise InputError(f"{file} cannot be read: {reason_of(error)}") from error
-
-
-def _write(image: sitk.Image, file: Path) -> None:
-    try:
-        sitk.WriteImage(image, str(file), True)
-    except RuntimeError as error:
-        raise OSError(f"{file} cannot be written: {reason_of(error)}") from error
-    check_written(file, file)

@@ -121,7 +121,9 @@ class Evaluation:
         for name, values in ranked.items():
             self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
         self._update_cases(case, scores)
-        found = self._domains.setdefault(domain, self._new_domain())
+        if domain not in self._domains:
+            self._domains[domain] = self._new_domain()
+        found = self._domains[domain]
         found.rankings.update(case, ranked)
         found.cases[case.name] = int(np.count_nonzero(valid & (case.reference > 0)))
         self._update_reliability(

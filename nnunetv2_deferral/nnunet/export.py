@@ -26,8 +26,8 @@ from nnunetv2_deferral.decision.limits import (
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import PREDICTED_DICE, DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
-from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
-from nnunetv2_deferral.nnunet.multi_rater_export import export_with_agreement
+from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager, configuration_name
+from nnunetv2_deferral.nnunet.multi_rater_export import write_agreement
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.settings import DeferralSettings
 
@@ -52,27 +52,21 @@ def export_prediction_from_logits(
     Raises:
         InputError: If the folder contains the maps of another model.
     """
+    segmentation, file = predicted_array_or_file, Path(output_file_truncated)
+    dataset_json: dict[str, Any] = (
+        load_json(dataset_json_dict_or_file)
+        if isinstance(dataset_json_dict_or_file, str)
+        else dataset_json_dict_or_file
+    )
     if isinstance(plans_manager, MultiRaterPlansManager):
-        export_with_agreement(
-            stock_export,
-            predicted_array_or_file,
-            properties_dict,
-            configuration_manager,
-            plans_manager,
-            dataset_json_dict_or_file,
-            output_file_truncated,
-            save_probabilities,
-            num_threads_torch,
+        geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
+        logits = torch.as_tensor(predicted_array_or_file)
+        segmentation = write_agreement(
+            logits, geometry, plans_manager, dataset_json, file, with_levels=save_probabilities
         )
-        return
-    segmentation = predicted_array_or_file
+        plans_manager = plans_manager.stock()
     if isinstance(plans_manager, DeferralPlansManager):
-        dataset_json: dict[str, Any] = (
-            load_json(dataset_json_dict_or_file)
-            if isinstance(dataset_json_dict_or_file, str)
-            else dataset_json_dict_or_file
-        )
-        file, model = Path(output_file_truncated), model_identity(plans_manager, configuration_manager)
+        model = model_identity(plans_manager, configuration_manager)
         check_folder(file.parent, model)
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
@@ -97,7 +91,7 @@ def export_prediction_from_logits(
         properties_dict,
         configuration_manager,
         plans_manager,
-        dataset_json_dict_or_file,
+        dataset_json,
         output_file_truncated,
         save_probabilities,
         num_threads_torch,
@@ -225,15 +219,10 @@ def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: in
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:
     """The identity of the model that a plans manager belongs to."""
-    names = [
-        name
-        for name in plans_manager.available_configurations
-        if plans_manager.get_configuration(name).configuration == configuration_manager.configuration
-    ]
     return ModelIdentity(
         dataset=plans_manager.dataset_name,
         plans=plans_manager.plans_name,
-        configuration=names[0] if names else "unknown",
+        configuration=configuration_name(plans_manager, configuration_manager),
         trainer=plans_manager.trainer_name,
         experts=plans_manager.settings.expert_names,
         unavailable=plans_manager.settings.unavailable,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
 from nnunetv2_deferral.channels import ChannelLayout
@@ -142,6 +142,16 @@ class DeferralPlansManager(PlansManager):
     def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
         """A label manager that includes the deferral channels."""
         return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings.num_experts)
+
+
+def configuration_name(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> str:
+    """The name of a configuration in its plans, which nnU-Net does not pass on; "unknown" if it is not there."""
+    names = (
+        name
+        for name in plans_manager.available_configurations
+        if plans_manager.get_configuration(name).configuration == configuration_manager.configuration
+    )
+    return next(names, "unknown")
 
 
 def label_space(label_manager: LabelManager) -> LabelSpace:

@@ -13,7 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.multi_rater.agreement_maps import MultiRaterModel
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
-from nnunetv2_deferral.nnunet.managers import FirstHeadsLabelManager
+from nnunetv2_deferral.nnunet.managers import FirstHeadsLabelManager, configuration_name
 from nnunetv2_deferral.schema import Boolean, Text, validate
 
 # The block that the trainer adds to the plans of a model.
@@ -73,15 +73,10 @@ class MultiRaterPlansManager(PlansManager):
 
     def model(self, configuration_manager: ConfigurationManager) -> MultiRaterModel:
         """The identity of the model."""
-        names = [
-            name
-            for name in self.available_configurations
-            if self.get_configuration(name).configuration == configuration_manager.configuration
-        ]
         return MultiRaterModel(
             dataset=self.dataset_name,
             plans=self.plans_name,
-            configuration=names[0] if names else "unknown",
+            configuration=configuration_name(self, configuration_manager),
             trainer=self.block["trainer"],
             raters=tuple(self.block["raters"]),
         )
