@@ -130,6 +130,10 @@ class PredictionFolder(MaskFolder):
         """The settings of the model."""
         return resolve_settings(self.index["settings"])
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.cases)
+
     @property
     def index_file(self) -> Path:
         """The deferral.json of the folder."""
@@ -150,8 +154,7 @@ class PredictionFolder(MaskFolder):
 
     def asked(self, case: str | None = None) -> tuple[str, ...]:
         """The experts to whom any voxel of a case, or of all cases, was routed, according to their entries."""
-        cases = self.cases if case is None else (case,)
-        shares = [entry["share"] for name, entry in self.index["cases"].items() if name in cases]
+        shares = [self.index["cases"][name]["share"] for name in (self.cases if case is None else (case,))]
         return tuple(expert for expert in self.experts if any(share[expert] > 0 for share in shares))
 
     def case(self, name: str) -> PredictedCase:
@@ -160,7 +163,7 @@ class PredictionFolder(MaskFolder):
         Raises:
             InputError: If there is no case of that name.
         """
-        if name not in self.cases:
+        if name not in self._names:
             raise InputError(f"{self.folder} has no case {name!r}")
         answered = maps.answered_file(self.folder, name)
         mask = cache(lambda: self.files.read(self.mask_file(name)))

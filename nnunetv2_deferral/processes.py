@@ -21,6 +21,7 @@ def map_cases(
     *,
     description: str,
     initializer: Callable[[], object] | None = None,
+    size: Callable[[Case], int] = lambda case: 1,
 ) -> Iterator[Result]:
     """Apply a function to every case, with a progress bar.
 
@@ -30,11 +31,12 @@ def map_cases(
         num_processes: 1 runs in this process, more in as many spawned processes (at most one per case).
         description: Label of the progress bar.
         initializer: Called first in every spawned process.
+        size: The number of cases that the progress bar counts for each of `cases`.
 
     Yields:
         The results, in the order of the cases. An exception of `work` is raised here and cancels pending cases.
     """
-    with tqdm(total=len(cases), desc=description, unit="case") as bar, ExitStack() as stack:
+    with tqdm(total=sum(map(size, cases)), desc=description, unit="case") as bar, ExitStack() as stack:
         if min(num_processes, len(cases)) <= 1:
             results: Iterator[Result] = map(work, cases)
         else:
@@ -42,6 +44,6 @@ def map_cases(
             pool = ProcessPoolExecutor(min(num_processes, len(cases)), spawn, initializer=initializer)
             stack.callback(pool.shutdown, cancel_futures=True)
             results = pool.map(work, cases)
-        for result in results:
-            bar.update()
+        for case, result in zip(cases, results, strict=True):
+            bar.update(size(case))
             yield result

@@ -14,7 +14,7 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 LAYERS = (
     ("errors", "defaults"),
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty", "head_place"),
-    ("schema", "image_files"),
+    ("schema", "image_files", "parts"),
     ("expert_sim", "routing", "geometry", "fusion"),
     ("experts", "evidence", "forecast"),
     ("cases", "decision", "dataset", "image_shifts"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,17 @@ from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.parts import Part, fingerprint, read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
 from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.schema import read_validated_json
+
+_PIECES_PER_PROCESS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,37 @@ def open_inputs(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedPart:
+    """What was found in some of the cases.
+
+    Attributes:
+        evaluation: Their evaluation.
+        check: The comparison of the calibration's certificate with them; None without a certificate.
+    """
+
+    evaluation: Evaluation
+    check: CertificateCheck | None
+
+    @classmethod
+    def merged(cls, parts: Iterable[EvaluatedPart], cases: Sequence[str]) -> EvaluatedPart:
+        """The same for the cases of all parts, of which two are held in memory at a time.
+
+        Args:
+            parts: The parts.
+            cases: Their cases, in the order that they shall have.
+        """
+
+        def both(first: EvaluatedPart, second: EvaluatedPart) -> EvaluatedPart:
+            checks = [part.check for part in (first, second) if part.check is not None]
+            return cls(
+                evaluation=Evaluation.merged([first.evaluation, second.evaluation], cases),
+                check=CertificateCheck.merged(checks) if checks else None,
+            )
+
+        return reduce(both, parts)
+
+
 def evaluate(
     inputs: EvaluationInputs,
     *,
@@ -152,8 +188,9 @@ def evaluate(
     groups: Mapping[str, Any] | None = None,
     domains: Mapping[str, Any] | None = None,
     bootstrap_seed: int = 0,
+    num_processes: int = 1,
 ) -> dict[str, Any]:
-    """Evaluate all cases, with one case in memory at a time.
+    """Evaluate all cases, with one case in memory at a time and process.
 
     Args:
         inputs: The inputs.
@@ -161,22 +198,55 @@ def evaluate(
         groups: For each case its group in the bootstrap, such as its patient; None for each case by itself.
         domains: For each case its domain, such as its hospital; None for no comparison of domains.
         bootstrap_seed: Seed of the bootstrap.
+        num_processes: 1 runs in this process, more in as many spawned ones.
 
     Returns:
         The content of `deferral_summary.json`, see docs/reference/evaluation.md.
     """
-    folder, experts = inputs.predictions, inputs.experts
+    cases = inputs.predictions.cases
+    found = evaluate_cases(inputs, cases, groups=groups, domains=domains, num_processes=num_processes)
+    return summarize(inputs, found, budgets=budgets, groups=groups, domains=domains, bootstrap_seed=bootstrap_seed)
+
+
+def evaluate_cases(
+    inputs: EvaluationInputs,
+    cases: Sequence[str],
+    *,
+    groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
+    num_processes: int = 1,
+) -> EvaluatedPart:
+    """Evaluate some of the cases; arguments as those of :func:`evaluate`."""
+    work = partial(_evaluate_one_by_one, inputs, groups, domains)
+    if min(num_processes, len(cases)) <= 1:
+        return work(cases, shown=True)
+    # More pieces than processes, since cases differ in size; not one for each case, since statistics are large.
+    number = min(len(cases), num_processes * _PIECES_PER_PROCESS)
+    pieces = [Part(number=place, of=number).cases(cases) for place in range(number)]
+    found = map_cases(work, pieces, num_processes, description="Evaluating", size=len)
+    return EvaluatedPart.merged(found, cases)
+
+
+def _evaluate_one_by_one(
+    inputs: EvaluationInputs,
+    groups: Mapping[str, Any] | None,
+    domains: Mapping[str, Any] | None,
+    cases: Sequence[str],
+    *,
+    shown: bool = False,
+) -> EvaluatedPart:
+    folder = inputs.predictions
     calibration = folder.calibration
     evaluation = Evaluation(
         folder.files.regions,
-        experts.names,
+        inputs.experts.names,
         has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
         confidence=None if calibration is None else calibration.confidence,
     )
     certificate = None if calibration is None else calibration.certificate
-    check = None if certificate is None else CertificateCheck(certificate, None if groups is None else groups.get)
-    for name in tqdm(folder.cases, desc="Evaluating", unit="case"):
+    check = None if certificate is None else CertificateCheck(certificate, groups)
+    for name in tqdm(cases, desc="Evaluating", unit="case", disable=not shown):
         case = inputs.read(name)
         evaluation.update(
             case,
@@ -185,18 +255,58 @@ def evaluate(
         )
         if check is not None:
             check.update(case, folder.limits(name))
-    summary = evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
-    for name, domain in (summary["domains"] or {}).items():
-        limits = {folder.limits(case).budget for case in folder.cases if str((domains or {})[case]) == name}
-        domain["budget"] = limits.pop() if len(limits) == 1 else None
+    return EvaluatedPart(evaluation=evaluation, check=check)
+
+
+def summarize(
+    inputs: EvaluationInputs,
+    found: EvaluatedPart,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
+    bootstrap_seed: int = 0,
+) -> dict[str, Any]:
+    """The content of `deferral_summary.json`, given what was found in all cases; otherwise as :func:`evaluate`."""
+    folder, experts = inputs.predictions, inputs.experts
+    summary = found.evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
+    limits: dict[str, set[float | None]] = {}
+    for case, domain in (domains or {}).items():
+        limits.setdefault(str(domain), set()).add(folder.limits(case).budget)
+    for name, found_there in (summary["domains"] or {}).items():
+        found_there["budget"] = next(iter(limits[name])) if len(limits[name]) == 1 else None
     return summary | {
         "experts": experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
-        "certificate": None if check is None else check.summary(),
+        "certificate": None if found.check is None else found.check.summary(),
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+        "versions": _versions(),
     }
+
+
+def same_for_all_parts(
+    inputs: EvaluationInputs, *, groups: Mapping[str, Any] | None, domains: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What all parts of an evaluation must have in common, as JSON."""
+    folder = inputs.predictions
+    return {
+        "predictions": folder.index["model"],
+        "cases": fingerprint(folder.cases),
+        "references": str(inputs.references),
+        "experts": inputs.experts.to_dict(),
+        "answers": "replace" if inputs.evidence is None else "evidence",
+        "probabilities": inputs.has_probabilities,
+        "routing probabilities": inputs.has_routing,
+        "folds": [str(each) for each in inputs.fold_folders],
+        "groups": None if groups is None else fingerprint(groups),
+        "domains": None if domains is None else fingerprint(domains),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
 
 
 def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
@@ -333,8 +443,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases = inputs.predictions.cases
         groups = None if given.groups is None else read_groups(given.groups, cases)
         domains = None if given.domains is None else read_groups(given.domains, cases, kind="domain")
-        summary = evaluate(
-            inputs, budgets=given.budgets, groups=groups, domains=domains, bootstrap_seed=given.bootstrap_seed
+        common = same_for_all_parts(inputs, groups=groups, domains=domains)
+        part = parsers.part_of(given)
+        if given.merge:
+            found = EvaluatedPart.merged(read_parts(given.o, common), cases)
+        else:
+            found = evaluate_cases(inputs, part.cases(cases), groups=groups, domains=domains, num_processes=given.np)
+            if part.of > 1:
+                print(part.write(found, given.o, common))
+                return
+        summary = summarize(
+            inputs,
+            found,
+            budgets=given.budgets,
+            groups=groups,
+            domains=domains,
+            bootstrap_seed=given.bootstrap_seed,
         )
         files = write_results(summary, given.o)
         if given.report is not None:

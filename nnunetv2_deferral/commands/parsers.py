@@ -9,7 +9,9 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_deferral import __version__, defaults
 from nnunetv2_deferral.decision.limits import OVER, limit
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
+from nnunetv2_deferral.parts import Part
 
 PREFIX = "nnUNetv2_deferral_"
 
@@ -55,6 +57,29 @@ def _add_evidence(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--evidence", action="store_const", const=True, help=words)
     words = "an answer replaces the model's label"
     how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    words = "only do one of N parts of the cases, in a job of its own; see --merge"
+    add("-num_parts", metavar="N", type=int, default=1, help=words)
+    add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
+    words = "with the other options as for the parts: put together what all parts found, instead of reading cases"
+    add("--merge", action="store_true", help=words)
+
+
+def part_of(given: argparse.Namespace) -> Part:
+    """The part of the cases that a command is for.
+
+    Raises:
+        InputError: If the numbers of parts or processes are out of range.
+    """
+    if given.np < 1:
+        raise InputError(f"the number of processes (-np) must be at least 1, got {given.np}")
+    if given.merge and given.num_parts != 1:
+        raise InputError("--merge puts all parts together; -num_parts is for each of them")
+    return Part(number=given.part_id, of=given.num_parts)
 
 
 def benchmark() -> argparse.ArgumentParser:
@@ -240,6 +265,7 @@ def evaluate() -> argparse.ArgumentParser:
     words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
     add("--report", metavar="HTML", type=Path, help=words)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
+    _add_parts(parser)
     return parser
 
 

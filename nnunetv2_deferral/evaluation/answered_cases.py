@@ -14,6 +14,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BudgetResult
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
+from nnunetv2_deferral.parts import in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,5 @@ class EvidenceBudgets:
         """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
         merged = cls(parts[0]._model, parts[0]._regions)
         merged._has_earlier = any(part._has_earlier for part in parts)
-        found = {name: each for part in parts for name, each in part._cases.items()}
-        merged._cases = {name: found[name] for name in cases}
+        merged._cases = in_order([part._cases for part in parts], cases)
         return merged

@@ -32,8 +32,9 @@ from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
 from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask, summarize
-from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, score_bins
+from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, BinCounter, Occupied, score_bins
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.parts import in_order
 
 
 def dice_at_budgets(
@@ -209,6 +210,12 @@ class BudgetStatistics:
         self._deferrable = np.zeros(NUM_BINS, dtype=np.int64)
         self._cases: dict[str, _Case] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_deferrable": Occupied.of(self._deferrable)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_deferrable": state["_deferrable"].in_all_bins()})
+
     def update(
         self,
         case: str,
@@ -243,7 +250,7 @@ class BudgetStatistics:
         bins, changes, deferrable = self._count_changes(scores, reference, model, answer, valid)
         self._cases[case] = _Case(own, bins, changes)
         self._num_voxels += num_voxels
-        self._deferrable += deferrable
+        deferrable.add_to(self._deferrable)
 
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget; budget 0 is the model alone.
@@ -274,8 +281,7 @@ class BudgetStatistics:
     def merged(cls, parts: Sequence[BudgetStatistics], cases: Sequence[str]) -> BudgetStatistics:
         """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
         merged = cls(parts[0].regions, positive_only=parts[0].positive_only)
-        found = {name: case for part in parts for name, case in part._cases.items()}
-        merged._cases = {name: found[name] for name in cases}
+        merged._cases = in_order([part._cases for part in parts], cases)
         merged._num_voxels = sum(part._num_voxels for part in parts)
         merged._deferrable = np.sum([part._deferrable for part in parts], axis=0)
         return merged
@@ -307,16 +313,16 @@ class BudgetStatistics:
         model: np.ndarray,
         answer: np.ndarray,
         valid: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, BinCounter]:
         """`bins` and `changes` of :class:`_Case`, and the number of deferrable voxels in each bin."""
-        deferrable = np.zeros(NUM_BINS, dtype=np.int64)
+        deferrable = BinCounter(scores.size)
         pieces = [(np.zeros(0, dtype=np.int64), np.zeros((2 * len(self.regions), 0), dtype=np.int64))]
         for ranked, truth, own, asked, where in in_chunks(scores, reference, model, answer, valid):
             open_to = where & (asked != MISSING)
             if self.positive_only:
                 open_to &= ranked != 0
             bins = score_bins(ranked[open_to])
-            deferrable += np.bincount(bins, minlength=NUM_BINS)
+            deferrable.add(bins)
             differ = open_to & (own != asked)
             truth, own, asked = truth[differ], own[differ], asked[differ]
             gains = self._hits(truth, asked).astype(np.int8) - self._hits(truth, own)

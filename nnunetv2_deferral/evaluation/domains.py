@@ -18,6 +18,7 @@ from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstr
 from nnunetv2_deferral.evaluation.budgets import recovered_gain
 from nnunetv2_deferral.evaluation.rankings import ORACLE, Rankings
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
+from nnunetv2_deferral.parts import in_order
 
 _ALWAYS = ", always "
 
@@ -35,6 +36,16 @@ class Domain:
     rankings: Rankings
     reliability: ReliabilityStatistics
     cases: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Domain], cases: Sequence[str]) -> Domain:
+        """The statistics of all cases of several parts, or domains, in the order of `cases`, which includes these."""
+        found = in_order([part.cases for part in parts], cases)
+        return cls(
+            Rankings.merged([part.rankings for part in parts], list(found)),
+            ReliabilityStatistics.merged([part.reliability for part in parts]),
+            found,
+        )
 
 
 def summarize_domain(

@@ -43,6 +43,7 @@ from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE, sanity
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
 from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.parts import in_order
 from nnunetv2_deferral.uncertainty import entropy, one_minus_max
 
 
@@ -81,8 +82,7 @@ class Evaluation:
         self._case_scores: dict[str, dict[str, float]] = {}
         self._predicted_dice: dict[str, float] = {}
         self._location = LocationStatistics()
-        self._heads = calibration
-        self._reliability = ReliabilityStatistics((MODEL, *self.experts), calibration)
+        self._heads = None if calibration is None else tuple(calibration)
         self._has_routing: bool | None = None
 
     def update(
@@ -126,9 +126,47 @@ class Evaluation:
         found = self._domains[domain]
         found.rankings.update(case, ranked)
         found.cases[case.name] = int(np.count_nonzero(valid & (case.reference > 0)))
-        self._update_reliability(
-            case, [self._reliability] if domain is None else [self._reliability, found.reliability]
+        self._update_reliability(case, found.reliability)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Evaluation], cases: Sequence[str]) -> Evaluation:
+        """The evaluation of all cases of several parts, equal up to rounding to one that all cases were added to.
+
+        Args:
+            parts: Evaluations with the same regions, experts and calibration, each of other cases.
+            cases: Their cases, in the order that they shall have.
+
+        Raises:
+            InputError: If a part has optional arrays that another lacks.
+        """
+        parts = [part for part in parts if part._deferred] or parts[:1]
+        first = parts[0]
+        merged = cls(
+            first.regions,
+            first.experts,
+            has_regions=first.has_regions,
+            calibration=first._heads,
+            confidence=first._confidence,
         )
+        for part in parts:
+            if (part._histograms.keys(), part._has_routing) != (first._histograms.keys(), first._has_routing):
+                raise InputError(
+                    f"cases {next(iter(first._deferred))} and {next(iter(part._deferred))} do not have the same "
+                    "probabilities (--save_probabilities) or routing probabilities"
+                )
+        merged._has_routing = first._has_routing
+        merged._summary = SummaryStatistics.merged([part._summary for part in parts], cases)
+        merged._deferred = in_order([part._deferred for part in parts], cases)
+        merged._predicted_dice = in_order([part._predicted_dice for part in parts], cases)
+        merged._location = LocationStatistics.merged(part._location for part in parts)
+        for name in first._histograms:
+            merged._histograms[name] = ScoreHistogram.merged(part._histograms[name] for part in parts)
+        for name in first._case_scores:
+            merged._case_scores[name] = in_order([part._case_scores[name] for part in parts], cases)
+        for domain in dict.fromkeys(name for part in parts for name in part._domains):
+            found = [part._domains[domain] for part in parts if domain in part._domains]
+            merged._domains[domain] = Domain.merged(found, cases)
+        return merged
 
     def summary(
         self,
@@ -166,14 +204,14 @@ class Evaluation:
         deferred = add_counts(self._deferred.values(), self.experts)
         own_rate = summary["deferral"]["rate"]
         budgets = list(budgets)
-        rankings = Rankings.merged([domain.rankings for domain in self._domains.values()], cases)
+        everywhere = Domain.merged(list(self._domains.values()), cases)
         return {
             **summary,
             "intervals": _intervals(dice, seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
             "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
-            "budgets": self._budget_rows(rankings, [*budgets, own_rate], seed, draw),
-            "curve": self._curve(rankings),
+            "budgets": self._budget_rows(everywhere.rankings, [*budgets, own_rate], seed, draw),
+            "curve": self._curve(everywhere.rankings),
             "risk_coverage": {
                 name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}
                 for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in self._histograms.items())
@@ -182,7 +220,7 @@ class Evaluation:
                 dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True)), seed, draw
             ),
             "location": self._location.summary(),
-            "reliability": self._reliability.summary() if self._has_routing else None,
+            "reliability": everywhere.reliability.summary() if self._has_routing else None,
             "domains": None if None in self._domains else self._compared(dice, groups, budgets, seed, num_resamples),
         }
 
@@ -245,13 +283,13 @@ class Evaluation:
             ReliabilityStatistics((MODEL, *self.experts), self._heads),
         )
 
-    def _update_reliability(self, case: EvaluatedCase, statistics: Sequence[ReliabilityStatistics]) -> None:
+    def _update_reliability(self, case: EvaluatedCase, statistics: ReliabilityStatistics) -> None:
         has_routing = case.prediction.has("routing")
         if self._has_routing not in (None, has_routing):
             raise InputError(f"case {case.name} and earlier cases do not all have routing probabilities")
         self._has_routing = has_routing
-        for each in statistics if has_routing else ():
-            each.update(case.name, case.prediction.routing, case.right, case.known, case.route)
+        if has_routing:
+            statistics.update(case.name, case.prediction.routing, case.right, case.known, case.route)
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
         """Dice (N, R) of a part of the summary; NaN for missing cases."""

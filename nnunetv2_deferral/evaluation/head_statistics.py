@@ -7,7 +7,7 @@ Voxels are not stored, but counted in bins of the logit, separately for each gro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +67,15 @@ class HeadStatistics:
                 row += np.bincount(bins, weights, minlength=NUM_BINS)
         if added[0].any():
             self._counted[group] = self._counted.get(group, 0) + added
+
+    @classmethod
+    def merged(cls, parts: Iterable[HeadStatistics]) -> HeadStatistics:
+        """The statistics of the voxels of all parts; sums of logits are equal up to rounding."""
+        merged = cls()
+        for part in parts:
+            for group, counted in part._counted.items():
+                merged._counted[group] = merged._counted.get(group, 0) + counted
+        return merged
 
     @property
     def groups(self) -> tuple[str, ...]:

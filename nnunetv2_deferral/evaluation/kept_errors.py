@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,17 @@ class KeptErrors:
         self._foreground[group] = self._foreground.get(group, 0) + foreground
         self._scores.setdefault(group, []).append(case_score(gain))
 
+    @classmethod
+    def merged(cls, parts: Iterable[KeptErrors]) -> KeptErrors:
+        """The errors of the cases of all parts; a group may have cases in several."""
+        merged = cls()
+        for part in parts:
+            for group, kept in part._kept.items():
+                merged._kept.setdefault(group, []).extend(kept)
+                merged._foreground[group] = merged._foreground.get(group, 0) + part._foreground[group]
+                merged._scores.setdefault(group, []).extend(part._scores[group])
+        return merged
+
     @property
     def median_foreground(self) -> float:
         """The median number of foreground voxels of a group with any; 1 if no group has any."""
@@ -82,18 +93,18 @@ def case_score(gain: np.ndarray) -> float:
 class CertificateCheck:
     """Compares a certificate with cases that have a reference."""
 
-    def __init__(self, certificate: Certificate, group: Callable[[str], Hashable] | None) -> None:
+    def __init__(self, certificate: Certificate, groups: Mapping[str, Hashable] | None) -> None:
         """Start without cases.
 
         Args:
             certificate: The certificate.
-            group: The group of a case, or None if no groups are known.
+            groups: For each case its group, or None if no groups are known.
         """
         self._certificate = certificate
-        self._group = group
+        self._groups = groups
         self._errors = KeptErrors()
         self._reason = ""
-        if certificate.grouped and group is None:
+        if certificate.grouped and groups is None:
             self._reason = "it was tested on groups of cases, and none are given here (-groups)"
 
     def update(self, case: EvaluatedCase, limits: Limits) -> None:
@@ -103,8 +114,16 @@ class CertificateCheck:
         if case.prediction.answered is not None:
             self._reason = "it is for one round of questions"
         if not self._reason:
-            group = case.name if self._group is None else self._group(case.name)
+            group = case.name if self._groups is None else self._groups[case.name]
             self._errors.update(group, case, case.prediction.gain, case.route[None] > 0)
+
+    @classmethod
+    def merged(cls, parts: Sequence[CertificateCheck]) -> CertificateCheck:
+        """The comparison with the cases of all parts."""
+        merged = cls(parts[0]._certificate, parts[0]._groups)
+        merged._reason = next((part._reason for part in parts if part._reason), "")
+        merged._errors = KeptErrors.merged(part._errors for part in parts)
+        return merged
 
     def summary(self) -> dict[str, Any]:
         """What was promised and found.

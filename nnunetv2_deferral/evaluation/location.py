@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,15 @@ class LocationStatistics:
             place = np.minimum((some_scores[where] * NUM_SCORE_BINS).astype(np.int64), NUM_SCORE_BINS - 1)
             for row, counted in enumerate((place, place[some_wrong[where]])):
                 self._by_score[row] += np.bincount(counted, minlength=NUM_SCORE_BINS)
+
+    @classmethod
+    def merged(cls, parts: Iterable[LocationStatistics]) -> LocationStatistics:
+        """The statistics of the cases of all parts."""
+        merged = cls()
+        for part in parts:
+            merged._by_distance += part._by_distance
+            merged._by_score += part._by_score
+        return merged
 
     def summary(self) -> dict[str, list[dict[str, Any]]]:
         """The counts as JSON-ready data.

@@ -39,6 +39,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BudgetResult, check_budgets
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.parts import in_order
 
 # Of the interval of log prices, to about 1e-9. What this changes in the bound is of the order of its square.
 _HALVINGS = 36
@@ -153,8 +154,7 @@ class OracleStatistics:
     def merged(cls, parts: Sequence[OracleStatistics], cases: Sequence[str]) -> OracleStatistics:
         """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
         merged = cls(parts[0].regions)
-        found = {name: case for part in parts for name, case in part._cases.items()}
-        merged._cases = {name: found[name] for name in cases}
+        merged._cases = in_order([part._cases for part in parts], cases)
         return merged
 
     def _helped(

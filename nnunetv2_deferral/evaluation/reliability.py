@@ -96,6 +96,20 @@ class ReliabilityStatistics:
         except InputError as error:
             raise InputError(f"case {case}: {error}") from error
 
+    @classmethod
+    def merged(cls, parts: Sequence[ReliabilityStatistics]) -> ReliabilityStatistics:
+        """The statistics of the cases of several parts, equal up to rounding to those of all cases."""
+        if len(parts) == 1:
+            return parts[0]
+        merged = cls(parts[0].names, parts[0].heads)
+        merged._counted = [
+            HeadStatistics.merged(heads) for heads in zip(*(part._counted for part in parts), strict=True)
+        ]
+        merged._asked = sum(part._asked for part in parts)
+        merged._promised = sum(part._promised for part in parts)
+        merged._kept = sum(part._kept for part in parts)
+        return merged
+
     def summary(self) -> dict[str, Any]:
         """The reliability of the heads as JSON-ready data; None where undefined because there are no voxels.
 

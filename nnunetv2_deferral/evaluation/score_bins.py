@@ -9,6 +9,9 @@ resolution there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape, in_chunks
@@ -17,6 +20,7 @@ from nnunetv2_deferral.errors import InputError
 _DROPPED_BITS = 11  # of the 23 of a float32's mantissa
 _INFINITY_BITS = 0x7F800000
 NUM_BINS = (_INFINITY_BITS >> _DROPPED_BITS) + 1
+_FEW = 2**16  # voxels up to which sorting them takes less time than going through all bins
 
 
 def score_bins(scores: np.ndarray) -> np.ndarray:
@@ -42,6 +46,52 @@ def score_bins(scores: np.ndarray) -> np.ndarray:
     return ((bits + np.uint32(2**_DROPPED_BITS - 1)) >> np.uint32(_DROPPED_BITS)).astype(np.int32).reshape(scores.shape)
 
 
+class Occupied(NamedTuple):
+    """Counts by bin without the bins that have none, for pickles, which few cases fill little of."""
+
+    bins: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> Occupied:
+        """Of counts of all bins (`NUM_BINS`,)."""
+        bins = np.flatnonzero(counts)
+        return cls(bins, counts[bins])
+
+    def in_all_bins(self) -> np.ndarray:
+        """The counts of all bins, int64 (`NUM_BINS`,)."""
+        found = np.zeros(NUM_BINS, dtype=np.int64)
+        found[self.bins] = self.counts
+        return found
+
+
+class BinCounter:
+    """Counts voxels by bin, in time and memory that depend on the voxels, if these are few.
+
+    Args:
+        most: The largest number of voxels that will be added.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._all = np.zeros(NUM_BINS, dtype=np.int64) if most > _FEW else None
+        self._few: list[np.ndarray] = []
+
+    def add(self, bins: np.ndarray) -> None:
+        """Count voxels with these bins, int32 (n,)."""
+        if self._all is None:
+            self._few.append(bins)
+        else:
+            self._all += np.bincount(bins, minlength=NUM_BINS)
+
+    def add_to(self, counts: np.ndarray) -> None:
+        """Add the numbers of voxels to `counts`, int64 (`NUM_BINS`,), in place."""
+        if self._all is not None:
+            counts += self._all
+        elif self._few:
+            occurring, numbers = np.unique(np.concatenate(self._few), return_counts=True)
+            counts[occurring] += numbers
+
+
 class ScoreHistogram:
     """Numbers of voxels and of errors by score. 16 MiB.
 
@@ -53,6 +103,12 @@ class ScoreHistogram:
     def __init__(self) -> None:
         self.voxels = np.zeros(NUM_BINS, dtype=np.int64)
         self.errors = np.zeros(NUM_BINS, dtype=np.int64)
+
+    def __getstate__(self) -> tuple[Occupied, Occupied]:
+        return Occupied.of(self.voxels), Occupied.of(self.errors)
+
+    def __setstate__(self, state: tuple[Occupied, Occupied]) -> None:
+        self.voxels, self.errors = (each.in_all_bins() for each in state)
 
     def update(self, scores: np.ndarray, wrong: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Add voxels.
@@ -68,10 +124,19 @@ class ScoreHistogram:
         """
         check_same_shape(scores=scores, wrong=wrong, valid=valid)
         check_bool(wrong=wrong, valid=valid)
-        voxels, errors = np.zeros_like(self.voxels), np.zeros_like(self.errors)
+        voxels, errors = BinCounter(scores.size), BinCounter(scores.size)
         for some_scores, some_wrong, where in in_chunks(scores, wrong, valid):
             bins = score_bins(some_scores[where])
-            voxels += np.bincount(bins, minlength=NUM_BINS)
-            errors += np.bincount(bins[some_wrong[where]], minlength=NUM_BINS)
-        self.voxels += voxels
-        self.errors += errors
+            voxels.add(bins)
+            errors.add(bins[some_wrong[where]])
+        voxels.add_to(self.voxels)
+        errors.add_to(self.errors)
+
+    @classmethod
+    def merged(cls, parts: Iterable[ScoreHistogram]) -> ScoreHistogram:
+        """The histogram of the voxels of all parts."""
+        merged = cls()
+        for part in parts:
+            merged.voxels += part.voxels
+            merged.errors += part.errors
+        return merged

@@ -13,6 +13,7 @@ from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, s
 from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates
+from nnunetv2_deferral.parts import in_order
 
 SUMMARY_NAME = "deferral_summary.json"
 REPLACED = "system_replaced"
@@ -68,6 +69,18 @@ class SummaryStatistics:
         self._num_earlier += 0 if earlier is None else int(earlier.asked.sum())
         self._num_unanswered += missed
         self._routed += routed
+
+    @classmethod
+    def merged(cls, parts: Sequence[SummaryStatistics], cases: Sequence[str]) -> SummaryStatistics:
+        """The scores of all cases of several parts, in the order of `cases`, which must be these cases."""
+        merged = cls(parts[0].regions, parts[0].experts)
+        for name in merged._scores:
+            merged._scores[name] = in_order([part._scores[name] for part in parts], cases)
+        merged._per_case = in_order([part._per_case for part in parts], cases)
+        merged._routed = np.sum([part._routed for part in parts], axis=0)
+        merged._num_unanswered = sum(part._num_unanswered for part in parts)
+        merged._num_earlier = sum(part._num_earlier for part in parts)
+        return merged
 
     def summary(self) -> dict[str, Any]:
         """See :func:`summarize_deferral`."""

@@ -40,6 +40,7 @@ def executor(workplace):
     cloudpickle.unregister_pickle_by_value(made_up_workplace)
 
 
+@pytest.mark.slow
 def test_jobs_do_what_is_missing(trainings, executor):
     run_trainings(trainings[:1])
     run_trainings(trainings, executor)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
+from close_to import assert_close
 from page_reader import Reader
 from small_certificate import certificate
 from small_prediction import read_mask, write_mask, write_prediction
@@ -334,6 +336,53 @@ def limit(folders, case, limits):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"limits": limits}))
 
 
+class TestParts:
+    """Parts of the cases in jobs of their own, merged, are one evaluation of all cases."""
+
+    def test_merged_are_what_one_call_finds(self, folders, capsys):
+        groups, domains = folders.root / "groups.json", folders.root / "domains.json"
+        groups.write_text('{"x": "p", "y": "p"}')
+        domains.write_text('{"x": "ID", "y": "far"}')
+        more = ["-groups", str(groups), "-domains", str(domains)]
+        whole = folders.evaluate(*more)
+        results = {file.name: file.read_text() for file in (folders.root / "evaluation").iterdir()}
+        shutil.rmtree(folders.root / "evaluation")
+        for part in range(3):  # one more than cases
+            main(folders.options(*more, "-num_parts", "3", "-part_id", str(part)))
+        assert capsys.readouterr().out.splitlines()[-1] == str(folders.root / "evaluation/parts/part_2_of_3.pkl.gz")
+        assert not (folders.root / "evaluation" / SUMMARY_NAME).exists()
+        assert_close(folders.evaluate(*more, "--merge"), whole)
+        found = {file.name: file.read_text() for file in (folders.root / "evaluation").iterdir() if file.is_file()}
+        assert found.keys() == results.keys()
+        assert found["budgets.csv"] == results["budgets.csv"]
+
+    def test_parts_with_other_groups_are_refused(self, folders, capsys):
+        for part in range(2):
+            main(folders.options("-num_parts", "2", "-part_id", str(part)))
+        groups = folders.root / "groups.json"
+        groups.write_text('{"x": "p", "y": "p"}')
+        with pytest.raises(SystemExit):
+            main(folders.options("--merge", "-groups", str(groups)))
+        message = "part_0_of_2.pkl.gz was made with other arguments than are given now (groups is null, not"
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["-num_parts", "2", "-part_id", "2"], "of 2 parts, the number of one is 0 to 1, got 2"),
+            (["-np", "0"], "the number of processes (-np) must be at least 1, got 0"),
+            (["--merge", "-num_parts", "2"], "--merge puts all parts together"),
+            (["--merge"], "evaluation/parts has no parts"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, folders, capsys, words, message):
+        assert message in folders.refused(capsys, *words)
+
+    @pytest.mark.distributed
+    def test_processes_find_what_one_finds(self, folders):
+        assert_close(folders.evaluate("-np", "2"), folders.evaluate())
+
+
 class TestCertificates:
     @pytest.fixture
     def certified(self, folders):
@@ -364,6 +413,13 @@ class TestCertificates:
         assert "certified: with 90 % confidence, at most 50 % of cases like those tested" in said
         assert f"here {above} of 2 cases" in said
         assert f"here {above} of 2 cases" in report.read_text()
+
+    def test_parts_are_compared_together(self, certified):
+        whole = certified.evaluate()["certificate"]
+        for part in range(2):
+            main(certified.options("-num_parts", "2", "-part_id", str(part)))
+        assert certified.evaluate("--merge")["certificate"] == whole
+        assert whole["groups"] == 2
 
     def test_are_not_for_other_limits(self, certified):
         limit(certified, "x", {"budget": 0.02, "over": "case"})

@@ -314,10 +314,10 @@ class TestRefusals:
 
     def test_told_to_replace_it_only_its_own_files_go(self, tmp_path, ending):
         write_input(tmp_path, ending)
-        first = make(tmp_path, max_regions=4)
+        first = make(tmp_path, max_regions=2)
         notes = tmp_path / "out" / "masks" / "notes.txt"
         notes.write_text("mine")
-        second = make(tmp_path, max_regions=2, overwrite=True)
+        second = make(tmp_path, max_regions=1, overwrite=True)
         assert len(first["files"]) > len(second["files"])
         files = {str(file) for file in state_of(tmp_path / "out")}
         assert files == {"worklist.csv", "worklist.json", "masks/notes.txt", *second["files"]}
@@ -403,7 +403,7 @@ class TestKilled:
 
     @pytest.mark.parametrize("replaces", [False, True])
     def test_at_any_step_it_can_be_replaced_and_other_files_stay(self, tmp_path, monkeypatch, replaces):
-        write_input(tmp_path)
+        write_input(tmp_path, ".png")
         out, wanted = tmp_path / "out", make(tmp_path, images=None, max_regions=4)
         complete = set(state_of(out))
         step = 0
@@ -424,7 +424,7 @@ class TestKilled:
         assert step > len(wanted["files"]) + 3
 
     def test_at_any_step_the_same_call_completes_it(self, tmp_path, monkeypatch):
-        write_input(tmp_path)
+        write_input(tmp_path, ".png")
         out, wanted = tmp_path / "out", make(tmp_path, images=None)
         complete = set(state_of(out))
         for step in range(1000):

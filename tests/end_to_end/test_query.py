@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from workplace import FLAT, Workplace, preprocess, read
 
 NEXT = "Dataset903_Next"
 
 
+@pytest.mark.slow
 def test_answers_to_a_query_are_what_the_next_network_is_trained_on(
     workplace: Workplace, flat_deferral: Path, flat_prediction: Path, tmp_path: Path
 ) -> None:

@@ -102,7 +102,7 @@ class TestCheck:
         assert void / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
     def test_counts_groups_and_needs_them_if_it_was_tested_on_them(self):
-        check = CertificateCheck(ungrouped(grouped=True), {"a": "p", "b": "p"}.get)
+        check = CertificateCheck(ungrouped(grouped=True), {"a": "p", "b": "p"})
         for name in ("a", "b"):
             check.update(case(name, [0, 0], [0, 1]), WITHIN)
         assert (check.summary()["groups"], check.summary()["violations"]) == (1, 1)

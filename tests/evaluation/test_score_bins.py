@@ -104,10 +104,12 @@ def test_voxels_may_come_in_parts_and_in_any_order(seed):
     assert_equal(histogram_of(scores[order], wrong[order]), whole)
 
 
-def test_chunks_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("few", [500, 0])
+def test_chunks_and_ways_of_counting_make_no_difference(monkeypatch, few):
     scores, wrong = random_scores(5), np.random.default_rng(6).random(500) < 0.3
     whole = histogram_of(scores, wrong)
     monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 7)
+    monkeypatch.setattr("nnunetv2_deferral.evaluation.score_bins._FEW", few)
     assert_equal(histogram_of(scores, wrong), whole)
 
 
@@ -131,8 +133,10 @@ def test_what_a_histogram_cannot_count_is_named(scores, wrong, valid, message):
         histogram_of(scores, wrong, valid)
 
 
-def test_a_bad_score_adds_nothing(monkeypatch):
+@pytest.mark.parametrize("few", [500, 0])
+def test_a_bad_score_adds_nothing(monkeypatch, few):
     monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VOXELS", 2)
+    monkeypatch.setattr("nnunetv2_deferral.evaluation.score_bins._FEW", few)
     histogram = ScoreHistogram()
     with pytest.raises(ValueError, match="got -1"):
         histogram.update(np.array([0.1, 0.2, 0.3, -1]), np.ones(4, bool))

@@ -138,7 +138,9 @@ def changes_of(predictions, masks, expert, case):
     return int((differs & own).sum()), int((differs & ~own).sum())
 
 
-@pytest.mark.parametrize(("write", "case"), [(write_volumes, "case_a"), (write_pictures, "photo")])
+@pytest.mark.parametrize(
+    ("write", "case"), [(write_volumes, "case_a"), pytest.param(write_pictures, "photo", marks=pytest.mark.slow)]
+)
 def test_two_experts_review_a_case_and_it_is_fused_by_the_rule_of_fuse(tmp_path, sit_down, write, case):
     folders = write(tmp_path)
     with running(folders) as links:
@@ -197,6 +199,7 @@ def test_a_stroke_outside_of_the_regions_is_visibly_blocked_and_changes_nothing(
         assert not list(folders.reviews.rglob("*.npz"))
 
 
+@pytest.mark.slow
 def test_what_was_painted_is_there_again_after_the_page_is_loaded_anew(tmp_path, sit_down):
     folders = write_volumes(tmp_path)
     with running(folders) as links:
@@ -219,6 +222,7 @@ def test_what_was_painted_is_there_again_after_the_page_is_loaded_anew(tmp_path,
         assert shots[0] == shots[1]
 
 
+@pytest.mark.slow
 def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_down):
     folders = write_volumes(tmp_path)
     with running(folders) as links:
@@ -345,6 +349,7 @@ def assert_marked(picture):
     assert ((rgb[..., 0] > 200) & (rgb[..., 1] < 130) & (rgb[..., 2] > 200)).sum() > 20
 
 
+@pytest.mark.slow
 def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_path, sit_down):
     folders = write_volumes(tmp_path, cases=("case_b",), gains={"case_b": (0.001, 0.0001, 0.001)})
     image, model, route, reference = volume_arrays()
@@ -375,6 +380,7 @@ def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_pa
         playwright.expect(current).to_contain_text("Region 1: 32 voxels")
 
 
+@pytest.mark.slow
 def test_with_a_worklist_the_page_has_its_regions_only_and_their_ranks(tmp_path, sit_down):
     gains = {"case_a": (0.001, 0.0001, 0.001), "case_b": (0.002, 0.003, 0.001), "case_c": (0.0001, 0.0001, 0.01)}
     folders = write_volumes(tmp_path, cases=gains, gains=gains)
@@ -399,6 +405,7 @@ def test_with_a_worklist_the_page_has_its_regions_only_and_their_ranks(tmp_path,
         playwright.expect(chief.page.locator(".panel")).to_contain_text("62 voxels not on the worklist")
 
 
+@pytest.mark.slow
 def test_the_second_tab_is_told_and_can_go_on_after_loading_anew(tmp_path, sit_down):
     folders = write_volumes(tmp_path)
     with running(folders) as links:
@@ -483,6 +490,7 @@ def test_wheel_and_right_drag_change_slice_zoom_and_window(tmp_path, sit_down):
         assert canvas.screenshot() != windowed
 
 
+@pytest.mark.slow
 def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, sit_down_with_webgl):
     with running(write_volumes(tmp_path)) as links:
         chief = sit_down_with_webgl(links["coordinator"])
@@ -502,6 +510,7 @@ def test_the_3d_view_is_loaded_when_it_is_opened_and_shows_the_volume(tmp_path, 
         playwright.expect(page.locator("dialog.volume")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_the_name_of_the_window_is_that_of_what_is_shown_and_stays_for_the_next_case(tmp_path, sit_down):
     with running(write_volumes(tmp_path)) as links:
         ann = sit_down(links["ann"])
@@ -554,6 +563,7 @@ def test_with_a_blind_start_the_reader_paints_from_nothing_and_cannot_take_the_m
     assert record["blind_start"] is True
 
 
+@pytest.mark.slow
 def test_the_page_waits_for_the_first_case_and_lists_others_as_they_are_read(tmp_path, chromium, monkeypatch):
     step, read = threading.Semaphore(0), Study.read
 
@@ -581,6 +591,7 @@ def test_the_page_waits_for_the_first_case_and_lists_others_as_they_are_read(tmp
         context.close()
 
 
+@pytest.mark.slow
 def test_a_picture_has_no_3d_view(tmp_path, sit_down):
     with running(write_pictures(tmp_path)) as links:
         chief = sit_down(links["coordinator"])
