@@ -6,12 +6,24 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from nnunetv2_deferral.errors import InputError
+
 Case = TypeVar("Case")
 Result = TypeVar("Result")
+
+
+def check_processes(number: int) -> None:
+    """Refuse a number of processes below 1.
+
+    Raises:
+        InputError: Naming the number.
+    """
+    if number < 1:
+        raise InputError(f"the number of processes must be at least 1, got {number}")
 
 
 def map_cases(
@@ -26,7 +38,7 @@ def map_cases(
     """Apply a function to every case, with a progress bar.
 
     Args:
-        work: The function. With several processes it, the cases and the results are pickled.
+        work: The function. With several processes it is pickled once for each, the cases and the results for each case.
         cases: Its arguments; may be empty.
         num_processes: 1 runs in this process, more in as many spawned processes (at most one per case).
         description: Label of the progress bar.
@@ -41,9 +53,24 @@ def map_cases(
             results: Iterator[Result] = map(work, cases)
         else:
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(min(num_processes, len(cases)), spawn, initializer=initializer)
+            number = min(num_processes, len(cases))
+            pool = ProcessPoolExecutor(number, spawn, initializer=_begin, initargs=(work, initializer))
             stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(work, cases)
+            results = pool.map(_apply, cases)
         for case, result in zip(cases, results, strict=True):
             bar.update(size(case))
             yield result
+
+
+_in_this_process: list[Callable[[Any], Any]] = []
+
+
+def _begin(work: Callable[[Any], Any], initializer: Callable[[], object] | None) -> None:
+    """Keep the function in a spawned process."""
+    if initializer is not None:
+        initializer()
+    _in_this_process[:] = [work]
+
+
+def _apply(case: Any) -> Any:
+    return _in_this_process[0](case)

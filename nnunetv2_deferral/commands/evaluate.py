@@ -292,7 +292,7 @@ def same_for_all_parts(
     folder = inputs.predictions
     return {
         "predictions": folder.index["model"],
-        "cases": fingerprint(folder.cases),
+        "cases": fingerprint(folder.index["cases"]),
         "references": str(inputs.references),
         "experts": inputs.experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",

@@ -8,20 +8,22 @@ label that is most probable given the answers. Where the asked expert has no lab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunetv2_deferral.answers import evidence_of, who_answered
 from nnunetv2_deferral.cases import fuse_evidence
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.files import begin_publication, end_publication, unfinished_files, write_json, written_whole
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks
 
 REPORT_NAME = "fusion.json"
@@ -35,6 +37,7 @@ def fuse_folder(
     dataset_json: Path | None = None,
     overwrite: bool = False,
     evidence: bool | None = None,
+    num_processes: int = 1,
 ) -> dict[str, Any]:
     """Fuse all cases of a prediction.
 
@@ -47,6 +50,7 @@ def fuse_folder(
         overwrite: Replace existing masks in `output`.
         evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
             :func:`.evidence_of`.
+        num_processes: 1 runs in this process, more in as many spawned ones.
 
     Returns:
         The content of fusion.json: `experts`, `answers` (`"evidence"` or `"replace"`), and for each case the number of
@@ -56,37 +60,50 @@ def fuse_folder(
         InputError: For predictions without deferral maps, an expert to whom voxels are routed but who has no masks, a
             mask that does not match its case (shape, geometry, labels), or an output folder that already has masks.
     """
+    check_processes(num_processes)
     folder = PredictionFolder.open(predictions, dataset_json)
     masks = ExpertMasks.of(experts, folder.experts, folder.files)
     masks.check_answers({case: folder.asked(case) for case in folder.cases})
     _check_output(folder, masks, output, overwrite=overwrite)
-    cases: dict[str, Any] = {}
     reading = evidence_of(folder, experts, who_answered(experts, folder.experts), wanted=evidence)
     answered_as = "replace" if reading is None else "evidence"
-    report = {"experts": list(folder.experts), "answers": answered_as, "cases": cases}
     with written_whole(output) as scratch:
-        for name in tqdm(folder.cases, desc="Fusing", unit="case"):
-            case = folder.case(name)
-            model, route = case.model, case.route
-            answers = masks.answers(name, model.shape, case.properties)
-            replaced = fuse_masks(case.current, answers, route)
-            system = replaced if reading is None else fuse_evidence(case, answers, reading)
-            file = folder.mask_file(name).name
-            folder.files.reader.write_seg(system, str(scratch / file), case.properties)
-            check_written(scratch / file, output / file)
-            silent = unanswered(answers, route)
-            missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
-            cases[name] = {
-                "deferred": int((route > 0).sum()),
-                "changed": int((system != model).sum()),
-                "overruled": int((system != replaced).sum()),
-                "unanswered": {expert: int(n) for expert, n in zip(folder.experts, missed, strict=True) if n},
-            }
+        work = partial(_fuse_case, folder, masks, reading, scratch, output)
+        found = map_cases(work, folder.cases, num_processes, description="Fusing")
+        cases = dict(zip(folder.cases, found, strict=True))
+        report = {"experts": list(folder.experts), "answers": answered_as, "cases": cases}
         write_json(report, scratch / REPORT_NAME)
         # A call that is killed while the masks move to their places can be repeated, see `_check_output`.
         begin_publication(output, [folder.mask_file(name).name for name in cases])
     end_publication(output)
     return report
+
+
+def _fuse_case(
+    folder: PredictionFolder,
+    masks: ExpertMasks,
+    reading: EvidenceModel | None,
+    scratch: Path,
+    output: Path,
+    name: str,
+) -> dict[str, Any]:
+    """Write the fused mask of a case to `scratch`; returns its entry in fusion.json."""
+    case = folder.case(name)
+    model, route = case.model, case.route
+    answers = masks.answers(name, model.shape, case.properties)
+    replaced = fuse_masks(case.current, answers, route)
+    system = replaced if reading is None else fuse_evidence(case, answers, reading)
+    file = folder.mask_file(name).name
+    folder.files.reader.write_seg(system, str(scratch / file), case.properties)
+    check_written(scratch / file, output / file)
+    silent = unanswered(answers, route)
+    missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
+    return {
+        "deferred": int((route > 0).sum()),
+        "changed": int((system != model).sum()),
+        "overruled": int((system != replaced).sum()),
+        "unanswered": {expert: int(n) for expert, n in zip(folder.experts, missed, strict=True) if n},
+    }
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
@@ -136,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dataset_json=given.djfile,
             overwrite=given.overwrite,
             evidence=given.evidence,
+            num_processes=given.np,
         )
     except InputError as error:
         parser.error(str(error))

@@ -12,6 +12,7 @@ from nnunetv2_deferral.decision.limits import OVER, limit
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, EXPERT_SETS
 from nnunetv2_deferral.parts import Part
+from nnunetv2_deferral.processes import check_processes
 
 PREFIX = "nnUNetv2_deferral_"
 
@@ -59,9 +60,13 @@ def _add_evidence(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--replace", action="store_const", const=False, dest="evidence", help=words)
 
 
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+
+
 def _add_parts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    _add_processes(parser)
     words = "only do one of N parts of the cases, in a job of its own; see --merge"
     add("-num_parts", metavar="N", type=int, default=1, help=words)
     add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
@@ -75,8 +80,7 @@ def part_of(given: argparse.Namespace) -> Part:
     Raises:
         InputError: If the numbers of parts or processes are out of range.
     """
-    if given.np < 1:
-        raise InputError(f"the number of processes (-np) must be at least 1, got {given.np}")
+    check_processes(given.np)
     if given.merge and given.num_parts != 1:
         raise InputError("--merge puts all parts together; -num_parts is for each of them")
     return Part(number=given.part_id, of=given.num_parts)
@@ -188,7 +192,7 @@ def convert_dataset() -> argparse.ArgumentParser:
     add("-i", metavar="PUBLISHED_FOLDER", required=True, help="folder with the published files")
     add("-d", metavar="ID", type=int, required=True, help="dataset id in nnU-Net, 1 to 999")
     add("-o", metavar="NNUNET_RAW", help="folder of raw datasets. Default: the environment variable nnUNet_raw")
-    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    _add_processes(parser)
     add("-task", type=int, choices=defaults.AMOS22_TASKS, help="amos22: 1 for CT only, 2 for CT and MRI. Default: 2")
     geometry = (
         "pair images and segmentations voxel by voxel even if their headers differ in spacing, origin or direction; "
@@ -301,6 +305,7 @@ def fuse() -> argparse.ArgumentParser:
     _add_dataset_json(parser)
     _add_evidence(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
+    _add_processes(parser)
     return parser
 
 
@@ -496,7 +501,7 @@ def shift() -> argparse.ArgumentParser:
         "-groups", metavar="JSON", type=Path, help="maps each case to its group (patient). Default: each case by itself"
     )
     add("-djfile", metavar="DATASET_JSON", type=Path, help="the dataset.json. Default: beside IMAGES")
-    add("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    _add_processes(parser)
     return parser
 
 
@@ -515,7 +520,7 @@ def simulate_experts() -> argparse.ArgumentParser:
     parser.add_argument("-experts", metavar="SET", help=sets)
     parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
     parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
-    parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
+    _add_processes(parser)
     width = f"depth of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
     parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=defaults.BOUNDARY_WIDTH, help=width)
     error_model = "error model of all experts. Default: those of their profiles"
@@ -545,4 +550,5 @@ def worklist() -> argparse.ArgumentParser:
     _add_dataset_json(parser)
     add("--overwrite", action="store_true", help="replace an existing worklist")
     add("--no_pictures", action="store_true", help="write no pictures; images are then not needed")
+    _add_parts(parser)
     return parser

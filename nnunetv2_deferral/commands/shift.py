@@ -27,7 +27,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import check_file, read_itk, write_itk
 from nnunetv2_deferral.image_shifts import LEVELS, shift_image
-from nnunetv2_deferral.processes import map_cases
+from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp")  # which SimpleITK reads and writes with their geometry
@@ -91,8 +91,7 @@ def shift_images(
         raise InputError(f"unknown shifts {', '.join(unknown)}; known are {', '.join(SHIFT_KINDS)}")
     if wrong := [level for level in levels if level not in LEVELS]:
         raise InputError(f"levels must be among {', '.join(map(str, LEVELS))}, got {', '.join(map(str, wrong))}")
-    if num_processes < 1:
-        raise InputError(f"the number of processes must be at least 1, got {num_processes}")
+    check_processes(num_processes)
     first = next((each for each in sorted(images.iterdir()) if each.is_file()), None)
     files = DatasetFiles.of(file, first or images)
     if files.file_ending not in ENDINGS:

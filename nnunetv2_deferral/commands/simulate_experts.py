@@ -33,7 +33,7 @@ from nnunetv2_deferral.experts import experts_to_json, names_of
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.names import check_expert_names
-from nnunetv2_deferral.processes import map_cases
+from nnunetv2_deferral.processes import check_processes, map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ def simulate_experts_for_folder(
         InputError: If there are no label files, dataset.json or the expert set is invalid, or a label file has values
             that are not in dataset.json (the message names file and values). Answers of earlier cases are kept.
     """
-    if num_processes < 1:
-        raise InputError(f"the number of processes must be at least 1, got {num_processes}")
+    check_processes(num_processes)
     if boundary_width < 0:
         raise InputError(f"the width of the boundary band must be at least 0 voxels, got {boundary_width}")
     profiles = _choose_profiles(experts, num_experts, error_model)

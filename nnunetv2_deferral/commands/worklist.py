@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.parts import read_parts
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.worklist.items import WorkTime
-from nnunetv2_deferral.worklist.writing import summary, write_worklist
+from nnunetv2_deferral.worklist.table import find_regions
+from nnunetv2_deferral.worklist.writing import same_for_all_parts, summary, write_worklist
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,17 +18,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parsers.worklist()
     given = parser.parse_args(arguments)
     try:
-        if given.images is None and not given.no_pictures:
+        if given.images is None and not given.no_pictures and given.num_parts == 1:
             raise InputError("pictures require the images; specify their folder (-images) or use --no_pictures")
+        time = WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm)
+        part = parsers.part_of(given)
+        found = None
+        if part.of > 1 or given.merge:
+            folder = PredictionFolder.open(given.i, given.djfile)
+            common = same_for_all_parts(folder, time)
+            if not given.merge:
+                regions = find_regions(folder, part.cases(folder.cases), time, num_processes=given.np)
+                print(part.write(regions, given.o, common))
+                return
+            found = read_parts(given.o, common)
         content = write_worklist(
             given.i,
             given.o,
             images=None if given.no_pictures else given.images,
-            time=WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm),
+            time=time,
             max_regions=given.max_regions,
             max_minutes=given.max_minutes,
             dataset_json=given.djfile,
             overwrite=given.overwrite,
+            num_processes=given.np,
+            found=found,
         )
     except InputError as error:
         parser.error(str(error))

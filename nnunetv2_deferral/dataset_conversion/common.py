@@ -19,7 +19,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import written_whole
-from nnunetv2_deferral.processes import map_cases
+from nnunetv2_deferral.processes import check_processes, map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ def write_dataset(
         InputError: If a dataset with this id exists (nothing is overwritten), the id or the number of processes is out
             of range, or cases have problems; the message lists the problems.
     """
-    if num_processes < 1:
-        raise InputError(f"there must be at least one process, got {num_processes}")
+    check_processes(num_processes)
     check_target(nnunet_raw, dataset_id)
     num_training = sum(case.split == "Tr" for case in cases)
     if num_training != info.num_published:

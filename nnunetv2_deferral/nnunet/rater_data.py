@@ -40,7 +40,7 @@ from nnunetv2_deferral.dataset import label_manager, read_dataset_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.processes import map_cases
+from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.schema import Count, Text, read_validated_json
 
@@ -142,8 +142,7 @@ def preprocess_raters(
         InputError: If masks are invalid or do not match their images, or are missing without raw data; the message
             lists all problems, and nothing is written.
     """
-    if num_processes < 1:
-        raise InputError(f"preprocessing experts' masks requires at least one process, got {num_processes}")
+    check_processes(num_processes)
     folder = experts_folder(preprocessed)
     cases = sorted(infer_dataset_class(str(preprocessed)).get_identifiers(str(preprocessed)))
     if masks is None:

@@ -7,7 +7,7 @@ They are ordered by expected gain per minute of work. This module does not acces
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -170,15 +170,50 @@ def choose(
     Raises:
         InputError: If a limit is negative, or not finite.
     """
+    ordered = sorted(items, key=lambda item: (item.case, item.number))
+    rates, minutes = (np.array([getattr(item, name) for item in ordered]) for name in ("gain_per_minute", "minutes"))
+    chosen = best_within_limits(rates, minutes, max_regions=max_regions, max_minutes=max_minutes)
+    return numbered([ordered[place] for place in chosen])
+
+
+def best_within_limits(
+    rates: np.ndarray, minutes: np.ndarray, *, max_regions: int | None, max_minutes: float | None
+) -> list[int]:
+    """Which regions to list.
+
+    Args:
+        rates: float64 (N,), expected gain per minute.
+        minutes: float64 (N,), working time.
+        max_regions: See :func:`choose`.
+        max_minutes: See :func:`choose`.
+
+    Returns:
+        Their indices in descending order of `rates`, ties in ascending order.
+
+    Raises:
+        InputError: See :func:`choose`.
+    """
     check_limits(max_regions, max_minutes)
+    order = np.argsort(-rates, kind="stable")
+    if max_minutes is None:
+        return order[:max_regions].tolist()
+    chosen: list[int] = []
+    spent = 0.0
+    for place, more in zip(order.tolist(), minutes[order].tolist(), strict=True):
+        if max_regions is not None and len(chosen) >= max_regions:
+            break
+        if spent + more <= max_minutes + _ROUNDING:
+            spent += more
+            chosen.append(place)
+    return chosen
+
+
+def numbered(items: Iterable[WorkItem]) -> list[ListedRegion]:
+    """The list of these regions, which are in its order."""
     listed: list[ListedRegion] = []
     labels: dict[tuple[str, int], int] = {}
     minutes = 0.0
-    for item in sorted(items, key=lambda item: (-item.gain_per_minute, item.case, item.number)):
-        if max_regions is not None and len(listed) >= max_regions:
-            break
-        if max_minutes is not None and minutes + item.minutes > max_minutes + _ROUNDING:
-            continue
+    for item in items:
         minutes += item.minutes
         key = (item.case, item.region.expert)
         labels[key] = labels.get(key, 0) + 1
@@ -247,17 +282,6 @@ def reason(item: WorkItem, expert: str, names: Mapping[int, str], objective: str
     if item.preferred < 1:
         text += f"; for {_percent(1 - item.preferred)} of it another expert is preferred, so the gain is an upper bound"
     return f"{text}."
-
-
-def totals(items: Sequence[WorkItem]) -> dict[str, Any]:
-    """Number of `cases` and `regions`, and their total `voxels`, `minutes` and `expected_gain`."""
-    return {
-        "cases": len({item.case for item in items}),
-        "regions": len(items),
-        "voxels": sum(item.region.voxels for item in items),
-        "minutes": math.fsum(item.minutes for item in items),
-        "expected_gain": math.fsum(item.expected_gain for item in items),
-    }
 
 
 def columns(unit: str) -> list[str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import math
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from nnunetv2_deferral import __version__
@@ -30,11 +31,14 @@ from nnunetv2_deferral.files import (
 )
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.parts import fingerprint
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.schema import Text, validate
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, WorkItem, WorkTime
+from nnunetv2_deferral.worklist.table import choose_rows, find_regions, totals
 
 
 class _Files(TypedDict):
@@ -55,8 +59,10 @@ def write_worklist(
     max_minutes: float | None = None,
     dataset_json: Path | None = None,
     overwrite: bool = False,
+    num_processes: int = 1,
+    found: Iterable[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Write the worklist of predictions, with one case in memory at a time.
+    """Write the worklist of predictions, with one case in memory at a time and process.
 
     Args:
         predictions: A folder of predictions by a deferral model.
@@ -68,6 +74,8 @@ def write_worklist(
         dataset_json: See :meth:`.PredictionFolder.open`.
         overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
             left of one is replaced in any case.
+        num_processes: 1 runs in this process, more in as many spawned ones.
+        found: The regions that :func:`.find_regions` found in all cases, in parts; None to find them.
 
     Returns:
         The content of worklist.json, see docs/reference/files.md.
@@ -82,28 +90,29 @@ def write_worklist(
     if images is not None:
         folder.files.check_images(images, folder.cases)
     replaced = _replaced(output, overwrite=overwrite)
-    items: list[WorkItem] = []
-    for case in tqdm(folder.cases, desc="Reading the maps", unit="case"):
-        items += regions.find_items(folder.case(case), time, unit=folder.files.unit)
-    listed = regions.choose(items, max_regions=max_regions, max_minutes=max_minutes)
-    rows = [_row(each, folder, pictures=images is not None) for each in listed]
+    if found is None:
+        found = [find_regions(folder, folder.cases, time, num_processes=num_processes)]
+    table = np.concatenate(list(found))
+    chosen = choose_rows(table, max_regions=max_regions, max_minutes=max_minutes)
     limits = {"max_regions": max_regions, "max_minutes": max_minutes}
     content: dict[str, Any] = {
         "arguments": {"predictions": str(predictions), "images": images and str(images)} | asdict(time) | limits,
         "unit": folder.files.unit,
         "model": folder.index["model"],
         "simulated": list(names_of(folder.settings.profiles)),
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
-        "totals": _totals(folder, items, [each.item for each in listed]),
+        "versions": _versions(),
+        "totals": _totals(folder, table, chosen),
         "check_first": check_first(folder),
-        "regions": rows,
     }
-    by_case: dict[str, list[tuple[ListedRegion, dict[str, Any]]]] = {}
-    for each, row in zip(listed, rows, strict=True):
-        by_case.setdefault(each.item.case, []).append((each, row))
     with written_whole(output) as scratch:
-        for case, found in tqdm(by_case.items(), desc="Masks and pictures", unit="case"):
-            _write_case(folder, folder.case(case), found, images, scratch)
+        write = partial(_write_case, folder, chosen, time, images, scratch)
+        cases = [folder.cases[place] for place in np.unique(chosen["case"])]
+        rows = [
+            row
+            for of_case in map_cases(write, cases, num_processes, description="Masks and pictures")
+            for row in of_case
+        ]
+        content["regions"] = rows = sorted(rows, key=lambda row: row["rank"])
         content["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         with (scratch / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([regions.columns(folder.files.unit), *map(regions.cells, rows)])
@@ -113,10 +122,24 @@ def write_worklist(
     return content
 
 
+def same_for_all_parts(folder: PredictionFolder, time: WorkTime) -> dict[str, Any]:
+    """What all parts of a worklist must have in common, as JSON."""
+    return {
+        "predictions": folder.index["model"],
+        "cases": fingerprint(folder.index["cases"]),
+        "time": asdict(time),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
+
+
 def summary(content: dict[str, Any], output: Path) -> str:
     """The first rows, the totals and the files written, as text for the terminal."""
-    rows, totals = content["regions"], content["totals"]
-    listed, deferred = totals["listed"], totals["deferred"]
+    rows, sums = content["regions"], content["totals"]
+    listed, deferred = sums["listed"], sums["deferred"]
     lines = []
     if rows:
         wide = {key: max(len(row[key]) for row in [*rows[:ROWS_SHOWN], {key: key}]) for key in ("case", "expert")}
@@ -131,13 +154,13 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(
             f"{listed['regions']} of {deferred['regions']} regions in {listed['minutes']:.1f} of "
             f"{deferred['minutes']:.1f} minutes, for {listed['expected_gain']:.4f} of {deferred['expected_gain']:.4f} "
-            f"Dice, summed over {totals['predicted_cases']} cases"
+            f"Dice, summed over {sums['predicted_cases']} cases"
         )
-        for name, of in totals["experts"].items():
+        for name, of in sums["experts"].items():
             numbers = f"{of['listed']['regions']} of {of['deferred']['regions']} regions"
             lines.append(f"  {name}: {numbers}, {of['listed']['minutes']:.1f} minutes")
     else:
-        lines.append(f"nothing is deferred in {totals['predicted_cases']} cases; the worklist is empty")
+        lines.append(f"nothing is deferred in {sums['predicted_cases']} cases; the worklist is empty")
     if remark := remark_on_simulated(content["simulated"]):
         lines.append(remark)
     if first := content["check_first"][:CASES_SHOWN]:
@@ -170,35 +193,54 @@ def _row(each: ListedRegion, folder: PredictionFolder, *, pictures: bool) -> dic
     )
 
 
-def _totals(folder: PredictionFolder, items: Sequence[WorkItem], listed: Sequence[WorkItem]) -> dict[str, Any]:
-    both = {"listed": listed, "deferred": items}
+def _totals(folder: PredictionFolder, table: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+    both = {"listed": chosen, "deferred": table}
     experts = {
-        name: {key: regions.totals([item for item in of if item.region.expert == place]) for key, of in both.items()}
+        name: {key: totals(of[of["expert"] == place]) for key, of in both.items()}
         for place, name in enumerate(folder.experts, start=1)
     }
-    everything = {key: regions.totals(of) for key, of in both.items()}
+    everything = {key: totals(of) for key, of in both.items()}
     return {"predicted_cases": len(folder.cases)} | everything | {"experts": experts}
 
 
+def _listed(place: int, chosen: np.ndarray, items: Sequence[WorkItem]) -> list[ListedRegion]:
+    """The listed regions of the case with this index."""
+    cumulative = np.cumsum(chosen["minutes"])
+    labels: Counter[int] = Counter()
+    listed = []
+    for rank in np.flatnonzero(chosen["case"] == place).tolist():
+        item = items[chosen["number"][rank] - 1]
+        labels[item.region.expert] += 1
+        listed.append(
+            ListedRegion(
+                item=item,
+                rank=rank + 1,
+                label=labels[item.region.expert],
+                cumulative_minutes=float(cumulative[rank]),
+            )
+        )
+    return listed
+
+
 def _write_case(
-    folder: PredictionFolder,
-    case: PredictedCase,
-    found: Sequence[tuple[ListedRegion, dict[str, Any]]],
-    images: Path | None,
-    scratch: Path,
-) -> None:
-    """The masks of a case and, with a folder of images, the pictures of its regions."""
-    masks = regions.region_masks(case.route, [each for each, _ in found])
-    files = {each.item.region.expert: scratch / row["mask"] for each, row in found}
+    folder: PredictionFolder, chosen: np.ndarray, time: WorkTime, images: Path | None, scratch: Path, name: str
+) -> list[dict[str, Any]]:
+    """Write the masks of a case and, with a folder of images, the pictures of its regions; returns their rows."""
+    case = folder.case(name)
+    items = regions.find_items(case, time, unit=folder.files.unit)
+    listed = _listed(folder.cases.index(name), chosen, items)
+    rows = [_row(each, folder, pictures=images is not None) for each in listed]
+    masks = regions.region_masks(case.route, listed)
+    files = {each.item.region.expert: scratch / row["mask"] for each, row in zip(listed, rows, strict=True)}
     for expert, mask in masks.items():
         write_numbered_mask(folder.files, mask, files[expert], case.properties, fewer="list fewer (-max_regions)")
     if images is None:
-        return
+        return rows
     (scratch / PICTURES).mkdir(exist_ok=True)
     turn, spacing = case.orientation.to_canonical, case.orientation.spacing_mm
     image, model = turn(_read_image(folder, images, case)), turn(case.model)
     masks = {expert: turn(mask) for expert, mask in masks.items()}
-    for each, row in found:
+    for each, row in zip(listed, rows, strict=True):
         region = each.item.region
         depth = int(regions.to_canonical([region.centre], case)[0, 0])
         gain = f"expected gain {row['expected_gain']:.4f} Dice in {row['minutes']:.1f} minutes"
@@ -215,6 +257,7 @@ def _write_case(
             sides="RLAP" if case.orientation.named else "",
         )
         draw_region(view).savefig(scratch / row["picture"], dpi=100, facecolor="white")
+    return rows
 
 
 def _read_image(folder: PredictionFolder, images: Path, case: PredictedCase) -> np.ndarray:

@@ -84,7 +84,7 @@ def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_pa
         (["amos22", "-d", "1", "-task", "3"], "invalid choice: 3"),
         (["chaksu", "-d", "1", "--ignore_label_geometry"], "photographs, whose files have no geometry"),
         (["promise12", "-d", "0"], "between 1 and 999, got 0"),
-        (["promise12", "-d", "1", "-np", "0"], "at least one process, got 0"),
+        (["promise12", "-d", "1", "-np", "0"], "must be at least 1, got 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, message, published, tmp_path, capsys):

@@ -370,7 +370,7 @@ class TestParts:
         ("words", "message"),
         [
             (["-num_parts", "2", "-part_id", "2"], "of 2 parts, the number of one is 0 to 1, got 2"),
-            (["-np", "0"], "the number of processes (-np) must be at least 1, got 0"),
+            (["-np", "0"], "the number of processes must be at least 1, got 0"),
             (["--merge", "-num_parts", "2"], "--merge puts all parts together"),
             (["--merge"], "evaluation/parts has no parts"),
         ],

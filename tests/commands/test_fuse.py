@@ -61,6 +61,14 @@ class TestRule:
         assert json.loads((tmp_path / "out" / REPORT_NAME).read_text()) == report
         assert report["experts"] == ["ann", "bob"]
 
+    @pytest.mark.distributed
+    def test_processes_write_what_one_does(self, tmp_path):
+        write_answers(tmp_path / "experts", write_prediction(tmp_path / "in"))
+        fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
+        fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "other", num_processes=2)
+        one, two = (state_of(tmp_path / name) for name in ("out", "other"))
+        assert [*one.values()] == [*two.values()]
+
     def test_the_experts_are_those_of_the_model_whatever_else_lies_beside_them(self, tmp_path):
         written = write_prediction(tmp_path / "in", experts=("bob", "ann"))
         write_answers(tmp_path / "experts", written, ("aaa", "ann", "bob"))

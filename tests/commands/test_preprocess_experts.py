@@ -161,7 +161,7 @@ def unprocess(dataset):
         (None, ["-d", NAME, "-c", "2d", "3d_lowres"], f"nnUNetPlans of {NAME} has no configuration 3d_lowres"),
         (None, ["-d", NAME, "-p", "others"], f"{NAME} has no plans others ("),
         (None, ["-d", "77"], "Could not find a dataset with the ID 77"),
-        (None, ["-d", NAME, "-np", "0"], "requires at least one process, got 0"),
+        (None, ["-d", NAME, "-np", "0"], "must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(dataset, capsys, damage, arguments, message):

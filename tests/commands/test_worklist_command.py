@@ -179,6 +179,45 @@ class TestList:
         assert all("mean deferral probability: 0." in why for why in reasons)
 
 
+class TestParts:
+    """Regions found by jobs of their own are listed together as by one call."""
+
+    @pytest.mark.parametrize("limits", [{"max_regions": 7}, {"max_minutes": 9.5}, {}])
+    def test_the_list_is_the_same(self, tmp_path, limits):
+        write_input(tmp_path, ".png", cases=("x", "y", "z"))
+        words = [word for key, value in limits.items() for word in (f"-{key}", str(value))]
+        make(tmp_path, images=None, **limits)
+        wanted = state_of(tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+        call = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--no_pictures"]
+        for part in (1, 0, 3, 2):
+            main([*call, "-num_parts", "4", "-part_id", str(part)])
+        main([*call, *words, "--merge"])
+        assert {name: content for name, content in state_of(tmp_path / "out").items() if name.parts[0] != "parts"} == (
+            wanted
+        )
+
+    def test_parts_from_before_the_cases_were_decided_anew_are_refused(self, tmp_path, capsys):
+        write_input(tmp_path, ".png")
+        call = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--no_pictures"]
+        for part in (0, 1):
+            main([*call, "-num_parts", "2", "-part_id", str(part)])
+        entry = maps.case_file(tmp_path / "in", "x")
+        entry.write_text(entry.read_text().replace('"largest_gain": 0.00', '"largest_gain": 0.01'))
+        with pytest.raises(SystemExit):
+            main([*call, "--merge"])
+        assert (
+            "part_0_of_2.pkl.gz was made with other arguments than are given now (cases is" in capsys.readouterr().err
+        )
+
+    @pytest.mark.distributed
+    def test_processes_write_what_one_does(self, tmp_path, full_resolution):
+        write_input(tmp_path, ".png")
+        make(tmp_path, max_regions=3)
+        make(tmp_path, max_regions=3, output="other", num_processes=2)
+        assert state_of(tmp_path / "other") == state_of(tmp_path / "out")
+
+
 class TestMasks:
     def test_values_are_the_labels_of_the_list(self, tmp_path, ending):
         written = write_input(tmp_path, ending)

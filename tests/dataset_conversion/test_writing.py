@@ -42,7 +42,7 @@ def test_ids_that_nnunet_does_not_know_are_refused(published, raw, dataset_id):
 
 
 def test_there_is_at_least_one_process(published, raw):
-    with pytest.raises(InputError, match="at least one process, got 0"):
+    with pytest.raises(InputError, match="must be at least 1, got 0"):
         convert_dataset("lits", published, 7, raw, num_processes=0)
 
 

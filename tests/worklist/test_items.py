@@ -27,8 +27,8 @@ from nnunetv2_deferral.worklist.items import (
     to_canonical,
     to_row,
     to_world,
-    totals,
 )
+from nnunetv2_deferral.worklist.table import table_of, totals
 
 OBLIQUE = np.linalg.qr(np.array([[0.9, -0.3, 0.2], [0.35, 0.9, -0.1], [-0.1, 0.2, -0.97]]))[0]
 ITK = {"spacing": (0.7, 1.1, 2.5), "origin": (-11.0, 3.5, 40.0), "direction": tuple(OBLIQUE.ravel().tolist())}
@@ -97,7 +97,7 @@ class TestRegions:
             shares = {label: (maps.model[inside] == label).mean() for label in np.unique(maps.model[inside])}
             assert item.labels == pytest.approx(shares)
             assert list(item.labels.values()) == sorted(shares.values(), reverse=True)
-        deferred = totals(items)
+        deferred = totals(table_of(items))
         assert deferred["expected_gain"] == pytest.approx(maps.gain[maps.route > 0].sum(dtype=np.float64))
         assert deferred["voxels"] == (maps.route > 0).sum()
 
@@ -121,7 +121,7 @@ class TestRegions:
 
     def test_where_nothing_is_deferred_there_is_none(self):
         assert find(picture("000", "000")) == []
-        assert totals([]) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
+        assert totals(table_of([])) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
 
     def test_a_region_takes_longer_by_the_centimetre_of_its_longest_side(self):
         route = np.zeros((5, 10, 30), np.uint8)
