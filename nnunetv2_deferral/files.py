@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunetv2_deferral.errors import InputError, refusals_named
 
@@ -80,6 +80,25 @@ def new_folder(output: Path, *, replaced: bool = False) -> Iterator[Path]:
         if old.exists() and not output.exists():
             old.rename(output)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[IO[bytes] | None]:
+    """Hold a lock, which processes that inherit the open file hold until they end; None where there are no such locks.
+
+    Args:
+        file: An empty file, which is made.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    if fcntl is None:
+        yield None
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
 
 
 def without_nan(content: Any) -> Any:

@@ -1,13 +1,12 @@
-"""Trainings as jobs of a SLURM cluster (or, for testing, local jobs) through submitit, an optional dependency."""
+"""Tasks as jobs of a SLURM cluster (or, for testing, local jobs) through submitit, an optional dependency."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from nnunetv2_deferral.benchmark.training import Training
 from nnunetv2_deferral.errors import InputError
 
 # submitit's own default is five minutes.
@@ -15,15 +14,18 @@ _TIMEOUT_MIN = 2 * 24 * 60
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-class Requeued:
-    """A training that submitit resubmits, and which then resumes, when its job is preempted or times out."""
+Task = TypeVar("Task", bound=Callable[[], None])
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+
+class Requeued:
+    """A task that submitit resubmits, and which then goes on, when its job is preempted or times out."""
+
+    def __init__(self, task: Callable[[], None]) -> None:
+        self.task = task
 
     def __call__(self) -> None:
-        """Train."""
-        self.training()
+        """Do the task."""
+        self.task()
 
     def checkpoint(self) -> Any:
         """The job that submitit submits as a replacement."""
@@ -33,7 +35,7 @@ class Requeued:
 
 
 class ClusterExecutor:
-    """Submits trainings as jobs and waits for them. An interruption cancels all submitted jobs.
+    """Submits tasks as an array of jobs and waits for them. An interruption cancels all submitted jobs.
 
     Args:
         logs: A folder shared by this machine and those of the jobs, for submitit's files.
@@ -60,9 +62,10 @@ class ClusterExecutor:
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"submitit refuses -executor {cluster}: {error}") from error
 
-    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
-        """Submit all trainings, wait for them and return the failures."""
-        jobs = {training: self._executor.submit(Requeued(training)) for training in trainings}
+    def __call__(self, tasks: Sequence[Task], watch: Callable[[], None]) -> dict[Task, str]:
+        """Submit all tasks, wait for them and return the failures."""
+        with self._executor.batch():
+            jobs = {task: self._executor.submit(Requeued(task)) for task in tasks}
         try:
             while not all(job.done() for job in jobs.values()):
                 watch()
@@ -71,10 +74,10 @@ class ClusterExecutor:
             for job in jobs.values():
                 job.cancel()
             raise
-        found = {training: job.exception() for training, job in jobs.items()}
+        found = {task: job.exception() for task, job in jobs.items()}
         return {
-            training: f"{training} (job {jobs[training].job_id}): {_last_of(str(error))}"
-            for training, error in found.items()
+            task: f"{task} (job {jobs[task].job_id}): {_last_of(str(error))}"
+            for task, error in found.items()
             if error is not None
         }
 

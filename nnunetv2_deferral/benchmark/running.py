@@ -29,7 +29,7 @@ _TRAINED = b"Training done."
 class Executor(Protocol):
     """Runs independent trainings."""
 
-    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None]) -> dict[Training, str]:
+    def __call__(self, trainings: Sequence[Training], watch: Callable[[], None], /) -> dict[Training, str]:
         """Run all trainings and return the failures; must call `watch` about once a second."""
 
 

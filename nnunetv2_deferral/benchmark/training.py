@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +21,9 @@ from typing import IO, Any
 from nnunetv2_deferral.benchmark.state import FINAL, FoldState, Stage, fold_state
 from nnunetv2_deferral.benchmark.trainers import is_deferral_trainer, is_frozen, trainers_path
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import locked
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
-
-if sys.platform != "win32":
-    import fcntl
 
 _NUM_LAST_LINES = 15
 _SECONDS_TO_END = 10
@@ -139,14 +136,10 @@ class Training:
     @contextmanager
     def _alone(self) -> Iterator[IO[bytes] | None]:
         """Hold the fold's lock, which the training process inherits and holds until it ends."""
-        if sys.platform == "win32":
-            yield None
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         file = self.folder.parent / f".benchmark_fold_{self.fold}.lock"
-        with file.open("ab") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = stack.enter_context(locked(file))
             except OSError as error:
                 raise TrainingError(
                     f"{self} is already being trained by another process ({file} is locked; a training continues when "

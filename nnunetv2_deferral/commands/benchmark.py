@@ -7,10 +7,8 @@ same call can be repeated at any time and resumes after an interruption. `--repo
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
+from nnunetv2_deferral.processes import ended_by_signals
 from nnunetv2_deferral.report.benchmark_page import check_report, write_benchmark_page
 from nnunetv2_deferral.report.benchmark_tables import markdown, write_tables
 
@@ -139,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.device == "auto":
         given.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             if given.report is not None:
                 check_report(given.report)
             results = benchmark(given)
@@ -156,19 +155,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     print(markdown(results))
     print("\n".join(f"  {file}" for file in files))
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that child trainings are stopped too."""
-
-    def interrupt(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

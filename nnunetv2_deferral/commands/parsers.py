@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.configuration import default_num_processes
 
@@ -24,13 +26,29 @@ class _Formatter(argparse.HelpFormatter):
         return text if text.startswith("example:") else super()._fill_text(text, width, indent)
 
 
-def _parser(name: str, description: str, *example: str) -> argparse.ArgumentParser:
+class _QuotingParser(argparse.ArgumentParser):
+    """Takes the options of other commands as quoted texts, which otherwise look like options of this one."""
+
+    quoted: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if words and words[-1] in self.quoted:
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
+
+
+def _parser(name: str, description: str, *example: str, quoted: tuple[str, ...] = ()) -> argparse.ArgumentParser:
     """A parser with the options that all commands have; the example is the command's words, in lines."""
     prog = f"{PREFIX}{name}"
     lines = " \\\n      ".join([f"{prog} {example[0]}", *example[1:]]) if example else prog
-    parser = argparse.ArgumentParser(
+    parser = _QuotingParser(
         prog=prog, description=description, epilog=f"example:\n  {lines}", formatter_class=_Formatter
     )
+    parser.quoted = quoted
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -475,6 +493,36 @@ def route() -> argparse.ArgumentParser:
     add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
     add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
     _add_dataset_json(parser)
+    return parser
+
+
+def run() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_run`."""
+    parser = _parser(
+        "run",
+        "Predict, evaluate and list an archive in parts that run as jobs of this machine or of a SLURM cluster. "
+        "A repeated call does only what is missing.",
+        "-i imagesTs -o archive -steps predict worklist -num_parts 8",
+        '-predict "-d 501 -c 2d -f 0 -tr nnUNetTrainerDeferral3Experts" -worklist "--no_pictures -max_regions 500"',
+        "-executor slurm -job slurm_partition=gpu gpus_per_node=1",
+        quoted=("-predict", "-evaluate", "-worklist"),
+    )
+    add = parser.add_argument
+    add("-i", metavar="IMAGES", type=Path, required=True, help="folder of the images (<case>_0000)")
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    words = "what to do, in this order. Default: predict worklist"
+    steps = ("predict", "evaluate", "worklist")
+    add("-steps", nargs="+", choices=steps, default=["predict", "worklist"], help=words)
+    add("-num_parts", metavar="N", type=int, default=1, help="number of parts of the cases. Default: 1")
+    for step, command in zip(steps, ("nnUNetv2_predict", f"{PREFIX}evaluate", f"{PREFIX}worklist"), strict=True):
+        words = f"options of {command} as one quoted text, without -i and -o"
+        add(f"-{step}", metavar="OPTIONS", default="", help=words)
+    executors = ("local", "slurm", "submitit_local")
+    words = "where jobs run: as processes of this machine, or through submitit. Default: %(default)s"
+    add("-executor", choices=executors, default="local", help=words)
+    add("-jobs", metavar="K", type=int, default=1, help="with -executor local: jobs at the same time. Default: 1")
+    words = "with the other executors: submitit's parameters, such as slurm_partition=gpu mem_gb=32 timeout_min=600"
+    add("-job", metavar="KEY=VALUE", nargs="+", default=[], help=words)
     return parser
 
 

@@ -82,7 +82,7 @@ def test_an_interruption_cancels_the_jobs(trainings, executor, workplace):
 
 def test_a_preempted_job_is_submitted_again(trainings, executor):
     again = Requeued(trainings[0]).checkpoint()
-    assert again.function.training == trainings[0]
+    assert again.function.task == trainings[0]
 
 
 def test_without_submitit_the_error_says_what_to_install(workplace, monkeypatch):

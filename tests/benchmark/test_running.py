@@ -23,9 +23,9 @@ from waiting import wait_for
 from nnunetv2_deferral.benchmark.running import Progress, run_trainings
 from nnunetv2_deferral.benchmark.state import Stage
 from nnunetv2_deferral.benchmark.training import Training, TrainingError, trainings_of
-from nnunetv2_deferral.commands.benchmark import _ended_by_signals
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Method
+from nnunetv2_deferral.processes import ended_by_signals
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def run_one_as_the_command_does(root):
         device="cpu",
         logs=here.root / "logs",
     )
-    with _ended_by_signals():
+    with ended_by_signals():
         run_trainings([training])
 
 

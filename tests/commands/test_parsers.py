@@ -1,6 +1,7 @@
 """The options of all commands, without what the commands need."""
 
 import importlib
+import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -47,7 +48,7 @@ print([each for each in ("torch", "scipy", "SimpleITK", "nnunetv2.training") if 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_in_the_help_is_one_that_the_command_takes(name, capsys):
     parser = getattr(parsers, name)()
-    words = parser.epilog.removeprefix("example:").replace("\\\n", " ").split()
+    words = shlex.split(parser.epilog.removeprefix("example:").replace("\\\n", " "))
     assert words.pop(0) == f"{parsers.PREFIX}{name}" == parser.prog
     parser.parse_args(words)
     with pytest.raises(SystemExit) as ended:

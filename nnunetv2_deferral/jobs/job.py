@@ -1,0 +1,134 @@
+"""A job: one command that leaves a record once it has ended well."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_deferral.benchmark.training import end_group, environment, last_lines
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import locked, read_json, write_json
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class JobError(RuntimeError):
+    """A job failed; the message names it and contains the end of its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A command, pickled for execution on other machines.
+
+    Attributes:
+        step: The step that it belongs to, such as `"predict"`.
+        number: Its number in the step.
+        of: The number of jobs of the step.
+        words: The command.
+        folder: The folder of records and logs.
+        outputs: Files that exist once it has ended well.
+        after: The identifiers of the records of the step before, whose results it reads.
+    """
+
+    step: str
+    number: int
+    of: int
+    words: tuple[str, ...]
+    folder: Path
+    outputs: tuple[Path, ...] = ()
+    after: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.step if self.of == 1 else f"{self.step} {self.number} of {self.of}"
+
+    @property
+    def log(self) -> Path:
+        """The output of all attempts."""
+        return self.folder / f"{self.step}_{self.number}_of_{self.of}.log"
+
+    @property
+    def record_file(self) -> Path:
+        """The record of the attempt that ended well."""
+        return self.folder / f"{self.step}_{self.number}_of_{self.of}.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """What the job left if it has ended well: `id`, `words`, `after`, `begun` (UTC), `seconds`; else None.
+
+        A record of another command, of results that have changed since, or whose outputs are gone counts as none; nor
+        does one that cannot be read, because repeating the job mends it.
+        """
+        try:
+            found = read_json(self.record_file)
+            same = found["words"] == list(self.words) and found["after"] == list(self.after) and found["id"]
+        except (InputError, KeyError, TypeError):
+            return None
+        return found if same and not self.missing() else None
+
+    def missing(self) -> list[Path]:
+        """The outputs that do not exist."""
+        return [file for file in self.outputs if not file.is_file()]
+
+    def __call__(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Run the command.
+
+        Args:
+            watch: Called a few times a second; an exception of it ends the command.
+
+        Raises:
+            JobError: If the command fails, or ends well without its outputs.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone(watch) as inherited, self.log.open("ab") as output:
+            begun, start = datetime.now(timezone.utc), time.monotonic()
+            output.write(f"\n$ {' '.join(self.words)}\n".encode())
+            output.flush()
+            process = subprocess.Popen(  # noqa: S603 - the words of this package and of its user, without a shell
+                self.words,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                start_new_session=True,
+                pass_fds=inherited,
+            )
+            try:
+                while process.poll() is None:
+                    watch()
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+            finally:
+                end_group(process)
+        if process.returncode:
+            raise JobError(f"{self} failed with exit code {process.returncode}:\n{last_lines(self.log)}\n  {self.log}")
+        if missing := self.missing():
+            raise JobError(f"{self} ended without an error, but {missing[0]} does not exist ({len(missing)} files)")
+        content = {
+            "id": uuid.uuid4().hex,
+            "words": list(self.words),
+            "after": list(self.after),
+            "begun": begun.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        write_json(content, self.record_file)
+
+    @contextmanager
+    def _alone(self, watch: Callable[[], None]) -> Iterator[tuple[int, ...]]:
+        """Hold the lock of the job, which the command inherits, because it goes on if this process is killed."""
+        while True:
+            try:
+                with locked(self.log.with_suffix(".lock")) as lock:
+                    yield () if lock is None else (lock.fileno(),)
+                return
+            except BlockingIOError:
+                watch()
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def records_of(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """The identifiers of the records of jobs that have all ended well."""
+    return tuple(record["id"] for job in jobs if (record := job.record()) is not None)
