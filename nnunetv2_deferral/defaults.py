@@ -37,3 +37,9 @@ QUERY_STRATEGIES = ("claspe", "entropy", "random", "random_foreground", "gain")
 
 QUERY_ROUNDS, QUERY_EDGE_VOXELS = 5, 20
 """Rounds of queries, over which noise decays, and the edge of a box."""
+
+DICOM_OBJECTS, DICOM_KINDS = ("mask", "review", "probability", "gain"), ("binary", "labelmap", "fractional")
+"""What is exported of a prediction as DICOM, and the types of the mask's segmentation."""
+
+DICOM_PREFIX, DICOM_ENDINGS = "dcm", (".nii.gz", ".nii", ".nrrd", ".mha")
+"""First part of the names of imported cases, and the formats that they can have."""

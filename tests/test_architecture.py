@@ -28,7 +28,7 @@ LAYERS = (
     ("calibration", "benchmark"),
     ("report",),
     ("worklist", "plots", "demo", "dataset_conversion"),
-    ("review", "query", "jobs"),
+    ("review", "query", "jobs", "dicom"),
     ("commands", "trainers"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

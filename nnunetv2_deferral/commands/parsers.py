@@ -239,6 +239,76 @@ def demo() -> argparse.ArgumentParser:
     return parser
 
 
+def dicom() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_dicom`."""
+    parser = _parser(
+        "dicom",
+        "Import DICOM series as images for nnU-Net, export predictions as DICOM segmentations and parametric maps into "
+        "the same studies, and read experts' answers from edited segmentations.",
+        "export -i predictions -map images -dicom series -o objects",
+    )
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
+    mapped = "dicom.json of the import, or its folder"
+
+    words = "write each series as <case>_0000 and dicom.json, which maps cases to series"
+    add = tasks.add_parser("import", help=words, description=_sentence(words)).add_argument
+    add("-i", metavar="SERIES", type=Path, required=True, help="folder or zip file with a subfolder for each series")
+    add("-o", metavar="IMAGES", type=Path, required=True, help="new folder for the images")
+    words = "SeriesInstanceUIDs of the series to import. Default: all, which must be one in a folder"
+    add("-series", metavar="UID", nargs="+", default=[], help=words)
+    words = "cases are named PREFIX_ and ten digits that depend on the series' UID. Default: %(default)s"
+    add("-prefix", default=defaults.DICOM_PREFIX, help=words)
+    endings = defaults.DICOM_ENDINGS
+    add("-ending", choices=endings, default=endings[0], help="format of the images. Default: %(default)s")
+
+    words = "write OUT/<case>/mask.dcm, review.dcm, probability.dcm and gain.dcm"
+    task = tasks.add_parser("export", help=words, description=_sentence(words))
+    _add_predictions(task)
+    add = task.add_argument
+    add("-map", metavar="MAP", type=Path, required=True, help=mapped)
+    add("-dicom", metavar="SERIES", type=Path, required=True, help="the folder or zip file that was imported")
+    add("-o", metavar="OUT", type=Path, required=True, help="new output folder")
+    what = defaults.DICOM_OBJECTS
+    add("-what", nargs="+", choices=what, default=list(what), help=f"what to write. Default: {' '.join(what)}")
+    kinds = defaults.DICOM_KINDS
+    words = "type of the mask's segmentation; fractional takes saved probabilities. Default: %(default)s"
+    add("-type", choices=kinds, default=kinds[0], help=words)
+    _add_codes(task)
+    _add_dataset_json(task)
+    _add_work_time(task)
+
+    words = "write edited segmentations as an expert's masks, OUT/<expert>/<case>"
+    task = tasks.add_parser("answers", help=words, description=_sentence(words))
+    _add_predictions(task, "the predictions that were exported")
+    add = task.add_argument
+    add("-map", metavar="MAP", type=Path, required=True, help=mapped)
+    words = "edited mask.dcm or review.dcm files, or folders of them, one of each case"
+    add("-seg", metavar="FILE", type=Path, nargs="+", required=True, help=words)
+    add("-expert", required=True, help="who answered")
+    add("-o", metavar="OUT", type=Path, required=True, help="folder of experts' masks, such as expertsTr")
+    _add_codes(task)
+    _add_dataset_json(task)
+    add("--overwrite", action="store_true", help="replace existing answers of the expert")
+    return parser
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def _add_codes(parser: argparse.ArgumentParser) -> None:
+    words = 'codes of the labels. Default: "dicom_codes" in dataset.json'
+    parser.add_argument("-codes", metavar="JSON", type=Path, help=words)
+
+
+def _add_work_time(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-minutes_per_region", type=float, metavar="M", default=defaults.MINUTES_PER_REGION,
+        help="working time for each region. Default: %(default)s")  # fmt: skip
+    add("-minutes_per_cm", type=float, metavar="M", default=defaults.MINUTES_PER_CM,
+        help="extra time per cm of its longest side, if the voxel size is known. Default: %(default)s")  # fmt: skip
+
+
 def doctor() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_doctor`."""
     parser = _parser(
@@ -589,10 +659,7 @@ def worklist() -> argparse.ArgumentParser:
     _add_predictions(parser)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images (<case>_0000), for the pictures")
     add("-o", metavar="LIST", type=Path, required=True, help="output folder for list, pictures and masks")
-    add("-minutes_per_region", type=float, metavar="M", default=defaults.MINUTES_PER_REGION,
-        help="working time for each region. Default: %(default)s")  # fmt: skip
-    add("-minutes_per_cm", type=float, metavar="M", default=defaults.MINUTES_PER_CM,
-        help="extra time per cm of its longest side, if the voxel size is known. Default: %(default)s")  # fmt: skip
+    _add_work_time(parser)
     add("-max_regions", type=int, metavar="N", help="maximum number of regions. Default: no limit")
     add("-max_minutes", type=float, metavar="M", help="maximum total working time. Default: no limit")
     _add_dataset_json(parser)

@@ -1,0 +1,230 @@
+"""DICOM segmentations and parametric maps of a volume, in the study of its source and with references to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.dicom.codes import CodeJson, LabelCodes
+from nnunetv2_deferral.dicom.segments import REGION_TYPE
+from nnunetv2_deferral.dicom.series import Series
+
+INVESTIGATIONAL = "INVESTIGATIONAL USE ONLY"
+
+# The quantities of the maps, the second with a code of our own.
+QUANTITIES = {
+    "probability": Code("122157", "DCM", "Probability"),
+    "gain": Code("EXPECTED_GAIN", "99NNUNET", "Expected gain in Dice"),
+}
+
+_SOFTWARE = "nnunetv2-deferral"
+_LONGEST_LABEL = 64  # of DICOM's value representation LO
+_REGION_CODES: LabelCodes = {
+    "category": {"value": "309825002", "scheme": "SCT", "meaning": "Spatial and Relational Concept"},
+    "type": {"value": REGION_TYPE[0], "scheme": REGION_TYPE[1], "meaning": "Selected region"},
+}
+# Of type 2 in these objects, so that they are present but may be empty; anonymizers remove them.
+_OF_PATIENT = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A segment of a segmentation.
+
+    Attributes:
+        label: Its name; characters beyond 64 are cut off.
+        codes: What it is.
+        description: In words, up to 1024 characters; None for none.
+        tracking: An identifier that stays when the segmentation is edited; None for none.
+    """
+
+    label: str
+    codes: LabelCodes
+    description: str | None = None
+    tracking: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What an object is called.
+
+    Attributes:
+        label: Up to 16 capital letters, digits and underscores.
+        text: Words for the series.
+        number: The number of its series.
+    """
+
+    label: str
+    text: str
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The series that objects are derived from, and the model.
+
+    Attributes:
+        series: The series.
+        headers: Its headers, see :func:`.load_headers`.
+        model: The identity of the model, as in deferral.json.
+    """
+
+    series: Series
+    headers: Sequence[Dataset]
+    model: Mapping[str, Any]
+
+    def segmentation(self, volume: np.ndarray, segments: Sequence[Segment], kind: str, content: Content) -> Dataset:
+        """A segmentation.
+
+        Args:
+            volume: In the order of the series: integer (Z, Y, X), the number of the segment from 1, or 0; or (Z, Y, X,
+                number of segments), bool, or for a fractional one float32 in [0, 1].
+            segments: In the order of their numbers.
+            kind: One of :data:`.defaults.DICOM_KINDS`.
+            content: What it is called.
+        """
+        values = volume.astype(np.uint8) if volume.dtype == bool else volume
+        descriptions = [self._description(number, segment) for number, segment in enumerate(segments, start=1)]
+        with _without_remarks():
+            return hd.seg.Segmentation(
+                pixel_array=self._by_frame(values),
+                segmentation_type=kind.upper(),
+                segment_descriptions=descriptions,
+                **self._common(content),
+            )
+
+    def parametric_map(self, volume: np.ndarray, quantity: Code, content: Content) -> Dataset:
+        """A parametric map of numbers without a unit.
+
+        Args:
+            volume: float32 (Z, Y, X) in the order of the series.
+            quantity: What the numbers are.
+            content: What it is called.
+        """
+        highest = float(volume.max(initial=0))
+        mapping = hd.pm.RealWorldValueMapping(
+            lut_label=content.label,
+            lut_explanation=quantity.meaning,
+            unit=codes.UCUM.NoUnits,
+            value_range=(0.0, highest or 1.0),
+            slope=1,
+            intercept=0,
+            quantity_definition=quantity,
+        )
+        # By default a window has a width of at least 1.
+        exact = hd.VOILUTFunctionValues.LINEAR_EXACT
+        window = hd.VOILUTTransformation((highest or 1.0) / 2, highest or 1.0, voi_lut_function=exact)
+        with _without_remarks():
+            return hd.pm.ParametricMap(
+                pixel_array=self._by_frame(volume.astype(np.float32)),
+                contains_recognizable_visual_features=False,
+                real_world_value_mappings=[mapping],
+                voi_lut_transformations=[window],
+                **self._common(content),
+            )
+
+    def _by_frame(self, volume: np.ndarray) -> np.ndarray:
+        """From the order of the volume to that of the source's frames."""
+        if not self.series.is_multi_frame:
+            return volume
+        frames = np.empty_like(volume)
+        frames[[plane.frame - 1 for plane in self.series.planes]] = volume
+        return frames
+
+    def _common(self, content: Content) -> dict[str, Any]:
+        for header in self.headers:
+            for keyword in _OF_PATIENT:
+                if keyword not in header:
+                    setattr(header, keyword, "")
+        return {
+            "source_images": self.headers,
+            "series_instance_uid": hd.UID(),
+            "series_number": content.number,
+            "series_description": f"{content.text} - {INVESTIGATIONAL}"[:_LONGEST_LABEL],
+            "sop_instance_uid": hd.UID(),
+            "instance_number": 1,
+            "manufacturer": _SOFTWARE,
+            "manufacturer_model_name": _SOFTWARE,
+            "software_versions": __version__,
+            "device_serial_number": self._serial,
+            "content_creator_name": "",
+            "specific_character_set": "ISO_IR 192",  # UTF-8, also if the source has another
+            "content_label": content.label,
+            "content_description": f"{INVESTIGATIONAL}: {content.text}"[:_LONGEST_LABEL],
+        }
+
+    @property
+    def _serial(self) -> str:
+        """Identifies the model with its experts and calibration."""
+        return hashlib.sha256(json.dumps(self.model, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _description(self, number: int, segment: Segment) -> hd.seg.SegmentDescription:
+        names = [str(self.model.get(key)) for key in ("trainer", "dataset", "configuration")]
+        algorithm = hd.AlgorithmIdentificationSequence(
+            name=f"nnU-Net {' '.join(names)}"[:_LONGEST_LABEL],
+            family=codes.cid7162.ArtificialIntelligence,
+            version=__version__,
+            source=_SOFTWARE,
+            parameters={"use": "investigational", "model": self._serial},
+        )
+        item = hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=plain(segment.label)[:_LONGEST_LABEL],
+            segmented_property_category=_code(segment.codes["category"]),
+            segmented_property_type=_code(segment.codes["type"]),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_id=segment.tracking,
+            tracking_uid=None if segment.tracking is None else hd.UID(),
+        )
+        if "modifier" in segment.codes:
+            modifier = hd.sr.CodedConcept.from_code(_code(segment.codes["modifier"]))
+            item.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+        if segment.description is not None:
+            item.SegmentDescription = segment.description[:1024]
+        return item
+
+
+def region_segment(expert: str, why: str, rank: int, *, description: str, tracking: str) -> Segment:
+    """The segment of a region to review, `ask <expert>: <why>, rank <n>`; `why` is shortened to fit."""
+    before, after = f"ask {plain(expert)}: ", f", rank {rank}"
+    room = max(_LONGEST_LABEL - len(before) - len(after), 0)
+    short = plain(why)
+    short = short if len(short) <= room else f"{short[: max(room - 3, 0)]}..."
+    return Segment(
+        label=f"{before}{short}"[: _LONGEST_LABEL - len(after)] + after,
+        codes=_REGION_CODES,
+        description=description,
+        tracking=plain(tracking)[:_LONGEST_LABEL],
+    )
+
+
+def plain(text: str) -> str:
+    r"""Text for a DICOM attribute, in which `\` separates values."""
+    return text.replace("\\", "/").strip()
+
+
+def _code(code: CodeJson) -> Code:
+    return Code(code["value"], code["scheme"], code["meaning"])
+
+
+class _without_remarks(warnings.catch_warnings):  # noqa: N801 - used as a function
+    """No warnings of highdicom and pydicom, such as of names and values in the source that are not strictly valid."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")

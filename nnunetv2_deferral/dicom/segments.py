@@ -1,0 +1,158 @@
+"""Reading DICOM segmentations that other programs wrote or edited, voxel by voxel, without resampling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from nnunetv2_deferral.dicom.planes import Plane, decoding, frame_groups, numbers, planes_of, read_object
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, Orientation
+
+CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4": "Segmentation", "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation"}
+REGION_TYPE = ("111099", "DCM")  # "Selected region"
+_REGION_LABEL = re.compile(r"ask .+, rank \d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundSegment:
+    """A segment as a file describes it; codes are value and scheme."""
+
+    number: int
+    label: str
+    category: tuple[str, str]
+    kind: tuple[str, str]
+    modifier: tuple[str, str] | None
+
+    @property
+    def is_region(self) -> bool:
+        """Whether it is a region to review, and not an answer."""
+        return self.kind == REGION_TYPE or _REGION_LABEL.fullmatch(self.label) is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentationFile:
+    """A segmentation.
+
+    Attributes:
+        file: The file.
+        instance: Its SOPInstanceUID.
+        series: The SeriesInstanceUIDs that it refers to.
+        segments: Its segments by number.
+    """
+
+    file: Path
+    instance: str
+    series: tuple[str, ...]
+    segments: Mapping[int, FoundSegment]
+    _dataset: Dataset
+
+    @classmethod
+    def read(cls, file: Path) -> SegmentationFile:
+        """Read a file.
+
+        Raises:
+            InputError: If it cannot be read, is no segmentation, a fractional one, or describes no segments.
+        """
+        dataset = read_object(file)
+        kind = str(dataset.get("SOPClassUID", ""))
+        if kind not in CLASSES:
+            raise InputError(f"{file} is not a DICOM segmentation: SOPClassUID {kind or 'missing'}")
+        if str(dataset.get("SegmentationType")) == "FRACTIONAL":
+            raise InputError(f"{file} is a FRACTIONAL segmentation; answers must be BINARY or LABELMAP")
+        with decoding(file):
+            items = [_segment(item) for item in dataset.get("SegmentSequence") or ()]
+            referenced = [str(each.SeriesInstanceUID) for each in dataset.get("ReferencedSeriesSequence") or ()]
+            instance = str(dataset.SOPInstanceUID)
+        return cls(
+            file=file,
+            instance=instance,
+            series=tuple(dict.fromkeys(referenced)),
+            segments={item.number: item for item in items},
+            _dataset=dataset,
+        )
+
+    def masks(self, orientation: Orientation, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
+        """Each segment on the voxels of a volume.
+
+        Its frames may be in any order, cropped, turned and mirrored, as long as they lie on the voxels.
+
+        Args:
+            orientation: Of the volume.
+            shape: Of the volume's array in its file.
+
+        Returns:
+            For each segment with voxels, bool of shape `shape`.
+
+        Raises:
+            InputError: If frames do not lie on the voxels, or voxels of a segment are outside of the volume; the
+                message names file, frame and displacement.
+        """
+        planes = planes_of(self._dataset, str(self.file))
+        if not planes:
+            raise InputError(f"{self.file} has no frames")
+        with decoding(self.file):
+            pixels: np.ndarray = self._dataset.pixel_array
+            frames = pixels.reshape(len(planes), *planes[0].shape)
+        canonical = orientation.to_canonical(np.zeros(shape, dtype=bool))
+        found: dict[int, np.ndarray] = {}
+        for plane, frame in zip(planes, frames, strict=True):
+            for number, where in self._of_segments(plane, frame):
+                if where.size:
+                    voxels = self._voxels(plane, where, orientation, canonical.shape, number)
+                    found.setdefault(number, np.zeros_like(canonical))[tuple(voxels.T)] = True
+        return {number: orientation.to_file(mask) for number, mask in sorted(found.items())}
+
+    def _of_segments(self, plane: Plane, frame: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """The segments of a frame, each with its pixels (n, 2) as row and column."""
+        for group in frame_groups(self._dataset, plane.frame):
+            for item in group.get("SegmentIdentificationSequence") or ():
+                return [(int(item.ReferencedSegmentNumber), np.argwhere(frame != 0))]
+        return [(int(number), np.argwhere(frame == number)) for number in np.unique(frame) if number]
+
+    def _voxels(
+        self, plane: Plane, pixels: np.ndarray, orientation: Orientation, shape: tuple[int, ...], number: int
+    ) -> np.ndarray:
+        """The voxels (n, 3), as z, y and x of the canonical array, of pixels."""
+        to_voxels = np.linalg.inv(orientation.affine)
+        steps = to_voxels[:3, :3] @ np.stack([plane.down, plane.right], axis=1)
+        first = to_voxels[:3, :3] @ plane.position + to_voxels[:3, 3]
+        whole = np.rint(steps)
+        if not np.array_equal(np.sort(np.abs(whole), axis=0), [[0, 0], [0, 0], [1, 1]]):
+            raise InputError(
+                f"{self.file}, frame {plane.frame}: its pixels are not the voxels of the case: a step to the next row "
+                f"is {numbers(steps[:, 0])} voxels along x, y, z and one to the next column {numbers(steps[:, 1])}"
+            )
+        exact = pixels @ steps.T + first
+        voxels = np.rint(exact).astype(np.int64)
+        if (apart := float(np.abs(exact - voxels).max())) > MAX_DISPLACEMENT_VOXELS:
+            raise InputError(
+                f"{self.file}, frame {plane.frame}: its pixels are up to {apart:.3g} voxels from the voxels of the case"
+            )
+        voxels = voxels[:, ::-1]
+        if outside := int(((voxels < 0) | (voxels >= np.array(shape))).any(axis=1).sum()):
+            raise InputError(
+                f"{self.file}, frame {plane.frame}: {outside} voxels of segment {number} are outside of the image"
+            )
+        return voxels
+
+
+def _segment(item: Dataset) -> FoundSegment:
+    kind = item.SegmentedPropertyTypeCodeSequence[0]
+    modifier = kind.get("SegmentedPropertyTypeModifierCodeSequence") or ()
+    return FoundSegment(
+        number=int(item.SegmentNumber),
+        label=str(item.get("SegmentLabel", "")).strip(),
+        category=_pair(item.SegmentedPropertyCategoryCodeSequence[0]),
+        kind=_pair(kind),
+        modifier=_pair(modifier[0]) if modifier else None,
+    )
+
+
+def _pair(code: Dataset) -> tuple[str, str]:
+    return str(code.get("CodeValue", "")), str(code.get("CodingSchemeDesignator", ""))
