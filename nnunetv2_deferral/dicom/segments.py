@@ -73,7 +73,7 @@ class SegmentationFile:
             file=file,
             instance=instance,
             series=tuple(dict.fromkeys(referenced)),
-            segments={item.number: item for item in items},
+            segments={item.number: item for item in items if item.number},  # 0 is the background of label maps
             _dataset=dataset,
         )
 
