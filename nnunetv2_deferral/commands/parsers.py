@@ -666,4 +666,6 @@ def worklist() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing worklist")
     add("--no_pictures", action="store_true", help="write no pictures; images are then not needed")
     _add_parts(parser)
+    words = "also write points for 3D Slicer (.mrk.json) and a task list for MITK to LIST/viewers; takes -images"
+    add("--viewers", action="store_true", help=words)
     return parser

@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(part.write(regions, given.o, common))
                 return
             found = read_parts(given.o, common)
+        if given.images is None and given.viewers:
+            raise InputError("--viewers requires the images; specify their folder (-images)")
         content = write_worklist(
             given.i,
             given.o,
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_regions=given.max_regions,
             max_minutes=given.max_minutes,
             dataset_json=given.djfile,
+            viewers=given.images if given.viewers else None,
             overwrite=given.overwrite,
             num_processes=given.np,
             found=found,

@@ -4,6 +4,7 @@ OUT/<case>/mask.dcm          the model's mask, a segment for each label
 OUT/<case>/review.dcm        a segment for each region that somebody is asked about
 OUT/<case>/probability.dcm   the deferral probability as a parametric map
 OUT/<case>/gain.dcm          the expected gain as a parametric map
+OUT/mitk_tasks.json          for MITK: the masks to correct, as OUT/answers/<expert>/<case>.dcm
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from nnunetv2_deferral.dicom.codes import Codes
 from nnunetv2_deferral.dicom.objects import QUANTITIES, Content, Segment, Source, region_segment
 from nnunetv2_deferral.dicom.series import Series, find_series, load_headers, opened, read_series
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import new_folder
+from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, displacement_voxels
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.worklist.items import ListedRegion, WorkTime, choose, find_items, reason, region_masks
+from nnunetv2_deferral.worklist.viewers import TASKS_NAME, Task, mitk_task_list, task_name
 
 _FIRST_SERIES_NUMBER = 9001  # beyond those of scanners
 _CONTENTS = {
@@ -92,6 +94,7 @@ def export_predictions(
     segments = _mask_segments(folder, codes, kind) if "mask" in what else []
     listed = _regions(folder, time or WorkTime()) if "review" in what else {}
     files: dict[str, tuple[str, ...]] = {}
+    first: dict[str, Path] = {}
     with opened(source) as images, new_folder(output) as scratch:
         for case, series in _sources(folder.cases, origins, images):
             source_of = Source(series=series, headers=load_headers(series), model=folder.index["model"])
@@ -113,6 +116,9 @@ def export_predictions(
             for name, dataset in objects.items():
                 dataset.save_as(scratch / case / f"{name}.dcm")
             files[case] = tuple(f"{case}/{name}.dcm" for name in objects)
+            first[case] = series.files[0].resolve()
+        if source.is_dir() and {"mask", "review"} <= set(what):
+            write_json(mitk_task_list(_tasks(folder, listed, first)), scratch / TASKS_NAME)
     unasked = tuple(case for case in folder.cases if "review" in what and case not in listed)
     return Written(files=files, unasked=unasked)
 
@@ -224,6 +230,30 @@ def _numbered(case: PredictedCase, regions: Sequence[ListedRegion]) -> np.ndarra
     return numbers
 
 
+def _tasks(
+    folder: PredictionFolder, listed: Mapping[str, Sequence[ListedRegion]], images: Mapping[str, Path]
+) -> list[Task]:
+    """A task for each expert and case, in the order of their first regions."""
+    groups: dict[tuple[str, str], list[ListedRegion]] = {}
+    for each in sorted((each for regions in listed.values() for each in regions), key=lambda each: each.rank):
+        groups.setdefault((each.item.case, folder.experts[each.item.region.expert - 1]), []).append(each)
+    return [
+        Task(
+            name=task_name(case, expert, [each.rank for each in regions]),
+            description="\n".join(f"{each.rank}. {_reason(each, folder)}" for each in regions),
+            image=str(images[case]),
+            segmentation=f"{case}/mask.dcm",
+            result=f"answers/{expert}/{case}.dcm",
+        )
+        for (case, expert), regions in groups.items()
+    ]
+
+
+def _reason(each: ListedRegion, folder: PredictionFolder) -> str:
+    expert = folder.experts[each.item.region.expert - 1]
+    return reason(each.item, expert, folder.files.label_names, folder.settings.objective)
+
+
 def _region(each: ListedRegion, folder: PredictionFolder) -> Segment:
     item, expert = each.item, folder.experts[each.item.region.expert - 1]
     names = folder.files.label_names
@@ -232,7 +262,7 @@ def _region(each: ListedRegion, folder: PredictionFolder) -> Segment:
         expert,
         f"{names.get(label, f'label {label}')} {share:.0%}, p {item.probability:.2f}",
         each.rank,
-        description=f"{reason(item, expert, names, folder.settings.objective)} Expected gain {item.expected_gain:.4f} "
+        description=f"{_reason(each, folder)} Expected gain {item.expected_gain:.4f} "
         f"Dice in {item.minutes:.1f} minutes.",
         tracking=f"{expert}/{item.number}",
     )

@@ -37,6 +37,7 @@ from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.schema import Text, validate
 from nnunetv2_deferral.worklist import items as regions
+from nnunetv2_deferral.worklist import viewers as desktop
 from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, WorkItem, WorkTime
 from nnunetv2_deferral.worklist.table import choose_rows, find_regions, totals
 
@@ -46,6 +47,7 @@ class _Files(TypedDict):
 
 
 CSV_NAME, PICTURES = "worklist.csv", "pictures"
+_FOLDERS = (PICTURES, MASKS, desktop.FOLDER)
 ROWS_SHOWN, CASES_SHOWN = 10, 5
 
 
@@ -58,6 +60,7 @@ def write_worklist(
     max_regions: int | None = None,
     max_minutes: float | None = None,
     dataset_json: Path | None = None,
+    viewers: Path | None = None,
     overwrite: bool = False,
     num_processes: int = 1,
     found: Iterable[np.ndarray] | None = None,
@@ -72,6 +75,8 @@ def write_worklist(
         max_regions: See :func:`.choose`.
         max_minutes: See :func:`.choose`.
         dataset_json: See :meth:`.PredictionFolder.open`.
+        viewers: The folder of the images, to write files for 3D Slicer and MITK, too (:mod:`.viewers`); None for
+            none.
         overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
             left of one is replaced in any case.
         num_processes: 1 runs in this process, more in as many spawned ones.
@@ -82,13 +87,18 @@ def write_worklist(
 
     Raises:
         InputError: For predictions without deferral maps, cases without an image, files that cannot be read or do not
-            match their case, invalid limits, or an output folder that already has a worklist.
+            match their case, images without a size in mm for viewers, invalid limits, or an output folder that
+            already has a worklist.
     """
     time = time or WorkTime()
     regions.check_limits(max_regions, max_minutes)
     folder = PredictionFolder.open(predictions, dataset_json)
     if images is not None:
         folder.files.check_images(images, folder.cases)
+    if viewers is not None:
+        if folder.files.unit != "mm":
+            raise InputError(f"viewers take images with a size in mm, which {folder.files.file_ending} does not have")
+        folder.files.check_images(viewers, folder.cases)
     replaced = _replaced(output, overwrite=overwrite)
     if found is None:
         found = [find_regions(folder, folder.cases, time, num_processes=num_processes)]
@@ -113,6 +123,9 @@ def write_worklist(
             for row in of_case
         ]
         content["regions"] = rows = sorted(rows, key=lambda row: row["rank"])
+        if viewers is not None:
+            shown = {case: folder.files.image_file(viewers, case) for case in cases}
+            desktop.write_viewers(rows, shown, folder.files.class_names, scratch / desktop.FOLDER)
         content["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         with (scratch / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([regions.columns(folder.files.unit), *map(regions.cells, rows)])
@@ -308,7 +321,7 @@ def _size_text(row: dict[str, Any], unit: str) -> str:
 def _replaced(output: Path, *, overwrite: bool) -> list[str]:
     """The files of an existing or half-published worklist that may be replaced; empty if there is none."""
     unfinished = unfinished_files(output)
-    taken = [name for name in (JSON_NAME, CSV_NAME, PICTURES, MASKS) if (output / name).exists()]
+    taken = [name for name in (JSON_NAME, CSV_NAME, *_FOLDERS) if (output / name).exists()]
     if taken and not overwrite and (not unfinished or JSON_NAME in taken):
         raise InputError(
             f"{output} already has {', '.join(taken)}; choose another folder (-o) or replace the worklist (--overwrite)"
@@ -318,7 +331,9 @@ def _replaced(output: Path, *, overwrite: bool) -> list[str]:
         content = read_json(old)
         validate(content, _Files, f"{old} is not a valid worklist and is not replaced")
         files += map(Path, content["files"])
-    return sorted({str(file) for file in files if file.parts[:1] in ((PICTURES,), (MASKS,)) and ".." not in file.parts})
+    return sorted(
+        {str(file) for file in files if file.parts[:1] in [(name,) for name in _FOLDERS] and ".." not in file.parts}
+    )
 
 
 def _publish(scratch: Path, output: Path, files: Sequence[str], replaced: Sequence[str]) -> None:
@@ -336,5 +351,5 @@ def _publish(scratch: Path, output: Path, files: Sequence[str], replaced: Sequen
     for name in files:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).replace(output / name)
-    for name in (PICTURES, MASKS):
+    for name in _FOLDERS:
         shutil.rmtree(scratch / name, ignore_errors=True)

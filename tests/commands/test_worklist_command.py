@@ -18,6 +18,7 @@ from small_prediction import WrittenCase, deferral_folder, read_mask, write_mask
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.worklist import main
 from nnunetv2_deferral.decision.regions import region_labels
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.worklist.items import WorkTime, columns
 from nnunetv2_deferral.worklist.writing import write_worklist
@@ -555,3 +556,38 @@ class TestCommand:
         assert ended.value.code == 2
         assert "specify their folder (-images) or use --no_pictures" in capsys.readouterr().err
         self.run(tmp_path, "--no_pictures", images=False)
+
+
+class TestViewers:
+    def test_points_have_the_rank_and_lie_in_their_regions(self, tmp_path):
+        write_input(tmp_path)
+        rows = make(tmp_path, viewers=tmp_path / "images", max_regions=6)["regions"]
+        for expert, case in {(row["expert"], row["case"]) for row in rows}:
+            mask = sitk.ReadImage(str(tmp_path / "out" / "masks" / expert / f"{case}.nii.gz"))
+            content = json.loads((tmp_path / "out" / "viewers" / "slicer" / expert / f"{case}.mrk.json").read_text())
+            (markup,) = content["markups"]
+            assert (markup["type"], markup["coordinateSystem"]) == ("Fiducial", "LPS")
+            mine = [row for row in rows if (row["expert"], row["case"]) == (expert, case)]
+            assert [point["label"] for point in markup["controlPoints"]] == [str(row["rank"]) for row in mine]
+            for point, row in zip(markup["controlPoints"], mine, strict=True):
+                assert mask[mask.TransformPhysicalPointToIndex(point["position"])] == row["label"]
+
+    def test_tasks_are_in_the_order_of_the_list(self, tmp_path):
+        write_input(tmp_path)
+        content = make(tmp_path, viewers=tmp_path / "images", images=None, max_regions=6)
+        tasks = json.loads((tmp_path / "out" / "viewers" / "mitk_tasks.json").read_text())
+        expected = list(dict.fromkeys((row["expert"], row["case"]) for row in content["regions"]))
+        assert [task["Result"] for task in tasks["Tasks"]] == [f"results/{ex}/{case}.nrrd" for ex, case in expected]
+        assert all(Path(task["Image"]).is_file() for task in tasks["Tasks"])
+        labels = tmp_path / "out" / "viewers" / tasks["Defaults"]["LabelNameSuggestions"]
+        assert json.loads(labels.read_text()) == [{"name": "rim"}, {"name": "core"}]
+        make(tmp_path, images=None, max_regions=6, overwrite=True)
+        assert not [file for file in state_of(tmp_path / "out") if file.parts[0] == "viewers"]
+
+    def test_pictures_without_a_size_and_missing_images_are_refused(self, tmp_path, capsys):
+        write_input(tmp_path / "png", ".png")
+        with pytest.raises(InputError, match="viewers take images with a size in mm, which .png does not have"):
+            make(tmp_path / "png", viewers=tmp_path / "png" / "images")
+        with pytest.raises(SystemExit):
+            main(["-i", str(tmp_path / "png" / "in"), "-o", str(tmp_path / "out"), "--no_pictures", "--viewers"])
+        assert "--viewers requires the images" in capsys.readouterr().err

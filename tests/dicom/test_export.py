@@ -275,3 +275,14 @@ def test_a_case_without_regions_has_no_review(axial, tmp_path):
     assert done.unasked == (axial.case,) and done.files == {axial.case: (f"{axial.case}/gain.dcm",)}
     assert isinstance(axial._replace(objects=tmp_path / "out").read("gain"), Dataset) and LABELS
     assert not Path(tmp_path / "out" / axial.case / "review.dcm").exists()
+
+
+def test_tasks_for_mitk_begin_with_the_mask_and_end_where_answers_are_read(walked):
+    content = json.loads((walked.objects / "mitk_tasks.json").read_text())
+    assert (content["FileFormat"], content["Version"]) == ("MITK Segmentation Task List", 1)
+    assert [task["Result"] for task in content["Tasks"]] in (
+        [f"answers/{expert}/{walked.case}.dcm" for expert in order] for order in (("ann", "bob"), ("bob", "ann"))
+    )
+    for task in content["Tasks"]:
+        assert (walked.objects / task["Segmentation"]).is_file() and Path(task["Image"]).parent == walked.source
+        assert "The model" in task["Description"] and task["Name"].startswith(walked.case)
