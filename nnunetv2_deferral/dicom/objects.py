@@ -129,13 +129,34 @@ class Source:
         exact = hd.VOILUTFunctionValues.LINEAR_EXACT
         window = hd.VOILUTTransformation((highest or 1.0) / 2, highest or 1.0, voi_lut_function=exact)
         with _without_remarks():
-            return hd.pm.ParametricMap(
+            made = hd.pm.ParametricMap(
                 pixel_array=self._by_frame(volume.astype(np.float32)),
                 contains_recognizable_visual_features=False,
                 real_world_value_mappings=[mapping],
                 voi_lut_transformations=[window],
                 **self._common(content),
             )
+        # For dcmqi, by which 3D Slicer reads parametric maps: it crashes without an anatomy, and takes the frames for
+        # sorted along the normal, so that it would mirror the order of highdicom.
+        anatomy = Dataset()
+        anatomy.FrameLaterality = "U"
+        anatomy.AnatomicRegionSequence = self.headers[0].get("AnatomicRegionSequence") or [
+            hd.sr.CodedConcept("38266002", "SCT", "Entire body")
+        ]
+        made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [anatomy]
+        self._sort_frames(made)
+        return made
+
+    def _sort_frames(self, made: Dataset) -> None:
+        """Put the frames of a parametric map in the order of the volume."""
+        groups, normal = list(made.PerFrameFunctionalGroupsSequence), self.series.planes[0].normal
+        places = [np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float) for group in groups]
+        order = np.argsort([place @ normal for place in places])
+        frames = np.frombuffer(made.FloatPixelData, dtype=np.float32).reshape(len(groups), -1)
+        made.FloatPixelData = frames[order].tobytes()
+        made.PerFrameFunctionalGroupsSequence = [groups[place] for place in order]
+        for number, group in enumerate(made.PerFrameFunctionalGroupsSequence, start=1):
+            group.FrameContentSequence[0].DimensionIndexValues = [number]
 
     def _by_frame(self, volume: np.ndarray) -> np.ndarray:
         """From the order of the volume to that of the source's frames."""

@@ -92,6 +92,11 @@ def test_maps_have_their_values_where_they_were(walked):
             assert image[image.TransformPhysicalPointToIndex(place.tolist())] == pytest.approx(float(pixels[3, 7]))
             compared += 1
         assert compared == 6
+        # dcmqi and 3D Slicer take frames for sorted along the normal.
+        places = [
+            group.PlanePositionSequence[0].ImagePositionPatient for group in dataset.PerFrameFunctionalGroupsSequence
+        ]
+        assert (np.diff(np.array(places, dtype=float) @ np.cross(row, column)) > 0).all()
         mapping = shared.RealWorldValueMappingSequence[0]
         assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1, 0)
 
@@ -160,6 +165,18 @@ def test_dcmqi_reads_the_mask_as_it_was(walked, tmp_path):
         ours = sitk.Resample(mask, theirs, sitk.Transform(), sitk.sitkNearestNeighbor)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(ours) == label, sitk.GetArrayFromImage(theirs) == label)
         assert sitk.GetArrayFromImage(theirs).any()
+
+
+def test_dcmqi_reads_the_maps_as_they_were(walked, tmp_path):
+    for name in ("probability", "gain"):
+        file = walked.objects / walked.case / f"{name}.dcm"
+        command = [program("paramap2itkimage"), "--inputDICOM", file, "--outputDirectory", tmp_path / name]
+        (tmp_path / name).mkdir()
+        subprocess.run([*command, "--outputType", "nii"], capture_output=True, check=True)
+        theirs = sitk.ReadImage(str(next((tmp_path / name).glob("*.nii.gz"))))
+        ours = sitk.ReadImage(str(walked.predictions / "deferral" / name / f"{walked.case}.nii.gz"), sitk.sitkFloat32)
+        ours = sitk.Resample(ours, theirs, sitk.Transform(), sitk.sitkNearestNeighbor)
+        np.testing.assert_allclose(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs), atol=1e-6)
 
 
 def test_a_label_map_has_the_labels(axial, tmp_path):
