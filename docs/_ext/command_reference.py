@@ -29,11 +29,27 @@ def command_page(script: str) -> str:
     with mock.patch.dict(os.environ, {"COLUMNS": "94"}):
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
     lines = [f"({label_of(script)})=", f"## {script}", "", parser.description or "", "", "```text", usage, "```", ""]
+    lines += _options(parser)
+    for name, task in _tasks(parser).items():
+        lines += [f"**{script} {name}**: {_one_line(task.description or '').replace('<', '&lt;')}", "", *_options(task)]
+    return "\n".join(lines)
+
+
+def _tasks(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the tasks of a command that has several."""
+    several = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return {name: task for each in several for name, task in each.choices.items()}
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    lines = []
     for group in parser._action_groups:
         actions = [
             each
             for each in group._group_actions
-            if each.help is not argparse.SUPPRESS and each.dest not in ("help", "version")
+            if each.help is not argparse.SUPPRESS
+            and each.dest not in ("help", "version")
+            and not isinstance(each, argparse._SubParsersAction)
         ]
         if not actions:
             continue
@@ -42,7 +58,7 @@ def command_page(script: str) -> str:
         lines += ["| option | meaning |", "|---|---|"]
         lines += [f"| `{_invocation(parser, each)}` | {_meaning(parser, each)} |" for each in actions]
         lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def _invocation(parser: argparse.ArgumentParser, action: argparse.Action) -> str:

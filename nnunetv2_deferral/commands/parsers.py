@@ -248,7 +248,7 @@ def dicom() -> argparse.ArgumentParser:
         "export -i predictions -map images -dicom series -o objects",
     )
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    mapped = "dicom.json of the import, or its folder"
+    mapped = "the dicom.json of the import, or its folder"
 
     words = "write each series as <case>_0000 and dicom.json, which maps cases to series"
     add = tasks.add_parser("import", help=words, description=_sentence(words)).add_argument
