@@ -71,6 +71,9 @@ def read_volume(series: Series) -> sitk.Image:
     """
     image = _read_frames(series) if series.is_multi_frame else _read_slices(series)
     geometry = series.properties["sitk_stuff"]
+    limits = np.iinfo(np.int16)
+    if image.dtype.kind in "iu" and limits.min <= image.min() and image.max() <= limits.max:
+        image = image.astype(np.int16)
     volume = sitk.GetImageFromArray(image)
     volume.SetSpacing(geometry["spacing"])
     volume.SetOrigin(geometry["origin"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -167,12 +168,8 @@ class Source:
         return frames
 
     def _common(self, content: Content) -> dict[str, Any]:
-        for header in self.headers:
-            for keyword in _OF_PATIENT:
-                if keyword not in header:
-                    setattr(header, keyword, "")
         return {
-            "source_images": self.headers,
+            "source_images": [_completed(header, self.headers[0]) for header in self.headers],
             "series_instance_uid": hd.UID(),
             "series_number": content.number,
             "series_description": f"{content.text} - {INVESTIGATIONAL}"[:_LONGEST_LABEL],
@@ -237,6 +234,26 @@ def region_segment(expert: str, why: str, rank: int, *, description: str, tracki
 def plain(text: str) -> str:
     r"""Text for a DICOM attribute, in which `\` separates values."""
     return text.replace("\\", "/").strip()
+
+
+def _completed(header: Dataset, first: Dataset) -> Dataset:
+    """A header as highdicom expects it: with empty patient data if there are none, and one orientation for all slices.
+
+    :func:`.read_series` has checked that orientations and pixel spacings are the same up to rounding.
+    """
+    header = copy.copy(header)
+    for keyword in _OF_PATIENT:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if "ImageOrientationPatient" in first:
+        header.ImageOrientationPatient = first.ImageOrientationPatient
+    elif (frames := header.get("PerFrameFunctionalGroupsSequence")) and "SharedFunctionalGroupsSequence" in header:
+        shared = copy.copy(header.SharedFunctionalGroupsSequence[0])
+        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            if keyword not in shared:
+                setattr(shared, keyword, frames[0][keyword].value)
+        header.SharedFunctionalGroupsSequence = [shared]
+    return header
 
 
 def _code(code: CodeJson) -> Code:

@@ -11,6 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from nnunetv2_deferral.dicom.planes import Plane, decoding, frame_groups, numbers, planes_of, read_object
+from nnunetv2_deferral.dicom.series import TOLERANCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, Orientation
 
@@ -130,7 +131,7 @@ class SegmentationFile:
             )
         exact = pixels @ steps.T + first
         voxels = np.rint(exact).astype(np.int64)
-        if (apart := float(np.abs(exact - voxels).max())) > MAX_DISPLACEMENT_VOXELS:
+        if (apart := float(np.abs(exact - voxels).max())) > TOLERANCE + MAX_DISPLACEMENT_VOXELS:
             raise InputError(
                 f"{self.file}, frame {plane.frame}: its pixels are up to {apart:.3g} voxels from the voxels of the case"
             )

@@ -80,8 +80,8 @@ def make_series(orientation: str = "axial", *, seed: int = 0, study: str | None 
     return MadeSeries(series, datasets, values)
 
 
-def make_multi_frame(orientation: str = "axial") -> MadeSeries:
-    """An enhanced MR object whose frames are in no order, with a slope."""
+def make_multi_frame(orientation: str = "axial", *, shared_only: bool = True) -> MadeSeries:
+    """An enhanced MR object whose frames are in no order, with a slope; not all groups need be shared."""
     stored = np.random.default_rng(1).integers(0, 2000, SHAPE).astype(np.int16)
     axes = axes_of(orientation)
     order = [3, 0, 5, 1, 4, 2]  # slices in the order of frames
@@ -98,7 +98,11 @@ def make_multi_frame(orientation: str = "axial") -> MadeSeries:
         group, position = Dataset(), Dataset()
         position.ImagePositionPatient = np.round(ORIGIN + number * SPACING[2] * axes[:, 2], 6).tolist()
         group.PlanePositionSequence = [position]
+        if not shared_only:
+            group.PixelMeasuresSequence, group.PlaneOrientationSequence = [measures], [plane]
         dataset.PerFrameFunctionalGroupsSequence.append(group)
+    if not shared_only:
+        del shared.PixelMeasuresSequence, shared.PlaneOrientationSequence
     dataset.NumberOfFrames = len(order)
     dataset.InstanceNumber = 1
     _set_pixels(dataset, stored[order])

@@ -107,6 +107,18 @@ def test_what_was_exported_comes_back_as_it_was(walked, tmp_path):
     assert (done.changed_voxels, done.changed_outside) == (0, 0)
 
 
+def test_slices_that_are_rounded_differently_come_back(tmp_path):
+    made = make_series("negated_column")
+    for number, dataset in enumerate(made.datasets):
+        dataset.ImageOrientationPatient[1] += number * 1e-6
+        dataset.ImagePositionPatient[2] = round(dataset.ImagePositionPatient[2] + number % 3 * 0.07, 1)
+        dataset.PixelSpacing = [1.1, 0.8 + number * 1e-6]
+    walked = walk(tmp_path, made, labels=WITH_IGNORE)
+    answers(walked, walked.objects / walked.case / "mask.dcm", tmp_path / "out")
+    expected = np.where(walked.predicted.route == 1, walked.predicted.model.astype(int), MISSING)
+    np.testing.assert_array_equal(written(walked, tmp_path / "out"), expected)
+
+
 def test_an_edited_review_answers_what_was_drawn_and_what_was_erased(walked, tmp_path):
     review = dcmread(walked.objects / walked.case / "review.dcm")
     route, named, labels = walked.predicted.route, [], np.zeros_like(walked.predicted.route)

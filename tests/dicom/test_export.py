@@ -235,6 +235,13 @@ def test_a_source_without_patient_data_and_names_in_any_script(tmp_path):
     assert str(walked.read("gain").PatientName) == PATIENT
 
 
+def test_groups_of_frames_need_not_be_shared(tmp_path):
+    walked = walk(tmp_path, make_multi_frame("oblique", shared_only=False))
+    mask = sitk.ReadImage(str(walked.predictions / f"{walked.case}.nii.gz"))
+    model = sitk.GetArrayFromImage(mask)
+    assert by_segment(walked.read("mask"), mask) == {1: voxels(model == 1), 2: voxels(model == 2)}
+
+
 def test_missing_codes_are_asked_for_by_name_with_an_example(axial, tmp_path):
     file = tmp_path / "codes.json"
     file.write_text(json.dumps({"rim": CODES["rim"]}))
