@@ -195,10 +195,10 @@ def _answer(
     asked = case.route == number
     if not asked.any():
         raise InputError(f"{found.file} is of case {case.name}, in which {expert} has no regions")
-    if unknown := sorted(set(masks := found.masks(case.orientation, case.model.shape)) - set(found.segments)):
-        raise InputError(f"{found.file} has voxels of segments that it does not describe: {listed(map(str, unknown))}")
     if not found.segments:
         raise InputError(f"{found.file} has no segments")
+    if unknown := sorted(set(masks := found.masks(case.orientation, case.model.shape)) - set(found.segments)):
+        raise InputError(f"{found.file} has voxels of segments that it does not describe: {listed(map(str, unknown))}")
     drawn = labels.merged(found, masks, case.model.shape)
     left = np.zeros_like(asked)
     is_review = any(segment.is_region for segment in found.segments.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from small_prediction import LABELS, WrittenCase, deferral_folder
 
+from nnunetv2_deferral.defaults import DICOM_OBJECTS
 from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.image_files import write_labels
@@ -182,13 +184,13 @@ class Walk(NamedTuple):
         return dcmread(self.objects / self.case / f"{name}.dcm")
 
 
-def walk(root: Path, made: MadeSeries, *, export: bool = True, **content: Any) -> Walk:
+def walk(root: Path, made: MadeSeries, *, what: Sequence[str] = DICOM_OBJECTS, **content: Any) -> Walk:
     """From a series to a prediction, and its export."""
     source = write_series(made, root / "series")
     (case,) = import_series(source, root / "images").cases
     predicted = write_prediction(root / "predictions", root / "images" / f"{case}_0000.nii.gz", case, **content)
-    if export:
-        export_predictions(root / "predictions", root / "images", source, root / "objects")
+    if what:
+        export_predictions(root / "predictions", root / "images", source, root / "objects", what=what)
     return Walk(made, source, root / "images", case, root / "predictions", predicted, root / "objects")
 
 

@@ -19,18 +19,19 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.raters import ExpertMasks
 
+EDITABLE = ("mask", "review")
 WITH_IGNORE = LABELS | {"ignore": 3}
 
 
-@pytest.fixture(scope="module", params=["oblique", "negated_column", "multi_frame"])
+@pytest.fixture(scope="module", params=["oblique", "multi_frame"])
 def walked(request, tmp_path_factory):
     made = make_multi_frame("sagittal") if request.param == "multi_frame" else make_series(request.param)
-    return walk(tmp_path_factory.mktemp("walk"), made, labels=WITH_IGNORE)
+    return walk(tmp_path_factory.mktemp("walk"), made, what=EDITABLE, labels=WITH_IGNORE)
 
 
 @pytest.fixture(scope="module")
 def axial(tmp_path_factory):
-    return walk(tmp_path_factory.mktemp("axial"), make_series(), labels=WITH_IGNORE)
+    return walk(tmp_path_factory.mktemp("axial"), make_series(), what=EDITABLE, labels=WITH_IGNORE)
 
 
 def answers(walked, file, output, expert="ann", **options):
@@ -113,7 +114,7 @@ def test_slices_that_are_rounded_differently_come_back(tmp_path):
         dataset.ImageOrientationPatient[1] += number * 1e-6
         dataset.ImagePositionPatient[2] = round(dataset.ImagePositionPatient[2] + number % 3 * 0.07, 1)
         dataset.PixelSpacing = [1.1, 0.8 + number * 1e-6]
-    walked = walk(tmp_path, made, labels=WITH_IGNORE)
+    walked = walk(tmp_path, made, what=["mask"], labels=WITH_IGNORE)
     answers(walked, walked.objects / walked.case / "mask.dcm", tmp_path / "out")
     expected = np.where(walked.predicted.route == 1, walked.predicted.model.astype(int), MISSING)
     np.testing.assert_array_equal(written(walked, tmp_path / "out"), expected)
@@ -245,8 +246,8 @@ def test_other_input_that_does_not_fit_is_refused(axial, tmp_path):
     mask, out = axial.objects / axial.case / "mask.dcm", tmp_path / "out"
     with pytest.raises(InputError, match="'eve' is not one of the model's experts: ann, bob"):
         answers(axial, mask, out, "eve")
-    with pytest.raises(InputError, match=r"probability.dcm is not a DICOM segmentation: SOPClassUID 1.2.840"):
-        answers(axial, axial.objects / axial.case / "probability.dcm", out)
+    with pytest.raises(InputError, match=r"IM0000 is not a DICOM segmentation: SOPClassUID 1.2.840"):
+        answers(axial, axial.source / "IM0000", out)
     (tmp_path / "text.dcm").write_text("text")
     with pytest.raises(InputError, match=r"text.dcm cannot be read as DICOM"):
         answers(axial, tmp_path / "text.dcm", out)
@@ -266,6 +267,46 @@ def test_other_input_that_does_not_fit_is_refused(axial, tmp_path):
     with pytest.raises(InputError, match=r"other.dcm refers to the series 1.2.3, not to exactly one of .*dicom.json"):
         answers(axial, tmp_path / "other.dcm", out)
     assert not out.exists()
+
+
+def without_segments(dataset):
+    dataset.SegmentSequence = []
+
+
+def without_one_segment(dataset):
+    dataset.SegmentSequence = dataset.SegmentSequence[:1]
+
+
+def without_frames(dataset):
+    dataset.PerFrameFunctionalGroupsSequence = []
+
+
+def without_pixels(dataset):
+    del dataset.PixelData
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_segments, "mask.dcm has no segments"),
+        (without_one_segment, "has voxels of segments that it does not describe: 2"),
+        (without_frames, "mask.dcm has no frames"),
+        (without_pixels, "mask.dcm cannot be read as DICOM"),
+    ],
+)
+def test_a_damaged_segmentation_is_refused(axial, tmp_path, damage, message):
+    dataset = dcmread(axial.objects / axial.case / "mask.dcm")
+    damage(dataset)
+    dataset.save_as(tmp_path / "mask.dcm")
+    with pytest.raises(InputError, match=message):
+        answers(axial, tmp_path / "mask.dcm", tmp_path / "out")
+
+
+def test_a_case_without_a_prediction_is_refused(axial, tmp_path):
+    content = json.loads((axial.images / "dicom.json").read_text())
+    (tmp_path / "dicom.json").write_text(json.dumps({"cases": {"other": content["cases"][axial.case]}}))
+    with pytest.raises(InputError, match=f"is of case other, which {axial.predictions} does not have"):
+        answers(axial._replace(images=tmp_path), axial.objects / axial.case / "mask.dcm", tmp_path / "out")
 
 
 def test_a_case_without_regions_of_the_expert_is_refused(axial, tmp_path):

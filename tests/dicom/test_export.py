@@ -31,7 +31,7 @@ def walked(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def axial(tmp_path_factory):
-    return walk(tmp_path_factory.mktemp("axial"), make_series(), export=False)
+    return walk(tmp_path_factory.mktemp("axial"), make_series(), what=())
 
 
 def exported(walked, output, **options):
@@ -230,13 +230,14 @@ def test_a_source_without_patient_data_and_names_in_any_script(tmp_path):
         for keyword in ("PatientBirthDate", "AccessionNumber", "StudyTime", "PositionReferenceIndicator"):
             delattr(dataset, keyword)
     labels = {"background": 0, "Läsion 病変": 1, "core": 2}
-    walked = walk(tmp_path, made, labels=labels, dicom_codes={"Läsion 病変": CODES["rim"], "core": CODES["core"]})
+    codes = {"Läsion 病変": CODES["rim"], "core": CODES["core"]}
+    walked = walk(tmp_path, made, what=["mask", "gain"], labels=labels, dicom_codes=codes)
     assert walked.read("mask").SegmentSequence[0].SegmentLabel == "Läsion 病変"
     assert str(walked.read("gain").PatientName) == PATIENT
 
 
 def test_groups_of_frames_need_not_be_shared(tmp_path):
-    walked = walk(tmp_path, make_multi_frame("oblique", shared_only=False))
+    walked = walk(tmp_path, make_multi_frame("oblique", shared_only=False), what=["mask"])
     mask = sitk.ReadImage(str(walked.predictions / f"{walked.case}.nii.gz"))
     model = sitk.GetArrayFromImage(mask)
     assert by_segment(walked.read("mask"), mask) == {1: voxels(model == 1), 2: voxels(model == 2)}
@@ -271,6 +272,11 @@ def test_other_input_that_does_not_fit_is_refused(axial, tmp_path):
     next(file for file in fewer.iterdir() if last.encode() in file.read_bytes()).unlink()
     with pytest.raises(InputError, match=f"is not the one of case {axial.case} .* instances are 5 instead of 6"):
         export_predictions(axial.predictions, axial.images, fewer, out)
+    content = json.loads((axial.images / "dicom.json").read_text())
+    content["cases"][axial.case]["study"] = "1.2.3"
+    (tmp_path / "dicom.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="its StudyInstanceUID is .* instead of 1.2.3"):
+        export_predictions(axial.predictions, tmp_path, axial.source, out)
     assert not out.exists()
 
 

@@ -205,6 +205,31 @@ def test_what_is_no_series_is_refused(tmp_path):
         import_series(tmp_path / "empty", tmp_path / "out", file_ending=".png")
 
 
+def test_a_damaged_zip_file_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("file", "content" * 100)
+    content = (tmp_path / "in.zip").read_bytes()
+    (tmp_path / "in.zip").write_bytes(content.replace(b"content", b"changed"))
+    with pytest.raises(InputError, match="in.zip cannot be unpacked: Bad CRC-32"):
+        import_series(tmp_path / "in.zip", tmp_path / "out")
+
+
+def test_an_object_without_frames_is_refused(tmp_path):
+    made = make_multi_frame()
+    made.datasets[0].PerFrameFunctionalGroupsSequence = []
+    refused(tmp_path, made, f"series {made.uid} has no frames")
+
+
+def test_pixels_that_cannot_be_decoded_are_refused(tmp_path):
+    made = make_series()
+    made.datasets[3].PixelData = b""
+    refused(tmp_path, made, f"series {made.uid} cannot be read")
+    shutil.rmtree(tmp_path / "in")
+    made = make_multi_frame()
+    made.datasets[0].PixelData = made.datasets[0].PixelData[:100]
+    refused(tmp_path, made, "IM0000 cannot be read as DICOM")
+
+
 def test_two_multi_frame_objects_and_missing_uids_are_refused(tmp_path):
     made = make_multi_frame()
     second = make_multi_frame().datasets[0]
