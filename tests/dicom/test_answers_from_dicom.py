@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import highdicom as hd
 import numpy as np
@@ -11,7 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from small_prediction import LABELS
-from small_series import CODES, make_multi_frame, make_series, walk
+from small_series import CODES, make_multi_frame, make_series, program, walk
 
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.dicom.returned import read_answers
@@ -327,3 +328,22 @@ def test_answers_are_replaced_only_if_asked(axial, tmp_path):
     answers(axial, mask, tmp_path / "out", overwrite=True)
     report = json.loads((tmp_path / "out" / "dicom_answers.json").read_text())
     assert list(report["cases"][axial.case]) == ["ann", "bob"]
+
+
+def test_a_segmentation_that_dcmqi_wrote_is_read(walked, tmp_path):
+    if len(walked.made.datasets) == 1:
+        pytest.skip("dcmqi writes no segmentations of this multi-frame object")
+    read, write = program("segimage2itkimage"), program("itkimage2segimage")
+    mask = walked.objects / walked.case / "mask.dcm"
+    subprocess.run(
+        [read, "--inputDICOM", mask, "--outputDirectory", tmp_path, "--outputType", "nii"],
+        capture_output=True,
+        check=True,
+    )
+    files = [str(tmp_path / f"{label}.nii.gz") for label in (1, 2)]
+    command = [write, "--inputImageList", ",".join(files), "--inputMetadata", tmp_path / "meta.json"]
+    command += ["--inputDICOMDirectory", walked.source, "--outputDICOM", tmp_path / "theirs.dcm"]
+    subprocess.run(command, capture_output=True, check=True)
+    answers(walked, tmp_path / "theirs.dcm", tmp_path / "out")
+    expected = np.where(walked.predicted.route == 1, walked.predicted.model.astype(int), MISSING)
+    np.testing.assert_array_equal(written(walked, tmp_path / "out"), expected)

@@ -1,7 +1,6 @@
 """From predictions to DICOM objects: where their voxels are, what they refer to, and what they say."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections import defaultdict
@@ -12,15 +11,23 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from small_prediction import LABELS
-from small_series import CODES, ORIENTATIONS, PATIENT, frames_of, make_multi_frame, make_series, walk, write_series
+from small_series import (
+    CODES,
+    ORIENTATIONS,
+    PATIENT,
+    frames_of,
+    make_multi_frame,
+    make_series,
+    program,
+    walk,
+    write_series,
+)
 
 from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.worklist.items import WorkTime, choose, find_items
-
-PROGRAMS = os.environ.get("DICOM_PROGRAMS", os.environ["PATH"])  # folders with dciodvfy and segimage2itkimage
 
 
 @pytest.fixture(scope="module", params=[*ORIENTATIONS, "multi_frame"])
@@ -137,13 +144,6 @@ def test_segments_say_what_they_are_and_who_made_them(walked):
         assert "use=investigational" in algorithm.AlgorithmParameters
     (modifier,) = rim.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence
     assert modifier.CodeMeaning == "Left"
-
-
-def program(name):
-    found = shutil.which(name, path=PROGRAMS)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 def test_dciodvfy_finds_no_error(walked):
