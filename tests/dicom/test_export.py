@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset
-from small_prediction import LABELS
 from small_series import (
     CODES,
     ORIENTATIONS,
@@ -303,8 +301,7 @@ def test_a_case_without_regions_has_no_review(axial, tmp_path):
     sitk.WriteImage(sitk.ReadImage(str(file)) * 0, str(file))
     done = exported(axial._replace(predictions=folder), tmp_path / "out", what=["review", "gain"])
     assert done.unasked == (axial.case,) and done.files == {axial.case: (f"{axial.case}/gain.dcm",)}
-    assert isinstance(axial._replace(objects=tmp_path / "out").read("gain"), Dataset) and LABELS
-    assert not Path(tmp_path / "out" / axial.case / "review.dcm").exists()
+    assert not (tmp_path / "out" / axial.case / "review.dcm").exists()
 
 
 def test_tasks_for_mitk_begin_with_the_mask_and_end_where_answers_are_read(walked):
