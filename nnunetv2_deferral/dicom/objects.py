@@ -6,20 +6,25 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import highdicom as hd
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.valuerep import DA, TM
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.dicom.codes import CodeJson, LabelCodes
 from nnunetv2_deferral.dicom.segments import REGION_TYPE
 from nnunetv2_deferral.dicom.series import Series
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.image_files import reason_of
 
 INVESTIGATIONAL = "INVESTIGATIONAL USE ONLY"
 
@@ -97,10 +102,13 @@ class Source:
             segments: In the order of their numbers.
             kind: One of :data:`.defaults.DICOM_KINDS`.
             content: What it is called.
+
+        Raises:
+            InputError: If headers of the source do not allow it; the message names the series.
         """
         values = volume.astype(np.uint8) if volume.dtype == bool else volume
         descriptions = [self._description(number, segment) for number, segment in enumerate(segments, start=1)]
-        with _without_remarks():
+        with _building(self.series):
             return hd.seg.Segmentation(
                 pixel_array=self._by_frame(values),
                 segmentation_type=kind.upper(),
@@ -115,6 +123,9 @@ class Source:
             volume: float32 (Z, Y, X) in the order of the series.
             quantity: What the numbers are.
             content: What it is called.
+
+        Raises:
+            InputError: If headers of the source do not allow it; the message names the series.
         """
         highest = float(volume.max(initial=0))
         mapping = hd.pm.RealWorldValueMapping(
@@ -129,7 +140,7 @@ class Source:
         # By default a window has a width of at least 1.
         exact = hd.VOILUTFunctionValues.LINEAR_EXACT
         window = hd.VOILUTTransformation((highest or 1.0) / 2, highest or 1.0, voi_lut_function=exact)
-        with _without_remarks():
+        with _building(self.series):
             made = hd.pm.ParametricMap(
                 pixel_array=self._by_frame(volume.astype(np.float32)),
                 contains_recognizable_visual_features=False,
@@ -243,7 +254,7 @@ def _completed(header: Dataset, first: Dataset) -> Dataset:
     """
     header = copy.copy(header)
     for keyword in _OF_PATIENT:
-        if keyword not in header:
+        if keyword not in header or not _is_valid(header[keyword]):
             setattr(header, keyword, "")
     if "ImageOrientationPatient" in first:
         header.ImageOrientationPatient = first.ImageOrientationPatient
@@ -256,13 +267,32 @@ def _completed(header: Dataset, first: Dataset) -> Dataset:
     return header
 
 
+def _is_valid(element: DataElement) -> bool:
+    """Whether a date or time can be read and a sex is one of DICOM's; highdicom takes no others."""
+    if element.keyword == "PatientSex":
+        return str(element.value or "") in ("", "M", "F", "O")
+    kinds: dict[str, Callable[[str], object]] = {"DA": DA, "TM": TM}
+    try:
+        kinds.get(element.VR, str)(str(element.value or ""))
+    except ValueError:
+        return False
+    return True
+
+
 def _code(code: CodeJson) -> Code:
     return Code(code["value"], code["scheme"], code["meaning"])
 
 
-class _without_remarks(warnings.catch_warnings):  # noqa: N801 - used as a function
-    """No warnings of highdicom and pydicom, such as of names and values in the source that are not strictly valid."""
+@contextmanager
+def _building(series: Series) -> Iterator[None]:
+    """No warnings of highdicom and pydicom on values of the source that are not strictly valid, and errors by name.
 
-    def __enter__(self) -> None:
-        super().__enter__()
+    Raises:
+        InputError: In place of the errors of either, which have no common class.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"no DICOM objects can be made of series {series.uid}: {reason_of(error)}") from error

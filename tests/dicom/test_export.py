@@ -23,6 +23,7 @@ from small_series import (
 
 from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
+from nnunetv2_deferral.dicom.returned import read_answers
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.worklist.items import WorkTime, choose, find_items
@@ -232,6 +233,30 @@ def test_a_source_without_patient_data_and_names_in_any_script(tmp_path):
     walked = walk(tmp_path, made, what=["mask", "gain"], labels=labels, dicom_codes=codes)
     assert walked.read("mask").SegmentSequence[0].SegmentLabel == "Läsion 病変"
     assert str(walked.read("gain").PatientName) == PATIENT
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # on writing the source
+def test_values_of_the_source_that_are_not_strictly_valid_do_not_matter(tmp_path):
+    made = make_series()
+    for dataset in made.datasets:
+        dataset.AccessionNumber, dataset.PatientSex, dataset.StudyTime = "A" * 30, "male", "26:10"
+        dataset.PatientBirthDate = "19000000"
+    walked = walk(tmp_path, made, what=["mask", "gain"])
+    for name in ("mask", "gain"):
+        assert (walked.read(name).PatientBirthDate, walked.read(name).AccessionNumber) == ("", "A" * 30)
+
+
+def test_readers_that_turn_the_axes_make_no_difference(tmp_path):
+    reader = {"overwrite_image_reader_writer": "NibabelIOWithReorient"}
+    walked = walk(tmp_path, make_series("sagittal"), what=["mask"], **reader)
+    assert PredictionFolder.open(walked.predictions).case(walked.case).model.shape != walked.predicted.model.shape
+    mask = sitk.ReadImage(str(walked.predictions / f"{walked.case}.nii.gz"))
+    model = sitk.GetArrayFromImage(mask)
+    assert by_segment(walked.read("mask"), mask) == {1: voxels(model == 1), 2: voxels(model == 2)}
+    read_answers(walked.predictions, walked.images, [walked.objects], "ann", tmp_path / "out")
+    answer = sitk.ReadImage(str(tmp_path / "out" / "ann" / f"{walked.case}.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(answer), model)  # without an ignore label
+    np.testing.assert_allclose(answer.GetDirection(), mask.GetDirection(), atol=1e-5)
 
 
 def test_groups_of_frames_need_not_be_shared(tmp_path):
