@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 TESTS = Path(__file__).parent
 # These train what they need for themselves. All others of the folder share trained models, and so a process.
 APART = ("test_benchmark.py", "test_kinds_of_data.py", "test_limits_and_calibration.py", "test_real_experts.py")
+# Folders whose files share what is made once a process: trained models, and the standard that highdicom reads.
+TOGETHER = ("end_to_end", "dicom")
 # What takes longest begins first, so that no process has it left when the others are done.
 LONGEST = (
     "end_to_end",
@@ -71,7 +73,7 @@ def full_resolution(_coarse_figures: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def group(file: str) -> str:
     """What of a file's tests, given relative to this folder, is to stay in one process: the file, or its folder."""
     folder, _, name = file.rpartition("/")
-    return folder if folder == "end_to_end" and name not in APART else file
+    return folder if folder in TOGETHER and name not in APART else file
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,13 +1,10 @@
 """`nnUNetv2_deferral_dicom`: what it prints, and what it says without its extra."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
 from nnunetv2_deferral.commands.dicom import EXTRA, main
-
-sys.path.append(str(Path(__file__).parents[1] / "dicom"))
 
 
 def fails(capsys, *words):
