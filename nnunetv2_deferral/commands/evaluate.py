@@ -29,6 +29,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
+from nnunetv2_deferral.evaluation.surfaces import check_tolerance
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
@@ -188,6 +189,7 @@ def evaluate(
     groups: Mapping[str, Any] | None = None,
     domains: Mapping[str, Any] | None = None,
     bootstrap_seed: int = 0,
+    surface_tolerance: float | None = None,
     num_processes: int = 1,
 ) -> dict[str, Any]:
     """Evaluate all cases, with one case in memory at a time and process.
@@ -198,13 +200,21 @@ def evaluate(
         groups: For each case its group in the bootstrap, such as its patient; None for each case by itself.
         domains: For each case its domain, such as its hospital; None for no comparison of domains.
         bootstrap_seed: Seed of the bootstrap.
+        surface_tolerance: See :func:`.summarize_deferral`.
         num_processes: 1 runs in this process, more in as many spawned ones.
 
     Returns:
         The content of `deferral_summary.json`, see docs/reference/evaluation.md.
     """
     cases = inputs.predictions.cases
-    found = evaluate_cases(inputs, cases, groups=groups, domains=domains, num_processes=num_processes)
+    found = evaluate_cases(
+        inputs,
+        cases,
+        groups=groups,
+        domains=domains,
+        surface_tolerance=surface_tolerance,
+        num_processes=num_processes,
+    )
     return summarize(inputs, found, budgets=budgets, groups=groups, domains=domains, bootstrap_seed=bootstrap_seed)
 
 
@@ -214,10 +224,11 @@ def evaluate_cases(
     *,
     groups: Mapping[str, Any] | None = None,
     domains: Mapping[str, Any] | None = None,
+    surface_tolerance: float | None = None,
     num_processes: int = 1,
 ) -> EvaluatedPart:
     """Evaluate some of the cases; arguments as those of :func:`evaluate`."""
-    work = partial(_evaluate_one_by_one, inputs, groups, domains)
+    work = partial(_evaluate_one_by_one, inputs, groups, domains, surface_tolerance)
     if min(num_processes, len(cases)) <= 1:
         return work(cases, shown=True)
     # More pieces than processes, since cases differ in size; not one for each case, since statistics are large.
@@ -231,6 +242,7 @@ def _evaluate_one_by_one(
     inputs: EvaluationInputs,
     groups: Mapping[str, Any] | None,
     domains: Mapping[str, Any] | None,
+    surface_tolerance: float | None,
     cases: Sequence[str],
     *,
     shown: bool = False,
@@ -243,6 +255,7 @@ def _evaluate_one_by_one(
         has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
         confidence=None if calibration is None else calibration.confidence,
+        surface_tolerance=surface_tolerance,
     )
     certificate = None if calibration is None else calibration.certificate
     check = None if certificate is None else CertificateCheck(certificate, groups)
@@ -281,12 +294,17 @@ def summarize(
         "certificate": None if found.check is None else found.check.summary(),
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
+        "unit": folder.files.unit,
         "versions": _versions(),
     }
 
 
 def same_for_all_parts(
-    inputs: EvaluationInputs, *, groups: Mapping[str, Any] | None, domains: Mapping[str, Any] | None
+    inputs: EvaluationInputs,
+    *,
+    groups: Mapping[str, Any] | None,
+    domains: Mapping[str, Any] | None,
+    surface_tolerance: float | None,
 ) -> dict[str, Any]:
     """What all parts of an evaluation must have in common, as JSON."""
     folder = inputs.predictions
@@ -298,6 +316,7 @@ def same_for_all_parts(
         "answers": "replace" if inputs.evidence is None else "evidence",
         "probabilities": inputs.has_probabilities,
         "routing probabilities": inputs.has_routing,
+        "tolerance of surfaces": surface_tolerance,
         "folds": [str(each) for each in inputs.fold_folders],
         "groups": None if groups is None else fingerprint(groups),
         "domains": None if domains is None else fingerprint(domains),
@@ -425,6 +444,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if not all(0 <= budget <= 1 for budget in given.budgets):
             raise InputError(f"budgets must be shares of the voxels in [0, 1], got {given.budgets}")
+        if given.surface_tolerance is not None:
+            check_tolerance(given.surface_tolerance)
         inputs = open_inputs(
             given.i,
             given.ref,
@@ -443,12 +464,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases = inputs.predictions.cases
         groups = None if given.groups is None else read_groups(given.groups, cases)
         domains = None if given.domains is None else read_groups(given.domains, cases, kind="domain")
-        common = same_for_all_parts(inputs, groups=groups, domains=domains)
+        common = same_for_all_parts(inputs, groups=groups, domains=domains, surface_tolerance=given.surface_tolerance)
         part = parsers.part_of(given)
         if given.merge:
             found = EvaluatedPart.merged(read_parts(given.o, common), cases)
         else:
-            found = evaluate_cases(inputs, part.cases(cases), groups=groups, domains=domains, num_processes=given.np)
+            found = evaluate_cases(
+                inputs,
+                part.cases(cases),
+                groups=groups,
+                domains=domains,
+                surface_tolerance=given.surface_tolerance,
+                num_processes=given.np,
+            )
             if part.of > 1:
                 print(part.write(found, given.o, common))
                 return

@@ -58,6 +58,7 @@ class Evaluation:
         has_regions: bool = False,
         calibration: Sequence[Calibrator] | None = None,
         confidence: ConfidenceRule | None = None,
+        surface_tolerance: float | None = None,
     ) -> None:
         """Start without cases.
 
@@ -67,6 +68,7 @@ class Evaluation:
             has_regions: Whether the model's probabilities are those of regions.
             calibration: The J + 1 calibrators that the route was computed with, the model's first, or None.
             confidence: The rule that asks by the model's own confidence, fitted on other cases; or None.
+            surface_tolerance: See :func:`.summarize_deferral`.
 
         Raises:
             InputError: If the names of experts are not distinct, or there are not J + 1 calibrators.
@@ -75,7 +77,7 @@ class Evaluation:
         self.regions = tuple(regions)
         self.has_regions = has_regions
         self._confidence = confidence
-        self._summary = SummaryStatistics(regions, experts)
+        self._summary = SummaryStatistics(regions, experts, surface_tolerance=surface_tolerance)
         self._deferred: dict[str, DeferralCounts] = {}
         self._domains: dict[str | None, Domain] = {}
         self._histograms: dict[str, ScoreHistogram] = {}

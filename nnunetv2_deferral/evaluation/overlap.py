@@ -64,15 +64,18 @@ def summarize(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:
 
     Returns:
         `{"mean": {region: scores}, "foreground_mean": scores, "metric_per_case": [...]}`, where each `scores` in
-        `mean` also has `n_undefined`, the number of cases with an undefined Dice. A mean without values is NaN.
+        `mean` also has `n_undefined`, the number of cases with an undefined Dice, and with scores of surfaces
+        `n_undefined_HD95`. A mean without values is NaN.
     """
     regions = list(next(iter(cases.values()), {}))
     mean = {}
     for region in regions:
         rows = [metrics[region] for metrics in cases.values()]
         mean[region] = {key: _mean([row[key] for row in rows]) for key in rows[0]}
-        mean[region]["n_undefined"] = sum(int(np.isnan(row["Dice"])) for row in rows)
-    keys = [key for key in next(iter(mean.values()), {}) if key != "n_undefined"]
+        mean[region]["n_undefined"] = _undefined([row["Dice"] for row in rows])
+        if "HD95" in rows[0]:
+            mean[region]["n_undefined_HD95"] = _undefined([row["HD95"] for row in rows])
+    keys = [key for key in next(iter(mean.values()), {}) if not key.startswith("n_undefined")]
     return {
         "foreground_mean": {key: _mean([scores[key] for scores in mean.values()]) for key in keys},
         "mean": mean,
@@ -82,6 +85,10 @@ def summarize(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:
 
 def _ratio(numerator: int, denominator: int) -> float:
     return numerator / denominator if denominator else float("nan")
+
+
+def _undefined(values: Sequence[float]) -> int:
+    return sum(int(np.isnan(value)) for value in values)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, summarize
+from nnunetv2_deferral.evaluation.surfaces import surface_scores
 from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates
@@ -18,6 +19,7 @@ from nnunetv2_deferral.parts import in_order
 SUMMARY_NAME = "deferral_summary.json"
 REPLACED = "system_replaced"
 _PARTS = ("system", "expert", "model", "model_everywhere")
+_SOME_VOXELS = ("expert", "model")  # these are scored where they answered, which is no mask with a surface
 
 # Beyond these a result calls for a caution.
 HARDLY_ANY_DICE = 0.05
@@ -27,10 +29,13 @@ NEARLY_ALL = 0.9
 class SummaryStatistics:
     """The scores of system, experts and model, accumulated case by case."""
 
-    def __init__(self, regions: Sequence[Region], experts: Sequence[str]) -> None:
+    def __init__(
+        self, regions: Sequence[Region], experts: Sequence[str], *, surface_tolerance: float | None = None
+    ) -> None:
         """Start without cases; arguments as in :func:`summarize_deferral`."""
         self.regions = tuple(regions)
         self.experts = tuple(experts)
+        self.surface_tolerance = surface_tolerance
         self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, REPLACED, *experts)}
         self._per_case: dict[str, dict[str, Any]] = {}
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
@@ -59,7 +64,18 @@ class SummaryStatistics:
             if (mask != MISSING).any()
         }
         for part, (prediction, where) in scored.items():
-            self._scores[part][case.name] = overlap(case.reference, prediction, self.regions, where)
+            found = self._scores[part][case.name] = overlap(case.reference, prediction, self.regions, where)
+            if self.surface_tolerance is not None and part not in _SOME_VOXELS:
+                surfaces = surface_scores(
+                    case.reference,
+                    prediction,
+                    self.regions,
+                    spacing=case.prediction.spacing,
+                    tolerance=self.surface_tolerance,
+                    valid=where,
+                )
+                for region, scores in surfaces.items():
+                    found[region] |= scores
         routed = count_values(case.route[valid], len(self.experts) + 1)
         missed = int((without_answer & valid).sum())
         self._per_case[case.name] = deferral_rates(case.route[valid], self.experts) | {
@@ -73,7 +89,7 @@ class SummaryStatistics:
     @classmethod
     def merged(cls, parts: Sequence[SummaryStatistics], cases: Sequence[str]) -> SummaryStatistics:
         """The scores of all cases of several parts, in the order of `cases`, which must be these cases."""
-        merged = cls(parts[0].regions, parts[0].experts)
+        merged = cls(parts[0].regions, parts[0].experts, surface_tolerance=parts[0].surface_tolerance)
         for name in merged._scores:
             merged._scores[name] = in_order([part._scores[name] for part in parts], cases)
         merged._per_case = in_order([part._per_case for part in parts], cases)
@@ -87,6 +103,7 @@ class SummaryStatistics:
         summaries = {part: summarize(metrics) for part, metrics in self._scores.items()}
         share = self._routed / max(self._routed.sum(), 1)
         return {
+            "surface_tolerance": self.surface_tolerance,
             **{part: summaries[part] for part in (*_PARTS, REPLACED) if part in _PARTS or self._scores[part]},
             "expert_everywhere": {name: summaries[name] for name in self.experts if self._scores[name]},
             "deferral": {
@@ -130,7 +147,11 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
 
 
 def summarize_deferral(
-    cases: Iterable[EvaluatedCase], regions: Sequence[Region], experts: Sequence[str]
+    cases: Iterable[EvaluatedCase],
+    regions: Sequence[Region],
+    experts: Sequence[str],
+    *,
+    surface_tolerance: float | None = None,
 ) -> dict[str, Any]:
     """Score a deferral system.
 
@@ -138,9 +159,12 @@ def summarize_deferral(
         cases: The cases; one at a time is held in memory.
         regions: The foreground labels or regions to score.
         experts: The names of the J experts in routing order.
+        surface_tolerance: The tolerance of :func:`.surface_scores`, which are then added to the scores of whole masks;
+            None for none.
 
     Returns:
-        A dictionary with scores nested as in nnU-Net's summary.json: `system` (the fused mask over the whole image),
+        A dictionary with `surface_tolerance`, and with scores nested as in nnU-Net's summary.json: `system` (the fused
+        mask over the whole image),
         `system_replaced` (the same if answers replace labels; only if they are read as evidence),
         `expert` (the experts' labels on the voxels that were routed to them and answered), `model` (the model's labels
         on the other voxels), `model_everywhere`, and `expert_everywhere` (one entry per expert, on the cases and voxels
@@ -148,7 +172,7 @@ def summarize_deferral(
         for every case, the deferral rate, the share of each expert, and the share of the deferred voxels without a
         label of the asked expert.
     """
-    statistics = SummaryStatistics(regions, experts)
+    statistics = SummaryStatistics(regions, experts, surface_tolerance=surface_tolerance)
     for case in cases:
         statistics.update(case)
     return statistics.summary()

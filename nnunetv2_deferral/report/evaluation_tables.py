@@ -39,21 +39,33 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
     if REPLACED in summary:
         parts["system, answers replace labels"] = (REPLACED, summary[REPLACED])
     parts |= {f"{name} alone": (name, part) for name, part in summary["expert_everywhere"].items()}
+    tolerance = summary.get("surface_tolerance")
+    surfaces = [] if tolerance is None else ["HD95", "NSD"]
     rows = []
     for who, (key, part) in parts.items():
         mean = part["foreground_mean"]
         less = interval_text(dice[f"system - {key}"], signed=True) if key != "system" else ""
         seen = len(part["metric_per_case"])
         rows.append(
-            [who, interval_text(dice[key]), less, score_text(mean["IoU"]), score_text(mean["Sensitivity"]),
-             str(seen) if seen == num_cases else f"{seen} of {num_cases}"]
-        )  # fmt: skip
+            [
+                who,
+                interval_text(dice[key]),
+                less,
+                *(score_text(mean[score]) for score in ("IoU", "Sensitivity")),
+                *(_distance_text(mean[score]) if score == "HD95" else score_text(mean[score]) for score in surfaces),
+                str(seen) if seen == num_cases else f"{seen} of {num_cases}",
+            ]
+        )
     return Table(
         caption="Overlap with the reference, mean over cases and labels, with 95 % intervals",
-        head=["source", "Dice", "system − this", "IoU", "sensitivity", "cases"],
+        head=["source", "Dice", "system − this", "IoU", "sensitivity", *surfaces, "cases"],
         rows=rows,
         highlighted=SYSTEM,
     )
+
+
+def _distance_text(distance: float) -> str:
+    return DASH if math.isnan(distance) else f"{distance:.2f}"
 
 
 def regions_table(summary: Mapping[str, Any]) -> Table | None:

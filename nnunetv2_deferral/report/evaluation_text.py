@@ -18,6 +18,13 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     intervals, deferral = summary["intervals"]["Dice"], summary["deferral"]
     total = summary["deferred"]["total"]
     lines = [f"  {_named(name):<34} {_interval(found)}" for name, found in intervals.items()]
+    if summary.get("surface_tolerance") is not None:
+        tolerance = f"{summary['surface_tolerance']:g} {summary['unit']}"
+        lines.append(f"  HD95 in {summary['unit']}, normalised surface distance at a tolerance of {tolerance}:")
+        scored = {name: summary[name] for name in ("model_everywhere", "system")} | summary["expert_everywhere"]
+        for name, part in scored.items():
+            mean = part["foreground_mean"]
+            lines.append(f"    {_named(name):<32} {mean['HD95']:.2f}, {mean['NSD']:.4f}")
     rounds = f", {deferral['questions']:.2%} in all rounds" if deferral["questions"] > deferral["rate"] else ""
     lines += [
         f"  deferred {deferral['rate']:.2%} of the voxels{rounds}; of these the model had "
@@ -64,6 +71,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
 def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of `cases.csv`, one per case: deferral rates, scores and counts of deferred voxels."""
     parts = {"model": summary["model_everywhere"], "system": summary["system"], **summary["expert_everywhere"]}
+    surfaces = [] if summary.get("surface_tolerance") is None else ["HD95", "NSD"]
     rows = []
     for case, rates in summary["deferral"]["per_case"].items():
         row: dict[str, Any] = {"case": case, "deferral_rate": rates["deferral_rate"]}
@@ -73,7 +81,7 @@ def case_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                 (each["metrics"] for each in part["metric_per_case"] if each["case"] == case), {}
             )
             for region in summary["system"]["mean"]:
-                for score in ("Dice", "IoU", "Sensitivity"):
+                for score in ("Dice", "IoU", "Sensitivity", *surfaces):
                     row[f"{score}_{name}_{region}"] = metrics.get(region, {}).get(score, math.nan)
         rows.append(row | summary["deferred"]["per_case"][case])
     return rows

@@ -70,6 +70,24 @@ def definitions(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("worsened", f"Deferred voxels where the model is right and the {who} wrong."),
         ("unanswered", "Deferred voxels where the expert has no label; the model's label is kept."),
         ("Dice", "Overlap with the reference between 0 and 1, mean over cases; – if undefined."),
+        *_surfaces(summary),
+    )
+
+
+def _surfaces(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    tolerance = summary.get("surface_tolerance")
+    if tolerance is None:
+        return ()
+    unit = summary.get("unit", "mm")
+    missing = sum(found["n_undefined_HD95"] for found in summary["system"]["mean"].values())
+    left_out = f" Left out where only one of system and reference has a label, or none: {missing}." if missing else ""
+    return (
+        ("HD95", f"95th percentile of the distances between the surfaces, in {unit}, mean over cases.{left_out}"),
+        (
+            "NSD",
+            f"Normalised surface distance: share of the surfaces that lie within {tolerance:g} {unit} of each other; 0 "
+            "where only one of mask and reference has a label.",
+        ),
     )
 
 

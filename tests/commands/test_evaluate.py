@@ -9,7 +9,7 @@ import pytest
 from close_to import assert_close
 from page_reader import Reader
 from small_certificate import certificate
-from small_prediction import read_mask, write_mask, write_prediction
+from small_prediction import GEOMETRY, read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.evaluate import main
@@ -17,6 +17,7 @@ from nnunetv2_deferral.decision.calibrators import IDENTITY, Temperature
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
+from nnunetv2_deferral.evaluation.surfaces import surface_scores
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.fusion import fuse_masks
@@ -334,6 +335,29 @@ def limit(folders, case, limits):
     """Note limits as those that a case was decided with."""
     file = maps.case_file(folders.root / "out", case)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"limits": limits}))
+
+
+class TestSurfaces:
+    def test_whole_masks_are_scored_and_shown(self, folders, capsys):
+        report = folders.root / "report.html"
+        summary = folders.evaluate("-surface_tolerance", "1.5", "--report", report)
+        assert (summary["surface_tolerance"], summary["unit"]) == (1.5, "mm")
+        expected = surface_scores(
+            folders.reference["x"], folders.predicted["x"].model, (1, 2), spacing=GEOMETRY["spacing"], tolerance=1.5
+        )
+        (row,) = (each for each in summary["model_everywhere"]["metric_per_case"] if each["case"] == "x")
+        for region, found in expected.items():
+            assert {key: row["metrics"][region][key] for key in found} == pytest.approx(found)
+        for part in (summary["system"], *summary["expert_everywhere"].values()):
+            assert 0 < part["foreground_mean"]["NSD"] <= 1
+        assert "NSD" not in summary["model"]["foreground_mean"]
+        assert "HD95 in mm, normalised surface distance at a tolerance of 1.5 mm:" in capsys.readouterr().out
+        assert "share of the surfaces that lie within 1.5 mm of each other" in report.read_text()
+        with (folders.root / "evaluation" / "cases.csv").open(newline="") as file:
+            assert float(next(csv.DictReader(file))["HD95_model_1"]) == pytest.approx(expected["1"]["HD95"])
+
+    def test_a_tolerance_below_zero_is_refused(self, folders, capsys):
+        assert "must be finite and at least 0, got -1.0" in folders.refused(capsys, "-surface_tolerance=-1")
 
 
 class TestParts:
