@@ -55,7 +55,7 @@ def _coarse_figures() -> Iterator[Any]:
     stock = Figure.savefig
 
     def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
-        stock(figure, *arguments, **options | {"dpi": 40, "pil_kwargs": None})
+        stock(figure, *arguments, **options | {"dpi": 40} | ({"pil_kwargs": None} if "pil_kwargs" in options else {}))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)

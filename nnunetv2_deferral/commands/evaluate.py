@@ -41,11 +41,13 @@ from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.report.evaluation_page import write_evaluation_page
 from nnunetv2_deferral.report.evaluation_text import budget_rows, case_rows, evaluation_text
+from nnunetv2_deferral.report.paper import write_paper
 from nnunetv2_deferral.report.strips import case_pictures
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.schema import read_validated_json
 
 _PIECES_PER_PROCESS = 4
+FIGURES = "figures"  # folder in the output folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -493,6 +495,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report = given.report if given.report.parent != Path() else given.o / given.report
             write_report(summary, inputs, report, given.images)
             files.append(report)
+        if given.figures:
+            files += write_paper(summary, given.o / FIGURES, given.figures, unit=summary["unit"])
     except InputError as error:
         parser.error(str(error))
     print(evaluation_text(summary))

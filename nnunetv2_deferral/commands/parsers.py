@@ -357,6 +357,8 @@ def evaluate() -> argparse.ArgumentParser:
     words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
     add("--report", metavar="HTML", type=Path, help=words)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
+    words = "also write the figures of the report to OUT/figures in these formats, with its tables in LaTeX"
+    add("-figures", metavar="FORMAT", nargs="+", choices=("png", "svg", "pdf"), default=[], help=words)
     words = "also score surfaces: HD95, and the normalised surface distance with this tolerance in mm (png: pixels)"
     add("-surface_tolerance", metavar="MM", type=float, help=words)
     _add_parts(parser)
