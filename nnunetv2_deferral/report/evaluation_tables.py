@@ -267,7 +267,7 @@ def _budget_heads(summary: Mapping[str, Any]) -> list[str]:
 
 def _with_interval(estimate: float, low: float, high: float, *, signed: bool = False) -> str:
     text = signed_text if signed else score_text
-    return text(estimate) if math.isnan(low) else f"{text(estimate)}\n[{text(low)}, {text(high)}]"
+    return text(estimate) if math.isnan(low) else f"{text(estimate)}\n[{text(low)},\N{NO-BREAK SPACE}{text(high)}]"
 
 
 def _signed(number: int) -> str:

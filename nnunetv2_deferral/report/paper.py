@@ -31,6 +31,7 @@ _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "\n": " ",
+    "\N{NO-BREAK SPACE}": "~",
 }
 
 

@@ -83,7 +83,10 @@ def test_matched_budgets_are_those_of_the_summary(make_summary, quick):
         cells = next(row for row in rows if row[0] == shown)[1:]
         assert len(cells) == len(summary["budgets"][name]) == 6
         for cell, found in zip(cells, summary["budgets"][name], strict=True):
-            assert cell.split("\n")[:2] == [f"{found['Dice']:.3f}", f"[{found['low']:.3f}, {found['high']:.3f}]"]
+            assert cell.replace("\N{NO-BREAK SPACE}", " ").split("\n")[:2] == [
+                f"{found['Dice']:.3f}",
+                f"[{found['low']:.3f}, {found['high']:.3f}]",
+            ]
             assert cell.split("\n")[2] == f"{found['recovered']:.0%}".replace("%", " %").replace("-", "−")
 
 
