@@ -119,13 +119,18 @@ def timed_review(root: Path) -> dict[str, Any]:
         headers = {"Host": host, "Origin": f"http://{host}", "X-Review-Person": EXPERT}
 
         def request(what: str, method: str, path: str, content: Any = None) -> tuple[bytes, Any]:
-            connection = http.client.HTTPConnection(host, timeout=600)
             start = time.monotonic()
             body = None if content is None else json.dumps(content)
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            said = answer.read()
-            took[what] = time.monotonic() - start
+            while True:
+                connection = http.client.HTTPConnection(host, timeout=600)
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                said = answer.read()
+                took[what] = time.monotonic() - start
+                if answer.status != 503:  # the case is still being read; the page waits, too
+                    break
+                connection.close()
+                time.sleep(0.5)
             if answer.status != 200:
                 raise SystemExit(f"{path}: {answer.status} {said[:300]!r}")
             connection.close()

@@ -365,6 +365,29 @@ def deferral_rates(route: np.ndarray, experts: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def deferred_text(folder: Path, cases: Iterable[str]) -> str:
+    """What was deferred in cases of a folder, as a line for the terminal; empty if none of them has maps.
+
+    Raises:
+        InputError: See :func:`read_model`; also if the entry of a case cannot be read.
+    """
+    files = [file for case in cases if (file := case_file(folder, case)).is_file()]
+    entries = [read_validated_json(file, _CaseEntry) for file in files]
+    if not entries:
+        return ""
+    number = len(entries)
+    rate = sum(entry["deferral_rate"] for entry in entries) / number
+    shares = {
+        name: sum(entry["share"].get(name, 0.0) for entry in entries) / number
+        for name in read_model(folder)["model"]["experts"]
+    }
+    asked = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    return (
+        f"Deferred {rate:.2%} of the voxels ({asked}), mean of {number} {'case' if number == 1 else 'cases'}. Maps: "
+        f"{folder / FOLDER}"
+    )
+
+
 @cache
 def _versions() -> dict[str, str]:
     return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2"), "torch": version("torch")}

@@ -139,6 +139,11 @@ def test_the_index_holds_the_rates_of_every_case(tmp_path):
     assert index["cases"]["a"]["deferral_rate"] == 0
     assert index["model"]["experts"] == ["expert1", "expert2", "expert3"]
     assert set(index["versions"]) == {"nnunetv2_deferral", "nnunetv2", "torch"}
+    text = maps.deferred_text(tmp_path, ["a", "b", "elsewhere"])
+    assert text.startswith(
+        "Deferred 18.75% of the voxels (expert1 12.50%, expert2 6.25%, expert3 0.00%), mean of 2 cases."
+    )
+    assert maps.deferred_text(tmp_path, ["elsewhere"]) == ""
 
 
 def test_cases_written_at_the_same_time_are_all_in_the_index(tmp_path):

@@ -90,6 +90,20 @@ class Limits:
         return found
 
 
+def limits_text(limits: Limits, experts: Sequence[str]) -> str:
+    """The limits in words, such as `at most 0.02 of the voxels of each case; no region smaller than 5 mm`."""
+    found = []
+    where = "each case" if limits.over == CASE else "all cases together, on average"
+    if limits.budget is not None:
+        found.append(f"at most {limits.budget:.4g} of the voxels of {where}")
+    for name, capacity in zip(experts, limits.capacities or (), strict=False):
+        if capacity is not None:
+            found.append(f"{name} at most {capacity:.4g} of the voxels of {where}")
+    if limits.min_region_mm is not None:
+        found.append(f"no region smaller than {limits.min_region_mm:.4g} mm")
+    return "; ".join(found) or "without limits"
+
+
 def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
     """Override limits by environment variables.
 

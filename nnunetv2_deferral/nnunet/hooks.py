@@ -23,10 +23,12 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.decision.limits import limits_text
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.multi_rater import agreement_maps
 from nnunetv2_deferral.nnunet.export import (
     check_limits,
+    effective_limits,
     export_prediction_from_logits,
     model_identity,
     remarks_on_calibration,
@@ -62,12 +64,15 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
         lists = stock(self, *args, **kwargs)
-        folders = {Path(file).parent for file in lists[1] or ()}
+        self.deferral_outputs = [Path(file) for file in lists[1] or ()]
+        folders = {file.parent for file in self.deferral_outputs}
         if isinstance(self.plans_manager, MultiRaterPlansManager):
             for folder in folders:
                 agreement_maps.check_folder(folder, self.plans_manager.model(self.configuration_manager))
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
+            settings = self.plans_manager.settings
+            print(f"Deferral: {limits_text(effective_limits(settings), settings.expert_names)}")
             for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
@@ -77,6 +82,23 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         return lists
 
     return _manage_input_and_output_lists
+
+
+def _say_what_was_deferred(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Print what was deferred once all cases are predicted."""
+
+    @wraps(stock)
+    def predict_from_files(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
+        self.deferral_outputs = []
+        results = stock(self, *args, **kwargs)
+        if isinstance(self.plans_manager, DeferralPlansManager):
+            for folder in sorted({file.parent for file in self.deferral_outputs}):
+                cases = [file.name for file in self.deferral_outputs if file.parent == folder]
+                if text := maps.deferred_text(folder, cases):
+                    print(text)
+        return results
+
+    return predict_from_files
 
 
 def _offer_pretrained_weights(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,6 +140,14 @@ _EXPORT_PARAMETERS = (
     "num_threads_torch",
 )
 
+_PREDICT_PARAMETERS = (
+    "self",
+    "list_of_lists_or_source_folder",
+    "output_folder_or_list_of_truncated_output_files",
+    "save_probabilities",
+    "overwrite",
+)
+
 REPLACEMENTS = (
     *(
         Replacement(
@@ -139,6 +169,25 @@ REPLACEMENTS = (
             "num_parts",
             "save_probabilities",
         ),
+    ),
+    Replacement(
+        nnUNetPredictor,
+        "predict_from_files",
+        _say_what_was_deferred,
+        (
+            *_PREDICT_PARAMETERS,
+            "num_processes_preprocessing",
+            "num_processes_segmentation_export",
+            "folder_with_segs_from_prev_stage",
+            "num_parts",
+            "part_id",
+        ),
+    ),
+    Replacement(
+        nnUNetPredictor,
+        "predict_from_files_sequential",
+        _say_what_was_deferred,
+        (*_PREDICT_PARAMETERS, "folder_with_segs_from_prev_stage"),
     ),
     Replacement(
         run_training,

@@ -11,6 +11,7 @@ from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT_REGION,
     Limits,
     limits_of_environment,
+    limits_text,
 )
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -20,6 +21,21 @@ def test_without_limits_there_is_nothing_to_say():
     assert Limits().to_dict() == {}
     assert not Limits().limits_amount
     assert not Limits(capacities=(None, None), min_region_mm=3).limits_amount
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({}, "without limits"),
+        ({"budget": 0.02}, "at most 0.02 of the voxels of each case"),
+        (
+            {"capacities": (None, 0.005), "over": "dataset", "min_region_mm": 5},
+            "bob at most 0.005 of the voxels of all cases together, on average; no region smaller than 5 mm",
+        ),
+    ],
+)
+def test_limits_are_told_in_words(limits, text):
+    assert limits_text(Limits(**limits), ("ann", "bob")) == text
 
 
 def test_the_plans_set_limits_and_keep_them():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.forecast.forest import DiceForecast
+from nnunetv2_deferral.maps import deferred_text
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
@@ -95,8 +98,12 @@ def predict_with(predictor: Any, images: Path, output: Path, environment: dict[s
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
-    return PredictionFolder.open(output)
+        with redirect_stdout(StringIO()) as said:
+            predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
+    assert said.getvalue().count("\nDeferral: ") == said.getvalue().count("\nDeferred ") == 1
+    found = PredictionFolder.open(output)
+    assert said.getvalue().splitlines()[-1] == deferred_text(output, found.cases) != ""
+    return found
 
 
 def calibration_in(model: Path) -> Any:
