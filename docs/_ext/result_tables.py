@@ -361,6 +361,24 @@ def many_cases() -> str:
     return f"{table}\n\n{_small(content['machine']['device'] + ', ' + content['date'])}"
 
 
+def archive() -> str:
+    """Two processes against one, and the memory of a list from many cases."""
+    content = _json("archive.json")
+    rows = [
+        (what, f"{times['one']:.0f} s", f"{times['two']:.0f} s", f"{times['speed_up']:.2f}")
+        for what, times in content["processes"].items()
+    ]
+    table = _table(("", "one process", "two processes", "speed-up"), rows)
+    shape, listed = " x ".join(map(str, content["shape"])), content["list"]
+    line = f"{content['volumes']} volumes of {shape}; {content['machine']['device']}, {content['date']}."
+    regions, cases = (f"{listed[key]:,}".replace(",", " ") for key in ("regions", "cases"))
+    memory = (
+        f"Choosing a list from {regions} regions of {cases} cases: {listed['seconds']:.0f} s, {listed['peak_mib']} MiB "
+        "at most."
+    )
+    return f"{table}\n\n{_small(line)}\n\n{memory}"
+
+
 def query_rounds() -> str:
     """Dice on other patients after each round of queries, by strategy."""
     content = _json("query_rounds_004_2d.json")
@@ -412,6 +430,7 @@ TABLES: dict[str, Callable[[], str]] = {
         memory,
         export,
         many_cases,
+        archive,
         query_rounds,
     )
 }

@@ -63,7 +63,7 @@ def _check(plan: Plan) -> None:
     """
     for step in plan.steps:
         if step == PREDICT:
-            plan.jobs(step, after=())
+            plan.jobs(step)
             continue
         parser: ArgumentParser = getattr(parsers, step)()
         parser.error = refuse  # type: ignore[method-assign]

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.files import write_json
-from nnunetv2_deferral.jobs.job import Job, JobError, records_of
-from nnunetv2_deferral.jobs.steps import PREDICT, Plan
+from nnunetv2_deferral.jobs.job import Job, JobError
+from nnunetv2_deferral.jobs.steps import Plan
 
 MANIFEST = "run.json"
 ATTEMPTS = 3
@@ -90,14 +90,10 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
         "complete": False,
         "jobs": {},
     }
-    after: tuple[str, ...] = ()
     for step in plan.steps:
-        # Evaluation and worklist both read the predictions.
         plan.clear(step)
-        for group in plan.jobs(step, after):
+        for group in plan.jobs(step):
             _run_group(group, execute, manifest, plan)
-            if step == PREDICT:
-                after = records_of(group)
     manifest["complete"] = True
     write_json(manifest, plan.output / MANIFEST)
     return manifest

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -34,7 +33,7 @@ class Job:
         words: The command.
         folder: The folder of records and logs.
         outputs: Files that exist once it has ended well.
-        after: The identifiers of the records of the step before, whose results it reads.
+        reads: The state of the files that it reads; a record of another state counts as none.
     """
 
     step: str
@@ -43,7 +42,7 @@ class Job:
     words: tuple[str, ...]
     folder: Path
     outputs: tuple[Path, ...] = ()
-    after: tuple[str, ...] = ()
+    reads: str = ""
 
     def __str__(self) -> str:
         return self.step if self.of == 1 else f"{self.step} {self.number} of {self.of}"
@@ -59,14 +58,14 @@ class Job:
         return self.folder / f"{self.step}_{self.number}_of_{self.of}.json"
 
     def record(self) -> dict[str, Any] | None:
-        """What the job left if it has ended well: `id`, `words`, `after`, `begun` (UTC), `seconds`; else None.
+        """What the job left if it has ended well: `words`, `reads`, `begun` (UTC), `seconds`; else None.
 
-        A record of another command, of results that have changed since, or whose outputs are gone counts as none; nor
-        does one that cannot be read, because repeating the job mends it.
+        A record of another command, of files that have changed since, or whose outputs are gone counts as none, as does
+        one that cannot be read, because repeating the job mends it.
         """
         try:
             found = read_json(self.record_file)
-            same = found["words"] == list(self.words) and found["after"] == list(self.after) and found["id"]
+            same = found["words"] == list(self.words) and found["reads"] == self.reads
         except (InputError, KeyError, TypeError):
             return None
         return found if same and not self.missing() else None
@@ -108,9 +107,8 @@ class Job:
         if missing := self.missing():
             raise JobError(f"{self} ended without an error, but {missing[0]} does not exist ({len(missing)} files)")
         content = {
-            "id": uuid.uuid4().hex,
             "words": list(self.words),
-            "after": list(self.after),
+            "reads": self.reads,
             "begun": begun.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -127,8 +125,3 @@ class Job:
             except BlockingIOError:
                 watch()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def records_of(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """The identifiers of the records of jobs that have all ended well."""
-    return tuple(record["id"] for job in jobs if (record := job.record()) is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -59,12 +60,14 @@ class Plan:
         """The folder of the predictions."""
         return self._folder(PREDICT)
 
-    def jobs(self, step: str, after: Sequence[str]) -> list[list[Job]]:
+    def jobs(self, step: str) -> list[list[Job]]:
         """The jobs of a step, in groups of which each needs the one before.
+
+        The jobs of a step that reads files are those of the present state of these files: of the predictions, and of
+        all files and folders among its options.
 
         Args:
             step: The step.
-            after: The identifiers of the records of the step before.
 
         Raises:
             InputError: If the model of a prediction does not exist, or there are no images.
@@ -74,15 +77,13 @@ class Plan:
         folder = self._folder(step)
         words = [find_script(f"nnUNetv2_deferral_{step}"), "-i", str(self.predictions), "-o", str(folder)]
         words += self.options[step]
+        reads = state_of([self.predictions, *map(Path, self.options[step])])
         # Its folder is this command's own.
         last = ["--overwrite"] if step == WORKLIST else []
         if self.num_parts == 1:
-            return [[self._job(step, Part(), [*words, *last], after=after)]]
-        each = [
-            self._job(step, part, [*words, *_of(part)], after=after, outputs=[part.file(folder)])
-            for part in self._parts
-        ]
-        return [each, [self._job(f"{step}_merge", Part(), [*words, "--merge", *last], after=after)]]
+            return [[self._job(step, Part(), [*words, *last], reads)]]
+        each = [self._job(step, part, [*words, *_of(part)], reads, outputs=[part.file(folder)]) for part in self._parts]
+        return [each, [self._job(f"{step}_merge", Part(), [*words, "--merge", *last], reads)]]
 
     def clear(self, step: str) -> None:
         """Delete what parts of another number left of a step."""
@@ -112,7 +113,7 @@ class Plan:
                 for file in (self.predictions / f"{case}{ending}", maps.case_file(self.predictions, case))
             ]
             how = [*command, *_of(part), "--continue_prediction"]
-            jobs.append(self._job(PREDICT, part, how, after=(), outputs=outputs))
+            jobs.append(self._job(PREDICT, part, how, "", outputs=outputs))
         return jobs
 
     def _file_ending(self, words: Sequence[str]) -> str:
@@ -130,9 +131,7 @@ class Plan:
             raise InputError(f"the model {model} does not exist")
         return str(read_dataset_json(model / "dataset.json")["file_ending"])
 
-    def _job(
-        self, step: str, part: Part, words: Sequence[str], *, after: Sequence[str], outputs: Sequence[Path] = ()
-    ) -> Job:
+    def _job(self, step: str, part: Part, words: Sequence[str], reads: str, *, outputs: Sequence[Path] = ()) -> Job:
         return Job(
             step=step,
             number=part.number,
@@ -140,8 +139,19 @@ class Plan:
             words=tuple(words),
             folder=self.output / "jobs",
             outputs=tuple(outputs),
-            after=tuple(after),
+            reads=reads,
         )
+
+
+def state_of(paths: Sequence[Path]) -> str:
+    """A hash of the names, sizes and times of all files of these files and folders; other paths have none."""
+    state = hashlib.sha256()
+    for path in paths:
+        for file in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
+            if file.is_file():
+                found = file.stat()
+                state.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return state.hexdigest()
 
 
 def _of(part: Part) -> list[str]:

@@ -13,7 +13,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.worklist.items import WorkItem, WorkTime, best_within_limits, find_items
 
-_ROW = np.dtype(
+ROW = np.dtype(
     [
         ("case", "<i4"),  # index of its case
         ("number", "<i4"),
@@ -35,7 +35,7 @@ def find_regions(folder: PredictionFolder, cases: Sequence[str], time: WorkTime,
     found = map_cases(partial(_items, folder, time), cases, num_processes, description="Reading the maps")
     places = {case: place for place, case in enumerate(folder.cases)}
     rows = [table_of(items, places[case]) for case, items in zip(cases, found, strict=True)]
-    return np.concatenate([np.zeros(0, _ROW), *rows])
+    return np.concatenate([np.zeros(0, ROW), *rows])
 
 
 def table_of(items: Sequence[WorkItem], place: int = 0) -> np.ndarray:
@@ -43,7 +43,7 @@ def table_of(items: Sequence[WorkItem], place: int = 0) -> np.ndarray:
     rows = [
         (place, each.number, each.region.expert, each.region.voxels, each.expected_gain, each.minutes) for each in items
     ]
-    return np.array(rows, dtype=_ROW)
+    return np.array(rows, dtype=ROW)
 
 
 def choose_rows(table: np.ndarray, *, max_regions: int | None, max_minutes: float | None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`nnUNetv2_deferral_run`: the commands of its jobs, and what it refuses before any of them runs."""
 
 import json
+import os
 
 import pytest
 
@@ -35,7 +36,7 @@ def after_name(words):
 
 
 def test_predictions_are_nnunets_own_with_its_own_parts(folders):
-    ((first, second),) = plan(folders, ("predict",), predict=MODEL).jobs("predict", ())
+    ((first, second),) = plan(folders, ("predict",), predict=MODEL).jobs("predict")
     common = ["-i", str(folders / "images"), "-o", str(folders / "out/predictions"), *MODEL.split()]
     assert first.words[0].endswith("nnUNetv2_predict")
     assert after_name(first.words) == [*common, "-num_parts", "2", "-part_id", "0", "--continue_prediction"]
@@ -47,7 +48,7 @@ def test_predictions_are_nnunets_own_with_its_own_parts(folders):
 
 @pytest.mark.parametrize(("step", "last"), [("evaluate", []), ("worklist", ["--overwrite"])])
 def test_parts_are_merged_by_a_last_job(folders, step, last):
-    parts, (merge,) = plan(folders, (step,), **{step: "-np 2"}).jobs(step, ("one", "two"))
+    parts, (merge,) = plan(folders, (step,), **{step: "-np 2"}).jobs(step)
     folder = folders / "out" / {"evaluate": "evaluation"}.get(step, step)
     common = ["-i", str(folders / "out/predictions"), "-o", str(folder), "-np", "2"]
     assert [after_name(job.words) for job in parts] == [
@@ -55,9 +56,26 @@ def test_parts_are_merged_by_a_last_job(folders, step, last):
     ]
     assert [job.outputs for job in parts] == [(folder / f"parts/part_{number}_of_2.pkl.gz",) for number in range(2)]
     assert after_name(merge.words) == [*common, "--merge", *last]
-    assert {job.after for job in (*parts, merge)} == {("one", "two")}
-    ((only,),) = plan(folders, (step,), num_parts=1).jobs(step, ())
+    assert len({job.reads for job in (*parts, merge)}) == 1
+    ((only,),) = plan(folders, (step,), num_parts=1).jobs(step)
     assert after_name(only.words) == [*common[:4], *last]
+
+
+@pytest.mark.parametrize("changed", ["out/predictions/deferral/cases/a.json", "labels/a.png", "groups.json"])
+def test_what_a_step_reads_is_part_of_its_jobs(folders, changed):
+    for name in ("out/predictions/deferral/cases/a.json", "labels/a.png", "groups.json", "images/notes.txt"):
+        (folders / name).parent.mkdir(parents=True, exist_ok=True)
+        (folders / name).write_text("{}")
+    options = f"-ref {folders / 'labels'} -groups {folders / 'groups.json'}"
+
+    def reads():
+        return plan(folders, ("evaluate",), evaluate=options).jobs("evaluate")[0][0].reads
+
+    before = reads()
+    (folders / "images/notes.txt").write_text("not read")
+    assert reads() == before
+    os.utime(folders / changed, (1, 1))
+    assert reads() != before
 
 
 def test_parts_of_another_number_are_cleared(folders):

@@ -1,0 +1,134 @@
+"""Measures what an archive takes: evaluation and worklist in two processes against one, and the memory of a worklist.
+
+    python measurements/archive.py                 # 300 volumes of 32 x 128 x 128; a list from 10^5 cases
+    python measurements/archive.py -cases 40 -listed 10000
+
+Two processes should be at least 1.6 times as fast as one, starting them included. The list is chosen from 20 regions in
+each case, with the entries of all cases in memory; it must not take more than 2 GiB. Results are written to
+measurements/results/archive.json with the machine and the date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.commands.evaluate import evaluate_cases, open_inputs
+from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.worklist.items import WorkTime
+from nnunetv2_deferral.worklist.table import ROW, choose_rows, find_regions, totals
+
+RESULTS = Path(__file__).parent / "results"
+SHAPE = (32, 128, 128)
+LIMIT_MIB, SPEED_UP = 2048, 1.6
+STUFF = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}
+
+
+def write_predictions(root: Path, number: int) -> None:
+    """Predictions and references of so many volumes."""
+    settings, writer = resolve_settings({"num_experts": 2}), SimpleITKIO()
+    identity = maps.ModelIdentity(
+        dataset="Dataset999_Many", plans="nnUNetPlans", configuration="2d", trainer="T", experts=settings.expert_names
+    )
+    folder = maps.DeferralFolder(
+        folder=root / "in", file_ending=".nii.gz", writer=writer, model=identity, settings=settings
+    )
+    (root / "labels").mkdir()
+    (root / "in").mkdir()
+    content = {"labels": {"background": 0, "organ": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    (root / "in" / "dataset.json").write_text(json.dumps(content | {"numTraining": 1}))
+    properties = {"sitk_stuff": STUFF, "spacing": [1.0, 1.0, 1.0]}
+    generator = np.random.default_rng(0)
+    for place in range(number):
+        reference = np.zeros(SHAPE, dtype=np.uint8)
+        reference[8:24, 40:90, 30 : 80 + place % 20] = 1
+        model = np.roll(reference, place % 3, axis=2)
+        near = np.clip((model != reference) * 0.5 + generator.random(SHAPE, dtype=np.float32) * 0.4, 0, 1)
+        route = np.where(near > 0.85, 1 + place % 2, 0).astype(np.uint8)
+        made = RoutingMaps(route, near.astype(np.float32), np.ones(SHAPE, np.uint8), near.astype(np.float32) / 1000)
+        folder.write(f"case_{place:05d}", made, properties)
+        for where, mask in (("in", model), ("labels", reference)):
+            writer.write_seg(mask, str(root / where / f"case_{place:05d}.nii.gz"), properties)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    began = perf_counter()
+    work()
+    return round(perf_counter() - began, 2)
+
+
+def listed_from(number: int) -> dict[str, float]:
+    """Seconds and peak memory of choosing a list from so many cases; run in a process of its own."""
+    entry = {"deferral_rate": 0.01, "share": {"ann": 0.0, "bob": 0.01}, "largest_gain": 0.1, "expected_gain": 0.01}
+    index = {f"case_{place:06d}": dict(entry, share=dict(entry["share"])) for place in range(number)}
+    generator = np.random.default_rng(0)
+    table = np.zeros(20 * number, dtype=ROW)
+    table["case"] = np.repeat(np.arange(number), 20)
+    table["number"] = np.tile(np.arange(1, 21), number)
+    table["expert"] = 1
+    table["expected_gain"] = generator.random(len(table))
+    table["minutes"] = 0.5 + generator.random(len(table))
+    took = seconds(lambda: (choose_rows(table, max_regions=10_000, max_minutes=5_000), totals(table)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"cases": len(index), "regions": len(table), "seconds": took, "peak_mib": round(peak)}
+
+
+def main() -> None:
+    """Measure and write the results; exits with an error if a limit is not met."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-cases", type=int, default=300, help="volumes to evaluate")
+    parser.add_argument("-listed", type=int, default=100_000, help="cases to list regions of")
+    given = parser.parse_args()
+    with get_context("spawn").Pool(1) as pool:
+        listed = pool.apply(listed_from, (given.listed,))
+    print(listed, flush=True)
+    found: dict[str, dict[str, float]] = {"evaluate": {}, "worklist": {}}
+    with tempfile.TemporaryDirectory(prefix="archive_") as name:
+        root = Path(name)
+        write_predictions(root, given.cases)
+        inputs = open_inputs(root / "in", root / "labels")
+        folder = PredictionFolder.open(root / "in")
+        for number, key in ((1, "one"), (2, "two")):
+            found["evaluate"][key] = seconds(
+                lambda number=number: evaluate_cases(inputs, folder.cases, num_processes=number)
+            )
+            found["worklist"][key] = seconds(
+                lambda number=number: find_regions(folder, folder.cases, WorkTime(), num_processes=number)
+            )
+            print(found, flush=True)
+    for times in found.values():
+        times["speed_up"] = round(times["one"] / times["two"], 2)
+    machine = {"device": f"CPU, {os.cpu_count()} cores", "machine": platform.machine()}
+    content = {
+        "volumes": given.cases,
+        "shape": SHAPE,
+        "processes": found,
+        "list": listed,
+        "limit_mib": LIMIT_MIB,
+        "machine": machine,
+        "date": date.today().isoformat(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "archive.json").write_text(json.dumps(content, indent=4) + "\n")
+    if listed["peak_mib"] > LIMIT_MIB or found["evaluate"]["speed_up"] < SPEED_UP:
+        raise SystemExit(f"more than {LIMIT_MIB} MiB, or less than {SPEED_UP} times as fast: {content}")
+
+
+if __name__ == "__main__":
+    main()
