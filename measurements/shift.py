@@ -31,9 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.commands.evaluate import EvaluationInputs, evaluate, open_inputs
 from nnunetv2_deferral.commands.shift import shift_images
 from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
+from nnunetv2_deferral.evaluation.folders import evaluate
+from nnunetv2_deferral.evaluation.inputs import EvaluationInputs, open_inputs
 from nnunetv2_deferral.evaluation.rankings import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES

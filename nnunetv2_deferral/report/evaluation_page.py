@@ -28,7 +28,7 @@ def write_evaluation_page(
     """Write the HTML report of an evaluation atomically.
 
     Args:
-        summary: The content of `deferral_summary.json`, see :func:`nnunetv2_deferral.commands.evaluate.evaluate`.
+        summary: The content of `deferral_summary.json`, see :func:`nnunetv2_deferral.evaluation.folders.evaluate`.
         file: The HTML file.
         cases: Pictures of cases, from :func:`.strips.case_pictures`; None without images.
         unit: Unit of distances: mm, or pixels for images without a spacing.

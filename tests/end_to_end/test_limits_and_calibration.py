@@ -19,7 +19,6 @@ from nnunetv2_deferral.calibration.evidence_fitting import candidates_of, fit_ev
 from nnunetv2_deferral.calibration.forecast_fitting import fit_forest
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate
-from nnunetv2_deferral.commands.evaluate import evaluate, open_inputs
 from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT,
@@ -31,6 +30,8 @@ from nnunetv2_deferral.decision.limits import (
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedEvidence
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
+from nnunetv2_deferral.evaluation.folders import evaluate
+from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.forecast.forest import DiceForecast
 from nnunetv2_deferral.maps import deferred_text

@@ -9,8 +9,9 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands.evaluate import EvaluationInputs, main
+from nnunetv2_deferral.commands.evaluate import main
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.settings import resolve_settings
 
 SITK = {"spacing": (0.7, 0.7, 2.5), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}

@@ -1,0 +1,239 @@
+"""Evaluation of a folder of predictions: case by case, in several processes, or in parts that are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from nnunetv2_deferral import __version__
+from nnunetv2_deferral.answers import ReviewIndex
+from nnunetv2_deferral.defaults import BUDGETS
+from nnunetv2_deferral.evaluation.evaluation import Evaluation
+from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
+from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
+from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.parts import Part, fingerprint
+from nnunetv2_deferral.processes import map_cases
+from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.schema import read_validated_json
+
+_PIECES_PER_PROCESS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedPart:
+    """What was found in some of the cases.
+
+    Attributes:
+        evaluation: Their evaluation.
+        check: The comparison of the calibration's certificate with them; None without a certificate.
+    """
+
+    evaluation: Evaluation
+    check: CertificateCheck | None
+
+    @classmethod
+    def merged(cls, parts: Iterable[EvaluatedPart], cases: Sequence[str]) -> EvaluatedPart:
+        """The same for the cases of all parts, of which two are held in memory at a time.
+
+        Args:
+            parts: The parts.
+            cases: Their cases, in the order that they shall have.
+        """
+
+        def both(first: EvaluatedPart, second: EvaluatedPart) -> EvaluatedPart:
+            checks = [part.check for part in (first, second) if part.check is not None]
+            return cls(
+                evaluation=Evaluation.merged([first.evaluation, second.evaluation], cases),
+                check=CertificateCheck.merged(checks) if checks else None,
+            )
+
+        return reduce(both, parts)
+
+
+def evaluate(
+    inputs: EvaluationInputs,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
+    bootstrap_seed: int = 0,
+    surface_tolerance: float | None = None,
+    num_processes: int = 1,
+) -> dict[str, Any]:
+    """Evaluate all cases, with one case in memory at a time and process.
+
+    Args:
+        inputs: The inputs.
+        budgets: The budgets at which rankings are compared.
+        groups: For each case its group in the bootstrap, such as its patient; None for each case by itself.
+        domains: For each case its domain, such as its hospital; None for no comparison of domains.
+        bootstrap_seed: Seed of the bootstrap.
+        surface_tolerance: See :func:`.summarize_deferral`.
+        num_processes: 1 runs in this process, more in as many spawned ones.
+
+    Returns:
+        The content of `deferral_summary.json`, see docs/reference/evaluation.md.
+    """
+    cases = inputs.predictions.cases
+    found = evaluate_cases(
+        inputs,
+        cases,
+        groups=groups,
+        domains=domains,
+        surface_tolerance=surface_tolerance,
+        num_processes=num_processes,
+    )
+    return summarize(inputs, found, budgets=budgets, groups=groups, domains=domains, bootstrap_seed=bootstrap_seed)
+
+
+def evaluate_cases(
+    inputs: EvaluationInputs,
+    cases: Sequence[str],
+    *,
+    groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
+    surface_tolerance: float | None = None,
+    num_processes: int = 1,
+) -> EvaluatedPart:
+    """Evaluate some of the cases; arguments as those of :func:`evaluate`."""
+    work = partial(_evaluate_one_by_one, inputs, groups, domains, surface_tolerance)
+    if min(num_processes, len(cases)) <= 1:
+        return work(cases, shown=True)
+    # More pieces than processes, since cases differ in size; not one for each case, since statistics are large.
+    number = min(len(cases), num_processes * _PIECES_PER_PROCESS)
+    pieces = [Part(number=place, of=number).cases(cases) for place in range(number)]
+    found = map_cases(work, pieces, num_processes, description="Evaluating", size=len)
+    return EvaluatedPart.merged(found, cases)
+
+
+def _evaluate_one_by_one(
+    inputs: EvaluationInputs,
+    groups: Mapping[str, Any] | None,
+    domains: Mapping[str, Any] | None,
+    surface_tolerance: float | None,
+    cases: Sequence[str],
+    *,
+    shown: bool = False,
+) -> EvaluatedPart:
+    folder = inputs.predictions
+    calibration = folder.calibration
+    evaluation = Evaluation(
+        folder.files.regions,
+        inputs.experts.names,
+        has_regions=folder.files.label_manager.has_regions,
+        calibration=None if calibration is None else calibration.heads,
+        confidence=None if calibration is None else calibration.confidence,
+        surface_tolerance=surface_tolerance,
+    )
+    certificate = None if calibration is None else calibration.certificate
+    check = None if certificate is None else CertificateCheck(certificate, groups)
+    for name in tqdm(cases, desc="Evaluating", unit="case", disable=not shown):
+        case = inputs.read(name)
+        evaluation.update(
+            case,
+            None if domains is None else str(domains[name]),
+            predicted_dice=folder.index["cases"][name].get(PREDICTED_DICE),
+        )
+        if check is not None:
+            check.update(case, folder.limits(name))
+    return EvaluatedPart(evaluation=evaluation, check=check)
+
+
+def summarize(
+    inputs: EvaluationInputs,
+    found: EvaluatedPart,
+    *,
+    budgets: Sequence[float] = BUDGETS,
+    groups: Mapping[str, Any] | None = None,
+    domains: Mapping[str, Any] | None = None,
+    bootstrap_seed: int = 0,
+) -> dict[str, Any]:
+    """The content of `deferral_summary.json`, given what was found in all cases; otherwise as :func:`evaluate`."""
+    folder, experts = inputs.predictions, inputs.experts
+    summary = found.evaluation.summary(budgets=budgets, groups=groups, seed=bootstrap_seed)
+    limits: dict[str, set[float | None]] = {}
+    for case, domain in (domains or {}).items():
+        limits.setdefault(str(domain), set()).add(folder.limits(case).budget)
+    for name, found_there in (summary["domains"] or {}).items():
+        found_there["budget"] = next(iter(limits[name])) if len(limits[name]) == 1 else None
+    return summary | {
+        "experts": experts.to_dict(),
+        "answers": "replace" if inputs.evidence is None else "evidence",
+        "certificate": None if found.check is None else found.check.summary(),
+        "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
+        "model_identity": folder.index["model"],
+        "unit": folder.files.unit,
+        "versions": _versions(),
+    }
+
+
+def same_for_all_parts(
+    inputs: EvaluationInputs,
+    *,
+    groups: Mapping[str, Any] | None,
+    domains: Mapping[str, Any] | None,
+    surface_tolerance: float | None,
+) -> dict[str, Any]:
+    """What all parts of an evaluation must have in common, as JSON."""
+    folder = inputs.predictions
+    return {
+        "predictions": folder.index["model"],
+        "cases": fingerprint(folder.index["cases"]),
+        "references": str(inputs.references),
+        "experts": inputs.experts.to_dict(),
+        "answers": "replace" if inputs.evidence is None else "evidence",
+        "probabilities": inputs.has_probabilities,
+        "routing probabilities": inputs.has_routing,
+        "tolerance of surfaces": surface_tolerance,
+        "folds": [str(each) for each in inputs.fold_folders],
+        "groups": None if groups is None else fingerprint(groups),
+        "domains": None if domains is None else fingerprint(domains),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
+
+
+def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
+    """The experts' effort, if their answers were given on the review page.
+
+    Args:
+        experts: The folder of the experts' masks.
+        names: The names of the experts.
+        cases: The evaluated cases.
+
+    Returns:
+        For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
+        `changed_voxels`, `cannot_tell_voxels`, the `minutes` worked, and `flags`, the places that the expert flagged
+        outside of their regions (`case`, `voxel` [x, y, z], `comment`); None if the folder has no review.json.
+
+    Raises:
+        InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
+    """
+    index = experts / REVIEW_NAME
+    if not index.is_file():
+        return None
+    records = read_validated_json(index, ReviewIndex)["cases"]
+    made = {name: {case: records[case][name] for case in cases if name in records.get(case, {})} for name in names}
+    keys = ("regions", "voxels", "changed_voxels", "cannot_tell_voxels", "minutes")
+    return {
+        name: {
+            "cases": len(found),
+            **{key: sum(record.get(key, 0) for record in found.values()) for key in keys},
+            "flags": [
+                {"case": case, "voxel": flag["voxel"], "comment": flag["comment"]}
+                for case, record in found.items()
+                for flag in record.get("flags", ())
+            ],
+        }
+        for name, found in made.items()
+    }
