@@ -127,3 +127,9 @@ def test_no_two_modules_have_the_same_name():
     # A command is named after the room whose work it does.
     names = Counter(file.stem for name, file in MODULES.items() if file.stem != "__init__" and room(name) != "commands")
     assert [name for name, number in names.items() if number > 1] == []
+
+
+def test_no_two_test_modules_have_the_same_name():
+    """Pytest imports them by their names; a second one stops a run of all tests."""
+    names = Counter(file.name for file in Path(__file__).parent.rglob("*.py") if file.name != "conftest.py")
+    assert [name for name, number in names.items() if number > 1] == []
