@@ -370,7 +370,7 @@ def archive() -> str:
     ]
     table = _table(("", "one process", "two processes", "speed-up"), rows)
     shape, listed = " x ".join(map(str, content["shape"])), content["list"]
-    line = f"{content['volumes']} volumes of {shape}; {content['machine']['device']}, {content['date']}."
+    line = f"{content['volumes']} volumes of {shape}; {content['machine']['device']}, {content['date']}"
     regions, cases = (f"{listed[key]:,}".replace(",", " ") for key in ("regions", "cases"))
     memory = (
         f"Choosing a list from {regions} regions of {cases} cases: {listed['seconds']:.0f} s, {listed['peak_mib']} MiB "
