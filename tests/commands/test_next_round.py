@@ -8,12 +8,14 @@ import pytest
 from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands import evaluate, fuse, parsers
+from nnunetv2_deferral.commands import fuse, parsers
 from nnunetv2_deferral.commands.next_round import main
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import FittedEvidence, ModelCalibration
+from nnunetv2_deferral.evaluation.folders import evaluate
+from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.evidence.answer_tables import NUM_ZONES, AnswerTables
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.evidence.prior import Prior
@@ -223,8 +225,8 @@ def test_answers_of_earlier_rounds_count_in_later_ones(root):
     asked = [PredictionFolder.open(root / name).case("x").route > 0 for name in ("in", "out")]
     assert third.case("x").answered.asked.sum() == sum(int(each.sum()) for each in asked)
     fused = fuse.fuse_folder(root / "third", root / "experts", root / "fused")
-    inputs = evaluate.open_inputs(root / "third", root / "labels", experts=str(root / "experts"))
-    summary = evaluate.evaluate(inputs, budgets=(0.01,))
+    inputs = open_inputs(root / "third", root / "labels", experts=str(root / "experts"))
+    summary = evaluate(inputs, budgets=(0.01,))
     assert summary["answers"] == "evidence"
     total = sum(each["deferred"] for each in fused["cases"].values())
     total += sum(int(third.case(case).answered.asked.sum()) for case in CASES)
