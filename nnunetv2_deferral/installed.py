@@ -1,12 +1,14 @@
-"""Locations of installed parts of this package."""
+"""Installed parts of this package, and versions."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from importlib import import_module
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 
+from nnunetv2_deferral import __version__
 from nnunetv2_deferral.errors import InputError
 
 
@@ -25,3 +27,13 @@ def find_script(name: str) -> str:
     if found is None:
         raise InputError(f"the command {name} was found neither beside {sys.executable} nor on the PATH")
     return found
+
+
+def versions(*more: str) -> dict[str, str]:
+    """The versions to record in results: of this package, of nnU-Net, and of more installed packages."""
+    return {"nnunetv2_deferral": __version__} | {name: _version(name) for name in ("nnunetv2", *more)}
+
+
+@cache
+def _version(name: str) -> str:
+    return metadata.version(name)

@@ -18,12 +18,9 @@ Probability and gain are stored as :func:`.image_files.write_values` does, the g
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +29,6 @@ from filelock import FileLock
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
@@ -42,9 +38,11 @@ from nnunetv2_deferral.evidence.prior import PriorMap, to_steps
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels, write_values
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
+from nnunetv2_deferral.text import fingerprint
 
 FOLDER = "deferral"
 PREDICTED_DICE = "predicted_dice"  # in the entry of a case
@@ -180,7 +178,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _fingerprint(model: Mapping[str, Any]) -> str:
     """Short, to be repeated in the entry of each case, because files may be copied from one folder to another."""
-    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()[:12]
+    return fingerprint(model)
 
 
 def _names(experts: Iterable[str]) -> str:
@@ -270,7 +268,7 @@ class DeferralFolder:
             "settings": self.settings.to_dict(),
             # Without the forests, which are large; what they predict is in the entries.
             "calibration": None if self.calibration is None else replace(self.calibration, forecast=None).to_dict(),
-            "versions": _versions(),
+            "versions": versions("torch"),
         }
         content = json.loads(json.dumps(content))  # to compare
         if content.items() <= (read_json(file) if file.is_file() else {}).items():
@@ -386,11 +384,6 @@ def deferred_text(folder: Path, cases: Iterable[str]) -> str:
         f"Deferred {rate:.2%} of the voxels ({asked}), mean of {number} {'case' if number == 1 else 'cases'}. Maps: "
         f"{folder / FOLDER}"
     )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2"), "torch": version("torch")}
 
 
 def _as_json(model: ModelIdentity) -> dict[str, Any]:

@@ -7,10 +7,8 @@ part found lies in `<output>/parts/` as a compressed pickle, of which only array
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib
 import io
-import json
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,11 +111,6 @@ def read_parts(output: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
             which = "; ".join(differences(made_with, arguments))
             raise InputError(f"{file} was made with other arguments than are given now ({which}); make it again")
         yield content
-
-
-def fingerprint(content: Any) -> str:
-    """A short hash of JSON data, for comparison."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def in_order(parts: Sequence[Mapping[str, Value]], cases: Sequence[str]) -> dict[str, Value]:

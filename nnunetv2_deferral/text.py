@@ -1,7 +1,8 @@
-"""Text for messages and tables: shortened lists, differences, Markdown."""
+"""Text for messages and tables: shortened lists, differences, fingerprints, Markdown."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,16 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for key in sorted({*there, *here})
         if there.get(key) != here.get(key)
     ]
+
+
+def fingerprint(content: Any) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of JSON data, for comparison."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """What there is how often, sorted: `3 not DICOM, 1 of another series`."""
+    return ", ".join(f"{number} {what}" for what, number in sorted(numbers.items()))
 
 
 def listed(items: Iterable[str], most: int = 5) -> str:

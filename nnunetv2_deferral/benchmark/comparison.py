@@ -12,16 +12,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.benchmark.scores import MethodScores
 from nnunetv2_deferral.benchmark.studies import Study
 from nnunetv2_deferral.benchmark.timing import Times
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval, mean_over_cases
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.nnunet.experiment import Experiment
 
 SCORES = ("Dice", "IoU", "Sensitivity")
@@ -104,12 +103,7 @@ def compare(
             }
             for study in studies
         ],
-        "versions": {
-            "nnunetv2_deferral": __version__,
-            "nnunetv2": version("nnunetv2"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
+        "versions": versions("torch") | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": date.today().isoformat(),
     }

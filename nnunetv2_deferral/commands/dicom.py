@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.text import listed
+from nnunetv2_deferral.text import counted, listed
 from nnunetv2_deferral.worklist.items import WorkTime
 
 # Packages of the extra `dicom`, imported nowhere else.
@@ -40,7 +40,7 @@ def import_series(given: argparse.Namespace) -> list[str]:
         spacing = " x ".join(f"{size:.4g}" for size in series.properties["spacing"])
         lines.append(f"  {case}  {series.modality}, {' x '.join(map(str, series.shape))} voxels of {spacing} mm")
     if done.left_out:
-        lines.append(f"left out: {_counted(done.left_out)}")
+        lines.append(f"left out: {counted(done.left_out)}")
     return lines
 
 
@@ -91,7 +91,3 @@ def answers(given: argparse.Namespace) -> list[str]:
         if answer.changed_outside:
             lines.append(f"    left out: {answer.changed_outside} voxels changed outside of {given.expert}'s regions")
     return lines
-
-
-def _counted(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {what}" for what, number in sorted(numbers.items()))

@@ -10,19 +10,18 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups, read_plans_json, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.rater_calibration import BOX, IMAGE, RaterCalibration
 from nnunetv2_deferral.files import write_json, written_whole
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file, read_model
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
@@ -158,9 +157,7 @@ def evaluate_raters(
     statistics = RaterCalibration(files.regions, inputs.masks.experts)
     for name in tqdm(inputs.predictions.cases, desc="Evaluating", unit="case"):
         inputs.add_to(statistics, name)
-    return statistics.summary(groups=groups, seed=bootstrap_seed) | {
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
-    }
+    return statistics.summary(groups=groups, seed=bootstrap_seed) | {"versions": versions()}
 
 
 def write_results(summary: Mapping[str, Any], output: Path) -> list[Path]:

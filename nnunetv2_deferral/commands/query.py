@@ -6,15 +6,14 @@ import math
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
 from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, open_rounds
 from nnunetv2_deferral.query.ensemble import Ensemble
@@ -78,7 +77,7 @@ def query_folders(
         "annotated": [str(folder) for folder in annotated],
         "unit": files.unit,
         "missing_of_class": {name: number for name, number in missing.items() if number},
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+        "versions": versions(),
     }
     return write_round(content, asked.regions, asked.predictions, files, output)
 

@@ -22,15 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError("pictures require the images; specify their folder (-images) or use --no_pictures")
         time = WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm)
         part = parsers.part_of(given)
-        found = None
-        if part.of > 1 or given.merge:
+        if part.of > 1:
             folder = PredictionFolder.open(given.i, given.djfile)
-            common = same_for_all_parts(folder, time)
-            if not given.merge:
-                regions = find_regions(folder, part.cases(folder.cases), time, num_processes=given.np)
-                print(part.write(regions, given.o, common))
-                return
-            found = read_parts(given.o, common)
+            found = find_regions(folder, part.cases(folder.cases), time, num_processes=given.np)
+            print(part.write(found, given.o, same_for_all_parts(folder, time)))
+            return
         if given.images is None and given.viewers:
             raise InputError("--viewers requires the images; specify their folder (-images)")
         content = write_worklist(
@@ -44,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             viewers=given.images if given.viewers else None,
             overwrite=given.overwrite,
             num_processes=given.np,
-            found=found,
+            find=(lambda folder: read_parts(given.o, same_for_all_parts(folder, time))) if given.merge else None,
         )
     except InputError as error:
         parser.error(str(error))

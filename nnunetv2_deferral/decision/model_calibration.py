@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.forecast.forest import DiceForecast
+from nnunetv2_deferral.text import fingerprint
 
 # The entry of the plans in the model folder.
 CALIBRATION_KEY = "deferral_calibration"
@@ -150,7 +150,7 @@ class ModelCalibration:
     def fingerprint(self) -> str:
         """A short hash of everything that affects the maps, i.e. without certificate, baseline, forecast and report."""
         fitted = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
-        return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()[:12]
+        return fingerprint(fitted)
 
     def to_dict(self) -> dict[str, Any]:
         """The calibration as JSON-ready data; the inverse of :meth:`from_dict`."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from nnunetv2_deferral.dicom.segments import REGION_TYPE
 from nnunetv2_deferral.dicom.series import Series
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.image_files import reason_of
+from nnunetv2_deferral.text import fingerprint
 
 INVESTIGATIONAL = "INVESTIGATIONAL USE ONLY"
 
@@ -199,7 +198,7 @@ class Source:
     @property
     def _serial(self) -> str:
         """Identifies the model with its experts and calibration."""
-        return hashlib.sha256(json.dumps(self.model, sort_keys=True).encode()).hexdigest()[:12]
+        return fingerprint(dict(self.model))
 
     def _description(self, number: int, segment: Segment) -> hd.seg.SegmentDescription:
         names = [str(self.model.get(key)) for key in ("trainer", "dataset", "configuration")]

@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from nnunetv2_deferral.dicom.planes import Plane, decoding, numbers, planes_of, read_object
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation, orientation_of
-from nnunetv2_deferral.text import listed
+from nnunetv2_deferral.text import counted, listed
 
 TOLERANCE = 0.1
 """Largest distance between a slice and its place in an evenly spaced volume: of the distance of slices along the
@@ -163,8 +163,7 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> FoundSeries:
     if missing := sorted(set(wanted) - set(files)):
         raise InputError(f"{folder} has no series {listed(missing)}")
     if not files:
-        others = ", ".join(f"{number} {what}" for what, number in sorted(left_out.items()))
-        raise InputError(f"{folder} has no series of CT, MR or PET images ({others or 'it is empty'})")
+        raise InputError(f"{folder} has no series of CT, MR or PET images ({counted(left_out) or 'it is empty'})")
     folders: dict[Path, set[str]] = {}
     for uid, paths in files.items():
         places = sorted({path.parent for path in paths})

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.answers import ReviewIndex
 from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
-from nnunetv2_deferral.parts import Part, fingerprint
+from nnunetv2_deferral.parts import Part
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.schema import read_validated_json
+from nnunetv2_deferral.text import fingerprint
 
 _PIECES_PER_PROCESS = 4
 
@@ -170,7 +170,7 @@ def summarize(
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
         "model_identity": folder.index["model"],
         "unit": folder.files.unit,
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -195,12 +195,8 @@ def same_for_all_parts(
         "folds": [str(each) for each in inputs.fold_folders],
         "groups": None if groups is None else fingerprint(groups),
         "domains": None if domains is None else fingerprint(domains),
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
 
 
 def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:

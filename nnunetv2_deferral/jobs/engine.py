@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.jobs.job import Job, JobError
 from nnunetv2_deferral.jobs.steps import Plan
 
@@ -86,7 +85,7 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
         "steps": list(plan.steps),
         "num_parts": plan.num_parts,
         "images": str(plan.images),
-        "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+        "versions": versions(),
         "complete": False,
         "jobs": {},
     }

@@ -87,9 +87,10 @@ class Plan:
 
     def clear(self, step: str) -> None:
         """Delete what parts of another number left of a step."""
-        for file in self._folder(step).glob(f"{parts.FOLDER}/*.pkl.gz"):
-            if file not in [part.file(self._folder(step)) for part in self._parts]:
-                file.unlink()
+        folder = self._folder(step)
+        own = {part.file(folder) for part in self._parts}
+        for file in set(folder.glob(f"{parts.FOLDER}/*.pkl.gz")) - own:
+            file.unlink()
 
     @property
     def _parts(self) -> list[Part]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ import numpy as np
 from filelock import FileLock
 from typing_extensions import TypedDict
 
-from nnunetv2_deferral import __version__, maps
+from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_values
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.schema import Text, read_validated_json
 
 AGREEMENT, DISAGREEMENT = "agreement", "disagreement"
@@ -169,7 +169,7 @@ class AgreementFolder:
         content: dict[str, Any] = {
             "model": self.model.to_dict(),
             "structures": {str(number): name for number, name in enumerate(self.structures, 1)},
-            "versions": {name: version(name) for name in ("nnunetv2", "torch")} | {"nnunetv2_deferral": __version__},
+            "versions": versions("torch"),
         }
         content = json.loads(json.dumps(content))  # to compare
         if file.is_file() and read_json(file) == content:

@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ import numpy as np
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from tqdm import tqdm
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.dataset_conversion.common import check_target
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import write_labels
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.query.answered import AnsweredCase, Answers
 from nnunetv2_deferral.query.rounds import with_reader
@@ -142,7 +141,7 @@ def write_next_dataset(
         written = {
             "dataset": name,
             "base": None if base is None else base.folder.name,
-            "versions": {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")},
+            "versions": versions(),
             "ignore_label": ignore,
             "not_answered": silent,
             "classes": {

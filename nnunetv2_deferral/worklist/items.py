@@ -7,10 +7,11 @@ They are ordered by expected gain per minute of work. This module does not acces
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -173,7 +174,9 @@ def choose(
     ordered = sorted(items, key=lambda item: (item.case, item.number))
     rates, minutes = (np.array([getattr(item, name) for item in ordered]) for name in ("gain_per_minute", "minutes"))
     chosen = best_within_limits(rates, minutes, max_regions=max_regions, max_minutes=max_minutes)
-    return numbered([ordered[place] for place in chosen])
+    best = [ordered[index] for index in chosen]
+    found = places(((item.case, item.region.expert) for item in best), (item.minutes for item in best))
+    return [ListedRegion(item=item, **place._asdict()) for item, place in zip(best, found, strict=True)]
 
 
 def best_within_limits(
@@ -208,17 +211,22 @@ def best_within_limits(
     return chosen
 
 
-def numbered(items: Iterable[WorkItem]) -> list[ListedRegion]:
-    """The list of these regions, which are in its order."""
-    listed: list[ListedRegion] = []
-    labels: dict[tuple[str, int], int] = {}
-    minutes = 0.0
-    for item in items:
-        minutes += item.minutes
-        key = (item.case, item.region.expert)
-        labels[key] = labels.get(key, 0) + 1
-        listed.append(ListedRegion(item=item, rank=len(listed) + 1, label=labels[key], cumulative_minutes=minutes))
-    return listed
+class Place(NamedTuple):
+    """Where a region is in a list; see :class:`ListedRegion`."""
+
+    rank: int
+    label: int
+    cumulative_minutes: float
+
+
+def places(masks: Iterable[Hashable], minutes: Iterable[float]) -> Iterator[Place]:
+    """The places of the regions of a list, given in its order what mask and how much time each has."""
+    labels: Counter[Hashable] = Counter()
+    total = 0.0
+    for rank, (mask, more) in enumerate(zip(masks, minutes, strict=True), start=1):
+        labels[mask] += 1
+        total += more
+        yield Place(rank, labels[mask], total)
 
 
 def check_limits(max_regions: int | None, max_minutes: float | None) -> None:

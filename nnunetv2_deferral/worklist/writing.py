@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import math
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from typing_extensions import TypedDict
 
-from nnunetv2_deferral import __version__
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
@@ -30,15 +27,16 @@ from nnunetv2_deferral.files import (
     written_whole,
 )
 from nnunetv2_deferral.image_files import check_written
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
-from nnunetv2_deferral.parts import fingerprint
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.schema import Text, validate
+from nnunetv2_deferral.text import fingerprint
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist import viewers as desktop
-from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, WorkItem, WorkTime
+from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, Place, WorkTime
 from nnunetv2_deferral.worklist.table import choose_rows, find_regions, totals
 
 
@@ -63,7 +61,7 @@ def write_worklist(
     viewers: Path | None = None,
     overwrite: bool = False,
     num_processes: int = 1,
-    found: Iterable[np.ndarray] | None = None,
+    find: Callable[[PredictionFolder], Iterable[np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Write the worklist of predictions, with one case in memory at a time and process.
 
@@ -80,7 +78,7 @@ def write_worklist(
         overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
             left of one is replaced in any case.
         num_processes: 1 runs in this process, more in as many spawned ones.
-        found: The regions that :func:`.find_regions` found in all cases, in parts; None to find them.
+        find: Gives what :func:`.find_regions` found in all cases of the folder, in parts; None to find it.
 
     Returns:
         The content of worklist.json, see docs/reference/files.md.
@@ -100,9 +98,10 @@ def write_worklist(
             raise InputError(f"viewers take images with a size in mm, which {folder.files.file_ending} does not have")
         folder.files.check_images(viewers, folder.cases)
     replaced = _replaced(output, overwrite=overwrite)
-    if found is None:
-        found = [find_regions(folder, folder.cases, time, num_processes=num_processes)]
-    table = np.concatenate(list(found))
+    if find is None:
+        table = find_regions(folder, folder.cases, time, num_processes=num_processes)
+    else:
+        table = np.concatenate(list(find(folder)))
     chosen = choose_rows(table, max_regions=max_regions, max_minutes=max_minutes)
     limits = {"max_regions": max_regions, "max_minutes": max_minutes}
     content: dict[str, Any] = {
@@ -110,13 +109,13 @@ def write_worklist(
         "unit": folder.files.unit,
         "model": folder.index["model"],
         "simulated": list(names_of(folder.settings.profiles)),
-        "versions": _versions(),
+        "versions": versions(),
         "totals": _totals(folder, table, chosen),
         "check_first": check_first(folder),
     }
     with written_whole(output) as scratch:
-        write = partial(_write_case, folder, chosen, time, images, scratch)
-        cases = [folder.cases[place] for place in np.unique(chosen["case"])]
+        write = partial(_write_case, folder, time, images, scratch)
+        cases = sorted(_by_case(folder, chosen).items())
         rows = [
             row
             for of_case in map_cases(write, cases, num_processes, description="Masks and pictures")
@@ -124,7 +123,7 @@ def write_worklist(
         ]
         content["regions"] = rows = sorted(rows, key=lambda row: row["rank"])
         if viewers is not None:
-            shown = {case: folder.files.image_file(viewers, case) for case in cases}
+            shown = {case: folder.files.image_file(viewers, case) for case, _ in cases}
             desktop.write_viewers(rows, shown, folder.files.class_names, scratch / desktop.FOLDER)
         content["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())
         with (scratch / CSV_NAME).open("w", newline="", encoding="utf-8") as file:
@@ -141,12 +140,8 @@ def same_for_all_parts(folder: PredictionFolder, time: WorkTime) -> dict[str, An
         "predictions": folder.index["model"],
         "cases": fingerprint(folder.index["cases"]),
         "time": asdict(time),
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    return {"nnunetv2_deferral": __version__, "nnunetv2": version("nnunetv2")}
 
 
 def summary(content: dict[str, Any], output: Path) -> str:
@@ -216,32 +211,27 @@ def _totals(folder: PredictionFolder, table: np.ndarray, chosen: np.ndarray) -> 
     return {"predicted_cases": len(folder.cases)} | everything | {"experts": experts}
 
 
-def _listed(place: int, chosen: np.ndarray, items: Sequence[WorkItem]) -> list[ListedRegion]:
-    """The listed regions of the case with this index."""
-    cumulative = np.cumsum(chosen["minutes"])
-    labels: Counter[int] = Counter()
-    listed = []
-    for rank in np.flatnonzero(chosen["case"] == place).tolist():
-        item = items[chosen["number"][rank] - 1]
-        labels[item.region.expert] += 1
-        listed.append(
-            ListedRegion(
-                item=item,
-                rank=rank + 1,
-                label=labels[item.region.expert],
-                cumulative_minutes=float(cumulative[rank]),
-            )
-        )
-    return listed
+def _by_case(folder: PredictionFolder, chosen: np.ndarray) -> dict[str, list[tuple[int, Place]]]:
+    """By case the numbers and places of its listed regions."""
+    masks = zip(chosen["case"].tolist(), chosen["expert"].tolist(), strict=True)
+    found: dict[str, list[tuple[int, Place]]] = {}
+    for row, place in zip(chosen, regions.places(masks, chosen["minutes"].tolist()), strict=True):
+        found.setdefault(folder.cases[row["case"]], []).append((int(row["number"]), place))
+    return found
 
 
 def _write_case(
-    folder: PredictionFolder, chosen: np.ndarray, time: WorkTime, images: Path | None, scratch: Path, name: str
+    folder: PredictionFolder,
+    time: WorkTime,
+    images: Path | None,
+    scratch: Path,
+    listed_in: tuple[str, Sequence[tuple[int, Place]]],
 ) -> list[dict[str, Any]]:
     """Write the masks of a case and, with a folder of images, the pictures of its regions; returns their rows."""
+    name, numbers = listed_in
     case = folder.case(name)
     items = regions.find_items(case, time, unit=folder.files.unit)
-    listed = _listed(folder.cases.index(name), chosen, items)
+    listed = [ListedRegion(item=items[number - 1], **place._asdict()) for number, place in numbers]
     rows = [_row(each, folder, pictures=images is not None) for each in listed]
     masks = regions.region_masks(case.route, listed)
     files = {each.item.region.expert: scratch / row["mask"] for each, row in zip(listed, rows, strict=True)}
