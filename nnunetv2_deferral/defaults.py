@@ -26,6 +26,9 @@ AMOS22_TASKS = (1, 2)
 PORT = 8765
 """Of the review page, on 127.0.0.1."""
 
+READING_MEASURES, MAX_DIFFERENCE = ("voxels", "dice"), 0.1
+"""How two readers of a region are compared, and the largest difference of readers who agree."""
+
 SHIFT_KINDS = ("bias_field", "noise", "ghosting", "blur", "downsample", "gamma")
 """The kinds of synthetic shifts of images."""
 

@@ -205,7 +205,7 @@ def write_durably(
             before()
         for each in (*companions, written):
             each.replace(file.parent / each.name)
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 def write_json_durably(content: Any, file: Path, *, private: bool = False) -> None:
@@ -236,7 +236,7 @@ class AppendOnlyLog:
                 os.truncate(file, end)
         else:
             file.touch(mode=0o600)
-            _sync_folder(file.parent)
+            sync_folder(file.parent)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add an entry and return once it is on disk.
@@ -315,7 +315,7 @@ def _lock(folder: Path) -> Iterator[bool | None]:
         yield locked
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable; does nothing on systems that cannot sync a folder (Windows)."""
     with suppress(PermissionError):
         handle = os.open(folder, os.O_RDONLY)

@@ -4,7 +4,7 @@
 
 such as `expertsTr` of a dataset, whose `dataset.json` declares `"experts": ["ann", "bob"]`, or the answers simulated
 for an evaluation. Cases that an expert did not annotate are absent; voxels that an expert left out have the dataset's
-ignore label.
+ignore label. In the folder of a review with two readers for each region, what they settled counts (`readings.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
-from nnunetv2_deferral.names import check_expert_names
+from nnunetv2_deferral.names import RESERVED_NAMES, check_expert_names
+from nnunetv2_deferral.readings import ReadingRules, Settled, digests, read_settled
 from nnunetv2_deferral.text import listed
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def expert_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder `<expert>/<case>`, sorted, without hidden ones; empty if there is none."""
-    return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    """The names of the folders in a folder `<expert>/<case>`, sorted; empty if there is none.
+
+    Without hidden ones and what a review keeps beside them.
+    """
+    names = [path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    return sorted(name for name in names if name not in RESERVED_NAMES)
 
 
 def undeclared_raters(dataset: Path, declared: Collection[str]) -> str | None:
@@ -127,7 +132,8 @@ class ExpertMasks:
                 f"(existing folders: {', '.join(there) or 'none'})"
             )
         pairs = [(expert, case) for case, names in asked.items() for expert in names if expert in self.experts]
-        if pairs and not any(self.file(*pair).is_file() for pair in pairs):
+        has_settled = ReadingRules.of(self.folder) is not None and any(self.cases(expert) for expert in self.experts)
+        if pairs and not has_settled and not any(self.file(*pair).is_file() for pair in pairs):
             raise InputError(f"{self.folder} has no mask of any expert for a case with voxels routed to this expert")
 
     def unused(self, cases: Collection[str]) -> list[str]:
@@ -206,13 +212,15 @@ class ExpertMasks:
     def answers(self, case: str, shape: Sequence[int], properties: Mapping[str, Any] | None = None) -> np.ndarray:
         """The labels of all experts for a case, int16 (J, *S), `MISSING` where an expert has none.
 
+        Where a review asked two readers, the expert to whom the voxel is routed has the settled label, or `MISSING`.
+
         Args:
             case: The case identifier.
             shape: The shape S of the case.
             properties: See :meth:`read`.
 
         Raises:
-            InputError: See :meth:`read`; also if the shape of a mask is not `shape`.
+            InputError: See :meth:`read` and :meth:`settled`; also if the shape of a mask is not `shape`.
         """
         answers = np.full((len(self.experts), *shape), MISSING, dtype=np.int16)
         for answer, expert in zip(answers, self.experts, strict=True):
@@ -222,7 +230,35 @@ class ExpertMasks:
             if labels.shape != tuple(shape):
                 raise InputError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
             answer[...] = labels
+        if (settled := self.settled(case)) is not None:
+            if settled.labels.shape != tuple(shape):
+                raise InputError(f"{self.folder}: {case} was settled with shape {settled.labels.shape}, not {shape}")
+            for answer, expert in zip(answers, self.experts, strict=True):
+                if expert in settled.experts:
+                    routed = settled.route == settled.experts.index(expert) + 1
+                    answer[routed] = settled.labels[routed]
         return answers
+
+    def settled(self, case: str) -> Settled | None:
+        """What two readers for each region and an adjudicator settled; None without such a review, or without masks.
+
+        Raises:
+            InputError: If its file is missing or damaged, or a mask was written or replaced since.
+        """
+        rules = ReadingRules.of(self.folder)
+        if rules is None:
+            return None
+        settled = read_settled(self.folder, case)
+        experts = self.experts if settled is None else settled.experts
+        names = dict.fromkeys([*experts, *([rules.adjudicator] if rules.adjudicator else [])])
+        now = digests({name: self.file(name, case) for name in names})
+        if now != (dict(settled.masks) if settled else {}):
+            changed = [name for name in names if now.get(name) != (settled.masks.get(name) if settled else None)]
+            raise InputError(
+                f"{self.file(changed[0], case)} was written after its regions were settled. Start the review again to "
+                "settle them anew"
+            )
+        return settled
 
 
 def _spelling(name: str) -> str:

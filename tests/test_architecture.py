@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "defaults"),
     ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty", "head_place"),
     ("schema", "image_files", "parts"),
-    ("expert_sim", "routing", "geometry", "fusion"),
+    ("expert_sim", "routing", "geometry", "fusion", "readings"),
     ("experts", "evidence", "forecast"),
     ("cases", "decision", "dataset", "image_shifts"),
     ("raters",),

@@ -25,6 +25,7 @@ from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.readings import OUTCOMES, summarize
 
 REPORT_NAME = "fusion.json"
 
@@ -54,7 +55,8 @@ def fuse_folder(
 
     Returns:
         The content of fusion.json: `experts`, `answers` (`"evidence"` or `"replace"`), and for each case the number of
-        voxels `deferred`, `changed`, `unanswered` (by expert), and `overruled`, whose label is not the expert's.
+        voxels `deferred`, `changed`, `unanswered` (by expert), and `overruled`, whose label is not the expert's; after
+        a review with two readers for each region also its `readings`, see :func:`.readings.summarize`.
 
     Raises:
         InputError: For predictions without deferral maps, an expert to whom voxels are routed but who has no masks, a
@@ -98,7 +100,10 @@ def _fuse_case(
     check_written(scratch / file, output / file)
     silent = unanswered(answers, route)
     missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
+    settled = masks.settled(name)
+    read = {} if settled is None else {"readings": summarize(settled.regions)}
     return {
+        **read,
         "deferred": int((route > 0).sum()),
         "changed": int((system != model).sum()),
         "overruled": int((system != replaced).sum()),
@@ -117,6 +122,10 @@ def summary(report: dict[str, Any], output: Path) -> str:
         lines.append(
             f"  answers were read as evidence and overruled at {overruled} voxels; with --replace they are final"
         )
+    read = [case["readings"]["outcomes"] for case in cases.values() if "readings" in case]
+    if read:
+        numbers = ", ".join(f"{sum(each[outcome] for each in read)} {outcome}" for outcome in OUTCOMES)
+        lines.append(f"  regions with two readers: {numbers}; where a region is open, the model's label is kept")
     for expert in report["experts"]:
         missed = {name: case["unanswered"][expert] for name, case in cases.items() if expert in case["unanswered"]}
         if missed:

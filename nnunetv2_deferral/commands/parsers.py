@@ -542,6 +542,16 @@ def review() -> argparse.ArgumentParser:
         "-o", metavar="REVIEWS", required=True, help="output folder for the answers; an existing review is continued"
     )
     _add_dataset_json(parser)
+    words = "experts who read each region without seeing each other, 1 or 2. Default: %(default)s"
+    parser.add_argument("-readers_per_region", metavar="N", type=int, choices=(1, 2), default=1, help=words)
+    words = "with two readers: who decides where they differ; a name other than the experts'. Default: nobody"
+    parser.add_argument("-adjudicator", metavar="NAME", help=words)
+    words = "with two readers: largest difference of readers who agree, in [0, 1]. Default: %(default)s"
+    parser.add_argument("-max_difference", metavar="D", type=float, default=defaults.MAX_DIFFERENCE, help=words)
+    words = "its measure: share of the region's voxels, or 1 - Dice. Default: %(default)s"
+    parser.add_argument(
+        "-difference", choices=defaults.READING_MEASURES, default=defaults.READING_MEASURES[0], help=words
+    )
     parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
     parser.add_argument("--show_scores", action="store_true", help="show reference and scores to experts, too")
     words = "hide the model's mask from an expert until they have submitted the case; painting starts from nothing"

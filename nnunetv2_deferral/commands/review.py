@@ -12,6 +12,7 @@ from nnunetv2_deferral.defaults import PORT
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.readings import ReadingRules
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
@@ -28,6 +29,7 @@ def review(
     *,
     references: str | Path | None = None,
     worklist: str | Path | None = None,
+    rules: ReadingRules | None = None,
     dataset_json: str | Path | None = None,
     port: int = PORT,
     show_scores: bool = False,
@@ -41,6 +43,7 @@ def review(
         output_folder: Output folder for the answers, see docs/reference/review.md; an existing review is continued.
         references: Folder of reference masks, for the coordinator's scores; None for no scores.
         worklist: Folder of nnUNetv2_deferral_worklist, to ask about its regions only; None for all regions.
+        rules: To ask two readers about each region: when they agree, and who decides if they do not. None for one.
         dataset_json: The model's dataset.json, if it is not beside the predictions.
         port: Port on 127.0.0.1.
         show_scores: Show reference and scores to experts, too, once they have submitted a case.
@@ -48,7 +51,8 @@ def review(
 
     Raises:
         InputError: If an input is missing or inconsistent, the output folder overlaps an input folder, the review was
-            started with an incompatible worklist, another server is using the folder, or the port cannot be used.
+            started with an incompatible worklist or other rules, another server is using the folder, or the port
+            cannot be used.
         ImportError: If the packages of the extra `review` are not installed.
     """
     # Imported here, because the other commands do not need the packages of the extra.
@@ -69,14 +73,17 @@ def review(
                 "Predict or route with a larger budget or capacity"
             )
         listed = Worklist.open(Path(worklist), opened) if worklist else None
-        study = Study(opened, Path(images), Path(references) if references else None, listed)
+        readers = 1 if rules is None else 2
+        study = Study(opened, Path(images), Path(references) if references else None, listed, readers)
         if listed:  # all is checked before anything is written, and only what is listed is shown
             study.read()
         store = ReviewStore(Path(output_folder), opened.files.file_ending)
         try:
-            served = Review(study, store, Blinding(show_scores=show_scores, blind_start=blind_start))
+            served = Review(study, store, Blinding(show_scores=show_scores, blind_start=blind_start), rules)
             served.check_begun()
-            access = Access(store.hidden, study.experts, port)
+            if listed:
+                served.settle()
+            access = Access(store.hidden, served.people, port)
             app = create_app(served, access, port)
             print(f"{_summary(study)}\nPersonal links; anyone who has a link can answer in that person's name:\n")
             links = access.links(f"http://127.0.0.1:{port}")
@@ -84,7 +91,7 @@ def review(
             for person, link in links:
                 print(f"  {person.name:{width}}  {link}")
             print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
-            serve(app, listening, lambda runs: None if listed else study.read(wanted=runs))
+            serve(app, listening, lambda runs: None if listed else served.read(wanted=runs))
         finally:
             store.close()
 
@@ -124,13 +131,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parsers.review()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    if options.readers_per_region == 1 and options.adjudicator is not None:
+        parser.error("-adjudicator requires two readers (-readers_per_region 2)")
     try:
+        rules = None
+        if options.readers_per_region == 2:
+            rules = ReadingRules(
+                adjudicator=options.adjudicator, max_difference=options.max_difference, measure=options.difference
+            )
         review(
             options.i,
             options.images,
             options.o,
             references=options.ref,
             worklist=options.worklist,
+            rules=rules,
             dataset_json=options.djfile,
             port=options.port,
             show_scores=options.show_scores,

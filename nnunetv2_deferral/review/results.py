@@ -41,15 +41,16 @@ def case_result(study: Study, store: ReviewStore, case: ReviewedCase, *, scores:
     answers = _answers(study, store, case)
     fused = fuse_masks(case.model, answers, case.route)
     experts = []
+    changed = (fused != case.model)[case.route > 0]
     for number, expert in enumerate(study.experts, start=1):
-        asked = case.route == number
+        asked = np.isin(case.regions, case.of_reader(number))
         experts.append(
             {
                 "expert": expert,
                 "voxels": info.voxels[number - 1],
                 "regions": info.regions[number - 1],
                 "submitted": store.is_submitted(expert, name),
-                "changed_voxels": int((asked & (fused != case.model)).sum()),
+                "changed_voxels": int((asked & changed).sum()),
                 "minutes": (store.record(expert, name) or {}).get("minutes"),
             }
         )

@@ -69,6 +69,7 @@ def create_app(review: Review, access: Access, port: int) -> Starlette:
         Route(f"{case}/save", handlers.save, methods=["POST"]),
         Route(f"{case}/upload", handlers.upload, methods=["POST"]),
         Route(f"{case}/submit", handlers.submit, methods=["POST"]),
+        Route(f"{case}/reopen", handlers.reopen, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
@@ -223,6 +224,14 @@ class _Handlers:
         if not is_count(revision):
             raise RefusedError(400, "revision must be a whole number.")
         return await self._answer(self._review.submit, person, request.path_params["case"], revision)
+
+    async def reopen(self, request: Request) -> Response:
+        person = self._person(request)
+        content = _parse_json(await _read_body(request, 4096))
+        expert, reason = content.get("expert"), content.get("reason")
+        if not isinstance(expert, str) or not isinstance(reason, str):
+            raise RefusedError(400, "expert and reason must be texts.")
+        return await self._answer(self._review.reopen, person, request.path_params["case"], expert, reason)
 
     def _person(self, request: Request, *, named: bool = True) -> Person:
         person = self._access.person(request.headers.get("cookie", ""))

@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,16 +18,20 @@ import numpy as np
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.image_files import check_file, read_values
+from nnunetv2_deferral.readings import ReadingRules, summarize
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
-from nnunetv2_deferral.review.remarks import Remarks, flags_in_file, parse_remarks, regions_not_told
+from nnunetv2_deferral.review.remarks import MAX_COMMENT, Remarks, flags_in_file, parse_remarks, regions_not_told
 from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
+from nnunetv2_deferral.review.settling import Settling
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 from nnunetv2_deferral.review.windows import windows_of
 
 SLACK_SECONDS = 5.0
+READINGS = ("reading1", "reading2")
+"""The volumes of both readings of disputed regions, in an order that does not tell who read."""
 # Bytes of the JSON of a save: in all, and for each voxel asked about, whose run has three numbers of up to 12 digits.
 # Remarks have up to 20 comments of 300 characters, which JSON may write with 6 bytes each.
 BYTES_PER_SAVE, BYTES_PER_VOXEL = 4096 + 20 * 6 * 400, 48
@@ -60,19 +65,59 @@ class Review:
         study: The predictions, images and references.
         store: The answers.
         blinding: What experts do not see.
+        settling: What readers agree on; None if one expert reads each region.
     """
 
-    def __init__(self, study: Study, store: ReviewStore, blinding: Blinding = Blinding()) -> None:
+    def __init__(
+        self,
+        study: Study,
+        store: ReviewStore,
+        blinding: Blinding = Blinding(),
+        rules: ReadingRules | None = None,
+    ) -> None:
+        """Open the review; with two readers for each region, `rules` tell when they agree.
+
+        Raises:
+            InputError: If the review was begun with another number of readers or with other rules.
+        """
         self.study, self.store, self.blinding = study, store, blinding
+        self.settling = Settling.begin(study, store, rules)
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._seen: dict[tuple[str, str], float] = {}
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """The names of all who answer: the experts in routing order, and the adjudicator if there is one."""
+        return (*self.study.experts, *([self.adjudicator] if self.adjudicator else []))
+
+    @property
+    def adjudicator(self) -> str | None:
+        """The name of the person who decides where readers differ; None if there is none."""
+        return self.settling.rules.adjudicator if self.settling else None
+
+    def read(self, *, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Read and check all cases, see :meth:`.Study.read`."""
+        self.study.read(wanted=wanted, then=self.settling.renew if self.settling else lambda case: None)
+
+    def settle(self) -> None:
+        """Settle anew what has changed since the last start, if all cases have been read already."""
+        for name, info in self.study.infos.items():
+            if self.settling and info.asked:
+                self.settling.renew(self.study.case(name))
 
     def listing(self, person: Person) -> list[dict[str, Any]]:
         """The cases that a person works with.
 
         For the coordinator all cases by name. For an expert the cases with regions to answer, in the order of the best
-        rank of these regions on the worklist, or without a worklist, of their total expected gain.
+        rank of these regions on the worklist, or without a worklist, of their total expected gain. For the adjudicator
+        the cases that all experts have submitted and about which they differ.
         """
+        if self.settling and person.expert == self.adjudicator:
+            return [
+                self._entry(info, [self._adjudication(self.settling, info)])
+                for info in self.study.infos.values()
+                if self._is_to_be_decided(info.name)
+            ]
         entries = []
         for info in self._in_order(person):
             size = int(np.prod(info.shape))
@@ -82,18 +127,24 @@ class Review:
                 if person.expert in (None, expert)
             ]
             if person.expert is None or experts[0]["voxels"]:
-                left_out = sum(each["left_out"] for each in experts)
-                deferred = sum(info.voxels) + left_out if person.expert is None else experts[0]["voxels"]
-                entries.append(
-                    {
-                        "case": info.name,
-                        "shape": info.shape,
-                        "rate": deferred / size,
-                        "left_out": left_out,
-                        "experts": experts,
-                    }
-                )
+                entry = self._entry(info, experts, asked=info.asked if person.expert is None else None)
+                if person.expert is None and self.settling:
+                    entry["readings"] = summarize(self.settling.regions(info.name))
+                    if self._is_to_be_decided(info.name):
+                        entry["adjudication"] = self._adjudication(self.settling, info)
+                entries.append(entry)
         return entries
+
+    def _entry(self, info: CaseInfo, experts: list[dict[str, Any]], asked: int | None = None) -> dict[str, Any]:
+        left_out = sum(each["left_out"] for each in experts)
+        deferred = experts[0]["voxels"] if asked is None else asked + left_out
+        return {
+            "case": info.name,
+            "shape": info.shape,
+            "rate": deferred / int(np.prod(info.shape)),
+            "left_out": left_out,
+            "experts": experts,
+        }
 
     def check_begun(self) -> None:
         """Refuse to continue a review whose answers refer to other regions because the worklist differs.
@@ -144,10 +195,11 @@ class Review:
             "blind": person.expert is not None and self._is_blind(person.expert, name),
         }
         if person.expert is not None:
-            asked, draft = self.study.asked(name, person.expert), self._draft(person.expert, case)
+            asked, draft = self._asked(case, person.expert), self._draft(person.expert, case)
             self._seen[person.expert, name] = time.monotonic()
             content |= {
-                "number": self.study.experts.index(person.expert) + 1,
+                "number": self.people.index(person.expert) + 1,
+                "decides": person.expert == self.adjudicator,
                 "regions": asked.listing,
                 "revision": draft.revision,
                 "done": draft.done,
@@ -177,7 +229,9 @@ class Review:
         if which == "route" and person.expert is None:
             return case.route
         if which == "regions" and person.expert is not None:
-            return self.study.asked(name, person.expert).regions
+            return self._asked(case, person.expert).regions
+        if which in READINGS and self.settling and person.expert == self.adjudicator:
+            return self.settling.blinded(case)[READINGS.index(which)]
         if which == "labels" and person.expert is not None:
             return self._mask(case, person.expert, self._shown(case, person.expert))
         if which == "fused" or (which == "reference" and self._sees_scores(person)):
@@ -191,7 +245,21 @@ class Review:
         """The result of a case for step 3: scores, changes and experts."""
         case = self._visible(person, name)
         self._check_may_see_result(person, name)
-        return without_nan(case_result(self.study, self.store, case, scores=self._sees_scores(person)))
+        found = case_result(self.study, self.store, case, scores=self._sees_scores(person))
+        if person.expert is None:
+            found["people"] = [self._made(each, name) for each in self.people]
+            if self.settling:
+                regions = self.settling.regions(name)
+                found["readings"] = {"rules": vars(self.settling.rules), "regions": regions, **summarize(regions)}
+        return without_nan(found)
+
+    def _made(self, name: str, case: str) -> dict[str, Any]:
+        """What the coordinator sees of a person's work on a case: whether it is submitted, and why it was reopened."""
+        return {
+            "name": name,
+            "submitted": self.store.is_submitted(name, case),
+            "reopened": self.store.reopened(name, case),
+        }
 
     def totals(self, person: Person) -> dict[str, Any]:
         """Minutes and voxels of each expert over all cases, for the coordinator."""
@@ -262,6 +330,7 @@ class Review:
             RefusedError: If regions are not answered, or `revision` is not the last one.
         """
         expert, case, asked = self._answerable(person, name)
+        decides = expert == self.adjudicator
         with self._locks[expert, name]:
             draft = self._draft(expert, case)
             self._check_open(expert, name, revision, draft)
@@ -273,7 +342,7 @@ class Review:
             record = {
                 "regions": len(asked.listing),
                 "voxels": int(asked.voxels.size),
-                "left_out_voxels": case.left_out[self.study.experts.index(expert)],
+                "left_out_voxels": 0 if decides else case.left_out[self.study.experts.index(expert)],
                 "changed_voxels": int((changed & ~untold.ravel()[asked.voxels]).sum()),
                 "cannot_tell_voxels": int(untold.sum()),
                 "confidence": draft.remarks["confidence"],
@@ -287,6 +356,35 @@ class Review:
             base = case.model if ignore is None else np.full_like(case.model, ignore)
             mask = np.where(untold, base, self._mask(case, expert, base))
             self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
+        if self.settling:
+            self.settling.renew(case)
+
+    def reopen(self, person: Person, name: str, expert: str, reason: str) -> None:
+        """Let an expert change a case that they have submitted.
+
+        The submitted mask is kept aside. A decision of the adjudicator on the case is reopened, too, because it refers
+        to what was submitted.
+
+        Raises:
+            RefusedError: If the person is not the coordinator, the case has not been submitted, or there is no reason.
+        """
+        if person.expert is not None:
+            raise RefusedError(403, "Only the coordinator can reopen a case.")
+        case = self._visible(person, name)
+        reason = " ".join(reason.split())
+        if not 0 < len(reason) <= MAX_COMMENT:
+            raise RefusedError(400, f"Reopening a case needs a reason of 1 to {MAX_COMMENT} characters.")
+        if expert not in self.people or not self.store.is_submitted(expert, name):
+            raise RefusedError(409, f"{expert} has not submitted this case.")
+        with self._locks[expert, name]:
+            self.store.reopen(expert, name, reason)
+        if self.settling:
+            if self.adjudicator not in (None, expert):
+                with self._locks[self.adjudicator, name]:
+                    if self.store.is_submitted(self.adjudicator, name):
+                        self.store.reopen(self.adjudicator, name, reason)
+                    self.store.set_aside(self.adjudicator, name, f"{expert} was reopened")
+            self.settling.renew(case)
 
     def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
         """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
@@ -294,7 +392,7 @@ class Review:
         if what == "mask" and person.expert is not None:
             self._write(self._mask(case, person.expert, self._shown(case, person.expert)), case, file)
         elif what == "regions" and person.expert is not None:
-            self._write(self.study.asked(name, person.expert).regions, case, file)
+            self._write(self._asked(case, person.expert).regions, case, file)
         elif what == "fused":
             self._write(self.volume(person, name, "fused"), case, file)
         else:
@@ -316,15 +414,34 @@ class Review:
 
     def _visible(self, person: Person, name: str) -> ReviewedCase:
         case = self.study.case(name)
-        if person.expert is not None and not self.study.infos[name].voxels[self.study.experts.index(person.expert)]:
+        if person.expert is None:
+            return case
+        if person.expert == self.adjudicator:
+            is_asked = self._is_to_be_decided(name)
+        else:
+            is_asked = self.study.infos[name].voxels[self.study.experts.index(person.expert)] > 0
+        if not is_asked:
             raise RefusedError(404, "No such case.")
         return case
+
+    def _asked(self, case: ReviewedCase, expert: str) -> Asked:
+        if self.settling and expert == self.adjudicator:
+            return self.study.questions(case, self.settling.disputed(case.name))
+        return self.study.asked(case.name, expert)
+
+    def _is_to_be_decided(self, name: str) -> bool:
+        """Whether readers differ about a case that they have all submitted."""
+        if self.settling is None or not self.settling.disputed(name):
+            return False
+        voxels = self.study.infos[name].voxels
+        asked = [expert for expert, number in zip(self.study.experts, voxels, strict=True) if number]
+        return all(self.store.is_submitted(expert, name) for expert in asked)
 
     def _answerable(self, person: Person, name: str) -> tuple[str, ReviewedCase, Asked]:
         if person.expert is None:
             raise RefusedError(403, "The coordinator cannot answer regions.")
         case = self._visible(person, name)
-        return person.expert, case, self.study.asked(name, person.expert)
+        return person.expert, case, self._asked(case, person.expert)
 
     def _check_may_see_result(self, person: Person, name: str) -> None:
         if person.expert is not None and not self.store.is_submitted(person.expert, name):
@@ -344,7 +461,7 @@ class Review:
         """The saved draft, or the model's labels as revision 0."""
         draft = self.store.draft(expert, case.name)
         if draft is None:
-            asked = self.study.asked(case.name, expert)
+            asked = self._asked(case, expert)
             return Draft(
                 revision=0,
                 key="",
@@ -352,8 +469,12 @@ class Review:
                 labels=self._shown(case, expert).ravel()[asked.voxels],
                 done=(),
                 seconds=0.0,
-                listed=asked.listed,
+                listed=self._binding(asked),
                 blind=self.blinding.blind_start,
+            )
+        if expert == self.adjudicator and draft.listed != self._asked(case, expert).digest:
+            raise RefusedError(
+                409, "The readings of this case have changed since you began. Ask the coordinator to reopen it."
             )
         if draft.digest != case.digest:
             raise RefusedError(
@@ -361,16 +482,20 @@ class Review:
             )
         return draft
 
+    def _binding(self, asked: Asked) -> str:
+        """What a draft records of its regions, if these depend on more than the predictions."""
+        return asked.digest if self.study.worklist or self.settling else ""
+
     def _flags(self, case: ReviewedCase) -> list[dict[str, Any]]:
         """The flags of all experts in a case, also of those who have not submitted it."""
-        drafts = {expert: self.store.draft(expert, case.name) for expert in self.study.experts}
+        drafts = {expert: self.store.draft(expert, case.name) for expert in self.people}
         return [
             {"expert": expert, **flag} for expert, draft in drafts.items() if draft for flag in draft.remarks["flags"]
         ]
 
     def _mask(self, case: ReviewedCase, expert: str, base: np.ndarray) -> np.ndarray:
         mask = base.copy()
-        mask.ravel()[self.study.asked(case.name, expert).voxels] = self._draft(expert, case).labels
+        mask.ravel()[self._asked(case, expert).voxels] = self._draft(expert, case).labels
         return mask
 
     def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> np.ndarray:
@@ -417,7 +542,7 @@ class Review:
             labels=labels,
             done=edit.done,
             seconds=seconds,
-            listed=asked.listed,
+            listed=self._binding(asked),
             request=edit.digest,
             remarks=remarks,
             blind=draft.blind and self.blinding.blind_start,
@@ -440,15 +565,32 @@ class Review:
         return sorted(infos, key=lambda info: (info.ranks[place] or 0, -info.gains[place], info.name))
 
     def _status(self, place: int, info: CaseInfo, size: int) -> dict[str, Any]:
-        expert, name, voxels = self.study.experts[place], info.name, info.voxels[place]
-        draft = self.store.draft(expert, name) if voxels else None
+        voxels = info.voxels[place]
         return {
-            "expert": expert,
             "voxels": voxels,
             "share": voxels / size,
             "regions": info.regions[place],
             "left_out": info.left_out[place],
             "gain": info.gains[place],
+            **self._answered(self.study.experts[place], info.name, is_asked=voxels > 0),
+        }
+
+    def _adjudication(self, settling: Settling, info: CaseInfo) -> dict[str, Any]:
+        """The status of the adjudicator."""
+        disputed = [each["voxels"] for each in settling.regions(info.name) if each["disputed"]]
+        return {
+            "voxels": sum(disputed),
+            "share": sum(disputed) / int(np.prod(info.shape)),
+            "regions": len(disputed),
+            "left_out": 0,
+            "gain": settling.disputed_gain(info.name),
+            **self._answered(str(settling.rules.adjudicator), info.name, is_asked=True),
+        }
+
+    def _answered(self, expert: str, name: str, *, is_asked: bool) -> dict[str, Any]:
+        draft = self.store.draft(expert, name) if is_asked else None
+        return {
+            "expert": expert,
             "done": len(draft.done) if draft else 0,
             "flags": len(draft.remarks["flags"]) if draft else 0,
             "cannot_tell": len(regions_not_told(draft.remarks)) if draft else 0,

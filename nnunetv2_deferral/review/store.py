@@ -2,9 +2,11 @@
 
     REVIEWS/<expert>/<case><file_ending>      submitted masks, in the layout of `expertsTr`
     REVIEWS/review.json                       regions, voxels and minutes of each submitted mask
+    REVIEWS/settled/                          what two readers for each region agree on (readings.py)
     REVIEWS/.review/drafts/<expert>/<case>.npz    answers not yet submitted
     REVIEWS/.review/drafts/<expert>/<case>.npz.previous    the revision before, restored if the last one is damaged
     REVIEWS/.review/drafts/<expert>/<case>.npz.damaged_1   damaged files that were replaced, never read
+    REVIEWS/.review/reopened/<expert>/<n>_<case>...    masks and drafts before a case was reopened, never read
     REVIEWS/.review/log.jsonl                 every change, one JSON object per line, append-only
     REVIEWS/.review/access.json               the links of the experts (access.py)
     REVIEWS/.review/server.lock               held by the server that writes to this folder
@@ -31,14 +33,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import Field, Strict
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError, refusals_named
-from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, write_durably, write_json_durably
+from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, sync_folder, write_durably, write_json_durably
 from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
 from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, validate
@@ -103,6 +106,13 @@ class _Submitted(TypedDict):
     record: dict[Text, Any]
 
 
+class _PutAside(TypedDict):
+    event: Text
+    time: Text
+    reason: Text
+    kept_as: Annotated[str, Strict(), Field(pattern=r"^[0-9]+_[^/\\]+$")]
+
+
 class _DamagedError(Exception):
     """A draft cannot be read; the message is the reason."""
 
@@ -123,6 +133,7 @@ class ReviewStore:
         """
         self.folder, self._ending = folder, file_ending
         self._draft_locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        self._reopened: defaultdict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
         self.hidden = folder / HIDDEN
         with refusals_named(folder, "written to"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -268,32 +279,91 @@ class ReviewStore:
             OSError: If the disk is full or fails; nothing is changed then.
         """
         entry = {**record, "submitted": _now()}
+        if reopened := self.reopened(expert, case):
+            entry["reopened"] = reopened
         write_durably(
             self.mask_file(expert, case),
             write,
             before=lambda: self._append("submitted", expert, case, {"record": entry}),
         )
         self._records[expert, case] = entry
+        self._try_to_write_index()
+
+    def reopen(self, expert: str, case: str, reason: str) -> None:
+        """Keep a submitted mask aside, so that the expert can go on from their draft.
+
+        Raises:
+            OSError: If the disk is full or fails; nothing is changed then.
+        """
+        entry = {"time": _now(), "reason": reason}
+        self._put_aside("reopened", expert, case, self.mask_file(expert, case), {"reason": reason})
+        self._reopened[expert, case].append(entry)
+        self._records.pop((expert, case), None)
+        self._try_to_write_index()
+
+    def set_aside(self, expert: str, case: str, reason: str) -> None:
+        """Keep a draft aside, so that the person starts the case again; nothing happens if there is none.
+
+        Raises:
+            OSError: If the disk is full or fails; nothing is changed then.
+        """
+        file = self.draft_file(expert, case)
+        if file.is_file():
+            self._put_aside("set aside", expert, case, file, {"reason": reason})
+
+    def reopened(self, expert: str, case: str) -> list[dict[str, str]]:
+        """When and why (`time`, `reason`) a submitted case was reopened, in order."""
+        return list(self._reopened.get((expert, case), ()))
+
+    def has_answers(self) -> bool:
+        """Whether anybody has saved or submitted something."""
+        return any((self.hidden / "drafts").glob("*/*.npz")) or bool(self._records)
+
+    def _put_aside(self, event: str, expert: str, case: str, file: Path, entry: Mapping[str, Any]) -> None:
+        folder = self.hidden / "reopened" / expert
+        make_private_folder(folder, self.hidden)
+        number = 1 + max((int(path.name.partition("_")[0]) for path in folder.glob("[0-9]*_*")), default=0)
+        draft = self.draft(expert, case) if event == "reopened" else None
+        revision = draft.revision if draft else 0
+        self._append(event, expert, case, {"revision": revision, "kept_as": f"{number}_{file.name}", **entry})
+        _move_aside(file, folder / f"{number}_{file.name}")
+
+    def _try_to_write_index(self) -> None:
         try:
             self._write_index()
-        except OSError as error:  # the mask is in place and logged, and the index follows from the log
+        except OSError as error:  # the masks are in place and logged, and the index follows from the log
             logger.warning("%s is out of date until the next submission or start: %s", REVIEW_NAME, error)
 
     def _append(self, event: str, expert: str, case: str, entry: Mapping[str, Any]) -> None:
         self.log.append({"time": _now(), "event": event, "expert": expert, "case": case, **entry})
 
     def _recover(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The logged records of existing submitted masks; also logs changes that a killed server did not complete."""
+        """The logged records of existing submitted masks; also completes or logs what a killed server began."""
         revisions: dict[tuple[str, str], int] = {}
         records = {}
+        aside: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by the kind of event
         for number, entry in enumerate(self.log.entries(), start=1):
             kind = _Submitted if isinstance(entry, dict) and entry.get("event") == "submitted" else _Changed
             validate(entry, kind, f"{self.log.file}, line {number}")
             of = entry["expert"], entry["case"]
             if kind is _Submitted:
                 records[of] = entry["record"]
+                aside[of].pop("reopened", None)
+                continue
+            revisions[of] = entry["revision"]
+            if entry["event"] in ("reopened", "set aside"):
+                validate(entry, _PutAside, f"{self.log.file}, line {number}")
+                aside[of][entry["event"]] = entry["kept_as"]
             else:
-                revisions[of] = entry["revision"]
+                aside[of].pop("set aside", None)
+            if entry["event"] == "reopened":
+                records.pop(of, None)
+                self._reopened[of].append({"time": entry["time"], "reason": entry["reason"]})
+        for (expert, case), events in aside.items():
+            files = {"reopened": self.mask_file(expert, case), "set aside": self.draft_file(expert, case)}
+            for event, name in events.items():
+                if files[event].is_file():
+                    _move_aside(files[event], self.hidden / "reopened" / expert / name)
         for (expert, case), revision in revisions.items():
             draft, restored = self._find_draft(expert, case)
             kept = draft.revision if draft else 0
@@ -306,6 +376,16 @@ class ReviewStore:
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
         write_json_durably({"cases": cases}, self.folder / REVIEW_NAME)
+
+
+def _move_aside(file: Path, target: Path) -> None:
+    """Move a file, and the revision before if it is a draft; on disk when this returns."""
+    previous = _previous(file)
+    if previous.is_file():
+        previous.replace(_previous(target))
+    file.replace(target)
+    sync_folder(target.parent)
+    sync_folder(file.parent)
 
 
 def _previous(file: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.edits import RefusedError
-from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, regions_by_gain
+from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, numbered, numbered_by_gain, second_reader
 from nnunetv2_deferral.worklist.reading import Worklist
 
 CASES_IN_MEMORY = 3
@@ -31,18 +32,20 @@ class CaseInfo:
     Attributes:
         name: The case identifier.
         shape: (Z, Y, X) in the browser's orientation.
+        asked: Number of voxels that anybody is asked about.
         voxels: Number of voxels that each expert is asked about.
         regions: Number of regions that these form.
         gains: Expected increase of the mean Dice of the case if they are answered.
         ranks: Best rank of these regions on the worklist; None without a worklist or listed regions.
         left_out: Number of voxels routed to each expert that are not on the worklist.
-        listings: The digests :attr:`Asked.listed` of each expert.
+        listings: With a worklist or two readers, the digest of what each expert is asked; else empty.
         images: The files of the image, one per channel, or one for an RGB picture.
         reference: The file of the reference, or None.
     """
 
     name: str
     shape: tuple[int, int, int]
+    asked: int
     voxels: tuple[int, ...]
     regions: tuple[int, ...]
     gains: tuple[float, ...]
@@ -64,7 +67,9 @@ class ReviewedCase:
         model: uint8 (Z, Y, X), the model's mask, with the answers of earlier rounds of questions.
         route: uint8 (Z, Y, X); with a worklist, 0 for voxels that are not listed.
         gain: float32 (V,), the gain map at these voxels.
-        labels: uint16 (V,), the labels of the worklist at these voxels; None without a worklist.
+        regions: int32 (V,), the number of the region of each of these voxels, from 1 without gaps.
+        readers: For each region the numbers of the experts who are asked, first the one to whom it is routed.
+        ranks: For each region its rank on the worklist; None without a worklist.
         left_out: See :attr:`CaseInfo.left_out`.
     """
 
@@ -74,7 +79,9 @@ class ReviewedCase:
     model: np.ndarray
     route: np.ndarray
     gain: np.ndarray
-    labels: np.ndarray | None
+    regions: np.ndarray
+    readers: tuple[tuple[int, ...], ...]
+    ranks: tuple[int | None, ...]
     left_out: tuple[int, ...]
 
     @cached_property
@@ -85,23 +92,31 @@ class ReviewedCase:
             digest.update(each.tobytes())
         return digest.hexdigest()
 
+    def of_reader(self, number: int) -> list[int]:
+        """The numbers of the regions that an expert reads."""
+        return [region for region, readers in enumerate(self.readers, start=1) if number in readers]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Asked:
-    """The voxels and regions of a case that an expert is asked about.
+    """The voxels and regions of a case that a person is asked about.
 
     Attributes:
         voxels: int64 (V,), the indices of the voxels in the flat volume, ascending.
-        regions: uint16 (Z, Y, X): the number of the region, 0 where the expert is not asked. Regions are numbered by
+        regions: uint16 (Z, Y, X): the number of the region, 0 where the person is not asked. Regions are numbered by
             rank on the worklist, or without a worklist, by expected gain.
         listing: The description of each region from :func:`.describe_visits` and its `rank`, None without a worklist.
-        listed: With a worklist, a digest of `voxels` and their regions; else empty.
     """
 
     voxels: np.ndarray
     regions: np.ndarray
     listing: list[dict[str, Any]]
-    listed: str
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the voxels and their regions."""
+        regions = self.regions.ravel()[self.voxels]
+        return hashlib.sha256(self.voxels.tobytes() + regions.tobytes()).hexdigest()
 
 
 class Study:
@@ -110,18 +125,34 @@ class Study:
     Attributes:
         predictions: The predictions.
         worklist: The worklist that limits the regions; None for all deferred regions.
+        readers_per_region: 1 or 2.
     """
 
     def __init__(
-        self, predictions: PredictionFolder, images: Path, references: Path | None, worklist: Worklist | None = None
+        self,
+        predictions: PredictionFolder,
+        images: Path,
+        references: Path | None,
+        worklist: Worklist | None = None,
+        readers_per_region: int = 1,
     ) -> None:
         """Find the files of all cases; :meth:`read` reads them.
 
         Raises:
-            InputError: If an image is missing, or a label exceeds 255.
+            InputError: If an image is missing, a label exceeds 255, or there are fewer experts than readers.
         """
         self.worklist = worklist
         self.predictions = predictions
+        self.readers_per_region = readers_per_region
+        available = [name for name in predictions.experts if name not in predictions.settings.unavailable]
+        if not 1 <= readers_per_region <= 2:
+            raise InputError(f"a region can have 1 or 2 readers, got {readers_per_region} (-readers_per_region)")
+        if readers_per_region > len(available):
+            raise InputError(
+                f"{readers_per_region} readers for each region require as many experts; available in "
+                f"{predictions.folder}: {', '.join(available)}"
+            )
+        self._available = tuple(self.experts.index(name) + 1 for name in available)
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
             raise InputError(f"the review page supports labels up to 255, but the dataset has {highest}")
@@ -133,11 +164,14 @@ class Study:
         self._asked = lru_cache(CASES_IN_MEMORY * len(self.experts))(self._find_asked)
         self._image = lru_cache(CASES_IN_MEMORY)(self._read_image)
 
-    def read(self, *, wanted: Callable[[], bool] = lambda: True) -> None:
+    def read(
+        self, *, wanted: Callable[[], bool] = lambda: True, then: Callable[[ReviewedCase], None] = lambda case: None
+    ) -> None:
         """Read and check all cases once; those that have been read can be reviewed meanwhile.
 
         Args:
             wanted: Asked before each case whether to go on.
+            then: Called with each case before it can be reviewed.
 
         Raises:
             InputError: If a mask or map is missing or inconsistent, or a mask of the worklist; the message names the
@@ -146,7 +180,9 @@ class Study:
         for case in tqdm(self.predictions.cases, desc="Reading the maps", unit="case"):
             if not wanted():
                 return
-            self._infos[case] = self._inspect(case)
+            read = self._read_case(case)
+            then(read)
+            self._infos[case] = self._inspect(read)
 
     @property
     def infos(self) -> dict[str, CaseInfo]:
@@ -182,6 +218,22 @@ class Study:
         with self._lock:
             return self._asked(case, expert)
 
+    def questions(self, case: ReviewedCase, wanted: Sequence[int]) -> Asked:
+        """The voxels of some regions of a case, to ask about them."""
+        if self.worklist is None:
+            inside = numbered_by_gain(case.regions, case.gain, wanted)
+        else:
+            inside = numbered(case.regions, sorted(wanted, key=lambda number: case.ranks[number - 1] or 0))
+        regions = np.zeros(case.route.shape, dtype=np.uint16)
+        regions[case.route > 0] = inside
+        voxels = np.flatnonzero(regions)
+        listing = describe_visits(regions, case.gain[inside > 0], spacing_mm=case.orientation.spacing_mm)
+        numbers, places = np.unique(inside, return_index=True)
+        number_in_case = dict(zip(numbers.tolist(), case.regions[places].tolist(), strict=True))
+        for region in listing:
+            region["rank"] = case.ranks[number_in_case[region["number"]] - 1]
+        return Asked(voxels=voxels, regions=regions, listing=listing)
+
     def image(self, name: str) -> np.ndarray:
         """The image (C, Z, Y, X), uint8 or int16 if that represents its values exactly, else float32.
 
@@ -215,20 +267,21 @@ class Study:
             raise InputError(f"the image {files.image_file(folder, name)} does not exist")
         return images
 
-    def _inspect(self, name: str) -> CaseInfo:
-        ending = self.predictions.files.file_ending
+    def _inspect(self, case: ReviewedCase) -> CaseInfo:
+        ending, name = self.predictions.files.file_ending, case.name
         reference = self._references and self._references / f"{name}{ending}"
-        case = self._read_case(name)
         asked = [self._find_asked(case, expert) for expert in self.experts]
+        is_bound = self.worklist is not None or self.readers_per_region > 1
         return CaseInfo(
             name=name,
             shape=case.model.shape,
+            asked=int(case.gain.size),
             voxels=tuple(each.voxels.size for each in asked),
             regions=tuple(len(each.listing) for each in asked),
             gains=tuple(math.fsum(region["gain"] for region in each.listing) for each in asked),
             ranks=tuple(each.listing[0]["rank"] if each.listing else None for each in asked),
             left_out=case.left_out,
-            listings=tuple(each.listed for each in asked),
+            listings=tuple(each.digest if is_bound else "" for each in asked),
             images=self._images[name],
             reference=reference if reference and reference.is_file() else None,
         )
@@ -241,14 +294,24 @@ class Study:
         unknown = np.setdiff1d(mask, self.labels)
         if unknown.size:
             raise InputError(f"{self.predictions.mask_file(name)} contains unknown labels: {unknown[:5].tolist()}")
-        turn, route, labels = predicted.orientation, everything, None
-        if self.worklist is not None:
+        turn, route = predicted.orientation, everything
+        if self.worklist is None:
+            turned_route = turn.to_canonical(route)
+            regions = region_labels(turned_route)[turned_route > 0]
+            ranks: tuple[int | None, ...] = (None,) * int(regions.max(initial=0))
+        else:
             listed = self.worklist.labels(name, everything, predicted.properties)
             route = np.where(listed > 0, everything, 0).astype(np.uint8)
-            turned = turn.to_canonical(listed)
-            labels = np.minimum(turned[turned > 0], MAX_REGIONS).astype(np.uint16)
+            turned_route = turn.to_canonical(route)
+            labels = np.minimum(turn.to_canonical(listed)[turned_route > 0], MAX_REGIONS)
+            keys, regions = np.unique(
+                turned_route[turned_route > 0].astype(np.int64) * (MAX_REGIONS + 1) + labels, return_inverse=True
+            )
+            regions = (regions + 1).astype(np.int32)
+            ranks = tuple(self._rank(name, *divmod(key, MAX_REGIONS + 1)) for key in keys.tolist())
         numbers = range(1, len(self.experts) + 1)
-        turned_route = turn.to_canonical(route)
+        firsts = np.zeros(len(ranks) + 1, dtype=np.uint8)
+        firsts[regions] = turned_route[turned_route > 0]
         return ReviewedCase(
             name=name,
             properties=predicted.properties,
@@ -256,26 +319,23 @@ class Study:
             model=turn.to_canonical(mask.astype(np.uint8)),
             route=turned_route,
             gain=turn.to_canonical(predicted.gain)[turned_route > 0],
-            labels=labels,
+            regions=regions,
+            readers=tuple(self._readers(name, region, int(firsts[region])) for region in range(1, len(firsts))),
+            ranks=ranks,
             left_out=tuple(int((everything == number).sum() - (route == number).sum()) for number in numbers),
         )
 
+    def _rank(self, case: str, expert: int, label: int) -> int | None:
+        rows = self.worklist.rows[case, self.experts[expert - 1]] if self.worklist else ()
+        return rows[label - 1].rank if rows else None
+
+    def _readers(self, case: str, region: int, first: int) -> tuple[int, ...]:
+        if self.readers_per_region == 1:
+            return (first,)
+        return first, second_reader(case, region, first, self._available)
+
     def _find_asked(self, case: ReviewedCase, expert: str) -> Asked:
-        number = self.experts.index(expert) + 1
-        mask = case.route == number
-        own = case.route[case.route > 0] == number
-        if case.labels is None:
-            regions = regions_by_gain(mask, case.gain[own])
-        else:
-            regions = np.zeros(mask.shape, dtype=np.uint16)
-            regions[mask] = case.labels[own]
-        voxels = np.flatnonzero(mask)
-        listing = describe_visits(regions, case.gain[own], spacing_mm=case.orientation.spacing_mm)
-        rows = self.worklist.rows.get((case.name, expert), ()) if self.worklist else ()
-        for place, region in enumerate(listing):
-            region["rank"] = rows[place].rank if rows else None
-        listed = hashlib.sha256(voxels.tobytes() + regions[mask].tobytes()).hexdigest() if self.worklist else ""
-        return Asked(voxels=voxels, regions=regions, listing=listing, listed=listed)
+        return self.questions(case, case.of_reader(self.experts.index(expert) + 1))
 
     def _read_image(self, case: ReviewedCase) -> np.ndarray:
         try:

@@ -1,34 +1,62 @@
-"""The regions of an expert, numbered in descending order of expected gain."""
+"""The regions of a person: their readers, their numbers, their description."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.decision.regions import describe_regions, region_labels
+from nnunetv2_deferral.decision.regions import describe_regions
 
 MAX_REGIONS = np.iinfo(np.uint16).max
 
 
-def regions_by_gain(mask: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Number the regions that an expert is asked about in descending order of expected gain.
+def second_reader(case: str, region: int, first: int, available: Sequence[int]) -> int:
+    """Who reads a region beside the expert to whom the model routes it.
+
+    The others take turns, starting at a place that depends on the case, so that all get about as many.
 
     Args:
-        mask: Bool (Z, Y, X), the V voxels that the expert is asked about.
-        gain: Real (V,), their expected gains, in the order of the flat volume.
+        case: The case identifier.
+        region: The number of the region in the case.
+        first: The number of the first reader.
+        available: The numbers of the experts who can be asked; at least one other than `first`.
+    """
+    others = [number for number in available if number != first]
+    return others[(zlib.crc32(case.encode()) + region) % len(others)]
+
+
+def numbered_by_gain(regions: np.ndarray, gain: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Number some regions of a case in descending order of expected gain.
+
+    Args:
+        regions: int (V,), the number of the region of each voxel, from 1 in the order of first voxels.
+        gain: Real (V,), the expected gain of each voxel.
+        wanted: The numbers of the regions that are asked about.
 
     Returns:
-        uint16 (Z, Y, X): the number of the region, 0 outside the mask. Ties are broken by first voxel. Regions beyond
-        the largest uint16 share the last number.
+        uint16 (V,): the new number of the region, 0 for voxels of other regions. Ties are broken by first voxel.
+        Regions beyond the largest uint16 share the last number.
     """
-    labels = region_labels(mask.view(np.uint8))
-    inside = labels[mask]
-    gains = np.bincount(inside, weights=gain, minlength=1)[1:]
-    place = np.zeros(gains.size + 1, dtype=np.uint16)
-    place[1 + np.argsort(-gains, kind="stable")] = np.minimum(np.arange(1, gains.size + 1), MAX_REGIONS)
-    return place[labels]
+    gains = np.bincount(regions, weights=gain, minlength=1)
+    return numbered(regions, sorted(wanted, key=lambda number: (-gains[number], number)))
+
+
+def numbered(regions: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Number some regions of a case in a given order.
+
+    Args:
+        regions: int (V,), the number of the region of each voxel, from 1.
+        order: The numbers of the regions in their new order.
+
+    Returns:
+        uint16 (V,): the place of the region in `order`, from 1, or 0; those beyond the largest uint16 share the last.
+    """
+    place = np.zeros(regions.max(initial=0) + 1, dtype=np.uint16)
+    place[list(order)] = np.minimum(np.arange(1, len(order) + 1), MAX_REGIONS)
+    return place[regions]
 
 
 def describe_visits(numbers: np.ndarray, gain: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:

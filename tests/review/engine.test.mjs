@@ -150,7 +150,7 @@ test("a region can be given back to the model", () => {
       [3, 5, 7],
     ],
   };
-  assert.equal(session.setRegion(region, SHAPE, null), 24);
+  assert.equal(session.setRegion(region, SHAPE, session.model), 24);
   session.commit();
   assert.ok(painted(session, 2).every((voxel) => voxel % 8 === 7));
 });

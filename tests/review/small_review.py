@@ -145,13 +145,20 @@ def write_pictures(root, *, colour=False):
     return folders
 
 
-def open_review(folders, *, references=True, worklist=None, **blinding):
-    """The review of some folders."""
+def open_review(folders, *, references=True, worklist=None, rules=None, **blinding):
+    """The review of some folders; with rules, of two readers for each region."""
     predictions = PredictionFolder.open(folders.predictions)
     listed = worklist and Worklist.open(worklist, predictions)
-    study = Study(predictions, folders.images, folders.references if references else None, listed)
+    study = Study(predictions, folders.images, folders.references if references else None, listed, 2 if rules else 1)
     study.read()
-    return Review(study, ReviewStore(folders.reviews, predictions.files.file_ending), Blinding(**blinding))
+    store = ReviewStore(folders.reviews, predictions.files.file_ending)
+    try:
+        review = Review(study, store, Blinding(**blinding), rules)
+        review.settle()
+    except BaseException:
+        store.close()
+        raise
+    return review
 
 
 class Browser:
@@ -203,7 +210,7 @@ class Served:
 def serve_folders(folders, **options):
     """A review of some folders and its application; to be closed by its store."""
     review = open_review(folders, **options)
-    access = Access(review.store.hidden, review.study.experts, PORT)
+    access = Access(review.store.hidden, review.people, PORT)
     return Served(folders, review, create_app(review, access, PORT), access)
 
 
@@ -222,7 +229,7 @@ def running(folders, **options):
     listening = socket.create_server(("127.0.0.1", 0))  # held from now on, so that no other test gets the port
     port = listening.getsockname()[1]
     review = open_review(folders, **options)
-    access = Access(review.store.hidden, review.study.experts, port)
+    access = Access(review.store.hidden, review.people, port)
     server = uvicorn.Server(uvicorn.Config(create_app(review, access, port), log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

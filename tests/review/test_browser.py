@@ -15,6 +15,7 @@ from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.readings import ReadingRules
 from nnunetv2_deferral.review.study import Study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
@@ -596,3 +597,47 @@ def test_a_picture_has_no_3d_view(tmp_path, sit_down):
     with running(write_pictures(tmp_path)) as links:
         chief = sit_down(links["coordinator"])
         assert chief.page.get_by_role("button", name="3D", exact=True).count() == 0
+
+
+@pytest.mark.slow
+def test_an_adjudicator_decides_between_two_readings_and_the_coordinator_reopens_a_case(tmp_path, sit_down):
+    folders = write_volumes(tmp_path, cases=("case_a",))
+    with running(folders, rules=ReadingRules(adjudicator="eve")) as links:
+        for name, keys in (("ann", "MMM"), ("bob", "MEM")):
+            desk = sit_down(links[name])
+            desk.page.get_by_role("button", name="Got it").click()
+            for key in keys:
+                if key == "E":  # erases in the second region and accepts what is left
+                    desk.press("e")
+                    desk.drag((-60, 0), (60, 0))
+                    desk.press("Enter")
+                else:
+                    desk.press("m")
+                desk.page.wait_for_timeout(80)
+            desk.wait_saved()
+            desk.submit()
+        eve = sit_down(links["eve"])
+        playwright.expect(eve.page.locator(".card")).to_contain_text("Two readers differ")
+        eve.page.get_by_role("button", name="Got it").click()
+        playwright.expect(eve.page.locator(".figure")).to_contain_text("0 of 1")
+        eve.page.screenshot(path=tmp_path / "eve.png")
+        before = eve.page.locator(".grid > .cell canvas").first.screenshot()
+        eve.press("u", "i")
+        eve.page.wait_for_timeout(150)
+        assert eve.page.locator(".grid > .cell canvas").first.screenshot() != before
+        eve.press("q")
+        eve.wait_saved()
+        eve.submit()
+        chief = sit_down(links["coordinator"])
+        chief.page.get_by_role("link", name="Fusion").click()
+        readings = chief.page.locator(".readings")
+        playwright.expect(readings).to_contain_text("Adjudicated")
+        chief.page.screenshot(path=tmp_path / "chief.png")
+        chief.page.get_by_role("button", name="Reopen…").nth(1).click()
+        chief.page.locator("dialog input").fill("the wrong lesion")
+        chief.page.get_by_role("button", name="Reopen", exact=True).click()
+        playwright.expect(chief.page.locator(".toast")).to_contain_text("open for bob again")
+        playwright.expect(readings).to_contain_text("One reading")
+        playwright.expect(chief.page.locator(".submissions")).to_contain_text("reopened 1×")
+    assert not (folders.reviews / "bob" / "case_a.nii.gz").exists()
+    assert not (folders.reviews / "eve" / "case_a.nii.gz").exists()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, parse_edit, runs_between
-from nnunetv2_deferral.review.visits import describe_visits, regions_by_gain
+from nnunetv2_deferral.review.visits import describe_visits, numbered, numbered_by_gain, second_reader
 
 SHAPE = (4, 5, 6)
 
@@ -97,6 +98,14 @@ def test_edits_with_the_same_content_have_the_same_digest_and_others_another():
     assert len(set(digests)) == len(others)
 
 
+def regions_by_gain(mask, gain):
+    """All regions of a mask (Z, Y, X), numbered by the gains (V,) of its voxels."""
+    labels = region_labels(mask.view(np.uint8))
+    regions = np.zeros(mask.shape, dtype=np.uint16)
+    regions[mask] = numbered_by_gain(labels[mask], gain, range(1, labels.max(initial=0) + 1))
+    return regions
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_regions_cover_the_mask_by_expected_gain_and_are_described_as_they_are(seed):
     random = np.random.default_rng(seed)
@@ -141,3 +150,18 @@ def test_an_empty_mask_has_no_regions():
     regions = regions_by_gain(np.zeros(SHAPE, dtype=bool), np.zeros(0))
     assert not regions.any()
     assert describe_visits(regions, np.zeros(0), spacing_mm=(1, 1, 1)) == []
+
+
+def test_only_the_wanted_regions_are_numbered_in_the_order_that_is_asked_for():
+    regions, gain = np.array([1, 2, 2, 3, 4]), np.array([5.0, 1.0, 1.0, 9.0, 3.0])
+    assert numbered_by_gain(regions, gain, [1, 2, 4]).tolist() == [1, 3, 3, 0, 2]
+    assert numbered(regions, [4, 2]).tolist() == [0, 2, 2, 0, 1]
+    assert numbered(regions[:0], []).tolist() == []
+
+
+def test_second_readers_are_others_who_are_available_and_take_turns():
+    for first in (1, 2, 4):
+        seconds = [second_reader("case", region, first, (1, 2, 4)) for region in range(1, 9)]
+        assert sorted(seconds) == sorted(4 * [number for number in (1, 2, 4) if number != first])
+    over_cases = {second_reader(f"case_{number}", 1, 1, (1, 2, 3)) for number in range(20)}
+    assert over_cases == {2, 3}

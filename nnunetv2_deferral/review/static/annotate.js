@@ -2,12 +2,12 @@
 
 import * as api from "./api.js";
 import { cached } from "./assign.js";
-import { DONE_REGION, css, labelColour, pale } from "./colours.js";
+import { DONE_REGION, READINGS, css, labelColour, pale } from "./colours.js";
 import { ask, askText, toast } from "./dialogs.js";
 import { bar, expected, h, plural, priority } from "./dom.js";
 import { flagList, placeText } from "./flags.js";
 import { keep, kept } from "./kept.js";
-import { showCard } from "./legend.js";
+import { lineSample, showCard } from "./legend.js";
 import { PaintSession } from "./paint.js";
 import { bestOpenRegion, neighbourRegion, nextOpenRegion } from "./regions.js";
 import { Saver } from "./saver.js";
@@ -29,6 +29,12 @@ const BLIND_VISIT = [
   "Enter: right as it is painted now. T: you cannot tell.",
   SUBMIT,
 ];
+const DECISION_VISIT = [
+  "Two readers differ about the outlined regions; the order in which they are shown says nothing about who read.",
+  "Q takes the first reading, W the second. Or correct the coloured mask yourself, and accept it with Enter.",
+  "U and I show or hide the readings. T: you cannot tell, and the region stays open.",
+  SUBMIT,
+];
 const FIRST_VISIT = [
   ASKED,
   "Correct the coloured mask inside it: brush B, eraser E. Dotted: the model's mask.",
@@ -44,13 +50,14 @@ export class Annotation {
    * @param {Uint8Array} options.model
    * @param {Uint16Array} options.regions
    * @param {Uint8Array} options.labels    the expert's current answers
+   * @param {Uint8Array[]} options.readings  for an adjudicator, the two readings; else empty
    * @param {(state: string, reason?: string) => void} options.onState  called when the state of saving changes
    * @param {() => void} options.onProgress
    * @param {() => void} options.onSubmitted
    * @param {() => void} options.onReplaced  called after a mask was uploaded; the case must be reloaded
    */
-  constructor({ details, scene, model, regions, labels, onState, onProgress, onSubmitted, onReplaced }) {
-    Object.assign(this, { details, scene, onProgress, onSubmitted, onReplaced });
+  constructor({ details, scene, model, regions, labels, readings, onState, onProgress, onSubmitted, onReplaced }) {
+    Object.assign(this, { details, scene, readings, onProgress, onSubmitted, onReplaced });
     this.done = new Set(details.done);
     /** By number of the region: "high", "medium", "low" or "cannot tell". */
     this.confidence = new Map(Object.entries(details.remarks.confidence).map(([n, value]) => [Number(n), value]));
@@ -85,7 +92,8 @@ export class Annotation {
       onFlag: (voxel) => this._flag(voxel),
     });
     this._makeLayers(model, regions, labels);
-    this.viewer = new Viewer(scene, [[this.labelLayer, this.modelLayer, this.regionLayer]], {
+    const layers = [this.labelLayer, this.modelLayer, ...this.readingLayers, this.regionLayer];
+    this.viewer = new Viewer(scene, [layers], {
       tool: this.painter,
       flags: this.flags,
       solid: labels,
@@ -113,8 +121,9 @@ export class Annotation {
   start() {
     const { regions } = this.details;
     this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
-    const lines = this.details.blind ? BLIND_VISIT : FIRST_VISIT;
-    showCard(this.viewer.element, "first visit", "What is asked of you", lines);
+    const lines = this.details.decides ? DECISION_VISIT : this.details.blind ? BLIND_VISIT : FIRST_VISIT;
+    const name = this.details.decides ? "first decision" : "first visit";
+    showCard(this.viewer.element, name, "What is asked of you", lines);
   }
 
   /** Go to a region. */
@@ -154,14 +163,21 @@ export class Annotation {
   /** Answer the current region with the model's labels. */
   acceptModel() {
     if (this.painter.locked || !this.current || this.details.blind) return;
-    this._setToModel();
+    this._take(this.session.model);
+    this.finishRegion();
+  }
+
+  /** Answer the current region with a reading, 0 or 1. */
+  acceptReading(place) {
+    if (this.painter.locked || !this.current || !this.readings[place]) return;
+    this._take(this.readings[place]);
     this.finishRegion();
   }
 
   /** Give no answer to the current region: the model's labels are kept there. */
   cannotTell() {
     if (this.painter.locked || !this.current) return;
-    this._setToModel();
+    this._take(this.session.model);
     this.confidence.set(this.current.number, CANNOT_TELL);
     this._answered();
   }
@@ -175,9 +191,10 @@ export class Annotation {
     this._changed();
   }
 
-  _setToModel() {
+  /** Set the labels of the current region to those of a volume. */
+  _take(volume) {
     this.session.begin();
-    this.session.setRegion(this.current, this.scene.shape, null);
+    this.session.setRegion(this.current, this.scene.shape, volume);
     this.session.commit();
     this.viewer.changed(this.labelLayer);
   }
@@ -221,12 +238,13 @@ export class Annotation {
       return true;
     }
     // A key that is held down answers one region only.
-    if (event.repeat && ["enter", "m", "t"].includes(key)) return true;
+    if (event.repeat && ["enter", "m", "t", "q", "w"].includes(key)) return true;
     if (key === "enter" && this.painter.isOpen) this.painter.close();
     else if (key === "enter") this.finishRegion();
     else if (key === "escape") this.painter.cancel();
     else if (key === "m") this.acceptModel();
     else if (key === "t") this.cannotTell();
+    else if ((key === "q" || key === "w") && this.details.decides) this.acceptReading(key === "q" ? 0 : 1);
     else if (key === "l") this._nextConfidence();
     else if (key === "n" || key === " ") this.visitNext();
     else if (key === "," || key === ".")
@@ -261,7 +279,8 @@ export class Annotation {
   async _confirmed() {
     if (!(await this.saver.flush())) return false;
     const regions = plural(this.details.regions.length, "region");
-    const text = `Your answers to ${regions} become final and you will see the result.`;
+    const what = this.details.decides ? "decisions on" : "answers to";
+    const text = `Your ${what} ${regions} become final and you will see the result.`;
     if (!(await ask("Submit this case?", text, "Submit"))) return false;
     try {
       await api.submit(this.details.case, this.saver.revision);
@@ -286,6 +305,11 @@ export class Annotation {
       visible: !this.details.blind,
       outline: cached((label) => ({ colour: css(pale(labelColour(label))), width: 1.5, dash: [2, 3], halo: true })),
     };
+    this.readingLayers = this.readings.map((data, place) => ({
+      data,
+      visible: true,
+      outline: cached(() => ({ colour: READINGS[place], width: 2, dash: place ? [7, 4] : undefined, halo: true })),
+    }));
     this.regionLayer = {
       data: regions,
       visible: true,
@@ -351,7 +375,8 @@ export class Annotation {
     this.list.replaceChildren(...rows);
     this.list.querySelector(".current")?.scrollIntoView({ block: "nearest" });
     const locked = this.painter.locked || !this.current;
-    for (const button of [this.acceptButton, this.finishButton, this.untoldButton, ...this.confidenceButtons]) {
+    const answers = [this.acceptButton, ...this.readingButtons, this.finishButton, this.untoldButton];
+    for (const button of [...answers, ...this.confidenceButtons]) {
       button.disabled = locked;
     }
     const confidence = this.confidence.get(this.current?.number);
@@ -402,6 +427,14 @@ export class Annotation {
       "The model is right here",
       h("kbd", {}, "M"),
     );
+    this.readingButtons = this.readingLayers.map((layer, place) =>
+      h(
+        "button",
+        { on: { click: () => this.acceptReading(place) } },
+        h("span", {}, lineSample(layer.outline(1)), ` Reading ${place + 1} is right here`),
+        h("kbd", {}, place ? "W" : "Q"),
+      ),
+    );
     this.untoldButton = h(
       "button",
       { title: "No answer: the model's labels are kept here", on: { click: () => this.cannotTell() } },
@@ -420,6 +453,7 @@ export class Annotation {
       "div.actions",
       {},
       this.finishButton,
+      ...this.readingButtons,
       this.acceptButton,
       this.untoldButton,
       this.nextButton,

@@ -1,4 +1,4 @@
-/** Requests to the server of this page. */
+/** Requests to the server of this page. Paths are relative, because a proxy may serve the page below another one. */
 
 export class ApiError extends Error {
   /**
@@ -30,25 +30,26 @@ async function request(path, options = {}) {
 const json = async (path, options) => (await request(path, options)).json();
 const post = (path, content) =>
   json(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
-const casePath = (name, rest = "") => `/api/cases/${encodeURIComponent(name)}${rest}`;
+const casePath = (name, rest = "") => `api/cases/${encodeURIComponent(name)}${rest}`;
 
 /** Exchange the secret of a link for a session. */
-export const enter = (secret) => post("/api/enter", { secret });
+export const enter = (secret) => post("api/enter", { secret });
 
 /** The person this browser is signed in as; all further requests are made in this name. */
 export async function whoAmI() {
-  const me = await json("/api/me");
+  const me = await json("api/me");
   person = me.name;
   return me;
 }
 
-export const listCases = () => json("/api/cases");
-export const readProgress = () => json("/api/progress");
-export const readTotals = () => json("/api/totals");
+export const listCases = () => json("api/cases");
+export const readProgress = () => json("api/progress");
+export const readTotals = () => json("api/totals");
 export const readCase = (name) => json(casePath(name));
 export const readResult = (name) => json(casePath(name, "/result"));
 export const save = (name, body) => post(casePath(name, "/save"), body);
 export const submit = (name, revision) => post(casePath(name, "/submit"), { revision });
+export const reopen = (name, expert, reason) => post(casePath(name, "/reopen"), { expert, reason });
 export const downloadPath = (name, what) => casePath(name, `/download/${what}`);
 
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };

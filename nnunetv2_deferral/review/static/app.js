@@ -155,10 +155,18 @@ class App {
     if (number === 3) {
       const [fused, result] = await Promise.all([api.readVolume(name, "fused"), api.readResult(name)]);
       const reference = details.has_reference ? await api.readVolume(name, "reference") : null;
-      return createFusion({ details, scene, model, fused, reference, result });
+      const onReopened = async () => {
+        this._close();
+        this.shown = null;
+        await this._readCases();
+        await this.navigate();
+      };
+      return createFusion({ details, scene, model, fused, reference, result, onReopened });
     }
     const regions = await api.readVolume(name, "regions", "uint16");
     const labels = await api.readVolume(name, "labels");
+    const names = details.decides ? ["reading1", "reading2"] : [];
+    const readings = await Promise.all(names.map((which) => api.readVolume(name, which)));
     const reload = async (redirect) => {
       this._close();
       this.shown = null;
@@ -172,6 +180,7 @@ class App {
       model,
       regions,
       labels,
+      readings,
       onState: (state, reason) => this._showState(state, reason),
       onProgress: (done) => {
         const listed = this.cases.find((each) => each.case === name); // a newer one while cases are being read
@@ -302,7 +311,13 @@ class App {
     );
     const flags = entry.experts.reduce((sum, each) => sum + each.flags, 0);
     const untold = entry.experts.reduce((sum, each) => sum + each.cannot_tell, 0);
-    const remarks = [flags ? `⚑ ${plural(flags, "flag")}` : "", untold ? `${untold} not told` : ""].filter(Boolean);
+    const disputed = entry.readings?.disputed ?? 0;
+    const undecided = disputed && !entry.adjudication?.submitted;
+    const remarks = [
+      flags ? `⚑ ${plural(flags, "flag")}` : "",
+      untold ? `${untold} not told` : "",
+      disputed ? `${disputed} disputed${undecided ? "" : ", decided"}` : "",
+    ].filter(Boolean);
     const state = h(`span.case-state${isFinished(entry) ? ".done" : ""}`, {}, `${submitted}/${asked.length}`);
     return [name, state, h("span.case-rate", {}, [`${percent(entry.rate)} deferred`, ...remarks].join(" · ")), shares];
   }
@@ -351,7 +366,8 @@ class App {
   }
 }
 
-const isFinished = (entry) => entry.experts.every(({ voxels, submitted }) => submitted || voxels === 0);
+const isFinished = ({ experts, adjudication }) =>
+  experts.every(({ voxels, submitted }) => submitted || voxels === 0) && (adjudication?.submitted ?? true);
 
 async function start() {
   const secret = location.hash.match(/^#enter=(.+)$/)?.[1];

@@ -24,6 +24,8 @@ export const OPEN_REGION = "#ffb347";
 export const DONE_REGION = "#5fbf8a";
 export const CURRENT_REGION = "#ffffff";
 export const REFERENCE = "#f4f1de";
+/** The two readings that an adjudicator compares. */
+export const READINGS = ["#ffe14d", "#d29bff"];
 
 /** The colour of a label as [r, g, b]. */
 export const labelColour = (label) => LABELS[(label - 1) % LABELS.length];

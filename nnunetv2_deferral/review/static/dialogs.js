@@ -52,6 +52,7 @@ const KEYS = [
       ["Enter", "Accept the region as painted, go to the first open one"],
       ["M", "The model is right here"],
       ["T", "I cannot tell: no answer"],
+      ["Q and W", "Adjudicator: the first, the second reading is right"],
       ["L", "Confidence: high, medium, low"],
       ["N or Space", "Next open region"],
       [", and .", "Previous and next region"],
@@ -84,6 +85,7 @@ const KEYS = [
       ["R", "Reset view and window"],
       ["V", "Outline of your mask only, or filled"],
       ["H  O  K", "Show or hide your mask, the model's outline, region borders"],
+      ["U and I", "Adjudicator: show or hide the first, the second reading"],
     ],
   ],
 ];

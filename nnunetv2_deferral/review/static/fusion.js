@@ -3,11 +3,14 @@
 import * as api from "./api.js";
 import { cached } from "./assign.js";
 import { REFERENCE, css, expertColour, labelColour } from "./colours.js";
+import { askText, toast } from "./dialogs.js";
 import { count, h, minutes, plural, swatch } from "./dom.js";
 import { extentOf } from "./regions.js";
 import { Viewer } from "./viewer.js";
 
 const CHANGED = [255, 214, 10];
+const MAX_REASON = 300;
+const OUTCOMES = { agreed: "Agreed", adjudicated: "Adjudicated", single: "One reading", open: "Open" };
 
 /**
  * @param {object} options
@@ -17,8 +20,9 @@ const CHANGED = [255, 214, 10];
  * @param {Uint8Array} options.fused
  * @param {Uint8Array|null} options.reference
  * @param {object} options.result  the result from the server
+ * @param {() => void} options.onReopened  called after a case was reopened; it must be loaded again
  */
-export function createFusion({ details, scene, model, fused, reference, result }) {
+export function createFusion({ details, scene, model, fused, reference, result, onReopened }) {
   const maskLayer = (data) => ({
     data,
     visible: true,
@@ -136,6 +140,8 @@ export function createFusion({ details, scene, model, fused, reference, result }
         ),
       ),
     ),
+    result.readings ? readingTable(result.readings) : null,
+    result.people ? submissions(details.case, result.people, onReopened) : null,
     h("h2", {}, "Shown"),
     toggle("Changed voxels", changed, css(CHANGED)),
     reference ? toggle("Reference", truth, REFERENCE) : null,
@@ -155,6 +161,72 @@ export function createFusion({ details, scene, model, fused, reference, result }
     ),
   );
   return { viewer, panel, start, onKey: (event) => viewer.onKey(event), leave: async () => true };
+}
+
+/** What became of the regions that two experts read, and how well they agree. */
+function readingTable({ regions, dice, kappa, rules }) {
+  const number = (value) => (value === null ? "–" : value.toFixed(2));
+  const head = ["", "Readers", "Outcome", "Dice", "κ"];
+  const rows = regions.map((row) =>
+    h(
+      "tr",
+      { title: `${plural(row.voxels, "voxel")}` },
+      h("td", {}, String(row.number)),
+      h("td", {}, row.readers.join(", ")),
+      h("td", {}, row.disputed && row.outcome === "open" ? "Disputed" : OUTCOMES[row.outcome]),
+      h("td.number", {}, number(row.dice)),
+      h("td.number", {}, number(row.kappa)),
+    ),
+  );
+  const measure = rules.measure === "dice" ? "1 − Dice" : "the share of differing voxels";
+  const decides = rules.adjudicator ? `${rules.adjudicator} decides` : "it stays open";
+  return h(
+    "div.readings",
+    {},
+    h("h2", {}, "Two readers"),
+    h("p.note", {}, `Mean Dice ${number(dice)}, κ ${number(kappa)}. Above ${rules.max_difference} (${measure}) ${decides}.`),
+    h(
+      "table",
+      {},
+      h("thead", {}, h("tr", {}, ...head.map((text, i) => h(i > 2 ? "th.number" : "th", {}, text)))),
+      h("tbody", {}, ...rows),
+    ),
+  );
+}
+
+/** Who has submitted the case; the coordinator can reopen it with a reason. */
+function submissions(name, people, onReopened) {
+  const reopen = async (person) => {
+    const text = `${person} can then change this case. The submitted mask is kept aside, and the reason is logged.`;
+    const reason = await askText(`Reopen ${name}?`, text, "Reopen", MAX_REASON);
+    if (reason === null) return;
+    try {
+      await api.reopen(name, person, reason);
+    } catch (error) {
+      toast(error.message, "error");
+      return;
+    }
+    toast(`${name} is open for ${person} again.`);
+    onReopened();
+  };
+  const submitted = people.filter((each) => each.submitted || each.reopened.length);
+  if (!submitted.length) return null;
+  return h(
+    "div.submissions",
+    {},
+    h("h2", {}, "Submissions"),
+    ...submitted.map((each) =>
+      h(
+        "div.row",
+        {},
+        h("span", {}, each.name),
+        each.submitted ? h("button.quiet", { on: { click: () => reopen(each.name) } }, "Reopen…") : h("span", {}, "open"),
+        each.reopened.length
+          ? h("span.note", { title: each.reopened.map(({ reason }) => reason).join("; ") }, `reopened ${each.reopened.length}×`)
+          : null,
+      ),
+    ),
+  );
 }
 
 function scoreTable({ scores }) {

@@ -194,7 +194,7 @@ export class PaintSession {
    *
    * @param {{number: number, box: number[][]}} region
    * @param {number[]} shape
-   * @param {number|null} label  null for the model's labels
+   * @param {number|Uint8Array} label  the label, or a volume whose labels are taken
    * @returns {number} number of changed voxels
    */
   setRegion({ number, box }, [, ny, nx], label) {
@@ -203,7 +203,7 @@ export class PaintSession {
       for (let y = box[0][1]; y <= box[1][1]; y++) {
         for (let x = box[0][2]; x <= box[1][2]; x++) {
           const voxel = (z * ny + y) * nx + x;
-          if (this.regions[voxel] === number) changed += this._write(voxel, label ?? this.model[voxel]);
+          if (this.regions[voxel] === number) changed += this._write(voxel, label[voxel] ?? label);
         }
       }
     }

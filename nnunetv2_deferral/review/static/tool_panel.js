@@ -66,8 +66,12 @@ export class ToolPanel {
     this.checks = [
       ["labelLayer", "Your mask", "H", []],
       annotation.details.blind ? null : ["modelLayer", "The model's outline", "O", [], lineSample(modelLine)],
+      ...annotation.readingLayers.map((layer, place) => {
+        return [layer, `Reading ${place + 1}`, place ? "I" : "U", [], lineSample(layer.outline(painter.label))];
+      }),
       ["regionLayer", "Region borders", "K", Object.keys(MEANING).map((key) => [REGION_OUTLINES[key], MEANING[key]])],
-    ].filter(Boolean).map(([layer, text, key, samples, sample]) => {
+    ].filter(Boolean).map(([of, text, key, samples, sample]) => {
+      const layer = typeof of === "string" ? annotation[of] : of;
       const box = h("input", { type: "checkbox", on: { change: () => this._show(layer, box.checked) } });
       const row = [h("label.check", {}, box, text, sample, h("kbd", {}, key)), samples.length ? legend(samples) : ""];
       return { layer, key: key.toLowerCase(), box, row };
@@ -112,7 +116,7 @@ export class ToolPanel {
     const check = this.checks.find((each) => each.key === key);
     const label = this.annotation.details.labels.find((each) => String(each.label) === key);
     if (tool) this._choose(tool.name);
-    else if (check) this._show(check.layer, !this.annotation[check.layer].visible);
+    else if (check) this._show(check.layer, !check.layer.visible);
     else if (label) this._chooseLabel(label.label);
     else if (key === "v") this._toggleFill();
     else if (key === "y" && !this.annotation.scene.isFlat) painter.isBall = !painter.isBall;
@@ -127,7 +131,7 @@ export class ToolPanel {
     for (const button of this.toolButtons) button.classList.toggle("on", button.dataset.name === painter.kind);
     for (const button of this.labelButtons)
       button.classList.toggle("on", Number(button.dataset.label) === painter.label);
-    for (const { layer, box } of this.checks) box.checked = this.annotation[layer].visible;
+    for (const { layer, box } of this.checks) box.checked = layer.visible;
     this.size.value = painter.steps;
     this.sizeText.textContent = details.named ? `${+painter.diameter.toFixed(1)} mm` : `${painter.steps} px`;
     this.ball.checked = painter.isBall;
@@ -163,7 +167,7 @@ export class ToolPanel {
   }
 
   _show(layer, visible) {
-    this.annotation[layer].visible = visible;
+    layer.visible = visible;
     this.update();
     this.annotation.scene.redraw();
   }

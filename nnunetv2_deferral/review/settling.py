@@ -1,0 +1,172 @@
+"""What the readers of a review agree on, case by case, from their submitted masks."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+
+import numpy as np
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.readings import ReadingRules, RegionReadings, Settled, digests, read_settled, settle
+from nnunetv2_deferral.review.access import COORDINATOR
+from nnunetv2_deferral.review.remarks import CANNOT_TELL
+from nnunetv2_deferral.review.store import ReviewStore
+from nnunetv2_deferral.review.study import ReviewedCase, Study
+
+logger = logging.getLogger(__name__)
+
+
+class Settling:
+    """The settled labels of a review with two readers for each region.
+
+    Attributes:
+        rules: When readers agree, and who decides if they do not.
+    """
+
+    def __init__(self, study: Study, store: ReviewStore, rules: ReadingRules) -> None:
+        self.rules = rules
+        self._study, self._store = study, store
+        self._names = (*study.experts, *([rules.adjudicator] if rules.adjudicator else []))
+        self._regions: dict[str, list[RegionReadings]] = {}
+        self._gains: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def begin(cls, study: Study, store: ReviewStore, rules: ReadingRules | None) -> Settling | None:
+        """Begin or continue a review; None if one expert reads each region.
+
+        Raises:
+            InputError: If the adjudicator is one of the readers, or the review was begun with another number of readers
+                or with other rules.
+        """
+        begun = ReadingRules.of(store.folder)
+        if study.readers_per_region == 1:
+            if begun is not None:
+                raise InputError(f"{store.folder} is a review with 2 readers for each region (-readers_per_region 2)")
+            return None
+        rules = rules or ReadingRules()
+        if rules.adjudicator == COORDINATOR.name:
+            raise InputError(f"{rules.adjudicator} is the name of the link that shows all; choose another -adjudicator")
+        if rules.adjudicator in study.experts:
+            raise InputError(
+                f"the adjudicator {rules.adjudicator} is one of the readers ({', '.join(study.experts)}); name "
+                "somebody else, who then gets a link of their own (-adjudicator)"
+            )
+        if begun is None and store.has_answers():
+            raise InputError(
+                f"{store.folder} is a review with one reader for each region; choose another folder (-o) for one with "
+                f"{study.readers_per_region}"
+            )
+        rules.begin(store.folder)
+        return cls(study, store, rules)
+
+    def regions(self, case: str) -> list[RegionReadings]:
+        """The readings of the regions of a case that has been read; those on which nobody has answered included."""
+        return self._regions.get(case, [])
+
+    def disputed(self, case: str) -> list[int]:
+        """The numbers of the regions about which both readers have answered differently."""
+        return [each["number"] for each in self.regions(case) if each["disputed"]]
+
+    def disputed_gain(self, case: str) -> float:
+        """The expected gain of these regions."""
+        numbers = self.disputed(case)
+        return float(self._gains[case][numbers].sum()) if numbers else 0.0
+
+    def renew(self, case: ReviewedCase) -> None:
+        """Settle a case anew if masks were submitted, reopened or replaced since.
+
+        Raises:
+            InputError: If a submitted mask cannot be read or does not match the case.
+        """
+        with self._lock:
+            masks = digests({name: self._store.mask_file(name, case.name) for name in self._names})
+            try:
+                settled = read_settled(self._store.folder, case.name)
+            except InputError as error:
+                logger.warning("%s", error)
+                settled = None
+            if settled is None or settled.masks != masks:
+                settled = self._settle(case, masks)
+                try:
+                    settled.write(self._store.folder, case.name)
+                except OSError as error:  # the masks are in place, and what is settled follows from them
+                    logger.warning("what is settled of %s is out of date until the next start: %s", case.name, error)
+            self._regions[case.name] = settled.regions
+            self._gains[case.name] = np.bincount(case.regions, weights=case.gain, minlength=len(case.readers) + 1)
+
+    def blinded(self, case: ReviewedCase) -> tuple[np.ndarray, np.ndarray]:
+        """Both readings of the disputed regions, uint8 (Z, Y, X), 0 elsewhere.
+
+        The order of the readers is drawn for each region, so that it does not tell who read.
+        """
+        first, second = self._readings(case)
+        swapped = np.zeros(len(case.readers) + 1, dtype=bool)
+        for number in range(1, len(case.readers) + 1):
+            swapped[number] = hashlib.sha256(f"{case.name} {number}".encode()).digest()[0] & 1
+        is_swapped = swapped[case.regions]
+        shown = np.isin(case.regions, self.disputed(case.name))
+        volumes = []
+        for labels in (np.where(is_swapped, second, first), np.where(is_swapped, first, second)):
+            volume = np.zeros(case.model.shape, dtype=np.uint8)
+            volume[case.route > 0] = np.where(shown, np.maximum(labels, 0), 0)
+            volumes.append(volume)
+        return volumes[0], volumes[1]
+
+    def _settle(self, case: ReviewedCase, masks: dict[str, str]) -> Settled:
+        first, second = self._readings(case)
+        experts = self._study.experts
+        names = [(experts[one - 1], experts[two - 1]) for one, two in case.readers]
+        found = settle(first, second, np.full_like(first, MISSING), case.regions, names, self.rules)
+        disputed = [each["number"] for each in found.regions if each["disputed"]]
+        if disputed and self.rules.adjudicator:
+            decided = self._labels(case, self.rules.adjudicator, disputed)
+            found = settle(first, second, decided, case.regions, names, self.rules)
+        inside, to_file = case.route > 0, case.orientation.to_file
+        labels, outcomes = np.full(case.route.shape, MISSING, np.int16), np.zeros(case.route.shape, np.uint8)
+        labels[inside], outcomes[inside] = found.labels, found.outcomes
+        return Settled(
+            experts=experts,
+            labels=np.ascontiguousarray(to_file(labels)),
+            outcomes=np.ascontiguousarray(to_file(outcomes)),
+            route=np.ascontiguousarray(to_file(case.route)),
+            regions=found.regions,
+            masks=masks,
+        )
+
+    def _readings(self, case: ReviewedCase) -> tuple[np.ndarray, np.ndarray]:
+        """The labels (V,) of the first and of the second reader of each voxel."""
+        readers = np.array([(0, 0), *case.readers], dtype=np.int64)[case.regions]
+        readings = np.full((2, case.regions.size), MISSING, dtype=np.int16)
+        for number, expert in enumerate(self._study.experts, start=1):
+            is_asked = number == readers.T
+            if is_asked.any():
+                labels = self._labels(case, expert, case.of_reader(number))
+                for reading, own in zip(readings, is_asked, strict=True):
+                    reading[own] = labels[own]
+        return readings[0], readings[1]
+
+    def _labels(self, case: ReviewedCase, name: str, asked: list[int]) -> np.ndarray:
+        """The submitted labels (V,) of a person who was asked about some regions.
+
+        They are :data:`.MISSING` without a mask, and where the person could not tell.
+        """
+        masks = ExpertMasks.of(self._store.folder, (name,), self._study.predictions.files)
+        values = masks.read(name, case.name, case.properties)
+        if values is None:
+            return np.full(case.regions.size, MISSING, dtype=np.int16)
+        turned = case.orientation.to_canonical(values)
+        if turned.shape != case.route.shape:
+            raise InputError(f"{masks.file(name, case.name)}: shape {values.shape} does not match the case")
+        labels = turned[case.route > 0].copy()
+        # Without an ignore label the mask has the model's labels where the person could not tell.
+        record = self._store.record(name, case.name) or {}
+        untold = [int(number) for number, said in record.get("confidence", {}).items() if said == CANNOT_TELL]
+        if untold:
+            numbers = self._study.questions(case, asked).regions[case.route > 0]
+            labels[np.isin(numbers, untold)] = MISSING
+        return labels

@@ -1,0 +1,230 @@
+"""Two experts for each region and an adjudicator, through the requests of the page, to the fused masks."""
+
+import json
+
+import numpy as np
+import pytest
+from small_review import open_review, write_volumes
+
+from nnunetv2_deferral.commands.fuse import fuse_folder
+from nnunetv2_deferral.commands.worklist import write_worklist
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.readings import ReadingRules, read_settled
+from nnunetv2_deferral.review.store import ReviewStore
+
+CASE = "case_a"
+RULES = ReadingRules(adjudicator="eve")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two regions routed to ann and one to bob."""
+    return write_volumes(tmp_path, cases=(CASE,), gains={CASE: (0.003, 0.002, 0.001)})
+
+
+def answer(browser, labels, case=CASE, *, submit=True, confidence=None):
+    """Answer every region with the label given for it and submit; `labels` by number of the region in the browser."""
+    details = browser.get(f"/api/cases/{case}").json()
+    regions = browser.volume(case, "regions", np.uint16)
+    runs = [[int(voxel), 1, labels[int(regions[voxel])]] for voxel in np.flatnonzero(regions)]
+    content = {"revision": details["revision"], "runs": runs, "done": [row["number"] for row in details["regions"]]}
+    content |= {"key": f"key of {details['revision']:10d}", "seconds": 1}
+    if confidence:
+        content["remarks"] = {"confidence": confidence, "flags": []}
+    saved = browser.post(f"/api/cases/{case}/save", json=content)
+    assert saved.status_code == 200, saved.text
+    if submit:
+        sent = browser.post(f"/api/cases/{case}/submit", json={"revision": saved.json()["revision"]})
+        assert sent.status_code == 200, sent.text
+
+
+def reopen(browser, expert, reason="looked at the wrong lesion"):
+    return browser.post(f"/api/cases/{CASE}/reopen", json={"expert": expert, "reason": reason})
+
+
+def outcomes(served):
+    found = served.browser("coordinator").get(f"/api/cases/{CASE}/result").json()["readings"]
+    return [row["outcome"] for row in found["regions"]]
+
+
+def test_both_experts_are_asked_about_every_region_and_nobody_is_told_of_the_other(folders, serve):
+    served = serve(folders, rules=RULES)
+    route = served.review.study.case(CASE).route.ravel() > 0
+    volumes = [served.browser(name).volume(CASE, "regions", np.uint16) for name in ("ann", "bob")]
+    assert all(np.array_equal(volume > 0, route) for volume in volumes)
+    assert np.array_equal(*volumes)  # numbered by gain for both
+    ann = served.browser("ann")
+    (entry,) = ann.get("/api/cases").json()
+    assert [each["expert"] for each in entry["experts"]] == ["ann"]
+    assert "readings" not in entry
+    assert ann.get(f"/api/cases/{CASE}/volumes/reading1").status_code == 404
+    (entry,) = served.browser("coordinator").get("/api/cases").json()
+    assert entry["rate"] == pytest.approx(route.mean())  # and not twice of it
+
+
+def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_decides(folders, serve):
+    served = serve(folders, rules=RULES)
+    eve, chief = served.browser("eve"), served.browser("coordinator")
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
+    assert outcomes(served) == ["single"] * 3
+    assert eve.get("/api/cases").json() == []
+    assert eve.get(f"/api/cases/{CASE}").status_code == 404
+    answer(served.browser("bob"), {1: 1, 2: 0, 3: 1})
+    assert sorted(outcomes(served)) == ["agreed", "open", "open"]
+    (entry,) = eve.get("/api/cases").json()
+    assert entry["experts"][0] | {"share": 0, "gain": 0} == entry["experts"][0] | {
+        "share": 0, "gain": 0, "expert": "eve", "regions": 2, "done": 0, "submitted": False
+    }  # fmt: skip
+    (listed,) = chief.get("/api/cases").json()
+    assert listed["readings"]["disputed"] == 2
+    assert not listed["adjudication"]["submitted"]
+
+    details = eve.get(f"/api/cases/{CASE}").json()
+    assert details["decides"]
+    disputed = eve.volume(CASE, "regions", np.uint16)
+    one, two = (eve.volume(CASE, f"reading{number}") for number in (1, 2))
+    assert ((one + two)[disputed > 0] == 1).all()  # one says 1, the other 0
+    assert not (one + two)[disputed == 0].any()
+
+    answer(eve, {1: 1, 2: 1})
+    assert sorted(outcomes(served)) == ["adjudicated", "adjudicated", "agreed"]
+    study = served.review.study.case(CASE)
+    fused = np.where(study.route > 0, 1, study.model)
+    assert np.array_equal(chief.volume(CASE, "fused"), fused.ravel())
+    served.review.store.close()
+    report = fuse_folder(folders.predictions, folders.reviews, folders.reviews.parent / "fused")
+    assert report["cases"][CASE]["readings"]["outcomes"] == {"open": 0, "single": 0, "agreed": 1, "adjudicated": 2}
+    assert report["cases"][CASE]["unanswered"] == {}
+    written, _ = PredictionFolder.open(folders.predictions).files.read(folders.reviews.parent / "fused/case_a.nii.gz")
+    assert np.array_equal(study.orientation.to_canonical(written), fused)
+
+
+def test_without_an_adjudicator_disputes_stay_open_and_keep_the_label_of_the_model(folders, serve):
+    served = serve(folders, rules=ReadingRules(max_difference=0.5))
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+    answer(served.browser("bob"), {1: 0, 2: 0, 3: 0})
+    assert outcomes(served) == ["open"] * 3
+    study = served.review.study.case(CASE)
+    assert np.array_equal(served.browser("coordinator").volume(CASE, "fused"), study.model.ravel())
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_a_reader_who_cannot_tell_leaves_the_region_to_the_other(tmp_path, serve, ignore):
+    labels = {"background": 0, "nodule": 1} | ({"ignore": 2} if ignore else {})
+    served = serve(write_volumes(tmp_path, cases=(CASE,), labels=labels), rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1}, confidence={"2": "cannot tell"})
+    answer(served.browser("bob"), {1: 1, 2: 0, 3: 1})
+    assert sorted(outcomes(served)) == ["agreed", "agreed", "single"]
+    regions = served.browser("bob").volume(CASE, "regions", np.uint16)
+    assert not served.browser("coordinator").volume(CASE, "fused")[regions == 2].any()
+
+
+def test_the_coordinator_reopens_with_a_reason_and_the_decision_is_reopened_too(folders, serve):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 0})
+    answer(served.browser("eve"), {1: 0})
+    chief, ann = served.browser("coordinator"), served.browser("ann")
+    before = (folders.reviews / "bob" / f"{CASE}.nii.gz").read_bytes()
+    assert reopen(ann, "ann").status_code == 403
+    assert reopen(served.browser("eve"), "ann").status_code == 403
+    assert reopen(chief, "bob", "  ").status_code == 400
+    assert reopen(chief, "zoe").status_code == 409
+    assert reopen(chief, "bob").status_code == 200
+    assert reopen(chief, "bob").status_code == 409
+    assert not (folders.reviews / "bob" / f"{CASE}.nii.gz").exists()
+    assert (served.review.store.hidden / "reopened/bob/1_case_a.nii.gz").read_bytes() == before
+    assert served.browser("eve").get("/api/cases").json() == []
+    assert outcomes(served) == ["single"] * 3
+    bob = served.browser("bob")
+    assert bob.get(f"/api/cases/{CASE}").json()["done"] == [1, 2, 3]  # goes on from what was answered
+    answer(bob, {1: 0, 2: 1, 3: 1})
+    assert sorted(outcomes(served)) == ["agreed", "agreed", "open"]
+    index = json.loads((folders.reviews / "review.json").read_text())["cases"][CASE]
+    assert [each["reason"] for each in index["bob"]["reopened"]] == ["looked at the wrong lesion"]
+    assert "reopened" not in index["ann"]
+    eve = served.browser("eve")
+    assert eve.get(f"/api/cases/{CASE}").json()["done"] == []  # the former decision was on another region
+    answer(eve, {1: 1})
+    assert sorted(outcomes(served)) == ["adjudicated", "agreed", "agreed"]
+    people = chief.get(f"/api/cases/{CASE}/result").json()["people"]
+    assert [(each["name"], len(each["reopened"])) for each in people] == [("ann", 0), ("bob", 1), ("eve", 1)]
+
+
+def test_a_case_of_one_reader_is_reopened_as_well(folders, serve):
+    served = serve(folders)
+    ann = served.browser("ann")
+    answer(ann, {1: 1, 2: 1})
+    assert reopen(served.browser("coordinator"), "ann").status_code == 200
+    answer(ann, {1: 0, 2: 0})
+    assert not served.browser("coordinator").volume(CASE, "fused")[ann.volume(CASE, "regions", np.uint16) > 0].any()
+
+
+def test_what_a_killed_server_began_to_reopen_is_completed_at_the_next_start(folders, serve, monkeypatch):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunetv2_deferral.review.store._move_aside", killed)
+        with pytest.raises(SystemExit):
+            served.review.store.reopen("ann", CASE, "why not")
+    served.review.store.close()
+    assert (folders.reviews / "ann" / f"{CASE}.nii.gz").is_file()
+    review = open_review(folders, rules=RULES)
+    try:
+        assert not review.store.is_submitted("ann", CASE)
+        assert review.store.record("ann", CASE) is None
+        assert [each["reason"] for each in review.store.reopened("ann", CASE)] == ["why not"]
+        assert (review.store.hidden / "reopened/ann/1_case_a.nii.gz").is_file()
+        assert [row["outcome"] for row in review.settling.regions(CASE)] == ["open"] * 3
+    finally:
+        review.store.close()
+
+
+def test_a_mask_that_was_replaced_is_refused_until_it_is_settled_anew(folders, serve):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 1})
+    served.review.store.close()
+    file = folders.reviews / "bob" / f"{CASE}.nii.gz"
+    file.write_bytes((folders.predictions / f"{CASE}.nii.gz").read_bytes())
+    fused = folders.reviews.parent / "fused"
+    with pytest.raises(InputError, match=r"bob/case_a.nii.gz was written after its regions were settled"):
+        fuse_folder(folders.predictions, folders.reviews, fused)
+    open_review(folders, rules=RULES).store.close()
+    assert "adjudicated" not in {row["outcome"] for row in read_settled(folders.reviews, CASE).regions}
+    fuse_folder(folders.predictions, folders.reviews, fused)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "message"),
+    [
+        (None, RULES, "is a review with one reader for each region"),
+        (RULES, None, "is a review with 2 readers for each region"),
+        (RULES, ReadingRules(adjudicator="zoe"), "begun with adjudicator 'eve', now 'zoe'"),
+        (None, ReadingRules(adjudicator="bob"), "the adjudicator bob is one of the readers"),
+        (None, ReadingRules(adjudicator="coordinator"), "is the name of the link that shows all"),
+    ],
+)
+def test_a_review_cannot_change_its_readers(folders, serve, begun, now, message):
+    served = serve(folders, rules=begun)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1}, submit=False)
+    served.review.store.close()
+    with pytest.raises(InputError, match=message):
+        open_review(folders, rules=now)
+    ReviewStore(folders.reviews, ".nii.gz").close()  # it was released
+
+
+def test_with_a_worklist_both_read_what_is_listed(tmp_path, serve):
+    folders = write_volumes(tmp_path, cases=(CASE,), gains={CASE: (0.003, 0.002, 0.001)})
+    write_worklist(folders.predictions, tmp_path / "list", images=None, max_regions=2)
+    served = serve(folders, worklist=tmp_path / "list", rules=RULES)
+    ann, bob = served.browser("ann"), served.browser("bob")
+    assert [row["rank"] for row in bob.get(f"/api/cases/{CASE}").json()["regions"]] == [1, 2]
+    answer(ann, {1: 1, 2: 1})
+    answer(bob, {1: 1, 2: 1})
+    assert outcomes(served) == ["agreed"] * 2
