@@ -220,11 +220,16 @@ class Settled:
             OSError: If the disk is full or fails; an earlier file is unchanged then.
         """
         meta = {"experts": list(self.experts), "regions": self.regions, "masks": dict(self.masks)}
-        arrays = {"labels": self.labels, "outcomes": self.outcomes, "route": self.route}
 
         def fill(target: Path) -> None:
             with target.open("wb") as stream:
-                np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
+                np.savez_compressed(
+                    stream,
+                    meta=np.array(json.dumps(meta)),
+                    labels=self.labels,
+                    outcomes=self.outcomes,
+                    route=self.route,
+                )
 
         write_durably(settled_file(folder, case), fill)
 
@@ -288,14 +293,14 @@ def digests(files: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
-def summarize(regions: Sequence[RegionReadings]) -> dict[str, Any]:
+def readings_summary(regions: Sequence[RegionReadings]) -> dict[str, Any]:
     """The readings of any number of regions.
 
     Returns:
         The number of regions with each of the `outcomes` by its name, how many are `disputed`, how many are `compared`
         because both answered, and the means of `dice`, `kappa` and `difference` over these; None without any.
     """
-    outcomes = Counter(each["outcome"] for each in regions)
+    outcomes = Counter[str](each["outcome"] for each in regions)
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -342,10 +347,10 @@ def _compare(
         row["dice"], row["kappa"] = _dice(one > 0, two > 0, (one == two) & (one > 0)), cohens_kappa(one, two)
         if rules.measure == "dice":
             labels = np.union1d(one, two)
-            row["difference"] = 1 - min((_dice(one == label, two == label) for label in labels if label), default=1.0)
+            difference = 1 - min((_dice(one == label, two == label) for label in labels if label), default=1.0)
         else:
-            row["difference"] = float((one != two).mean())
-        row["disputed"] = row["difference"] > rules.max_difference
+            difference = float((one != two).mean())
+        row["difference"], row["disputed"] = difference, difference > rules.max_difference
     return row
 
 

@@ -13,9 +13,9 @@ from nnunetv2_deferral.readings import (
     cohens_kappa,
     digests,
     read_settled,
+    readings_summary,
     settle,
     settled_file,
-    summarize,
 )
 
 READERS = [("ann", "bob"), ("bob", "cem"), ("cem", "ann"), ("ann", "cem"), ("ann", "bob")]
@@ -77,7 +77,7 @@ def test_nothing_is_settled_of_no_regions():
     none = np.zeros(0, np.int16)
     found = settle(none, none, none, none.astype(int), [], ReadingRules())
     assert found.regions == []
-    assert summarize(found.regions) == {
+    assert readings_summary(found.regions) == {
         "outcomes": {"open": 0, "single": 0, "agreed": 0, "adjudicated": 0},
         "disputed": 0,
         "compared": 0,
@@ -88,7 +88,7 @@ def test_nothing_is_settled_of_no_regions():
 
 
 def test_a_summary_counts_outcomes_and_averages_what_was_compared():
-    found = summarize(settle_five(ReadingRules(adjudicator="eve", max_difference=0.25)).regions)
+    found = readings_summary(settle_five(ReadingRules(adjudicator="eve", max_difference=0.25)).regions)
     assert found["outcomes"] == {"open": 1, "single": 1, "agreed": 2, "adjudicated": 1}
     assert (found["disputed"], found["compared"]) == (1, 3)
     assert found["difference"] == pytest.approx(1.25 / 3)

@@ -25,7 +25,7 @@ from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks
-from nnunetv2_deferral.readings import OUTCOMES, summarize
+from nnunetv2_deferral.readings import OUTCOMES, readings_summary
 
 REPORT_NAME = "fusion.json"
 
@@ -56,7 +56,7 @@ def fuse_folder(
     Returns:
         The content of fusion.json: `experts`, `answers` (`"evidence"` or `"replace"`), and for each case the number of
         voxels `deferred`, `changed`, `unanswered` (by expert), and `overruled`, whose label is not the expert's; after
-        a review with two readers for each region also its `readings`, see :func:`.readings.summarize`.
+        a review with two readers for each region also its `readings`, see :func:`.readings.readings_summary`.
 
     Raises:
         InputError: For predictions without deferral maps, an expert to whom voxels are routed but who has no masks, a
@@ -101,7 +101,7 @@ def _fuse_case(
     silent = unanswered(answers, route)
     missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
     settled = masks.settled(name)
-    read = {} if settled is None else {"readings": summarize(settled.regions)}
+    read = {} if settled is None else {"readings": readings_summary(settled.regions)}
     return {
         **read,
         "deferred": int((route > 0).sum()),

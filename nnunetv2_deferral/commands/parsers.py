@@ -553,6 +553,16 @@ def review() -> argparse.ArgumentParser:
         "-difference", choices=defaults.READING_MEASURES, default=defaults.READING_MEASURES[0], help=words
     )
     parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
+    words = "address under which a proxy on this machine serves the page, such as https://review.example.org/lung"
+    parser.add_argument("--public_url", metavar="URL", help=words)
+    words = "address of the proxy, such as 127.0.0.1, whose X-Forwarded-For is believed in the log. Default: nobody's"
+    parser.add_argument("--proxy", metavar="ADDRESS", help=words)
+    words = "links expire after this number of days; the next start makes new ones. Default: never"
+    parser.add_argument("--valid_days", metavar="DAYS", type=float, help=words)
+    words = "make new links for these people; those that they have, and sessions begun with them, end"
+    parser.add_argument("--revoke", metavar="NAME", nargs="+", default=[], help=words)
+    words = "file to which one JSON line is added for each request, without names of cases"
+    parser.add_argument("--access_log", metavar="FILE", type=Path, help=words)
     parser.add_argument("--show_scores", action="store_true", help="show reference and scores to experts, too")
     words = "hide the model's mask from an expert until they have submitted the case; painting starts from nothing"
     parser.add_argument("--blind_start", action="store_true", help=words)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,34 @@ if TYPE_CHECKING:
 EXTRA = ("starlette", "uvicorn")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """How the page is operated for people at other computers.
+
+    Attributes:
+        public_url: The address under which a proxy on this machine serves it; None without one.
+        proxy: The address of the proxy, whose X-Forwarded-For is believed in the log; None to believe nobody's.
+        valid_days: The number of days after which links expire; None for links that do not.
+        revoked: The names of people who get new links.
+        access_log: The file of a log of requests; None for none.
+
+    Raises:
+        InputError: If the proxy's address is not an IP address.
+    """
+
+    public_url: str | None = None
+    proxy: str | None = None
+    valid_days: float | None = None
+    revoked: tuple[str, ...] = ()
+    access_log: Path | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.proxy or "127.0.0.1")
+        except ValueError:
+            raise InputError(f"the proxy must be named by its IP address, got {self.proxy!r} (--proxy)") from None
+
+
 def review(
     predictions: str | Path,
     images: str | Path,
@@ -32,6 +62,7 @@ def review(
     rules: ReadingRules | None = None,
     dataset_json: str | Path | None = None,
     port: int = PORT,
+    operation: Operation | None = None,
     show_scores: bool = False,
     blind_start: bool = False,
 ) -> None:
@@ -46,6 +77,7 @@ def review(
         rules: To ask two readers about each region: when they agree, and who decides if they do not. None for one.
         dataset_json: The model's dataset.json, if it is not beside the predictions.
         port: Port on 127.0.0.1.
+        operation: How it is operated for others; None for the defaults.
         show_scores: Show reference and scores to experts, too, once they have submitted a case.
         blind_start: Hide the model's mask from an expert until they have submitted the case.
 
@@ -56,7 +88,7 @@ def review(
         ImportError: If the packages of the extra `review` are not installed.
     """
     # Imported here, because the other commands do not need the packages of the extra.
-    from nnunetv2_deferral.review.access import Access
+    from nnunetv2_deferral.review.access import Access, Address
     from nnunetv2_deferral.review.server import create_app, listen, serve
     from nnunetv2_deferral.review.service import Blinding, Review
     from nnunetv2_deferral.review.store import ReviewStore
@@ -65,6 +97,8 @@ def review(
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
     _check_folders(inputs, Path(output_folder))
+    operation = operation or Operation()
+    address = Address(port=port, public_url=operation.public_url)
     with listen(port) as listening:  # before anything is read, which may take minutes
         opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
         if not opened.asked():
@@ -83,15 +117,23 @@ def review(
             served.check_begun()
             if listed:
                 served.settle()
-            access = Access(store.hidden, served.people, port)
-            app = create_app(served, access, port)
+            access = Access(
+                store.hidden,
+                served.people,
+                address,
+                valid_days=operation.valid_days,
+                revoked=operation.revoked,
+            )
+            app = create_app(served, access, operation.access_log)
             print(f"{_summary(study)}\nPersonal links; anyone who has a link can answer in that person's name:\n")
-            links = access.links(f"http://127.0.0.1:{port}")
+            links = access.links()
             width = max(len(person.name) for person, _ in links)
             for person, link in links:
-                print(f"  {person.name:{width}}  {link}")
+                expires = access.expires(person)
+                until = "" if expires is None else f"  (until {expires:%Y-%m-%d %H:%M} UTC)"
+                print(f"  {person.name:{width}}  {link}{until}")
             print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
-            serve(app, listening, lambda runs: None if listed else served.read(wanted=runs))
+            serve(app, listening, lambda runs: None if listed else served.read(wanted=runs), proxy=operation.proxy)
         finally:
             store.close()
 
@@ -148,6 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rules=rules,
             dataset_json=options.djfile,
             port=options.port,
+            operation=Operation(
+                public_url=options.public_url,
+                proxy=options.proxy,
+                valid_days=options.valid_days,
+                revoked=tuple(options.revoke),
+                access_log=options.access_log,
+            ),
             show_scores=options.show_scores,
             blind_start=options.blind_start,
         )

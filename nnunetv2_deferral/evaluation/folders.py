@@ -19,7 +19,8 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.parts import Part
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
+from nnunetv2_deferral.readings import ReadingRules, RegionReadings, readings_summary
 from nnunetv2_deferral.schema import read_validated_json
 from nnunetv2_deferral.text import fingerprint
 
@@ -168,6 +169,7 @@ def summarize(
         "answers": "replace" if inputs.evidence is None else "evidence",
         "certificate": None if found.check is None else found.check.summary(),
         "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
+        "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
         "unit": folder.files.unit,
         "versions": versions(),
@@ -196,6 +198,34 @@ def same_for_all_parts(
         "groups": None if groups is None else fingerprint(groups),
         "domains": None if domains is None else fingerprint(domains),
         "versions": versions(),
+    }
+
+
+def readings_of(masks: ExpertMasks, cases: Sequence[str]) -> dict[str, Any] | None:
+    """The readings of a review with two readers for each region.
+
+    Args:
+        masks: The experts' masks.
+        cases: The evaluated cases.
+
+    Returns:
+        The `rules` of the review, :func:`.readings_summary` of all regions as `all` and of each pair of readers in
+        `pairs` (`readers`, in alphabetical order, and the summary); None if one expert reads each region.
+
+    Raises:
+        InputError: If a file of the review is damaged or out of date, see :meth:`.ExpertMasks.settled`.
+    """
+    rules = ReadingRules.of(masks.folder)
+    if rules is None:
+        return None
+    regions = [region for case in cases if (settled := masks.settled(case)) for region in settled.regions]
+    pairs: dict[tuple[str, ...], list[RegionReadings]] = {}
+    for region in regions:
+        pairs.setdefault(tuple(sorted(region["readers"])), []).append(region)
+    return {
+        "rules": vars(rules),
+        "all": readings_summary(regions),
+        "pairs": [{"readers": list(names), **readings_summary(pairs[names])} for names in sorted(pairs)],
     }
 
 

@@ -111,7 +111,11 @@ def _load(summary: Mapping[str, Any]) -> Section:
         "may have collapsed. Middle: voxels that the experts fixed (right) and worsened (left). Right: outcome of all "
         "voxels routed to each expert."
     )
-    of_review = (evaluation_tables.effort_table(summary), evaluation_tables.flags_table(summary))
+    of_review = (
+        evaluation_tables.effort_table(summary),
+        evaluation_tables.readings_table(summary),
+        evaluation_tables.flags_table(summary),
+    )
     return Section(
         heading="Load and effect of the experts",
         parts=(

@@ -9,6 +9,7 @@ from typing import Any
 from nnunetv2_deferral.evaluation.rankings import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.readings import OUTCOMES
 from nnunetv2_deferral.report.outcomes import unchanged
 from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.reliability_figure import bias_text, error_text
@@ -161,6 +162,28 @@ def effort_table(summary: Mapping[str, Any]) -> Table | None:
     )  # fmt: skip
 
 
+def readings_table(summary: Mapping[str, Any]) -> Table | None:
+    """What became of the regions that two experts read; None if one expert reads each."""
+    found = summary.get("readings")
+    if not found:
+        return None
+    rules = found["rules"]
+    measure = "1 − Dice" if rules["measure"] == "dice" else "of the voxels"
+    decides = "they stay open" if rules["adjudicator"] is None else f"{rules['adjudicator']} decides"
+    rows = [(" and ".join(each["readers"]), each) for each in found["pairs"]] + [("all", found["all"])]
+    return Table(
+        caption="Regions that two experts read without seeing each other. Agreed: they differ by at most "
+        f"{rules['max_difference']:g} ({measure}); where they differ by more, {decides}. Single: only one has "
+        "answered. Mean Dice and Cohen's kappa of the regions that both answered",
+        head=["readers", "regions", *OUTCOMES, "disputed", "Dice", "kappa"],
+        rows=[
+            [name, str(sum(of["outcomes"].values())), *(str(of["outcomes"][each]) for each in OUTCOMES),
+             str(of["disputed"]), _two_decimals(of["dice"]), _two_decimals(of["kappa"])]
+            for name, of in rows
+        ],
+    )  # fmt: skip
+
+
 def flags_table(summary: Mapping[str, Any]) -> Table | None:
     """The places that experts flagged on the review page; None if there are none."""
     rows = [
@@ -272,6 +295,10 @@ def _with_interval(estimate: float, low: float, high: float, *, signed: bool = F
 
 def _signed(number: int) -> str:
     return f"{number:+,}".replace("-", "−") if number else "0"
+
+
+def _two_decimals(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}"
 
 
 def _thousandfold(value: float) -> str:

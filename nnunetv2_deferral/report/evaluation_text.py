@@ -38,6 +38,11 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         )
         if effort.get("flags"):
             lines.append(f"  {name} flagged {len(effort['flags'])} places outside of the regions, see the report")
+    if (readings := summary.get("readings")) is not None:
+        read = readings["all"]
+        numbers = ", ".join(f"{number} {outcome}" for outcome, number in read["outcomes"].items())
+        agreement = "" if read["dice"] is None else f"; mean Dice of two readers {read['dice']:.2f}"
+        lines.append(f"  regions with two readers: {numbers}{agreement}")
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
     if (certificate := summary.get("certificate")) is not None:

@@ -2,7 +2,8 @@
 
 Each expert and the coordinator have a link `http://127.0.0.1:PORT/#enter=SECRET`. Browsers do not send the part after
 the # to servers, so the secret does not appear in logs or Referer headers. The page exchanges it once for an HttpOnly
-cookie, which is derived from the secret and from which the link cannot be recovered.
+cookie, which is derived from the secret and from which the link cannot be recovered. A link that has expired or was
+revoked, and every session begun with it, is refused.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import write_json_durably
 from nnunetv2_deferral.schema import Text, validate
 
 FILE = "access.json"
+_MOST_DAYS = 3650
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -57,56 +61,146 @@ class Person:
 COORDINATOR = Person("coordinator", None)
 
 
-class Access:
-    """The links of a review. They are stored and remain valid when the server is restarted."""
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where the page is reached.
 
-    def __init__(self, folder: Path, experts: Sequence[str], port: int) -> None:
-        """Read the secrets from the hidden folder of a review, and create missing ones.
+    Attributes:
+        port: The port on 127.0.0.1.
+        public_url: The address under which a proxy on this machine serves it, such as
+            `https://review.example.org/lung`; None without a proxy.
+
+    Raises:
+        InputError: If the public address is not one.
+    """
+
+    port: int
+    public_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.public_url is None:
+            return
+        parts = urlsplit(self.public_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+            raise InputError(f"{self.public_url!r} is not an address such as https://review.example.org (--public_url)")
+        if parts.query or parts.fragment:
+            raise InputError(f"{self.public_url!r} has a part after ? or # (--public_url)")
+
+    @property
+    def url(self) -> str:
+        """The address that links begin with, without a slash at its end."""
+        return (self.public_url or f"http://127.0.0.1:{self.port}").rstrip("/")
+
+    @property
+    def path(self) -> str:
+        """The path below which the browser sees the page, with a slash at both ends."""
+        return urlsplit(self.url).path.rstrip("/") + "/"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the browser reaches it by https."""
+        return self.url.startswith("https:")
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """The origin of the page's own requests by the Host that they state."""
+        origins = {host: f"http://{host}" for host in (f"127.0.0.1:{self.port}", f"localhost:{self.port}")}
+        if self.public_url is not None:
+            parts = urlsplit(self.public_url)
+            origins[parts.netloc.lower()] = f"{parts.scheme}://{parts.netloc.lower()}"
+        return origins
+
+
+class Access:
+    """The links of a review. They are stored and remain valid when the server is restarted, until they expire."""
+
+    def __init__(
+        self,
+        folder: Path,
+        people: Sequence[str],
+        address: Address,
+        *,
+        valid_days: float | None = None,
+        revoked: Sequence[str] = (),
+    ) -> None:
+        """Read the secrets from the hidden folder of a review, and create those that are missing or have expired.
+
+        Args:
+            folder: The hidden folder.
+            people: The names of all who answer.
+            address: Where the page is reached.
+            valid_days: The number of days after which a link expires; None for links that do not.
+            revoked: The names of people who get a new link in place of the one they have.
 
         Raises:
-            InputError: If the file of secrets cannot be read or written.
+            InputError: If the file of secrets cannot be read or written, the days are not positive, or the link of
+                somebody unknown is to be revoked.
         """
-        self.cookie_name = f"review_{port}"  # browsers share the cookies of 127.0.0.1 among all ports
-        people = [COORDINATOR, *(Person(expert, expert) for expert in experts)]
-        file = folder / FILE
+        if valid_days is not None and not 0 < valid_days <= _MOST_DAYS:
+            raise InputError(f"links must be valid for more than 0 and at most {_MOST_DAYS} days, got {valid_days:g}")
+        self.address = address
+        self.cookie_name = f"review_{address.port}"  # browsers share the cookies of 127.0.0.1 among all ports
+        self._valid = None if valid_days is None else timedelta(days=valid_days)
+        everyone = [COORDINATOR, *(Person(name, name) for name in people)]
+        names = [person.name for person in everyone]
+        if strangers := [name for name in revoked if name not in names]:
+            raise InputError(f"there is no link of {', '.join(strangers)} to revoke; links have {', '.join(names)}")
+        file, now = folder / FILE, datetime.now(timezone.utc)
         known = _read_secrets(file)
-        found = [known["coordinator"], *(known["experts"].get(expert, "") for expert in experts)]
-        filled = [secret or secrets.token_urlsafe(32) for secret in found]
-        if filled != found:
-            kept = known["experts"] | dict(zip(experts, filled[1:], strict=True))
+        before = {"coordinator": known["coordinator"], **known["experts"]}
+        created = {name: datetime.fromisoformat(time) for name, time in known.get("created", {}).items()}
+        self._created = created
+        for name in names:
+            if name in revoked or not before.get(name) or self._has_expired(name):
+                before[name], created[name] = secrets.token_urlsafe(32), now
+            created.setdefault(name, now)  # of an older version, which recorded no time
+        self._secrets = [(person, before[person.name]) for person in everyone]
+        content = {
+            "coordinator": before.pop("coordinator"),
+            "experts": before,
+            "created": {name: time.isoformat(timespec="seconds") for name, time in created.items()},
+        }
+        if content != known:
             with refusals_named(file, "written"):
-                write_json_durably({"coordinator": filled[0], "experts": kept}, file, private=True)
-        self._secrets = list(zip(people, filled, strict=True))
+                write_json_durably(content, file, private=True)
 
-    def links(self, origin: str) -> list[tuple[Person, str]]:
+    def links(self) -> list[tuple[Person, str]]:
         """The link of each person."""
-        return [(person, f"{origin}/#enter={secret}") for person, secret in self._secrets]
+        return [(person, f"{self.address.url}/#enter={secret}") for person, secret in self._secrets]
+
+    def expires(self, person: Person) -> datetime | None:
+        """When a person's link expires; None if it does not."""
+        return None if self._valid is None else self._created[person.name] + self._valid
 
     def enter(self, secret: str) -> tuple[Person, str] | None:
-        """The person with this secret and the value of their cookie; None for an unknown secret."""
+        """The person with this secret and the value of their cookie; None for an unknown secret, or an expired one."""
         matches = [person for person, known in self._secrets if _same(known, secret)]
-        return (matches[0], _cookie(secret)) if matches else None
+        return (matches[0], _cookie(secret)) if matches and not self._has_expired(matches[0].name) else None
+
+    def _has_expired(self, name: str) -> bool:
+        created = self._created.get(name)
+        return self._valid is not None and created is not None and created + self._valid <= datetime.now(timezone.utc)
 
     def person(self, cookie_header: str) -> Person | None:
-        """The person identified by a Cookie header; None if there is none."""
+        """The person identified by a Cookie header; None if there is none, or their link has expired."""
         try:
             morsel = SimpleCookie(cookie_header).get(self.cookie_name)
         except CookieError:
             return None
         matches = [person for person, known in self._secrets if morsel and _same(_cookie(known), morsel.value)]
-        return matches[0] if matches else None
+        return matches[0] if matches and not self._has_expired(matches[0].name) else None
 
 
 class Guard:
     """Middleware that accepts only requests from the page itself, and sets the headers of every response.
 
-    The Host header must be one of the server's own, which prevents DNS rebinding. Requests that change something must
+    The Host header must be one of the page's own, which prevents DNS rebinding. Requests that change something must
     have the page's own Origin, so that other pages cannot send them, including pages served from other ports of this
     machine, to which SameSite cookies are sent.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
-        self._app, self._hosts = app, frozenset(hosts)
+    def __init__(self, app: ASGIApp, address: Address) -> None:
+        self._app, self._origins = app, address.origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request and pass it on or refuse it."""
@@ -128,12 +222,12 @@ class Guard:
         await app(scope, receive, send_with_headers)
 
     def _fault(self, method: str, headers: Headers) -> str:
-        host = headers.get("host", "")
-        if host not in self._hosts:
+        host = headers.get("host", "").lower()
+        if host not in self._origins:
             return "This server can only be reached under its own address."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "This request comes from another page."
-        if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
+        if method not in ("GET", "HEAD") and headers.get("origin") != self._origins[host]:
             return "This request comes from another page."
         return ""
 
@@ -141,6 +235,7 @@ class Guard:
 class _Secrets(TypedDict):
     coordinator: Text
     experts: dict[Text, Text]
+    created: NotRequired[dict[Text, Text]]
 
 
 def _read_secrets(file: Path) -> _Secrets:
@@ -148,6 +243,9 @@ def _read_secrets(file: Path) -> _Secrets:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         validate(content, _Secrets, str(file))
+        for time in content.get("created", {}).values():
+            if datetime.fromisoformat(time).tzinfo is None:
+                raise ValueError("a time without zone")
         return cast(_Secrets, content)
     except FileNotFoundError:
         return {"coordinator": "", "experts": {}}

@@ -1,4 +1,4 @@
-"""The server of the review page: Starlette on 127.0.0.1.
+"""The server of the review page: Starlette on 127.0.0.1, alone or behind a proxy on the same machine.
 
 Concurrency. There is one process with one event loop; `ReviewStore` locks the folder, so that no second server can
 write to it. Requests are read on the event loop and processed in Starlette's threads. Changes of one expert's answers
@@ -38,6 +38,7 @@ from starlette.staticfiles import StaticFiles
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.review.access import Access, Guard, Person
+from nnunetv2_deferral.review.access_log import AccessLog, append_line
 from nnunetv2_deferral.review.edits import RefusedError, is_count
 from nnunetv2_deferral.review.service import Review
 
@@ -51,12 +52,17 @@ PERSON_HEADER = "x-review-person"
 """The person whom the page acts for, stated in each request, in case another link is opened in the same browser."""
 
 
-def create_app(review: Review, access: Access, port: int) -> Starlette:
-    """The application, which can only be reached as 127.0.0.1:port or localhost:port."""
+def create_app(review: Review, access: Access, log: Path | None = None) -> Starlette:
+    """The application, which can only be reached under the addresses of `access`; `log` as by :class:`.AccessLog`.
+
+    Raises:
+        InputError: If the log cannot be written to.
+    """
     handlers = _Handlers(review, access)
     case = "/api/cases/{case}"
     routes = [
         Route("/", handlers.page),
+        Route("/health", handlers.health),
         Route("/api/enter", handlers.enter, methods=["POST"]),
         Route("/api/me", handlers.me),
         Route("/api/cases", handlers.cases),
@@ -72,10 +78,13 @@ def create_app(review: Review, access: Access, port: int) -> Starlette:
         Route(f"{case}/reopen", handlers.reopen, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    hosts = [f"127.0.0.1:{port}", f"localhost:{port}"]
+    middleware = [Middleware(Guard, address=access.address)]
+    if log is not None:
+        append_line(log)  # before the first request
+        middleware.insert(0, Middleware(AccessLog, file=log, access=access, routes=routes))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, hosts=hosts)],
+        middleware=middleware,
         exception_handlers={
             RefusedError: _refuse,
             OSError: _disk_failed,
@@ -100,19 +109,33 @@ def listen(port: int) -> socket.socket:
         raise InputError(f"port {port} on 127.0.0.1 {reason}; choose another one (--port)") from error
 
 
-def serve(app: Starlette, listening: socket.socket, meanwhile: Callable[[Callable[[], bool]], None]) -> None:
+def serve(
+    app: Starlette,
+    listening: socket.socket,
+    meanwhile: Callable[[Callable[[], bool]], None],
+    *,
+    proxy: str | None = None,
+) -> None:
     """Serve on a socket of :func:`listen` until interrupted, or until what is done meanwhile fails.
 
     Args:
         app: The application.
         listening: The socket.
         meanwhile: Called in another thread with a function that tells whether the server still runs.
+        proxy: The address of a proxy, whose X-Forwarded-For is believed; None to believe nobody's.
 
     Raises:
         InputError: The one of `meanwhile`.
     """
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, http="h11", ws="none"
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=proxy is not None,
+        forwarded_allow_ips=proxy or "",
+        http="h11",
+        ws="none",
     )
     server, failed = uvicorn.Server(config), []
 
@@ -142,14 +165,26 @@ class _Handlers:
     async def page(self, request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
+    async def health(self, request: Request) -> Response:
+        """For monitoring, without a link: that the server answers, and how many cases it has read."""
+        return JSONResponse({"status": "ok", **self._review.progress()})
+
     async def enter(self, request: Request) -> Response:
         content = _parse_json(await _read_body(request, 4096))
         entered = self._access.enter(content["secret"]) if isinstance(content.get("secret"), str) else None
         if entered is None:
-            raise RefusedError(403, "This link is not valid. Ask for a new one.")
+            raise RefusedError(403, "This link is not valid or has expired. Ask for a new one.")
         person, cookie = entered
         response = JSONResponse(_introduce(person))
-        response.set_cookie(self._access.cookie_name, cookie, httponly=True, samesite="strict", path="/")
+        address = self._access.address
+        response.set_cookie(
+            self._access.cookie_name,
+            cookie,
+            httponly=True,
+            samesite="strict",
+            path=address.path,
+            secure=address.is_encrypted,
+        )
         return response
 
     async def me(self, request: Request) -> Response:
@@ -236,7 +271,7 @@ class _Handlers:
     def _person(self, request: Request, *, named: bool = True) -> Person:
         person = self._access.person(request.headers.get("cookie", ""))
         if person is None:
-            raise RefusedError(401, "Open your personal link.")
+            raise RefusedError(401, "Open your personal link. If it has expired, ask for a new one.")
         if named and unquote(request.headers.get(PERSON_HEADER, "")) != person.name:
             raise RefusedError(
                 409, f"This browser is now signed in as {person.name}. Reload to continue as {person.name}."

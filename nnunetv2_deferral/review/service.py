@@ -18,7 +18,7 @@ import numpy as np
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
 from nnunetv2_deferral.image_files import check_file, read_values
-from nnunetv2_deferral.readings import ReadingRules, summarize
+from nnunetv2_deferral.readings import ReadingRules, readings_summary
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.remarks import MAX_COMMENT, Remarks, flags_in_file, parse_remarks, regions_not_told
@@ -129,7 +129,7 @@ class Review:
             if person.expert is None or experts[0]["voxels"]:
                 entry = self._entry(info, experts, asked=info.asked if person.expert is None else None)
                 if person.expert is None and self.settling:
-                    entry["readings"] = summarize(self.settling.regions(info.name))
+                    entry["readings"] = readings_summary(self.settling.regions(info.name))
                     if self._is_to_be_decided(info.name):
                         entry["adjudication"] = self._adjudication(self.settling, info)
                 entries.append(entry)
@@ -250,7 +250,11 @@ class Review:
             found["people"] = [self._made(each, name) for each in self.people]
             if self.settling:
                 regions = self.settling.regions(name)
-                found["readings"] = {"rules": vars(self.settling.rules), "regions": regions, **summarize(regions)}
+                found["readings"] = {
+                    "rules": vars(self.settling.rules),
+                    "regions": regions,
+                    **readings_summary(regions),
+                }
         return without_nan(found)
 
     def _made(self, name: str, case: str) -> dict[str, Any]:

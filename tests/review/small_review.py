@@ -28,7 +28,7 @@ from waiting import wait_for  # noqa: E402
 from nnunetv2_deferral import maps  # noqa: E402
 from nnunetv2_deferral.decision.decide import RoutingMaps  # noqa: E402
 from nnunetv2_deferral.predictions import PredictionFolder  # noqa: E402
-from nnunetv2_deferral.review.access import Access  # noqa: E402
+from nnunetv2_deferral.review.access import Access, Address  # noqa: E402
 from nnunetv2_deferral.review.server import create_app  # noqa: E402
 from nnunetv2_deferral.review.service import Blinding, Review  # noqa: E402
 from nnunetv2_deferral.review.store import ReviewStore  # noqa: E402
@@ -166,7 +166,7 @@ class Browser:
 
     def __init__(self, app, access):
         self._client = TestClient(app, base_url=ORIGIN, raise_server_exceptions=False)
-        self._secrets = {person.name: link.partition("=")[2] for person, link in access.links(ORIGIN)}
+        self._secrets = {person.name: link.partition("=")[2] for person, link in access.links()}
         self.name = ""
 
     def enter(self, name):
@@ -207,11 +207,16 @@ class Served:
         return browser.enter(name) if name else browser
 
 
-def serve_folders(folders, **options):
+def serve_folders(folders, *, log=None, of_access=None, **options):
     """A review of some folders and its application; to be closed by its store."""
+    of_access = {"address": Address(port=PORT)} | (of_access or {})
     review = open_review(folders, **options)
-    access = Access(review.store.hidden, review.people, PORT)
-    return Served(folders, review, create_app(review, access, PORT), access)
+    access = Access(review.store.hidden, review.people, **of_access)
+    try:
+        return Served(folders, review, create_app(review, access, log), access)
+    except BaseException:
+        review.store.close()
+        raise
 
 
 def free_port():
@@ -229,13 +234,13 @@ def running(folders, **options):
     listening = socket.create_server(("127.0.0.1", 0))  # held from now on, so that no other test gets the port
     port = listening.getsockname()[1]
     review = open_review(folders, **options)
-    access = Access(review.store.hidden, review.people, port)
-    server = uvicorn.Server(uvicorn.Config(create_app(review, access, port), log_level="warning", ws="none"))
+    access = Access(review.store.hidden, review.people, Address(port=port))
+    server = uvicorn.Server(uvicorn.Config(create_app(review, access), log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     wait_for(lambda: server.started, alive=thread.is_alive)
     try:
-        yield {person.name: link for person, link in access.links(f"http://127.0.0.1:{port}")}
+        yield {person.name: link for person, link in access.links()}
     finally:
         server.should_exit = True
         thread.join(10)

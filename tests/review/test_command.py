@@ -24,7 +24,7 @@ def options(folders, **changes):
 
 def test_it_prints_a_link_for_everyone(tmp_path, monkeypatch, capsys):
     folders, served, port = write_volumes(tmp_path), [], free_port()
-    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile: served.append(listening.getsockname()))
+    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile, **_: served.append(listening.getsockname()))
     main(options(folders, **{"--port": port}))
     printed = capsys.readouterr().out
     assert served == [("127.0.0.1", port)]

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from small_review import open_review, write_volumes
 
+from nnunetv2_deferral.commands.evaluate import main as evaluate
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.readings import ReadingRules, read_settled
+from nnunetv2_deferral.report.evaluation_tables import readings_table
 from nnunetv2_deferral.review.store import ReviewStore
 
 CASE = "case_a"
@@ -63,7 +65,7 @@ def test_both_experts_are_asked_about_every_region_and_nobody_is_told_of_the_oth
     assert entry["rate"] == pytest.approx(route.mean())  # and not twice of it
 
 
-def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_decides(folders, serve):
+def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_decides(folders, serve, capsys):
     served = serve(folders, rules=RULES)
     eve, chief = served.browser("eve"), served.browser("coordinator")
     answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
@@ -98,6 +100,17 @@ def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_dec
     assert report["cases"][CASE]["unanswered"] == {}
     written, _ = PredictionFolder.open(folders.predictions).files.read(folders.reviews.parent / "fused/case_a.nii.gz")
     assert np.array_equal(study.orientation.to_canonical(written), fused)
+
+    folder = [str(each) for each in (folders.predictions, folders.references, folders.reviews)]
+    output = folders.reviews.parent / "evaluation"
+    evaluate(["-i", folder[0], "-ref", folder[1], "-experts", folder[2], "-o", str(output)])
+    found = json.loads((output / "deferral_summary.json").read_text())
+    assert found["readings"]["all"]["outcomes"] == {"open": 0, "single": 0, "agreed": 1, "adjudicated": 2}
+    assert found["readings"]["pairs"][0]["readers"] == ["ann", "bob"]
+    assert "regions with two readers: 0 open, 0 single, 1 agreed, 2 adjudicated" in capsys.readouterr().out
+    (row, total) = readings_table(found).rows
+    assert row[:3] == ["ann and bob", "3", "0"]
+    assert total[0] == "all"
 
 
 def test_without_an_adjudicator_disputes_stay_open_and_keep_the_label_of_the_model(folders, serve):
