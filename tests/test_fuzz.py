@@ -33,7 +33,7 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-quick = settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=SUPPRESSED)
+quick = settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=SUPPRESSED)
 long = settings(max_examples=1500, deadline=None, database=None, suppress_health_check=SUPPRESSED)
 
 

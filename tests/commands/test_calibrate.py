@@ -703,6 +703,7 @@ def declare_experts(here):
 
 
 class TestThePapersObjective:
+    @pytest.mark.slow
     def test_reads_answers_as_evidence_and_leaves_the_heads_as_they_are(self, another, capsys):
         workplace = another(said=probabilities_of_routes, objective="collaboration")
         calibration = workplace.calibrate("-budgets", 0.02, evidence=True)

@@ -441,7 +441,7 @@ class TestKilled:
                 return True
         return False
 
-    @pytest.mark.parametrize("replaces", [False, True])
+    @pytest.mark.parametrize("replaces", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_at_any_step_it_can_be_replaced_and_other_files_stay(self, tmp_path, monkeypatch, replaces):
         write_input(tmp_path, ".png")
         out, wanted = tmp_path / "out", make(tmp_path, images=None, max_regions=4)

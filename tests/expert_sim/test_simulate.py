@@ -145,6 +145,7 @@ def test_case_generators_differ_by_seed_case_and_expert_and_by_nothing_else():
     assert number(0, "a", "b") == number(0, "a", "b")
 
 
+@pytest.mark.distributed
 def test_case_generators_are_the_same_in_every_process():
     code = (
         "from nnunetv2_deferral.expert_sim.simulate import case_generator;"

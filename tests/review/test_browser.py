@@ -546,6 +546,7 @@ def test_the_name_of_the_window_is_that_of_what_is_shown_and_stays_for_the_next_
         playwright.expect(name.locator("option:checked")).to_have_text("Percentiles 0.5–99.5")
 
 
+@pytest.mark.slow
 def test_with_a_blind_start_the_reader_paints_from_nothing_and_cannot_take_the_mask_of_the_model(tmp_path, sit_down):
     folders = write_pictures(tmp_path)
     with running(folders, blind_start=True) as links:
