@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -243,7 +244,25 @@ class DatasetFiles:
             InputError: If a channel before others is missing; the message names its file.
         """
         pattern = f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{self.file_ending}"
-        found = {int(file.name.removesuffix(self.file_ending)[-4:]): file for file in folder.glob(pattern)}
+        return self._in_order(folder, case, folder.glob(pattern))
+
+    def images(self, folder: Path, cases: Iterable[str]) -> dict[str, list[Path]]:
+        """:meth:`image_files` of many cases, for which the folder is listed once.
+
+        Raises:
+            InputError: See :meth:`image_files`.
+        """
+        found: dict[str, list[Path]] = {case: [] for case in cases}
+        length = len("_0000") + len(self.file_ending)
+        for file in folder.iterdir():
+            channel = file.name[-length : len(file.name) - len(self.file_ending)]
+            case = file.name[:-length]
+            if case in found and re.fullmatch("_[0-9]{4}", channel) and file.name.endswith(self.file_ending):
+                found[case].append(file)
+        return {case: self._in_order(folder, case, files) for case, files in found.items()}
+
+    def _in_order(self, folder: Path, case: str, files: Iterable[Path]) -> list[Path]:
+        found = {int(file.name.removesuffix(self.file_ending)[-4:]): file for file in files}
         missing = sorted(set(range(max(found, default=-1))) - set(found))
         if missing:
             raise InputError(f"{self.image_file(folder, case, missing[0])} is missing, but later channels exist")

@@ -106,6 +106,7 @@ class RegionReadings(TypedDict):
     Attributes:
         number: Its number in the case.
         voxels: Its size.
+        gain: Its expected gain.
         readers: The names of the two, first the one to whom the model routes it.
         outcome: One of :data:`OUTCOMES`.
         disputed: Whether both answered and differ by more than the rules allow.
@@ -116,6 +117,7 @@ class RegionReadings(TypedDict):
 
     number: Count
     voxels: Count
+    gain: Number
     readers: Annotated[list[Text], Field(min_length=2, max_length=2)]
     outcome: Literal["open", "single", "agreed", "adjudicated"]
     disputed: Boolean
@@ -144,6 +146,7 @@ def settle(
     second: np.ndarray,
     decided: np.ndarray,
     regions: np.ndarray,
+    gain: np.ndarray,
     readers: Sequence[tuple[str, str]],
     rules: ReadingRules,
 ) -> Settlement:
@@ -156,6 +159,7 @@ def settle(
         second: int16 (V,), those of the second readers.
         decided: int16 (V,), those of the adjudicator, which count where readers differ.
         regions: int (V,), the number of the region of each voxel, from 1 without gaps.
+        gain: Real (V,), the expected gain of each voxel.
         readers: The names of both readers of each region.
         rules: When they agree.
 
@@ -169,6 +173,7 @@ def settle(
     for number, (names, voxels) in enumerate(zip(readers, groups, strict=True), start=1):
         one, two = first[voxels], second[voxels]
         row = _compare(number, names, one, two, rules)
+        row["gain"] = float(gain[voxels].sum())
         outcome, answer = Outcome.OPEN, np.full(voxels.shape, MISSING, np.int16)
         if row["disputed"]:
             if (decided[voxels] != MISSING).any():
@@ -336,6 +341,7 @@ def _compare(
     row: RegionReadings = {
         "number": number,
         "voxels": int(first.size),
+        "gain": 0.0,
         "readers": list(readers),
         "outcome": "open",
         "disputed": False,

@@ -31,7 +31,7 @@ def settle_five(rules):
     first = labels_of(1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, *none, *none)
     second = labels_of(1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 2, 2, 2, 2, *none)
     decided = labels_of(*[0] * 8, *[2] * 12)
-    return settle(first, second, decided, np.repeat(np.arange(1, 6), 4), READERS, rules)
+    return settle(first, second, decided, np.repeat(np.arange(1, 6), 4), np.ones(20), READERS, rules)
 
 
 def test_regions_are_agreed_adjudicated_single_or_open():
@@ -48,7 +48,7 @@ def test_a_smaller_difference_is_a_dispute_and_counts_as_decided_or_as_open():
     first, second = labels_of(1, 1, 1, 1), labels_of(1, 1, 1, 0)
     rules = ReadingRules(max_difference=0.2)
     for decided, outcome in ((labels_of(0, 0, 1, 1), Outcome.ADJUDICATED), (labels_of(*[MISSING] * 4), Outcome.OPEN)):
-        found = settle(first, second, decided, np.ones(4, int), READERS[:1], rules)
+        found = settle(first, second, decided, np.ones(4, int), np.ones(4), READERS[:1], rules)
         assert found.regions[0]["disputed"]
         assert (found.outcomes == outcome).all()
         assert found.labels.tolist() == decided.tolist()
@@ -57,25 +57,27 @@ def test_a_smaller_difference_is_a_dispute_and_counts_as_decided_or_as_open():
 def test_by_dice_the_label_with_the_lowest_dice_counts():
     first, second = labels_of(*[1] * 8, 2, 2, 0, 0), labels_of(*[1] * 8, 2, 0, 0, 0)
     nobody, regions = np.full(12, MISSING, np.int16), np.ones(12, int)
-    found = settle(first, second, nobody, regions, READERS[:1], ReadingRules(measure="dice", max_difference=0.3))
+    found = settle(
+        first, second, nobody, regions, np.ones(12), READERS[:1], ReadingRules(measure="dice", max_difference=0.3)
+    )
     assert found.regions[0]["difference"] == pytest.approx(1 / 3)
     assert found.regions[0]["disputed"]
     background = np.zeros(12, np.int16)
-    found = settle(background, background, nobody, regions, READERS[:1], ReadingRules(measure="dice"))
+    found = settle(background, background, nobody, regions, np.ones(12), READERS[:1], ReadingRules(measure="dice"))
     assert found.regions[0]["difference"] == 0
     assert found.regions[0]["kappa"] is None  # one and the same label throughout
 
 
 def test_what_one_reader_left_out_of_a_region_is_taken_from_the_other():
     first, second = labels_of(1, MISSING, 1, 1), labels_of(1, 2, MISSING, 1)
-    found = settle(first, second, np.zeros(4, np.int16), np.ones(4, int), READERS[:1], ReadingRules())
+    found = settle(first, second, np.zeros(4, np.int16), np.ones(4, int), np.ones(4), READERS[:1], ReadingRules())
     assert found.labels.tolist() == [1, 2, 1, 1]
     assert found.regions[0]["outcome"] == "agreed"
 
 
 def test_nothing_is_settled_of_no_regions():
     none = np.zeros(0, np.int16)
-    found = settle(none, none, none, none.astype(int), [], ReadingRules())
+    found = settle(none, none, none, none.astype(int), none, [], ReadingRules())
     assert found.regions == []
     assert readings_summary(found.regions) == {
         "outcomes": {"open": 0, "single": 0, "agreed": 0, "adjudicated": 0},
@@ -128,7 +130,9 @@ def settled_case(**changed):
         "outcomes": np.array([2, 0], np.uint8),
         "route": np.array([1, 0], np.uint8),
     }
-    regions = settle(labels_of(1), labels_of(MISSING), labels_of(MISSING), np.ones(1, int), READERS[:1], ReadingRules())
+    regions = settle(
+        labels_of(1), labels_of(MISSING), labels_of(MISSING), np.ones(1, int), np.ones(1), READERS[:1], ReadingRules()
+    )
     return Settled(experts=("ann", "bob"), regions=regions.regions, masks={"ann": "0" * 64}, **(arrays | changed))
 
 

@@ -92,7 +92,7 @@ def review(
     from nnunetv2_deferral.review.server import create_app, listen, serve
     from nnunetv2_deferral.review.service import Blinding, Review
     from nnunetv2_deferral.review.store import ReviewStore
-    from nnunetv2_deferral.review.study import Study
+    from nnunetv2_deferral.review.study import READ_FIRST, Study
     from nnunetv2_deferral.worklist.reading import Worklist
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
@@ -109,14 +109,12 @@ def review(
         listed = Worklist.open(Path(worklist), opened) if worklist else None
         readers = 1 if rules is None else 2
         study = Study(opened, Path(images), Path(references) if references else None, listed, readers)
-        if listed:  # all is checked before anything is written, and only what is listed is shown
-            study.read()
+        if listed:  # is checked before anything is written
+            study.read(study.waiting[:READ_FIRST])
         store = ReviewStore(Path(output_folder), opened.files.file_ending)
         try:
             served = Review(study, store, Blinding(show_scores=show_scores, blind_start=blind_start), rules)
             served.check_begun()
-            if listed:
-                served.settle()
             access = Access(
                 store.hidden,
                 served.people,
@@ -133,7 +131,7 @@ def review(
                 until = "" if expires is None else f"  (until {expires:%Y-%m-%d %H:%M} UTC)"
                 print(f"  {person.name:{width}}  {link}{until}")
             print("\nPress Ctrl+C to stop. Saved answers are kept.", flush=True)
-            serve(app, listening, lambda runs: None if listed else served.read(wanted=runs), proxy=operation.proxy)
+            serve(app, listening, lambda runs: study.read(study.waiting, wanted=runs), proxy=operation.proxy)
         finally:
             store.close()
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +81,8 @@ class Review:
         """
         self.study, self.store, self.blinding = study, store, blinding
         self.settling = Settling.begin(study, store, rules)
+        if self.settling:
+            study.then = self.settling.renew
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._seen: dict[tuple[str, str], float] = {}
 
@@ -95,16 +96,6 @@ class Review:
         """The name of the person who decides where readers differ; None if there is none."""
         return self.settling.rules.adjudicator if self.settling else None
 
-    def read(self, *, wanted: Callable[[], bool] = lambda: True) -> None:
-        """Read and check all cases, see :meth:`.Study.read`."""
-        self.study.read(wanted=wanted, then=self.settling.renew if self.settling else lambda case: None)
-
-    def settle(self) -> None:
-        """Settle anew what has changed since the last start, if all cases have been read already."""
-        for name, info in self.study.infos.items():
-            if self.settling and info.asked:
-                self.settling.renew(self.study.case(name))
-
     def listing(self, person: Person) -> list[dict[str, Any]]:
         """The cases that a person works with.
 
@@ -114,20 +105,19 @@ class Review:
         """
         if self.settling and person.expert == self.adjudicator:
             return [
-                self._entry(info, [self._adjudication(self.settling, info)])
+                self._decision(self.settling, info)
                 for info in self.study.infos.values()
                 if self._is_to_be_decided(info.name)
             ]
         entries = []
         for info in self._in_order(person):
-            size = int(np.prod(info.shape))
             experts = [
-                self._status(place, info, size)
+                self._status(place, info)
                 for place, expert in enumerate(self.study.experts)
                 if person.expert in (None, expert)
             ]
             if person.expert is None or experts[0]["voxels"]:
-                entry = self._entry(info, experts, asked=info.asked if person.expert is None else None)
+                entry = self._entry(info, experts, info.rate if person.expert is None else experts[0]["share"])
                 if person.expert is None and self.settling:
                     entry["readings"] = readings_summary(self.settling.regions(info.name))
                     if self._is_to_be_decided(info.name):
@@ -135,39 +125,52 @@ class Review:
                 entries.append(entry)
         return entries
 
-    def _entry(self, info: CaseInfo, experts: list[dict[str, Any]], asked: int | None = None) -> dict[str, Any]:
+    def _entry(self, info: CaseInfo, experts: list[dict[str, Any]], rate: float) -> dict[str, Any]:
         left_out = sum(each["left_out"] for each in experts)
-        deferred = experts[0]["voxels"] if asked is None else asked + left_out
-        return {
-            "case": info.name,
-            "shape": info.shape,
-            "rate": deferred / int(np.prod(info.shape)),
-            "left_out": left_out,
-            "experts": experts,
-        }
+        return {"case": info.name, "shape": info.shape, "rate": rate, "left_out": left_out, "experts": experts}
+
+    def _decision(self, settling: Settling, info: CaseInfo) -> dict[str, Any]:
+        status = self._adjudication(settling, info)
+        return self._entry(info, [status], status["share"])
 
     def check_begun(self) -> None:
         """Refuse to continue a review whose answers refer to other regions because the worklist differs.
 
-        With a worklist all cases must have been read.
+        The cases with answers that are not submitted are read for that; of submitted ones, the number of voxels is
+        compared with the worklist's. What readers have submitted is settled anew where masks have changed since.
 
         Raises:
-            InputError: Naming the first such draft. Nothing is changed.
+            InputError: Naming the first such draft, or a file that cannot be read. Nothing is changed.
         """
         now = f"the worklist {self.study.worklist.folder}" if self.study.worklist else "no worklist"
+        known, experts = set(self.study.predictions.cases), self.study.experts
+        begun = [(expert, name) for expert, name in self.store.begun() if expert in experts and name in known]
+        if self.study.is_bound:
+            self.study.read(dict.fromkeys(of[1] for of in begun if not self.store.is_submitted(*of)))
         infos = self.study.infos
-        for name, expert in product(self.study.predictions.cases, self.study.experts):
-            draft = self.store.draft(expert, name)
-            listed = infos[name].listings[self.study.experts.index(expert)] if self.study.worklist else ""
-            if draft is not None and draft.listed != listed:
-                begun = "with other regions of a worklist" if draft.listed else "without a worklist"
+        for expert, name in begun:
+            draft, place = self.store.draft(expert, name), experts.index(expert)
+            if draft is None:
+                continue
+            if not self.study.is_bound or not draft.listed:
+                is_other = bool(draft.listed) or self.study.is_bound
+            elif name in infos and infos[name].listings[place]:
+                is_other = draft.listed != infos[name].listings[place]
+            else:
+                is_other = name in infos and draft.labels.size != infos[name].voxels[place]
+            if is_other:
+                other = "with other regions" + (" of a worklist" if self.settling is None else "")
+                started = other if draft.listed else "without a worklist"
                 raise InputError(
                     f"{self.store.draft_file(expert, name)}: the answers of {expert} to {name} were started "
-                    f"{begun}, but now there is {now}. Use the same worklist as before or choose another folder (-o)"
+                    f"{started}, but now there is {now}. Use the same worklist as before or choose another folder (-o)"
                 )
+        if self.settling:
+            submitted = self.store.submitted_cases(self.people)
+            self.study.read(self.settling.recall(case for case in submitted if case in known))
 
     def progress(self) -> dict[str, int]:
-        """How many `cases` there are, and how many have been `read`."""
+        """How many `cases` there are, and how many can be reviewed because they have been `read` or are listed."""
         return {"read": len(self.study.infos), "cases": len(self.study.predictions.cases)}
 
     def details(self, person: Person, name: str) -> dict[str, Any]:
@@ -476,9 +479,9 @@ class Review:
                 listed=self._binding(asked),
                 blind=self.blinding.blind_start,
             )
-        if expert == self.adjudicator and draft.listed != self._asked(case, expert).digest:
+        if draft.listed != self._binding(self._asked(case, expert)):
             raise RefusedError(
-                409, "The readings of this case have changed since you began. Ask the coordinator to reopen it."
+                409, "The regions of this case have changed since you began. Ask the coordinator what to do."
             )
         if draft.digest != case.digest:
             raise RefusedError(
@@ -488,7 +491,7 @@ class Review:
 
     def _binding(self, asked: Asked) -> str:
         """What a draft records of its regions, if these depend on more than the predictions."""
-        return asked.digest if self.study.worklist or self.settling else ""
+        return asked.digest if self.study.is_bound else ""
 
     def _flags(self, case: ReviewedCase) -> list[dict[str, Any]]:
         """The flags of all experts in a case, also of those who have not submitted it."""
@@ -568,11 +571,11 @@ class Review:
         place = self.study.experts.index(person.expert)
         return sorted(infos, key=lambda info: (info.ranks[place] or 0, -info.gains[place], info.name))
 
-    def _status(self, place: int, info: CaseInfo, size: int) -> dict[str, Any]:
+    def _status(self, place: int, info: CaseInfo) -> dict[str, Any]:
         voxels = info.voxels[place]
         return {
             "voxels": voxels,
-            "share": voxels / size,
+            "share": info.shares[place],
             "regions": info.regions[place],
             "left_out": info.left_out[place],
             "gain": info.gains[place],
@@ -584,10 +587,10 @@ class Review:
         disputed = [each["voxels"] for each in settling.regions(info.name) if each["disputed"]]
         return {
             "voxels": sum(disputed),
-            "share": sum(disputed) / int(np.prod(info.shape)),
+            "share": sum(disputed) / int(np.prod(info.shape)) if info.shape else 0.0,
             "regions": len(disputed),
             "left_out": 0,
-            "gain": settling.disputed_gain(info.name),
+            "gain": math.fsum(each["gain"] for each in settling.regions(info.name) if each["disputed"]),
             **self._answered(str(settling.rules.adjudicator), info.name, is_asked=True),
         }
 

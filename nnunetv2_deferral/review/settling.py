@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -32,7 +33,6 @@ class Settling:
         self._study, self._store = study, store
         self._names = (*study.experts, *([rules.adjudicator] if rules.adjudicator else []))
         self._regions: dict[str, list[RegionReadings]] = {}
-        self._gains: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -65,17 +65,37 @@ class Settling:
         return cls(study, store, rules)
 
     def regions(self, case: str) -> list[RegionReadings]:
-        """The readings of the regions of a case that has been read; those on which nobody has answered included."""
+        """The readings of the regions of a case; none before it has been read, unless it was settled before."""
         return self._regions.get(case, [])
 
     def disputed(self, case: str) -> list[int]:
         """The numbers of the regions about which both readers have answered differently."""
         return [each["number"] for each in self.regions(case) if each["disputed"]]
 
-    def disputed_gain(self, case: str) -> float:
-        """The expected gain of these regions."""
-        numbers = self.disputed(case)
-        return float(self._gains[case][numbers].sum()) if numbers else 0.0
+    def recall(self, cases: Iterable[str]) -> list[str]:
+        """Take up what was settled before of some cases; returns those that must be settled anew.
+
+        Raises:
+            InputError: If a mask cannot be read.
+        """
+        stale = []
+        for case in cases:
+            settled = self._recalled(case)
+            if settled is None or settled.masks != self._digests(case):
+                stale.append(case)
+            else:
+                self._regions[case] = settled.regions
+        return stale
+
+    def _recalled(self, case: str) -> Settled | None:
+        try:
+            return read_settled(self._store.folder, case)
+        except InputError as error:  # it follows from the masks, and is written anew
+            logger.warning("%s", error)
+            return None
+
+    def _digests(self, case: str) -> dict[str, str]:
+        return digests({name: self._store.mask_file(name, case) for name in self._names})
 
     def renew(self, case: ReviewedCase) -> None:
         """Settle a case anew if masks were submitted, reopened or replaced since.
@@ -84,12 +104,7 @@ class Settling:
             InputError: If a submitted mask cannot be read or does not match the case.
         """
         with self._lock:
-            masks = digests({name: self._store.mask_file(name, case.name) for name in self._names})
-            try:
-                settled = read_settled(self._store.folder, case.name)
-            except InputError as error:
-                logger.warning("%s", error)
-                settled = None
+            masks, settled = self._digests(case.name), self._recalled(case.name)
             if settled is None or settled.masks != masks:
                 settled = self._settle(case, masks)
                 try:
@@ -97,7 +112,6 @@ class Settling:
                 except OSError as error:  # the masks are in place, and what is settled follows from them
                     logger.warning("what is settled of %s is out of date until the next start: %s", case.name, error)
             self._regions[case.name] = settled.regions
-            self._gains[case.name] = np.bincount(case.regions, weights=case.gain, minlength=len(case.readers) + 1)
 
     def blinded(self, case: ReviewedCase) -> tuple[np.ndarray, np.ndarray]:
         """Both readings of the disputed regions, uint8 (Z, Y, X), 0 elsewhere.
@@ -121,11 +135,11 @@ class Settling:
         first, second = self._readings(case)
         experts = self._study.experts
         names = [(experts[one - 1], experts[two - 1]) for one, two in case.readers]
-        found = settle(first, second, np.full_like(first, MISSING), case.regions, names, self.rules)
+        found = settle(first, second, np.full_like(first, MISSING), case.regions, case.gain, names, self.rules)
         disputed = [each["number"] for each in found.regions if each["disputed"]]
         if disputed and self.rules.adjudicator:
             decided = self._labels(case, self.rules.adjudicator, disputed)
-            found = settle(first, second, decided, case.regions, names, self.rules)
+            found = settle(first, second, decided, case.regions, case.gain, names, self.rules)
         inside, to_file = case.route > 0, case.orientation.to_file
         labels, outcomes = np.full(case.route.shape, MISSING, np.int16), np.zeros(case.route.shape, np.uint8)
         labels[inside], outcomes[inside] = found.labels, found.outcomes

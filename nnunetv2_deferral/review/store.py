@@ -28,7 +28,7 @@ import json
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -314,6 +314,16 @@ class ReviewStore:
     def reopened(self, expert: str, case: str) -> list[dict[str, str]]:
         """When and why (`time`, `reason`) a submitted case was reopened, in order."""
         return list(self._reopened.get((expert, case), ()))
+
+    def begun(self) -> list[tuple[str, str]]:
+        """The experts and cases with saved answers, submitted or not, sorted."""
+        drafts = (self.hidden / "drafts").glob("*/*.npz")
+        return sorted((file.parent.name, file.name.removesuffix(".npz")) for file in drafts)
+
+    def submitted_cases(self, people: Iterable[str]) -> list[str]:
+        """The cases of which somebody has submitted a mask, or another program has written one, sorted."""
+        files = [file for name in people for file in (self.folder / name).glob(f"*{self._ending}")]
+        return sorted({file.name.removesuffix(self._ending) for file in files if not file.name.startswith(".")})
 
     def has_answers(self) -> bool:
         """Whether anybody has saved or submitted something."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,28 +23,38 @@ from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, number
 from nnunetv2_deferral.worklist.reading import Worklist
 
 CASES_IN_MEMORY = 3
+READ_FIRST = 50
+"""With a worklist, the number of cases that are read and checked before the page is served."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInfo:
     """A case in the list of cases; values by expert are (J,) in routing order.
 
+    Of a case that has not been read yet this is what the worklist and the entries of the predictions tell.
+
     Attributes:
         name: The case identifier.
-        shape: (Z, Y, X) in the browser's orientation.
+        shape: (Z, Y, X) in the browser's orientation; None before the case has been read.
+        rate: Share of the voxels that are deferred.
+        shares: Share of the voxels that each expert is asked about; before the case has been read, that are routed to
+            them.
         asked: Number of voxels that anybody is asked about.
         voxels: Number of voxels that each expert is asked about.
         regions: Number of regions that these form.
         gains: Expected increase of the mean Dice of the case if they are answered.
         ranks: Best rank of these regions on the worklist; None without a worklist or listed regions.
-        left_out: Number of voxels routed to each expert that are not on the worklist.
-        listings: With a worklist or two readers, the digest of what each expert is asked; else empty.
+        left_out: Number of voxels routed to each expert that are not on the worklist; 0 before the case has been read.
+        listings: With a worklist or two readers, the digest of what each expert is asked; else, and before the case has
+            been read, empty.
         images: The files of the image, one per channel, or one for an RGB picture.
         reference: The file of the reference, or None.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None
+    rate: float
+    shares: tuple[float, ...]
     asked: int
     voxels: tuple[int, ...]
     regions: tuple[int, ...]
@@ -126,6 +136,7 @@ class Study:
         predictions: The predictions.
         worklist: The worklist that limits the regions; None for all deferred regions.
         readers_per_region: 1 or 2.
+        then: Called with each case that has been read, before it can be reviewed.
     """
 
     def __init__(
@@ -136,7 +147,7 @@ class Study:
         worklist: Worklist | None = None,
         readers_per_region: int = 1,
     ) -> None:
-        """Find the files of all cases; :meth:`read` reads them.
+        """Find the files of all cases. With a worklist these can be reviewed at once, else when :meth:`read` has been.
 
         Raises:
             InputError: If an image is missing, a label exceeds 255, or there are fewer experts than readers.
@@ -144,6 +155,7 @@ class Study:
         self.worklist = worklist
         self.predictions = predictions
         self.readers_per_region = readers_per_region
+        self.then: Callable[[ReviewedCase], None] = lambda case: None
         available = [name for name in predictions.experts if name not in predictions.settings.unavailable]
         if not 1 <= readers_per_region <= 2:
             raise InputError(f"a region can have 1 or 2 readers, got {readers_per_region} (-readers_per_region)")
@@ -156,37 +168,53 @@ class Study:
         highest = max(self.labels)
         if highest > np.iinfo(np.uint8).max:
             raise InputError(f"the review page supports labels up to 255, but the dataset has {highest}")
-        self._images = {case: self._find_images(images, case) for case in predictions.cases}
+        found = predictions.files.images(images, predictions.cases)
+        if missing := next((case for case, channels in found.items() if not channels), None):
+            raise InputError(f"the image {predictions.files.image_file(images, missing)} does not exist")
+        self._images = {case: tuple(channels) for case, channels in found.items()}
         self._references = references
-        self._infos: dict[str, CaseInfo] = {}
+        self._read: set[str] = set()
+        self._infos = {} if worklist is None else {case: self._listed(worklist, case) for case in predictions.cases}
         self._lock = threading.Lock()
         self._case = lru_cache(CASES_IN_MEMORY)(self._read_case)
         self._asked = lru_cache(CASES_IN_MEMORY * len(self.experts))(self._find_asked)
         self._image = lru_cache(CASES_IN_MEMORY)(self._read_image)
 
-    def read(
-        self, *, wanted: Callable[[], bool] = lambda: True, then: Callable[[ReviewedCase], None] = lambda case: None
-    ) -> None:
-        """Read and check all cases once; those that have been read can be reviewed meanwhile.
+    @property
+    def is_bound(self) -> bool:
+        """Whether what an expert is asked depends on more than the predictions."""
+        return self.worklist is not None or self.readers_per_region > 1
+
+    @property
+    def waiting(self) -> list[str]:
+        """The cases that have not been read: with a worklist those that it lists, in its order, else all."""
+        if self.worklist is None:
+            cases: Iterable[str] = self.predictions.cases
+        else:
+            ranked = sorted((rows[0].rank, case) for (case, _), rows in self.worklist.rows.items())
+            cases = dict.fromkeys(case for _, case in ranked)
+        return [case for case in cases if case not in self._read]
+
+    def read(self, cases: Iterable[str], *, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Read and check some cases; those that have been read can be reviewed meanwhile.
 
         Args:
+            cases: Their names, such as :attr:`waiting`.
             wanted: Asked before each case whether to go on.
-            then: Called with each case before it can be reviewed.
 
         Raises:
             InputError: If a mask or map is missing or inconsistent, or a mask of the worklist; the message names the
                 file.
         """
-        for case in tqdm(self.predictions.cases, desc="Reading the maps", unit="case"):
+        for case in tqdm(list(cases), desc="Reading the maps", unit="case"):
             if not wanted():
                 return
-            read = self._read_case(case)
-            then(read)
-            self._infos[case] = self._inspect(read)
+            if case not in self._read:
+                self._note(self._read_case(case))
 
     @property
     def infos(self) -> dict[str, CaseInfo]:
-        """The cases that have been read, by name."""
+        """The cases that can be reviewed, by name."""
         return dict(self._infos)
 
     @property
@@ -204,13 +232,17 @@ class Study:
 
         Raises:
             RefusedError: If there is no case of this name, or it has not been read yet.
+            InputError: If a file of the case is missing or inconsistent.
         """
         if name not in self._infos and name in self.predictions.cases:
             raise RefusedError(503, "This case is still being read.")
         if name not in self._infos:
             raise RefusedError(404, "No such case.")
         with self._lock:
-            return self._case(name)
+            case = self._case(name)
+            if name not in self._read:
+                self._note(case)
+            return case
 
     def asked(self, name: str, expert: str) -> Asked:
         """The voxels and regions of a case that an expert is asked about."""
@@ -260,30 +292,57 @@ class Study:
         """Whether the image of a case is an RGB picture."""
         return len(self.infos[name].images) == 1 and self.image(name).shape[0] == 3
 
-    def _find_images(self, folder: Path, name: str) -> tuple[Path, ...]:
-        files = self.predictions.files
-        images = tuple(files.image_files(folder, name))
-        if not images:
-            raise InputError(f"the image {files.image_file(folder, name)} does not exist")
-        return images
+    def _note(self, case: ReviewedCase) -> None:
+        self.then(case)
+        self._infos[case.name] = self._inspect(case)
+        self._read.add(case.name)
+
+    def _reference(self, name: str) -> Path | None:
+        file = self._references and self._references / f"{name}{self.predictions.files.file_ending}"
+        return file if file and file.is_file() else None
+
+    def _listed(self, worklist: Worklist, name: str) -> CaseInfo:
+        """What the worklist tells of a case."""
+        numbers = range(1, len(self.experts) + 1)
+        rows = [(first, row) for first in numbers for row in worklist.rows.get((name, self.experts[first - 1]), ())]
+        own = [
+            [row for region, (first, row) in enumerate(rows, start=1) if number in self._readers(name, region, first)]
+            for number in numbers
+        ]
+        entry = self.predictions.index["cases"][name]
+        return CaseInfo(
+            name=name,
+            shape=None,
+            rate=entry["deferral_rate"],
+            shares=tuple(entry["share"][expert] for expert in self.experts),
+            asked=sum(row.voxels for _, row in rows),
+            voxels=tuple(sum(row.voxels for row in found) for found in own),
+            regions=tuple(map(len, own)),
+            gains=tuple(math.fsum(row.expected_gain for row in found) for found in own),
+            ranks=tuple(min((row.rank for row in found), default=None) for found in own),
+            left_out=(0,) * len(own),
+            listings=("",) * len(own),
+            images=self._images[name],
+            reference=self._reference(name),
+        )
 
     def _inspect(self, case: ReviewedCase) -> CaseInfo:
-        ending, name = self.predictions.files.file_ending, case.name
-        reference = self._references and self._references / f"{name}{ending}"
+        name, size = case.name, case.model.size
         asked = [self._find_asked(case, expert) for expert in self.experts]
-        is_bound = self.worklist is not None or self.readers_per_region > 1
         return CaseInfo(
             name=name,
             shape=case.model.shape,
+            rate=(case.gain.size + sum(case.left_out)) / size,
+            shares=tuple(each.voxels.size / size for each in asked),
             asked=int(case.gain.size),
             voxels=tuple(each.voxels.size for each in asked),
             regions=tuple(len(each.listing) for each in asked),
             gains=tuple(math.fsum(region["gain"] for region in each.listing) for each in asked),
             ranks=tuple(each.listing[0]["rank"] if each.listing else None for each in asked),
             left_out=case.left_out,
-            listings=tuple(each.digest if is_bound else "" for each in asked),
+            listings=tuple(each.digest if self.is_bound else "" for each in asked),
             images=self._images[name],
-            reference=reference if reference and reference.is_file() else None,
+            reference=self._reference(name),
         )
 
     def _read_case(self, name: str) -> ReviewedCase:

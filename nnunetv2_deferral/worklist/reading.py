@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral.dataset import same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.schema import Text, read_validated_json
+from nnunetv2_deferral.schema import Number, Text, read_validated_json
 from nnunetv2_deferral.worklist.items import JSON_NAME, mask_name
 
 _FromOne = Annotated[int, Strict(), Field(ge=1, lt=2**63)]
@@ -26,6 +26,7 @@ class _Row(TypedDict):
     label: _FromOne
     rank: _FromOne
     voxels: _FromOne
+    expected_gain: Number
 
 
 class WorklistJson(TypedDict):
@@ -36,11 +37,12 @@ class WorklistJson(TypedDict):
 
 
 class Listed(NamedTuple):
-    """A listed region: its value in the mask, its rank and its size in voxels."""
+    """A listed region: its value in the mask, its rank, its size in voxels and its expected gain."""
 
     label: int
     rank: int
     voxels: int
+    expected_gain: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,11 +150,11 @@ def open_review(folders, *, references=True, worklist=None, rules=None, **blindi
     predictions = PredictionFolder.open(folders.predictions)
     listed = worklist and Worklist.open(worklist, predictions)
     study = Study(predictions, folders.images, folders.references if references else None, listed, 2 if rules else 1)
-    study.read()
     store = ReviewStore(folders.reviews, predictions.files.file_ending)
     try:
         review = Review(study, store, Blinding(**blinding), rules)
-        review.settle()
+        review.check_begun()
+        study.read(study.waiting)
     except BaseException:
         store.close()
         raise

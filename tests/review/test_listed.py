@@ -11,11 +11,14 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.commands.worklist import write_worklist
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review import server
 from nnunetv2_deferral.review.results import fused_mask
+from nnunetv2_deferral.review.study import Study
 from nnunetv2_deferral.worklist.items import WorkTime
+from nnunetv2_deferral.worklist.reading import Worklist
 
 CASE = "case_a"
 # Gains of a voxel in ann's regions of 32 and of 30 voxels, and in bob's of 96 voxels. The second is the longer one.
@@ -375,7 +378,7 @@ def test_answers_may_not_lie_in_the_worklist(folders, capsys):
 def start(monkeypatch):
     """The command, up to where it would serve."""
     ports = []
-    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile: ports.append(listening))
+    monkeypatch.setattr(server, "serve", lambda app, listening, meanwhile, **_: ports.append(listening))
 
     def command(folders, worklist=None):
         main(options(folders, worklist))
@@ -445,3 +448,41 @@ def test_it_says_how_much_is_listed_and_for_whom_nothing_is(tmp_path, start, cap
     assert f"3 cases, 1 regions of 1 cases listed in {worklist}" in printed
     assert "Nothing is listed for ann." in printed
     assert "no ignore label" in printed
+
+
+def test_listed_cases_can_be_reviewed_before_they_have_been_read(folders, serve, monkeypatch):
+    worklist, rows = write_list(folders, max_regions=4)
+    predictions = PredictionFolder.open(folders.predictions)
+    study = Study(predictions, folders.images, None, Worklist.open(worklist, predictions))
+    assert study.waiting == list(dict.fromkeys(row["case"] for row in rows))
+    before = study.infos
+    assert study.read(study.waiting) is None
+    assert study.waiting == []
+    for case, info in study.infos.items():
+        listed = before[case]
+        assert (listed.shape, info.shape) == (None, (6, 24, 20))
+        for name in ("asked", "voxels", "regions", "ranks", "images"):
+            assert getattr(listed, name) == getattr(info, name), name
+        assert listed.gains == pytest.approx(info.gains, abs=1e-6)
+        assert listed.rate == pytest.approx(info.rate)
+    served = serve(folders, worklist=worklist)
+    study = served.review.study
+    monkeypatch.setattr(study, "_infos", before)
+    monkeypatch.setattr(study, "_read", set())
+    ann = served.browser("ann")
+    assert ann.get("/api/progress").json() == {"read": 3, "cases": 3}
+    (entry, *_) = ann.get("/api/cases").json()
+    assert study.waiting  # nothing has been read for the list
+    answer(ann, entry["case"])
+    assert entry["case"] not in study.waiting
+
+
+def test_a_listed_case_that_cannot_be_read_is_named_when_it_is_opened(folders, serve):
+    worklist, rows = write_list(folders)
+    predictions = PredictionFolder.open(folders.predictions)
+    study = Study(predictions, folders.images, None, Worklist.open(worklist, predictions))
+    file = maps.route_file(folders.predictions, rows[0]["case"], ".nii.gz")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match=rows[0]["case"]):
+        study.case(rows[0]["case"])
+    assert rows[0]["case"] in study.waiting

@@ -129,12 +129,13 @@ def test_a_flag_is_seen_by_the_coordinator_at_once_and_is_kept_in_the_coordinate
 def test_cases_are_reviewed_as_soon_as_they_have_been_read(served, monkeypatch):
     ann, study = served.browser("ann"), served.review.study
     monkeypatch.setattr(study, "_infos", {})
+    monkeypatch.setattr(study, "_read", set())
     assert ann.get("/api/progress").json() == {"read": 0, "cases": 2}
     assert ann.get("/api/cases").json() == []
     for case, status in ((CASE, 503), ("case_c", 404)):
         assert ann.get(f"/api/cases/{case}").status_code == status
         assert ann.save(case, 0).status_code == status
-    study.read(wanted=iter([True, False]).__next__)
+    study.read(study.waiting, wanted=iter([True, False]).__next__)
     assert ann.get("/api/progress").json() == {"read": 1, "cases": 2}
     assert [entry["case"] for entry in ann.get("/api/cases").json()] == [CASE]
     assert ann.save(CASE, 0).status_code == 200

@@ -241,3 +241,25 @@ def test_with_a_worklist_both_read_what_is_listed(tmp_path, serve):
     answer(ann, {1: 1, 2: 1})
     answer(bob, {1: 1, 2: 1})
     assert outcomes(served) == ["agreed"] * 2
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_review_goes_on_where_it_was(tmp_path, serve, listed):
+    folders = write_volumes(tmp_path, cases=(CASE, "case_b"))
+    if listed:
+        write_worklist(folders.predictions, tmp_path / "list", images=None)
+    options = {"rules": RULES, "worklist": tmp_path / "list" if listed else None}
+    served = serve(folders, **options)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 0})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 0}, case="case_b", submit=False)
+    answer(served.browser("eve"), {1: 0}, submit=False)
+    before = sorted(outcomes(served))
+    served.review.store.close()
+    again = serve(folders, **options)
+    assert sorted(outcomes(again)) == before == ["agreed", "agreed", "open"]
+    assert again.browser("bob").get("/api/cases/case_b").json()["done"] == [1, 2, 3]
+    eve = again.browser("eve")
+    assert [entry["experts"][0]["done"] for entry in eve.get("/api/cases").json()] == [1]
+    answer(eve, {1: 1})
+    assert sorted(outcomes(again)) == ["adjudicated", "agreed", "agreed"]
