@@ -30,6 +30,7 @@ from nnunetv2_deferral.experts import (
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
+from nnunetv2_deferral.readings import ReadingRules, settled_file
 from nnunetv2_deferral.schema import Count, NonNegative, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings
 
@@ -267,6 +268,9 @@ def check_all_shown(folder: PredictionFolder, answers: Path, *, use: str = "read
     Raises:
         InputError: Naming the review, expert and case.
     """
+    if ReadingRules.of(answers) is not None:
+        _check_all_read(folder, answers, use)
+        return
     without_ignore_label = folder.files.label_manager.ignore_label is None
     index = answers / REVIEW_NAME
     for case, records in read_validated_json(index, ReviewIndex)["cases"].items():
@@ -286,6 +290,24 @@ def check_all_shown(folder: PredictionFolder, answers: Path, *, use: str = "read
                     f"{index}: {expert} could not tell {untold} voxels of {case}, which have the model's label "
                     f"because the dataset has no ignore label, so the answers cannot be {use}"
                 )
+
+
+def _check_all_read(folder: PredictionFolder, answers: Path, use: str) -> None:
+    """Refuse a review with two readers for each region that was not asked about all that is routed.
+
+    What a reader could not tell is not settled, with or without an ignore label.
+    """
+    masks = ExpertMasks.of(answers, folder.experts, folder.files)
+    for case in folder.cases:
+        settled = masks.settled(case)
+        if settled is None:
+            continue
+        route = folder.case(case).route
+        if route.shape != settled.route.shape or (route != settled.route).any():
+            raise InputError(
+                f"{settled_file(answers, case)}: the readers were asked about other voxels than those that "
+                f"{folder.folder} routes to experts, so the answers cannot be {use}. Review without a worklist"
+            )
 
 
 def trained_with(folder: PredictionFolder) -> tuple[Expert, ...]:

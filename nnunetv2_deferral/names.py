@@ -5,6 +5,7 @@ An expert's name is used as a folder name (`expertsTr/<expert>`) and as a key in
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from nnunetv2_deferral.errors import InputError
@@ -42,6 +43,11 @@ def check_expert_names(names: Iterable[object], where: str) -> tuple[str, ...]:
     if twice := _first_repeated(checked):
         raise InputError(f"{where}: two experts have the same name, {twice!r}")
     return checked
+
+
+def spelling(name: str) -> str:
+    """What two names have in common whose files or folders are the same on some systems."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _reason_against(name: object) -> str:

@@ -10,7 +10,6 @@ ignore label. In the folder of a review with two readers for each region, what t
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
-from nnunetv2_deferral.names import RESERVED_NAMES, check_expert_names
+from nnunetv2_deferral.names import RESERVED_NAMES, check_expert_names, spelling
 from nnunetv2_deferral.readings import ReadingRules, Settled, digests, read_settled
 from nnunetv2_deferral.text import listed
 
@@ -149,13 +148,13 @@ class ExpertMasks:
         Returns:
             One phrase per file, which starts with its path.
         """
-        known, spelled = set(cases), {_spelling(case): case for case in cases}
+        known, spelled = set(cases), {spelling(case): case for case in cases}
         found = []
         for expert in self.experts:
             folder = self.folder / expert
             if not folder.is_dir():
                 folders = sorted(path for path in self.folder.glob("*") if path.is_dir())
-                alike = [path for path in folders if _spelling(path.name) == _spelling(expert)]
+                alike = [path for path in folders if spelling(path.name) == spelling(expert)]
                 found += [f"{path} (not spelled {expert})" for path in alike]
                 continue
             for file in sorted(folder.iterdir()):
@@ -164,8 +163,8 @@ class ExpertMasks:
                 case = file.name.removesuffix(self.file_ending)
                 if case == file.name:
                     found.append(f"{file} (not {self.file_ending})")
-                elif case not in known and _spelling(case) in spelled:
-                    found.append(f"{file} (not spelled {spelled[_spelling(case)]})")
+                elif case not in known and spelling(case) in spelled:
+                    found.append(f"{file} (not spelled {spelled[spelling(case)]})")
         return found
 
     def file(self, expert: str, case: str) -> Path:
@@ -209,15 +208,22 @@ class ExpertMasks:
             labels[labels == self.ignore_label] = MISSING
         return labels
 
-    def answers(self, case: str, shape: Sequence[int], properties: Mapping[str, Any] | None = None) -> np.ndarray:
+    def answers(
+        self,
+        case: str,
+        shape: Sequence[int],
+        properties: Mapping[str, Any] | None = None,
+        *,
+        as_settled: bool = True,
+    ) -> np.ndarray:
         """The labels of all experts for a case, int16 (J, *S), `MISSING` where an expert has none.
-
-        Where a review asked two readers, the expert to whom the voxel is routed has the settled label, or `MISSING`.
 
         Args:
             case: The case identifier.
             shape: The shape S of the case.
             properties: See :meth:`read`.
+            as_settled: Whether all experts have the settled labels where a review asked two readers, so that no reading
+                counts against what was decided.
 
         Raises:
             InputError: See :meth:`read` and :meth:`settled`; also if the shape of a mask is not `shape`.
@@ -230,13 +236,11 @@ class ExpertMasks:
             if labels.shape != tuple(shape):
                 raise InputError(f"{self.file(expert, case)}: shape {labels.shape} instead of {tuple(shape)}")
             answer[...] = labels
-        if (settled := self.settled(case)) is not None:
+        if as_settled and (settled := self.settled(case)) is not None:
             if settled.labels.shape != tuple(shape):
                 raise InputError(f"{self.folder}: {case} was settled with shape {settled.labels.shape}, not {shape}")
-            for answer, expert in zip(answers, self.experts, strict=True):
-                if expert in settled.experts:
-                    routed = settled.route == settled.experts.index(expert) + 1
-                    answer[routed] = settled.labels[routed]
+            asked = settled.route > 0
+            answers[:, asked] = settled.labels[asked]
         return answers
 
     def settled(self, case: str) -> Settled | None:
@@ -259,7 +263,3 @@ class ExpertMasks:
                 "settle them anew"
             )
         return settled
-
-
-def _spelling(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()

@@ -75,14 +75,18 @@ class ReadingRules:
         if self.measure not in READING_MEASURES:
             raise InputError(f"readers are compared by {' or '.join(READING_MEASURES)}, got {self.measure!r}")
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path, *, has_answers: bool = True) -> None:
         """Record the rules of a review, or check that it was begun with these.
+
+        Args:
+            folder: The folder of the review.
+            has_answers: Whether anybody has answered; if not, other rules are replaced.
 
         Raises:
             InputError: If it was begun with others; the message names the file and the differences.
         """
         file = folder / FOLDER / RULES_NAME
-        if (begun := ReadingRules.of(folder)) is None:
+        if (begun := ReadingRules.of(folder)) is None or not has_answers:
             write_json_durably(vars(self), file)
         elif begun != self:
             differences = [f"{key} {vars(begun)[key]!r}, now {now!r}" for key, now in vars(self).items()
@@ -209,6 +213,7 @@ class Settled:
         route: uint8 of shape S, the number of the expert to whom the voxel is routed where readers are asked, or 0.
         regions: The readings of each region.
         masks: By the name of a reader or the adjudicator, the digest of the mask that was used, see :func:`digests`.
+        basis: A digest of the predictions, the regions, their readers and the rules.
     """
 
     experts: tuple[str, ...]
@@ -217,6 +222,7 @@ class Settled:
     route: np.ndarray
     regions: list[RegionReadings]
     masks: Mapping[str, str]
+    basis: str
 
     def write(self, folder: Path, case: str) -> None:
         """Write it to the folder of a review.
@@ -224,7 +230,12 @@ class Settled:
         Raises:
             OSError: If the disk is full or fails; an earlier file is unchanged then.
         """
-        meta = {"experts": list(self.experts), "regions": self.regions, "masks": dict(self.masks)}
+        meta = {
+            "experts": list(self.experts),
+            "regions": self.regions,
+            "masks": dict(self.masks),
+            "basis": self.basis,
+        }
 
         def fill(target: Path) -> None:
             with target.open("wb") as stream:
@@ -278,6 +289,7 @@ def read_settled(folder: Path, case: str) -> Settled | None:
         route=route,
         regions=meta["regions"],
         masks=meta["masks"],
+        basis=meta["basis"],
     )
 
 
@@ -331,6 +343,7 @@ class _Meta(TypedDict):
     experts: Annotated[list[Text], Field(min_length=2, max_length=254)]
     regions: list[RegionReadings]
     masks: dict[Text, Text]
+    basis: Text
 
 
 def _compare(

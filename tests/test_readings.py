@@ -133,7 +133,9 @@ def settled_case(**changed):
     regions = settle(
         labels_of(1), labels_of(MISSING), labels_of(MISSING), np.ones(1, int), np.ones(1), READERS[:1], ReadingRules()
     )
-    return Settled(experts=("ann", "bob"), regions=regions.regions, masks={"ann": "0" * 64}, **(arrays | changed))
+    return Settled(
+        experts=("ann", "bob"), regions=regions.regions, masks={"ann": "0" * 64}, basis="b", **(arrays | changed)
+    )
 
 
 def test_what_is_settled_is_read_as_it_was_written(tmp_path):

@@ -26,6 +26,7 @@ from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, 
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
+from nnunetv2_deferral.readings import ReadingRules
 from nnunetv2_deferral.text import listed
 
 PROBABILITY = "probability"
@@ -69,7 +70,8 @@ class RaterInputs:
         cases, files = predictions.cases, predictions.files
         if not raters.is_dir():
             raise InputError(f"the folder of raters {raters} does not exist")
-        names = expert_folders(raters)
+        rules = ReadingRules.of(raters)
+        names = [name for name in expert_folders(raters) if rules is None or name != rules.adjudicator]
         masks = ExpertMasks.of(raters, names, files)
         if unused := masks.unused(cases):
             raise InputError(f"raters' files that would not be used ({len(unused)}): {listed(unused, 10)}")
@@ -120,7 +122,7 @@ class RaterInputs:
         statistics.update(
             name,
             readings,
-            self.masks.answers(name, case.model.shape, case.properties),
+            self.masks.answers(name, case.model.shape, case.properties, as_settled=False),
             model=case.model,
             reference=reference,
             valid=valid,

@@ -29,6 +29,7 @@ from nnunetv2_deferral.image_files import check_file, read_itk, write_itk
 from nnunetv2_deferral.image_shifts import LEVELS, shift_image
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
+from nnunetv2_deferral.readings import ReadingRules
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp")  # which SimpleITK reads and writes with their geometry
 
@@ -133,6 +134,8 @@ def _masks(folder: Path | None, cases: Sequence[str], files: DatasetFiles) -> li
 def _expert_masks(folder: Path | None, cases: Sequence[str], files: DatasetFiles) -> list[tuple[Path, str, str]]:
     if folder is None:
         return []
+    if ReadingRules.of(folder) is not None:
+        raise InputError(f"{folder} is a review with two readers; give the masks of single experts, or fused masks")
     names = expert_folders(folder)
     if not names:
         raise InputError(f"{folder} has no folders of experts' masks, <expert>/<case>{files.file_ending}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -168,7 +167,7 @@ def summarize(
         "experts": experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
         "certificate": None if found.check is None else found.check.summary(),
-        "review": None if experts.masks is None else review_effort(experts.masks.folder, experts.names, folder.cases),
+        "review": None if experts.masks is None else review_effort(experts.masks, experts.names, folder.cases),
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
         "unit": folder.files.unit,
@@ -229,12 +228,12 @@ def readings_of(masks: ExpertMasks, cases: Sequence[str]) -> dict[str, Any] | No
     }
 
 
-def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
+def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]) -> dict[str, Any] | None:
     """The experts' effort, if their answers were given on the review page.
 
     Args:
-        experts: The folder of the experts' masks.
-        names: The names of the experts.
+        masks: The experts' masks.
+        names: The names of the experts; an adjudicator is added.
         cases: The evaluated cases.
 
     Returns:
@@ -245,9 +244,12 @@ def review_effort(experts: Path, names: Sequence[str], cases: Sequence[str]) -> 
     Raises:
         InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
     """
-    index = experts / REVIEW_NAME
+    index = masks.folder / REVIEW_NAME
     if not index.is_file():
         return None
+    rules = ReadingRules.of(masks.folder)
+    if rules is not None and rules.adjudicator is not None:
+        names = [*names, rules.adjudicator]
     records = read_validated_json(index, ReviewIndex)["cases"]
     made = {name: {case: records[case][name] for case in cases if name in records.get(case, {})} for name in names}
     keys = ("regions", "voxels", "changed_voxels", "cannot_tell_voxels", "minutes")

@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from h11 import LocalProtocolError
@@ -33,6 +35,7 @@ from nnunetv2_deferral.schema import Text, validate
 
 FILE = "access.json"
 _MOST_DAYS = 3650
+_PORTS = {"http": 80, "https": 443}
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -78,37 +81,50 @@ class Address:
     public_url: str | None = None
 
     def __post_init__(self) -> None:
+        _ = self._public
+
+    @cached_property
+    def _public(self) -> tuple[str, str, str] | None:
+        """Scheme, host and path of the public address, as browsers state them: in lower case, no port of its scheme."""
         if self.public_url is None:
-            return
-        parts = urlsplit(self.public_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-            raise InputError(f"{self.public_url!r} is not an address such as https://review.example.org (--public_url)")
-        if parts.query or parts.fragment:
-            raise InputError(f"{self.public_url!r} has a part after ? or # (--public_url)")
+            return None
+        refusal = f"{self.public_url!r} is not an address such as https://review.example.org/lung (--public_url)"
+        try:
+            parts = urlsplit(self.public_url.strip())
+            port, name = parts.port, (parts.hostname or "").encode("idna").decode()
+        except ValueError:  # also of names that are no host names
+            raise InputError(refusal) from None
+        if parts.scheme not in _PORTS or not name or parts.username is not None or parts.query or parts.fragment:
+            raise InputError(refusal)
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", parts.path):
+            raise InputError(f"{refusal}: its path may have letters, digits and . _ ~ - only")
+        host = f"[{name}]" if ":" in name else name
+        if port is not None and port != _PORTS[parts.scheme]:
+            host += f":{port}"
+        return parts.scheme, host, parts.path.rstrip("/") + "/"
 
     @property
     def url(self) -> str:
-        """The address that links begin with, without a slash at its end."""
-        return (self.public_url or f"http://127.0.0.1:{self.port}").rstrip("/")
-
-    @property
-    def path(self) -> str:
-        """The path below which the browser sees the page, with a slash at both ends."""
-        return urlsplit(self.url).path.rstrip("/") + "/"
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether the browser reaches it by https."""
-        return self.url.startswith("https:")
+        """The address that links begin with, with a slash at its end."""
+        if self._public is None:
+            return f"http://127.0.0.1:{self.port}/"
+        scheme, host, path = self._public
+        return f"{scheme}://{host}{path}"
 
     @property
     def origins(self) -> dict[str, str]:
         """The origin of the page's own requests by the Host that they state."""
         origins = {host: f"http://{host}" for host in (f"127.0.0.1:{self.port}", f"localhost:{self.port}")}
-        if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            origins[parts.netloc.lower()] = f"{parts.scheme}://{parts.netloc.lower()}"
+        if self._public is not None:
+            scheme, host, _ = self._public
+            origins[host] = f"{scheme}://{host}"
         return origins
+
+    def of_cookie(self, host: str) -> tuple[str, bool]:
+        """The path of a cookie for a browser that states this Host, and whether it is sent over https only."""
+        if self._public is None or host.lower() != self._public[1]:
+            return "/", False
+        return self._public[2], self._public[0] == "https"
 
 
 class Access:
@@ -133,14 +149,13 @@ class Access:
             revoked: The names of people who get a new link in place of the one they have.
 
         Raises:
-            InputError: If the file of secrets cannot be read or written, the days are not positive, or the link of
+            InputError: If the file of secrets cannot be read or written, the days are out of range, or the link of
                 somebody unknown is to be revoked.
         """
         if valid_days is not None and not 0 < valid_days <= _MOST_DAYS:
             raise InputError(f"links must be valid for more than 0 and at most {_MOST_DAYS} days, got {valid_days:g}")
         self.address = address
         self.cookie_name = f"review_{address.port}"  # browsers share the cookies of 127.0.0.1 among all ports
-        self._valid = None if valid_days is None else timedelta(days=valid_days)
         everyone = [COORDINATOR, *(Person(name, name) for name in people)]
         names = [person.name for person in everyone]
         if strangers := [name for name in revoked if name not in names]:
@@ -148,29 +163,32 @@ class Access:
         file, now = folder / FILE, datetime.now(timezone.utc)
         known = _read_secrets(file)
         before = {"coordinator": known["coordinator"], **known["experts"]}
-        created = {name: datetime.fromisoformat(time) for name, time in known.get("created", {}).items()}
-        self._created = created
+        self._expires = {name: datetime.fromisoformat(time) for name, time in known.get("expires", {}).items()}
         for name in names:
             if name in revoked or not before.get(name) or self._has_expired(name):
-                before[name], created[name] = secrets.token_urlsafe(32), now
-            created.setdefault(name, now)  # of an older version, which recorded no time
+                before[name] = secrets.token_urlsafe(32)
+                self._expires.pop(name, None)
+            if valid_days is not None:
+                end = now + timedelta(days=valid_days)
+                self._expires[name] = min(end, self._expires.get(name, end))  # later starts do not extend a link
         self._secrets = [(person, before[person.name]) for person in everyone]
-        content = {
+        content: dict[str, Any] = {
             "coordinator": before.pop("coordinator"),
             "experts": before,
-            "created": {name: time.isoformat(timespec="seconds") for name, time in created.items()},
         }
+        if self._expires:
+            content["expires"] = {name: time.isoformat() for name, time in sorted(self._expires.items())}
         if content != known:
             with refusals_named(file, "written"):
                 write_json_durably(content, file, private=True)
 
     def links(self) -> list[tuple[Person, str]]:
         """The link of each person."""
-        return [(person, f"{self.address.url}/#enter={secret}") for person, secret in self._secrets]
+        return [(person, f"{self.address.url}#enter={secret}") for person, secret in self._secrets]
 
     def expires(self, person: Person) -> datetime | None:
         """When a person's link expires; None if it does not."""
-        return None if self._valid is None else self._created[person.name] + self._valid
+        return self._expires.get(person.name)
 
     def enter(self, secret: str) -> tuple[Person, str] | None:
         """The person with this secret and the value of their cookie; None for an unknown secret, or an expired one."""
@@ -178,8 +196,7 @@ class Access:
         return (matches[0], _cookie(secret)) if matches and not self._has_expired(matches[0].name) else None
 
     def _has_expired(self, name: str) -> bool:
-        created = self._created.get(name)
-        return self._valid is not None and created is not None and created + self._valid <= datetime.now(timezone.utc)
+        return name in self._expires and self._expires[name] <= datetime.now(timezone.utc)
 
     def person(self, cookie_header: str) -> Person | None:
         """The person identified by a Cookie header; None if there is none, or their link has expired."""
@@ -217,15 +234,17 @@ class Guard:
             with suppress(LocalProtocolError):
                 await send(message)
 
-        reason = self._fault(scope["method"], Headers(scope=scope))
+        reason = self._fault(scope["method"], scope["path"], Headers(scope=scope))
         app = JSONResponse({"reason": reason}, status_code=403) if reason else self._app
         await app(scope, receive, send_with_headers)
 
-    def _fault(self, method: str, headers: Headers) -> str:
+    def _fault(self, method: str, path: str, headers: Headers) -> str:
         host = headers.get("host", "").lower()
         if host not in self._origins:
             return "This server can only be reached under its own address."
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        # A personal link may be clicked on another page, such as that of a mail; the page itself has no data.
+        is_page = method in ("GET", "HEAD") and path == "/"
+        if not is_page and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "This request comes from another page."
         if method not in ("GET", "HEAD") and headers.get("origin") != self._origins[host]:
             return "This request comes from another page."
@@ -235,7 +254,7 @@ class Guard:
 class _Secrets(TypedDict):
     coordinator: Text
     experts: dict[Text, Text]
-    created: NotRequired[dict[Text, Text]]
+    expires: NotRequired[dict[Text, Text]]
 
 
 def _read_secrets(file: Path) -> _Secrets:
@@ -243,7 +262,7 @@ def _read_secrets(file: Path) -> _Secrets:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         validate(content, _Secrets, str(file))
-        for time in content.get("created", {}).values():
+        for time in content.get("expires", {}).values():
             if datetime.fromisoformat(time).tzinfo is None:
                 raise ValueError("a time without zone")
         return cast(_Secrets, content)

@@ -52,7 +52,7 @@ class AccessLog:
                 "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                 "client": (scope.get("client") or [None])[0],
                 "person": None if person is None else person.name,
-                "method": scope["method"],
+                "method": scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other",
                 "route": self._paths.get(scope["endpoint"], "other") if "endpoint" in scope else "other",
                 "status": status,
                 "milliseconds": round(1000 * (time.monotonic() - begun), 1),

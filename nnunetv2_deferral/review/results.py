@@ -10,17 +10,21 @@ from nnunetv2_deferral.cases import fuse_evidence
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.readings import read_settled
 from nnunetv2_deferral.review.store import ReviewStore
 from nnunetv2_deferral.review.study import ReviewedCase, Study
 
 
-def fused_mask(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:
+def fused_mask(study: Study, store: ReviewStore, case: ReviewedCase, *, has_two_readers: bool = False) -> np.ndarray:
     """The model's mask fused with the submitted answers as by `nnUNetv2_deferral_fuse`, (Z, Y, X)."""
-    return fuse_masks(case.model, _answers(study, store, case), case.route)
+    return fuse_masks(case.model, _answers(study, store, case, has_two_readers=has_two_readers), case.route)
 
 
-def case_result(study: Study, store: ReviewStore, case: ReviewedCase, *, scores: bool) -> dict[str, Any]:
+def case_result(
+    study: Study, store: ReviewStore, case: ReviewedCase, *, scores: bool, has_two_readers: bool = False
+) -> dict[str, Any]:
     """Changes, experts and, if there is a reference, scores of a case.
 
     Args:
@@ -28,6 +32,7 @@ def case_result(study: Study, store: ReviewStore, case: ReviewedCase, *, scores:
         store: The answers.
         case: The case.
         scores: Whether scores are wanted.
+        has_two_readers: Whether two experts read each region, so that what they settled counts.
 
     Returns:
         `experts` (one entry per expert: voxels, regions, whether submitted, changed voxels, minutes),
@@ -38,7 +43,7 @@ def case_result(study: Study, store: ReviewStore, case: ReviewedCase, *, scores:
         scores also `corrected_voxels` and `spoiled_voxels`.
     """
     name, info = case.name, study.infos[case.name]
-    answers = _answers(study, store, case)
+    answers = _answers(study, store, case, has_two_readers=has_two_readers)
     fused = fuse_masks(case.model, answers, case.route)
     experts = []
     changed = (fused != case.model)[case.route > 0]
@@ -117,7 +122,12 @@ def _overruled(study: Study, case: ReviewedCase, answers: np.ndarray, fused: np.
     return int((read != to_file(fused)).sum())
 
 
-def _answers(study: Study, store: ReviewStore, case: ReviewedCase) -> np.ndarray:
+def _answers(study: Study, store: ReviewStore, case: ReviewedCase, *, has_two_readers: bool) -> np.ndarray:
+    if has_two_readers:  # what was settled last, also while masks are being submitted
+        answers = np.full((len(study.experts), *case.route.shape), MISSING, dtype=np.int16)
+        if (settled := read_settled(store.folder, case.name)) is not None:
+            answers[:] = case.orientation.to_canonical(settled.labels)
+        return answers
     masks = ExpertMasks.of(store.folder, study.experts, study.predictions.files)
     shape = case.orientation.to_file(case.model).shape
     return case.orientation.to_canonical(masks.answers(case.name, shape, case.properties))

@@ -176,14 +176,9 @@ class _Handlers:
             raise RefusedError(403, "This link is not valid or has expired. Ask for a new one.")
         person, cookie = entered
         response = JSONResponse(_introduce(person))
-        address = self._access.address
+        path, secure = self._access.address.of_cookie(request.headers["host"])
         response.set_cookie(
-            self._access.cookie_name,
-            cookie,
-            httponly=True,
-            samesite="strict",
-            path=address.path,
-            secure=address.is_encrypted,
+            self._access.cookie_name, cookie, httponly=True, samesite="strict", path=path, secure=secure
         )
         return response
 

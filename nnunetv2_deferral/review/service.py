@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,6 +210,7 @@ class Review:
                 "seconds": draft.seconds,
                 "remarks": draft.remarks,
                 "submitted": self.store.is_submitted(person.expert, name),
+                "reopened": self.store.reopened(person.expert, name),
                 "endings": files.reader.supported_file_endings,
             }
         else:
@@ -239,7 +241,12 @@ class Review:
             return self._mask(case, person.expert, self._shown(case, person.expert))
         if which == "fused" or (which == "reference" and self._sees_scores(person)):
             self._check_may_see_result(person, name)
-            found = fused_mask(self.study, self.store, case) if which == "fused" else self.study.reference(name)
+            if which == "fused":
+                found: np.ndarray | None = fused_mask(
+                    self.study, self.store, case, has_two_readers=self.settling is not None
+                )
+            else:
+                found = self.study.reference(name)
             if found is not None:
                 return found.astype(np.uint8)
         raise RefusedError(404, "No such volume.")
@@ -248,7 +255,11 @@ class Review:
         """The result of a case for step 3: scores, changes and experts."""
         case = self._visible(person, name)
         self._check_may_see_result(person, name)
-        found = case_result(self.study, self.store, case, scores=self._sees_scores(person))
+        found = case_result(
+            self.study, self.store, case, scores=self._sees_scores(person), has_two_readers=self.settling is not None
+        )
+        if self.settling and person.expert is not None:  # the sizes of regions would tell who read them
+            found["experts"] = [each for each in found["experts"] if each["expert"] == person.expert]
         if person.expert is None:
             found["people"] = [self._made(each, name) for each in self.people]
             if self.settling:
@@ -272,7 +283,23 @@ class Review:
         """Minutes and voxels of each expert over all cases, for the coordinator."""
         if person.expert is not None:
             raise RefusedError(403, "Only the coordinator can see the totals of all experts.")
-        return without_nan(total_result(self.study, self.store))
+        found = total_result(self.study, self.store)
+        if self.settling and self.adjudicator:
+            asked = [info for info in self.study.infos.values() if self._is_to_be_decided(info.name)]
+            made = [self.store.record(self.adjudicator, info.name) for info in asked]
+            submitted = [record for record in made if record is not None]
+            found["experts"].append(
+                {
+                    "expert": self.adjudicator,
+                    "cases": len(asked),
+                    "submitted": len(submitted),
+                    "voxels": sum(self._adjudication(self.settling, info)["voxels"] for info in asked),
+                    "answered_voxels": sum(record["voxels"] for record in submitted),
+                    "changed_voxels": sum(record["changed_voxels"] for record in submitted),
+                    "minutes": sum(record["minutes"] for record in submitted),
+                }
+            )
+        return without_nan(found)
 
     def max_save_bytes(self, person: Person, name: str) -> int:
         """The largest size of the body of a save.
@@ -358,13 +385,13 @@ class Review:
                 "revisions": draft.revision,
                 "blind_start": draft.blind,
                 "show_scores": self.blinding.show_scores,
+                "listed": self._binding(asked),
             }
             ignore = self._ignore_label
             base = case.model if ignore is None else np.full_like(case.model, ignore)
             mask = np.where(untold, base, self._mask(case, expert, base))
-            self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
-        if self.settling:
-            self.settling.renew(case)
+            with self._changing(case):
+                self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
 
     def reopen(self, person: Person, name: str, expert: str, reason: str) -> None:
         """Let an expert change a case that they have submitted.
@@ -381,17 +408,15 @@ class Review:
         reason = " ".join(reason.split())
         if not 0 < len(reason) <= MAX_COMMENT:
             raise RefusedError(400, f"Reopening a case needs a reason of 1 to {MAX_COMMENT} characters.")
-        if expert not in self.people or not self.store.is_submitted(expert, name):
-            raise RefusedError(409, f"{expert} has not submitted this case.")
-        with self._locks[expert, name]:
+        if expert not in self.people:
+            raise RefusedError(409, f"There is nobody called {expert}.")
+        with self._locks[expert, name], self._changing(case):
+            if not self.store.is_submitted(expert, name):
+                raise RefusedError(409, f"{expert} has not submitted this case.")
             self.store.reopen(expert, name, reason)
-        if self.settling:
-            if self.adjudicator not in (None, expert):
-                with self._locks[self.adjudicator, name]:
-                    if self.store.is_submitted(self.adjudicator, name):
-                        self.store.reopen(self.adjudicator, name, reason)
-                    self.store.set_aside(self.adjudicator, name, f"{expert} was reopened")
-            self.settling.renew(case)
+
+    def _changing(self, case: ReviewedCase) -> AbstractContextManager[None]:
+        return self.settling.changing(case) if self.settling else nullcontext()
 
     def write_download(self, person: Person, name: str, what: str, file: Path) -> None:
         """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
@@ -438,7 +463,7 @@ class Review:
 
     def _is_to_be_decided(self, name: str) -> bool:
         """Whether readers differ about a case that they have all submitted."""
-        if self.settling is None or not self.settling.disputed(name):
+        if self.settling is None or not self.settling.is_settled(name) or not self.settling.disputed(name):
             return False
         voxels = self.study.infos[name].voxels
         asked = [expert for expert, number in zip(self.study.experts, voxels, strict=True) if number]
@@ -480,6 +505,9 @@ class Review:
                 blind=self.blinding.blind_start,
             )
         if draft.listed != self._binding(self._asked(case, expert)):
+            if expert == self.adjudicator and not self.store.is_submitted(expert, case.name):
+                self.store.set_aside(expert, case.name, "the readings have changed")
+                return self._draft(expert, case)
             raise RefusedError(
                 409, "The regions of this case have changed since you began. Ask the coordinator what to do."
             )
@@ -552,7 +580,7 @@ class Review:
             listed=self._binding(asked),
             request=edit.digest,
             remarks=remarks,
-            blind=draft.blind and self.blinding.blind_start,
+            blind=draft.blind and self.blinding.blind_start and not self.store.reopened(expert, case.name),
         )
         self.store.save(expert, case.name, kept, event, runs)
         return _receipt(kept)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.names import spelling
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import ReadingRules, RegionReadings, Settled, digests, read_settled, settle
 from nnunetv2_deferral.review.access import COORDINATOR
@@ -33,7 +36,9 @@ class Settling:
         self._study, self._store = study, store
         self._names = (*study.experts, *([rules.adjudicator] if rules.adjudicator else []))
         self._regions: dict[str, list[RegionReadings]] = {}
+        self._changing: Counter[str] = Counter()  # by case, how many submissions are being written
         self._lock = threading.Lock()
+        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 
     @classmethod
     def begin(cls, study: Study, store: ReviewStore, rules: ReadingRules | None) -> Settling | None:
@@ -51,7 +56,7 @@ class Settling:
         rules = rules or ReadingRules()
         if rules.adjudicator == COORDINATOR.name:
             raise InputError(f"{rules.adjudicator} is the name of the link that shows all; choose another -adjudicator")
-        if rules.adjudicator in study.experts:
+        if rules.adjudicator is not None and spelling(rules.adjudicator) in map(spelling, study.experts):
             raise InputError(
                 f"the adjudicator {rules.adjudicator} is one of the readers ({', '.join(study.experts)}); name "
                 "somebody else, who then gets a link of their own (-adjudicator)"
@@ -61,7 +66,7 @@ class Settling:
                 f"{store.folder} is a review with one reader for each region; choose another folder (-o) for one with "
                 f"{study.readers_per_region}"
             )
-        rules.begin(store.folder)
+        rules.begin(store.folder, has_answers=store.has_answers())
         return cls(study, store, rules)
 
     def regions(self, case: str) -> list[RegionReadings]:
@@ -73,11 +78,7 @@ class Settling:
         return [each["number"] for each in self.regions(case) if each["disputed"]]
 
     def recall(self, cases: Iterable[str]) -> list[str]:
-        """Take up what was settled before of some cases; returns those that must be settled anew.
-
-        Raises:
-            InputError: If a mask cannot be read.
-        """
+        """Take up what was settled before of some cases; returns those that must be settled anew."""
         stale = []
         for case in cases:
             settled = self._recalled(case)
@@ -86,6 +87,62 @@ class Settling:
             else:
                 self._regions[case] = settled.regions
         return stale
+
+    @contextmanager
+    def changing(self, case: ReviewedCase) -> Iterator[None]:
+        """While the masks of a case change; it is settled anew at the end."""
+        with self._lock:
+            self._changing[case.name] += 1
+        try:
+            yield
+        finally:
+            self.renew(case)
+            with self._lock:
+                self._changing[case.name] -= 1
+
+    def is_settled(self, case: str) -> bool:
+        """Whether what is known of a case is that of its present masks."""
+        return not self._changing[case]
+
+    def renew(self, case: ReviewedCase) -> None:
+        """Settle a case anew if its masks, its regions or the rules have changed since.
+
+        A decision on other regions than those that are now disputed is reopened. If a mask cannot be read or a file not
+        be written, this is logged; the case is then not settled, or again at the next start.
+        """
+        with self._locks[case.name]:
+            try:
+                self._renew(case)
+            except (InputError, OSError):
+                logger.exception("%s could not be settled", case.name)
+                self._regions[case.name] = []
+
+    def _renew(self, case: ReviewedCase) -> None:
+        settled, masks, basis = self._recalled(case.name), self._digests(case.name), self._basis(case)
+        if settled is None or (settled.masks, settled.basis) != (masks, basis):
+            settled = self._settle(case, masks, basis)
+            if self._reopen_if_stale(case, settled):
+                settled = self._settle(case, self._digests(case.name), basis)
+            settled.write(self._store.folder, case.name)
+        self._regions[case.name] = settled.regions
+
+    def _reopen_if_stale(self, case: ReviewedCase, settled: Settled) -> bool:
+        """Reopen the adjudicator's decision if it was on other regions."""
+        name = self.rules.adjudicator
+        if name is None or not self._store.is_submitted(name, case.name):
+            return False
+        decided_on = (self._store.record(name, case.name) or {}).get("listed")
+        disputed = [each["number"] for each in settled.regions if each["disputed"]]
+        if decided_on is None or decided_on == self._study.questions(case, disputed).digest:
+            return False
+        self._store.reopen(name, case.name, "the readings have changed")
+        self._store.set_aside(name, case.name, "the readings have changed")
+        return True
+
+    def _basis(self, case: ReviewedCase) -> str:
+        content = hashlib.sha256(f"{case.digest} {case.readers} {vars(self.rules)}".encode())
+        content.update(case.regions.tobytes())
+        return content.hexdigest()
 
     def _recalled(self, case: str) -> Settled | None:
         try:
@@ -96,22 +153,6 @@ class Settling:
 
     def _digests(self, case: str) -> dict[str, str]:
         return digests({name: self._store.mask_file(name, case) for name in self._names})
-
-    def renew(self, case: ReviewedCase) -> None:
-        """Settle a case anew if masks were submitted, reopened or replaced since.
-
-        Raises:
-            InputError: If a submitted mask cannot be read or does not match the case.
-        """
-        with self._lock:
-            masks, settled = self._digests(case.name), self._recalled(case.name)
-            if settled is None or settled.masks != masks:
-                settled = self._settle(case, masks)
-                try:
-                    settled.write(self._store.folder, case.name)
-                except OSError as error:  # the masks are in place, and what is settled follows from them
-                    logger.warning("what is settled of %s is out of date until the next start: %s", case.name, error)
-            self._regions[case.name] = settled.regions
 
     def blinded(self, case: ReviewedCase) -> tuple[np.ndarray, np.ndarray]:
         """Both readings of the disputed regions, uint8 (Z, Y, X), 0 elsewhere.
@@ -131,7 +172,7 @@ class Settling:
             volumes.append(volume)
         return volumes[0], volumes[1]
 
-    def _settle(self, case: ReviewedCase, masks: dict[str, str]) -> Settled:
+    def _settle(self, case: ReviewedCase, masks: dict[str, str], basis: str) -> Settled:
         first, second = self._readings(case)
         experts = self._study.experts
         names = [(experts[one - 1], experts[two - 1]) for one, two in case.readers]
@@ -150,6 +191,7 @@ class Settling:
             route=np.ascontiguousarray(to_file(case.route)),
             regions=found.regions,
             masks=masks,
+            basis=basis,
         )
 
     def _readings(self, case: ReviewedCase) -> tuple[np.ndarray, np.ndarray]:
@@ -176,6 +218,7 @@ class Settling:
         turned = case.orientation.to_canonical(values)
         if turned.shape != case.route.shape:
             raise InputError(f"{masks.file(name, case.name)}: shape {values.shape} does not match the case")
+        self._check_draft(case, name, asked)
         labels = turned[case.route > 0].copy()
         # Without an ignore label the mask has the model's labels where the person could not tell.
         record = self._store.record(name, case.name) or {}
@@ -184,3 +227,15 @@ class Settling:
             numbers = self._study.questions(case, asked).regions[case.route > 0]
             labels[np.isin(numbers, untold)] = MISSING
         return labels
+
+    def _check_draft(self, case: ReviewedCase, name: str, asked: list[int]) -> None:
+        """Refuse a mask that was drawn for other predictions or, by a reader, for other regions."""
+        draft = self._store.draft(name, case.name)
+        if draft is None:  # from another program
+            return
+        is_other = name in self._study.experts and draft.listed != self._study.questions(case, asked).digest
+        if draft.digest != case.digest or is_other:
+            raise InputError(
+                f"{self._store.mask_file(name, case.name)} was submitted for other predictions or another worklist. "
+                "Restore these, or choose another folder (-o)"
+            )

@@ -335,8 +335,13 @@ class ReviewStore:
         number = 1 + max((int(path.name.partition("_")[0]) for path in folder.glob("[0-9]*_*")), default=0)
         draft = self.draft(expert, case) if event == "reopened" else None
         revision = draft.revision if draft else 0
-        self._append(event, expert, case, {"revision": revision, "kept_as": f"{number}_{file.name}", **entry})
-        _move_aside(file, folder / f"{number}_{file.name}")
+        logged = {"revision": revision, "kept_as": f"{number}_{file.name}", **entry}
+        self._append(event, expert, case, logged)
+        try:
+            _move_aside(file, folder / f"{number}_{file.name}")
+        except OSError:
+            self._append(f"not {event}", expert, case, {"revision": revision})
+            raise
 
     def _try_to_write_index(self) -> None:
         try:
@@ -352,6 +357,7 @@ class ReviewStore:
         revisions: dict[tuple[str, str], int] = {}
         records = {}
         aside: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by the kind of event
+        before: dict[tuple[str, str], dict[str, Any] | None] = {}  # the records of reopened cases
         for number, entry in enumerate(self.log.entries(), start=1):
             kind = _Submitted if isinstance(entry, dict) and entry.get("event") == "submitted" else _Changed
             validate(entry, kind, f"{self.log.file}, line {number}")
@@ -361,19 +367,27 @@ class ReviewStore:
                 aside[of].pop("reopened", None)
                 continue
             revisions[of] = entry["revision"]
-            if entry["event"] in ("reopened", "set aside"):
+            event = entry["event"]
+            if event in ("reopened", "set aside"):
                 validate(entry, _PutAside, f"{self.log.file}, line {number}")
-                aside[of][entry["event"]] = entry["kept_as"]
+                aside[of][event] = entry["kept_as"]
+            elif event in ("not reopened", "not set aside"):
+                aside[of].pop(event.removeprefix("not "), None)
             else:
                 aside[of].pop("set aside", None)
-            if entry["event"] == "reopened":
-                records.pop(of, None)
+            if event == "reopened":
+                before[of] = records.pop(of, None)
                 self._reopened[of].append({"time": entry["time"], "reason": entry["reason"]})
+            elif event == "not reopened":
+                del self._reopened[of][-1:]
+                if (record := before.pop(of, None)) is not None:
+                    records[of] = record
         for (expert, case), events in aside.items():
             files = {"reopened": self.mask_file(expert, case), "set aside": self.draft_file(expert, case)}
             for event, name in events.items():
-                if files[event].is_file():
-                    _move_aside(files[event], self.hidden / "reopened" / expert / name)
+                target = self.hidden / "reopened" / expert / name
+                if files[event].is_file() and not target.exists():
+                    _move_aside(files[event], target)
         for (expert, case), revision in revisions.items():
             draft, restored = self._find_draft(expert, case)
             kept = draft.revision if draft else 0

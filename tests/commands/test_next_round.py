@@ -171,7 +171,7 @@ def test_the_review_says_how_many_answers_would_be_overruled(root):
     for case in CASES:
         write_mask(root / "images" / f"{case}_0000.nii.gz", np.zeros(SHAPE, np.uint8))
     study = Study(PredictionFolder.open(root / "in"), root / "images", None)
-    study.read()
+    study.read(study.waiting)
     store = ReviewStore(root / "experts", ".nii.gz")
     found = {case: case_result(study, store, study.case(case), scores=False)["overruled_voxels"] for case in CASES}
     store.close()

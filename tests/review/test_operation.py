@@ -32,11 +32,31 @@ def at(monkeypatch, moment):
 
 
 @pytest.mark.parametrize(
-    "url", ["review.example.org", "ftp://review.example.org", "https://", "https://a@b.org", "https://b.org/?a=1"]
+    "url",
+    [
+        *("review.example.org", "ftp://review.example.org", "https://", "https://a@b.org", "https://b.org/?a=1"),
+        *("https://[::1", "https://b.org:abc", "https://b.org:99999", "https://b.org/l\u00e4ng", "https://b.org/a;b"),
+    ],
 )
 def test_what_is_not_an_address_is_refused(url):
     with pytest.raises(InputError, match=r"\(--public_url\)"):
         Address(port=PORT, public_url=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "link", "host"),
+    [
+        (" HTTPS://Review.Example.org:443", "https://review.example.org/", "review.example.org"),
+        ("http://review.example.org:80/a/b/", "http://review.example.org/a/b/", "review.example.org"),
+        ("https://review.example.org:8443/a", "https://review.example.org:8443/a/", "review.example.org:8443"),
+        ("https://m\u00fcnchen.example.org", "https://xn--mnchen-3ya.example.org/", "xn--mnchen-3ya.example.org"),
+        ("http://[::1]:81", "http://[::1]:81/", "[::1]:81"),
+    ],
+)
+def test_an_address_is_stated_as_browsers_state_it(url, link, host):
+    address = Address(port=PORT, public_url=url)
+    assert address.url == link
+    assert address.origins[host] == link.partition("//")[0] + "//" + host
 
 
 @pytest.mark.parametrize("proxy", ["*", "review.example.org", "127.0.0.1/8"])
@@ -48,7 +68,7 @@ def test_a_proxy_is_named_by_its_address(proxy):
 def test_behind_a_proxy_links_cookies_and_origins_are_those_of_its_address(tmp_path, serve):
     served = serve(write_volumes(tmp_path), of_access={"address": PUBLIC})
     link = dict(served.access.links())[ANN]
-    assert link.startswith("https://Review.example.org/lung/#enter=")
+    assert link.startswith("https://review.example.org/lung/#enter=")
     secret, host = link.partition("=")[2], {"host": "review.example.org"}
     browser = served.browser()
     good = host | {"origin": "https://review.example.org"}
@@ -57,7 +77,13 @@ def test_behind_a_proxy_links_cookies_and_origins_are_those_of_its_address(tmp_p
     assert "Path=/lung/; SameSite=strict; Secure" in entered.headers["set-cookie"]
     for origin in ("http://review.example.org", "https://other.org", f"http://127.0.0.1:{PORT}"):
         assert browser.post("/api/enter", json={"secret": secret}, headers=host | {"origin": origin}).status_code == 403
+    local = browser.post("/api/enter", json={"secret": secret})
+    assert "Path=/; SameSite=strict" in local.headers["set-cookie"]
+    assert "Secure" not in local.headers["set-cookie"]
     assert browser.get("/", headers={"host": "other.org"}).status_code == 403
+    elsewhere = {"sec-fetch-site": "cross-site"}  # a link in a mail that is read in the browser
+    assert browser.get("/", headers=host | elsewhere).status_code == 200
+    assert browser.get("/api/me", headers=host | elsewhere).status_code == 403
     assert browser.get("/health").json() == {"status": "ok", "read": 2, "cases": 2}  # under its own address, too
 
 
@@ -83,15 +109,22 @@ def test_a_link_and_its_session_end_with_its_days(tmp_path, serve, monkeypatch):
     assert again.browser("ann").get("/api/cases").status_code == 200
 
 
-def test_links_without_days_do_not_end_and_keep_their_age(tmp_path, monkeypatch):
+def test_links_without_days_do_not_end_and_later_starts_do_not_extend_others(tmp_path, monkeypatch):
     now = datetime(2026, 3, 1, tzinfo=timezone.utc)
     at(monkeypatch, now)
     first = Access(tmp_path, ["ann"], Address(port=PORT))
     assert first.expires(COORDINATOR) is None
     at(monkeypatch, now + timedelta(days=400))
     assert Access(tmp_path, ["ann"], Address(port=PORT)).links() == first.links()
-    replaced = Access(tmp_path, ["ann"], Address(port=PORT), valid_days=30).links()
-    assert not set(replaced) & set(first.links())
+    again = Access(tmp_path, ["ann"], Address(port=PORT), valid_days=30)
+    assert again.links() == first.links()
+    assert again.expires(ANN) == now + timedelta(days=430)
+    for days in (None, 60):
+        assert Access(tmp_path, ["ann"], Address(port=PORT), valid_days=days).expires(ANN) == again.expires(ANN)
+    at(monkeypatch, now + timedelta(days=430))
+    replaced = Access(tmp_path, ["ann"], Address(port=PORT))
+    assert not set(replaced.links()) & set(first.links())
+    assert replaced.expires(ANN) is None
 
 
 def test_a_revoked_link_ends_and_others_stay(tmp_path):

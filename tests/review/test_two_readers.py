@@ -1,16 +1,20 @@
 """Two experts for each region and an adjudicator, through the requests of the page, to the fused masks."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from small_review import open_review, write_volumes
 
+from nnunetv2_deferral.answers import check_all_shown
+from nnunetv2_deferral.commands import shift
 from nnunetv2_deferral.commands.evaluate import main as evaluate
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 from nnunetv2_deferral.readings import ReadingRules, read_settled
 from nnunetv2_deferral.report.evaluation_tables import readings_table
 from nnunetv2_deferral.review.store import ReviewStore
@@ -219,7 +223,7 @@ def test_a_mask_that_was_replaced_is_refused_until_it_is_settled_anew(folders, s
         (None, RULES, "is a review with one reader for each region"),
         (RULES, None, "is a review with 2 readers for each region"),
         (RULES, ReadingRules(adjudicator="zoe"), "begun with adjudicator 'eve', now 'zoe'"),
-        (None, ReadingRules(adjudicator="bob"), "the adjudicator bob is one of the readers"),
+        (None, ReadingRules(adjudicator="Bob"), "the adjudicator Bob is one of the readers"),
         (None, ReadingRules(adjudicator="coordinator"), "is the name of the link that shows all"),
     ],
 )
@@ -263,3 +267,164 @@ def test_a_review_goes_on_where_it_was(tmp_path, serve, listed):
     assert [entry["experts"][0]["done"] for entry in eve.get("/api/cases").json()] == [1]
     answer(eve, {1: 1})
     assert sorted(outcomes(again)) == ["adjudicated", "agreed", "agreed"]
+
+
+def submit_all(served, ann, bob, eve=None):
+    answer(served.browser("ann"), ann)
+    answer(served.browser("bob"), bob)
+    if eve:
+        answer(served.browser("eve"), eve)
+
+
+def write_mask_of(folders, name, change):
+    """Replace a submitted mask by hand; `change` gets the mask and the route, in the orientation of the file."""
+    predictions = PredictionFolder.open(folders.predictions)
+    file = folders.reviews / name / f"{CASE}.nii.gz"
+    mask, properties = predictions.files.read(file)
+    route = predictions.case(CASE).route
+    predictions.files.reader.write_seg(change(mask, route).astype(np.uint8), str(file), properties)
+
+
+def test_a_decision_on_other_regions_than_the_disputed_ones_is_reopened(folders, serve):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 0}, {1: 1})
+    served.review.store.close()
+    write_mask_of(folders, "bob", lambda mask, route: np.where(route == 1, 0, np.where(route == 2, 1, mask)))
+    again = serve(folders, rules=RULES)
+    assert sorted(outcomes(again)) == ["agreed", "open", "open"]
+    people = again.browser("coordinator").get(f"/api/cases/{CASE}/result").json()["people"]
+    assert [each["reason"] for each in people[2]["reopened"]] == ["the readings have changed"]
+    answer(again.browser("eve"), {1: 1, 2: 1})
+    assert sorted(outcomes(again)) == ["adjudicated", "adjudicated", "agreed"]
+
+
+def test_answers_of_an_adjudicator_who_has_not_submitted_are_set_aside_if_the_readings_change(folders, serve):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 0})
+    answer(served.browser("eve"), {1: 1}, submit=False)
+    served.review.store.close()
+    write_mask_of(folders, "bob", lambda mask, route: np.where(route == 1, 0, np.where(route == 2, 1, mask)))
+    eve = serve(folders, rules=RULES).browser("eve")
+    assert eve.get(f"/api/cases/{CASE}").json()["done"] == []
+    answer(eve, {1: 1, 2: 1})
+
+
+def test_after_other_predictions_nothing_is_settled(folders, serve, caplog):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 0})
+    served.review.store.close()
+    predictions = PredictionFolder.open(folders.predictions)
+    file = folders.predictions / f"{CASE}.nii.gz"
+    mask, properties = predictions.files.read(file)
+    predictions.files.reader.write_seg((1 - mask).astype(np.uint8), str(file), properties)
+    again = serve(folders, rules=RULES)
+    assert "was submitted for other predictions or another worklist" in caplog.text
+    assert outcomes(again) == []
+    assert again.browser("eve").get("/api/cases").json() == []
+
+
+def test_a_mask_that_cannot_be_read_leaves_its_case_unsettled_and_others_go_on(tmp_path, serve, caplog):
+    folders = write_volumes(tmp_path, cases=(CASE, "case_b"))
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1})
+    served.review.store.close()
+    (folders.reviews / "ann" / f"{CASE}.nii.gz").write_bytes(b"nothing")
+    again = serve(folders, rules=RULES)
+    assert "case_a could not be settled" in caplog.text
+    answer(again.browser("ann"), {1: 1, 2: 1, 3: 1}, case="case_b")
+    with pytest.raises(InputError, match=f"ann/{CASE}"):
+        fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
+
+
+def test_no_reading_counts_against_a_decision_if_the_case_is_routed_anew(folders, serve):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 0}, {1: 0, 2: 0, 3: 1}, {1: 1, 2: 0, 3: 1})
+    predictions = PredictionFolder.open(folders.predictions)
+    case = predictions.case(CASE)
+    masks = ExpertMasks.of(folders.reviews, ("ann", "bob"), predictions.files)
+    answers = masks.answers(CASE, case.route.shape, case.properties)
+    asked = case.route > 0
+    assert np.array_equal(answers[0][asked], answers[1][asked])
+    raw = masks.answers(CASE, case.route.shape, case.properties, as_settled=False)
+    assert (raw[0] != raw[1])[asked].all()
+
+
+def test_all_that_was_read_by_two_can_be_read_as_evidence_and_what_was_not_is_refused(tmp_path, serve):
+    folders = write_volumes(tmp_path, cases=(CASE,))
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1})
+    check_all_shown(PredictionFolder.open(folders.predictions), folders.reviews)
+    served.review.store.close()
+    write_worklist(folders.predictions, tmp_path / "list", images=None, max_regions=1)
+    others = dataclasses.replace(folders, reviews=tmp_path / "others")
+    served = serve(others, rules=RULES, worklist=tmp_path / "list")
+    submit_all(served, {1: 1}, {1: 1})
+    with pytest.raises(InputError, match="were asked about other voxels"):
+        check_all_shown(PredictionFolder.open(folders.predictions), others.reviews)
+
+
+def test_raters_of_a_review_are_its_readers_with_their_own_readings(folders, serve):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 0}, {1: 0, 2: 0, 3: 1}, {1: 1, 2: 0, 3: 1})
+    with pytest.raises(InputError, match="is a review with two readers"):
+        shift._expert_masks(folders.reviews, [CASE], PredictionFolder.open(folders.predictions).files)
+    assert expert_folders(folders.reviews) == ["ann", "bob", "eve"]
+
+
+def test_after_reopening_an_answer_is_not_called_blind(folders, serve):
+    served = serve(folders, blind_start=True)
+    answer(served.browser("ann"), {1: 1, 2: 1})
+    assert reopen(served.browser("coordinator"), "ann").status_code == 200
+    ann = served.browser("ann")
+    assert [each["reason"] for each in ann.get(f"/api/cases/{CASE}").json()["reopened"]] == [
+        "looked at the wrong lesion"
+    ]
+    answer(ann, {1: 0, 2: 0})
+    record = json.loads((folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]
+    assert record["blind_start"] is False
+
+
+def test_a_mask_put_in_place_by_hand_after_reopening_stays(folders, serve):
+    served = serve(folders)
+    answer(served.browser("ann"), {1: 1, 2: 1})
+    file = folders.reviews / "ann" / f"{CASE}.nii.gz"
+    before = file.read_bytes()
+    assert reopen(served.browser("coordinator"), "ann").status_code == 200
+    served.review.store.close()
+    file.write_bytes(before)
+    serve(folders)
+    assert file.read_bytes() == before
+
+
+def test_a_reopening_that_fails_changes_nothing(folders, serve, monkeypatch):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nnunetv2_deferral.review.store._move_aside", fails)
+        assert reopen(served.browser("coordinator"), "ann").status_code == 507
+    served.review.store.close()
+    again = serve(folders, rules=RULES)
+    assert again.review.store.is_submitted("ann", CASE)
+    assert again.review.store.record("ann", CASE)["regions"] == 3
+    assert again.review.store.reopened("ann", CASE) == []
+
+
+def test_a_result_does_not_tell_an_adjudicator_or_a_reader_who_read_what(folders, serve):
+    served = serve(folders, rules=RULES)
+    submit_all(served, {1: 1, 2: 1, 3: 0}, {1: 0, 2: 0, 3: 1}, {1: 1, 2: 0, 3: 1})
+    result = f"/api/cases/{CASE}/result"
+    assert [each["expert"] for each in served.browser("ann").get(result).json()["experts"]] == ["ann"]
+    found = served.browser("eve").get(result).json()
+    assert found["experts"] == []
+    assert "readings" not in found
+    totals = served.browser("coordinator").get("/api/totals").json()["experts"]
+    assert [(each["expert"], each["cases"], each["submitted"]) for each in totals][2] == ("eve", 1, 1)
+
+
+def test_rules_can_be_corrected_before_anybody_has_answered(folders, serve):
+    serve(folders, rules=ReadingRules(adjudicator="evve")).review.store.close()
+    assert serve(folders, rules=RULES).review.adjudicator == "eve"

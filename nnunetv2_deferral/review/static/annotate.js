@@ -367,6 +367,7 @@ export class Annotation {
       h("h2", {}, "Your regions"),
       h("p.figure", {}, `${done} of ${all}`, h("span", {}, " answered")),
       bar(all ? done / all : 1, DONE_REGION),
+      ...this.details.reopened.slice(-1).map(({ reason }) => h("p.note", {}, `Reopened by the coordinator: ${reason}`)),
       this.current
         ? h("p.expected", { title: worth(this.current) }, `Region ${describe(this.current)}.`)
         : h("p.expected"),
