@@ -27,11 +27,11 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.evaluation.folders import evaluate_cases
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
-from nnunetv2_deferral.worklist.items import WorkTime
 from nnunetv2_deferral.worklist.table import ROW, choose_rows, find_regions, totals
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,8 +11,11 @@ CONFIDENCE = 0.9
 BOUNDARY_WIDTH = 2
 """Depth of the band on each side of a label change where an expert's boundary accuracy holds, in voxels."""
 
-MINUTES_PER_REGION, MINUTES_PER_CM = 0.5, 0.2
-"""Working time for a region, and per cm of its longest side. Rules of thumb."""
+TYPICAL_BORDER_CM = 50.0
+"""Border of a typical edit: `measurements/typical_edit.py`."""
+
+MINUTES_PER_REGION, MINUTES_PER_CM = 0.15, 2 / TYPICAL_BORDER_CM
+"""Working time for a look at a region, and for drawing a cm of border, so that a typical edit takes two minutes."""
 
 PLANNER, PLANNER_KINDS = "nnUNetPlannerDeferral", ("ResEncM", "ResEncL", "ResEncXL", "CPU")
 """The planner of `nnUNetv2_deferral_plan_experiment`, and what others have after its name."""

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.text import counted, listed
-from nnunetv2_deferral.worklist.items import WorkTime
 
 # Packages of the extra `dicom`, imported nowhere else.
 EXTRA = ("highdicom", "pydicom")

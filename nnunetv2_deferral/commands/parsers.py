@@ -304,9 +304,9 @@ def _add_codes(parser: argparse.ArgumentParser) -> None:
 def _add_work_time(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-minutes_per_region", type=float, metavar="M", default=defaults.MINUTES_PER_REGION,
-        help="working time for each region. Default: %(default)s")  # fmt: skip
+        help="working time for a look at a region. Default: %(default)s")  # fmt: skip
     add("-minutes_per_cm", type=float, metavar="M", default=defaults.MINUTES_PER_CM,
-        help="extra time per cm of its longest side, if the voxel size is known. Default: %(default)s")  # fmt: skip
+        help="working time for drawing a cm of border that is wrong. Default: %(default)s")  # fmt: skip
 
 
 def doctor() -> argparse.ArgumentParser:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.parts import read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.items import WorkTime
 from nnunetv2_deferral.worklist.table import find_regions
 from nnunetv2_deferral.worklist.writing import same_for_all_parts, summary, write_worklist
 

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.defaults import DICOM_KINDS, DICOM_OBJECTS
 from nnunetv2_deferral.dicom.case_map import CaseMap
 from nnunetv2_deferral.dicom.codes import Codes
@@ -28,7 +29,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, displacement_voxels
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.items import ListedRegion, WorkTime, choose, find_items, reason, region_masks
+from nnunetv2_deferral.worklist.items import ListedRegion, choose, find_items, reason, region_masks
 from nnunetv2_deferral.worklist.viewers import TASKS_NAME, Task, mitk_task_list, task_name
 
 _FIRST_SERIES_NUMBER = 9001  # beyond those of scanners

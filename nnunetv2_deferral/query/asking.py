@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles, same_cases
+from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.forecast.features import predicted_classes
@@ -22,7 +23,6 @@ from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
 from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of
-from nnunetv2_deferral.worklist.items import WorkTime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +184,9 @@ def ask_gain(
     for name in tqdm(folder.cases, desc="Scoring", unit="case"):
         case = folder.case(name)
         grid, taken = query.grid(case), _boxes_within(annotated, case)
-        voxels, minutes = math.prod(grid.size), _minutes(grid.size, case, folder.files, working)
+        minutes = _minutes(grid.means(case.probability), grid.size, case, folder.files, working)
         # Sums of float64 leave tiny negative numbers where all is 0.
-        gains = np.maximum(grid.means(case.gain), 0) * voxels / minutes
+        gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
         candidates += candidates_of(
             name, grid, [], gains, number=query.number, beta=query.beta, random=random, taken=taken
         )
@@ -199,7 +199,8 @@ def ask_gain(
             parts = np.bincount(expert.reshape(-1), weights=gain.reshape(-1), minlength=len(folder.experts) + 1)[1:]
             who = folder.experts[int(parts.argmax())]
             size = [stop - start for start, stop in zip(*each.box, strict=True)]
-            minutes = _minutes(size, case, folder.files, working)
+            mean = case.probability[each.box.slices].mean(dtype=np.float64, keepdims=True)
+            minutes = _minutes(mean, size, case, folder.files, working).item()
             total = float(gain.sum(dtype=np.float64))
             why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
             rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
@@ -246,11 +247,12 @@ def _described(
     return Asked([rows[place] for place in range(len(choice.chosen))], predictions, choice)
 
 
-def _minutes(size: Sequence[int], case: PredictedCase, files: DatasetFiles, time: WorkTime) -> float:
-    if files.unit != "mm":
-        return time.minutes(None)
-    edges = [edge * mm for edge, mm in zip(size, case.spacing, strict=True)]
-    return time.minutes(max(edges[1:] if case.model.shape[0] == 1 else edges))
+def _minutes(
+    probability: np.ndarray, size: Sequence[int], case: PredictedCase, files: DatasetFiles, time: WorkTime
+) -> np.ndarray:
+    """The working time of boxes of a size with these mean deferral probabilities, as of regions."""
+    border = border_lengths_mm(np.ones(size, dtype=np.int8), case.spacing).item() if files.unit == "mm" else None
+    return time.minutes(edit_cm(np.maximum(probability, 0), border))
 
 
 def _check_rounds(rounds: Sequence[QueryRound], cases: Sequence[str]) -> None:

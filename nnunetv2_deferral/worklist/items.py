@@ -6,7 +6,6 @@ They are ordered by expected gain per minute of work. This module does not acces
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,43 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits, measure
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
-from nnunetv2_deferral.defaults import MINUTES_PER_CM, MINUTES_PER_REGION
-from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 JSON_NAME, MASKS = "worklist.json", "masks"  # names in the folder of a worklist
-
-_ROUNDING = 1e-9  # tolerance in minutes for rounding errors of sums of decimal fractions
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkTime:
-    """The estimated working time of a region: a constant plus a term proportional to its extent.
-
-    The defaults are rules of thumb; replace them with your own figures.
-
-    Attributes:
-        minutes_per_region: Minutes for each region, positive.
-        minutes_per_cm: Minutes for each cm of its longest side, not negative; only used if the voxel size in mm is
-            known.
-
-    Raises:
-        InputError: If either is out of range or not finite.
-    """
-
-    minutes_per_region: float = MINUTES_PER_REGION
-    minutes_per_cm: float = MINUTES_PER_CM
-
-    def __post_init__(self) -> None:
-        if not 0 < self.minutes_per_region < math.inf:
-            raise InputError(f"minutes_per_region must be positive and finite, got {self.minutes_per_region}")
-        if not 0 <= self.minutes_per_cm < math.inf:
-            raise InputError(f"minutes_per_cm must be finite and at least 0, got {self.minutes_per_cm}")
-
-    def minutes(self, extent_mm: float | None) -> float:
-        """Minutes for a region whose bounding box has this longest side in mm, or None if it is unknown."""
-        return self.minutes_per_region + (0 if extent_mm is None else self.minutes_per_cm * extent_mm / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +33,7 @@ class WorkItem:
         expected_gain: The sum of the gain map over its voxels: the expected increase of the mean Dice of the case.
         minutes: Estimated working time.
         probability: The mean of the probability map over its voxels.
+        border_mm: The length of its border in the slices that it spans; None without a size in mm.
         labels: The share of its voxels with each label of the model, in descending order.
         preferred: The share of its voxels where the expert map names the expert to whom they are routed. It is below 1
             if limits route voxels to other experts; the gain map, which refers to the preferred expert, is then an
@@ -81,6 +49,7 @@ class WorkItem:
     expected_gain: float
     minutes: float
     probability: float
+    border_mm: float | None
     labels: Mapping[int, float]
     preferred: float
     size: tuple[float | None, ...]
@@ -124,18 +93,17 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
     labels = region_labels(case.route)
     regions = describe_regions(labels, case.route, spacing_mm=case.spacing)
     where = labels > 0
-    numbers, voxels = labels[where], np.array([0, *(region.voxels for region in regions)])
+    numbers = labels[where]
 
     def sums(values: np.ndarray) -> np.ndarray:
-        return np.bincount(numbers, weights=values, minlength=len(voxels))
+        return np.bincount(numbers, weights=values, minlength=len(regions) + 1)
 
-    gains, probabilities = sums(case.gain[where]), sums(case.probability[where])
+    found = measure(labels, case.gain, case.probability, time, spacing_mm=case.spacing if unit == "mm" else None)
     preferred = sums(case.expert[where] == case.route[where])
     given, model = np.unique(case.model[where], return_inverse=True)
     counts = np.array([sums(model == place) for place in range(len(given))])
     items = []
     for number, region in enumerate(regions, start=1):
-        size = _size(region, case)
         order = np.argsort(-counts[:, number], kind="stable")
         shares = {int(given[each]): counts[each, number] / region.voxels for each in order if counts[each, number]}
         world = to_world([region.centre, *product(*((a, b - 1) for a, b in region.box))], case)
@@ -144,12 +112,13 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
                 case=case.name,
                 number=number,
                 region=region,
-                expected_gain=float(gains[number]),
-                minutes=time.minutes(max(each for each in size if each is not None) if unit == "mm" else None),
-                probability=float(probabilities[number] / region.voxels),
+                expected_gain=float(found.expected_gain[number - 1]),
+                minutes=float(found.minutes[number - 1]),
+                probability=float(found.probability[number - 1]),
+                border_mm=None if found.border_mm is None else float(found.border_mm[number - 1]),
                 labels=shares,
                 preferred=float(preferred[number] / region.voxels),
-                size=size,
+                size=_size(region, case),
                 centre_world=tuple(world[0].tolist()),
                 box_world=tuple(zip(world[1:].min(0).tolist(), world[1:].max(0).tolist(), strict=True)),
             )
@@ -179,38 +148,6 @@ def choose(
     return [ListedRegion(item=item, **place._asdict()) for item, place in zip(best, found, strict=True)]
 
 
-def best_within_limits(
-    rates: np.ndarray, minutes: np.ndarray, *, max_regions: int | None, max_minutes: float | None
-) -> list[int]:
-    """Which regions to list.
-
-    Args:
-        rates: float64 (N,), expected gain per minute.
-        minutes: float64 (N,), working time.
-        max_regions: See :func:`choose`.
-        max_minutes: See :func:`choose`.
-
-    Returns:
-        Their indices in descending order of `rates`, ties in ascending order.
-
-    Raises:
-        InputError: See :func:`choose`.
-    """
-    check_limits(max_regions, max_minutes)
-    order = np.argsort(-rates, kind="stable")
-    if max_minutes is None:
-        return order[:max_regions].tolist()
-    chosen: list[int] = []
-    spent = 0.0
-    for place, more in zip(order.tolist(), minutes[order].tolist(), strict=True):
-        if max_regions is not None and len(chosen) >= max_regions:
-            break
-        if spent + more <= max_minutes + _ROUNDING:
-            spent += more
-            chosen.append(place)
-    return chosen
-
-
 class Place(NamedTuple):
     """Where a region is in a list; see :class:`ListedRegion`."""
 
@@ -227,18 +164,6 @@ def places(masks: Iterable[Hashable], minutes: Iterable[float]) -> Iterator[Plac
         labels[mask] += 1
         total += more
         yield Place(rank, labels[mask], total)
-
-
-def check_limits(max_regions: int | None, max_minutes: float | None) -> None:
-    """Check the limits of a list.
-
-    Raises:
-        InputError: If a limit is negative or not finite.
-    """
-    if max_regions is not None and max_regions < 0:
-        raise InputError(f"max_regions must be at least 0, got {max_regions}")
-    if max_minutes is not None and not 0 <= max_minutes < math.inf:
-        raise InputError(f"max_minutes must be finite and at least 0, got {max_minutes}")
 
 
 def region_masks(route: np.ndarray, listed: Iterable[ListedRegion]) -> dict[int, np.ndarray]:
@@ -300,7 +225,8 @@ def columns(unit: str) -> list[str]:
         *(f"centre_{axis}" for axis in "zyx"),
         *(f"box_world_{axis}_{end}" for axis in "xyz" for end in ("low", "high")),
         *(f"centre_world_{axis}" for axis in "xyz"),
-        *(*(f"size_{unit}_{axis}" for axis in "zyx"), f"diameter_{unit}", "why", "picture", "mask"),
+        *(*(f"size_{unit}_{axis}" for axis in "zyx"), f"diameter_{unit}"),
+        *("probability", "border_mm", "why", "picture", "mask"),
     ]
 
 
@@ -333,6 +259,8 @@ def to_row(listed: ListedRegion, *, expert: str, unit: str, why: str, picture: s
         "centre_world": rounded(item.centre_world),
         f"size_{unit}": rounded(item.size),
         f"diameter_{unit}": rounded(region.diameter_mm),
+        "probability": rounded(item.probability),
+        "border_mm": rounded(item.border_mm),
         "why": why,
         "picture": picture,
         "mask": mask,

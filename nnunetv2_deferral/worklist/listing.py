@@ -8,8 +8,9 @@ import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.worklist.items import ListedRegion, WorkItem, WorkTime, choose, find_items
+from nnunetv2_deferral.worklist.items import ListedRegion, WorkItem, choose, find_items
 
 _DEFAULT_TIME = WorkTime()
 
@@ -46,7 +47,7 @@ def find_regions(
         >>> decision = decide(a, rule=routing_rule("one_vs_all", costs=(0.0,)))
         >>> regions = find_regions(decision.maps, np.zeros((6, 12), dtype=int), spacing_mm=(1.0, 1.0))
         >>> [(each.region.voxels, round(each.expected_gain, 1), round(each.minutes, 2)) for each in regions]
-        [(4, 1.6, 0.54), (6, 4.2, 0.56)]
+        [(4, 1.6, 0.16), (6, 4.2, 0.17)]
     """
     if model.ndim not in (2, 3):
         raise InputError(f"a case must have shape (Z, Y, X) or (Y, X), got {model.shape}")
@@ -84,7 +85,7 @@ def choose_regions(
         >>> a[0, 2:4, 1:3], a[0, 2:5, 9:11] = 0.5, 0.2
         >>> decision = decide(a, rule=routing_rule("one_vs_all", costs=(0.0,)))
         >>> regions = find_regions(decision.maps, np.zeros((6, 12), dtype=int), spacing_mm=(1.0, 1.0))
-        >>> [(each.rank, each.item.region.centre) for each in choose_regions(regions, max_minutes=0.6)]
+        >>> [(each.rank, each.item.region.centre) for each in choose_regions(regions, max_minutes=0.2)]
         [(1, (0, 3, 9))]
     """
     return choose(regions, max_regions=max_regions, max_minutes=max_minutes)

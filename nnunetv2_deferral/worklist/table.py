@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.worklist.items import WorkItem, WorkTime, best_within_limits, find_items
+from nnunetv2_deferral.worklist.items import WorkItem, find_items
 
 ROW = np.dtype(
     [

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.decision.effort import WorkTime, check_work_limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.files import (
@@ -36,7 +37,7 @@ from nnunetv2_deferral.schema import Text, validate
 from nnunetv2_deferral.text import fingerprint
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist import viewers as desktop
-from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, Place, WorkTime
+from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, Place
 from nnunetv2_deferral.worklist.table import choose_rows, find_regions, totals
 
 
@@ -89,7 +90,7 @@ def write_worklist(
             already has a worklist.
     """
     time = time or WorkTime()
-    regions.check_limits(max_regions, max_minutes)
+    check_work_limits(max_regions, max_minutes)
     folder = PredictionFolder.open(predictions, dataset_json)
     if images is not None:
         folder.files.check_images(images, folder.cases)
@@ -139,7 +140,7 @@ def same_for_all_parts(folder: PredictionFolder, time: WorkTime) -> dict[str, An
     return {
         "predictions": folder.index["model"],
         "cases": fingerprint(folder.index["cases"]),
-        "time": asdict(time),
+        "time": asdict(time) | {"by": "border"},  # in version 0.1.0 by the longest side
         "versions": versions(),
     }
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from small_prediction import WrittenCase, deferral_folder, read_mask, write_mask
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.worklist import main
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.parts import Part
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.items import WorkTime, columns
-from nnunetv2_deferral.worklist.writing import write_worklist
+from nnunetv2_deferral.worklist.items import columns
+from nnunetv2_deferral.worklist.table import ROW
+from nnunetv2_deferral.worklist.writing import same_for_all_parts, write_worklist
 
 ENDINGS = (".nii.gz", ".png")
 EXPERTS = ("ann", "bob")
@@ -108,7 +112,7 @@ class TestList:
         assert rates == sorted(rates, reverse=True)
         assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
         assert rows[-1]["cumulative_minutes"] == pytest.approx(sum(row["minutes"] for row in rows), abs=1e-3)
-        assert (len({row["minutes"] for row in rows}) > 1) == (ending == ".nii.gz")
+        assert {row["border_mm"] is None for row in rows} == {ending == ".png"}
 
     def test_csv_and_json_hold_the_same(self, tmp_path, ending):
         write_input(tmp_path, ending)
@@ -485,6 +489,16 @@ class TestKilled:
         (tmp_path / "out" / ".unfinished_files.json").write_text('{"files": [7]}')
         with pytest.raises(ValueError, match=r"\.unfinished_files\.json must list names"):
             make(tmp_path, images=None)
+
+    def test_parts_with_minutes_by_the_longest_side_must_be_made_again(self, tmp_path, capsys):
+        write_input(tmp_path)
+        call = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--no_pictures"]
+        folder = PredictionFolder.open(tmp_path / "in")
+        before = same_for_all_parts(folder, WorkTime())
+        Part().write(np.zeros(0, ROW), tmp_path / "out", before | {"time": asdict(WorkTime())})
+        with pytest.raises(SystemExit):
+            main([*call, "--merge"])
+        assert "was made with other arguments than are given now" in capsys.readouterr().err
 
 
 class TestCommand:

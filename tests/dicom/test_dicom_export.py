@@ -21,12 +21,13 @@ from small_series import (
     write_series,
 )
 
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.dicom.exporting import export_predictions
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.dicom.returned import read_answers
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.items import WorkTime, choose, find_items
+from nnunetv2_deferral.worklist.items import choose, find_items
 
 
 @pytest.fixture(scope="module", params=[*ORIENTATIONS, "multi_frame"])

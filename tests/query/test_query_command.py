@@ -6,9 +6,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 from small_ensemble import SHAPE, write_ensemble
-from small_prediction import read_mask, write_prediction
+from small_prediction import GEOMETRY, read_mask, write_prediction
 
 from nnunetv2_deferral.commands.query import main
+from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.query.rounds import QueryRound
 
@@ -149,6 +150,9 @@ def test_gain_asks_where_the_deferral_maps_expect_most_and_says_whom(tmp_path):
     case = written[region["case"]]
     parts = [case.gain[inside][case.expert[inside] == place].sum() for place in (1, 2)]
     assert region["expert"] == ("ann", "bob")[int(np.argmax(parts))]
+    border = border_lengths_mm(np.ones((2, 3, 4), np.int8), GEOMETRY["spacing"]).item()
+    minutes = WorkTime().minutes(edit_cm(case.probability[inside].mean(dtype=float), border))
+    assert region["minutes"] == pytest.approx(minutes, rel=1e-3)
 
 
 def test_a_round_is_replaced_only_if_asked_for_and_only_a_round(tmp_path, capsys):

@@ -11,25 +11,26 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.fuse import fuse_folder
 from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.commands.worklist import write_worklist
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review import server
 from nnunetv2_deferral.review.results import fused_mask
 from nnunetv2_deferral.review.study import Study
-from nnunetv2_deferral.worklist.items import WorkTime
 from nnunetv2_deferral.worklist.reading import Worklist
 
 CASE = "case_a"
 # Gains of a voxel in ann's regions of 32 and of 30 voxels, and in bob's of 96 voxels. The second is the longer one.
-GAINS = {"case_a": (0.0005, 0.0015, 0.002), "case_b": (0.004, 0.0001, 0.0001), "case_c": (0.003, 0.004, 0.0005)}
+GAINS = {"case_a": (0.0005, 0.0015, 0.002), "case_b": (0.004, 0.0001, 0.0001), "case_c": (0.0035, 0.004, 0.0005)}
+SAME_TIME = WorkTime(minutes_per_cm=0)
 WITH_IGNORE = {"background": 0, "nodule": 1, "ignore": 2}
 
 
 def write_list(folders, name="list", **limits):
-    """A worklist of the predictions, and its rows."""
+    """A worklist of the predictions, by default in the order of gains, and its rows."""
     folder = folders.predictions.parent / name
-    return folder, write_worklist(folders.predictions, folder, images=None, **limits)["regions"]
+    return folder, write_worklist(folders.predictions, folder, images=None, **{"time": SAME_TIME} | limits)["regions"]
 
 
 def voxels_of(browser, case, number=None):
@@ -86,7 +87,7 @@ def test_the_cases_of_an_expert_come_by_expected_gain_and_those_of_the_coordinat
     assert [entry["case"] for entry in cases["ann"]] == ["case_c", "case_b", "case_a"]
     assert [entry["case"] for entry in cases["bob"]] == ["case_a", "case_c", "case_b"]
     assert [entry["case"] for entry in cases["coordinator"]] == ["case_a", "case_b", "case_c"]
-    assert [entry["experts"][0]["gain"] for entry in cases["ann"]] == pytest.approx([0.216, 0.131, 0.061], abs=1e-6)
+    assert [entry["experts"][0]["gain"] for entry in cases["ann"]] == pytest.approx([0.232, 0.131, 0.061], abs=1e-6)
 
 
 def test_the_regions_of_a_case_are_numbered_by_expected_gain(folders, serve):
@@ -109,7 +110,7 @@ def test_cases_of_the_same_gain_come_by_name(tmp_path, serve):
 
 
 def test_cases_and_regions_come_by_rank_where_that_is_not_the_order_of_gain(folders, serve):
-    # In case_c the second region gains more, but takes half as long again.
+    # In case_c the second region gains more, but takes longer.
     time = WorkTime(minutes_per_region=0.001, minutes_per_cm=5)
     worklist, rows = write_list(folders, time=time)
     ann = serve(folders, worklist=worklist).browser("ann")

@@ -13,11 +13,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm
 from nnunetv2_deferral.decision.regions import region_labels
+from nnunetv2_deferral.defaults import TYPICAL_BORDER_CM
 from nnunetv2_deferral.geometry import orientation_of
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.worklist.items import (
-    WorkTime,
     cells,
     choose,
     columns,
@@ -123,22 +124,23 @@ class TestRegions:
         assert find(picture("000", "000")) == []
         assert totals(table_of([])) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
 
-    def test_a_region_takes_longer_by_the_centimetre_of_its_longest_side(self):
+    def test_a_region_takes_a_look_and_the_border_that_is_expected_to_be_wrong(self):
         route = np.zeros((5, 10, 30), np.uint8)
         route[1:3, 2:5, 4:24] = 1
         (item,) = find(case(route), WorkTime(minutes_per_region=0.5, minutes_per_cm=0.2))
         assert item.size == pytest.approx((5.0, 3.3, 14.0))
-        assert item.minutes == pytest.approx(0.5 + 0.2 * 1.4)
+        assert item.border_mm == border_lengths_mm(route.astype(np.int32), (2.5, 1.1, 0.7))
+        assert item.minutes == pytest.approx(0.5 + 0.5 * 0.2 * item.border_mm / 10)
 
     def test_a_single_slice_has_no_thickness_that_counts(self):
         thick = {"sitk_stuff": ITK | {"spacing": (1.0, 1.0, 999.0)}, "spacing": [999.0, 1.0, 1.0]}
         (item,) = find(case([[[0, 1, 1]]], properties=thick))
         assert item.size == (None, 1.0, 2.0)
-        assert item.minutes == pytest.approx(0.5 + 0.2 * 0.2)
+        assert item.border_mm == border_lengths_mm(np.array([[[0, 1, 1]]]), (1.0, 1.0, 1.0))
 
-    def test_in_pixels_all_regions_take_the_same_time(self):
+    def test_in_pixels_the_probability_alone_makes_a_difference(self):
         items = find(picture("10000011111", "00000011111"), WorkTime(minutes_per_region=0.7))
-        assert [item.minutes for item in items] == [0.7, 0.7]
+        assert [(item.minutes, item.border_mm) for item in items] == [(0.7 + 0.5 * 2, None)] * 2
         assert items[1].size == (None, 2, 5)
 
     def test_maps_that_do_not_fit_or_hold_no_numbers_are_refused(self):
@@ -172,7 +174,7 @@ class TestOrder:
         items += find(scattered("0201", name="a"))
         listed = choose(items)
         assert [each.rank for each in listed] == list(range(1, 9))
-        assert [each.cumulative_minutes for each in listed] == pytest.approx(np.arange(0.5, 4.5, 0.5))
+        assert [each.cumulative_minutes for each in listed] == pytest.approx(1.15 * np.arange(1, 9))
         assert [(each.item.case, each.item.region.expert, each.label) for each in listed] == [
             ("a", 2, 1), ("a", 1, 1),
             ("b", 1, 1), ("b", 2, 1), ("b", 1, 2), ("b", 2, 2), ("b", 1, 3), ("b", 1, 4),
@@ -183,11 +185,10 @@ class TestLimits:
     @pytest.fixture
     def items(self):
         """Regions of 1.2, 3.2 and 1.2 minutes in the order of their gain per minute."""
-        route, gain = np.zeros((1, 13, 10), np.uint8), np.zeros((1, 13, 10), np.float32)
-        for row, (length, gained) in enumerate(((1, 1.2), (3, 3.0), (1, 0.3))):
-            route[0, APART * row, :length], gain[0, APART * row, 0] = 1, gained
-        centimetres = {"sitk_stuff": ITK | {"spacing": (10.0, 10.0, 10.0)}, "spacing": [10.0, 10.0, 10.0]}
-        return find(case(route, gain=gain, properties=centimetres), WorkTime(minutes_per_region=0.2, minutes_per_cm=1))
+        gain, probability = (np.zeros((1, 3 * APART, APART), np.float32) for _ in range(2))
+        gain[0, ::APART, 0], probability[0, ::APART, 0] = (1.2, 3.0, 0.3), (0.25, 0.75, 0.25)
+        time = WorkTime(minutes_per_region=0.2, minutes_per_cm=4 / TYPICAL_BORDER_CM)
+        return find(scattered("1", "1", "1", gain=gain, probability=probability), time)
 
     @pytest.mark.parametrize(
         ("limits", "expected"),
@@ -208,7 +209,7 @@ class TestLimits:
         assert [number for _, number in listing(items, **limits)] == expected
 
     def test_a_limit_that_the_work_just_meets_is_not_exceeded_by_rounding(self):
-        items = find(scattered("111"), WorkTime(minutes_per_region=0.1))
+        items = find(scattered("111"), WorkTime(minutes_per_region=0.1, minutes_per_cm=0))
         assert len(choose(items, max_minutes=0.3)) == 3
 
     @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.worklist.items import WorkTime
 from nnunetv2_deferral.worklist.listing import choose_regions, find_regions
 
 
@@ -26,7 +26,8 @@ def test_regions_of_a_slice_have_their_expert_gain_and_time():
     assert (first.case, first.region.expert, first.region.voxels, first.expected_gain) == ("a", 2, 4, 2.0)
     assert (second.region.expert, second.region.voxels, second.expected_gain) == (1, 60, 15.0)
     assert second.size == (None, 6.0, 20.0)
-    assert second.minutes == pytest.approx(0.5 + 0.2 * 2)
+    assert 44 < second.border_mm < 2 * (6 + 20)  # corners are rounded
+    assert second.minutes == pytest.approx(0.15 + 0.04 * second.border_mm / 10)
     assert second.labels == {1: 1.0}
 
 
@@ -36,10 +37,10 @@ def test_a_slice_is_a_volume_of_one_slice():
     assert find_regions(maps, model) == find_regions(stacked, model[np.newaxis])
 
 
-def test_without_a_spacing_only_the_number_of_regions_takes_time():
+def test_without_a_spacing_every_border_is_that_of_a_typical_edit():
     maps = maps_with((20, 24), (SMALL, 1, 0.5), (LARGE, 1, 0.25))
     found = find_regions(maps, np.ones((20, 24), int), time=WorkTime(minutes_per_region=2.0))
-    assert [each.minutes for each in found] == [2.0, 2.0]
+    assert [(each.minutes, each.border_mm) for each in found] == [(4.0, None), (4.0, None)]
 
 
 def test_the_best_regions_of_several_cases_come_first():
