@@ -42,7 +42,7 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import fingerprint
+from nnunetv2_deferral.text import fingerprint, listed
 
 FOLDER = "deferral"
 PREDICTED_DICE = "predicted_dice"  # in the entry of a case
@@ -121,6 +121,7 @@ class _CaseEntry(TypedDict):
     largest_gain: NonNegative
     predicted_dice: NotRequired[dict[Text, Share]]
     model: NotRequired[Text]
+    minutes: NotRequired[NonNegative]
 
 
 class _Model(TypedDict):
@@ -155,11 +156,16 @@ def read_model(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path, *, undecided: bool = False) -> dict[str, Any]:
     """The content of a folder's deferral.json, with the entries of all cases under `cases`.
 
+    Args:
+        folder: The folder.
+        undecided: Whether to read it even if its limit of minutes is not kept yet, see :mod:`.minutes`.
+
     Raises:
-        InputError: See :func:`read_model`; also if the entry of a case cannot be read, or is of another model.
+        InputError: See :func:`read_model`; also if the entry of a case cannot be read, or is of another model; and if
+            regions are yet to be chosen by a limit of minutes.
     """
     content, where = read_model(folder), index_file(folder)
     experts, model = sorted(content["model"]["experts"]), _fingerprint(content["model"])
@@ -168,12 +174,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     for file in sorted(entries_folder(folder).glob("*.json")):
         if not file.name.startswith("."):
             entries[file.stem] = (f"{file}: ", read_validated_json(file, _CaseEntry))
+    waiting = [name for name, (_, entry) in entries.items() if "minutes" not in entry and minutes_of(entry) is not None]
+    if waiting and not undecided:
+        raise InputError(
+            f"{folder} does not keep its limit of minutes in {len(waiting)} cases ({listed(waiting)}): the prediction "
+            "goes on, was stopped, or was not one of nnUNetv2_predict. Predict again, or choose by "
+            "nnUNetv2_deferral_route -minutes"
+        )
     for named, entry in entries.values():
         if sorted(entry["share"]) != experts:
             raise InputError(f"{named}share lists {_names(entry['share'])}, {where}: model.experts {_names(experts)}")
         if entry.get("model", model) != model:
             raise InputError(f"{named}the maps are of another model ({entry['model']}) than that of {where} ({model})")
     return content | {"cases": {name: entry for name, (_, entry) in sorted(entries.items())}}
+
+
+def minutes_of(entry: Mapping[str, Any]) -> float | None:
+    """The limit of minutes in the entry of a case, or None."""
+    limits = entry.get("limits")
+    return limits.get("minutes") if isinstance(limits, Mapping) else None
 
 
 def _fingerprint(model: Mapping[str, Any]) -> str:

@@ -97,13 +97,14 @@ class PredictionFolder(MaskFolder):
     index: Mapping[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, dataset_json: Path | None = None) -> PredictionFolder:
+    def open(cls, folder: Path, dataset_json: Path | None = None, *, undecided: bool = False) -> PredictionFolder:
         """Open a folder written by `nnUNetv2_predict` or a final validation.
 
         Args:
             folder: The folder of the masks.
             dataset_json: The dataset.json of the model; None for the one that nnU-Net writes to the folder of a
                 prediction, or to the model folder above a validation.
+            undecided: See :func:`.maps.read_index`.
 
         Raises:
             InputError: If there are no masks, no deferral maps (a stock model), maps of some cases are missing (the
@@ -116,7 +117,7 @@ class PredictionFolder(MaskFolder):
             raise InputError(
                 f"{folder} has no deferral maps ({index} is missing). Were its masks predicted by a stock model?"
             )
-        entries = maps.read_index(folder)
+        entries = maps.read_index(folder, undecided=undecided)
         files = files_of_masks(folder, dataset_json)
         cases = tuple(files.cases(folder))
         same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))

@@ -22,7 +22,7 @@ LAYERS = (
     ("settings",),
     ("network", "losses", "planners", "maps"),
     ("predictions", "multi_rater"),
-    ("answers",),
+    ("answers", "minutes"),
     ("evaluation",),
     ("nnunet",),
     ("calibration", "benchmark"),

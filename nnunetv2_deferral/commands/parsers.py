@@ -586,6 +586,9 @@ def route() -> argparse.ArgumentParser:
     add("-capacities", metavar="C", type=limit, nargs="+", help=words)
     add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
     add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
+    words = "working time for all cases: of what the other limits allow, the regions with the most gain per minute"
+    add("-minutes", metavar="M", type=float, help=words)
+    _add_work_time(parser)
     _add_dataset_json(parser)
     return parser
 

@@ -19,9 +19,11 @@ from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import DATASET, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
@@ -33,6 +35,7 @@ def route_folder(
     limits: Limits,
     model: Path | None = None,
     dataset_json: Path | None = None,
+    time: WorkTime | None = None,
 ) -> float:
     """Decide for all cases of a folder and write their maps beside copies of the masks.
 
@@ -43,6 +46,7 @@ def route_folder(
         model: For a stock network its model folder, with a calibration; for a deferral model None, which takes the
             settings and the calibration that the predictions were decided with.
         dataset_json: See :meth:`.PredictionFolder.open`.
+        time: Working time of regions, for a limit of minutes; None for the defaults.
 
     Returns:
         The share of all voxels that is deferred.
@@ -76,16 +80,21 @@ def route_folder(
                 case.routing,
                 dice_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
                 rule=settings.rule,
-                limits=limits,
+                limits=limits.of_case,
                 spacing_mm=case.spacing,
                 calibration=calibration,
                 softmax=case.softmax,
             )
             expected = _predicted_dice(folder, case, calibration)
-            statistics = decision.statistics | expected
+            told = {} if limits.minutes is None else {"limits": limits.to_dict()}
+            statistics = decision.statistics | told | expected
             written.write(name, decision.maps, dict(case.properties), statistics, prior=decision.prior)
             deferred += int((decision.maps.route > 0).sum())
             voxels += decision.maps.route.size
+        if limits.minutes is not None:
+            kept = keep_minutes(scratch, limits.minutes, time or WorkTime())
+            print(kept)
+            deferred = kept.voxels
     return deferred / max(voxels, 1)
 
 
@@ -106,7 +115,7 @@ def _opened(
     predictions: Path, model: Path | None, dataset_json: Path | None
 ) -> tuple[PredictionFolder | StockFolder, ModelCalibration | None, maps.ModelIdentity]:
     if model is None:
-        found = PredictionFolder.open(predictions, dataset_json)
+        found = PredictionFolder.open(predictions, dataset_json, undecided=True)  # all is decided anew
         missing = [
             str(file)
             for case in found.cases
@@ -146,8 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             capacities=None if given.capacities is None else tuple(given.capacities),
             over=given.over,
             min_region_mm=given.min_region_mm,
+            minutes=given.minutes,
         )
-        rate = route_folder(given.i, given.o, limits=limits, model=given.m, dataset_json=given.djfile)
+        time = WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm)
+        rate = route_folder(given.i, given.o, limits=limits, model=given.m, dataset_json=given.djfile, time=time)
     except InputError as error:
         parser.error(str(error))
     print(f"{rate:.2%} of the voxels deferred\n  {given.o}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from nnunetv2_deferral.benchmark.cluster import ClusterExecutor, parse_parameters
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.decision.limits import Limits, minutes_of_environment, refuse_minutes
 from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.jobs.engine import MANIFEST, Executor, LocalExecutor, run_plan
 from nnunetv2_deferral.jobs.job import JobError
@@ -63,6 +64,7 @@ def _check(plan: Plan) -> None:
     """
     for step in plan.steps:
         if step == PREDICT:
+            refuse_minutes(Limits(minutes=minutes_of_environment()))  # parts do not know of each other
             plan.jobs(step)
             continue
         parser: ArgumentParser = getattr(parsers, step)()

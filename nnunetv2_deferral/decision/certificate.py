@@ -80,6 +80,7 @@ class Certificate:
             and limits.over == self.over
             and limits.capacities is None
             and limits.min_region_mm is None
+            and limits.minutes is None
         )
 
     @property

@@ -84,9 +84,9 @@ def decide(
             evidence model, otherwise ignored.
 
     Raises:
-        InputError: If the limits are over a dataset and the calibration has no thresholds for them, or `softmax` is
-            missing. Without a calibration, limits over a dataset are ignored, as in the validation on which thresholds
-            are fitted.
+        InputError: If the limits are over a dataset and the calibration has no thresholds for them, `softmax` is
+            missing, or there is a limit of minutes, which takes all cases. Without a calibration, limits over a dataset
+            are ignored, as in the validation on which thresholds are fitted.
 
     Example:
         Four voxels and two experts; a is the probability that the model, and each expert, is right:
@@ -101,6 +101,8 @@ def decide(
         >>> decision.maps.route, round(decision.statistics["expected_gain"], 2)
         (array([0, 0, 2, 0], dtype=uint8), 0.6)
     """
+    if limits.minutes is not None:
+        raise InputError("minutes are for all cases together: choose among their regions (choose_regions)")
     weight = VoxelWeight.of(voxel_weight)
     if spacing_mm is None:
         spacing_mm = (1.0,) * (probabilities.ndim - 1)

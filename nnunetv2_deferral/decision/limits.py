@@ -17,11 +17,13 @@ ENVIRONMENT = f"{_PREFIX}budget"
 ENVIRONMENT_OVER = f"{_PREFIX}budget_over"
 ENVIRONMENT_CAPACITIES = f"{_PREFIX}capacities"
 ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
-_VARIABLES = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION)
+ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
+_VARIABLES = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION, ENVIRONMENT_MINUTES)
 
 CASE, DATASET = "case", "dataset"
 OVER = (CASE, DATASET)
 _NO_LIMIT = "none"
+WITHOUT_LIMITS = "without limits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Limits:
             cases, met on average by thresholds fitted on validation cases (`nnUNetv2_deferral_calibrate`).
         min_region_mm: Equivalent diameter of the smallest connected piece that is deferred to one expert. None decides
             voxel by voxel.
+        minutes: Working time for the regions of all cases together; None for no limit. It takes all cases, so that
+            decisions for single cases do not keep it; :func:`.keep_minutes` does once there are all.
 
     Raises:
         InputError: If a value is out of range, the budget exceeds the sum of the capacities, or limits are over a
@@ -56,6 +60,7 @@ class Limits:
     capacities: tuple[float | None, ...] | None = None
     over: str = CASE
     min_region_mm: float | None = None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -74,6 +79,13 @@ class Limits:
             raise InputError("limits over a dataset require a budget or capacities")
         if self.min_region_mm is not None and not 0 <= self.min_region_mm < math.inf:
             raise InputError(f"min_region_mm must be a finite diameter >= 0 in mm, got {self.min_region_mm}")
+        if self.minutes is not None and not 0 <= self.minutes < math.inf:
+            raise InputError(f"minutes must be finite and at least 0, got {self.minutes}")
+
+    @property
+    def of_case(self) -> Limits:
+        """The limits without minutes, which decisions for single cases keep."""
+        return replace(self, minutes=None)
 
     @property
     def limits_amount(self) -> bool:
@@ -101,15 +113,17 @@ def limits_text(limits: Limits, experts: Sequence[str]) -> str:
             found.append(f"{name} at most {capacity:.4g} of the voxels of {where}")
     if limits.min_region_mm is not None:
         found.append(f"no region smaller than {limits.min_region_mm:.4g} mm")
-    return "; ".join(found) or "without limits"
+    if limits.minutes is not None:
+        found.append(f"at most {limits.minutes:.4g} minutes of work for all cases together")
+    return "; ".join(found) or WITHOUT_LIMITS
 
 
 def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.environ) -> Limits:
     """Override limits by environment variables.
 
     The variables are `nnUNet_deferral_budget`, `nnUNet_deferral_capacities` (shares separated by commas, one per
-    expert, `none` for no limit), `nnUNet_deferral_budget_over` (`case` or `dataset`) and
-    `nnUNet_deferral_min_region_mm`.
+    expert, `none` for no limit), `nnUNet_deferral_budget_over` (`case` or `dataset`),
+    `nnUNet_deferral_min_region_mm` and `nnUNet_deferral_minutes`.
 
     Raises:
         InputError: If a value is invalid, or a variable is misspelt; the message names it.
@@ -131,7 +145,36 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
             asked["min_region_mm"] = float(text)
         except ValueError:
             raise InputError(f"{ENVIRONMENT_REGION} must be a diameter in mm, got {text!r}") from None
+    if (minutes := minutes_of_environment(environment)) is not None:
+        asked["minutes"] = minutes
     return replace(limits, **asked)
+
+
+def minutes_of_environment(environment: Mapping[str, str] = os.environ) -> float | None:
+    """The limit of minutes that is set by the environment variable, or None.
+
+    Raises:
+        InputError: If the value is invalid; the message names the variable.
+    """
+    text = environment.get(ENVIRONMENT_MINUTES, "").strip()
+    try:
+        return Limits(minutes=float(text)).minutes if text else None
+    except ValueError:
+        raise InputError(f"{ENVIRONMENT_MINUTES} must be a number of minutes, got {text!r}") from None
+
+
+def refuse_minutes(limits: Limits) -> None:
+    """Refuse a limit of minutes where not all cases are predicted by one call of `nnUNetv2_predict`.
+
+    Raises:
+        InputError: If there is one; the message says what to do.
+    """
+    if limits.minutes is not None:
+        raise InputError(
+            f"a limit of minutes ({ENVIRONMENT_MINUTES}) takes all cases at once, predicted by one call of "
+            "nnUNetv2_predict into a folder of their own. Otherwise, and for trainings, unset it; predict with "
+            f"--save_probabilities, and choose by nnUNetv2_deferral_route -minutes {limits.minutes:g}"
+        )
 
 
 def _check_names(environment: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nnunetv2_deferral.answers import ReviewIndex
+from nnunetv2_deferral.decision.limits import limits_text
 from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
@@ -171,6 +172,7 @@ def summarize(
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
         "unit": folder.files.unit,
+        "limits": sorted({limits_text(folder.limits(case), folder.experts) for case in folder.cases}),
         "versions": versions(),
     }
 

@@ -131,16 +131,18 @@ def decide_case(
     del softmax
     resampled = geometry.resampled_fast(rule.probabilities(routing, dim=0))
     probabilities = geometry.in_image(resampled, [np.nan] * len(resampled))
+    limits = effective_limits(plans_manager.settings) if limits is None else limits
     decision = decide(
         probabilities,
         weight,
         rule=rule,
-        limits=effective_limits(plans_manager.settings) if limits is None else limits,
+        limits=limits.of_case,
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
         softmax=for_evidence,
     )
-    return probabilities, decision._replace(statistics=decision.statistics | expected)
+    told = {} if limits.minutes is None else {"limits": limits.to_dict()}  # kept by hooks.py, after the last case
+    return probabilities, decision._replace(statistics=decision.statistics | told | expected)
 
 
 def probabilities_in_image(

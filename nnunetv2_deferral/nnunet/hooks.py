@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +23,10 @@ from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.decision.limits import limits_text
+from nnunetv2_deferral.decision.effort import WorkTime
+from nnunetv2_deferral.decision.limits import Limits, limits_text, refuse_minutes
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.multi_rater import agreement_maps
 from nnunetv2_deferral.nnunet.export import (
     check_limits,
@@ -35,6 +37,7 @@ from nnunetv2_deferral.nnunet.export import (
 )
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
+from nnunetv2_deferral.text import listed
 
 TESTED_NNUNET = ("2.8", "2.9")
 
@@ -72,20 +75,47 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             settings = self.plans_manager.settings
-            print(f"Deferral: {limits_text(effective_limits(settings), settings.expert_names)}")
+            limits = effective_limits(settings)
+            if limits.minutes is not None and lists[1] is not None:
+                called = inspect.signature(stock).bind(self, *args, **kwargs)
+                called.apply_defaults()
+                _check_all_at_once(called.arguments, self.deferral_outputs, self.dataset_json["file_ending"], limits)
+            print(f"Deferral: {limits_text(limits, settings.expert_names)}")
             for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
             for folder in folders:
                 agreement_maps.check_folder(folder, None)
                 maps.check_folder(folder, model)
+            if limits.minutes is not None:
+                for file in self.deferral_outputs:  # of an earlier prediction, whose minutes are no longer kept
+                    maps.case_file(file.parent, file.name).unlink(missing_ok=True)
         return lists
 
     return _manage_input_and_output_lists
 
 
+def _check_all_at_once(called: Mapping[str, Any], outputs: Sequence[Path], ending: str, limits: Limits) -> None:
+    """Check that a call predicts all cases of a folder, as a limit of minutes requires.
+
+    Raises:
+        InputError: If it does not, or the folder has other cases.
+    """
+    folders = {file.parent for file in outputs}
+    if called["num_parts"] != 1 or not called["overwrite"] or len(folders) > 1:
+        refuse_minutes(limits)
+    for folder in folders:
+        there = {file.stem for file in maps.entries_folder(folder).glob("[!.]*.json")}
+        there |= {file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}")}
+        if others := sorted(there - {file.name for file in outputs}):
+            raise InputError(
+                f"{folder} has {len(others)} cases that are not predicted now ({listed(others)}), but the limit of "
+                f"{limits.minutes:g} minutes is for all cases of a folder: choose another one"
+            )
+
+
 def _say_what_was_deferred(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Print what was deferred once all cases are predicted."""
+    """Once all cases are predicted, choose their regions if minutes are limited, and print what was deferred."""
 
     @wraps(stock)
     def predict_from_files(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
@@ -93,6 +123,9 @@ def _say_what_was_deferred(stock: Callable[..., Any]) -> Callable[..., Any]:
         results = stock(self, *args, **kwargs)
         if isinstance(self.plans_manager, DeferralPlansManager):
             for folder in sorted({file.parent for file in self.deferral_outputs}):
+                minutes = effective_limits(self.plans_manager.settings).minutes
+                if minutes is not None:
+                    print(keep_minutes(folder, minutes, WorkTime()))
                 cases = [file.name for file in self.deferral_outputs if file.parent == folder]
                 if text := maps.deferred_text(folder, cases):
                     print(text)

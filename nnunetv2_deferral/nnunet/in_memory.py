@@ -23,10 +23,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunetv2_deferral.decision.decide import Decision
-from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.limits import Limits, refuse_minutes
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
-from nnunetv2_deferral.nnunet.export import check_limits, decide_case
+from nnunetv2_deferral.nnunet.export import check_limits, decide_case, effective_limits
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager
 
 
@@ -185,4 +185,5 @@ def _managers(predictor: nnUNetPredictor, limits: Limits | None) -> tuple[Deferr
             else f"the predictor's model is not a deferral model: its trainer is {predictor.trainer_name}"
         )
     check_limits(plans_manager, limits)
+    refuse_minutes(effective_limits(plans_manager.settings) if limits is None else limits)
     return plans_manager, plans_manager.get_label_manager(predictor.dataset_json)

@@ -22,6 +22,7 @@ from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
 from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.decision.limits import refuse_minutes
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import cautions
@@ -334,7 +335,7 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{type(self).__name__} trains a deferral head on a trained network, which must be specified with "
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
-        effective_limits(self.settings)  # refused now, not in the validation after the training
+        refuse_minutes(effective_limits(self.settings))  # now, not in the validation after the training
         labels = None
         if self.settings.raters:
             prepare_raters(self)
@@ -498,6 +499,7 @@ class DeferralTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, followed by the deferral summary, see :func:`.summarize_validation`."""
+        refuse_minutes(effective_limits(self.settings))
         # With --val the training was in another process.
         without = raters_without_labels(Path(self.output_folder))
         self._leave_out(without, why=f"no labels of {', '.join(without)} in the training of {self.output_folder}")

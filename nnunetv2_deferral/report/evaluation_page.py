@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nnunetv2_deferral.decision.limits import WITHOUT_LIMITS
 from nnunetv2_deferral.report import domain_tables, evaluation_tables, statements
 from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.report.figures import to_png
@@ -208,6 +209,7 @@ def _background(summary: Mapping[str, Any]) -> Section:
                 [
                     ("experts", statements.experts_text(summary)),
                     ("intervals", statements.intervals_text(summary)),
+                    ("limits on deferral", "\n".join(summary.get("limits", [WITHOUT_LIMITS]))),
                     ("limitations", "\n".join(statements.limits(summary))),
                     ("model", statements.model_text(summary)),
                 ]

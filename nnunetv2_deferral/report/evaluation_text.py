@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.decision.limits import WITHOUT_LIMITS
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.maps import PREDICTED_DICE
@@ -31,6 +32,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, experts fixed "
         f"{_share(total['fixed'], total['deferred'])} and worsened {_share(total['worsened'], total['deferred'])}",
     ]
+    lines += [f"  {limits}" for limits in summary.get("limits", ()) if limits != WITHOUT_LIMITS]
     for name, effort in (summary["review"] or {}).items():
         answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
         lines.append(

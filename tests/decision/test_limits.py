@@ -7,11 +7,13 @@ import pytest
 from nnunetv2_deferral.decision.limits import (
     ENVIRONMENT,
     ENVIRONMENT_CAPACITIES,
+    ENVIRONMENT_MINUTES,
     ENVIRONMENT_OVER,
     ENVIRONMENT_REGION,
     Limits,
     limits_of_environment,
     limits_text,
+    minutes_of_environment,
 )
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -32,6 +34,7 @@ def test_without_limits_there_is_nothing_to_say():
             {"capacities": (None, 0.005), "over": "dataset", "min_region_mm": 5},
             "bob at most 0.005 of the voxels of all cases together, on average; no region smaller than 5 mm",
         ),
+        ({"minutes": 30}, "at most 30 minutes of work for all cases together"),
     ],
 )
 def test_limits_are_told_in_words(limits, text):
@@ -56,6 +59,11 @@ def test_the_environment_wins_over_the_plans_where_it_says_something():
         budget=0.05, capacities=(0.1, None, 0.0), over="dataset", min_region_mm=4
     )
     assert limits_of_environment(planned, {ENVIRONMENT_REGION: "0"}) == Limits(budget=0.02, min_region_mm=0)
+    asked_for_time = limits_of_environment(planned, {ENVIRONMENT_MINUTES: "30"})
+    assert asked_for_time.to_dict() == {"budget": 0.02, "over": "case", "min_region_mm": 4, "minutes": 30}
+    assert asked_for_time.of_case == planned
+    # What the plans add to the environment is not known everywhere.
+    assert minutes_of_environment({ENVIRONMENT_OVER: "dataset"}) is None
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,9 @@ def test_the_environment_wins_over_the_plans_where_it_says_something():
         (ENVIRONMENT_CAPACITIES, "0.1,,0", "got ''"),
         (ENVIRONMENT_OVER, "patient", "one of case, dataset, got 'patient'"),
         (ENVIRONMENT_REGION, "big", "a diameter in mm, got 'big'"),
+        (ENVIRONMENT_MINUTES, "long", "a number of minutes, got 'long'"),
+        (ENVIRONMENT_MINUTES, "-3", "got '-3'"),
+        (ENVIRONMENT_MINUTES, "nan", "got 'nan'"),
     ],
 )
 def test_a_variable_that_makes_no_sense_is_named(variable, value, message):

@@ -1,5 +1,7 @@
 """Kept errors on cases small enough to count, and certificates compared with other cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_certificate import certificate
@@ -116,6 +118,8 @@ class TestCheck:
         check.update(case("a", [0, 1], [0, 1]), WITHIN)
         check.update(case("b", [0, 1], [0, 1]), Limits(budget=0.001))
         assert "{'budget': 0.001, 'over': 'case'}" in check.summary()["unchecked"]
+        check.update(case("c", [0, 1], [0, 1]), replace(WITHIN, minutes=30))
+        assert "'minutes': 30" in check.summary()["unchecked"]
         earlier = EarlierAnswers(np.array([1]), np.array([[True]]), np.array([[1]], np.int16))
         check = CertificateCheck(ungrouped(), None)
         check.update(case("a", [0, 1], [0, 1], answered=earlier), WITHIN)
