@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.text import counted, listed
 
 # Packages of the extra `dicom`, imported nowhere else.
@@ -48,6 +48,7 @@ def export(given: argparse.Namespace) -> list[str]:
     """Write predictions as DICOM objects; returns lines for the terminal."""
     from nnunetv2_deferral.dicom.exporting import export_predictions
 
+    time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
     done = export_predictions(
         given.i,
         given.map,
@@ -57,11 +58,13 @@ def export(given: argparse.Namespace) -> list[str]:
         kind=given.type,
         codes=given.codes,
         dataset_json=given.djfile,
-        time=WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm),
+        time=time,
     )
     lines = [
         f"{sum(map(len, done.files.values()))} objects of {len(done.files)} cases in {given.o}, each <case>/<what>.dcm"
     ]
+    if fitted is not None:
+        lines.append(f"working time: {fitted}")
     if done.unasked:
         lines.append(f"nothing to ask, no review.dcm: {listed(done.unasked)}")
     lines.append("All say that they are for investigational use only.")

@@ -303,10 +303,12 @@ def _add_codes(parser: argparse.ArgumentParser) -> None:
 
 def _add_work_time(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-minutes_per_region", type=float, metavar="M", default=defaults.MINUTES_PER_REGION,
-        help="working time for a look at a region. Default: %(default)s")  # fmt: skip
-    add("-minutes_per_cm", type=float, metavar="M", default=defaults.MINUTES_PER_CM,
-        help="working time for drawing a cm of border that is wrong. Default: %(default)s")  # fmt: skip
+    words = f"working time for a look at a region. Default: {defaults.MINUTES_PER_REGION}"
+    add("-minutes_per_region", type=float, metavar="M", help=words)
+    words = f"working time for drawing a cm of border that is wrong. Default: {defaults.MINUTES_PER_CM}"
+    add("-minutes_per_cm", type=float, metavar="M", help=words)
+    words = "folder of nnUNetv2_deferral_review with at least 30 answered regions, to whose times both are fitted"
+    add("-times_from", metavar="REVIEWS", type=Path, help=words)
 
 
 def doctor() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelC
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
+from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
 
@@ -157,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             min_region_mm=given.min_region_mm,
             minutes=given.minutes,
         )
-        time = WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm)
+        time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
+        if fitted is not None:
+            print(f"working time: {fitted}")
         rate = route_folder(given.i, given.o, limits=limits, model=given.m, dataset_json=given.djfile, time=time)
     except InputError as error:
         parser.error(str(error))

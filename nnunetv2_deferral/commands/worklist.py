@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.parts import read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.worklist.table import find_regions
 from nnunetv2_deferral.worklist.writing import same_for_all_parts, summary, write_worklist
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given.images is None and not given.no_pictures and given.num_parts == 1:
             raise InputError("pictures require the images; specify their folder (-images) or use --no_pictures")
-        time = WorkTime(minutes_per_region=given.minutes_per_region, minutes_per_cm=given.minutes_per_cm)
+        time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
         part = parsers.part_of(given)
         if part.of > 1:
             folder = PredictionFolder.open(given.i, given.djfile)
@@ -40,8 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             viewers=given.images if given.viewers else None,
             overwrite=given.overwrite,
             num_processes=given.np,
+            times=None if fitted is None else {"from": str(given.times_from)} | fitted.to_dict(),
             find=(lambda folder: read_parts(given.o, same_for_all_parts(folder, time))) if given.merge else None,
         )
     except InputError as error:
         parser.error(str(error))
+    if fitted is not None:
+        print(f"working time: {fitted}")
     print(summary(content, given.o))

@@ -28,6 +28,7 @@ from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 from nnunetv2_deferral.review.windows import windows_of
+from nnunetv2_deferral.review.work_times import effort_of
 
 SLACK_SECONDS = 5.0
 READINGS = ("reading1", "reading2")
@@ -382,6 +383,12 @@ class Review:
                 "confidence": draft.remarks["confidence"],
                 "flags": flags_in_file(draft.remarks["flags"], case.orientation, case.model.shape),
                 "minutes": round(draft.seconds / 60, 2),
+                "effort": effort_of(
+                    self.study.predictions,
+                    name,
+                    case.orientation.to_file(asked.regions),
+                    np.unique(asked.regions.ravel()[asked.voxels][changed]).size,
+                ),
                 "revisions": draft.revision,
                 "blind_start": draft.blind,
                 "show_scores": self.blinding.show_scores,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ def write_worklist(
     *,
     images: Path | None,
     time: WorkTime | None = None,
+    times: Mapping[str, Any] | None = None,
     max_regions: int | None = None,
     max_minutes: float | None = None,
     dataset_json: Path | None = None,
@@ -71,6 +72,7 @@ def write_worklist(
         output: Output folder for list, pictures and masks, which appear together once all are complete.
         images: The folder of the images; None for no pictures.
         time: Working time of regions; None for the defaults.
+        times: What to record of how it was found; None if it was not fitted.
         max_regions: See :func:`.choose`.
         max_minutes: See :func:`.choose`.
         dataset_json: See :meth:`.PredictionFolder.open`.
@@ -107,6 +109,7 @@ def write_worklist(
     limits = {"max_regions": max_regions, "max_minutes": max_minutes}
     content: dict[str, Any] = {
         "arguments": {"predictions": str(predictions), "images": images and str(images)} | asdict(time) | limits,
+        "times": None if times is None else dict(times),
         "unit": folder.files.unit,
         "model": folder.index["model"],
         "simulated": list(names_of(folder.settings.profiles)),
