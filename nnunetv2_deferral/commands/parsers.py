@@ -499,7 +499,10 @@ def query() -> argparse.ArgumentParser:
     words = "folders of predictions of the same cases, one per fold, by nnUNetv2_predict --save_probabilities"
     add("-i", metavar="PREDICTIONS", type=Path, nargs="+", required=True, help=words)
     add("-o", metavar="ROUND", type=Path, required=True, help="new folder for query.json and masks of the boxes")
-    add("-n", metavar="N", type=int, required=True, help="number of boxes")
+    add("-n", metavar="N", type=int, help="number of boxes; with -max_minutes at most so many, and by default no limit")
+    words = "with -strategy gain: working time for all boxes. Default: no limit"
+    add("-max_minutes", metavar="M", type=float, help=words)
+    _add_work_time(parser)
     add("-round", metavar="T", type=int, default=0, help="number of this round, from 0. Default: %(default)s")
     words = "number of rounds that are planned, over which noise decays. Default: %(default)s"
     add("-rounds", metavar="T", type=int, default=defaults.QUERY_ROUNDS, help=words)

@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
 from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
+from nnunetv2_deferral.decision.effort import WorkTime, check_work_limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -19,6 +20,7 @@ from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, o
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.next_dataset import check_new_dataset
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
+from nnunetv2_deferral.review.work_times import chosen_time
 
 ROWS_SHOWN = 10
 
@@ -31,6 +33,7 @@ def query_folders(
     annotated: Sequence[Path] = (),
     dataset_json: Path | None = None,
     overwrite: bool = False,
+    time: WorkTime | None = None,
 ) -> dict[str, Any]:
     """Choose boxes and write them as a round.
 
@@ -42,6 +45,7 @@ def query_folders(
         annotated: The folders of earlier rounds.
         dataset_json: The dataset.json of the model; None for the one in the first folder.
         overwrite: Replace a round in `output`.
+        time: Working time of a box, for the strategy `gain`; None for the defaults.
 
     Returns:
         The content of query.json, see docs/reference/files.md.
@@ -56,7 +60,7 @@ def query_folders(
         if len(folders) != 1:
             raise InputError(f"the strategy {query.strategy} reads the maps of one folder, got {len(folders)}")
         maps = PredictionFolder.open(folders[0], dataset_json)
-        files, asked = maps.files, ask_gain(maps, query, rounds)
+        files, asked = maps.files, ask_gain(maps, query, rounds, time)
     else:
         ensemble = Ensemble.open(folders, dataset_json)
         files, asked = ensemble.files, ask_probabilities(ensemble, query, rounds)
@@ -67,6 +71,7 @@ def query_folders(
         "round": query.round_number,
         "rounds": query.rounds,
         "number": query.number,
+        "max_minutes": query.max_minutes,
         "beta": query.beta if math.isfinite(query.beta) else None,
         "seed": query.seed,
         "box": None if query.size is None else list(query.size),
@@ -96,6 +101,8 @@ def summary(content: dict[str, Any], output: Path) -> str:
         f"{len(rows)} boxes in {cases} cases by {content['strategy']}, round {content['round']} of "
         f"{content['rounds']}, seed {content['seed']}"
     )
+    if content["strategy"] == "gain":
+        lines.append(f"  {sum(row['minutes'] for row in rows):.1f} minutes of work")
     chosen = Counter(row["class"] for row in rows)
     if len(chosen) > 1 or None not in chosen:
         numbers = [f"{'all classes' if name is None else name}: {number}" for name, number in chosen.items()]
@@ -126,8 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         in_mm = given.patch_mm is not None
         size = given.patch_mm if in_mm else given.patch
+        time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
+        number = given.n
+        if number is None:
+            if given.max_minutes is None:
+                raise InputError("say how many boxes to ask for: -n, or with the strategy gain -max_minutes")
+            check_work_limits(None, given.max_minutes)
+            number = max(math.floor(given.max_minutes / time.minutes_per_region), 1)  # no box takes less
         asked = Query(
-            number=given.n,
+            number=number,
             strategy=given.strategy,
             round_number=given.round,
             rounds=given.rounds,
@@ -135,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             size=None if size is None else tuple(size),
             in_mm=in_mm,
             stride=None if given.stride is None else tuple(given.stride),
+            max_minutes=given.max_minutes,
         )
         study = _study(given)
         content = query_folders(
@@ -144,7 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             annotated=given.annotated,
             dataset_json=given.djfile,
             overwrite=given.overwrite,
+            time=time,
         )
+        if fitted is not None:
+            print(f"working time: {fitted}")
         print(summary(content, given.o))
         if study is not None:
             name, answers, images = study

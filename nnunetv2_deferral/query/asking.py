@@ -13,12 +13,18 @@ from tqdm import tqdm
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles, same_cases
-from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
+from nnunetv2_deferral.decision.effort import (
+    WorkTime,
+    best_within_limits,
+    border_lengths_mm,
+    check_work_limits,
+    edit_cm,
+)
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.query.choice import Candidate, Choice, candidates_of, choose_boxes
+from nnunetv2_deferral.query.choice import Candidate, Choice, by_value, candidates_of, choose_boxes
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
@@ -30,7 +36,7 @@ class Query:
     """What to ask for.
 
     Attributes:
-        number: The number n of boxes.
+        number: The number n of boxes; with `max_minutes` at most so many.
         strategy: A key of :data:`.STRATEGIES`.
         round_number: The round t, from 0.
         rounds: The number T of rounds that are planned.
@@ -38,6 +44,8 @@ class Query:
         size: Edges of a box along (z, y, x), or (y, x) for single slices; None for 20 voxels along each axis.
         in_mm: Whether `size` is in mm and not in voxels.
         stride: Distance of neighbouring positions in voxels; None for half of the edges.
+        max_minutes: Working time for all boxes, only for the strategy `gain`, whose boxes have an estimated one; None
+            for no limit.
 
     Raises:
         InputError: If a value is out of range.
@@ -51,6 +59,7 @@ class Query:
     size: tuple[float, ...] | None = None
     in_mm: bool = False
     stride: tuple[int, ...] | None = None
+    max_minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -62,6 +71,9 @@ class Query:
         for name, of in (("edges of a box", self.size), ("the stride", self.stride)):
             if of is not None and (len(of) not in (2, 3) or not all(0 < each < math.inf for each in of)):
                 raise InputError(f"{name} must be two or three positive numbers, got {' '.join(map(str, of))}")
+        if self.max_minutes is not None and self.how.reads != "gain":
+            raise InputError(f"-max_minutes is for the strategy gain, whose boxes have minutes, not {self.strategy}")
+        check_work_limits(None, self.max_minutes)
         STRATEGIES[self.strategy].beta(self.round_number, self.rounds)
 
     @property
@@ -165,6 +177,9 @@ def ask_gain(
 ) -> Asked:
     """Choose the boxes with the highest expected gain per minute, by the maps of a deferral model.
 
+    With a limit of minutes, a box that no longer fits is skipped, shorter ones after it may still be chosen, and boxes
+    without any expected gain are not.
+
     Each row also has `expected_gain`, the sum of the gain map over the box, `minutes` of work, and the `expert` with
     the largest part of the gain.
 
@@ -175,22 +190,26 @@ def ask_gain(
         time: Working time of a box; None for the defaults.
 
     Raises:
-        InputError: See :func:`ask_probabilities`.
+        InputError: See :func:`ask_probabilities`; also if no box fits in the minutes.
     """
     working = time or WorkTime()
     random = np.random.default_rng([query.seed, query.round_number])
     _check_rounds(annotated, folder.cases)
     candidates: list[Candidate] = []
+    work: list[float] = []
     for name in tqdm(folder.cases, desc="Scoring", unit="case"):
         case = folder.case(name)
         grid, taken = query.grid(case), _boxes_within(annotated, case)
         minutes = _minutes(grid.means(case.probability), grid.size, case, folder.files, working)
         # Sums of float64 leave tiny negative numbers where all is 0.
         gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
-        candidates += candidates_of(
-            name, grid, [], gains, number=query.number, beta=query.beta, random=random, taken=taken
-        )
-    choice = choose_boxes(candidates, number=query.number, classes=0, random=random)
+        found = candidates_of(name, grid, [], gains, number=query.number, beta=query.beta, random=random, taken=taken)
+        candidates += found
+        work += [_minutes_of_box(each.box, case, folder.files, working) for each in found]
+    if query.max_minutes is None:
+        choice = choose_boxes(candidates, number=query.number, classes=0, random=random)
+    else:
+        choice = _within_minutes(candidates, work, query.number, query.max_minutes)
 
     def described(name: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
         case, rows = folder.case(name), []
@@ -198,9 +217,7 @@ def ask_gain(
             gain, expert = case.gain[each.box.slices], case.expert[each.box.slices]
             parts = np.bincount(expert.reshape(-1), weights=gain.reshape(-1), minlength=len(folder.experts) + 1)[1:]
             who = folder.experts[int(parts.argmax())]
-            size = [stop - start for start, stop in zip(*each.box, strict=True)]
-            mean = case.probability[each.box.slices].mean(dtype=np.float64, keepdims=True)
-            minutes = _minutes(mean, size, case, folder.files, working).item()
+            minutes = _minutes_of_box(each.box, case, folder.files, working)
             total = float(gain.sum(dtype=np.float64))
             why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
             rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
@@ -253,6 +270,25 @@ def _minutes(
     """The working time of boxes of a size with these mean deferral probabilities, as of regions."""
     border = border_lengths_mm(np.ones(size, dtype=np.int8), case.spacing).item() if files.unit == "mm" else None
     return time.minutes(edit_cm(np.maximum(probability, 0), border))
+
+
+def _minutes_of_box(box: Box, case: PredictedCase, files: DatasetFiles, time: WorkTime) -> float:
+    size = [stop - start for start, stop in zip(*box, strict=True)]
+    mean = case.probability[box.slices].mean(dtype=np.float64, keepdims=True)
+    return float(_minutes(mean, size, case, files, time).item())
+
+
+def _within_minutes(candidates: Sequence[Candidate], work: Sequence[float], number: int, most: float) -> Choice:
+    """The boxes that the minutes are best spent on, of candidates with these minutes."""
+    useful = [pair for pair in zip(candidates, work, strict=True) if pair[0].score > 0]
+    useful.sort(key=lambda pair: by_value(pair[0]))
+    minutes = np.array([each for _, each in useful])
+    ranks = -np.arange(len(useful), dtype=np.float64)
+    chosen = best_within_limits(ranks, minutes, max_regions=number, max_minutes=most)
+    if not chosen:
+        least = f"the shortest takes {minutes.min():.2g}" if useful else "nothing is to be gained anywhere"
+        raise InputError(f"no box fits in {most:g} minutes: {least}")
+    return Choice(tuple(useful[place][0] for place in chosen), ())
 
 
 def _check_rounds(rounds: Sequence[QueryRound], cases: Sequence[str]) -> None:

@@ -183,7 +183,7 @@ def choose_boxes(
             f"the first round needs at least {START_IMAGES} boxes for each of {classes} classes, got {number} boxes"
         )
     # Ties, such as of equal scores without noise, are broken by name and place, so that the choice is reproducible.
-    ordered = sorted(candidates, key=_order)
+    ordered = sorted(candidates, key=by_value)
     shares = shares_of_classes(number, classes, random)
     if start:
         shares = [max(share, START_IMAGES) for share in shares]
@@ -193,7 +193,7 @@ def choose_boxes(
         found = [each for each in ordered if each.by_class == place]
         if start:
             found = _several_images_first(found)
-        chosen += sorted(found[:share], key=_order)
+        chosen += sorted(found[:share], key=by_value)
         missing.append(max(share - len(found), 0))
     rest = number - len(chosen)
     by_all = [each for each in ordered if each.by_class is None]
@@ -210,7 +210,8 @@ def choose_boxes(
     return Choice(tuple(chosen), tuple(missing))
 
 
-def _order(candidate: Candidate) -> tuple[float, str, Box]:
+def by_value(candidate: Candidate) -> tuple[float, str, Box]:
+    """The key by which candidates are sorted: descending values, ties by name and place."""
     return -candidate.value, candidate.case, candidate.box
 
 

@@ -17,7 +17,8 @@ BOX = ("-patch", "2", "3", "4")
 
 
 def ask(root, folders, output="round", *more, n=12, box=BOX):
-    main(["-i", *map(str, folders), "-o", str(root / output), "-n", str(n), *box, *map(str, more)])
+    number = [] if n is None else ["-n", str(n)]
+    main(["-i", *map(str, folders), "-o", str(root / output), *number, *box, *map(str, more)])
     return json.loads((root / output / "query.json").read_text())
 
 
@@ -155,6 +156,29 @@ def test_gain_asks_where_the_deferral_maps_expect_most_and_says_whom(tmp_path):
     assert region["minutes"] == pytest.approx(minutes, rel=1e-3)
 
 
+def test_boxes_are_asked_about_until_the_time_is_spent(tmp_path, capsys):
+    write_prediction(tmp_path / "in")
+    everything = ask(tmp_path, [tmp_path / "in"], "all", "-strategy", "gain", n=5)["regions"]
+    first, second, *rest = (each["minutes"] for each in everything)
+    most = first + max(second, *rest) - 1e-6
+    fitting, left = [everything[0]], most - first
+    for each in everything[1:]:
+        if each["minutes"] <= left:
+            fitting.append(each)
+            left -= each["minutes"]
+    content = ask(tmp_path, [tmp_path / "in"], "some", "-strategy", "gain", "-max_minutes", most, n=None)
+    assert [(each["case"], each["box"]) for each in content["regions"]] == [
+        (each["case"], each["box"]) for each in fitting
+    ]
+    assert content["max_minutes"] == most
+    assert f"{sum(each['minutes'] for each in fitting):.1f} minutes of work" in capsys.readouterr().out
+    one = ask(tmp_path, [tmp_path / "in"], "one", "-strategy", "gain", "-max_minutes", 999, n=1)
+    assert len(one["regions"]) == 1
+    more = ("-strategy", "gain", "-minutes_per_region", 3, "-minutes_per_cm", 0)
+    own = ask(tmp_path, [tmp_path / "in"], "own", *more, n=2)
+    assert {each["minutes"] for each in own["regions"]} == {3}
+
+
 def test_a_round_is_replaced_only_if_asked_for_and_only_a_round(tmp_path, capsys):
     folders = write_ensemble(tmp_path)
     ask(tmp_path, folders)
@@ -201,6 +225,19 @@ class TestRefused:
     def test_folds_of_another_shape(self, tmp_path, capsys):
         folders = write_ensemble(tmp_path, folds=["a"]) + write_ensemble(tmp_path, folds=["b"], shape=(6, 12, 13))
         assert "b/x.npz has shape (3, 6, 12, 13), but 3 classes" in refused(capsys, tmp_path, folders)
+
+    @pytest.mark.parametrize(
+        ("more", "n", "fault"),
+        [
+            (["-strategy", "entropy", "-max_minutes", "9"], 3, "-max_minutes is for the strategy gain"),
+            (["-strategy", "gain"], None, "say how many boxes to ask for: -n, or"),
+            (["-strategy", "gain", "-max_minutes", "nan"], None, "max_minutes must be finite and at least 0, got nan"),
+            (["-strategy", "gain", "-max_minutes", "0.1"], None, "no box fits in 0.1 minutes: the shortest takes 0."),
+        ],
+    )
+    def test_minutes_that_cannot_be_spent(self, tmp_path, capsys, more, n, fault):
+        write_prediction(tmp_path / "in")
+        assert fault in refused(capsys, tmp_path, [tmp_path / "in"], "round", *more, n=n)
 
     def test_a_file_that_was_cut_short(self, tmp_path, capsys):
         folders = write_ensemble(tmp_path)
