@@ -41,6 +41,9 @@ OWN_DOMAIN = "ID"
 QUERY_STRATEGIES = ("claspe", "entropy", "random", "random_foreground", "gain")
 """How boxes to annotate are chosen."""
 
+QUERY_UNITS = ("patch", "region", "case")
+"""What is asked about: boxes of one size, the boxes of deferred regions, or whole cases."""
+
 QUERY_ROUNDS, QUERY_EDGE_VOXELS = 5, 20
 """Rounds of queries, over which noise decays, and the edge of a box."""
 

@@ -508,6 +508,10 @@ def query() -> argparse.ArgumentParser:
     add("-rounds", metavar="T", type=int, default=defaults.QUERY_ROUNDS, help=words)
     words = "how boxes are chosen; gain needs a folder with deferral maps. Default: %(default)s"
     add("-strategy", choices=defaults.QUERY_STRATEGIES, default=defaults.QUERY_STRATEGIES[0], help=words)
+    words = (
+        "with -strategy gain: boxes of one size, those of the deferred regions, or whole cases. Default: %(default)s"
+    )
+    add("-per", choices=defaults.QUERY_UNITS, default=defaults.QUERY_UNITS[0], help=words)
     size = parser.add_mutually_exclusive_group()
     words = f"edges of a box in voxels, z y x or y x. Default: {defaults.QUERY_EDGE_VOXELS} along each axis"
     size.add_argument("-patch", metavar="VOXELS", type=int, nargs="+", help=words)

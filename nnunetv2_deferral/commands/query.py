@@ -72,6 +72,7 @@ def query_folders(
         "rounds": query.rounds,
         "number": query.number,
         "max_minutes": query.max_minutes,
+        "per": query.per,
         "beta": query.beta if math.isfinite(query.beta) else None,
         "seed": query.seed,
         "box": None if query.size is None else list(query.size),
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             in_mm=in_mm,
             stride=None if given.stride is None else tuple(given.stride),
             max_minutes=given.max_minutes,
+            per=given.per,
         )
         study = _study(given)
         content = query_folders(

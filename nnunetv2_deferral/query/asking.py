@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from nnunetv2_deferral.cases import PredictedCase
@@ -19,8 +20,10 @@ from nnunetv2_deferral.decision.effort import (
     border_lengths_mm,
     check_work_limits,
     edit_cm,
+    measure,
 )
-from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS
+from nnunetv2_deferral.decision.regions import region_labels
+from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS, QUERY_UNITS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -29,6 +32,8 @@ from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
 from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of
+
+PATCH, _, CASE = QUERY_UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,7 @@ class Query:
         stride: Distance of neighbouring positions in voxels; None for half of the edges.
         max_minutes: Working time for all boxes, only for the strategy `gain`, whose boxes have an estimated one; None
             for no limit.
+        per: Of :data:`.QUERY_UNITS`. Only the strategy `gain` knows of regions, and only patches have a size.
 
     Raises:
         InputError: If a value is out of range.
@@ -60,6 +66,7 @@ class Query:
     in_mm: bool = False
     stride: tuple[int, ...] | None = None
     max_minutes: float | None = None
+    per: str = PATCH
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -74,6 +81,10 @@ class Query:
         if self.max_minutes is not None and self.how.reads != "gain":
             raise InputError(f"-max_minutes is for the strategy gain, whose boxes have minutes, not {self.strategy}")
         check_work_limits(None, self.max_minutes)
+        if self.per not in QUERY_UNITS:
+            raise InputError(f"what to ask about must be one of {', '.join(QUERY_UNITS)}, got {self.per!r}")
+        if self.per != PATCH and (self.how.reads != "gain" or self.size is not None or self.stride is not None):
+            raise InputError(f"-per {self.per} is for the strategy gain, without a size or stride of boxes")
         STRATEGIES[self.strategy].beta(self.round_number, self.rounds)
 
     @property
@@ -199,7 +210,13 @@ def ask_gain(
     work: list[float] = []
     for name in tqdm(folder.cases, desc="Scoring", unit="case"):
         case = folder.case(name)
-        grid, taken = query.grid(case), _boxes_within(annotated, case)
+        taken = _boxes_within(annotated, case)
+        if query.per != PATCH:
+            for candidate, minutes_of_one in _regions_of(case, query.per, folder.files, working, taken):
+                candidates.append(candidate)
+                work.append(minutes_of_one)
+            continue
+        grid = query.grid(case)
         minutes = _minutes(grid.means(case.probability), grid.size, case, folder.files, working)
         # Sums of float64 leave tiny negative numbers where all is 0.
         gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
@@ -210,6 +227,7 @@ def ask_gain(
         choice = choose_boxes(candidates, number=query.number, classes=0, random=random)
     else:
         choice = _within_minutes(candidates, work, query.number, query.max_minutes)
+    minutes_of = {(each.case, each.box): minutes for each, minutes in zip(candidates, work, strict=True)}
 
     def described(name: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
         case, rows = folder.case(name), []
@@ -217,7 +235,7 @@ def ask_gain(
             gain, expert = case.gain[each.box.slices], case.expert[each.box.slices]
             parts = np.bincount(expert.reshape(-1), weights=gain.reshape(-1), minlength=len(folder.experts) + 1)[1:]
             who = folder.experts[int(parts.argmax())]
-            minutes = _minutes_of_box(each.box, case, folder.files, working)
+            minutes = minutes_of[name, each.box]
             total = float(gain.sum(dtype=np.float64))
             why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
             rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
@@ -270,6 +288,33 @@ def _minutes(
     """The working time of boxes of a size with these mean deferral probabilities, as of regions."""
     border = border_lengths_mm(np.ones(size, dtype=np.int8), case.spacing).item() if files.unit == "mm" else None
     return time.minutes(edit_cm(np.maximum(probability, 0), border))
+
+
+def _regions_of(
+    case: PredictedCase, per: str, files: DatasetFiles, time: WorkTime, taken: Sequence[Box]
+) -> Iterator[tuple[Candidate, float]]:
+    """The boxes of the deferred regions of a case, or the whole case if any is, with the minutes of their regions.
+
+    Boxes overlap neither each other nor those that are taken; of those that overlap, the best stays.
+    """
+    labels = region_labels(case.route)
+    spacing = case.spacing if files.unit == "mm" else None
+    work = measure(labels, case.gain, case.probability, time, spacing_mm=spacing).minutes
+    places = ndimage.find_objects(labels)
+    if per == CASE and places:
+        places, work = [tuple(slice(0, length) for length in labels.shape)], work.sum(keepdims=True)
+    found = []
+    for place, minutes in zip(places, work.tolist(), strict=True):
+        box = Box(tuple(each.start for each in place), tuple(each.stop for each in place))
+        if (score := float(case.gain[place].sum(dtype=np.float64)) / minutes) > 0:
+            found.append(
+                (Candidate(case=case.name, box=box, by_class=None, score=score, value=math.log(score)), minutes)
+            )
+    kept = list(taken)
+    for candidate, minutes in sorted(found, key=lambda pair: by_value(pair[0])):
+        if not any(candidate.box.overlaps(other) for other in kept):
+            kept.append(candidate.box)
+            yield candidate, minutes
 
 
 def _minutes_of_box(box: Box, case: PredictedCase, files: DatasetFiles, time: WorkTime) -> float:

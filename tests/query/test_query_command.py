@@ -6,12 +6,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 from small_ensemble import SHAPE, write_ensemble
-from small_prediction import GEOMETRY, read_mask, write_prediction
+from small_prediction import GEOMETRY, deferral_folder, read_mask, write_prediction
 
 from nnunetv2_deferral.commands.query import main
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
+from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.query.rounds import QueryRound
+from nnunetv2_deferral.worklist.items import find_items
 
 BOX = ("-patch", "2", "3", "4")
 
@@ -179,6 +181,33 @@ def test_boxes_are_asked_about_until_the_time_is_spent(tmp_path, capsys):
     assert {each["minutes"] for each in own["regions"]} == {3}
 
 
+def test_whole_regions_and_cases_can_be_asked_about(tmp_path):
+    written = write_prediction(tmp_path / "in")
+    for route in (each.route for each in written.values()):
+        route[:] = 0
+    written["x"].route[0, :2, :2], written["x"].route[3, 5, 6], written["y"].route[1:3, 2:4, 3] = 1, 2, 1
+    for case, maps in written.items():
+        deferral_folder(tmp_path / "in", ".nii.gz", ("ann", "bob")).write(case, maps.maps, GEOMETRY)
+    folders, how = [tmp_path / "in"], ("-strategy", "gain", "-per")
+    rows = ask(tmp_path, folders, "regions", *how, "region", box=(), n=3)["regions"]
+    places = {("x", 0, 0, 0), ("x", 3, 5, 6), ("y", 1, 2, 3)}
+    assert {(row["case"], *(start for start, _ in row["box"])) for row in rows} == places
+    opened = PredictionFolder.open(tmp_path / "in")
+    found = [item for case in written for item in find_items(opened.case(case), WorkTime(), unit="mm")]
+    items = {(item.case, item.region.box): item for item in found}
+    for row in rows:
+        item = items[row["case"], tuple(map(tuple, row["box"]))]
+        assert row["minutes"] == pytest.approx(item.minutes)
+        assert row["expected_gain"] == pytest.approx(item.expected_gain)
+    content = ask(tmp_path, folders, "cases", *how, "case", box=(), n=2)
+    assert content["per"] == "case"
+    for row in content["regions"]:
+        assert row["box"] == [[0, 4], [0, 6], [0, 7]]
+        assert row["minutes"] == pytest.approx(sum(item.minutes for item in items.values() if item.case == row["case"]))
+    with pytest.raises(SystemExit):
+        ask(tmp_path, folders, "rest", *how, "region", "-annotated", tmp_path / "cases", box=(), n=1)
+
+
 def test_a_round_is_replaced_only_if_asked_for_and_only_a_round(tmp_path, capsys):
     folders = write_ensemble(tmp_path)
     ask(tmp_path, folders)
@@ -232,6 +261,8 @@ class TestRefused:
             (["-strategy", "entropy", "-max_minutes", "9"], 3, "-max_minutes is for the strategy gain"),
             (["-strategy", "gain"], None, "say how many boxes to ask for: -n, or"),
             (["-strategy", "gain", "-max_minutes", "nan"], None, "max_minutes must be finite and at least 0, got nan"),
+            (["-per", "case"], 3, "-per case is for the strategy gain"),
+            (["-strategy", "gain", "-per", "region"], 3, "without a size or stride of boxes"),
             (["-strategy", "gain", "-max_minutes", "0.1"], None, "no box fits in 0.1 minutes: the shortest takes 0."),
         ],
     )
