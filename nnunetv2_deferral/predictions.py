@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,8 +122,9 @@ class PredictionFolder(MaskFolder):
         files = files_of_masks(folder, dataset_json)
         cases = tuple(files.cases(folder))
         same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))
+        present = cache(_names_of_files)  # a look at each of 40,000 files takes seconds
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
-        if missing := [str(file) for file in files_of_maps if not file.is_file()]:
+        if missing := [str(file) for file in files_of_maps if file.name not in present(file.parent)]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
 
@@ -355,3 +357,12 @@ def _stored(file: Path, *keys: str) -> tuple[np.ndarray, ...]:
             return tuple(np.asarray(content[key]) for key in keys)
     except Exception as error:  # a truncated zip fails in several ways
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _names_of_files(folder: Path) -> frozenset[str]:
+    """The names of the files of a folder; none if it does not exist."""
+    try:
+        with os.scandir(folder) as found:
+            return frozenset(each.name for each in found if each.is_file())
+    except FileNotFoundError:
+        return frozenset()

@@ -21,6 +21,7 @@ from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.readings import ReadingRules
 from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, read_validated_json
 
 FEWEST_REGIONS, FEW_ANSWERS = 30, 10
@@ -130,7 +131,8 @@ def chosen_time(
 def fit_times(reviews: Path) -> FittedTimes:
     """Fit the working time to the answers of a review.
 
-    Answers that were given without sight of the model's mask, or drawn in another program, are other work and left out.
+    Answers that were given without sight of the model's mask, drawn in another program, or given by an adjudicator are
+    other work and left out.
 
     Args:
         reviews: The folder of the review.
@@ -140,11 +142,19 @@ def fit_times(reviews: Path) -> FittedTimes:
     """
     index, uploaded = reviews / REVIEW_NAME, set(_uploaded(reviews / _LOG))
     usable: list[_Answer] = []
-    others = {"of an earlier version": 0, "without sight of the model's mask": 0, "uploaded": 0}
+    others = {
+        "of an earlier version": 0,
+        "of the adjudicator": 0,
+        "without sight of the model's mask": 0,
+        "uploaded": 0,
+    }
+    rules = ReadingRules.of(reviews)
     for case, records in read_validated_json(index, _Index)["cases"].items():
         for expert, record in records.items():
             if "effort" not in record:
                 others["of an earlier version"] += 1
+            elif rules is not None and expert == rules.adjudicator:
+                others["of the adjudicator"] += 1
             elif record.get("blind_start"):
                 others["without sight of the model's mask"] += 1
             elif (expert, case) in uploaded:
