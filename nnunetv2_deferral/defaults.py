@@ -35,6 +35,9 @@ READING_MEASURES, MAX_DIFFERENCE = ("voxels", "dice"), 0.1
 SHIFT_KINDS = ("bias_field", "noise", "ghosting", "blur", "downsample", "gamma")
 """The kinds of synthetic shifts of images."""
 
+SHUFFLE = "shuffle"
+"""No shift that a scanner makes: an image without its structures, as a check."""
+
 OWN_DOMAIN = "ID"
 """The name of the domain that a model was trained in."""
 

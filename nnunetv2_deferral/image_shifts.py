@@ -1,7 +1,8 @@
 """Images as another scanner or protocol might have taken them: synthetic shifts, for tests of what depends on images.
 
 Level 1 is about what nnU-Net's augmentation shows a network in training, levels 2 and 3 are beyond it. Real images of
-another domain show more; synthetic shifts are repeatable and there is no end of them.
+another domain show more; synthetic shifts are repeatable and there is no end of them. A shuffled image is no shift but
+a check: what a model still does there does not come from the image.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
+from nnunetv2_deferral.defaults import SHUFFLE
 from nnunetv2_deferral.errors import InputError
 
 LEVELS = (1, 2, 3)
@@ -28,6 +30,7 @@ _BIAS = (0.3, 0.6, 1.0)  # largest coefficient of the polynomial
 _BIAS_ORDER = 3
 _GHOSTS, _GHOST_INTENSITY = 4, (0.3, 0.6, 0.9)
 _KEPT_CENTRE = 0.02  # share of the lines of k-space, in its centre, without ghosts
+_BLOCKS = (4, 16, None)  # along each axis; None for single voxels
 _THICK, _FEW = 2.0, 4  # axes with voxels larger than so many times the smallest, or so few, keep their resolution
 
 
@@ -119,6 +122,20 @@ def _ghosting(image: np.ndarray, level: int, _spacing: Sequence[float], generato
     return np.fft.ifft(spectrum * factors.reshape(along), axis=axis).real
 
 
+def _shuffle(image: np.ndarray, level: int, _spacing: Sequence[float], generator: np.random.Generator) -> np.ndarray:
+    """Blocks change places, with all their channels; what is left over at the ends of the axes stays."""
+    numbers = [min(size, _BLOCKS[level] or size) for size in image.shape[1:]]
+    edges = [size // number for size, number in zip(image.shape[1:], numbers, strict=True)]
+    whole = (slice(None), *(slice(number * edge) for number, edge in zip(numbers, edges, strict=True)))
+    found, axes = image.copy(), len(numbers)
+    split = [length for pair in zip(numbers, edges, strict=True) for length in pair]
+    order = [*range(1, 2 * axes, 2), 0, *range(2, 2 * axes + 1, 2)]  # (C, n, e, n, e, ...) to (n, n, ..., C, e, e, ...)
+    blocks = found[whole].reshape(-1, *split).transpose(order)
+    moved = generator.permutation(blocks.reshape(-1, *blocks.shape[axes:])).reshape(blocks.shape)
+    found[whole] = moved.transpose(np.argsort(order)).reshape(found[whole].shape)
+    return found
+
+
 SHIFTS: dict[str, _Shift] = {
     "bias_field": _bias_field,
     "noise": _noise,
@@ -126,4 +143,5 @@ SHIFTS: dict[str, _Shift] = {
     "blur": _blur,
     "downsample": _downsample,
     "gamma": _gamma,
+    SHUFFLE: _shuffle,
 }

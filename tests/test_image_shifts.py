@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunetv2_deferral.defaults import SHIFT_KINDS
+from nnunetv2_deferral.defaults import SHIFT_KINDS, SHUFFLE
 from nnunetv2_deferral.image_shifts import SHIFTS, shift_image
 
 SPACING = (3.0, 1.0, 1.0)
@@ -22,7 +22,7 @@ def shifted(image, kind, level, *, spacing=SPACING, seed=3):
 
 
 def test_the_kinds_are_those_of_the_command():
-    assert tuple(SHIFTS) == SHIFT_KINDS
+    assert tuple(SHIFTS) == (*SHIFT_KINDS, SHUFFLE)
 
 
 @pytest.mark.parametrize("kind", SHIFT_KINDS)
@@ -100,6 +100,27 @@ def test_ghosts_repeat_what_is_there_at_a_quarter_of_the_image():
     found = shifted(image, "ghosting", 3, spacing=(1.0, 1.0))[0, 0]
     ghost = found[10 + 16 : 14 + 16]
     assert np.abs(ghost).mean() > 2.5 * np.abs(found[18:24]).mean()
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((2, 12, 40, 37), SPACING), ((1, 32, 30), (1.0, 1.0)), ((1, 1, 9), (1, 1))]
+)
+def test_a_shuffled_image_has_all_its_voxels_with_their_channels_at_other_places(shape, spacing, level):
+    image = picture(shape)
+    before = image.copy()
+    found = shifted(image, SHUFFLE, level, spacing=spacing)
+    voxels, moved = (each.reshape(shape[0], -1) for each in (image, found))
+    assert np.array_equal(image, before) and found.shape == shape
+    assert sorted(zip(*voxels, strict=True)) == sorted(zip(*moved, strict=True))
+    assert (voxels != moved).mean() > 0.5
+    assert np.array_equal(found, shifted(image, SHUFFLE, level, spacing=spacing))
+
+
+def test_at_the_first_level_quarters_of_each_axis_are_shuffled():
+    image = np.arange(64 * 64, dtype=np.float32).reshape(1, 64, 64)
+    found = shifted(image, SHUFFLE, 1, spacing=(1.0, 1.0))[0].reshape(4, 16, 4, 16).transpose(0, 2, 1, 3)
+    assert np.array_equal(found - found[..., :1, :1], np.broadcast_to(image[0, :16, :16], (4, 4, 16, 16)))
 
 
 @pytest.mark.parametrize(

@@ -645,7 +645,8 @@ def shift() -> argparse.ArgumentParser:
     add("-i", metavar="IMAGES", type=Path, required=True, help="folder of images (<case>_0000)")
     add("-o", metavar="OUT", type=Path, required=True, help="new output folder")
     kinds = defaults.SHIFT_KINDS
-    add("-kinds", metavar="KIND", nargs="+", default=list(kinds), help=f"kinds of shifts. Default: {' '.join(kinds)}")
+    words = f"kinds of shifts, and {defaults.SHUFFLE} for images without their structures. Default: {' '.join(kinds)}"
+    add("-kinds", metavar="KIND", nargs="+", default=list(kinds), help=words)
     words = "strengths: 1 as in nnU-Net's augmentation, 2 and 3 beyond. Default: 1 2 3"
     add("-levels", metavar="L", type=int, nargs="+", default=[1, 2, 3], help=words)
     add("-seed", type=int, default=0, help="random seed. Default: %(default)s")

@@ -26,7 +26,7 @@ from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import check_file, read_itk, write_itk
-from nnunetv2_deferral.image_shifts import LEVELS, shift_image
+from nnunetv2_deferral.image_shifts import LEVELS, SHIFTS, shift_image
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 from nnunetv2_deferral.readings import ReadingRules
@@ -88,8 +88,8 @@ def shift_images(
     file = dataset_json or images.parent / "dataset.json"
     if not images.is_dir():
         raise InputError(f"the folder of images {images} does not exist")
-    if unknown := [kind for kind in kinds if kind not in SHIFT_KINDS]:
-        raise InputError(f"unknown shifts {', '.join(unknown)}; known are {', '.join(SHIFT_KINDS)}")
+    if unknown := [kind for kind in kinds if kind not in SHIFTS]:
+        raise InputError(f"unknown shifts {', '.join(unknown)}; known are {', '.join(SHIFTS)}")
     if wrong := [level for level in levels if level not in LEVELS]:
         raise InputError(f"levels must be among {', '.join(map(str, LEVELS))}, got {', '.join(map(str, wrong))}")
     check_processes(num_processes)
