@@ -13,8 +13,8 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 # From the ground up. A room may use any room of a lower layer, and its own modules as long as they form no circle.
 LAYERS = (
     ("errors", "defaults"),
-    ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "uncertainty", "head_place"),
-    ("schema", "image_files", "parts"),
+    ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "head_place"),
+    ("schema", "image_files", "parts", "uncertainty"),
     ("expert_sim", "routing", "geometry", "fusion", "readings"),
     ("experts", "evidence", "forecast"),
     ("cases", "decision", "dataset", "image_shifts"),

@@ -286,6 +286,21 @@ class BudgetStatistics:
         merged._deferrable = np.sum([part._deferrable for part in parts], axis=0)
         return merged
 
+    def rescored(self, scores: np.ndarray) -> BudgetStatistics:
+        """The statistics of another ranking, if the scores so far are whole numbers that stand for other scores.
+
+        Args:
+            scores: (n,), as for :meth:`update`: those that 0, ..., n - 1 stand for, n at most 8192 so that each has a
+                bin of its own.
+        """
+        before, after = score_bins(np.arange(scores.size)), score_bins(scores)
+        found = type(self)(self.regions, positive_only=self.positive_only)
+        found._num_voxels = self._num_voxels
+        np.add.at(found._deferrable, after, self._deferrable[before])
+        for name, case in self._cases.items():
+            found._cases[name] = _Case(case.own, *_sum_by_bin(after[np.searchsorted(before, case.bins)], case.changes))
+        return found
+
     def _fill(self, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For limits (M,) in voxels: the number of deferred voxels, the lowest deferred bin, and its fraction."""
         from_top = np.cumsum(self._deferrable[::-1])

@@ -15,8 +15,8 @@ import numpy as np
 
 from nnunetv2_deferral.defaults import OWN_DOMAIN
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import recovered_gain
-from nnunetv2_deferral.evaluation.rankings import ORACLE, Rankings
+from nnunetv2_deferral.evaluation.budgets import BudgetResult, recovered_gain
+from nnunetv2_deferral.evaluation.rankings import BEST_EXPERT, MAX_SOFTMAX, ORACLE, Rankings
 from nnunetv2_deferral.evaluation.reliability import MODEL, ReliabilityStatistics
 from nnunetv2_deferral.parts import in_order
 
@@ -74,8 +74,9 @@ def summarize_domain(
         `model_everywhere`, `system` and their difference; `kept_error`, the model's wrong voxels that nobody was asked
         about, divided by the reference's foreground (NaN without any); `ECE` of each head on the least certain voxels,
         calibrated if there is a calibration (None without routing probabilities); and `budgets`, for each ranking that
-        asks the chosen expert and each budget `budget`, `Dice`, the gain over the model alone (`gain`, with its
-        interval) and the share of the oracle's that is `recovered`.
+        asks the chosen expert, for 1 - max softmax with the expert who is best at that budget, and each budget
+        `budget`, `Dice`, the gain over the model alone (`gain`, with its interval) and the share of the oracle's that
+        is `recovered`.
     """
 
     def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -99,7 +100,10 @@ def summarize_domain(
 
 
 def _budget_rows(rankings: Rankings, budgets: Sequence[float], difference: Any) -> dict[str, list[dict[str, Any]]]:
-    results = {name: found for name, found in rankings.at([0.0, *budgets]).items() if _ALWAYS not in name}
+    everything = rankings.at([0.0, *budgets])
+    results = {name: found for name, found in everything.items() if _ALWAYS not in name}
+    if always := [found for name, found in everything.items() if name.startswith(f"{MAX_SOFTMAX}{_ALWAYS}")]:
+        results[BEST_EXPERT] = [max(found, key=_dice_or_least) for found in zip(*always, strict=True)]
     rows = {}
     for name, (without, *found) in results.items():
         rows[name] = [
@@ -112,6 +116,10 @@ def _budget_rows(rankings: Rankings, budgets: Sequence[float], difference: Any) 
             for each, oracle in zip(found, results[ORACLE][1:], strict=True)
         ]
     return rows
+
+
+def _dice_or_least(result: BudgetResult) -> float:
+    return -math.inf if math.isnan(result.foreground_mean) else result.foreground_mean
 
 
 def _calibration_errors(statistics: ReliabilityStatistics) -> dict[str, float | None]:

@@ -31,6 +31,7 @@ from nnunetv2_deferral.evaluation.overlap import Region
 from nnunetv2_deferral.evaluation.rankings import (
     CURVE_BUDGETS,
     ENTROPY,
+    ENTROPY_TIMES_DOUBT,
     LEARNED,
     MAX_SOFTMAX,
     ORACLE,
@@ -44,7 +45,7 @@ from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 from nnunetv2_deferral.evaluation.summary import REPLACED, SummaryStatistics
 from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.parts import in_order
-from nnunetv2_deferral.uncertainty import entropy, one_minus_max
+from nnunetv2_deferral.uncertainty import entropy, one_minus_max, times_doubt
 
 
 class Evaluation:
@@ -88,13 +89,19 @@ class Evaluation:
         self._has_routing: bool | None = None
 
     def update(
-        self, case: EvaluatedCase, domain: str | None = None, *, predicted_dice: Mapping[str, float] | None = None
+        self,
+        case: EvaluatedCase,
+        domain: str | None = None,
+        *,
+        group: str | None = None,
+        predicted_dice: Mapping[str, float] | None = None,
     ) -> None:
         """Add a case.
 
         Args:
             case: The case.
             domain: The domain that it belongs to, such as a hospital or a scanner; None if domains are not compared.
+            group: Its group, such as its patient, see :meth:`.Rankings.update`; None for the case by itself.
             predicted_dice: The Dice that was predicted for each of its classes, or None.
 
         Raises:
@@ -119,14 +126,16 @@ class Evaluation:
             case.reference, case.model, case.answers, case.route, self.experts, valid, case.system
         )
         scores = self._scores(prediction)
-        ranked = scores | sanity_scores(case.model, prediction.spacing)
+        ranked = scores | self._doubted(prediction, scores) | sanity_scores(case.model, prediction.spacing)
         for name, values in ranked.items():
-            self._histograms.setdefault(name, ScoreHistogram()).update(values, wrong, valid)
+            if name not in self._histograms:
+                self._histograms[name] = ScoreHistogram()
+            self._histograms[name].update(values, wrong, valid)
         self._update_cases(case, scores)
         if domain not in self._domains:
             self._domains[domain] = self._new_domain()
         found = self._domains[domain]
-        found.rankings.update(case, ranked)
+        found.rankings.update(case, ranked, group)
         found.cases[case.name] = int(np.count_nonzero(valid & (case.reference > 0)))
         self._update_reliability(case, found.reliability)
 
@@ -207,6 +216,7 @@ class Evaluation:
         own_rate = summary["deferral"]["rate"]
         budgets = list(budgets)
         everywhere = Domain.merged(list(self._domains.values()), cases)
+        histograms = self._histograms | everywhere.rankings.risk_histograms()
         return {
             **summary,
             "intervals": _intervals(dice, seed, draw)
@@ -216,7 +226,7 @@ class Evaluation:
             "curve": self._curve(everywhere.rankings),
             "risk_coverage": {
                 name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}
-                for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in self._histograms.items())
+                for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in histograms.items())
             },
             "failure_detection": self._failure_detection(
                 dict(zip(cases, _row_means(dice["model_everywhere"]), strict=True)), seed, draw
@@ -259,11 +269,18 @@ class Evaluation:
         if prediction.has("softmax"):
             scores[MAX_SOFTMAX] = one_minus_max(prediction.softmax, has_regions=self.has_regions)
             scores[ENTROPY] = entropy(prediction.softmax, has_regions=self.has_regions)
-        earlier = self._histograms.keys() - {NEAR_BORDER, NEAR_CENTRE}
+        earlier = self._histograms.keys() - {ENTROPY_TIMES_DOUBT, NEAR_BORDER, NEAR_CENTRE}
         if self._histograms and scores.keys() != earlier:
             differing = sorted(scores.keys() ^ earlier)
             raise InputError(f"case {prediction.name} and earlier cases do not all have {', '.join(differing)}")
         return scores
+
+    def _doubted(self, prediction: PredictedCase, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Entropy times the calibrated probability that the model is wrong; nothing without either of them."""
+        if ENTROPY not in scores or not prediction.has("routing"):
+            return {}
+        calibrator = None if self._heads is None else self._heads[0]
+        return {ENTROPY_TIMES_DOUBT: times_doubt(scores[ENTROPY], prediction.routing[0], calibrator)}
 
     def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
         for name, values in scores.items():

@@ -140,6 +140,7 @@ def _evaluate_one_by_one(
         evaluation.update(
             case,
             None if domains is None else str(domains[name]),
+            group=None if groups is None else str(groups[name]),
             predicted_dice=folder.index["cases"][name].get(PREDICTED_DICE),
         )
         if check is not None:

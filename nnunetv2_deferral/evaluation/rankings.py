@@ -1,19 +1,20 @@
 """All rankings of voxels that an evaluation compares at matched budgets: :class:`Rankings`.
 
 By the learned expected gain (where positive), by the probability map, by the model's 1 - max softmax and entropy (if
-its probabilities were saved), by two scores that know nothing of the image (:mod:`sanity`), and at random, each with
-the expert in the expert map; by the gain and by 1 - max softmax with always the same expert; by 1 - max softmax with
-the expert and the stopping point that were fitted, if they were; and the oracle, an upper bound of these. If answers
-are read as evidence, those of the learned ranking are, and the ranking is also scored with answers that replace labels
-(`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as evidence`). After earlier
-rounds of questions, all rankings start from their answers.
+its probabilities were saved), by entropy times the calibrated probability that the model is wrong (if routing
+probabilities were saved, too), by scores that know nothing of the image (:mod:`sanity` and :mod:`prior_errors`), and at
+random, each with the expert in the expert map; by the gain and by 1 - max softmax with always the same expert; by 1 -
+max softmax with the expert and the stopping point that were fitted, if they were; and the oracle, an upper bound of
+these. If answers are read as evidence, those of the learned ranking are, and the ranking is also scored with answers
+that replace labels (`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as
+evidence`). After earlier rounds of questions, all rankings start from their answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -24,10 +25,14 @@ from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evaluation.prior_errors import PriorErrors, prior_cells
+from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER
+from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
-MAX_SOFTMAX, ENTROPY = "max_softmax", "entropy"
-CONFIDENCE = f"{MAX_SOFTMAX}, fitted"
+MAX_SOFTMAX, ENTROPY, ENTROPY_TIMES_DOUBT = "max_softmax", "entropy", "entropy_times_doubt"
+CONFIDENCE, BEST_EXPERT = f"{MAX_SOFTMAX}, fitted", f"{MAX_SOFTMAX}, best expert"
+Found = TypeVar("Found")
 # Along a curve of Dice over budget, for the report.
 CURVE_BUDGETS = tuple(round(float(budget), 5) for budget in np.geomspace(0.001, 0.5, 28))
 
@@ -48,14 +53,17 @@ class Rankings:
         self._regions = tuple(regions)
         self._experts = tuple(experts)
         self._confidence = confidence
-        self._found: dict[str, BudgetStatistics | EvidenceBudgets | OracleStatistics] = {}
+        self._found: dict[str, Any] = {}
 
-    def update(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
+    def update(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray], group: str | None = None) -> None:
         """Add a case.
 
         Args:
             case: The case.
-            scores: By name, of the shape of the case, all scores but gain, random and oracle.
+            scores: By name, of the shape of the case, all scores but gain, random, oracle and those by errors of other
+                cases.
+            group: The group of the case, such as its patient, without whose errors it is scored; None for the case by
+                itself.
         """
         gain, expert = case.prediction.gain, case.prediction.expert
         asked = of_experts(case.answers, expert)
@@ -65,25 +73,38 @@ class Rankings:
             if MAX_SOFTMAX in scores:
                 read[f"{MAX_SOFTMAX}, as evidence"] = scores[MAX_SOFTMAX]
             for name, values in read.items():
-                found = self._found.setdefault(name, EvidenceBudgets(case.evidence, self._regions))
-                cast(EvidenceBudgets, found).update(case, values, expert)
-        rankings = {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()}
-        rankings[RANDOM] = (np.ones(case.route.shape, np.uint8), asked)
+                self._of(name, EvidenceBudgets, case.evidence, self._regions).update(case, values, expert)
+        self._rank(case, {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()})
+        for name, cells in prior_cells(case.model, scores[NEAR_BORDER]):
+            self._of(name, PriorErrors, self._regions).update(case, cells, asked, group or case.name)
+        rankings = {RANDOM: (np.ones(case.route.shape, np.uint8), asked)}
         for name, labels in zip(self._experts, case.answers, strict=True):
             rankings[f"{LEARNED}, always {name}"] = (gain, labels)
             if MAX_SOFTMAX in scores:
                 rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
-        for name, (values, answer) in rankings.items():
-            # Voxels without a gain would never be deferred.
-            positive_only = name.startswith(LEARNED)
-            statistics = self._found.setdefault(name, BudgetStatistics(self._regions, positive_only=positive_only))
-            cast(BudgetStatistics, statistics).update(
-                case.name, values, reference=case.reference, model=case.before, answer=answer, valid=case.valid
-            )
-        oracle = self._found.setdefault(ORACLE, OracleStatistics(self._regions))
-        cast(OracleStatistics, oracle).update(
+        self._rank(case, rankings)
+        self._of(ORACLE, OracleStatistics, self._regions).update(
             case.name, reference=case.reference, model=case.before, answers=case.answers, valid=case.valid
         )
+
+    def _rank(self, case: EvaluatedCase, rankings: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Add a case to rankings by scores of voxels, with the labels of those who would be asked."""
+        for name, (values, answer) in rankings.items():
+            # Voxels without a gain would never be deferred.
+            statistics = self._of(name, BudgetStatistics, self._regions, positive_only=name.startswith(LEARNED))
+            statistics.update(
+                case.name, values, reference=case.reference, model=case.before, answer=answer, valid=case.valid
+            )
+
+    def _of(self, name: str, kind: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
+        """The statistics of a ranking, made for the first case only, since they are large."""
+        if name not in self._found:
+            self._found[name] = kind(*arguments, **options)
+        return cast(Found, self._found[name])
+
+    def risk_histograms(self) -> dict[str, ScoreHistogram]:
+        """Numbers of voxels and of errors by score, of the rankings by errors of other cases."""
+        return {name: each.histogram() for name, each in self._found.items() if isinstance(each, PriorErrors)}
 
     def at(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
         """All rankings at budgets, also that of the confidence rule, which spends no more than its share."""

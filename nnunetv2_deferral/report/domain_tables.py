@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.domains import domains_in_order
-from nnunetv2_deferral.evaluation.rankings import CONFIDENCE, ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
+from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP
+from nnunetv2_deferral.evaluation.rankings import (
+    BEST_EXPERT,
+    CONFIDENCE,
+    ENTROPY,
+    ENTROPY_TIMES_DOUBT,
+    LEARNED,
+    MAX_SOFTMAX,
+    ORACLE,
+    RANDOM,
+)
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.report.evaluation_tables import ranking_name
 from nnunetv2_deferral.report.page import Table
@@ -15,8 +25,9 @@ from nnunetv2_deferral.report.statements import interval_text
 from nnunetv2_deferral.report.tables import DASH, per_cent_text, score_text, share_text, signed_text
 
 # Rankings that a learned one has to beat: they need no training for deferral.
-SIMPLE = (MAX_SOFTMAX, CONFIDENCE, ENTROPY, NEAR_BORDER, NEAR_CENTRE)
-_SHOWN = (LEARNED, *SIMPLE, RANDOM, ORACLE)
+SIMPLE = (MAX_SOFTMAX, CONFIDENCE, ENTROPY, MASK_ONLY, NEAR_BORDER, PRIOR_MAP, NEAR_CENTRE)
+# The first needs the learned heads, the second knows afterwards who was best: shown, but no measure of the learned one.
+_SHOWN = (LEARNED, *SIMPLE, ENTROPY_TIMES_DOUBT, BEST_EXPERT, RANDOM, ORACLE)
 _AT = 0.01  # the budget of the table, or the nearest one
 
 

@@ -42,7 +42,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
     model = summary["model_identity"]
     return Page(
         title=f"Evaluation of deferral: {model['dataset']}, {model['configuration']}",
-        headline=statements.headline(summary),
+        headline=f"{statements.headline(summary)} {statements.sanity(summary)}".strip(),
         introduction=statements.remarks(summary),
         sections=(
             _numbers(summary),

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.evaluation.kept_errors import outcome
+from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP
 from nnunetv2_deferral.evaluation.rankings import (
+    BEST_EXPERT,
     CONFIDENCE,
     ENTROPY,
+    ENTROPY_TIMES_DOUBT,
     LEARNED,
     MAX_SOFTMAX,
     ORACLE,
@@ -29,9 +32,13 @@ RANKING_NAMES = {
     PROBABILITY: "probability map (this model)",
     MAX_SOFTMAX: "model uncertainty (1 − max softmax)",
     CONFIDENCE: "model uncertainty, fitted expert and stopping point",
+    BEST_EXPERT: "model uncertainty, best expert in hindsight",
     ENTROPY: "model uncertainty (entropy)",
+    ENTROPY_TIMES_DOUBT: "entropy × (1 − calibrated confidence)",
     NEAR_BORDER: "distance to the predicted border alone",
     NEAR_CENTRE: "distance to the centre of the image alone",
+    MASK_ONLY: "class and distance to border, errors of other cases",
+    PRIOR_MAP: "position in the image, errors of other cases",
     RANDOM: "random",
     ORACLE: "oracle",
 }
@@ -41,6 +48,11 @@ _OTHERS = {
     CONFIDENCE: "max softmax with the expert and the stopping point that were best on validation cases",
     NEAR_BORDER: "distance to the predicted border, without the image",
     RANDOM: "random order",
+}
+# A learned ranking that is no better has learned nothing about images, or nothing that the model does not say anyway.
+_SANITY = {
+    ENTROPY: "the model's entropy",
+    MASK_ONLY: "predicted class and distance to the predicted border",
 }
 _ERROR_MODELS = {
     "independent": "independent errors of voxels",
@@ -130,6 +142,27 @@ def headline(summary: Mapping[str, Any]) -> str:
     if change["high"] < 0:
         return f"{_deferring(deferral)} lowered {how} ({change_text})."
     return f"{_deferring(deferral)} changed {how} ({change_text}): no gain was shown."
+
+
+def sanity(summary: Mapping[str, Any]) -> str:
+    """Whether the learned ranking beats the model's entropy and what the predicted mask alone says."""
+    learned = reference_row(summary, LEARNED)
+    if learned is None or math.isnan(learned["Dice"]):
+        return ""
+    rows = {name: reference_row(summary, name) for name in _SANITY}
+    differences = {name: row["learned_minus_this"] for name, row in rows.items() if row is not None}
+    beaten = [name for name, found in differences.items() if found["low"] > 0]
+    open_to = {name: found for name, found in differences.items() if name not in beaten}
+    if not differences:
+        return ""
+    at = f"At {share_text(learned['budget'])} of the voxels,"
+    if not open_to:
+        return f"{at} the learned ranking is better than {' and '.join(_SANITY[name] for name in beaten)}."
+    against = " or ".join(
+        f"{_SANITY[name]} (difference {interval_text(found, signed=True)})" for name, found in open_to.items()
+    )
+    also = f"; it is better than {_SANITY[beaten[0]]}" if beaten else ""
+    return f"{at} the learned ranking was not shown to beat {against}{also}."
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:

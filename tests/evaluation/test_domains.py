@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from close_to import assert_close
-from square_cases import CASES, DOMAINS
+from square_cases import CASES, DOMAINS, make_case
 
 from nnunetv2_deferral.evaluation.domains import domains_in_order
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
-from nnunetv2_deferral.evaluation.rankings import LEARNED, ORACLE
+from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP
+from nnunetv2_deferral.evaluation.rankings import BEST_EXPERT, LEARNED, ORACLE
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 
 BUDGETS = (0.02, 0.1)
@@ -41,13 +42,20 @@ def test_a_domain_is_as_its_cases_by_themselves(summary, name):
         assert found["Dice"][part] == alone["intervals"]["Dice"][part]
     heads = alone["reliability"]["heads"]
     assert found["ECE"] == {each: heads[each]["least_certain"]["before"]["ece"] for each in ("model", "ann", "bob")}
-    assert {LEARNED, ORACLE, NEAR_BORDER, NEAR_CENTRE, "random"} <= set(found["budgets"])
+    assert {LEARNED, ORACLE, NEAR_BORDER, NEAR_CENTRE, PRIOR_MAP, MASK_ONLY, "random"} <= set(found["budgets"])
     assert not any("always" in ranking for ranking in found["budgets"])
     for ranking, rows in found["budgets"].items():
         for row, expected in zip(rows, alone["budgets"][ranking], strict=False):
             assert row["budget"] == expected["budget"]
             assert row["Dice"] == pytest.approx(expected["Dice"])
             assert row["recovered"] == pytest.approx(expected["recovered"], nan_ok=True)
+
+
+def test_with_the_models_confidence_the_best_expert_of_each_budget_is_asked():
+    found = evaluated([make_case(number, 0.1, confident=0.8) for number in range(2)], ["ID", "ID"])
+    always = [found["budgets"][f"max_softmax, always {name}"][: len(BUDGETS)] for name in ("ann", "bob")]
+    best = [max(row["Dice"] for row in rows) for rows in zip(*always, strict=True)]
+    assert [row["Dice"] for row in found["domains"]["ID"]["budgets"][BEST_EXPERT]] == pytest.approx(best)
 
 
 def test_the_kept_error_is_of_voxels_that_nobody_was_asked_about(summary):

@@ -7,6 +7,7 @@ from page_reader import Reader
 from nnunetv2_deferral.report import statements
 from nnunetv2_deferral.report.evaluation_page import WITHOUT_IMAGES, evaluation_page, write_evaluation_page
 from nnunetv2_deferral.report.evaluation_tables import load_table, scores_table
+from nnunetv2_deferral.report.evaluation_text import evaluation_text
 from nnunetv2_deferral.report.page import render_page
 from nnunetv2_deferral.report.statements import headline, interval_text, limits, remarks
 from nnunetv2_deferral.report.strips import chosen_cases
@@ -148,6 +149,31 @@ def test_the_headline_says_plainly_whether_deferring_helped(make_summary, change
 def test_the_headline_of_a_model_that_defers_nothing(make_summary):
     text = headline(make_summary(rate=0))
     assert text.startswith("The model deferred nothing") and text.endswith("No gain was shown.")
+
+
+@pytest.mark.parametrize(
+    ("entropy", "mask", "said"),
+    [
+        (0.01, 0.02, "is better than the model's entropy and predicted class and distance"),
+        (0.01, -0.02, "was not shown to beat predicted class and distance to the predicted border (difference"),
+        (-0.01, 0.02, "was not shown to beat the model's entropy (difference"),
+        (-0.01, NAN, "was not shown to beat the model's entropy (difference"),
+    ],
+)
+def test_it_is_said_whether_the_learned_ranking_beats_entropy_and_what_the_mask_says(
+    make_summary, quick, entropy, mask, said
+):
+    summary = make_summary()
+    for name, low in (("entropy", entropy), ("mask_only", mask)):
+        difference = {"estimate": low + 0.01, "low": low, "high": low + 0.02}
+        summary["budgets"][name][-1]["learned_minus_this"] = difference
+    assert said in statements.sanity(summary)
+    assert said in read(summary).text
+    assert said in evaluation_text(summary | {"review": None})
+
+
+def test_without_any_dice_nothing_is_said_about_rankings(make_summary):
+    assert statements.sanity(make_summary(empty=True)) == ""
 
 
 def test_everything_deferred_is_said(make_summary):
