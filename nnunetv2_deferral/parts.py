@@ -79,6 +79,11 @@ class Part:
         return file
 
 
+def is_part(file: Path, output: Path) -> bool:
+    """Whether a file is what a part found, in the output folder of the command."""
+    return file.parent == output / FOLDER and _NAMED.fullmatch(file.name) is not None
+
+
 def read_parts(output: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
     """What all parts found, one after the other, in their order.
 

@@ -523,6 +523,7 @@ def query() -> argparse.ArgumentParser:
     add("-seed", type=int, default=0, help="seed of all random choices. Default: %(default)s")
     _add_dataset_json(parser)
     add("--overwrite", action="store_true", help="replace a round in the output folder")
+    _add_parts(parser)
     answered = parser.add_argument_group("studies in which the images are annotated already")
     words = (
         "also write the dataset DatasetXXX_Name of this and all -annotated rounds, as nnUNetv2_deferral_next_dataset"

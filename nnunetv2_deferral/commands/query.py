@@ -12,17 +12,46 @@ from typing import Any
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
 from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
-from nnunetv2_deferral.decision.effort import WorkTime, check_work_limits
+from nnunetv2_deferral.decision.effort import check_work_limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import versions
+from nnunetv2_deferral.parts import Part, read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.query.asking import Query, ask_gain, ask_probabilities, open_rounds
+from nnunetv2_deferral.query.asking import (
+    Query,
+    ask_gain,
+    ask_probabilities,
+    find_candidates,
+    open_rounds,
+    same_for_all_parts,
+)
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.next_dataset import check_new_dataset
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
 from nnunetv2_deferral.review.work_times import chosen_time
 
 ROWS_SHOWN = 10
+
+
+def query_part(
+    part: Part,
+    folders: Sequence[Path],
+    output: Path,
+    query: Query,
+    *,
+    annotated: Sequence[Path] = (),
+    dataset_json: Path | None = None,
+    overwrite: bool = False,
+    num_processes: int = 1,
+) -> Path:
+    """Write which boxes of a part of the cases may be asked about; returns the file.
+
+    The arguments are those of :func:`query_folders`.
+    """
+    check_output(output, overwrite=overwrite)
+    source, rounds = _open(folders, query, dataset_json), open_rounds(annotated)
+    found = find_candidates(source, query, rounds, part.cases(source.cases), num_processes=num_processes)
+    return part.write(found, output, same_for_all_parts(source, folders, query, rounds))
 
 
 def query_folders(
@@ -33,7 +62,8 @@ def query_folders(
     annotated: Sequence[Path] = (),
     dataset_json: Path | None = None,
     overwrite: bool = False,
-    time: WorkTime | None = None,
+    num_processes: int = 1,
+    merge: bool = False,
 ) -> dict[str, Any]:
     """Choose boxes and write them as a round.
 
@@ -45,7 +75,8 @@ def query_folders(
         annotated: The folders of earlier rounds.
         dataset_json: The dataset.json of the model; None for the one in the first folder.
         overwrite: Replace a round in `output`.
-        time: Working time of a box, for the strategy `gain`; None for the defaults.
+        num_processes: 1 runs in this process, more in as many spawned ones.
+        merge: Choose from what the parts in `output` found, which the round replaces.
 
     Returns:
         The content of query.json, see docs/reference/files.md.
@@ -54,17 +85,18 @@ def query_folders(
         InputError: For invalid input; nothing is then written.
     """
     check_output(output, overwrite=overwrite)
-    rounds = open_rounds(annotated)
-    names: tuple[str, ...] = ()
-    if query.how.reads == "gain":
-        if len(folders) != 1:
-            raise InputError(f"the strategy {query.strategy} reads the maps of one folder, got {len(folders)}")
-        maps = PredictionFolder.open(folders[0], dataset_json)
-        files, asked = maps.files, ask_gain(maps, query, rounds, time)
+    source, rounds = _open(folders, query, dataset_json), open_rounds(annotated)
+    if merge:
+        parts = read_parts(output, same_for_all_parts(source, folders, query, rounds))
+        candidates = [each for found in parts for each in found]
     else:
-        ensemble = Ensemble.open(folders, dataset_json)
-        files, asked = ensemble.files, ask_probabilities(ensemble, query, rounds)
-        names = files.class_names if query.how.by_class else ()
+        candidates = find_candidates(source, query, rounds, source.cases, num_processes=num_processes)
+    files = source.files
+    if isinstance(source, PredictionFolder):
+        asked = ask_gain(source, query, candidates)
+    else:
+        asked = ask_probabilities(source, query, candidates, rounds)
+    names = files.class_names if query.how.by_class else ()
     missing = dict(zip(names, asked.choice.missing, strict=True))
     content = {
         "strategy": query.strategy,
@@ -86,6 +118,15 @@ def query_folders(
         "versions": versions(),
     }
     return write_round(content, asked.regions, asked.predictions, files, output)
+
+
+def _open(folders: Sequence[Path], query: Query, dataset_json: Path | None) -> Ensemble | PredictionFolder:
+    """The predictions that a strategy reads."""
+    if query.how.reads != "gain":
+        return Ensemble.open(folders, dataset_json)
+    if len(folders) != 1:
+        raise InputError(f"the strategy {query.strategy} reads the maps of one folder, got {len(folders)}")
+    return PredictionFolder.open(folders[0], dataset_json)
 
 
 def summary(content: dict[str, Any], output: Path) -> str:
@@ -152,17 +193,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stride=None if given.stride is None else tuple(given.stride),
             max_minutes=given.max_minutes,
             per=given.per,
-        )
-        study = _study(given)
-        content = query_folders(
-            given.i,
-            given.o,
-            asked,
-            annotated=given.annotated,
-            dataset_json=given.djfile,
-            overwrite=given.overwrite,
             time=time,
         )
+        study, part = _study(given), parsers.part_of(given)
+        options = {
+            "annotated": given.annotated,
+            "dataset_json": given.djfile,
+            "overwrite": given.overwrite,
+            "num_processes": given.np,
+        }
+        if part.of > 1:
+            print(query_part(part, given.i, given.o, asked, **options))
+            return
+        content = query_folders(given.i, given.o, asked, merge=given.merge, **options)
         if fitted is not None:
             print(f"working time: {fitted}")
         print(summary(content, given.o))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles, same_cases
@@ -26,14 +28,18 @@ from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS, QUERY_UNITS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.forecast.features import predicted_classes
+from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.query.choice import Candidate, Choice, by_value, candidates_of, choose_boxes
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
 from nnunetv2_deferral.query.strategies import STRATEGIES, Strategy, maps_of
+from nnunetv2_deferral.text import fingerprint
 
 PATCH, _, CASE = QUERY_UNITS
+_DEFAULT_TIME = WorkTime()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Query:
         max_minutes: Working time for all boxes, only for the strategy `gain`, whose boxes have an estimated one; None
             for no limit.
         per: Of :data:`.QUERY_UNITS`. Only the strategy `gain` knows of regions, and only patches have a size.
+        time: Working time of a box, for the strategy `gain`.
 
     Raises:
         InputError: If a value is out of range.
@@ -67,6 +74,7 @@ class Query:
     stride: tuple[int, ...] | None = None
     max_minutes: float | None = None
     per: str = PATCH
+    time: WorkTime = _DEFAULT_TIME
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -96,6 +104,11 @@ class Query:
     def beta(self) -> float:
         """The inverse scale of the noise."""
         return self.how.beta(self.round_number, self.rounds)
+
+    def random(self, case: str | None = None) -> np.random.Generator:
+        """The generator of a case, the same at every order of cases; without one that of the choice among all."""
+        of_case = [] if case is None else [zlib.crc32(case.encode())]
+        return np.random.default_rng([self.seed, self.round_number, *of_case])
 
     def grid(self, prediction: PredictedCase) -> Grid:
         """The positions of boxes in a case.
@@ -135,40 +148,103 @@ class Asked:
     choice: Choice
 
 
-def ask_probabilities(ensemble: Ensemble, query: Query, annotated: Sequence[QueryRound] = ()) -> Asked:
+def find_candidates(
+    source: Ensemble | PredictionFolder,
+    query: Query,
+    annotated: Sequence[QueryRound],
+    cases: Sequence[str],
+    *,
+    num_processes: int = 1,
+) -> list[Candidate]:
+    """The boxes of some of the cases that may be asked about.
+
+    Those of a case do not depend on the other cases, so that candidates of parts of the cases can be put together.
+
+    Args:
+        source: The predictions; for the strategy `gain` those of a deferral model.
+        query: What to ask for.
+        annotated: Earlier rounds, whose boxes are not asked about again.
+        cases: The cases.
+        num_processes: 1 runs in this process, more in as many spawned ones.
+
+    Raises:
+        InputError: For files that cannot be read or do not match, and boxes that do not fit.
+    """
+    for each in annotated:
+        same_cases(f"cases of {each.folder} without a prediction", list(each.boxes), source.cases)
+    rounds = tuple(annotated)
+    work: Callable[[str], list[Candidate]] = (
+        partial(_score_gain, source, query, rounds)
+        if isinstance(source, PredictionFolder)
+        else partial(_score_probabilities, source, query, rounds)
+    )
+    return [each for found in map_cases(work, cases, num_processes, description="Scoring") for each in found]
+
+
+def same_for_all_parts(
+    source: Ensemble | PredictionFolder, folders: Sequence[Path], query: Query, annotated: Sequence[QueryRound]
+) -> dict[str, Any]:
+    """What all parts of a query must have in common, as JSON."""
+    decided = source.index["cases"] if isinstance(source, PredictionFolder) else list(source.cases)
+    return json.loads(json.dumps(asdict(query))) | {
+        "predictions": [str(folder) for folder in folders],
+        "cases": fingerprint(decided),
+        "annotated": {str(each.folder): fingerprint(each.boxes) for each in annotated},
+        "versions": versions(),
+    }
+
+
+def _score_probabilities(
+    ensemble: Ensemble, query: Query, annotated: Sequence[QueryRound], case: str
+) -> list[Candidate]:
+    found = ensemble.read(case)
+    by_class, overall = maps_of(query.strategy, found.probabilities, ensemble.files)
+    grid, taken = query.grid(found.prediction), _boxes_within(annotated, found.prediction)
+    return candidates_of(
+        case,
+        grid,
+        map(grid.means, by_class),
+        grid.means(overall),
+        number=query.number,
+        beta=query.beta,
+        random=query.random(case),
+        taken=taken,
+    )
+
+
+def _score_gain(folder: PredictionFolder, query: Query, annotated: Sequence[QueryRound], name: str) -> list[Candidate]:
+    case = folder.case(name)
+    files, taken = folder.files, _boxes_within(annotated, case)
+    if query.per != PATCH:
+        return list(_regions_of(case, query.per, files, query.time, taken))
+    grid = query.grid(case)
+    minutes = _minutes(grid.means(case.probability), grid.size, case, files, query.time)
+    # Sums of float64 leave tiny negative numbers where all is 0.
+    gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
+    found = candidates_of(
+        name, grid, [], gains, number=query.number, beta=query.beta, random=query.random(name), taken=taken
+    )
+    return [replace(each, minutes=_minutes_of_box(each.box, case, files, query.time)) for each in found]
+
+
+def ask_probabilities(
+    ensemble: Ensemble, query: Query, candidates: Sequence[Candidate], annotated: Sequence[QueryRound] = ()
+) -> Asked:
     """Choose boxes by a strategy that reads probabilities.
 
     Args:
         ensemble: The predictions.
         query: What to ask for.
-        annotated: Earlier rounds, whose boxes are not asked about again. A first round without any is a start set, see
-            :func:`.choose_boxes`.
+        candidates: Those of all cases, see :func:`find_candidates`.
+        annotated: Earlier rounds. A first round without any is a start set, see :func:`.choose_boxes`.
 
     Raises:
-        InputError: For files that cannot be read or do not match, boxes that do not fit, and more boxes than there is
-            room for.
+        InputError: For files that cannot be read, and more boxes than there is room for.
     """
     files, names = ensemble.files, ensemble.files.class_names
-    random = np.random.default_rng([query.seed, query.round_number])
-    _check_rounds(annotated, ensemble.cases)
-    candidates: list[Candidate] = []
-    for case in tqdm(ensemble.cases, desc="Scoring", unit="case"):
-        found = ensemble.read(case)
-        by_class, overall = maps_of(query.strategy, found.probabilities, files)
-        grid, taken = query.grid(found.prediction), _boxes_within(annotated, found.prediction)
-        candidates += candidates_of(
-            case,
-            grid,
-            map(grid.means, by_class),
-            grid.means(overall),
-            number=query.number,
-            beta=query.beta,
-            random=random,
-            taken=taken,
-        )
     classes = len(names) if query.how.by_class else 0
     start = bool(classes) and query.round_number == 0 and not annotated
-    choice = choose_boxes(candidates, number=query.number, classes=classes, random=random, start=start)
+    choice = choose_boxes(candidates, number=query.number, classes=classes, random=query.random(), start=start)
 
     def described(case: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
         found = ensemble.read(case)
@@ -183,9 +259,7 @@ def ask_probabilities(ensemble: Ensemble, query: Query, annotated: Sequence[Quer
     return _described(choice, described)
 
 
-def ask_gain(
-    folder: PredictionFolder, query: Query, annotated: Sequence[QueryRound] = (), time: WorkTime | None = None
-) -> Asked:
+def ask_gain(folder: PredictionFolder, query: Query, candidates: Sequence[Candidate]) -> Asked:
     """Choose the boxes with the highest expected gain per minute, by the maps of a deferral model.
 
     With a limit of minutes, a box that no longer fits is skipped, shorter ones after it may still be chosen, and boxes
@@ -197,37 +271,15 @@ def ask_gain(
     Args:
         folder: The predictions.
         query: What to ask for.
-        annotated: See :func:`ask_probabilities`.
-        time: Working time of a box; None for the defaults.
+        candidates: See :func:`ask_probabilities`.
 
     Raises:
         InputError: See :func:`ask_probabilities`; also if no box fits in the minutes.
     """
-    working = time or WorkTime()
-    random = np.random.default_rng([query.seed, query.round_number])
-    _check_rounds(annotated, folder.cases)
-    candidates: list[Candidate] = []
-    work: list[float] = []
-    for name in tqdm(folder.cases, desc="Scoring", unit="case"):
-        case = folder.case(name)
-        taken = _boxes_within(annotated, case)
-        if query.per != PATCH:
-            for candidate, minutes_of_one in _regions_of(case, query.per, folder.files, working, taken):
-                candidates.append(candidate)
-                work.append(minutes_of_one)
-            continue
-        grid = query.grid(case)
-        minutes = _minutes(grid.means(case.probability), grid.size, case, folder.files, working)
-        # Sums of float64 leave tiny negative numbers where all is 0.
-        gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
-        found = candidates_of(name, grid, [], gains, number=query.number, beta=query.beta, random=random, taken=taken)
-        candidates += found
-        work += [_minutes_of_box(each.box, case, folder.files, working) for each in found]
     if query.max_minutes is None:
-        choice = choose_boxes(candidates, number=query.number, classes=0, random=random)
+        choice = choose_boxes(candidates, number=query.number, classes=0, random=query.random())
     else:
-        choice = _within_minutes(candidates, work, query.number, query.max_minutes)
-    minutes_of = {(each.case, each.box): minutes for each, minutes in zip(candidates, work, strict=True)}
+        choice = _within_minutes(candidates, query.number, query.max_minutes)
 
     def described(name: str, boxes: Sequence[Candidate]) -> tuple[PredictedCase, list[dict[str, Any]]]:
         case, rows = folder.case(name), []
@@ -235,7 +287,7 @@ def ask_gain(
             gain, expert = case.gain[each.box.slices], case.expert[each.box.slices]
             parts = np.bincount(expert.reshape(-1), weights=gain.reshape(-1), minlength=len(folder.experts) + 1)[1:]
             who = folder.experts[int(parts.argmax())]
-            minutes = minutes_of[name, each.box]
+            minutes = each.minutes or 0.0  # boxes of this strategy have a working time
             total = float(gain.sum(dtype=np.float64))
             why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
             rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
@@ -292,7 +344,7 @@ def _minutes(
 
 def _regions_of(
     case: PredictedCase, per: str, files: DatasetFiles, time: WorkTime, taken: Sequence[Box]
-) -> Iterator[tuple[Candidate, float]]:
+) -> Iterator[Candidate]:
     """The boxes of the deferred regions of a case, or the whole case if any is, with the minutes of their regions.
 
     Boxes overlap neither each other nor those that are taken; of those that overlap, the best stays.
@@ -308,13 +360,13 @@ def _regions_of(
         box = Box(tuple(each.start for each in place), tuple(each.stop for each in place))
         if (score := float(case.gain[place].sum(dtype=np.float64)) / minutes) > 0:
             found.append(
-                (Candidate(case=case.name, box=box, by_class=None, score=score, value=math.log(score)), minutes)
+                Candidate(case=case.name, box=box, by_class=None, score=score, value=math.log(score), minutes=minutes)
             )
     kept = list(taken)
-    for candidate, minutes in sorted(found, key=lambda pair: by_value(pair[0])):
+    for candidate in sorted(found, key=by_value):
         if not any(candidate.box.overlaps(other) for other in kept):
             kept.append(candidate.box)
-            yield candidate, minutes
+            yield candidate
 
 
 def _minutes_of_box(box: Box, case: PredictedCase, files: DatasetFiles, time: WorkTime) -> float:
@@ -323,22 +375,16 @@ def _minutes_of_box(box: Box, case: PredictedCase, files: DatasetFiles, time: Wo
     return float(_minutes(mean, size, case, files, time).item())
 
 
-def _within_minutes(candidates: Sequence[Candidate], work: Sequence[float], number: int, most: float) -> Choice:
-    """The boxes that the minutes are best spent on, of candidates with these minutes."""
-    useful = [pair for pair in zip(candidates, work, strict=True) if pair[0].score > 0]
-    useful.sort(key=lambda pair: by_value(pair[0]))
-    minutes = np.array([each for _, each in useful])
+def _within_minutes(candidates: Sequence[Candidate], number: int, most: float) -> Choice:
+    """The boxes that the minutes are best spent on."""
+    useful = sorted((each for each in candidates if each.score > 0), key=by_value)
+    minutes = np.array([each.minutes for each in useful], dtype=np.float64)
     ranks = -np.arange(len(useful), dtype=np.float64)
     chosen = best_within_limits(ranks, minutes, max_regions=number, max_minutes=most)
     if not chosen:
         least = f"the shortest takes {minutes.min():.2g}" if useful else "nothing is to be gained anywhere"
         raise InputError(f"no box fits in {most:g} minutes: {least}")
-    return Choice(tuple(useful[place][0] for place in chosen), ())
-
-
-def _check_rounds(rounds: Sequence[QueryRound], cases: Sequence[str]) -> None:
-    for each in rounds:
-        same_cases(f"cases of {each.folder} without a prediction", list(each.boxes), cases)
+    return Choice(tuple(useful[place] for place in chosen), ())
 
 
 def _boxes_within(rounds: Sequence[QueryRound], prediction: PredictedCase) -> tuple[Box, ...]:

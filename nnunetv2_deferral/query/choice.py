@@ -42,6 +42,7 @@ class Candidate:
         by_class: The place of the class by whose map it was found, None for the map over all classes.
         score: The mean of this map over the box.
         value: The noisy score, by which candidates are sorted.
+        minutes: The working time of the box, with the strategy `gain`; else None.
     """
 
     case: str
@@ -49,6 +50,7 @@ class Candidate:
     by_class: int | None
     score: float
     value: float
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)

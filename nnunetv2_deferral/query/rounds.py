@@ -18,6 +18,7 @@ from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, read_json, write_json
+from nnunetv2_deferral.parts import is_part
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.schema import Count, Text, read_validated_json, validate
 from nnunetv2_deferral.worklist.items import to_world
@@ -93,7 +94,7 @@ def boxes_of_rounds(rounds: Iterable[QueryRound], case: str) -> tuple[Box, ...]:
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that a round cannot be written to.
+    """Refuse a folder that a round cannot be written to; what parts found there is replaced by the round.
 
     Raises:
         InputError: If the folder has files and `overwrite` is not set, or has files that are not of a round.
@@ -102,7 +103,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise InputError(f"{output} is a file; choose another folder (-o)")
-    present = sorted(file for file in output.rglob("*") if not file.is_dir())
+    present = sorted(file for file in output.rglob("*") if not file.is_dir() and not is_part(file, output))
     if present and not overwrite:
         raise InputError(f"{output} is not empty; choose another folder (-o) or replace the round (--overwrite)")
     if present:

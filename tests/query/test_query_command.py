@@ -227,6 +227,65 @@ def test_a_round_is_replaced_only_if_asked_for_and_only_a_round(tmp_path, capsys
     assert "has files but no query.json" in capsys.readouterr().err
 
 
+class TestParts:
+    """Cases in several processes or jobs."""
+
+    @pytest.mark.parametrize("strategy", ["claspe", "random_foreground", "gain"])
+    def test_merged_parts_are_the_round_of_a_single_call(self, tmp_path, capsys, strategy):
+        folders = write_ensemble(tmp_path)
+        if strategy == "gain":
+            write_prediction(tmp_path / "in")
+            folders = [tmp_path / "in"]
+        more = ("-strategy", strategy, "-seed", 3)
+        single = ask(tmp_path, folders, "single", *more, n=4)
+        words = [str(word) for word in ("-i", *folders, "-o", tmp_path / "round", "-n", 4, *BOX, *more)]
+        for number in (3, 0, 2, 1):  # one more than cases
+            main([*words, "-num_parts", "4", "-part_id", str(number)])
+        assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "round" / "parts" / "part_1_of_4.pkl.gz")
+        assert ask(tmp_path, folders, "round", *more, "--merge", n=4) == single
+        assert not (tmp_path / "round" / "parts").exists()
+
+    @pytest.mark.slow
+    def test_several_processes_choose_as_one(self, tmp_path):
+        folders = write_ensemble(tmp_path)
+        assert ask(tmp_path, folders, "several", "-np", 2) == ask(tmp_path, folders, "single")
+
+    def test_a_round_stays_until_its_parts_are_merged(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+        before = ask(tmp_path, folders)
+        words = [str(word) for word in ("-i", *folders, "-o", tmp_path / "round", "-n", 12, *BOX, "-seed", 5)]
+        with pytest.raises(SystemExit):
+            main([*words, "-num_parts", "2", "-part_id", "0"])
+        assert "is not empty" in capsys.readouterr().err
+        for number in (0, 1):
+            main([*words, "--overwrite", "-num_parts", "2", "-part_id", str(number)])
+        assert json.loads((tmp_path / "round" / "query.json").read_text()) == before
+        assert ask(tmp_path, folders, "round", "--overwrite", "-seed", 5, "--merge")["seed"] == 5
+
+    def test_parts_that_are_missing_damaged_or_of_another_query_are_named(self, tmp_path, capsys):
+        folders = write_ensemble(tmp_path)
+
+        def refusal(*more):
+            with pytest.raises(SystemExit) as ended:
+                ask(tmp_path, folders, "round", *more)
+            assert ended.value.code == 2
+            return capsys.readouterr().err.splitlines()[-1]
+
+        words = [str(word) for word in ("-i", *folders, "-o", tmp_path / "round", "-n", 12, *BOX)]
+        assert "parts has no parts" in refusal("--merge")
+        main([*words, "-num_parts", "2", "-part_id", "0"])
+        assert "lacks 1 of 2 parts: 1" in refusal("--merge")
+        main([*words, "-num_parts", "2", "-part_id", "1"])
+        assert "part_0_of_2.pkl.gz was made with other arguments than are given now (seed is 0" in refusal(
+            "--merge", "-seed", 1
+        )
+        file = tmp_path / "round" / "parts" / "part_1_of_2.pkl.gz"
+        file.write_bytes(file.read_bytes()[:-20])
+        assert f"{file} cannot be read" in refusal("--merge")
+        assert "--merge puts all parts together" in refusal("--merge", "-num_parts", 2)
+        assert "of 2 parts, the number of one is 0 to 1" in refusal("-num_parts", 2, "-part_id", 2)
+
+
 class TestRefused:
     """Each with exit code 2, one line that names the fault, and nothing written."""
 
