@@ -23,6 +23,7 @@ from nnunetv2_deferral.text import differences, listed
 Value = TypeVar("Value")
 
 FOLDER = "parts"
+_PIECES_PER_PROCESS = 4
 _NAMED = re.compile(r"part_(\d+)_of_(\d+)\.pkl\.gz")
 # What pickles of arrays name; NumPy 2 renamed `core`.
 _ARRAYS = {
@@ -57,7 +58,7 @@ class Part:
         if not 0 <= self.number < self.of:
             raise InputError(f"of {self.of} parts, the number of one is 0 to {self.of - 1}, got {self.number}")
 
-    def cases(self, cases: Sequence[str]) -> tuple[str, ...]:
+    def cases(self, cases: Sequence[Value]) -> tuple[Value, ...]:
         """Its cases; none if there are fewer cases than parts."""
         return tuple(cases[self.number :: self.of])
 
@@ -77,6 +78,18 @@ class Part:
         with written_whole(file.parent) as scratch, gzip.open(scratch / file.name, "wb", compresslevel=1) as stream:
             pickle.dump({"arguments": dict(arguments), "content": content}, stream)
         return file
+
+
+def pieces(cases: Sequence[Value], num_processes: int) -> list[tuple[Value, ...]]:
+    """The cases shared out for several processes; all in one piece for one process.
+
+    There are more pieces than processes, since cases differ in size, but not one for each case, since what is found in
+    them may be large.
+    """
+    if min(num_processes, len(cases)) <= 1:
+        return [tuple(cases)]
+    number = min(len(cases), num_processes * _PIECES_PER_PROCESS)
+    return [Part(number=place, of=number).cases(cases) for place in range(number)]
 
 
 def is_part(file: Path, output: Path) -> bool:

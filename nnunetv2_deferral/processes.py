@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -65,7 +65,7 @@ def map_cases(
     Yields:
         The results, in the order of the cases. An exception of `work` is raised here and cancels pending cases.
     """
-    with tqdm(total=sum(map(size, cases)), desc=description, unit="case") as bar, ExitStack() as stack:
+    with ExitStack() as stack:
         if min(num_processes, len(cases)) <= 1:
             results: Iterator[Result] = map(work, cases)
         else:
@@ -74,6 +74,60 @@ def map_cases(
             pool = ProcessPoolExecutor(number, spawn, initializer=_begin, initargs=(work, initializer))
             stack.callback(pool.shutdown, cancel_futures=True)
             results = pool.map(_apply, cases)
+        yield from _shown(results, cases, description, size)
+
+
+class Workers:
+    """Processes for several calls, because they take seconds to start: a context, at whose end they end.
+
+    A pickled copy has one process.
+    """
+
+    def __init__(self, number: int = 1) -> None:
+        """Start nothing yet.
+
+        Args:
+            number: 1 runs in this process, more in as many spawned ones.
+
+        Raises:
+            InputError: If the number is less than 1.
+        """
+        check_processes(number)
+        self.number = number
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Workers, ()
+
+    def map(
+        self,
+        work: Callable[[Case], Result],
+        cases: Sequence[Case],
+        *,
+        description: str,
+        size: Callable[[Case], int] = lambda case: 1,
+    ) -> Iterator[Result]:
+        """As :func:`map_cases`, in these processes; the function is sent with each case."""
+        results: Iterator[Result] = map(work, cases)
+        if min(self.number, len(cases)) > 1:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"))
+            results = self._pool.map(work, cases)
+        yield from _shown(results, cases, description, size)
+
+
+def _shown(
+    results: Iterable[Result], cases: Sequence[Case], description: str, size: Callable[[Case], int]
+) -> Iterator[Result]:
+    """The results, with a progress bar."""
+    with tqdm(total=sum(map(size, cases)), desc=description, unit="case") as bar:
         for case, result in zip(cases, results, strict=True):
             bar.update(size(case))
             yield result

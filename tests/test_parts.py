@@ -9,7 +9,7 @@ import pytest
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
-from nnunetv2_deferral.parts import Part, in_order, read_parts
+from nnunetv2_deferral.parts import Part, in_order, pieces, read_parts
 
 CASES = ("a", "b", "c", "d", "e")
 
@@ -29,6 +29,14 @@ def test_each_case_is_in_one_part_as_nnunet_shares_them_out():
 def test_numbers_out_of_range_are_refused(number, of):
     with pytest.raises(InputError, match=rf"got {of if of < 1 else number}$"):
         Part(number=number, of=of)
+
+
+@pytest.mark.parametrize(("number", "processes", "expected"), [(9, 1, 1), (1, 4, 1), (9, 2, 8), (3, 2, 3), (0, 2, 1)])
+def test_pieces_for_processes_have_each_case_once(number, processes, expected):
+    cases = [f"case_{place}" for place in range(number)]
+    found = pieces(cases, processes)
+    assert len(found) == expected
+    assert sorted(case for piece in found for case in piece) == cases
 
 
 def test_what_parts_found_is_read_in_their_order(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
@@ -80,17 +81,8 @@ def certify(
         if each.budget is not None and each.capacities is None and each.min_region_mm is None
     }
     over, budgets = (DATASET, sorted(thresholds, reverse=True)) if thresholds else (CASE, list(BUDGETS))
-    errors = KeptErrors()
-    for case in tqdm(cases, total=len(cases.cases), desc="Certifying", unit="case"):
-        gains = predicted_gains(cases, case.prediction, calibration.heads, calibration.evidence)
-        routes = [
-            route_by_thresholds(gains, np.array(thresholds[budget]))
-            if over == DATASET
-            else route_within_limits(gains, budget=budget, capacities=None)
-            for budget in budgets
-        ]
-        gain = np.maximum(gains.max(0), 0)
-        errors.update(cases.group(case.name), case, gain, np.stack(routes) > 0)
+    at = [(budget, thresholds.get(budget)) for budget in budgets]
+    errors = KeptErrors.merged(cases.map(partial(_kept_errors, cases, calibration, at), "Certifying"))
     found = errors.values(errors.median_foreground)
     violations = [int(number) for number in (found > kept_error).sum(1)]
     groups = found.shape[1]
@@ -126,6 +118,25 @@ def certify(
             scores=errors.scores,
         )
     return replace(calibration, certificate=certificate, report={**calibration.report, "certification": report})
+
+
+def _kept_errors(
+    cases: ValidationCases,
+    calibration: ModelCalibration,
+    at: Sequence[tuple[float, Sequence[float] | None]],
+    pair: tuple[int, str],
+) -> KeptErrors:
+    """The kept errors of a case at budgets with thresholds, or with None at budgets of each case."""
+    case, found = cases.read(*pair), KeptErrors()
+    gains = predicted_gains(cases, case.prediction, calibration.heads, calibration.evidence)
+    routes = [
+        route_within_limits(gains, budget=budget, capacities=None)
+        if thresholds is None
+        else route_by_thresholds(gains, np.array(thresholds))
+        for budget, thresholds in at
+    ]
+    found.update(cases.group(case.name), case, np.maximum(gains.max(0), 0), np.stack(routes) > 0)
+    return found
 
 
 def _earlier_attempts(cases: ValidationCases) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
 
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
@@ -31,6 +34,18 @@ class ConfidenceFit:
                 statistics.update(
                     case.name, scores, reference=case.reference, model=case.model, answer=answer, valid=case.valid
                 )
+
+    @classmethod
+    def merged(cls, parts: Sequence[ConfidenceFit], cases: Sequence[str]) -> ConfidenceFit:
+        """What was accumulated over the cases of all parts, which are these, in this order."""
+        merged = copy(parts[0])
+        if len(parts) > 1:
+            every: dict[str, list[Any]] = {name: [part._every[name] for part in parts] for name in merged._every}
+            merged._every = {
+                name: None if found[0] is None else BudgetStatistics.merged(found, cases)
+                for name, found in every.items()
+            }
+        return merged
 
     def rule(self) -> ConfidenceRule:
         """The expert and the share of voxels with the highest mean Dice.

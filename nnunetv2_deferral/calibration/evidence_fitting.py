@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ _LATER = Policy(rounds=4, most=2)
 _RIDGE_PRIOR, _RIDGE_NEIGHBOURHOOD = 1e-5, 1e-4  # per voxel
 _EASY = 6.0  # logits beyond which a right prediction is easy
 _MAX_EASY, _MAX_HARD = 40_000, 2_000_000  # voxels that the prior is fitted on
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # features, whether inside, weight
 _UNCHANGED = (0.0, 1.0, *[0.0] * (len(SMOOTHING) - 1))  # the prior is the model's probability
 
 
@@ -52,16 +55,27 @@ def fit_prior(
         voxel_size: The size of a voxel, in the unit of spacings.
         seed: Seed of the samples.
     """
-    generator = np.random.default_rng(seed)
-    rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in structures.members]
-    for case in cases:
-        inside, truth = structures.probabilities(case.prediction.softmax), structures.contain(case.reference)
-        for structure, found in enumerate(rows):
-            smoothed = smoothed_logits(inside[structure], case.prediction.spacing, voxel_size)
-            features = np.stack([each[case.valid] for each in smoothed], axis=1)
-            found.append(_sample(features, truth[structure][case.valid], number, generator))
+    return _prior_of([_prior_rows(case, number, structures, voxel_size, seed) for case in cases], voxel_size)
+
+
+def _prior_rows(
+    case: EvaluatedCase, number: int, structures: Structures, voxel_size: float, seed: int = 0
+) -> list[_Rows]:
+    """For each structure what the prior is fitted on in a case, the same at any order of cases."""
+    generator = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+    inside, truth = structures.probabilities(case.prediction.softmax), structures.contain(case.reference)
+    rows = []
+    for structure in range(len(structures.members)):
+        smoothed = smoothed_logits(inside[structure], case.prediction.spacing, voxel_size)
+        features = np.stack([each[case.valid] for each in smoothed], axis=1)
+        rows.append(_sample(features, truth[structure][case.valid], number, generator))
+    return rows
+
+
+def _prior_of(rows: Sequence[Sequence[_Rows]], voxel_size: float) -> Prior:
+    """The prior, given for each case and structure what it is fitted on."""
     weights = []
-    for found in rows:
+    for found in zip(*rows, strict=True):
         features, truth, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
         weights.append(_logistic(features, truth, weight, ridge=_RIDGE_PRIOR, otherwise=_UNCHANGED))
     return Prior(tuple(weights), voxel_size)
@@ -160,6 +174,7 @@ def fit_gated_evidence(
     if len(groups) < 2 * _PARTS:
         reason = f"it requires at least {2 * _PARTS} cases (patients), got {len(groups)}"
         return None, {"kept": False, "reason": reason, "budgets": []}
+    finest = dict(zip(cases.cases, cases.map(partial(_finest, cases), "Evidence: sizes of voxels"), strict=True))
     dice: dict[tuple[str, float], list[float]] = {}
     asked: dict[tuple[str, float], int] = {}
     voxels = 0
@@ -167,8 +182,8 @@ def fit_gated_evidence(
         held_back = set(groups[part::_PARTS])
         others = [pair for pair in cases.cases if cases.group(pair[1]) not in held_back]
         own = [pair for pair in cases.cases if cases.group(pair[1]) in held_back]
-        model, seen = _fit_on(cases, others, structures, heads, exchangeable=exchangeable)
-        unseen = [_answered(cases, pair, structures, model.prior, heads) for pair in own]
+        model, seen = _fit_on(cases, others, structures, heads, finest, exchangeable=exchangeable)
+        unseen = _answered_cases(cases, own, structures, model.prior, heads)
         voxels += sum(case.num_voxels for case, _ in unseen)
         available = np.array(cases.settings.available)
         values = [[_values(model, case, available) for case, _ in each] for each in (seen, unseen)]
@@ -194,7 +209,7 @@ def fit_gated_evidence(
     if worse:
         report["reason"] = f"at {', '.join(worse)} it was worse on patients held back"
         return None, report
-    model, _ = _fit_on(cases, cases.cases, structures, heads, exchangeable=exchangeable)
+    model, _ = _fit_on(cases, cases.cases, structures, heads, finest, exchangeable=exchangeable)
     return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.experts))), report
 
 
@@ -234,20 +249,42 @@ def _fit_on(
     pairs: Sequence[tuple[int, str]],
     structures: Structures,
     heads: Sequence[Calibrator],
+    finest: Mapping[tuple[int, str], float],
     *,
     exchangeable: bool,
 ) -> tuple[EvidenceModel, list[_Answered]]:
-    """Fit a model on some of the cases; also returns these."""
-    size = float(np.median([min(cases.prediction(*pair).spacing) for pair in pairs]))
-    prior = fit_prior((cases.read(*pair) for pair in pairs), len(pairs), structures, voxel_size=size)
-    seen = [_answered(cases, pair, structures, prior, heads) for pair in pairs]
+    """Fit a model on some of the cases, given the smallest edge of a voxel of each; also returns these cases."""
+    size = float(np.median([finest[pair] for pair in pairs]))
+    rows = cases.map(partial(_read_prior_rows, cases, len(pairs), structures, size), "Evidence: prior", pairs)
+    prior = _prior_of([*rows], size)
+    seen = _answered_cases(cases, pairs, structures, prior, heads)
     names = cases.experts.names
     model = fit_evidence([case for case, _ in seen], prior, structures, names, exchangeable=exchangeable)
     return model, seen
 
 
+def _finest(cases: ValidationCases, pair: tuple[int, str]) -> float:
+    return min(cases.prediction(*pair).spacing)
+
+
+def _read_prior_rows(
+    cases: ValidationCases, number: int, structures: Structures, voxel_size: float, pair: tuple[int, str]
+) -> list[_Rows]:
+    return _prior_rows(cases.read(*pair), number, structures, voxel_size)
+
+
+def _answered_cases(
+    cases: ValidationCases,
+    pairs: Sequence[tuple[int, str]],
+    structures: Structures,
+    prior: Prior,
+    heads: Sequence[Calibrator],
+) -> list[_Answered]:
+    return [*cases.map(partial(_answered, cases, structures, prior, heads), "Evidence: answers", pairs)]
+
+
 def _answered(
-    cases: ValidationCases, pair: tuple[int, str], structures: Structures, prior: Prior, heads: Sequence[Calibrator]
+    cases: ValidationCases, structures: Structures, prior: Prior, heads: Sequence[Calibrator], pair: tuple[int, str]
 ) -> _Answered:
     case = cases.read(*pair)
     gains = predicted_gains(cases, case.prediction, heads, None)

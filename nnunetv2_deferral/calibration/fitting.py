@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunetv2_deferral.calibration.confidence_fitting import ConfidenceFit
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.forecast_fitting import ForecastFit
-from nnunetv2_deferral.calibration.region_thresholds import thresholds_for_regions
+from nnunetv2_deferral.calibration.region_thresholds import Trial, routed_voxels, thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
@@ -29,10 +29,91 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
 from nnunetv2_deferral.files import read_json, without_nan, write_json
+from nnunetv2_deferral.installed import versions
+from nnunetv2_deferral.parts import in_order
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import STOCK_KEY
+from nnunetv2_deferral.text import fingerprint
 
 _PARTS = 5  # of the groups, held back in turn to check calibrators
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstReading:
+    """What is needed of each case before anything is fitted.
+
+    Attributes:
+        heads: The statistics of the J + 1 heads, without voxels for the paper's objective.
+        confidence: What the rule of the model's own confidence is chosen by.
+        forecast: What forests are fitted on that predict the Dice; None if there are to be none.
+    """
+
+    heads: Sequence[HeadStatistics]
+    confidence: ConfidenceFit
+    forecast: ForecastFit | None
+
+    @classmethod
+    def merged(cls, parts: Sequence[FirstReading], cases: ValidationCases) -> FirstReading:
+        """What was found in all parts, equal up to rounding to what is found in all these cases."""
+        forecasts = [part.forecast for part in parts if part.forecast is not None]
+        return cls(
+            heads=[HeadStatistics.merged(each) for each in zip(*(part.heads for part in parts), strict=True)],
+            confidence=ConfidenceFit.merged([part.confidence for part in parts], cases.names),
+            forecast=ForecastFit.merged(forecasts, cases.names) if forecasts else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedGains:
+    """What thresholds are fitted on.
+
+    Attributes:
+        of_cases: For each case the gains of asking each expert where one is positive, float32 (J, m).
+        voxels: The number of all voxels.
+    """
+
+    of_cases: dict[str, np.ndarray]
+    voxels: int
+
+    @classmethod
+    def merged(cls, parts: Sequence[RankedGains], cases: ValidationCases) -> RankedGains:
+        """The gains of the cases of all parts, which are these, in their order."""
+        return cls(
+            of_cases=in_order([part.of_cases for part in parts], cases.names),
+            voxels=sum(part.voxels for part in parts),
+        )
+
+
+def read_first(cases: ValidationCases, *, forecast: bool = False) -> FirstReading:
+    """Read each case once, for what is needed before anything is fitted; see :func:`calibrate`."""
+    return FirstReading.merged(cases.in_pieces(partial(_read_piece, forecast), "Reading"), cases)
+
+
+def rank_gains(cases: ValidationCases) -> RankedGains:
+    """The gains of all cases with the calibration that the model has, for :func:`fit_thresholds`."""
+    current = cases.calibration
+    return _rank(cases, _identities(cases), None) if current is None else _rank(cases, current.heads, current.evidence)
+
+
+def same_for_all_parts(cases: ValidationCases, *, thresholds_only: bool, forecast: bool) -> dict[str, Any]:
+    """What parts of :func:`read_first`, or of :func:`rank_gains`, must have in common, as JSON.
+
+    Args:
+        cases: The cases to fit on.
+        thresholds_only: Whether the parts are of :func:`rank_gains`.
+        forecast: See :func:`calibrate`.
+    """
+    current = cases.calibration if thresholds_only else None
+    return _origin(cases) | {
+        "cases": fingerprint(cases.cases),
+        "groups": fingerprint({case: cases.group(case) for case in cases.names}),
+        "settings": fingerprint(cases.settings.to_dict()),
+        "predictions": fingerprint(cases.decided),
+        "calibration": None if current is None else fingerprint(current.to_dict()),
+        "--thresholds_only": thresholds_only,
+        "--predict_dice": forecast,
+        "versions": versions(),
+    }
 
 
 def calibrate(
@@ -42,6 +123,7 @@ def calibrate(
     evidence: bool = True,
     exchangeable: bool = False,
     forecast: bool = False,
+    first: FirstReading | None = None,
 ) -> ModelCalibration:
     """Fit calibrators, then how answers are read as evidence, then thresholds for limits over a dataset.
 
@@ -52,6 +134,7 @@ def calibrate(
             replacing labels, see :func:`.fit_gated_evidence`.
         exchangeable: Whether the experts are anonymous readers, see :func:`.fit_tables`.
         forecast: Whether to fit forests that predict the Dice of a case, see :class:`.ForecastFit`.
+        first: What was found in the cases by :func:`read_first`; None to read them.
 
     Returns:
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
@@ -72,23 +155,14 @@ def calibrate(
             "(--thresholds_only -budgets ...), or train with one-vs-all (_OvA)"
         )
     names = ("model", *cases.settings.expert_names)
-    every, confidence = [HeadStatistics() for _ in names], ConfidenceFit(cases)
-    dice = ForecastFit(cases, cases.files.class_names) if forecast else None
-    for case in tqdm(cases, total=len(cases.cases), desc="Reading", unit="case"):
-        if has_heads:
-            right, known = case.right, case.known & case.prediction.predicted
-            for head, statistics in enumerate(every):
-                statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
-        confidence.update(case)
-        if dice is not None:
-            dice.update(case)
+    first = read_first(cases, forecast=forecast) if first is None else first
     report = _origin(cases) | {"heads": {}}
     heads = _identities(cases)
     if has_heads:
         can_be_asked = (True, *cases.settings.available)
-        fits = _fits(names, every, can_be_asked)
+        fits = _fits(names, first.heads, can_be_asked)
         heads = tuple(each.calibrator for each in fits)
-        before, after = _reliability(cases, names, every, can_be_asked)
+        before, after = _reliability(cases, names, first.heads, can_be_asked)
         report["heads"] = {
             name: {
                 "map": fit.calibrator.to_dict(),
@@ -101,8 +175,8 @@ def calibrate(
             for name, fit in zip(names, fits, strict=True)
         }
     forests = None
-    if dice is not None:
-        forests, report["predicted_dice"] = dice.forecast()
+    if first.forecast is not None:
+        forests, report["predicted_dice"] = first.forecast.forecast()
     fitted = None
     if evidence:
         fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
@@ -111,13 +185,15 @@ def calibrate(
         heads=heads,
         thresholds=_fit_thresholds(cases, heads, limits, fitted) if limits else (),
         evidence=fitted,
-        confidence=confidence.rule(),
+        confidence=first.confidence.rule(),
         forecast=forests,
         report=without_nan(report),
     )
 
 
-def leave_uncalibrated(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCalibration:
+def leave_uncalibrated(
+    cases: ValidationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
+) -> ModelCalibration:
     """Fit thresholds for limits over a dataset only; probabilities are unchanged, with any objective.
 
     Returns:
@@ -127,15 +203,22 @@ def leave_uncalibrated(cases: ValidationCases, limits: Sequence[Limits]) -> Mode
     return ModelCalibration(
         experts=cases.settings.expert_names,
         heads=heads,
-        thresholds=_fit_thresholds(cases, heads, limits, None),
+        thresholds=_fit_thresholds(cases, heads, limits, None, ranked),
         report=without_nan(_origin(cases) | {"heads": {}}),
     )
 
 
-def fit_thresholds(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCalibration:
+def fit_thresholds(
+    cases: ValidationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
+) -> ModelCalibration:
     """Fit thresholds for limits over a dataset, and keep the calibration that the model has.
 
     Without one, probabilities are unchanged.
+
+    Args:
+        cases: The cases to fit on.
+        limits: The limits.
+        ranked: What was found in the cases by :func:`rank_gains`; None to read them.
 
     Returns:
         The calibration with these thresholds, and with its own for other limits. A certificate of a budget over a
@@ -146,8 +229,8 @@ def fit_thresholds(cases: ValidationCases, limits: Sequence[Limits]) -> ModelCal
     """
     current = cases.calibration
     if current is None:
-        return leave_uncalibrated(cases, limits)
-    fitted = _fit_thresholds(cases, current.heads, limits, current.evidence)
+        return leave_uncalibrated(cases, limits, ranked)
+    fitted = _fit_thresholds(cases, current.heads, limits, current.evidence, ranked)
     others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
     certificate = current.certificate
     return replace(
@@ -165,6 +248,20 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
     stock = {STOCK_KEY: cases.settings.to_dict()} if cases.is_stock else {}
     write_json(read_json(file) | stock | {CALIBRATION_KEY: calibration.to_dict()}, file)
     return file
+
+
+def _read_piece(forecast: bool, cases: ValidationCases) -> FirstReading:
+    every = [HeadStatistics() for _ in range(cases.settings.num_experts + 1)]
+    confidence, dice = ConfidenceFit(cases), ForecastFit(cases.files) if forecast else None
+    for case in cases:
+        if cases.settings.objective == ONE_VS_ALL:
+            right, known = case.right, case.known & case.prediction.predicted
+            for head, statistics in enumerate(every):
+                statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
+        confidence.update(case)
+        if dice is not None:
+            dice.update(case, cases.group(case.name))
+    return FirstReading(heads=every, confidence=confidence, forecast=dice)
 
 
 def _identities(cases: ValidationCases) -> tuple[Calibrator, ...]:
@@ -212,8 +309,20 @@ def _reliability(
         ]
     except InputError:
         fitted = []
+    found = cases.in_pieces(partial(_check, names, fitted, parts), "Checking")
+    before, after = (ReliabilityStatistics.merged(each).summary()["heads"] for each in zip(*found, strict=True))
+    return before, after if fitted else None
+
+
+def _check(
+    names: Sequence[str],
+    fitted: Sequence[Sequence[Calibrator]],
+    parts: Sequence[set[str]],
+    cases: ValidationCases,
+) -> tuple[ReliabilityStatistics, ReliabilityStatistics]:
+    """The reliability before and after calibration, the latter without cases if nothing could be fitted."""
     before, after = ReliabilityStatistics(names), ReliabilityStatistics(names)
-    for case in tqdm(cases, total=len(cases.cases), desc="Checking", unit="case"):
+    for case in cases:
         nobody = np.zeros(case.reference.shape, dtype=np.uint8)
         before.update(case.name, case.prediction.routing, case.right, case.known, nobody)
         if fitted:
@@ -223,23 +332,22 @@ def _reliability(
                 ~case.prediction.predicted, np.nan, apply(fitted[part], np.nan_to_num(case.prediction.routing))
             )
             after.update(case.name, calibrated, case.right, case.known, nobody)
-    return before.summary()["heads"], after.summary()["heads"] if fitted else None
+    return before, after
 
 
 def _fit_thresholds(
-    cases: ValidationCases, heads: Sequence[Calibrator], limits: Sequence[Limits], evidence: FittedEvidence | None
+    cases: ValidationCases,
+    heads: Sequence[Calibrator],
+    limits: Sequence[Limits],
+    evidence: FittedEvidence | None,
+    ranked: RankedGains | None = None,
 ) -> tuple[FittedThresholds, ...]:
-    def read(doing: str = "Routing regions") -> Iterator[tuple[np.ndarray, tuple[float, ...]]]:
-        for fold, case in tqdm(cases.cases, desc=doing, unit="case"):
-            prediction = cases.prediction(fold, case)
-            yield predicted_gains(cases, prediction, heads, evidence), prediction.spacing
+    def count(trials: Sequence[Trial]) -> np.ndarray:
+        route = partial(_route, cases, heads, evidence, trials)
+        return np.sum([*cases.map(route, "Routing regions")], axis=0)
 
-    kept, voxels = [], 0
-    for gained, _ in read("Ranking"):
-        flat = gained.reshape(len(gained), -1)
-        kept.append(flat[:, (flat > 0).any(0)])
-        voxels += flat[0].size
-    gains = np.concatenate(kept, axis=1)
+    found_gains = _rank(cases, heads, evidence) if ranked is None else ranked
+    gains, voxels = np.concatenate([*found_gains.of_cases.values()], axis=1), found_gains.voxels
     found: dict[Limits, tuple[np.ndarray, float]] = {}
     for limit in limits:
         thresholds = thresholds_within_limits(
@@ -248,11 +356,39 @@ def _fit_thresholds(
         deferred = np.count_nonzero((gains > thresholds[:, None]).any(0))
         found[limit] = thresholds, deferred / max(voxels, 1)
     in_regions = [limit for limit in limits if limit.min_region_mm is not None]
-    found |= zip(in_regions, thresholds_for_regions(read, in_regions, gains, voxels), strict=True)
+    found |= zip(in_regions, thresholds_for_regions(count, in_regions, gains, voxels), strict=True)
     return tuple(
         FittedThresholds(limit.budget, limit.capacities, tuple(map(float, thresholds)), rate, limit.min_region_mm)
         for limit, (thresholds, rate) in ((limit, found[limit]) for limit in limits)
     )
+
+
+def _rank(cases: ValidationCases, heads: Sequence[Calibrator], evidence: FittedEvidence | None) -> RankedGains:
+    found = [*cases.map(partial(_positive_gains, cases, heads, evidence), "Ranking")]
+    return RankedGains(
+        of_cases={name: gains for name, (gains, _) in zip(cases.names, found, strict=True)},
+        voxels=sum(number for _, number in found),
+    )
+
+
+def _positive_gains(
+    cases: ValidationCases, heads: Sequence[Calibrator], evidence: FittedEvidence | None, pair: tuple[int, str]
+) -> tuple[np.ndarray, int]:
+    """The gains (J, m) in a case where one is positive, and its number of voxels."""
+    gained = predicted_gains(cases, cases.prediction(*pair), heads, evidence)
+    flat = gained.reshape(len(gained), -1)
+    return flat[:, (flat > 0).any(0)], flat[0].size
+
+
+def _route(
+    cases: ValidationCases,
+    heads: Sequence[Calibrator],
+    evidence: FittedEvidence | None,
+    trials: Sequence[Trial],
+    pair: tuple[int, str],
+) -> np.ndarray:
+    prediction = cases.prediction(*pair)
+    return routed_voxels(predicted_gains(cases, prediction, heads, evidence), prediction.spacing, trials)
 
 
 def _errors(heads: Mapping[str, Any] | None, name: str, part: str) -> dict[str, Any]:

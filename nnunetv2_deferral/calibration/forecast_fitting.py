@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
+from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.failure import agreement
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.forecast.features import FEATURES
 from nnunetv2_deferral.forecast.forest import DiceForecast, Forest, Tree, features_of_classes
+from nnunetv2_deferral.parts import in_order
 
 FEWEST_CASES = 10
 _PARTS = 5  # of the groups, held back in turn to check forests
@@ -26,24 +28,24 @@ class ForecastFit:
     and are left out.
     """
 
-    def __init__(self, cases: ValidationCases, names: Sequence[str]) -> None:
-        """Start without cases; `names` are those of the foreground classes or regions."""
-        self._cases = cases
-        self.names = tuple(names)
-        self._features: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        self._dice: dict[str, list[float]] = {name: [] for name in names}
-        self._groups: dict[str, list[str]] = {name: [] for name in names}
+    def __init__(self, files: DatasetFiles) -> None:
+        """Start without cases; those to come are of this dataset."""
+        self.names, self._regions = files.class_names, files.regions
+        self._has_regions = files.label_manager.has_regions
+        self._found: dict[str, tuple[str, list[tuple[np.ndarray, float]]]] = {}
 
-    def update(self, case: EvaluatedCase) -> None:
-        """Add a case."""
-        manager, regions = self._cases.files.label_manager, self._cases.files.regions
-        features = features_of_classes(case.prediction.softmax, has_regions=manager.has_regions)
-        dice = [scores["Dice"] for scores in overlap(case.reference, case.model, regions, case.valid).values()]
-        for name, each, value in zip(self.names, features, dice, strict=True):
-            if not np.isnan(value):
-                self._features[name].append(each)
-                self._dice[name].append(float(value))
-                self._groups[name].append(self._cases.group(case.name))
+    def update(self, case: EvaluatedCase, group: str) -> None:
+        """Add a case of a group."""
+        features = features_of_classes(case.prediction.softmax, has_regions=self._has_regions)
+        dice = [scores["Dice"] for scores in overlap(case.reference, case.model, self._regions, case.valid).values()]
+        self._found[case.name] = group, list(zip(features, map(float, dice), strict=True))
+
+    @classmethod
+    def merged(cls, parts: Sequence[ForecastFit], cases: Sequence[str]) -> ForecastFit:
+        """What was accumulated over the cases of all parts, which are these, in this order."""
+        merged = copy(parts[0])
+        merged._found = in_order([part._found for part in parts], cases)
+        return merged
 
     def forecast(self) -> tuple[DiceForecast, dict[str, Any]]:
         """The forests, and for each class how well forests fitted on other groups predict the Dice.
@@ -56,15 +58,17 @@ class ForecastFit:
             InputError: If a class has a Dice in fewer than 10 cases.
         """
         forests, report = {}, {}
-        for name in self.names:
-            features, dice = np.array(self._features[name]), np.array(self._dice[name])
+        for place, name in enumerate(self.names):
+            every = [(*of_classes[place], group) for group, of_classes in self._found.values()]
+            known = [each for each in every if not np.isnan(each[1])]
+            features, dice = (np.array([each[row] for each in known]) for row in range(2))
             if len(dice) < FEWEST_CASES:
                 raise InputError(
                     f"the Dice of {name} is defined in {len(dice)} validation cases, but predicting it takes at least "
                     f"{FEWEST_CASES}"
                 )
             forests[name] = fit_forest(features, dice)
-            report[name] = held_back(features, dice, self._groups[name])
+            report[name] = held_back(features, dice, [group for *_, group in known])
         return DiceForecast(forests), report
 
 

@@ -8,7 +8,8 @@ for the limits times a factor, and the highest factor with which the regions kee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,43 @@ _PASSES, _STEPS = 5, 4  # the interval of factors shrinks to 1 / `_STEPS` in eac
 _ENOUGH = 0.99  # of a budget
 _GROWTH = 4.0  # of a factor with which the limits are kept, to find one with which they are not
 
-ReadCases = Callable[[], Iterable[tuple[np.ndarray, Sequence[float]]]]
+
+class Trial(NamedTuple):
+    """Thresholds to be tried.
+
+    Attributes:
+        thresholds: float64 (J,).
+        min_region_mm: The smallest region that is deferred.
+    """
+
+    thresholds: np.ndarray
+    min_region_mm: float
+
+
+CountVoxels = Callable[[Sequence[Trial]], np.ndarray]
+
+
+def routed_voxels(gains: np.ndarray, spacing: Sequence[float], trials: Sequence[Trial]) -> np.ndarray:
+    """How many voxels of a case go to each expert, as a prediction routes them, with each of the thresholds.
+
+    Args:
+        gains: Real (J, *S).
+        spacing: Size of a voxel along each axis of S.
+        trials: The T trials.
+
+    Returns:
+        int64 (T, J).
+    """
+    counts = np.zeros((len(trials), len(gains)), dtype=np.int64)
+    for found, (thresholds, min_region_mm) in zip(counts, trials, strict=True):
+        route = route_regions(
+            gains - thresholds.reshape(-1, *[1] * (gains.ndim - 1)),
+            spacing_mm=spacing,
+            budget=None,
+            min_diameter_mm=min_region_mm,
+        )
+        found += np.bincount(route.ravel(), minlength=len(gains) + 1)[1:]
+    return counts
 
 
 class _Search:
@@ -31,30 +68,22 @@ class _Search:
         self.low, self.high = 0.0, 2.0  # the limits are kept with the first, and perhaps with the second
         self.thresholds, self.deferred = np.full(len(gains), math.inf), 0
         self._exceeded = self.done = False
-        self._trials: list[tuple[float, np.ndarray, np.ndarray]] = []
+        self._factors: list[float] = []
+        self.trials: list[Trial] = []
 
     def start_pass(self) -> None:
         """Choose factors to try."""
         factors = np.linspace(self.low, self.high, _STEPS + 1)[1 : _STEPS if self._exceeded else _STEPS + 1]
-        self._trials = [(float(each), self._by_voxel(each), np.zeros(len(self._gains), int)) for each in factors]
+        self._factors = [float(each) for each in factors]
+        size = self._limits.min_region_mm or 0.0
+        self.trials = [Trial(self._by_voxel(each), size) for each in factors]
 
-    def route(self, gains: np.ndarray, spacing: Sequence[float]) -> None:
-        """Route a case with each of the factors, as a prediction does."""
-        for _, thresholds, counts in self._trials:
-            route = route_regions(
-                gains - thresholds.reshape(-1, *[1] * (gains.ndim - 1)),
-                spacing_mm=spacing,
-                budget=None,
-                min_diameter_mm=self._limits.min_region_mm or 0.0,
-            )
-            counts += np.bincount(route.ravel(), minlength=len(counts) + 1)[1:]
-
-    def end_pass(self) -> None:
-        """Keep the highest factor with which the limits are kept."""
-        for factor, thresholds, counts in self._trials:
+    def end_pass(self, counted: np.ndarray) -> None:
+        """Keep the highest factor with which the limits are kept, given the voxels (T, J) of each trial."""
+        for factor, (thresholds, _), counts in zip(self._factors, self.trials, counted, strict=True):
             if self._keeps(counts):
                 self.low, self.thresholds, self.deferred = factor, thresholds, int(counts.sum())
-        above = [factor for factor, _, _ in self._trials if factor > self.low]
+        above = [factor for factor in self._factors if factor > self.low]
         self._exceeded |= bool(above)
         self.high = min(above) if above else self.high if self._exceeded else _GROWTH * self.low
         room = self._shares(1.0)[0]
@@ -85,13 +114,13 @@ class _Search:
 
 
 def thresholds_for_regions(
-    read: ReadCases, limits: Sequence[Limits], gains: np.ndarray, num_voxels: int
+    count: CountVoxels, limits: Sequence[Limits], gains: np.ndarray, num_voxels: int
 ) -> list[tuple[np.ndarray, float]]:
     """Thresholds with which regions keep limits over all cases.
 
     Args:
-        read: Gives the gains of each case, real (J, *S), and the spacing of its voxels. It is called several times, so
-            that one case at a time is in memory.
+        count: Gives the sums of :func:`routed_voxels` over all cases. It is called several times, so that one case at a
+            time is in memory.
         limits: Limits with a minimum size of regions.
         gains: Real (J, m), the gains of all cases at voxels where one is positive.
         num_voxels: The number of all voxels.
@@ -107,9 +136,8 @@ def thresholds_for_regions(
             break
         for search in going_on:
             search.start_pass()
-        for of_case, spacing in read():
-            for search in going_on:
-                search.route(of_case, spacing)
-        for search in going_on:
-            search.end_pass()
+        counted = count([trial for search in going_on for trial in search.trials])
+        ends = np.cumsum([len(search.trials) for search in going_on])[:-1]
+        for search, found in zip(going_on, np.split(counted, ends), strict=True):
+            search.end_pass(found)
     return [(search.thresholds, search.deferred / max(num_voxels, 1)) for search in searches]

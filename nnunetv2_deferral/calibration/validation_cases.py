@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
@@ -14,10 +16,14 @@ from nnunetv2_deferral.decision.area import VoxelWeight, dice_weight
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
+from nnunetv2_deferral.processes import Workers
 from nnunetv2_deferral.raters import FOLDER, declared_raters
 from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
+
+Found = TypeVar("Found")
 
 
 class ValidationCases:
@@ -34,6 +40,7 @@ class ValidationCases:
         *,
         experts: str | None = None,
         groups: Mapping[str, Any] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """Find the cases and check that all files exist.
 
@@ -43,12 +50,14 @@ class ValidationCases:
             experts: The name of a set of simulated experts, or None for those that the model was trained with; raters'
                 masks are read from `expertsTr` of the raw dataset.
             groups: For each case its group, such as its patient; None for each case by itself.
+            workers: The processes that read cases; None for this one.
 
         Raises:
             InputError: If a fold has no validation or the maps of another model, a case has no saved probabilities or
                 no group, or there is nobody to ask about the predictions of a stock network.
         """
         self.experiment, self.model = experiment, experiment.model(method)
+        self.workers, self._doing = workers or Workers(), ""
         experiment.check_validated(method)
         plans = read_plans_json(self.model / "plans.json")
         self.is_stock = PLANS_KEY not in plans
@@ -75,8 +84,33 @@ class ValidationCases:
         self.files = opened.files
 
     def __iter__(self) -> Iterator[EvaluatedCase]:
-        for fold, case in self.cases:
+        for fold, case in tqdm(self.cases, desc=self._doing, unit="case", disable=not self._doing):
             yield self.read(fold, case)
+
+    def map(
+        self, work: Callable[[tuple[int, str]], Found], doing: str, pairs: Sequence[tuple[int, str]] | None = None
+    ) -> Iterator[Found]:
+        """What is found in each of the cases by itself, in their order and in several processes.
+
+        Args:
+            work: Applied to fold and name of each case; pickled.
+            doing: The label of the progress bar.
+            pairs: Some of the cases; None for all.
+        """
+        return self.workers.map(work, self.cases if pairs is None else pairs, description=doing)
+
+    def in_pieces(self, work: Callable[[ValidationCases], Found], doing: str) -> list[Found]:
+        """What is found in pieces of the cases, in several processes; in one, there is one piece.
+
+        Args:
+            work: Applied to each piece; pickled.
+            doing: The label of the progress bar.
+        """
+        found = [self.of_cases(piece) for piece in pieces(self.cases, self.workers.number)]
+        if len(found) == 1:
+            found[0]._doing = doing
+            return [work(found[0])]
+        return list(self.workers.map(work, found, description=doing, size=lambda piece: len(piece.cases)))
 
     def read(self, fold: int, case: str) -> EvaluatedCase:
         """Read a case.
@@ -95,9 +129,18 @@ class ValidationCases:
 
     def of_groups(self, groups: Collection[str]) -> ValidationCases:
         """The cases of these groups only."""
+        return self.of_cases([(fold, case) for fold, case in self.cases if self.group(case) in groups])
+
+    def of_cases(self, pairs: Sequence[tuple[int, str]]) -> ValidationCases:
+        """These cases only, by fold and name."""
         found = copy.copy(self)
-        found.cases = [(fold, case) for fold, case in self.cases if self.group(case) in groups]
+        found.cases = list(pairs)
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the cases."""
+        return [case for _, case in self.cases]
 
     def prediction(self, fold: int, case: str) -> PredictedCase:
         """The model's prediction for a case."""
@@ -116,6 +159,15 @@ class ValidationCases:
         """
         content = self._calibration
         return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What the deferral folders of the folds say of their cases; nothing for a stock network."""
+        return {
+            str(fold): folder.index["cases"]
+            for fold, folder in self._folders.items()
+            if isinstance(folder, PredictionFolder)
+        }
 
     def voxel_weight(self, prediction: PredictedCase) -> VoxelWeight:
         """The weights of the voxels in a prediction, see :func:`.dice_weight`."""

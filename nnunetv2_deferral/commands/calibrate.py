@@ -12,7 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from nnunetv2_deferral.calibration.certification import certify, split_for_certification
-from nnunetv2_deferral.calibration.fitting import calibrate, fit_thresholds, write_calibration
+from nnunetv2_deferral.calibration.fitting import (
+    FirstReading,
+    RankedGains,
+    calibrate,
+    fit_thresholds,
+    rank_gains,
+    read_first,
+    same_for_all_parts,
+    write_calibration,
+)
 from nnunetv2_deferral.calibration.forecast_fitting import text as forecast_text
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands import parsers
@@ -25,6 +34,10 @@ from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
+from nnunetv2_deferral.parts import read_parts
+from nnunetv2_deferral.processes import Workers
+
+PARTS = "calibration"  # folder in that of the model
 
 
 def text(calibration: ModelCalibration) -> str:
@@ -107,63 +120,88 @@ def _checked_confidence(given: argparse.Namespace) -> float:
     return confidence
 
 
+def _limits(given: argparse.Namespace) -> list[Limits]:
+    """The limits to fit thresholds for, but for the smallest regions, which the plans may say."""
+    capacities = None if given.capacities is None else tuple(given.capacities)
+    budgets: list[float | None] = list(given.budgets)
+    if not budgets and capacities is not None:
+        budgets = [None]
+    if 1 in budgets:
+        warn_of_full_budget()
+    if given.thresholds_only and given.predict_dice:
+        raise InputError("--thresholds_only keeps the calibration that the model has; --predict_dice fits it")
+    if given.thresholds_only and not budgets:
+        raise InputError("--thresholds_only needs -budgets or -capacities")
+    return [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
+
+
+def _split(
+    given: argparse.Namespace, cases: ValidationCases, limits: Sequence[Limits]
+) -> tuple[ValidationCases, ValidationCases | None]:
+    """The cases to fit on, and those held back for a certificate."""
+    if given.certify is None:
+        return cases, None
+    if any(each.min_region_mm is not None for each in limits):
+        raise InputError("-certify is for budgets of single voxels: -min_region_mm none")
+    if given.thresholds_only and cases.calibration is not None:
+        raise InputError(
+            "-certify needs cases that nothing was fitted on, but --thresholds_only keeps a calibration that "
+            "was fitted on all: certify without --thresholds_only"
+        )
+    return split_for_certification(cases)
+
+
+def _fit(
+    given: argparse.Namespace, cases: ValidationCases, limits: Sequence[Limits], found: Sequence[Any] | None
+) -> ModelCalibration:
+    """Fit to the cases, which parts have found this in, or None."""
+    if given.thresholds_only:
+        return fit_thresholds(cases, limits, None if found is None else RankedGains.merged(found, cases))
+    return calibrate(
+        cases,
+        limits,
+        evidence=not given.replace,
+        exchangeable=given.exchangeable,
+        forecast=given.predict_dice,
+        first=None if found is None else FirstReading.merged(found, cases),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; invalid input gives one line on stderr and exit code 2."""
     parser = parsers.calibrate()
     given = parser.parse_args(arguments)
     try:
-        confidence = _checked_confidence(given)
-        capacities = None if given.capacities is None else tuple(given.capacities)
-        budgets: list[float | None] = list(given.budgets)
-        if not budgets and capacities is not None:
-            budgets = [None]
-        limits = [Limits(budget=budget, capacities=capacities, over="dataset") for budget in budgets]
-        if 1 in budgets:
-            warn_of_full_budget()
-        if given.thresholds_only and given.predict_dice:
-            raise InputError("--thresholds_only keeps the calibration that the model has; --predict_dice fits it")
-        if given.thresholds_only and not limits:
-            raise InputError("--thresholds_only needs -budgets or -capacities")
+        confidence, limits, part = _checked_confidence(given), _limits(given), parsers.part_of(given)
         experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))
         method = Method(trainer=given.tr, plans=given.p)
         names = [case for found in experiment.cases().values() for case in found]
         groups = None if given.groups is None else read_groups(given.groups, names)
-        cases = ValidationCases(experiment, method, experts=given.experts, groups=groups)
-        check_capacities(capacities, cases.settings.num_experts, named="-capacities")
-        regions = [cases.settings.min_region_mm] if given.min_region_mm is None else given.min_region_mm
-        limits = [replace(each, min_region_mm=region) for region in regions for each in limits]
-        held_out = None
-        fitted_on = cases
-        if given.certify is not None:
-            if any(each.min_region_mm is not None for each in limits):
-                raise InputError("-certify is for budgets of single voxels: -min_region_mm none")
-            if given.thresholds_only and cases.calibration is not None:
-                raise InputError(
-                    "-certify needs cases that nothing was fitted on, but --thresholds_only keeps a calibration that "
-                    "was fitted on all: certify without --thresholds_only"
+        with Workers(given.np) as workers:
+            cases = ValidationCases(experiment, method, experts=given.experts, groups=groups, workers=workers)
+            check_capacities(given.capacities, cases.settings.num_experts, named="-capacities")
+            regions = [cases.settings.min_region_mm] if given.min_region_mm is None else given.min_region_mm
+            limits = [replace(each, min_region_mm=region) for region in regions for each in limits]
+            fitted_on, held_out = _split(given, cases, limits)
+            folder = cases.model / PARTS
+            common = same_for_all_parts(fitted_on, thresholds_only=given.thresholds_only, forecast=given.predict_dice)
+            if part.of > 1:
+                own = fitted_on.of_cases(part.cases(fitted_on.cases))
+                read = rank_gains(own) if given.thresholds_only else read_first(own, forecast=given.predict_dice)
+                print(part.write(read, folder, common))
+                return
+            found = [*read_parts(folder, common)] if given.merge else None
+            calibration = _fit(given, fitted_on, limits, found)
+            if held_out is not None:
+                kept_error, alpha = given.certify
+                calibration = certify(
+                    held_out,
+                    calibration,
+                    kept_error=kept_error,
+                    alpha=alpha,
+                    confidence=confidence,
+                    grouped=groups is not None,
                 )
-            fitted_on, held_out = split_for_certification(cases)
-        calibration = (
-            fit_thresholds(fitted_on, limits)
-            if given.thresholds_only
-            else calibrate(
-                fitted_on,
-                limits,
-                evidence=not given.replace,
-                exchangeable=given.exchangeable,
-                forecast=given.predict_dice,
-            )
-        )
-        if held_out is not None:
-            kept_error, alpha = given.certify
-            calibration = certify(
-                held_out,
-                calibration,
-                kept_error=kept_error,
-                alpha=alpha,
-                confidence=confidence,
-                grouped=groups is not None,
-            )
         file = write_calibration(calibration, cases)
     except InputError as error:
         parser.error(str(error))

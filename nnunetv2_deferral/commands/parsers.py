@@ -194,6 +194,7 @@ def calibrate() -> argparse.ArgumentParser:
         "the reference's foreground) above X",
     )  # fmt: skip
     add("-confidence", metavar="C", type=float, help=f"confidence of the certificate. Default: {defaults.CONFIDENCE}")
+    _add_parts(parser)
     return parser
 
 

@@ -17,14 +17,12 @@ from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
-from nnunetv2_deferral.parts import Part
+from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
 from nnunetv2_deferral.readings import ReadingRules, RegionReadings, readings_summary
 from nnunetv2_deferral.schema import read_validated_json
 from nnunetv2_deferral.text import fingerprint
-
-_PIECES_PER_PROCESS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +105,7 @@ def evaluate_cases(
     work = partial(_evaluate_one_by_one, inputs, groups, domains, surface_tolerance)
     if min(num_processes, len(cases)) <= 1:
         return work(cases, shown=True)
-    # More pieces than processes, since cases differ in size; not one for each case, since statistics are large.
-    number = min(len(cases), num_processes * _PIECES_PER_PROCESS)
-    pieces = [Part(number=place, of=number).cases(cases) for place in range(number)]
-    found = map_cases(work, pieces, num_processes, description="Evaluating", size=len)
+    found = map_cases(work, pieces(cases, num_processes), num_processes, description="Evaluating", size=len)
     return EvaluatedPart.merged(found, cases)
 
 

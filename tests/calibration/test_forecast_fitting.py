@@ -1,7 +1,6 @@
 """From validation cases to forests that predict the Dice."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +23,9 @@ def fit_of(tmp_path_factory):
     write_mask(root / "example.nii.gz", np.zeros((2, 2, 2), dtype=np.uint8))
     files = DatasetFiles.of(root / "dataset.json", root / "example.nii.gz")
 
-    def fit(number, *, empty=0):
-        found = ForecastFit(SimpleNamespace(files=files, group=lambda case: case), files.class_names)
-        for place in range(number):
+    def fit(number, *, empty=0, places=None):
+        found = ForecastFit(files)
+        for place in range(number) if places is None else places:
             random = np.random.default_rng(place)
             wrong = random.uniform(0, 0.5)
             reference = np.zeros(SHAPE, dtype=np.int64)
@@ -37,7 +36,8 @@ def fit_of(tmp_path_factory):
             softmax = np.stack([np.where(model == 0, certain, 1 - certain), np.where(model == 1, certain, 1 - certain)])
             prediction = PredictedCase(f"case_{place}", model=model, softmax=softmax.astype(np.float32))
             answers = reference[np.newaxis].astype(np.int16)
-            found.update(EvaluatedCase(prediction=prediction, reference=reference, answers=answers))
+            case = EvaluatedCase(prediction=prediction, reference=reference, answers=answers)
+            found.update(case, case.name)
         return found
 
     return fit
@@ -56,3 +56,11 @@ def test_the_dice_of_cases_held_back_is_predicted(fit_of):
 def test_cases_without_the_class_do_not_count(fit_of):
     with pytest.raises(InputError, match="the Dice of core is defined in 9 validation cases, but .* at least 10"):
         fit_of(12, empty=3).forecast()
+
+
+def test_parts_in_any_order_give_the_forests_of_all_cases(fit_of):
+    parts = [fit_of(12, places=range(start, 12, 3)) for start in (2, 0, 1)]
+    merged = ForecastFit.merged(parts, [f"case_{place}" for place in range(12)])
+    (forest, report), (expected, report_expected) = merged.forecast(), fit_of(12).forecast()
+    assert forest.to_dict() == expected.to_dict()
+    assert report == report_expected

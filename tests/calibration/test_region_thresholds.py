@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunetv2_deferral.calibration.region_thresholds import thresholds_for_regions
+from nnunetv2_deferral.calibration.region_thresholds import routed_voxels, thresholds_for_regions
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
@@ -59,7 +59,9 @@ def fit(cases, *limits):
     each = [RULE.gains(case, axis=0) for case in cases]
     flat = np.concatenate([gains.reshape(2, -1) for gains in each], axis=1)
     positive = flat[:, (flat > 0).any(0)]
-    found = thresholds_for_regions(lambda: ((gains, SPACING) for gains in each), limits, positive, flat.shape[1])
+    found = thresholds_for_regions(
+        lambda trials: sum(routed_voxels(gains, SPACING, trials) for gains in each), limits, positive, flat.shape[1]
+    )
     by_voxel = [
         thresholds_within_limits(positive, num_voxels=flat.shape[1], budget=each.budget, capacities=each.capacities)
         for each in limits

@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from close_to import assert_close
 from scipy import ndimage
 from scipy.special import expit, logit
 from small_prediction import GEOMETRY, LABELS, read_mask, reader_of, write_mask
@@ -546,6 +548,59 @@ class TestThresholdsOnly:
 def mostly_right(generator):
     """A model with few errors, and experts with fewer."""
     return np.array([0.99, 0.999, 0.999])[:, None, None, None] + generator.uniform(-0.0009, 0.0009, (3, *SHAPE))
+
+
+class TestParts:
+    """Cases read in several jobs or processes."""
+
+    def parts(self, workplace, *more, number):
+        for place in reversed(range(number)):
+            main(workplace.options(*more, "-num_parts", number, "-part_id", place))
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            ("--replace", "-budgets", 0.05),
+            ("--replace", "-certify", 0.9, 0.5, "-budgets", 0.2),
+            ("--thresholds_only", "-budgets", 0.05, "-min_region_mm", 2, "none"),
+        ],
+        ids=["calibration", "certificate", "thresholds"],
+    )
+    def test_merged_parts_are_the_calibration_of_a_single_call_up_to_rounding(self, workplace, capsys, more):
+        groups = workplace.root / "groups.json"
+        groups.write_text(json.dumps({case: case for case in CASES}))  # a patient each, as without
+        words = (*more, "-groups", groups)
+        before = workplace.plans
+        self.parts(workplace, *words, number=4)
+        assert capsys.readouterr().out.splitlines()[-1] == str(workplace.model / "calibration/parts/part_0_of_4.pkl.gz")
+        assert workplace.plans == before
+        merged = workplace.calibrate(*words, "--merge").to_dict()
+        workplace.write_plans(**before)
+        assert_close(merged, workplace.calibrate(*words).to_dict(), tolerance=1e-9)
+
+    @pytest.mark.slow
+    def test_several_processes_calibrate_as_one_up_to_rounding(self, workplace):
+        words = ("-budgets", 0.05, "-min_region_mm", 2)
+        several = workplace.calibrate(*words, "-np", 2, evidence=True).to_dict()
+        assert len(several["report"]["evidence"]["budgets"]) == 4
+        assert_close(several, workplace.calibrate(*words, evidence=True).to_dict(), tolerance=1e-9)
+
+    def test_parts_that_are_missing_damaged_or_of_another_call_are_named(self, workplace, capsys):
+        refused = partial(workplace.refused, capsys, "--thresholds_only", "-budgets", 0.05)
+        assert "calibration/parts has no parts" in refused("--merge")
+        main(workplace.options("--thresholds_only", "-budgets", 0.05, "-num_parts", 2, "-part_id", 1))
+        capsys.readouterr()
+        assert "lacks 1 of 2 parts: 0" in refused("--merge")
+        self.parts(workplace, "--thresholds_only", "-budgets", 0.05, number=2)
+        capsys.readouterr()
+        file = workplace.model / "calibration" / "parts" / "part_1_of_2.pkl.gz"
+        said = workplace.refused(capsys, "--replace", "--merge")
+        assert "part_0_of_2.pkl.gz was made with other arguments than are given now (--thresholds_only is " in said
+        assert "(cases is" in refused("--merge", folds=(0,))
+        file.write_bytes(file.read_bytes()[:-20])
+        assert f"{file} cannot be read" in refused("--merge")
+        assert "--merge puts all parts together" in refused("--merge", "-num_parts", 2)
+        assert "number of processes must be at least 1, got 0" in refused("-np", 0)
 
 
 class TestCertificate:
