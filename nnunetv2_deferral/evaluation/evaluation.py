@@ -23,7 +23,7 @@ from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
-from nnunetv2_deferral.evaluation.budgets import recovered_gain
+from nnunetv2_deferral.evaluation.budgets import BudgetResult, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.domains import Domain, summarize_domain
 from nnunetv2_deferral.evaluation.location import LocationStatistics
@@ -217,13 +217,15 @@ class Evaluation:
         budgets = list(budgets)
         everywhere = Domain.merged(list(self._domains.values()), cases)
         histograms = self._histograms | everywhere.rankings.risk_histograms()
+        at = everywhere.rankings.at([0.0, *budgets, own_rate, *CURVE_BUDGETS])
+        first = 2 + len(budgets)
         return {
             **summary,
             "intervals": _intervals(dice, seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
             "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
-            "budgets": self._budget_rows(everywhere.rankings, [*budgets, own_rate], seed, draw),
-            "curve": self._curve(everywhere.rankings),
+            "budgets": self._budget_rows({name: found[:first] for name, found in at.items()}, seed, draw),
+            "curve": self._curve({name: [found[0], *found[first:]] for name, found in at.items()}),
             "risk_coverage": {
                 name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}
                 for name, found in ((name, risk_coverage_of_voxels(h)) for name, h in histograms.items())
@@ -317,10 +319,9 @@ class Evaluation:
         return np.array([rows.get(case, nothing) for case in self._deferred], dtype=np.float64)
 
     def _budget_rows(
-        self, rankings: Rankings, budgets: Sequence[float], seed: int, draw: Mapping[str, Any]
+        self, results: Mapping[str, Sequence[BudgetResult]], seed: int, draw: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """For each ranking one row per budget; the last is the model's own rate."""
-        results = rankings.at([0.0, *budgets])
+        """For each ranking one row per budget but the first, which is 0; the last is the model's own rate."""
         rows: dict[str, Any] = {}
         for name, (without, *found) in results.items():
             rows[name] = []
@@ -345,12 +346,11 @@ class Evaluation:
                 rows[name].append(row)
         return rows
 
-    def _curve(self, rankings: Rankings) -> dict[str, Any]:
+    def _curve(self, results: Mapping[str, Sequence[BudgetResult]]) -> dict[str, Any]:
         """Dice of every ranking along budgets, without intervals."""
-        budgets = (0.0, *CURVE_BUDGETS)
         return {
-            "budget": list(budgets),
-            "Dice": {name: [each.foreground_mean for each in found] for name, found in rankings.at(budgets).items()},
+            "budget": [0.0, *CURVE_BUDGETS],
+            "Dice": {name: [each.foreground_mean for each in found] for name, found in results.items()},
         }
 
     def _failure_detection(self, dice: Mapping[str, float], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
