@@ -569,11 +569,11 @@ def test_with_a_blind_start_the_reader_paints_from_nothing_and_cannot_take_the_m
 def test_the_page_waits_for_the_first_case_and_lists_others_as_they_are_read(tmp_path, chromium, monkeypatch):
     step, read = threading.Semaphore(0), Study.read
 
-    def slowly(self, **_):
+    def slowly(self, cases, **_):
         def wanted():
             return step.acquire(timeout=30)
 
-        threading.Thread(target=lambda: read(self, wanted=wanted), daemon=True).start()
+        threading.Thread(target=lambda: read(self, list(cases), wanted=wanted), daemon=True).start()
 
     monkeypatch.setattr(Study, "read", slowly)
     with running(write_volumes(tmp_path)) as links:
