@@ -10,7 +10,7 @@ that cases are read once and parts can be merged exactly.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -51,16 +51,12 @@ def mask_cells(model: np.ndarray, near_border: np.ndarray) -> np.ndarray:
     Returns:
         uint16 of shape S, below :data:`CELLS`.
     """
-    cells = np.minimum(model, _CLASSES - 1).astype(np.uint16)
-    cells *= np.uint16(_LEVELS)
-    cells += near_border // (256 // _LEVELS)
+    cells = np.empty(model.shape, dtype=np.uint16)
+    for some, labels, distances in in_chunks(cells, model, near_border):  # views of `cells`
+        some[...] = np.minimum(labels, _CLASSES - 1)
+        some *= np.uint16(_LEVELS)
+        some += distances // (256 // _LEVELS)
     return cells
-
-
-def prior_cells(model: np.ndarray, near_border: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The cells of both rankings, one after the other for memory; arguments as those of :func:`mask_cells`."""
-    yield PRIOR_MAP, position_cells(model.shape)
-    yield MASK_ONLY, mask_cells(model, near_border)
 
 
 def fold_of(group: str) -> int:

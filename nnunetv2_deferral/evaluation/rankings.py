@@ -25,8 +25,8 @@ from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
 from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
-from nnunetv2_deferral.evaluation.prior_errors import PriorErrors, prior_cells
-from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER
+from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP, PriorErrors, mask_cells, position_cells
+from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
@@ -55,13 +55,13 @@ class Rankings:
         self._confidence = confidence
         self._found: dict[str, Any] = {}
 
-    def update(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray], group: str | None = None) -> None:
+    def update(self, case: EvaluatedCase, scores: dict[str, np.ndarray], group: str | None = None) -> None:
         """Add a case.
 
         Args:
             case: The case.
             scores: By name, of the shape of the case, all scores but gain, random, oracle and those by errors of other
-                cases.
+                cases. Those that need nothing but the mask are taken out, for memory.
             group: The group of the case, such as its patient, without whose errors it is scored; None for the case by
                 itself.
         """
@@ -75,8 +75,13 @@ class Rankings:
             for name, values in read.items():
                 self._of(name, EvidenceBudgets, case.evidence, self._regions).update(case, values, expert)
         self._rank(case, {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()})
-        for name, cells in prior_cells(case.model, scores[NEAR_BORDER]):
-            self._of(name, PriorErrors, self._regions).update(case, cells, asked, group or case.name)
+        scores.pop(NEAR_CENTRE)
+        cells = mask_cells(case.model, scores.pop(NEAR_BORDER))
+        self._of(MASK_ONLY, PriorErrors, self._regions).update(case, cells, asked, group or case.name)
+        del cells
+        cells = position_cells(case.model.shape)
+        self._of(PRIOR_MAP, PriorErrors, self._regions).update(case, cells, asked, group or case.name)
+        del cells
         rankings = {RANDOM: (np.ones(case.route.shape, np.uint8), asked)}
         for name, labels in zip(self._experts, case.answers, strict=True):
             rankings[f"{LEARNED}, always {name}"] = (gain, labels)
