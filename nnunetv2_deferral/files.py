@@ -7,6 +7,7 @@ records the files of a result before they move to their places, so that a call k
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -132,6 +133,17 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """A hash of the names, sizes and times of all files of these files and folders; other paths have none."""
+    state = hashlib.sha256()
+    for path in paths:
+        for file in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
+            if file.is_file():
+                found = file.stat()
+                state.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return state.hexdigest()
 
 
 def begin_publication(folder: Path, names: Iterable[str]) -> None:

@@ -94,6 +94,7 @@ def _keep(folder: PredictionFolder, name: str, measured: Measured, kept: np.ndar
         write_labels(route, file, folder.files.reader, case.properties)
     entry, rates = dict(folder.index["cases"][name]), maps.deferral_rates(route, folder.experts)
     if rates["deferral_rate"] != entry["deferral_rate"]:  # also if a choice was interrupted after the route
-        entry["expected_gain"] = math.fsum(measured.expected_gain[kept])
+        # The gain map is that of the preferred experts, so that its sum may exceed what the routed ones are to add.
+        entry["expected_gain"] = min(entry["expected_gain"], math.fsum(measured.expected_gain[kept]))
     work = {"minutes": math.fsum(measured.minutes[kept]), "time": asdict(time)}
     write_json(entry | rates | work, maps.case_file(folder.folder, name))

@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +130,16 @@ def read_parts(output: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
             which = "; ".join(differences(made_with, arguments))
             raise InputError(f"{file} was made with other arguments than are given now ({which}); make it again")
         yield content
+
+
+def remove_parts(output: Path) -> None:
+    """Remove the parts of the output folder of a command, once they are merged."""
+    folder = output / FOLDER
+    for file in folder.glob("*"):
+        if _NAMED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # of other files in it
+        folder.rmdir()
 
 
 def in_order(parts: Sequence[Mapping[str, Value]], cases: Sequence[str]) -> dict[str, Value]:

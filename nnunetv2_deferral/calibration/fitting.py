@@ -109,6 +109,7 @@ def same_for_all_parts(cases: ValidationCases, *, thresholds_only: bool, forecas
         "groups": fingerprint({case: cases.group(case) for case in cases.names}),
         "settings": fingerprint(cases.settings.to_dict()),
         "predictions": fingerprint(cases.decided),
+        "files": cases.state,
         "calibration": None if current is None else fingerprint(current.to_dict()),
         "--thresholds_only": thresholds_only,
         "--predict_dice": forecast,

@@ -15,6 +15,7 @@ from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import VoxelWeight, dice_weight
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
@@ -168,6 +169,18 @@ class ValidationCases:
             for fold, folder in self._folders.items()
             if isinstance(folder, PredictionFolder)
         }
+
+    @property
+    def state(self) -> str:
+        """A hash of the states of all files that are read, see :func:`.state_of`."""
+        files: list[Path] = []
+        for fold, case in self.cases:
+            folder = self._folders[fold]
+            files += [folder.mask_file(case), folder.routing_file(case), folder.softmax_file(case)]
+            files.append(self.experiment.reference(case))
+            if (masks := self.experts.masks) is not None:
+                files += [masks.file(name, case) for name in masks.experts]
+        return state_of(files)
 
     def voxel_weight(self, prediction: PredictedCase) -> VoxelWeight:
         """The weights of the voxels in a prediction, see :func:`.dice_weight`."""

@@ -34,7 +34,7 @@ from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
-from nnunetv2_deferral.parts import read_parts
+from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
 
 PARTS = "calibration"  # folder in that of the model
@@ -203,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     grouped=groups is not None,
                 )
         file = write_calibration(calibration, cases)
+        if given.merge:
+            remove_parts(folder)
     except InputError as error:
         parser.error(str(error))
     print(text(calibration))

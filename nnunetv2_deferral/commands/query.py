@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.max_minutes is None:
                 raise InputError("say how many boxes to ask for: -n, or with the strategy gain -max_minutes")
             check_work_limits(None, given.max_minutes)
-            number = max(math.floor(given.max_minutes / time.minutes_per_region), 1)  # no box takes less
+            number = sys.maxsize  # the minutes are the limit
         asked = Query(
             number=number,
             strategy=given.strategy,

@@ -30,7 +30,10 @@ _CLASSES = CELLS // _LEVELS
 
 
 def position_cells(shape: Sequence[int]) -> np.ndarray:
-    """The cell of each voxel by its position, as a share of the image: uint16 of this shape, below :data:`CELLS`."""
+    """The cell of each voxel by its position, as a share of the image: uint16 of this shape, below :data:`CELLS`.
+
+    Cells of slices and of volumes are not told apart, so that one dataset should have either.
+    """
     steps = _STEPS[min(max(sum(size > 1 for size in shape), 1), 3)]
     cells = np.zeros(shape, dtype=np.uint16)
     for axis, size in enumerate(shape):
@@ -98,6 +101,11 @@ class PriorErrors:
         """The system at each budget, see :meth:`.BudgetStatistics.at`."""
         return self._budgets.rescored(self._rates().reshape(-1)).at(budgets)
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether there are cases of other folds to score by: not if all groups are in one fold."""
+        return int(np.count_nonzero(self._counts[0].sum(axis=1))) > 1
+
     def histogram(self) -> ScoreHistogram:
         """Numbers of voxels and of errors by score."""
         found, bins = ScoreHistogram(), score_bins(self._rates())
@@ -116,9 +124,10 @@ class PriorErrors:
     def _rates(self) -> np.ndarray:
         """The scores of the voxels of each fold and cell, float64 (F, C): shares of errors in the other folds.
 
-        One voxel with their mean share is added to each cell, for cells in which they have none.
+        One voxel with their mean share is added to each cell, for cells in which they have none. Shares are relative to
+        this mean: else the voxels of a fold with many errors, which the mean of the others lacks, would rank last.
         """
         voxels, errors = self._counts.sum(axis=1, keepdims=True) - self._counts
         mean = errors.sum(axis=1, keepdims=True) / np.maximum(voxels.sum(axis=1, keepdims=True), 1)
-        rates: np.ndarray = (errors + mean) / (voxels + 1)
+        rates: np.ndarray = (errors + mean) / (voxels + 1) / np.where(mean > 0, mean, 1)
         return rates

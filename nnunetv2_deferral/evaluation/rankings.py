@@ -109,11 +109,19 @@ class Rankings:
 
     def risk_histograms(self) -> dict[str, ScoreHistogram]:
         """Numbers of voxels and of errors by score, of the rankings by errors of other cases."""
-        return {name: each.histogram() for name, each in self._found.items() if isinstance(each, PriorErrors)}
+        found = {name: each for name, each in self._found.items() if isinstance(each, PriorErrors)}
+        return {name: each.histogram() for name, each in found.items() if each.is_defined}
 
     def at(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
-        """All rankings at budgets, also that of the confidence rule, which spends no more than its share."""
-        found = {name: statistics.at(budgets) for name, statistics in self._found.items()}
+        """All rankings at budgets, also that of the confidence rule, which spends no more than its share.
+
+        Without those by errors of other cases, if there are no cases of other groups.
+        """
+        found = {
+            name: statistics.at(budgets)
+            for name, statistics in self._found.items()
+            if not isinstance(statistics, PriorErrors) or statistics.is_defined
+        }
         rule = self._confidence
         if rule is not None and (always := f"{MAX_SOFTMAX}, always {rule.expert}") in found:
             spent = self._found[always].at([min(budget, rule.most) for budget in budgets])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folde
 from nnunetv2_deferral import maps, parts
 from nnunetv2_deferral.dataset import read_dataset_json
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.jobs.job import Job
 from nnunetv2_deferral.parts import Part
@@ -142,17 +142,6 @@ class Plan:
             outputs=tuple(outputs),
             reads=reads,
         )
-
-
-def state_of(paths: Sequence[Path]) -> str:
-    """A hash of the names, sizes and times of all files of these files and folders; other paths have none."""
-    state = hashlib.sha256()
-    for path in paths:
-        for file in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
-            if file.is_file():
-                found = file.stat()
-                state.update(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return state.hexdigest()
 
 
 def _of(part: Part) -> list[str]:

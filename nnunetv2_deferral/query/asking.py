@@ -27,6 +27,7 @@ from nnunetv2_deferral.decision.effort import (
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS, QUERY_UNITS
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -185,7 +186,16 @@ def same_for_all_parts(
     source: Ensemble | PredictionFolder, folders: Sequence[Path], query: Query, annotated: Sequence[QueryRound]
 ) -> dict[str, Any]:
     """What all parts of a query must have in common, as JSON."""
-    decided = source.index["cases"] if isinstance(source, PredictionFolder) else list(source.cases)
+    if isinstance(source, PredictionFolder):
+        decided: Any = source.index["cases"]
+    else:
+        read = (
+            path(case)
+            for each in source.folders
+            for case in source.cases
+            for path in (each.mask_file, each.softmax_file)
+        )
+        decided = [list(source.cases), state_of(read)]
     return json.loads(json.dumps(asdict(query))) | {
         "predictions": [str(folder) for folder in folders],
         "cases": fingerprint(decided),
@@ -356,9 +366,10 @@ def _regions_of(
     if per == CASE and places:
         places, work = [tuple(slice(0, length) for length in labels.shape)], work.sum(keepdims=True)
     found = []
-    for place, minutes in zip(places, work.tolist(), strict=True):
+    for number, (place, minutes) in enumerate(zip(places, work.tolist(), strict=True), start=1):
         box = Box(tuple(each.start for each in place), tuple(each.stop for each in place))
-        if (score := float(case.gain[place].sum(dtype=np.float64)) / minutes) > 0:
+        deferred = labels[place] > 0 if per == CASE else labels[place] == number
+        if (score := float(case.gain[place][deferred].sum(dtype=np.float64)) / minutes) > 0:
             found.append(
                 Candidate(case=case.name, box=box, by_class=None, score=score, value=math.log(score), minutes=minutes)
             )
@@ -382,7 +393,7 @@ def _within_minutes(candidates: Sequence[Candidate], number: int, most: float) -
     ranks = -np.arange(len(useful), dtype=np.float64)
     chosen = best_within_limits(ranks, minutes, max_regions=number, max_minutes=most)
     if not chosen:
-        least = f"the shortest takes {minutes.min():.2g}" if useful else "nothing is to be gained anywhere"
+        least = f"the shortest takes {minutes.min():.2g}" if useful else "nothing is deferred or to be gained anywhere"
         raise InputError(f"no box fits in {most:g} minutes: {least}")
     return Choice(tuple(useful[place] for place in chosen), ())
 

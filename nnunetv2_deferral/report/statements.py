@@ -53,6 +53,7 @@ _OTHERS = {
 _SANITY = {
     ENTROPY: "the model's entropy",
     MASK_ONLY: "predicted class and distance to the predicted border",
+    NEAR_BORDER: "the distance to the predicted border",
 }
 _ERROR_MODELS = {
     "independent": "independent errors of voxels",

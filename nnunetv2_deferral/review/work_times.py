@@ -26,6 +26,7 @@ from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, read_val
 
 FEWEST_REGIONS, FEW_ANSWERS = 30, 10
 _ALIKE = 0.05  # of lengths per region: their standard deviation as a share of their mean
+_NOTHING = 1e-6  # minutes, by rounding
 _LOG = Path(".review") / "log.jsonl"
 
 
@@ -202,7 +203,7 @@ def _fitted(answers: list[_Answer]) -> FittedTimes:
     else:
         look, edit = (float(figure) for figure in nnls(np.stack([looks, edits], axis=1), spent)[0])
         learned = True
-    if look <= 0:
+    if look <= _NOTHING:
         look = usual.minutes_per_region
         edit = one(edits, spent - look * looks) if learned else edit
         remarks.append("the lengths explain all of the time, so that the time for a look is the default")
@@ -229,10 +230,11 @@ def _uploaded(log: Path) -> Iterator[tuple[str, str]]:
     try:
         with log.open("rb") as lines:
             for line in lines:
-                if b'"event":"uploaded"' in line and line.endswith(b"\n"):
+                if b"uploaded" in line and line.endswith(b"\n"):
                     entry: Mapping[str, Any] = json.loads(line)
-                    yield entry["expert"], entry["case"]
+                    if entry["event"] == "uploaded":
+                        yield str(entry["expert"]), str(entry["case"])
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{log} cannot be read: {error}") from error

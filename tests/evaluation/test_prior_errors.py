@@ -125,7 +125,24 @@ def test_groups_reach_the_rankings_and_ignored_voxels_count_nowhere():
             evaluation.update(case, group=groups)
         found[groups] = evaluation.summary(budgets=(0.1,), num_resamples=2)
     for name in (PRIOR_MAP, MASK_ONLY):
-        by_case, together = (found[groups]["risk_coverage"][name]["AUGRC"] for groups in (None, "patient"))
-        assert together["area"] == pytest.approx(together["random"])
-        assert by_case["area"] != together["area"]
+        by_case = found[None]["risk_coverage"][name]["AUGRC"]
+        assert by_case["area"] != pytest.approx(by_case["random"])
+        for part in ("risk_coverage", "budgets"):  # of one patient, there are no others to be scored by
+            assert name in found[None][part]
+            assert name not in found["patient"][part]
     assert valid < 4 * 24 * 24
+
+
+def test_cases_with_many_errors_do_not_come_last_because_their_own_fold_is_left_out():
+    names, few, many = iter(map(str, range(10**6))), [], []
+    while min(len(few), len(many)) < 4:
+        name = next(names)
+        (few if fold_of(name) == fold_of("0") else many if fold_of(name) == fold_of("1") else []).append(name)
+    few, many = few[:4], many[:4]
+    assert fold_of("0") != fold_of("1")
+    wrong = [wrong_at(name, [3] if name in (*many, few[0]) else []) for name in few + many]
+    found = by_position(wrong)
+    of_a_row = 8 * 32 / (8 * 1024)  # as many voxels as the eight rows have, five of which are wrong
+    before, half, after = (each.dice[:, 0].sum() for each in found.at([0, of_a_row / 2, of_a_row]))
+    assert after - before == pytest.approx(5 * (1 - 2 * 992 / (992 + 1024)))
+    assert (half - before) / (after - before) == pytest.approx(0.5, abs=0.02)
