@@ -149,6 +149,7 @@ def test_a_length_below_one_is_refused():
         with_epochs("T", 0)
 
 
+@pytest.mark.slow
 def test_tables_are_laid_out_as_in_the_paper(workplace, maker):
     """All of them at once, on folders that are made up."""
     workplace.write_model(STOCK)

@@ -101,6 +101,7 @@ def test_capacities_are_kept_too():
     assert thresholds[0] > thresholds[1]
 
 
+@pytest.mark.slow
 def test_several_limits_are_fitted_at_once_as_each_by_itself():
     cases = probabilities_of(4, sigma=2)
     limits = [

@@ -783,6 +783,7 @@ class TestStockNetworks:
             shutil.rmtree(here.model / folder / "validation" / maps.FOLDER)
         return here
 
+    @pytest.mark.slow
     def test_are_calibrated_and_routed_by_their_probabilities(self, stock, capsys):
         calibration = stock.calibrate("-budgets", 0.02, evidence=True)
         assert calibration.experts == EXPERTS

@@ -467,6 +467,7 @@ class TestKilled:
             step += 1
         assert step > len(wanted["files"]) + 3
 
+    @pytest.mark.slow
     def test_at_any_step_the_same_call_completes_it(self, tmp_path, monkeypatch):
         write_input(tmp_path, ".png")
         out, wanted = tmp_path / "out", make(tmp_path, images=None)

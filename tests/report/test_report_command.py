@@ -90,6 +90,7 @@ def test_a_report_without_a_folder_is_written_beside_the_results(make_folder, tm
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_only_the_cases_shown_are_read_again(make_folder, tmp_path, monkeypatch):
     seen, read = [], EvaluationInputs.read
     monkeypatch.setattr(EvaluationInputs, "read", lambda self, case: (seen.append(case), read(self, case))[1])
