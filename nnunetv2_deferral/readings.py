@@ -310,6 +310,11 @@ def digests(files: Mapping[str, Path]) -> dict[str, str]:
     return found
 
 
+def disputed_in(regions: Sequence[RegionReadings]) -> list[int]:
+    """The numbers of the regions about which both readers have answered differently."""
+    return [each["number"] for each in regions if each["disputed"]]
+
+
 def readings_summary(regions: Sequence[RegionReadings]) -> dict[str, Any]:
     """The readings of any number of regions.
 

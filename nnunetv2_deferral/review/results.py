@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def case_result(
         list of region, Dice of the model and Dice of the system; None without a reference or if not wanted); with
         scores also `corrected_voxels` and `spoiled_voxels`.
     """
-    name, info = case.name, study.infos[case.name]
+    name, info = case.name, study.info(case.name)
     answers = _answers(study, store, case, has_two_readers=has_two_readers)
     fused = fuse_masks(case.model, answers, case.route)
     experts = []
@@ -81,18 +82,25 @@ def total_result(study: Study, store: ReviewStore) -> dict[str, Any]:
         cases = [info for info in study.infos.values() if info.voxels[place]]
         records = [store.record(expert, info.name) for info in cases]
         made = [record for record in records if record is not None]
-        experts.append(
-            {
-                "expert": expert,
-                "cases": len(cases),
-                "submitted": sum(store.is_submitted(expert, info.name) for info in cases),
-                "voxels": sum(info.voxels[place] for info in cases),
-                "answered_voxels": sum(record["voxels"] for record in made),
-                "changed_voxels": sum(record["changed_voxels"] for record in made),
-                "minutes": sum(record["minutes"] for record in made),
-            }
-        )
+        submitted = sum(store.is_submitted(expert, info.name) for info in cases)
+        voxels = sum(info.voxels[place] for info in cases)
+        experts.append(total_of(expert, len(cases), voxels, made, num_submitted=submitted))
     return {"experts": experts}
+
+
+def total_of(
+    name: str, num_cases: int, voxels: int, records: Sequence[Mapping[str, Any]], *, num_submitted: int
+) -> dict[str, Any]:
+    """The total of a person who is asked about so many cases and voxels, given the records of their submissions."""
+    return {
+        "expert": name,
+        "cases": num_cases,
+        "submitted": num_submitted,
+        "voxels": voxels,
+        "answered_voxels": sum(record["voxels"] for record in records),
+        "changed_voxels": sum(record["changed_voxels"] for record in records),
+        "minutes": sum(record["minutes"] for record in records),
+    }
 
 
 def _scores(files: DatasetFiles, reference: np.ndarray, model: np.ndarray, fused: np.ndarray) -> dict[str, Any]:

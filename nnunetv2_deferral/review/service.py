@@ -22,7 +22,7 @@ from nnunetv2_deferral.readings import ReadingRules, readings_summary
 from nnunetv2_deferral.review.access import Person
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
 from nnunetv2_deferral.review.remarks import MAX_COMMENT, Remarks, flags_in_file, parse_remarks, regions_not_told
-from nnunetv2_deferral.review.results import case_result, fused_mask, total_result
+from nnunetv2_deferral.review.results import case_result, fused_mask, total_of, total_result
 from nnunetv2_deferral.review.settling import Settling
 from nnunetv2_deferral.review.store import Draft, ReviewStore
 from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
@@ -196,7 +196,7 @@ class Review:
             "kind": str(image.dtype),
             "labels": [{"label": label, "name": name} for label, name in files.label_names.items()],
             "experts": self.study.experts,
-            "has_reference": self.study.infos[name].reference is not None and self._sees_scores(person),
+            "has_reference": self.study.info(name).reference is not None and self._sees_scores(person),
             "blind": person.expert is not None and self._is_blind(person.expert, name),
         }
         if person.expert is not None:
@@ -289,16 +289,9 @@ class Review:
             asked = [info for info in self.study.infos.values() if self._is_to_be_decided(info.name)]
             made = [self.store.record(self.adjudicator, info.name) for info in asked]
             submitted = [record for record in made if record is not None]
+            voxels = sum(self._adjudication(self.settling, info)["voxels"] for info in asked)
             found["experts"].append(
-                {
-                    "expert": self.adjudicator,
-                    "cases": len(asked),
-                    "submitted": len(submitted),
-                    "voxels": sum(self._adjudication(self.settling, info)["voxels"] for info in asked),
-                    "answered_voxels": sum(record["voxels"] for record in submitted),
-                    "changed_voxels": sum(record["changed_voxels"] for record in submitted),
-                    "minutes": sum(record["minutes"] for record in submitted),
-                }
+                total_of(self.adjudicator, len(asked), voxels, submitted, num_submitted=len(submitted))
             )
         return without_nan(found)
 
@@ -458,7 +451,7 @@ class Review:
         if person.expert == self.adjudicator:
             is_asked = self._is_to_be_decided(name)
         else:
-            is_asked = self.study.infos[name].voxels[self.study.experts.index(person.expert)] > 0
+            is_asked = self.study.info(name).voxels[self.study.experts.index(person.expert)] > 0
         if not is_asked:
             raise RefusedError(404, "No such case.")
         return case
@@ -472,7 +465,7 @@ class Review:
         """Whether readers differ about a case that they have all submitted."""
         if self.settling is None or not self.settling.is_settled(name) or not self.settling.disputed(name):
             return False
-        voxels = self.study.infos[name].voxels
+        voxels = self.study.info(name).voxels
         asked = [expert for expert, number in zip(self.study.experts, voxels, strict=True) if number]
         return all(self.store.is_submitted(expert, name) for expert in asked)
 

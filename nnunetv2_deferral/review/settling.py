@@ -15,7 +15,15 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.names import spelling
 from nnunetv2_deferral.raters import ExpertMasks
-from nnunetv2_deferral.readings import ReadingRules, RegionReadings, Settled, digests, read_settled, settle
+from nnunetv2_deferral.readings import (
+    ReadingRules,
+    RegionReadings,
+    Settled,
+    digests,
+    disputed_in,
+    read_settled,
+    settle,
+)
 from nnunetv2_deferral.review.access import COORDINATOR
 from nnunetv2_deferral.review.remarks import CANNOT_TELL
 from nnunetv2_deferral.review.store import ReviewStore
@@ -75,7 +83,7 @@ class Settling:
 
     def disputed(self, case: str) -> list[int]:
         """The numbers of the regions about which both readers have answered differently."""
-        return [each["number"] for each in self.regions(case) if each["disputed"]]
+        return disputed_in(self.regions(case))
 
     def recall(self, cases: Iterable[str]) -> list[str]:
         """Take up what was settled before of some cases; returns those that must be settled anew."""
@@ -132,8 +140,7 @@ class Settling:
         if name is None or not self._store.is_submitted(name, case.name):
             return False
         decided_on = (self._store.record(name, case.name) or {}).get("listed")
-        disputed = [each["number"] for each in settled.regions if each["disputed"]]
-        if decided_on is None or decided_on == self._study.questions(case, disputed).digest:
+        if decided_on is None or decided_on == self._study.questions(case, disputed_in(settled.regions)).digest:
             return False
         self._store.reopen(name, case.name, "the readings have changed")
         self._store.set_aside(name, case.name, "the readings have changed")
@@ -177,7 +184,7 @@ class Settling:
         experts = self._study.experts
         names = [(experts[one - 1], experts[two - 1]) for one, two in case.readers]
         found = settle(first, second, np.full_like(first, MISSING), case.regions, case.gain, names, self.rules)
-        disputed = [each["number"] for each in found.regions if each["disputed"]]
+        disputed = disputed_in(found.regions)
         if disputed and self.rules.adjudicator:
             decided = self._labels(case, self.rules.adjudicator, disputed)
             found = settle(first, second, decided, case.regions, case.gain, names, self.rules)

@@ -177,7 +177,8 @@ class Study:
         self._infos = {} if worklist is None else {case: self._listed(worklist, case) for case in predictions.cases}
         self._lock = threading.Lock()
         self._case = lru_cache(CASES_IN_MEMORY)(self._read_case)
-        self._asked = lru_cache(CASES_IN_MEMORY * len(self.experts))(self._find_asked)
+        # Of each case those of the experts, and of an adjudicator.
+        self._questions = lru_cache(CASES_IN_MEMORY * (len(self.experts) + 1))(self._find_questions)
         self._image = lru_cache(CASES_IN_MEMORY)(self._read_image)
 
     @property
@@ -217,6 +218,10 @@ class Study:
         """The cases that can be reviewed, by name."""
         return dict(self._infos)
 
+    def info(self, name: str) -> CaseInfo:
+        """What the list says of a case that can be reviewed."""
+        return self._infos[name]
+
     @property
     def experts(self) -> tuple[str, ...]:
         """The names of the experts in routing order."""
@@ -247,11 +252,13 @@ class Study:
     def asked(self, name: str, expert: str) -> Asked:
         """The voxels and regions of a case that an expert is asked about."""
         case = self.case(name)
-        with self._lock:
-            return self._asked(case, expert)
+        return self.questions(case, self._read_by(case, expert))
 
     def questions(self, case: ReviewedCase, wanted: Sequence[int]) -> Asked:
         """The voxels of some regions of a case, to ask about them."""
+        return self._questions(case, tuple(wanted))
+
+    def _find_questions(self, case: ReviewedCase, wanted: Sequence[int]) -> Asked:
         if self.worklist is None:
             inside = numbered_by_gain(case.regions, case.gain, wanted)
         else:
@@ -279,7 +286,7 @@ class Study:
     def reference(self, name: str) -> np.ndarray | None:
         """The reference of a case, int64 (Z, Y, X), or None."""
         case = self.case(name)
-        file = self.infos[name].reference
+        file = self.info(name).reference
         if file is None:
             return None
         values, _ = self.predictions.files.read(file)
@@ -290,7 +297,7 @@ class Study:
 
     def is_colour(self, name: str) -> bool:
         """Whether the image of a case is an RGB picture."""
-        return len(self.infos[name].images) == 1 and self.image(name).shape[0] == 3
+        return len(self.info(name).images) == 1 and self.image(name).shape[0] == 3
 
     def _note(self, case: ReviewedCase) -> None:
         self.then(case)
@@ -328,7 +335,8 @@ class Study:
 
     def _inspect(self, case: ReviewedCase) -> CaseInfo:
         name, size = case.name, case.model.size
-        asked = [self._find_asked(case, expert) for expert in self.experts]
+        # Not kept: other cases than those that are being reviewed are read in the background.
+        asked = [self._find_questions(case, self._read_by(case, expert)) for expert in self.experts]
         return CaseInfo(
             name=name,
             shape=case.model.shape,
@@ -393,12 +401,12 @@ class Study:
             return (first,)
         return first, second_reader(case, region, first, self._available)
 
-    def _find_asked(self, case: ReviewedCase, expert: str) -> Asked:
-        return self.questions(case, case.of_reader(self.experts.index(expert) + 1))
+    def _read_by(self, case: ReviewedCase, expert: str) -> list[int]:
+        return case.of_reader(self.experts.index(expert) + 1)
 
     def _read_image(self, case: ReviewedCase) -> np.ndarray:
         try:
-            values = self.predictions.files.read_image(self.infos[case.name].images)
+            values = self.predictions.files.read_image(self.info(case.name).images)
         except InputError as error:
             raise RefusedError(422, f"The image of this case cannot be used: {error}") from error
         turned = case.orientation.to_canonical(_narrow(values))
