@@ -1,7 +1,8 @@
 """Transforms of nnU-Net's data loader (batchgeneratorsv2) that add the experts' answers to training samples.
 
-:class:`SplitRatersTransform` belongs directly after the spatial transforms, :class:`SimulateExpertsTransform` before
-the segmentation is converted to regions or to a list for deep supervision, :class:`ExpertsToTargetTransform` last.
+:class:`SplitRatersTransform` belongs directly after the spatial transforms, :class:`SimulateExpertsTransform` or
+:class:`KeepLabelsTransform` before the segmentation is converted to regions or to a list for deep supervision,
+:class:`ExpertsToTargetTransform` last.
 
 Randomness: nnU-Net's augmenter starts its workers with `seeds=None`. Forked workers then all inherit the same state of
 torch's global generator, while numpy's is seeded from the operating system in each worker (with a seed, both are seeded
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
 from nnunetv2_deferral.expert_sim.simulate import simulate_experts
+from nnunetv2_deferral.expert_sim.zones import check_label_map, check_values
 from nnunetv2_deferral.labels import MISSING
 
 
@@ -86,21 +88,33 @@ class SimulateExpertsTransform(BasicTransform):
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Add the experts' answers to a sample."""
-        segmentation = data_dict.get("segmentation")
-        if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
-            raise InputError(
-                "simulated experts need a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it is "
-                f"converted to a list for deep supervision; got {_describe(segmentation)}"
-            )
-        labels = segmentation[0]
         data_dict["experts"] = simulate_experts(
-            labels if labels.is_floating_point() else torch.from_numpy(np.maximum(labels.numpy(), 0)),
+            _label_map(data_dict),
             self.profiles,
             self.label_values,
             generator=torch.Generator().manual_seed(params["seed"]),
             boundary_width=self.boundary_width,
             ignore_label=self.ignore_label,
         )
+        return data_dict
+
+
+class KeepLabelsTransform(BasicTransform):
+    """Adds the label map under `"experts"`, int16 (1, X, Y[, Z]), from which experts are simulated on the device.
+
+    See :mod:`.batches`. Arguments and errors are those of :class:`SimulateExpertsTransform`.
+    """
+
+    def __init__(self, *, label_values: Sequence[int], ignore_label: int | None = None) -> None:
+        super().__init__()
+        self.known = tuple(sorted({int(value) for value in label_values} | ({ignore_label} - {None})))
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        """Add the label map of a sample, after a check of its labels."""
+        labels = _label_map(data_dict)
+        check_label_map(labels)
+        check_values(labels, self.known)
+        data_dict["experts"] = labels[None].to(torch.int16)
         return data_dict
 
 
@@ -162,6 +176,18 @@ class ExpertsToTargetTransform(BasicTransform):
         scales = list(segmentation) if isinstance(segmentation, (list, tuple)) else [segmentation]
         data_dict["segmentation"] = [*scales, experts if self.order is None else experts[self.order]]
         return data_dict
+
+
+def _label_map(data_dict: Mapping[str, Any]) -> torch.Tensor:
+    """Channel 0 of the segmentation of a sample, (X, Y) or (X, Y, Z), without nnU-Net's negative labels."""
+    segmentation = data_dict.get("segmentation")
+    if not isinstance(segmentation, torch.Tensor) or segmentation.ndim not in (3, 4):
+        raise InputError(
+            "simulated experts need a segmentation tensor of shape (C, X, Y) or (C, X, Y, Z), before it is "
+            f"converted to a list for deep supervision; got {_describe(segmentation)}"
+        )
+    labels = segmentation[0]
+    return labels if labels.is_floating_point() else torch.from_numpy(np.maximum(labels.numpy(), 0))
 
 
 def _describe(segmentation: object) -> str:

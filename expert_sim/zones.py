@@ -19,7 +19,12 @@ from nnunetv2_deferral.errors import InputError
 _INT16 = torch.iinfo(torch.int16)
 
 
-def _check_label_map(labels: torch.Tensor) -> None:
+def check_label_map(labels: torch.Tensor) -> None:
+    """Refuse what is not an integer label map (X, Y) or (X, Y, Z) on the CPU.
+
+    Raises:
+        InputError: With what it is.
+    """
     if labels.ndim not in (2, 3) or labels.numel() == 0:
         raise InputError(f"a label map must have shape (X, Y) or (X, Y, Z) and not be empty, got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -69,7 +74,7 @@ def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None 
     Raises:
         InputError: If `width` is negative, or `labels` is not an integer label map within int16.
     """
-    _check_label_map(labels)
+    check_label_map(labels)
     if width < 0:
         raise InputError(f"the width of the boundary band must be at least 0 voxels, got {width}")
     lowest, highest = (int(value) for value in labels.aminmax())
@@ -147,7 +152,7 @@ class Reference:
                 background label 0, the ignore label is among them, or `labels` contains other values (the message
                 names them).
         """
-        _check_label_map(labels)
+        check_label_map(labels)
         values = tuple(sorted({int(value) for value in label_values}))
         if not values or values[0] != 0:
             raise InputError(f"the label values must begin with the background label 0, got {list(values)}")
@@ -162,7 +167,7 @@ class Reference:
         if ignored is not None and not bool(ignored.any()):
             ignored = None
         known = labels if ignored is None else labels.masked_fill(ignored, 0)
-        _check_values(known, values)
+        check_values(known, values)
         return cls(
             labels=known.to(torch.int16).contiguous(),
             valid=None if ignored is None else ~ignored,
@@ -173,8 +178,12 @@ class Reference:
         )
 
 
-def _check_values(labels: torch.Tensor, values: tuple[int, ...]) -> None:
-    """Refuse labels that are not among `values` (ascending); fast if the values are consecutive."""
+def check_values(labels: torch.Tensor, values: tuple[int, ...]) -> None:
+    """Refuse labels that are not among `values` (ascending); fast if the values are consecutive.
+
+    Raises:
+        InputError: With the labels.
+    """
     lowest, highest = (int(value) for value in labels.aminmax())
     has_gaps = values[-1] - values[0] != len(values) - 1
     if not has_gaps and values[0] <= lowest and highest <= values[-1]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
+from nnunetv2_deferral.defaults import SIMULATE_ON
 from nnunetv2_deferral.errors import InputError
 
 _PREFIX = "nnUNet_deferral_"
@@ -18,7 +19,8 @@ ENVIRONMENT_OVER = f"{_PREFIX}budget_over"
 ENVIRONMENT_CAPACITIES = f"{_PREFIX}capacities"
 ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
 ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
-_VARIABLES = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION, ENVIRONMENT_MINUTES)
+_LIMITS = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION, ENVIRONMENT_MINUTES)
+_VARIABLES = (*_LIMITS, SIMULATE_ON)
 
 CASE, DATASET = "case", "dataset"
 OVER = (CASE, DATASET)

@@ -35,6 +35,7 @@ from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base
+from nnunetv2_deferral.nnunet.device_experts import DeviceExperts, simulates_on_device
 from nnunetv2_deferral.nnunet.export import effective_limits
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
@@ -148,6 +149,15 @@ class DeferralTrainer(nnUNetTrainer):
             self.enable_deep_supervision = False
         if self.settings.optimizer == "adamw":
             self.initial_lr, self.weight_decay = PAPER_RATE, PAPER_WEIGHT_DECAY
+        self._device_experts: DeviceExperts | None = None
+        if self.settings.profiles and simulates_on_device(self.device):
+            self._device_experts = DeviceExperts(
+                self.settings,
+                self.device,
+                label_values=self.label_manager.all_labels,
+                ignore_label=self.label_manager.ignore_label,
+                rank=self.local_rank,
+            )
         self._left_out: tuple[str, ...] = ()
         self._keeps_mirroring = False
         if self.grad_scaler is not None:
@@ -254,7 +264,10 @@ class DeferralTrainer(nnUNetTrainer):
         segmentation_loss = super()._build_loss()
         if self.settings.segmentation_loss == "cross_entropy":
             segmentation_loss.weight_dice = 0
-        return DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
+        objective = DeferralObjective(self.settings, self.labels, segmentation_loss).to(self.device)
+        if self._do_i_compile():
+            objective.compile_deferral_terms()
+        return objective
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:  # noqa: N802
         """nnU-Net's augmentation; a frozen network is mirrored as in its own training, which may be not at all."""
@@ -280,6 +293,7 @@ class DeferralTrainer(nnUNetTrainer):
             self.settings,
             label_values=self.label_manager.all_labels,
             ignore_label=self.label_manager.ignore_label,
+            on_device=self._device_experts is not None,
         )
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
@@ -351,6 +365,8 @@ class DeferralTrainer(nnUNetTrainer):
             for expert, available in zip(self.settings.experts, self.settings.available, strict=True)
         )
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
+        if self._device_experts is not None:
+            self.print_to_log_file(f"Simulated experts are drawn in each step on {self.device}")
         declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
         if remark := undeclared_raters(self.plans_manager.dataset_name, declared):
             self.print_to_log_file(f"WARNING: {remark}")
@@ -585,6 +601,8 @@ class DeferralTrainer(nnUNetTrainer):
         """The objective on a batch, and the full-resolution output, target and expert labels."""
         data = batch["data"].to(self.device, non_blocking=True)
         *targets, experts = (part.to(self.device, non_blocking=True) for part in batch["target"])
+        if self._device_experts is not None:
+            experts = self._device_experts(experts)
         target = targets if self.enable_deep_supervision else targets[0]
         weight = 0.0 if self.current_epoch < self.warmup_epochs else 1.0
         # As in nnU-Net, autocast on CUDA only (slow on CPUs, not implemented on MPS).
@@ -634,5 +652,6 @@ class _NoImprovementError(Exception):
 
 
 def _loss_values(terms: ObjectiveTerms) -> dict[str, np.ndarray]:
-    values = {term: getattr(terms, term).detach().cpu().numpy() for term in TERMS}
-    return {"loss": terms.total.detach().cpu().numpy()} | values
+    """The total, `"loss"`, and the terms, each a scalar, by one transfer from the device."""
+    values = torch.stack([terms.total, *(getattr(terms, term) for term in TERMS)]).detach().cpu().numpy()
+    return dict(zip(("loss", *TERMS), values, strict=True))

@@ -13,6 +13,7 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 
 from nnunetv2_deferral.expert_sim.transform import (
     ExpertsToTargetTransform,
+    KeepLabelsTransform,
     SimulateExpertsTransform,
     SplitRatersTransform,
 )
@@ -31,6 +32,7 @@ def add_experts(
     *,
     label_values: Sequence[int],
     ignore_label: int | None,
+    on_device: bool = False,
 ) -> ComposeTransforms:
     """Extend a pipeline to append the experts' label maps to the target.
 
@@ -42,24 +44,36 @@ def add_experts(
         settings: The experts and the width of the boundary band.
         label_values: All labels including background, without the ignore label.
         ignore_label: The ignore label or None.
+        on_device: Whether simulated experts are drawn in the training step, see :class:`.device_experts.DeviceExperts`.
 
     Returns:
         The pipeline, whose target is a list: nnU-Net's targets, finest first, then the experts' label maps, int16
-        (J, *S) at full resolution.
+        (J, *S) at full resolution. With `on_device`: raters' label maps, then the label map that experts are drawn
+        from.
     """
     steps = list(pipeline.transforms) if isinstance(pipeline, ComposeTransforms) else [pipeline]
     if settings.profiles:
-        simulate = SimulateExpertsTransform(
-            profiles=settings.profiles,
-            label_values=[int(value) for value in label_values],
-            boundary_width=settings.boundary_width,
-            ignore_label=ignore_label,
+        step = (
+            KeepLabelsTransform(label_values=label_values, ignore_label=ignore_label)
+            if on_device
+            else SimulateExpertsTransform(
+                profiles=settings.profiles,
+                label_values=label_values,
+                boundary_width=settings.boundary_width,
+                ignore_label=ignore_label,
+            )
         )
-        steps.insert(_first(steps, _TARGET_TRANSFORMS), simulate)
+        steps.insert(_first(steps, _TARGET_TRANSFORMS), step)
     if settings.raters:
         steps = separate_raters(steps, len(settings.raters))
+    order = None if on_device else order_of_experts(settings)
+    return ComposeTransforms([*steps, ExpertsToTargetTransform(order)])
+
+
+def order_of_experts(settings: DeferralSettings) -> list[int]:
+    """For each of the J experts the index among raters, followed by simulated experts."""
     found = [*settings.raters, *(profile.name for profile in settings.profiles)]
-    return ComposeTransforms([*steps, ExpertsToTargetTransform([found.index(name) for name in settings.expert_names])])
+    return [found.index(name) for name in settings.expert_names]
 
 
 def separate_raters(steps: Sequence[BasicTransform], num_raters: int) -> list[BasicTransform]:
@@ -73,7 +87,7 @@ def separate_raters(steps: Sequence[BasicTransform], num_raters: int) -> list[Ba
         The transforms, after which a sample has its raters' masks under `"raters"`, int16 (R, *S).
     """
     found = [RaterSpatialTransform(step, num_raters) if follows_the_reference(step) else step for step in steps]
-    place = _first(found, (*_LABEL_TRANSFORMS, SimulateExpertsTransform, *_TARGET_TRANSFORMS))
+    place = _first(found, (*_LABEL_TRANSFORMS, KeepLabelsTransform, SimulateExpertsTransform, *_TARGET_TRANSFORMS))
     found.insert(place, SplitRatersTransform(num_raters))
     return found
 

@@ -76,6 +76,16 @@ class TestTraining:
             mask = read(flat_deferral / "validation" / f"{case}.png")
             np.testing.assert_array_equal(probabilities.argmax(0)[0], mask)
 
+    def test_experts_are_drawn_in_the_step_where_the_environment_says_so(
+        self, flat_deferral: Path, flat_deferral_fold_1: Path
+    ) -> None:
+        said = "Simulated experts are drawn in each step on cpu"
+        (log,) = flat_deferral_fold_1.glob("training_log_*.txt")
+        assert said in log.read_text()
+        assert all(said not in log.read_text() for log in flat_deferral.glob("training_log_*.txt"))
+        summary = json.loads((flat_deferral_fold_1 / "validation" / "deferral_summary.json").read_text())
+        assert 0 < summary["deferral"]["rate"] < 1
+
     def test_something_is_deferred_after_a_few_iterations(self, flat_deferral: Path, solid_deferral: Path) -> None:
         for fold in (flat_deferral, solid_deferral):
             summary = json.loads((fold / "validation" / "deferral_summary.json").read_text())

@@ -169,8 +169,8 @@ def flat_deferral(workplace: Workplace) -> Path:
 
 @pytest.fixture(scope="session")
 def flat_deferral_fold_1(workplace: Workplace, flat_deferral: Path) -> Path:
-    """The second fold of the same."""
-    return workplace.train(FLAT, "2d", 1, "TinyDeferral3Experts", "--npz")
+    """The second fold of the same, with experts drawn in the training step as on a GPU."""
+    return workplace.train(FLAT, "2d", 1, "TinyDeferral3Experts", "--npz", nnUNet_deferral_simulate_on="device")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from nnunetv2_deferral.expert_sim.batches import simulate_batch
 from nnunetv2_deferral.expert_sim.error_models import ERROR_MODELS, correlated_errors
 from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, ExpertProfile
 from nnunetv2_deferral.expert_sim.zones import Reference
@@ -13,7 +14,7 @@ torch.set_num_threads(1)
 
 ABSOLUTE = ExpertProfile(name="absolute", foreground=0.8, background=0.95, boundary=0.7)
 BOOSTED = ExpertProfile(name="boosted", foreground=0.75, background=0.9, edge_boost=0.06)
-SHAPES = [(160, 150), (40, 44, 36)]
+SHAPES = [(160, 150), (28, 32, 26)]
 
 
 def ball(shape, radius, centre=None):
@@ -34,8 +35,27 @@ def reference_of(labels, num_labels, **options):
     return Reference.from_labels(labels, range(num_labels), **options)
 
 
-def answer(reference, profile, model, seed=0):
+def answer_image(reference, profile, model, seed=0):
     return ERROR_MODELS[model](reference, replace(profile, error_model=model), torch.Generator().manual_seed(seed))
+
+
+def answer_in_batch(reference, profile, model, seed=0):
+    """As the second image of a batch, whose first is another one."""
+    labels = reference.labels if reference.valid is None else reference.labels.where(reference.valid, 99)
+    return simulate_batch(
+        torch.stack((labels.flip(0), labels)),
+        [replace(profile, error_model=model)],
+        reference.label_values,
+        generator=torch.Generator().manual_seed(seed),
+        boundary_width=reference.boundary_width,
+        ignore_label=None if reference.valid is None else 99,
+    )[1, 0]
+
+
+@pytest.fixture(params=[answer_image, answer_in_batch], ids=["image", "batch"])
+def answer(request):
+    """Both implementations: for the data loader and evaluations, and for batches on a GPU."""
+    return request.param
 
 
 def assert_within_sampling_error(right, accuracy):
@@ -58,7 +78,7 @@ def regions_of(reference, profile):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_labels", [2, 3])
 @pytest.mark.parametrize("profile", [ABSOLUTE, BOOSTED], ids=lambda profile: profile.name)
-def test_independent_errors_meet_every_accuracy(shape, num_labels, profile):
+def test_independent_errors_meet_every_accuracy(answer, shape, num_labels, profile):
     reference = reference_of(nested(shape, num_labels), num_labels)
     right = answer(reference, profile, "independent") == reference.labels
     for mask, accuracy in regions_of(reference, profile):
@@ -66,7 +86,7 @@ def test_independent_errors_meet_every_accuracy(shape, num_labels, profile):
 
 
 @pytest.mark.parametrize("model", ["independent", "correlated"])
-def test_wrong_labels_are_uniform_among_the_others(model):
+def test_wrong_labels_are_uniform_among_the_others(answer, model):
     labels = torch.full((300, 300), 2, dtype=torch.int16)
     reference = Reference.from_labels(labels, (0, 2, 5, 9))
     profile = replace(ABSOLUTE, foreground=0.4)
@@ -80,7 +100,7 @@ def test_wrong_labels_are_uniform_among_the_others(model):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_labels", [2, 3])
 @pytest.mark.parametrize("profile", [ABSOLUTE, BOOSTED], ids=lambda profile: profile.name)
-def test_correlated_errors_meet_every_accuracy_to_the_voxel(shape, num_labels, profile):
+def test_correlated_errors_meet_every_accuracy_to_the_voxel(answer, shape, num_labels, profile):
     reference = reference_of(nested(shape, num_labels), num_labels)
     wrong = answer(reference, profile, "correlated") != reference.labels
     inside, band = reference.labels != 0, reference.band
@@ -93,7 +113,7 @@ def test_correlated_errors_meet_every_accuracy_to_the_voxel(shape, num_labels, p
             assert abs(int(wrong[mask].sum()) - int(mask.sum()) * (1 - accuracy)) < 1
 
 
-def test_correlated_errors_lie_together_and_independent_ones_do_not():
+def test_correlated_errors_lie_together_and_independent_ones_do_not(answer):
     reference = reference_of(torch.zeros(200, 200, dtype=torch.int16), 2)
     neighbours = {}
     for model in ("independent", "correlated"):
@@ -112,7 +132,7 @@ def test_the_smoothness_of_correlated_errors_can_be_chosen():
     assert blobs[0] > 4 * blobs[1] > 8 * blobs[2]
 
 
-def test_correlated_errors_are_as_likely_at_the_image_border_as_within():
+def test_correlated_errors_are_as_likely_at_the_image_border_as_within(answer):
     reference = reference_of(torch.zeros(64, 64, dtype=torch.int16), 2)
     wrong = torch.stack([answer(reference, ABSOLUTE, "correlated", seed) for seed in range(150)]).float().mean(0)
     border = torch.ones(64, 64, dtype=torch.bool)
@@ -120,7 +140,7 @@ def test_correlated_errors_are_as_likely_at_the_image_border_as_within():
     assert wrong[border].mean().item() == pytest.approx(0.05, abs=0.008)
 
 
-def test_small_regions_err_as_often_as_they_should_over_many_draws():
+def test_small_regions_err_as_often_as_they_should_over_many_draws(answer):
     labels = torch.zeros(9, 9, dtype=torch.int16)
     labels[4, 3:6] = 1
     reference = reference_of(labels, 2, boundary_width=0)
@@ -132,8 +152,8 @@ def test_small_regions_err_as_often_as_they_should_over_many_draws():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_labels", [2, 3])
 @pytest.mark.parametrize("profile", [ABSOLUTE, BOOSTED], ids=lambda profile: profile.name)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_boundary_bias_meets_the_band_to_the_voxel_and_the_rest_in_expectation(shape, num_labels, profile, seed):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_boundary_bias_meets_the_band_to_the_voxel(answer, shape, num_labels, profile, seed):
     reference = reference_of(nested(shape, num_labels), num_labels)
     wrong = answer(reference, profile, "boundary_bias", seed) != reference.labels
     regions = list(regions_of(reference, profile))
@@ -144,7 +164,7 @@ def test_boundary_bias_meets_the_band_to_the_voxel_and_the_rest_in_expectation(s
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_boundary_bias_goes_one_way_at_a_time_and_both_ways_over_draws(shape):
+def test_boundary_bias_goes_one_way_at_a_time_and_both_ways_over_draws(answer, shape):
     reference = reference_of(nested(shape, 2), 2)
     inside = reference.labels != 0
     directions = set()
@@ -156,7 +176,7 @@ def test_boundary_bias_goes_one_way_at_a_time_and_both_ways_over_draws(shape):
     assert directions == {"over", "under"}
 
 
-def test_boundary_bias_flips_the_nearest_voxels_first_and_continues_on_the_other_side():
+def test_boundary_bias_flips_the_nearest_voxels_first_and_continues_on_the_other_side(answer):
     labels = torch.zeros(40, 30, dtype=torch.int16)
     labels[20:] = 1
     reference = reference_of(labels, 2, boundary_width=2)
@@ -169,7 +189,7 @@ def test_boundary_bias_flips_the_nearest_voxels_first_and_continues_on_the_other
             assert flipped in {1: ([19], [20]), 2: ([18, 19], [20, 21]), 3: ([18, 19, 20], [19, 20, 21])}[rows]
 
 
-def test_boundary_bias_with_touching_labels_moves_each_boundary_one_way():
+def test_boundary_bias_with_touching_labels_moves_each_boundary_one_way(answer):
     labels = torch.zeros(60, 40, dtype=torch.int16)
     labels[20:40], labels[40:] = 1, 2
     reference = reference_of(labels, 3, boundary_width=1)
@@ -182,7 +202,7 @@ def test_boundary_bias_with_touching_labels_moves_each_boundary_one_way():
     assert seen == {(19, 39), (19, 41), (21, 39), (21, 41)}
 
 
-def test_over_segmentation_gives_the_label_of_the_nearest_foreground():
+def test_over_segmentation_gives_the_label_of_the_nearest_foreground(answer):
     labels = torch.zeros(30, 40, dtype=torch.int16)
     labels[10:20, 5:12], labels[10:20, 25:32] = 1, 2
     reference = reference_of(labels, 3)
@@ -202,7 +222,7 @@ def objects(shape=(200, 200), spacing=10):
     return labels
 
 
-def test_components_are_missed_whole_and_as_often_as_the_foreground_accuracy_says():
+def test_components_are_missed_whole_and_as_often_as_the_foreground_accuracy_says(answer):
     labels = objects()
     reference = reference_of(labels, 3)
     numbered, count = ndimage.label(labels.numpy() != 0)
@@ -218,7 +238,7 @@ def test_components_are_missed_whole_and_as_often_as_the_foreground_accuracy_say
 
 @pytest.mark.parametrize("profile", [ABSOLUTE, BOOSTED], ids=lambda profile: profile.name)
 @pytest.mark.parametrize("labels", [objects(), nested((40, 44, 36), 3)], ids=["2d", "3d"])
-def test_missed_components_leave_independent_errors_in_the_background(labels, profile):
+def test_missed_components_leave_independent_errors_in_the_background(answer, labels, profile):
     reference = reference_of(labels, 3)
     right = answer(reference, profile, "missed_components") == labels
     outside, band = labels == 0, reference.band
@@ -226,7 +246,7 @@ def test_missed_components_leave_independent_errors_in_the_background(labels, pr
     assert_within_sampling_error(right[outside & band], profile.band_accuracy(profile.background))
 
 
-def test_two_labels_that_touch_are_missed_apart_and_corners_connect():
+def test_two_labels_that_touch_are_missed_apart_and_corners_connect(answer):
     labels = torch.zeros(12, 12, dtype=torch.int16)
     labels[2:5, 2:5], labels[5:8, 2:5], labels[8:10, 5:7] = 1, 2, 2
     reference = reference_of(labels, 3)
@@ -241,7 +261,7 @@ def test_two_labels_that_touch_are_missed_apart_and_corners_connect():
 @pytest.mark.parametrize("model", ERROR_MODEL_NAMES)
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("shape", [(30, 40), (1, 30, 40), (1, 1), (8, 9, 10)])
-def test_an_image_of_one_label_is_answered(model, value, shape):
+def test_an_image_of_one_label_is_answered(answer, model, value, shape):
     labels = torch.full(shape, value, dtype=torch.int16)
     answers = answer(reference_of(labels, 3), ABSOLUTE, model)
     assert answers.shape == labels.shape
@@ -249,14 +269,14 @@ def test_an_image_of_one_label_is_answered(model, value, shape):
 
 
 @pytest.mark.parametrize("model", ERROR_MODEL_NAMES)
-def test_an_image_without_a_band_is_answered(model):
+def test_an_image_without_a_band_is_answered(answer, model):
     reference = reference_of(nested((50, 50), 3), 3, boundary_width=0)
     right = answer(reference, ABSOLUTE, model) == reference.labels
     assert_within_sampling_error(right[reference.labels == 0], ABSOLUTE.background)
 
 
 @pytest.mark.parametrize("model", ERROR_MODEL_NAMES)
-def test_a_perfect_expert_repeats_the_reference_and_a_hopeless_one_never_does(model):
+def test_a_perfect_expert_repeats_the_reference_and_a_hopeless_one_never_does(answer, model):
     reference = reference_of(nested((60, 50), 3), 3)
     perfect = ExpertProfile(name="perfect", foreground=1, background=1, boundary=1)
     hopeless = ExpertProfile(name="hopeless", foreground=0, background=0, boundary=0)
@@ -265,7 +285,7 @@ def test_a_perfect_expert_repeats_the_reference_and_a_hopeless_one_never_does(mo
 
 
 @pytest.mark.parametrize("model", ERROR_MODEL_NAMES)
-def test_the_generator_is_the_only_source_of_chance(model):
+def test_the_generator_is_the_only_source_of_chance(answer, model):
     reference = reference_of(nested((60, 50), 3), 3)
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()
     first = answer(reference, ABSOLUTE, model, seed=5)
@@ -277,7 +297,7 @@ def test_the_generator_is_the_only_source_of_chance(model):
 
 
 @pytest.mark.parametrize("model", ["correlated", "boundary_bias"])
-def test_ignored_voxels_do_not_use_up_the_errors_of_a_region(model):
+def test_ignored_voxels_do_not_use_up_the_errors_of_a_region(answer, model):
     labels = nested((80, 80), 2)
     labels[:, :30] = 2
     reference = reference_of(labels, 2, ignore_label=2)

@@ -231,3 +231,42 @@ def test_the_objective_for_classes_is_that_of_the_settings(settings):
 def test_a_setting_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="unknown keys: lambda"):
         DeferralObjective.for_classes(2, 3, segmentation_loss, **{"lambda": 1})
+
+
+def gradients(compiled, settings, labels, target, experts, output):
+    objective = DeferralObjective(settings, labels, lambda logits, _: logits.square().mean())
+    if compiled:
+        torch._dynamo.reset()
+        objective._deferral_terms = torch.compile(objective._deferral_terms, fullgraph=True, backend=compiled)
+    output = output.clone().requires_grad_()
+    terms = objective(output, target, experts)
+    terms.total.backward()
+    return [*(term.detach() for term in terms), output.grad]
+
+
+COMPILED = [
+    pytest.param(backend, objective, regions, experts, marks=[] if few else pytest.mark.slow)
+    for backend in ("eager", "inductor")
+    for objective in ("collaboration", "one_vs_all")
+    for regions in (None, ((1, 2), (2,)))
+    for experts in (None, ["ann", "bob"])
+    for few in [backend == "eager" and (objective == "one_vs_all") == bool(regions) == bool(experts)]
+]
+
+
+@pytest.mark.parametrize(("backend", "objective_name", "regions", "experts"), COMPILED)
+def test_compiled_as_one_graph_the_deferral_terms_are_the_same(backend, objective_name, regions, experts):
+    block = {"objective": objective_name} | ({"experts": experts} if experts else {"num_experts": 2})
+    labels = LabelSpace(2 if regions else 3, regions, ignore_label=3)
+    random = torch.Generator().manual_seed(0)
+    maps = torch.randint(0, 3, (2, 2, 12, 10), generator=random, dtype=torch.int16)
+    if experts:
+        maps[:, 0, :5] = MISSING
+    if regions:
+        target = torch.rand(2, 3, 12, 10, generator=random) > 0.7
+    else:
+        target = torch.randint(0, 4, (2, 1, 12, 10), generator=random, dtype=torch.int16)
+    output = torch.randn(2, labels.num_segmentation_heads + 4, 12, 10, generator=random)
+    given = (resolve_settings(block), labels, target, maps, output)
+    for found, expected in zip(gradients(backend, *given), gradients(None, *given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
