@@ -4,6 +4,7 @@
 # make lint   run ruff and mypy
 # make docs   execute the tutorials and build the documentation in docs/_build/html
 # make screenshots DATA=...   take the pictures of the review page in the documentation, see docs/screenshots.py
+# make gpu-check   run deferral beside stock on a GPU and write measurements/results/gpu_check.json
 # Each target first installs its requirements in .venv.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow coverage lint docs screenshots clean
+.PHONY: demo test test-slow coverage lint docs screenshots gpu-check clean
 
 demo: $(READY)
 	$(BIN)/nnUNetv2_deferral_demo -o demo_output --overwrite
@@ -39,6 +40,9 @@ docs: $(READY)
 
 screenshots: $(READY)
 	$(BIN)/python docs/screenshots.py $(DATA)
+
+gpu-check: $(READY)
+	$(BIN)/python measurements/gpu_check.py
 
 $(READY): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)

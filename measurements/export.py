@@ -6,7 +6,7 @@
 Exported is from logits of the preprocessed case to files, once by nnU-Net's own function and once with deferral maps,
 each in a process of its own. Times and memory are those beyond the start of the process, which imports the same in both
 cases. The limits compared are none, a budget, and one-vs-all with a calibration that reads answers as evidence. Results
-are written to measurements/results/export.json with the machine and the date.
+are written to measurements/results/export.json, or to the file after -o, with the machine and the date.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("-image", type=int, nargs=3, default=[300, 512, 512], help="shape of the image")
     parser.add_argument("-kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--one", nargs=2, metavar=("KIND", "LOGITS"), help=argparse.SUPPRESS)
-    parser.add_argument("--no_results", action="store_true", help="only print")
+    parser.add_argument("-o", type=Path, default=RESULTS / "export.json", help="file of the results")
     given = parser.parse_args()
     predicted, image = tuple(given.predicted), tuple(given.image)
     if given.one is not None:
@@ -183,8 +183,6 @@ def main() -> None:
         for kind in given.kinds
     }
     print(json.dumps(ratios, indent=4))
-    if given.no_results:
-        return
     content = {
         "predicted": predicted,
         "image": image,
@@ -195,8 +193,7 @@ def main() -> None:
         "machine": {"device": f"CPU, {os.cpu_count()} cores", "machine": platform.machine()},
         "date": date.today().isoformat(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "export.json").write_text(json.dumps(content, indent=4) + "\n")
+    given.o.write_text(json.dumps(content, indent=4) + "\n")
 
 
 if __name__ == "__main__":

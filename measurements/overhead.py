@@ -2,11 +2,12 @@
 
     python measurements/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
     python measurements/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
+    nnUNet_deferral_simulate_on=device python measurements/overhead.py -d 501 -c 2d -o FILE
 
-Measured are the ratios deferral / stock of the duration of a training step, of the data loader (including the
-simulation of experts) and of a prediction from file to file, and of the peak memory of training. Steps alternate
-between the two trainers, so that other load on the machine affects both equally, and medians are compared. Results are
-written to measurements/results/ with the machine and the date.
+Measured are the ratios deferral / stock of the duration of a training step, of the data loader and of a prediction from
+file to file, and of the peak memory of training. Experts are simulated in the loader on a CPU and in the step on a GPU.
+Steps alternate between the two trainers, so that other load on the machine affects both equally, and medians are
+compared. Results are written to measurements/results/, or to FILE, with the machine and the date.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=20, help="number of measured steps")
     parser.add_argument("-warm", type=int, default=3, help="number of warm-up steps")
     parser.add_argument("-images", type=int, default=8, help="number of images to predict")
+    parser.add_argument("-o", type=Path, help="file of the results. Default: in measurements/results")
     parser.add_argument("--memory-of", choices=tuple(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     TRAINERS["deferral"] = options.tr
@@ -191,8 +193,9 @@ def main() -> None:
     if options.device == "cuda":
         content["measured"] = measured
     patch = "" if not options.patch else "_" + "x".join(str(size) for size in options.patch)
-    file = RESULTS / f"overhead_{int(options.d):03d}_{options.c}{patch}_{options.device}.json"
-    RESULTS.mkdir(exist_ok=True)
+    place = "_drawn_in_step" if options.device == "cpu" and os.environ.get("nnUNet_deferral_simulate_on") else ""
+    file = options.o or RESULTS / f"overhead_{int(options.d):03d}_{options.c}{patch}_{options.device}{place}.json"
+    file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content, indent=4) + "\n")
     print(f"\n{file}\n{json.dumps(content, indent=4)}")
 
