@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { mock, test } from "node:test";
 
+import { labelsBetween } from "./between.js";
 import { outlinesOf } from "./outline.js";
 import { PaintSession } from "./paint.js";
 import { columnRow, extractSlice, indexOf, planesOf, voxelAt } from "./planes.js";
@@ -381,4 +382,81 @@ test("a stroke over voxels that have its label already is inside of the regions"
   const [first, again] = [0, 1].map(() => stroke(session, () => session.brush(PLANES.axial, 0, [2, 2], [2, 2], 1, 1)));
   assert.ok(first.changed > 0 && first.blocked.length > 0);
   assert.deepEqual([again.changed, again.own], [0, first.own]);
+});
+
+test("slices between two discs hold discs of radii between theirs", () => {
+  const [width, height, spacing] = [41, 33, [0.5, 0.7]];
+  const disc = (radius) =>
+    Uint8Array.from({ length: width * height }, (_, i) => {
+      const [u, v] = [(i % width) - 20, Math.floor(i / width) - 16];
+      return Math.hypot(u * spacing[0], v * spacing[1]) <= radius ? 3 : 0;
+    });
+  const found = labelsBetween(disc(4), disc(9), 4, width, spacing);
+  assert.equal(found.length, 4);
+  found.forEach((slice, step) => {
+    assert.deepEqual([...new Set(slice)].sort(), [0, 3]);
+    const area = slice.filter((label) => label === 3).length * spacing[0] * spacing[1];
+    assert.ok(Math.abs(Math.sqrt(area / Math.PI) - (5 + step)) < 0.3);
+  });
+  assert.deepEqual(labelsBetween(disc(6), disc(6), 1, width, spacing)[0], disc(6));
+});
+
+test("a shape that a slice lacks shrinks to nothing on the way there, and others stay", () => {
+  const line = (text) => Uint8Array.from(text, Number);
+  const between = labelsBetween(line("1111111022"), line("0000000022"), 3, 10, [1, 1]);
+  const widths = between.map((slice) => slice.filter((label) => label === 1).length);
+  assert.ok(7 > widths[0] && widths[0] > widths[1] && widths[1] > widths[2] && widths[2] > 0);
+  for (const slice of between) assert.deepEqual([...slice.slice(8)], [2, 2]);
+});
+
+test("distances agree with a search over all pixels", () => {
+  const [width, height, spacing] = [9, 7, [1.5, 0.4]];
+  let seed = 7;
+  const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+  const slices = [0, 1].map(() => Uint8Array.from({ length: width * height }, () => (random() < 0.4 ? 1 : 0)));
+  const signed = (slice) =>
+    [...slice.keys()].map((i) => {
+      let nearest = Infinity;
+      for (const j of slice.keys()) {
+        const du = ((i % width) - (j % width)) * spacing[0];
+        const dv = (Math.floor(i / width) - Math.floor(j / width)) * spacing[1];
+        if (slice[j] !== slice[i]) nearest = Math.min(nearest, Math.hypot(du, dv));
+      }
+      return slice[i] ? nearest : -nearest;
+    });
+  const [one, other] = slices.map(signed);
+  const [found] = labelsBetween(...slices, 1, width, spacing);
+  found.forEach((label, i) => {
+    if (Math.abs(one[i] + other[i]) > 1e-9) assert.equal(label, one[i] + other[i] > 0 ? 1 : 0);
+  });
+});
+
+test("a region is filled between drawn slices, as one step that can be undone, and nothing else is", () => {
+  const session = fenced();
+  const region = { number: 1, box: [[0, 0, 2], [3, 5, 4]] };
+  const draw = (w) => {
+    session.begin(PLANES.axial);
+    session.brush(PLANES.axial, w, [3, 2], [3, 3], 1, 1);
+    session.commit();
+  };
+  const fill = (plane) => {
+    session.begin();
+    const changed = session.fillBetween(region, plane, SHAPE);
+    session.commit();
+    return changed;
+  };
+  draw(0);
+  assert.equal(fill(PLANES.axial), null);
+  draw(3);
+  assert.deepEqual(session.drawnSlices(region, PLANES.axial, SHAPE), [0, 3]);
+  assert.equal(fill(PLANES.coronal), null);
+  const drawn = painted(session);
+  assert.equal(fill(PLANES.axial), drawn.length);
+  const of = (z) => drawn.filter((i) => i < 48).map((i) => i + z * 48);
+  assert.deepEqual(painted(session), [0, 1, 2, 3].flatMap(of));
+  assert.deepEqual(session.drawnSlices(region, PLANES.axial, SHAPE), [0, 3]);
+  session.undo();
+  assert.deepEqual(painted(session), drawn);
+  session.undo();
+  assert.deepEqual(session.drawnSlices(region, PLANES.axial, SHAPE), [0]);
 });

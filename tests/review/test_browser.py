@@ -288,6 +288,37 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
         playwright.expect(page.locator("dialog.keys")).to_have_count(0)
 
 
+@pytest.mark.slow
+def test_a_region_is_filled_between_two_slices_that_were_drawn(tmp_path, sit_down):
+    folders = write_volumes(tmp_path)
+    with running(folders) as links:
+        bob = sit_down(links["bob"])
+
+        def saved():
+            """The voxels of label 1 in each slice of bob's region, a box, in the saved draft."""
+            bob.page.wait_for_timeout(200)
+            bob.wait_saved()
+            with np.load(folders.reviews / ".review" / "drafts" / "bob" / "case_a.npz") as draft:
+                return (draft["labels"].reshape(4, 6, 4) == 1).sum((1, 2))
+
+        bob.show_region(1)
+        bob.press("z")
+        playwright.expect(bob.page.locator(".toast")).to_contain_text("Draw this region in two slices")
+        bob.press("ArrowUp")
+        bob.drag((-20, 0), (20, 0))
+        first = saved()
+        bob.press("ArrowUp", "ArrowUp")
+        bob.drag((-20, 0), (20, 0))
+        drawn = saved()
+        bob.press("z")
+        filled = saved()
+        (last,), (between,) = np.flatnonzero(drawn != first), np.flatnonzero(filled != drawn)
+        assert abs(last - between) == 1
+        assert filled[between] == filled[last] > drawn[between]
+        bob.press("Control+z")
+        assert (saved() == drawn).all()
+
+
 def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_next_one_follows(tmp_path, sit_down):
     folders = write_volumes(tmp_path)
     with running(folders) as links:
@@ -295,6 +326,9 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
         page = bob.page
         bob.press("Control+Enter")
         playwright.expect(page.locator(".toast")).to_have_text("1 region without an answer.")
+        page.wait_for_timeout(300)
+        ahead = [url for url in bob.requests if "case_b/volumes" in url]
+        assert [url.rsplit("/", 1)[1] for url in ahead] == ["image0"]  # while the first case is being answered
         page.get_by_role("button", name="The model is right here").click()  # the first key, by mouse
         page.get_by_role("button", name="Submit case").click()
         page.wait_for_selector("dialog[open]")
@@ -304,6 +338,7 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
         bob.press("Enter")
         playwright.expect(page.locator(".toast")).to_have_text("case_a is submitted. Next case: case_b.")
         page.wait_for_selector(".figure:has-text('0 of 1')")
+        assert len([url for url in bob.requests if url.endswith("case_b/volumes/image0")]) == 1
         bob.press("m", "Control+Enter")
         page.wait_for_selector("dialog[open]")
         bob.press("Enter")

@@ -199,6 +199,16 @@ export class Annotation {
     this.viewer.changed(this.labelLayer);
   }
 
+  /** Fill the current region between the slices in which it was drawn in the plane that is shown. */
+  fillBetween() {
+    if (this.painter.locked || !this.current || this.scene.isFlat) return;
+    this.session.begin();
+    const changed = this.session.fillBetween(this.current, this.viewer.main.plane, this.scene.shape);
+    this.session.commit();
+    if (changed) this._repainted();
+    else if (changed === null) toast("Draw this region in two slices that are apart, then press Z to fill those between.");
+  }
+
   async _flag(voxel) {
     this.painter.choose("brush");
     if (this.flags.length >= MAX_FLAGS) {

@@ -54,11 +54,17 @@ export const downloadPath = (name, what) => casePath(name, `/download/${what}`);
 
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
 
+const readBytes = async (name, which) => (await request(casePath(name, `/volumes/${which}`))).arrayBuffer();
+
 /** A volume as a typed array. */
-export async function readVolume(name, which, kind = "uint8") {
-  const buffer = await (await request(casePath(name, `/volumes/${which}`))).arrayBuffer();
-  return new KINDS[kind](buffer);
-}
+export const readVolume = async (name, which, kind = "uint8") => typed(await readBytes(name, which), kind);
+
+/** The channels of an image, as bytes. @returns {Promise<ArrayBuffer[]>} */
+export const readImage = (name, channels) =>
+  Promise.all(Array.from({ length: channels }, (_, i) => readBytes(name, `image${i}`)));
+
+/** Bytes as a typed array. */
+export const typed = (bytes, kind) => new KINDS[kind](bytes);
 
 /** Upload a mask file drawn in another program. */
 export async function upload(name, revision, file) {

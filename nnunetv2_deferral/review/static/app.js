@@ -130,6 +130,7 @@ class App {
       this.step = step;
       this.stage.replaceChildren(step.viewer.element, step.panel);
       step.start();
+      if (number === 2) this._loadAhead(entry, step.scene.channels.length);
     } catch (error) {
       this.shown = null;
       this.stage.replaceChildren(h("p.empty.error", {}, error.message));
@@ -142,10 +143,11 @@ class App {
     const name = entry.case;
     const details = await api.readCase(name);
     const planes = details.colour ? 3 : details.channels.length;
-    const channels = await Promise.all(
-      Array.from({ length: planes }, (_, i) => api.readVolume(name, `image${i}`, details.kind)),
+    const image = (await this._takeAhead(name, planes)) ?? (await api.readImage(name, planes));
+    const scene = new Scene(
+      details,
+      image.map((bytes) => api.typed(bytes, details.kind)),
     );
-    const scene = new Scene(details, channels);
     const model = await api.readVolume(name, "model");
     if (number === 1) {
       const isExpert = me.role === "expert";
@@ -200,6 +202,22 @@ class App {
         await reload();
       },
     });
+  }
+
+  /** Load the image of the next open case while this one is being answered. */
+  _loadAhead(entry, channels) {
+    const next = this.cases.find((each) => each.case !== entry.case && !isFinished(each));
+    if (!next || this.ahead?.name === next.case) return;
+    this.ahead = { name: next.case, channels, image: api.readImage(next.case, channels) };
+    this.ahead.image.catch(() => {}); // it is loaded again, and the failure told, when the case is opened
+  }
+
+  /** The image that was loaded ahead, or null. */
+  async _takeAhead(name, channels) {
+    const { ahead } = this;
+    if (ahead?.name !== name) return null;
+    this.ahead = null;
+    return ahead.channels === channels ? ahead.image.catch(() => null) : null;
   }
 
   async _readCases() {

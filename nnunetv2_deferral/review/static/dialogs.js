@@ -65,6 +65,7 @@ const KEYS = [
     [
       ["B  G  E  P  F", "Brush, smart brush, eraser, polygon, fill"],
       ["Y", "Brush through slices, as a ball"],
+      ["Z", "Fill the region between the slices that you have drawn in"],
       ["D", "Ruler"],
       ["0 … 9", "Label"],
       ["[ and ]", "Brush size"],

@@ -5,7 +5,8 @@
  * size of the volume: it writes to the array of labels in place and records the changed voxels.
  */
 
-import { indexOf } from "./planes.js";
+import { labelsBetween } from "./between.js";
+import { columnRow, indexOf, sliceOf } from "./planes.js";
 
 const UNDO_STEPS = 200;
 
@@ -37,9 +38,13 @@ export class PaintSession {
     this._unsaved = [];
   }
 
-  /** Begin a stroke; all changes until `commit` are undone together. */
-  begin() {
-    this._stroke = { voxels: [], before: [], after: [] };
+  /**
+   * Begin a stroke; all changes until `commit` are undone together.
+   *
+   * @param {import("./planes.js").Plane|null} [plane]  the plane that is drawn in by hand
+   */
+  begin(plane = null) {
+    this._stroke = { voxels: [], before: [], after: [], axis: plane?.axis ?? null };
   }
 
   /** End a stroke. @returns {boolean} whether it changed anything */
@@ -206,6 +211,55 @@ export class PaintSession {
           if (this.regions[voxel] === number) changed += this._write(voxel, label[voxel] ?? label);
         }
       }
+    }
+    if (changed) this.version++;
+    return changed;
+  }
+
+  /**
+   * The slices of a plane in which a region was drawn by hand, in order, as far as it is not undone.
+   *
+   * @param {{number: number}} region
+   * @param {import("./planes.js").Plane} plane
+   * @param {number[]} shape
+   * @returns {number[]}
+   */
+  drawnSlices({ number }, plane, shape) {
+    const found = new Set();
+    for (const { axis, voxels } of this._undo) {
+      if (axis !== plane.axis) continue;
+      for (const voxel of voxels) if (this.regions[voxel] === number) found.add(sliceOf(plane, voxel, shape));
+    }
+    return [...found].sort((a, b) => a - b);
+  }
+
+  /**
+   * Fill a region between the slices in which it was drawn by hand, see :js:`drawnSlices`.
+   *
+   * @param {{number: number, box: number[][]}} region
+   * @param {import("./planes.js").Plane} plane
+   * @param {number[]} shape
+   * @returns {number|null} number of changed voxels, or null if no slices lie between drawn ones
+   */
+  fillBetween(region, plane, shape) {
+    const drawn = this.drawnSlices(region, plane, shape);
+    if (drawn.every((slice, i) => i === 0 || slice === drawn[i - 1] + 1)) return null;
+    const corners = region.box.map((corner) => columnRow(plane, corner));
+    const [u0, v0] = [0, 1].map((i) => Math.min(corners[0][i], corners[1][i]));
+    const [u1, v1] = [0, 1].map((i) => Math.max(corners[0][i], corners[1][i]));
+    const width = u1 - u0 + 1;
+    const places = Array.from({ length: width * (v1 - v0 + 1) }, (_, i) => [u0 + (i % width), v0 + Math.floor(i / width)]);
+    const labelsIn = (w) => Uint8Array.from(places, ([u, v]) => this.labels[indexOf(plane, u, v, w)]);
+    let changed = 0;
+    for (let i = 1; i < drawn.length; i++) {
+      const [first, last] = [drawn[i - 1], drawn[i]];
+      const spacing = [plane.spacingU, plane.spacingV];
+      labelsBetween(labelsIn(first), labelsIn(last), last - first - 1, width, spacing).forEach((labels, step) => {
+        places.forEach(([u, v], at) => {
+          const voxel = indexOf(plane, u, v, first + 1 + step);
+          if (this.regions[voxel] === region.number) changed += this._write(voxel, labels[at]);
+        });
+      });
     }
     if (changed) this.version++;
     return changed;

@@ -81,6 +81,11 @@ export function indexOf(plane, u, v, w) {
   return plane.offset + u * plane.strideU + v * plane.strideV + w * plane.strideW;
 }
 
+/** The slice of a plane that a voxel of the flat array is in. */
+export function sliceOf(plane, voxel, [, ny, nx]) {
+  return [Math.floor(voxel / (ny * nx)), Math.floor(voxel / nx) % ny, voxel % nx][plane.axis];
+}
+
 /** The column and row of a voxel [z, y, x] in a plane. */
 export function columnRow(plane, [z, y, x]) {
   if (plane.axis === 0) return [x, y];

@@ -91,6 +91,15 @@ export class ToolPanel {
         },
       },
     });
+    const between = h(
+      "button",
+      {
+        title: "Fill this region between the slices that you have drawn in (Z)",
+        on: { click: () => annotation.fillBetween() },
+      },
+      "Fill between slices",
+      h("kbd", {}, "Z"),
+    );
     this.element = h(
       "div",
       {},
@@ -99,7 +108,7 @@ export class ToolPanel {
       h("label.slider", {}, "Size", this.size, this.sizeText),
       this.toleranceRow,
       annotation.scene.isFlat ? null : h("label.check", {}, this.ball, "Through slices, as a ball", h("kbd", {}, "Y")),
-      h("div.row", {}, this.undo, this.redo),
+      h("div.row", {}, this.undo, this.redo, annotation.scene.isFlat ? null : between),
       h("h2", {}, "Label"),
       h("div.labels", {}, ...this.labelButtons),
       h("h2", {}, "Shown"),
@@ -119,6 +128,7 @@ export class ToolPanel {
     else if (check) this._show(check.layer, !check.layer.visible);
     else if (label) this._chooseLabel(label.label);
     else if (key === "v") this._toggleFill();
+    else if (key === "z") this.annotation.fillBetween();
     else if (key === "y" && !this.annotation.scene.isFlat) painter.isBall = !painter.isBall;
     else if (key === "[" || key === "]") painter.resize(key === "[" ? -1 : 1);
     else return false;

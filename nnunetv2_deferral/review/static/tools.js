@@ -75,7 +75,7 @@ export class Painter {
     if (!this._corners) return;
     const { view, slice, points } = this._corners;
     this._corners = null;
-    this._stroke(() => this.onTouched(view, this.session.polygon(view.plane, slice, points, this.label)));
+    this._stroke(view, () => this.onTouched(view, this.session.polygon(view.plane, slice, points, this.label)));
   }
 
   down(view, point) {
@@ -88,10 +88,10 @@ export class Painter {
     } else if (this.kind === "polygon") {
       this._addCorner(view, point);
     } else if (this.kind === "fill") {
-      this._stroke(() => this.onTouched(view, this.session.fill(view.plane, view.slice, point, this.label)));
+      this._stroke(view, () => this.onTouched(view, this.session.fill(view.plane, view.slice, point, this.label)));
     } else {
       this._accepts = this.kind === "smart" ? this._similarTo(view, point) : undefined;
-      this.session.begin();
+      this.session.begin(view.plane);
       this._last = point;
       this._paint(view, point);
     }
@@ -168,8 +168,8 @@ export class Painter {
     context.fillText(`${length.toFixed(1)} ${scene.named ? "mm" : "px"}`, x + 10, y - 8);
   }
 
-  _stroke(work) {
-    this.session.begin();
+  _stroke({ plane }, work) {
+    this.session.begin(plane);
     work();
     if (this.session.commit()) this.onStroke();
   }
