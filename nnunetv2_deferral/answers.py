@@ -28,8 +28,9 @@ from nnunetv2_deferral.experts import (
     raters_of,
 )
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
-from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
+from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import ReadingRules, settled_file
 from nnunetv2_deferral.schema import Count, NonNegative, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from nnunetv2_deferral.errors import InputError
 
-RESERVED_NAMES = ("system", "model", "model_everywhere", "expert", "expert_everywhere", "review.json", "settled")
+REVIEW_NAME = "review.json"
+"""What the review page writes to its folder of experts' masks."""
+
+RESERVED_NAMES = ("system", "model", "model_everywhere", "expert", "expert_everywhere", REVIEW_NAME, "settled")
 """Keys and files beside the experts' in summaries and in the folder of a review."""
 
 _FORBIDDEN = set('/\\:*?"<>|') | {chr(code) for code in (*range(32), 127)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
-from nnunetv2_deferral.names import RESERVED_NAMES, check_expert_names, spelling
+from nnunetv2_deferral.names import RESERVED_NAMES, REVIEW_NAME, check_expert_names, spelling
 from nnunetv2_deferral.readings import ReadingRules, Settled, digests, read_settled
 from nnunetv2_deferral.text import listed
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 FOLDER = "expertsTr"
 DATASET_KEY = "experts"
-REVIEW_NAME = "review.json"  # written by the review page to its folder of experts' masks
 
 
 def declared_raters(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,6 +107,15 @@ class ExpertMasks:
             ignore_label=files.label_manager.ignore_label,
         )
 
+    @cached_property
+    def rules(self) -> ReadingRules | None:
+        """The rules of a review with two readers for each region; None of other masks.
+
+        Raises:
+            InputError: If they cannot be read.
+        """
+        return ReadingRules.of(self.folder)
+
     def check_answers(self, asked: Mapping[str, Sequence[str]]) -> None:
         """Refuse a folder that does not have the answers to the questions of a prediction.
 
@@ -131,7 +140,7 @@ class ExpertMasks:
                 f"(existing folders: {', '.join(there) or 'none'})"
             )
         pairs = [(expert, case) for case, names in asked.items() for expert in names if expert in self.experts]
-        has_settled = ReadingRules.of(self.folder) is not None and any(self.cases(expert) for expert in self.experts)
+        has_settled = self.rules is not None and any(self.cases(expert) for expert in self.experts)
         if pairs and not has_settled and not any(self.file(*pair).is_file() for pair in pairs):
             raise InputError(f"{self.folder} has no mask of any expert for a case with voxels routed to this expert")
 
@@ -249,7 +258,7 @@ class ExpertMasks:
         Raises:
             InputError: If its file is missing or damaged, or a mask was written or replaced since.
         """
-        rules = ReadingRules.of(self.folder)
+        rules = self.rules
         if rules is None:
             return None
         settled = read_settled(self.folder, case)

@@ -1,6 +1,6 @@
 """Regions that two experts read: where they agree, where an adjudicator decides, and what is settled.
 
-    REVIEWS/settled/readings.json    the rules of the review
+    REVIEWS/settled/readings.json    the rules of the review, which review.json has as well
     REVIEWS/settled/<case>.npz       the settled labels of a case, and the outcome of each region
 
 The review page writes these files; whoever reads the answers of a review takes the settled labels where there are any,
@@ -21,16 +21,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.defaults import MAX_DIFFERENCE, READING_MEASURES
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_durably, write_json_durably
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.names import check_expert_name
+from nnunetv2_deferral.names import REVIEW_NAME, check_expert_name
 from nnunetv2_deferral.schema import Boolean, Count, Number, Share, Text, read_validated_json, validate
 
 FOLDER, RULES_NAME = "settled", "readings.json"
+INDEX_KEY = "readings"  # of the rules in review.json
 
 
 class Outcome(IntEnum):
@@ -86,22 +87,29 @@ class ReadingRules:
             InputError: If it was begun with others; the message names the file and the differences.
         """
         file = folder / FOLDER / RULES_NAME
-        if (begun := ReadingRules.of(folder)) is None or not has_answers:
-            write_json_durably(vars(self), file)
-        elif begun != self:
+        begun = ReadingRules.of(folder) if has_answers else None
+        if begun is not None and begun != self:
             differences = [f"{key} {vars(begun)[key]!r}, now {now!r}" for key, now in vars(self).items()
                            if vars(begun)[key] != now]  # fmt: skip
             raise InputError(f"{file}: this review was begun with {'; '.join(differences)}")
+        if begun is None or not file.is_file():
+            write_json_durably(vars(self), file)
 
     @classmethod
     def of(cls, folder: Path) -> ReadingRules | None:
         """The rules of a review; None if one expert reads each region.
 
+        They are in review.json, too, so that a review whose folder `settled` was deleted, or was not copied, is not
+        taken for one with a single reader for each region.
+
         Raises:
             InputError: If their file cannot be read.
         """
-        file = folder / FOLDER / RULES_NAME
-        return cls(**read_validated_json(file, _Rules)) if file.is_file() else None
+        file, index = folder / FOLDER / RULES_NAME, folder / REVIEW_NAME
+        if file.is_file():
+            return cls(**read_validated_json(file, _Rules))
+        rules = read_validated_json(index, _Index).get(INDEX_KEY) if index.is_file() else None
+        return None if rules is None else cls(**rules)
 
 
 class RegionReadings(TypedDict):
@@ -342,6 +350,10 @@ class _Rules(TypedDict):
     adjudicator: Text | None
     max_difference: Share
     measure: Literal["voxels", "dice"]
+
+
+class _Index(TypedDict):
+    readings: NotRequired[_Rules | None]  # INDEX_KEY
 
 
 class _Meta(TypedDict):

@@ -17,10 +17,11 @@ from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
-from nnunetv2_deferral.readings import ReadingRules, RegionReadings, readings_summary
+from nnunetv2_deferral.raters import ExpertMasks
+from nnunetv2_deferral.readings import RegionReadings, readings_summary
 from nnunetv2_deferral.schema import read_validated_json
 from nnunetv2_deferral.text import fingerprint
 
@@ -212,7 +213,7 @@ def readings_of(masks: ExpertMasks, cases: Sequence[str]) -> dict[str, Any] | No
     Raises:
         InputError: If a file of the review is damaged or out of date, see :meth:`.ExpertMasks.settled`.
     """
-    rules = ReadingRules.of(masks.folder)
+    rules = masks.rules
     if rules is None:
         return None
     regions = [region for case in cases if (settled := masks.settled(case)) for region in settled.regions]
@@ -245,7 +246,7 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
     index = masks.folder / REVIEW_NAME
     if not index.is_file():
         return None
-    rules = ReadingRules.of(masks.folder)
+    rules = masks.rules
     if rules is not None and rules.adjudicator is not None:
         names = [*names, rules.adjudicator]
     records = read_validated_json(index, ReviewIndex)["cases"]

@@ -14,10 +14,11 @@ from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.ensemble import dataset_json_of
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, QueryRound
-from nnunetv2_deferral.raters import REVIEW_NAME, ExpertMasks
+from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.text import listed
 
 REFERENCE = "reference"

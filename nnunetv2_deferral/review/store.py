@@ -42,7 +42,8 @@ from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, sync_folder, write_durably, write_json_durably
-from nnunetv2_deferral.raters import REVIEW_NAME
+from nnunetv2_deferral.names import REVIEW_NAME
+from nnunetv2_deferral.readings import INDEX_KEY, ReadingRules
 from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
 from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, validate
 
@@ -399,7 +400,11 @@ class ReviewStore:
         cases: dict[str, dict[str, Any]] = {}
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
-        write_json_durably({"cases": cases}, self.folder / REVIEW_NAME)
+        rules = None
+        with suppress(InputError):  # a damaged index is written anew
+            rules = ReadingRules.of(self.folder)
+        readings = {} if rules is None else {INDEX_KEY: vars(rules)}
+        write_json_durably({**readings, "cases": cases}, self.folder / REVIEW_NAME)
 
 
 def _move_aside(file: Path, target: Path) -> None:

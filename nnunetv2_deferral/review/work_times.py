@@ -19,8 +19,8 @@ from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import REVIEW_NAME
 from nnunetv2_deferral.readings import ReadingRules
 from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, read_validated_json
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -200,6 +201,23 @@ def test_what_a_killed_server_began_to_reopen_is_completed_at_the_next_start(fol
         assert [row["outcome"] for row in review.settling.regions(CASE)] == ["open"] * 3
     finally:
         review.store.close()
+
+
+def test_without_its_folder_of_what_was_settled_a_review_is_refused_until_it_is_settled_anew(folders, serve, tmp_path):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 0})
+    served.review.store.close()
+    settled = folders.reviews / "settled"
+    before = (settled / f"{CASE}.npz").read_bytes()
+    shutil.rmtree(settled)
+    with pytest.raises(InputError, match=f"{CASE}.* was written after its regions were settled. Start the review again"):
+        fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
+    with pytest.raises(InputError, match="2 readers for each region"):
+        open_review(folders)
+    open_review(folders, rules=RULES).store.close()
+    assert (settled / f"{CASE}.npz").read_bytes() == before
+    fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
 
 
 def test_a_mask_that_was_replaced_is_refused_until_it_is_settled_anew(folders, serve):
