@@ -21,6 +21,7 @@ from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.error_models import CORRELATION_SIGMA
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
+from nnunetv2_deferral.expert_sim.zones import widths_in_voxels
 
 _OUTSIDE = -1  # class index of voxels that have no label
 _SHIFTS_AT_ONCE = 8  # bounds the memory
@@ -33,6 +34,7 @@ def simulate_batch(
     *,
     generator: torch.Generator,
     boundary_width: int = BOUNDARY_WIDTH,
+    spacing: Sequence[float] | None = None,
     ignore_label: int | None = None,
 ) -> Tensor:
     """The answers of J experts for each image of a batch.
@@ -43,7 +45,8 @@ def simulate_batch(
         profiles: The J experts.
         label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
         generator: On the device of the labels.
-        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        boundary_width: Depth of the boundary band on each side of a label change, in the unit of the spacing.
+        spacing: Spacing of the voxels by axis; None for 1, with which the unit is the voxel.
         ignore_label: As for :func:`.simulate.simulate_experts`.
 
     Returns:
@@ -54,7 +57,9 @@ def simulate_batch(
     """
     if len(profiles) == 0:
         raise InputError("there must be at least one expert to simulate, got no profiles")
-    zones = BatchZones.of(labels, label_values, boundary_width=boundary_width, ignore_label=ignore_label)
+    zones = BatchZones.of(
+        labels, label_values, boundary_width=boundary_width, spacing=spacing, ignore_label=ignore_label
+    )
     classes = [_ERROR_MODELS[profile.error_model](zones, profile, generator) for profile in profiles]
     answers = torch.stack(classes, dim=1)
     values = sorted(set(map(int, label_values)))
@@ -74,18 +79,26 @@ class BatchZones:
         num_classes: The number K of label values.
         valid: Bool (B, *S), False at ignored voxels; None if there is no ignore label.
         band: Bool (B, *S), the boundary band; False where not valid.
-        boundary_width: Depth of the band on each side, in voxels.
+        widths: Depth of the band on each side, in voxels by axis.
+        spacing: Spacing of the voxels by axis; 1 if the unit is the voxel.
     """
 
     classes: Tensor
     num_classes: int
     valid: Tensor | None
     band: Tensor
-    boundary_width: int
+    widths: tuple[int, ...]
+    spacing: tuple[float, ...]
 
     @classmethod
     def of(
-        cls, labels: Tensor, label_values: Sequence[int], *, boundary_width: int, ignore_label: int | None
+        cls,
+        labels: Tensor,
+        label_values: Sequence[int],
+        *,
+        boundary_width: int,
+        spacing: Sequence[float] | None,
+        ignore_label: int | None,
     ) -> BatchZones:
         """The zones of label maps (B, *S); see :func:`simulate_batch`."""
         values = sorted(set(map(int, label_values)))
@@ -94,8 +107,10 @@ class BatchZones:
         classes = known.to(torch.int16)
         if values != list(range(len(values))):
             classes = torch.bucketize(classes, classes.new_tensor(values), out_int32=True).to(torch.int16)
-        band = _boundary_band(classes, valid, len(values), boundary_width)
-        return cls(classes=classes, num_classes=len(values), valid=valid, band=band, boundary_width=boundary_width)
+        spacing = (1.0,) * (labels.ndim - 1) if spacing is None else tuple(spacing)
+        widths = widths_in_voxels(boundary_width, spacing)
+        band = _boundary_band(classes, valid, len(values), widths)
+        return cls(classes=classes, num_classes=len(values), valid=valid, band=band, widths=widths, spacing=spacing)
 
     @cached_property
     def is_foreground(self) -> Tensor:
@@ -150,7 +165,7 @@ def independent_errors(zones: BatchZones, profile: ExpertProfile, generator: tor
 def correlated_errors(zones: BatchZones, profile: ExpertProfile, generator: torch.Generator) -> Tensor:
     """Errors in blobs, see :func:`.error_models.correlated_errors`: class indices, int16 (B, *S)."""
     shape = zones.classes.shape
-    order = _smooth_fields(shape, generator).flatten(1).argsort(dim=1, descending=True)
+    order = _smooth_fields(zones, generator).flatten(1).argsort(dim=1, descending=True)
     wrong_in_order = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
     for mask, accuracy in zones.accuracies(profile):
         in_order = mask.flatten(1).gather(1, order)
@@ -161,7 +176,7 @@ def correlated_errors(zones: BatchZones, profile: ExpertProfile, generator: torc
     others = zones.num_classes - 1
     steps = None
     if others > 1:
-        ranks = torch.special.ndtr(_smooth_fields(shape, generator))
+        ranks = torch.special.ndtr(_smooth_fields(zones, generator))
         steps = (ranks * others).to(torch.int16).clamp(max=others - 1)
     return _answer_otherwise(zones, wrong, steps)
 
@@ -169,7 +184,7 @@ def correlated_errors(zones: BatchZones, profile: ExpertProfile, generator: torc
 def boundary_bias_errors(zones: BatchZones, profile: ExpertProfile, generator: torch.Generator) -> Tensor:
     """Shifted boundaries, see :func:`.error_models.boundary_bias_errors`: class indices, int16 (B, *S)."""
     answers = torch.where(zones.band, zones.classes, independent_errors(zones, profile, generator))
-    if zones.boundary_width == 0:
+    if max(zones.widths) == 0:
         return answers
     in_band = [mask.flatten(1).sum(1).double() * (1 - accuracy) for mask, accuracy in zones.accuracies_in_band(profile)]
     number = _random_round(torch.stack(in_band).sum(0), generator)
@@ -219,7 +234,7 @@ def _random_round(values: Tensor, generator: torch.Generator) -> Tensor:
     return (values.double() + chance).floor().long()
 
 
-def _boundary_band(classes: Tensor, valid: Tensor | None, num_classes: int, width: int) -> Tensor:
+def _boundary_band(classes: Tensor, valid: Tensor | None, num_classes: int, widths: Sequence[int]) -> Tensor:
     """The band of :func:`.zones.boundary_band` for class indices int16 (B, *S): bool (B, *S)."""
     # Height above the lowest class and depth below the highest, both from 1: 0, for ignored voxels, is below any.
     values = torch.stack((classes + 1, num_classes - classes), dim=1).float()
@@ -227,24 +242,25 @@ def _boundary_band(classes: Tensor, valid: Tensor | None, num_classes: int, widt
         values.mul_(valid[:, None])
     pool = functional.max_pool2d if classes.ndim == 3 else functional.max_pool3d
     highest = values
-    for axis in range(classes.ndim - 1):
+    for axis, width in enumerate(widths):
         window = [2 * width + 1 if other == axis else 1 for other in range(classes.ndim - 1)]
         highest = pool(highest, window, stride=1, padding=[side // 2 for side in window])
     band = (highest != values).any(dim=1)
     return band if valid is None else band & valid
 
 
-def _smooth_fields(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """White noise smoothed by a Gaussian of :data:`.CORRELATION_SIGMA` voxels, for each of B images: float32 (B, *S).
+def _smooth_fields(zones: BatchZones, generator: torch.Generator) -> Tensor:
+    """White noise smoothed by a Gaussian of :data:`.CORRELATION_SIGMA`, for each of B images: float32 (B, *S).
 
     Periodic; each voxel is standard normal.
     """
+    shape = zones.classes.shape
     axes = tuple(range(1, len(shape)))
     spectrum = torch.fft.rfftn(torch.randn(tuple(shape), generator=generator, device=generator.device), dim=axes)
     variance = torch.ones((), device=generator.device)
-    for axis in axes:
+    for axis, spacing in zip(axes, zones.spacing, strict=True):
         frequencies = torch.fft.fftfreq(shape[axis], device=generator.device)
-        transfer = torch.exp(-2 * (math.pi * CORRELATION_SIGMA * frequencies) ** 2)
+        transfer = torch.exp(-2 * (math.pi * CORRELATION_SIGMA / spacing * frequencies) ** 2)
         variance = variance * (transfer**2).mean()
         kept = transfer[: spectrum.shape[axis]]  # the last axis holds only frequencies up to one half
         spectrum = spectrum * kept.view([-1 if other == axis else 1 for other in range(len(shape))])
@@ -265,34 +281,37 @@ def _moved_boundary(zones: BatchZones, voxels: Tensor, generator: torch.Generato
     """
     device = voxels.device
     number, *size = zones.classes.shape
-    reach = len(size) * zones.boundary_width**2
-    margin = math.isqrt(reach)
+    reach = sum((width * each) ** 2 for width, each in zip(zones.widths, zones.spacing, strict=True)) * (1 + 1e-6)
+    margins = [int(math.sqrt(reach) / each) for each in zones.spacing]
     ranks = _random_ranks(number, zones.num_classes, generator)
     images, own_class = voxels // math.prod(size), zones.classes.flatten()[voxels]
     own_rank = ranks[images, own_class.long()][:, None]
     present = zones.classes if zones.valid is None else torch.where(zones.valid, zones.classes, _OUTSIDE)
-    padded = functional.pad(present, [margin] * 2 * len(size), value=_OUTSIDE)
+    both_sides = [margin for margin in reversed(margins) for _ in range(2)]
+    padded = functional.pad(present, both_sides, value=_OUTSIDE)
     strides = torch.tensor(padded.stride(), device=device)
     places = torch.stack(torch.unravel_index(voxels, zones.classes.shape), dim=1)
-    places[:, 1:] += margin
+    places[:, 1:] += torch.tensor(margins, device=device)
     flat, starts = padded.flatten(), (places * strides).sum(1)
     # The nearest voxel of higher rank, and of lower.
-    best = torch.full((2, len(voxels)), reach + 1, dtype=torch.int16, device=device)
+    farther = 2 * reach + 1
+    best = torch.full((2, len(voxels)), farther, device=device)
     found = own_class.repeat(2, 1)
-    shifts = torch.tensor(_shifts(margin, len(size)), device=device)
-    squared = (shifts**2).sum(1).to(torch.int16)
+    shifts = torch.tensor(_shifts(margins), device=device)
+    squared = (shifts * torch.tensor(zones.spacing, device=device)).square().sum(1)
+    shifts, squared = shifts[squared <= reach], squared[squared <= reach]
     for some, far in zip(shifts.split(_SHIFTS_AT_ONCE), squared.split(_SHIFTS_AT_ONCE), strict=True):
         there = flat[starts[:, None] + (some * strides[1:]).sum(1)]
         rank = ranks[images[:, None], there.long().clamp(min=0)]
         for way, wanted in enumerate((rank > own_rank, rank < own_rank)):
-            nearest, at = torch.where(wanted & (there != _OUTSIDE), far, reach + 1).min(1)
+            nearest, at = torch.where(wanted & (there != _OUTSIDE), far, farther).min(1)
             closer = nearest < best[way]
             best[way] = torch.where(closer, nearest, best[way])
             found[way] = torch.where(closer, there.gather(1, at[:, None])[:, 0], found[way])
     grows = best[0] <= reach
-    keys = torch.where(grows, best[0], best[1] + reach + 1).float()  # without any within reach last, and as it is
-    ties = torch.special.ndtr(_smooth_fields(zones.classes.shape, generator)).flatten()[voxels]
-    return keys + ties, torch.where(grows, found[0], found[1])
+    keys = torch.where(grows, best[0], best[1] + farther)  # without any within reach last, and as it is
+    ties = torch.special.ndtr(_smooth_fields(zones, generator)).flatten()[voxels]
+    return keys + ties * min(zones.spacing) ** 2, torch.where(grows, found[0], found[1])
 
 
 def _random_ranks(number: int, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -303,9 +322,9 @@ def _random_ranks(number: int, num_classes: int, generator: torch.Generator) -> 
     return torch.where(torch.rand((number, 1), generator=generator, device=device) < 0.5, -ranks, ranks)
 
 
-def _shifts(width: int, dimension: int) -> list[tuple[int, ...]]:
-    """All shifts within Chebyshev distance `width`, besides none."""
-    return [shift for shift in itertools.product(range(-width, width + 1), repeat=dimension) if any(shift)]
+def _shifts(widths: Sequence[int]) -> list[tuple[int, ...]]:
+    """All shifts by at most these widths, besides none."""
+    return [shift for shift in itertools.product(*(range(-width, width + 1) for width in widths)) if any(shift)]
 
 
 def _connected_components(classes: Tensor) -> Tensor:
@@ -314,7 +333,7 @@ def _connected_components(classes: Tensor) -> Tensor:
     FastSV (Zhang, Azad and Buluc, 2020): each voxel points to another one of its component with a higher number; trees
     of pointers are hooked onto each other where they touch, and flattened, until nothing changes.
     """
-    shifts = [shift for shift in _shifts(1, classes.ndim - 1) if shift > (0,) * len(shift)]
+    shifts = [shift for shift in _shifts([1] * (classes.ndim - 1)) if shift > (0,) * len(shift)]
     parents = torch.arange(classes.numel(), device=classes.device).view(classes.shape)
     grandparents = parents
     while True:

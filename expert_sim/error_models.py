@@ -23,7 +23,7 @@ expectation is exact for zones of any size. Empty zones are skipped.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.fft
@@ -31,12 +31,12 @@ import torch
 from scipy import ndimage
 
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.expert_sim.zones import Reference
+from nnunetv2_deferral.expert_sim.zones import Reference, widths_in_voxels
 
 ErrorModel = Callable[[Reference, ExpertProfile, torch.Generator], torch.Tensor]
 
 CORRELATION_SIGMA = 3.0
-"""Standard deviation, in voxels, of the Gaussian that smooths the random fields."""
+"""Standard deviation of the Gaussian that smooths the random fields, in voxels or the unit of the spacing."""
 
 
 def independent_errors(reference: Reference, profile: ExpertProfile, generator: torch.Generator) -> torch.Tensor:
@@ -68,13 +68,14 @@ def correlated_errors(
         reference: The zones of one image, of shape (X, Y) or (X, Y, Z).
         profile: The expert's accuracies; each is met to within one voxel in its zone.
         generator: CPU generator.
-        sigma: Standard deviation of the Gaussian that smooths the fields, in voxels.
+        sigma: Standard deviation of the Gaussian that smooths the fields, in the unit of the reference's spacing.
 
     Returns:
         int16 label map of the same shape.
     """
     shape = tuple(reference.labels.shape)
-    field = _smooth_field(shape, sigma, generator).ravel()
+    sigmas = [sigma / each for each in reference.spacing]
+    field = _smooth_field(shape, sigmas, generator).ravel()
     wrong = np.zeros(field.size, dtype=bool)
     for mask, accuracy in region_accuracies(reference, profile):
         voxels = np.flatnonzero(mask)
@@ -82,7 +83,7 @@ def correlated_errors(
     steps = None
     others = len(reference.label_values) - 1
     if others > 1:
-        ranks = torch.special.ndtr(torch.from_numpy(_smooth_field(shape, sigma, generator).ravel()[wrong]))
+        ranks = torch.special.ndtr(torch.from_numpy(_smooth_field(shape, sigmas, generator).ravel()[wrong]))
         steps = (ranks * others).long().clamp(max=others - 1)
     return _answer_otherwise(reference, torch.from_numpy(wrong).reshape(shape), steps)
 
@@ -226,11 +227,11 @@ def _smallest(items: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     return items if count >= items.size else items[np.argpartition(keys, count - 1)[:count]]
 
 
-def _smooth_field(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> np.ndarray:
-    """White noise smoothed by a Gaussian of `sigma` voxels: float32, periodic, each voxel standard normal."""
+def _smooth_field(shape: tuple[int, ...], sigmas: Sequence[float], generator: torch.Generator) -> np.ndarray:
+    """White noise smoothed by a Gaussian of `sigmas` voxels by axis: float32, periodic, each voxel standard normal."""
     spectrum = scipy.fft.rfftn(torch.randn(shape, generator=generator).numpy())
     variance = 1.0
-    for axis, size in enumerate(shape):
+    for axis, (size, sigma) in enumerate(zip(shape, sigmas, strict=True)):
         transfer = np.exp(-2 * (np.pi * sigma * np.fft.fftfreq(size)) ** 2).astype(np.float32)
         variance *= float(np.mean(transfer**2))
         kept = transfer[: spectrum.shape[axis]]  # the last axis holds only frequencies up to one half
@@ -255,28 +256,33 @@ def _moved_boundary(reference: Reference, generator: torch.Generator) -> tuple[n
     if torch.rand((), generator=generator) < 0.5:
         rank_of = -rank_of
     # The nearest other label of a voxel of the band is within the band's width, so a crop with this margin suffices.
-    margin = reference.boundary_width
+    spacing = np.array(reference.spacing)
+    margins = widths_in_voxels(reference.boundary_width, reference.spacing)
     around_band = ndimage.find_objects(reference.band.numpy().astype(np.uint8))[0]
-    box = tuple(slice(max(side.start - margin, 0), side.stop + margin) for side in around_band)
+    box = tuple(
+        slice(max(side.start - margin, 0), side.stop + margin)
+        for side, margin in zip(around_band, margins, strict=True)
+    )
     band, labels = reference.band.numpy()[box], reference.labels.numpy()[box]
     valid = np.ones_like(band) if reference.valid is None else reference.valid.numpy()[box]
     ranks = rank_of[np.searchsorted(values, labels)]
     keys = np.full(band.shape, np.inf)
     across = labels.copy()
-    reach = labels.ndim * reference.boundary_width**2
+    reach = float(((spacing * margins) ** 2).sum()) * (1 + 1e-9)
     for rank in np.unique(ranks[band]):
         undecided = band & (ranks == rank)
         for step, source in enumerate((valid & (ranks > rank), valid & (ranks < rank))):
             if not source.any() or not undecided.any():
                 continue
-            nearest = ndimage.distance_transform_edt(~source, return_distances=False, return_indices=True)
+            nearest = ndimage.distance_transform_edt(~source, spacing, return_distances=False, return_indices=True)
             here = np.nonzero(undecided)
             there = nearest[:, undecided]
-            squared = ((there - np.stack(here)) ** 2).sum(axis=0)
+            squared = ((spacing[:, None] * (there - np.stack(here))) ** 2).sum(axis=0)
             near = squared <= reach
             voxels = tuple(index[near] for index in here)
             keys[voxels] = squared[near] + step * (reach + 1)
             across[voxels] = labels[tuple(there[:, near])]
             undecided[voxels] = False
-    ties = torch.special.ndtr(torch.from_numpy(_smooth_field(band.shape, CORRELATION_SIGMA, generator)))
-    return (keys + ties.numpy())[band], across[band]
+    sigmas = [CORRELATION_SIGMA / each for each in reference.spacing]
+    ties = torch.special.ndtr(torch.from_numpy(_smooth_field(band.shape, sigmas, generator)))
+    return (keys + ties.numpy() * spacing.min() ** 2)[band], across[band]

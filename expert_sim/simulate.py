@@ -33,6 +33,7 @@ def simulate_experts(
     *,
     generator: torch.Generator | Sequence[torch.Generator],
     boundary_width: int = BOUNDARY_WIDTH,
+    spacing: Sequence[float] | None = None,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
     """The answers of J experts for one image.
@@ -43,7 +44,9 @@ def simulate_experts(
         profiles: The J experts.
         label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
         generator: One CPU generator used by the experts in turn, or one per expert.
-        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        boundary_width: Depth of the boundary band on each side of a label change, in the unit of the spacing.
+        spacing: Spacing of the voxels by axis, in the unit of the band's width and of the correlation length of errors;
+            None for 1, with which the unit is the voxel.
         ignore_label: Voxels of this label keep it in every answer; they do not form a boundary with their neighbours,
             belong to no zone, and count as background for connected components. None if there is no such label.
 
@@ -62,7 +65,9 @@ def simulate_experts(
     elsewhere = [str(each.device) for each in generators if each.device.type != "cpu"]
     if elsewhere:
         raise InputError(f"experts are simulated on the CPU, got a generator on {elsewhere[0]}")
-    reference = Reference.from_labels(labels, label_values, boundary_width=boundary_width, ignore_label=ignore_label)
+    reference = Reference.from_labels(
+        labels, label_values, boundary_width=boundary_width, spacing=spacing, ignore_label=ignore_label
+    )
     answers = torch.stack(
         [
             ERROR_MODELS[profile.error_model](reference, profile, own_generator)
@@ -82,6 +87,7 @@ def simulate_case(
     seed: int,
     case: str,
     boundary_width: int = BOUNDARY_WIDTH,
+    spacing: Sequence[float] | None = None,
     ignore_label: int | None = None,
 ) -> torch.Tensor:
     """The reproducible answers of J experts for one case of an evaluation.
@@ -94,7 +100,9 @@ def simulate_case(
         label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
         seed: The seed.
         case: The case identifier.
-        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        boundary_width: Depth of the boundary band on each side of a label change, in the unit of the spacing.
+        spacing: Spacing of the voxels by axis, in the unit of the band's width and of the correlation length of errors;
+            None for 1, with which the unit is the voxel.
         ignore_label: Voxels of this label keep it in every answer. None if there is no such label.
 
     Returns:
@@ -120,5 +128,6 @@ def simulate_case(
         label_values,
         generator=[case_generator(seed, case, profile.name) for profile in profiles],
         boundary_width=boundary_width,
+        spacing=spacing,
         ignore_label=ignore_label,
     )

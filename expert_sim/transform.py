@@ -57,7 +57,8 @@ class SimulateExpertsTransform(BasicTransform):
     Args:
         profiles: The J experts, at least one.
         label_values: The labels of the dataset, without the ignore label.
-        boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        boundary_width: Depth of the boundary band on each side of a label change, in the unit of the spacing.
+        spacing: Spacing of the voxels by axis; None for 1, with which the unit is the voxel.
         ignore_label: The label of voxels without a reference, which is kept in the answers. None if there is none.
 
     Raises:
@@ -71,6 +72,7 @@ class SimulateExpertsTransform(BasicTransform):
         profiles: Sequence[ExpertProfile],
         label_values: Sequence[int],
         boundary_width: int = BOUNDARY_WIDTH,
+        spacing: Sequence[float] | None = None,
         ignore_label: int | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class SimulateExpertsTransform(BasicTransform):
         self.profiles = tuple(profiles)
         self.label_values = tuple(int(value) for value in label_values)
         self.boundary_width = boundary_width
+        self.spacing = spacing
         self.ignore_label = ignore_label
         self._seeds = SampleSeeds()
 
@@ -94,6 +97,7 @@ class SimulateExpertsTransform(BasicTransform):
             self.label_values,
             generator=torch.Generator().manual_seed(params["seed"]),
             boundary_width=self.boundary_width,
+            spacing=self.spacing,
             ignore_label=self.ignore_label,
         )
         return data_dict
@@ -107,7 +111,8 @@ class KeepLabelsTransform(BasicTransform):
 
     def __init__(self, *, label_values: Sequence[int], ignore_label: int | None = None) -> None:
         super().__init__()
-        self.known = tuple(sorted({int(value) for value in label_values} | ({ignore_label} - {None})))
+        ignored = () if ignore_label is None else (ignore_label,)
+        self.known = tuple(sorted({int(value) for value in (*label_values, *ignored)}))
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Add the label map of a sample, after a check of its labels."""

@@ -1,6 +1,6 @@
 """The zones of an expert's accuracies: foreground, background and the band around label boundaries.
 
-All functions work on label maps of shape (X, Y) or (X, Y, Z) on the CPU, with distances in voxels, and are fast enough
+All functions work on label maps of shape (X, Y) or (X, Y, Z) on the CPU, and are fast enough
 for the data loader.
 """
 
@@ -33,15 +33,15 @@ def check_label_map(labels: torch.Tensor) -> None:
         raise InputError(f"experts are simulated on the CPU, got a label map on {labels.device}")
 
 
-def _window_max(values: np.ndarray, width: int) -> np.ndarray:
-    """The maximum within Chebyshev distance `width`, restricted to the image; same shape and dtype.
+def _window_max(values: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """The maximum in a box around each voxel, restricted to the image; same shape and dtype.
 
     Args:
         values: (N, X, Y) or (N, X, Y, Z), a batch of N images, unsigned.
-        width: In voxels.
+        widths: By axis, in voxels to each side.
     """
     # With zero padding a shift along any axis is a shift in flat memory, which is fast for small images too.
-    reach = [0, *(min(width, size - 1) for size in values.shape[1:])]
+    reach = [0, *(min(width, size - 1) for width, size in zip(widths, values.shape[1:], strict=True))]
     padded = np.zeros([size + 2 * margin for size, margin in zip(values.shape, reach, strict=True)], values.dtype)
     inside = tuple(slice(margin, margin + size) for size, margin in zip(values.shape, reach, strict=True))
     padded[inside] = values
@@ -56,7 +56,12 @@ def _window_max(values: np.ndarray, width: int) -> np.ndarray:
     return flat.reshape(padded.shape)[inside]
 
 
-def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None = None) -> torch.Tensor:
+def widths_in_voxels(width: int, spacing: Sequence[float]) -> tuple[int, ...]:
+    """A width in voxels by axis, rounded, given the spacing by axis in the unit of the width."""
+    return tuple(round(width / each) for each in spacing)
+
+
+def boundary_band(labels: torch.Tensor, width: int | Sequence[int], *, ignore_label: int | None = None) -> torch.Tensor:
     """The voxels within `width` voxels of a label change, on both sides of it.
 
     A voxel is in the band if a voxel of another label lies within Chebyshev distance `width`; the band is thus `width`
@@ -64,7 +69,7 @@ def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None 
 
     Args:
         labels: Integer label map of shape (X, Y) or (X, Y, Z), any number of labels.
-        width: Depth of the band on each side, in voxels. 0 gives an empty band.
+        width: Depth of the band on each side, in voxels, also by axis. 0 gives an empty band.
         ignore_label: Voxels of this label are not in the band and do not form a boundary with their neighbours. None
             if there is no such label.
 
@@ -75,12 +80,13 @@ def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None 
         InputError: If `width` is negative, or `labels` is not an integer label map within int16.
     """
     check_label_map(labels)
-    if width < 0:
+    widths = [width] * labels.ndim if isinstance(width, int) else list(width)
+    if min(widths) < 0:
         raise InputError(f"the width of the boundary band must be at least 0 voxels, got {width}")
     lowest, highest = (int(value) for value in labels.aminmax())
     if lowest <= _INT16.min or highest > _INT16.max:
         raise InputError(f"labels must lie within int16, got {lowest} to {highest}")
-    if width == 0 or lowest == highest:
+    if max(widths) == 0 or lowest == highest:
         return torch.zeros(labels.shape, dtype=torch.bool)
     # Height above the lowest label and depth below the highest, both from 1, so that 0 is below any.
     values, spread = labels.numpy(), highest - lowest
@@ -90,7 +96,7 @@ def boundary_band(labels: torch.Tensor, width: int, *, ignore_label: int | None 
     ignored = None if ignore_label is None else values == ignore_label
     if ignored is not None:  # never the maximum or minimum of a window that contains another label
         heights[:, ignored] = 0
-    is_not_highest, is_not_lowest = _window_max(heights, width) != heights
+    is_not_highest, is_not_lowest = _window_max(heights, widths) != heights
     band = is_not_highest | is_not_lowest
     if ignored is not None:
         band &= ~ignored
@@ -105,7 +111,8 @@ class Reference:
         labels: Contiguous int16 label map, (X, Y) or (X, Y, Z), with 0 at ignored voxels.
         valid: Bool tensor of the same shape, False at ignored voxels; None if there are none.
         band: Contiguous bool tensor of the same shape, the boundary band; False where not valid.
-        boundary_width: Depth of the band on each side, in voxels.
+        boundary_width: Depth of the band on each side, in the unit of the spacing.
+        spacing: Spacing of the voxels by axis; 1 if the unit is the voxel.
         label_values: The labels an expert may answer, ascending, at least two, the first of them 0.
         ignore_label: The ignore label in the original label map, or None.
     """
@@ -114,6 +121,7 @@ class Reference:
     valid: torch.Tensor | None
     band: torch.Tensor
     boundary_width: int
+    spacing: tuple[float, ...]
     label_values: tuple[int, ...]
     ignore_label: int | None
 
@@ -137,6 +145,7 @@ class Reference:
         label_values: Sequence[int],
         *,
         boundary_width: int = BOUNDARY_WIDTH,
+        spacing: Sequence[float] | None = None,
         ignore_label: int | None = None,
     ) -> Reference:
         """Check a label map and compute its zones.
@@ -144,7 +153,8 @@ class Reference:
         Args:
             labels: Integer label map, (X, Y) or (X, Y, Z). It may contain one label only.
             label_values: The labels of the dataset, without the ignore label; 0 and at least one other.
-            boundary_width: Depth of the boundary band on each side, in voxels.
+            boundary_width: Depth of the boundary band on each side, in the unit of the spacing.
+            spacing: Spacing of the voxels by axis; None for 1, with which the unit is the voxel.
             ignore_label: The label of voxels without a reference, or None.
 
         Raises:
@@ -162,7 +172,10 @@ class Reference:
             raise InputError(f"label values must lie within int16, got {values[-1]}")
         if ignore_label is not None and ignore_label in values:
             raise InputError(f"the ignore label {ignore_label} is among the label values {list(values)}")
-        band = boundary_band(labels, boundary_width, ignore_label=ignore_label)
+        if boundary_width < 0:
+            raise InputError(f"the width of the boundary band must be at least 0 voxels, got {boundary_width}")
+        spacing = (1.0,) * labels.ndim if spacing is None else tuple(spacing)
+        band = boundary_band(labels, widths_in_voxels(boundary_width, spacing), ignore_label=ignore_label)
         ignored = None if ignore_label is None else labels == ignore_label
         if ignored is not None and not bool(ignored.any()):
             ignored = None
@@ -173,6 +186,7 @@ class Reference:
             valid=None if ignored is None else ~ignored,
             band=band.contiguous(),
             boundary_width=boundary_width,
+            spacing=spacing,
             label_values=values,
             ignore_label=ignore_label,
         )

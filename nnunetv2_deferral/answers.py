@@ -44,6 +44,7 @@ class _Simulation(TypedDict):
     experts: list[Text | dict[Text, Any]]
     seed: NotRequired[Count]
     boundary_width: NotRequired[Count]
+    expert_voxel_mm: NotRequired[NonNegative | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class ExpertAnswers:
         masks: The raters' masks; None if there is no rater.
         seed: Seed of the simulated experts; together with the names of case and expert it determines their answers.
         boundary_width: Width in voxels of the band in which a simulated expert's boundary accuracy holds.
+        expert_voxel_mm: Edge of these voxels; None for those of the image.
 
     Raises:
         InputError: If the masks are not those of the raters among `experts`, in the same order.
@@ -68,6 +70,7 @@ class ExpertAnswers:
     masks: ExpertMasks | None = None
     seed: int = 0
     boundary_width: int = BOUNDARY_WIDTH
+    expert_voxel_mm: float | None = None
 
     def __post_init__(self) -> None:
         named = raters_of(self.experts)
@@ -106,6 +109,7 @@ class ExpertAnswers:
             masks=ExpertMasks.of(masks, named, files) if named and masks is not None else None,
             seed=settings.evaluation_seed if seed is None else seed,
             boundary_width=settings.boundary_width,
+            expert_voxel_mm=settings.expert_voxel_mm,
         )
 
     @property
@@ -127,9 +131,12 @@ class ExpertAnswers:
         Of experts simulated beforehand those of simulation.json, unless others are simulated now.
         """
         content: dict[str, Any] = {"seed": self.seed, "boundary_width": self.boundary_width}
+        content["expert_voxel_mm"] = self.expert_voxel_mm
         if self.masks is not None and len(raters_of(self.experts)) == len(self.experts):
             recorded: Mapping[str, Any] = _read_simulation(self.masks.folder) or {}
             content = {key: recorded.get(key, value) for key, value in content.items()}
+        if content["expert_voxel_mm"] is None:
+            del content["expert_voxel_mm"]
         return {"experts": experts_to_json(self.identities), **content}
 
     def answers(self, case: str, reference: np.ndarray, properties: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -139,13 +146,14 @@ class ExpertAnswers:
             case: The case identifier.
             reference: Its reference label map, integer of shape S, from which simulated answers are drawn.
             properties: nnU-Net's properties of the case, against which the geometry of masks is checked; None for no
-                check.
+                check. Simulated experts with voxels in mm need its spacing.
 
         Returns:
             int16 (J, *S), `MISSING` where an expert has no label.
 
         Raises:
-            InputError: If a mask is invalid, see :meth:`.raters.ExpertMasks.answers`.
+            InputError: If a mask is invalid, see :meth:`.raters.ExpertMasks.answers`, or the spacing is needed and not
+                known.
         """
         answers = np.full((len(self.experts), *reference.shape), MISSING, dtype=np.int16)
         places = [place for place, expert in enumerate(self.experts) if isinstance(expert, Rater)]
@@ -160,9 +168,17 @@ class ExpertAnswers:
                 seed=self.seed,
                 case=case,
                 boundary_width=self.boundary_width,
+                spacing=self._spacing(case, properties),
                 ignore_label=self.ignore_label,
             ).numpy()
         return answers
+
+    def _spacing(self, case: str, properties: Mapping[str, Any] | None) -> tuple[float, ...] | None:
+        if self.expert_voxel_mm is None:
+            return None
+        if properties is None:
+            raise InputError(f"{case}: experts with voxels of {self.expert_voxel_mm} mm need the spacing of the image")
+        return tuple(float(each) / self.expert_voxel_mm for each in properties["spacing"])
 
 
 def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:

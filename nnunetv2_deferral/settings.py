@@ -59,6 +59,7 @@ class SettingsBlock(TypedDict, total=False):
     costs: list[Share]
     unavailable: list[Text]
     boundary_width: Count
+    expert_voxel_mm: Annotated[Number, Field(gt=0)] | None
     objective: Literal["collaboration", "one_vs_all"]
     lambda_coherence: NonNegative
     lambda_balance: NonNegative
@@ -97,6 +98,9 @@ class DeferralSettings:
             the model by this amount to be asked.
         unavailable: Names of experts who cannot be asked: no voxel is routed to them, in training or prediction.
         boundary_width: Width in voxels of the band around label changes where an expert's boundary accuracy holds.
+        expert_voxel_mm: Edge of the voxels in which the width of the band and the correlation length of simulated
+            errors are measured. None for the voxels at hand: of the preprocessed data in training, of the images in
+            evaluation.
         objective: `"collaboration"`, the paper's DC with its softmax over routes, or `"one_vs_all"`, separate
             probabilities of being right for the model and each expert.
         lambda_coherence: Weight of the spatial-coherence loss, lambda_1 of Eq. (10). 0 switches it off.
@@ -143,6 +147,7 @@ class DeferralSettings:
     costs: tuple[float, ...]
     unavailable: tuple[str, ...] = ()
     boundary_width: int = BOUNDARY_WIDTH
+    expert_voxel_mm: float | None = None
     objective: str = COLLABORATION
     lambda_coherence: float = 1.0
     lambda_balance: float = 5.0
@@ -227,6 +232,10 @@ class DeferralSettings:
             over=self.budget_over,
             min_region_mm=self.min_region_mm,
         )
+
+    def spacing_of_experts(self, spacing: Sequence[float]) -> tuple[float, ...] | None:
+        """A spacing in mm, by axis, in the voxels of simulated experts; None if they are those at hand."""
+        return None if self.expert_voxel_mm is None else tuple(each / self.expert_voxel_mm for each in spacing)
 
     @property
     def available(self) -> tuple[bool, ...]:

@@ -103,6 +103,18 @@ def test_the_width_of_the_band_and_the_ignore_label_reach_the_simulated_experts(
         assert (answers[1:] != labels[1:]).any() == (width > 0)
 
 
+def test_experts_with_voxels_in_mm_take_the_spacing_of_the_image():
+    sharp = ExpertProfile(name="sim", foreground=1, background=1, boundary=0)
+    named = {"experts": (sharp,), "label_values": LABELS}
+    scaled = ExpertAnswers(**named, expert_voxel_mm=2.0)
+    for spacing, width in (((2, 2, 2), 2), ((4, 4, 4), 1)):
+        expected = ExpertAnswers(**named, boundary_width=width).answers("x", reference())
+        assert np.array_equal(scaled.answers("x", reference(), {"spacing": spacing}), expected)
+    assert scaled.to_dict()["expert_voxel_mm"] == 2
+    with pytest.raises(ValueError, match="x: experts with voxels of 2.0 mm need the spacing"):
+        scaled.answers("x", reference())
+
+
 def test_what_a_rater_left_out_is_missing(tmp_path):
     mask = reference()
     mask[:, :4] = 3

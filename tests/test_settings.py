@@ -65,6 +65,7 @@ OUT_OF_RANGE = {
     "budget": (-0.1, 1.1, NAN, INF, "0.1", True),
     "min_region_mm": (-1, NAN, INF, "4", True),
     "boundary_width": (0.5, -1, 3.0, True, None, "2", NAN, HUGE),
+    "expert_voxel_mm": (0, -1, NAN, INF, "1", True),
     "head_channels": (0, 1.5, INF, True, None, "8", 10**9),
     "evaluation_seed": (0.5, -1, None, True, "0", HUGE),
     "coherence_trains_routing": ("false", 0, 1, None, "true"),

@@ -680,6 +680,8 @@ def simulate_experts() -> argparse.ArgumentParser:
     _add_processes(parser)
     width = f"depth of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
     parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=defaults.BOUNDARY_WIDTH, help=width)
+    voxel = "edge of the voxels that band and correlation of errors are measured in. Default: those of the label files"
+    parser.add_argument("-voxel_mm", dest="expert_voxel_mm", metavar="MM", type=float, help=voxel)
     error_model = "error model of all experts. Default: those of their profiles"
     parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
     parser.add_argument("--overwrite", action="store_true", help="replace existing answers")

@@ -8,6 +8,7 @@ which holds one label map and its answers at a time.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,7 @@ class _Job:
     profiles: tuple[ExpertProfile, ...]
     seed: int
     boundary_width: int
+    expert_voxel_mm: float | None
     output_folder: Path
 
     def target(self, label_file: Path, profile: ExpertProfile) -> Path:
@@ -61,6 +63,7 @@ def simulate_experts_for_folder(
     num_experts: int = 3,
     seed: int = 0,
     boundary_width: int = BOUNDARY_WIDTH,
+    expert_voxel_mm: float | None = None,
     error_model: str | None = None,
     num_processes: int = 1,
     overwrite: bool = False,
@@ -80,6 +83,8 @@ def simulate_experts_for_folder(
         num_experts: J, the number of experts of a named set.
         seed: Random seed; together with the names of case and expert it determines the errors.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
+        expert_voxel_mm: Edge of these voxels, in which the correlation length of errors is measured, too; None for
+            those of the label files.
         error_model: Error model of all experts; None for those of their profiles.
         num_processes: Number of worker processes; 1 runs in this process.
         overwrite: Replace existing answers.
@@ -96,6 +101,8 @@ def simulate_experts_for_folder(
     check_processes(num_processes)
     if boundary_width < 0:
         raise InputError(f"the width of the boundary band must be at least 0 voxels, got {boundary_width}")
+    if expert_voxel_mm is not None and not 0 < expert_voxel_mm < math.inf:
+        raise InputError(f"the edge of the experts' voxels must be above 0 mm, got {expert_voxel_mm}")
     profiles = _choose_profiles(experts, num_experts, error_model)
     file_ending = read_dataset_json(Path(dataset_json))["file_ending"]
     label_files = _find_label_files(Path(labels_folder), file_ending)
@@ -107,6 +114,7 @@ def simulate_experts_for_folder(
         profiles=profiles,
         seed=seed,
         boundary_width=boundary_width,
+        expert_voxel_mm=expert_voxel_mm,
         output_folder=Path(output_folder),
     )
     _check_targets(job, label_files, overwrite=overwrite)
@@ -150,7 +158,8 @@ def _find_label_files(folder: Path, file_ending: str) -> list[Path]:
 
 def _record(job: _Job) -> dict[str, Any]:
     experts = experts_to_json(job.profiles)
-    return {"experts": experts, "seed": job.seed, "boundary_width": job.boundary_width}
+    voxel = {} if job.expert_voxel_mm is None else {"expert_voxel_mm": job.expert_voxel_mm}
+    return {"experts": experts, "seed": job.seed, "boundary_width": job.boundary_width, **voxel}
 
 
 def _check_targets(job: _Job, label_files: list[Path], *, overwrite: bool) -> None:
@@ -179,6 +188,9 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     """Write the answers of all experts for a case; returns the files."""
     labels, properties = job.files.read(label_file)
     case = label_file.name.removesuffix(job.files.file_ending)
+    spacing = None
+    if job.expert_voxel_mm is not None:
+        spacing = [each / job.expert_voxel_mm for each in properties["spacing"]]
     answers = simulate_case(
         torch.from_numpy(labels.astype(np.int16)),
         job.profiles,
@@ -186,6 +198,7 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
         seed=job.seed,
         case=case,
         boundary_width=job.boundary_width,
+        spacing=spacing,
         ignore_label=job.files.label_manager.ignore_label,
     )
     targets = [job.target(label_file, profile) for profile in job.profiles]

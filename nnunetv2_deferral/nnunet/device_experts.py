@@ -42,6 +42,7 @@ class DeviceExperts:
         device: Of the batches.
         label_values: All labels including background, without the ignore label.
         ignore_label: The ignore label or None.
+        spacing: Spacing of the voxels in those of simulated experts, by axis; None for 1.
         rank: Of this process in a training on several GPUs.
     """
 
@@ -52,11 +53,13 @@ class DeviceExperts:
         *,
         label_values: Sequence[int],
         ignore_label: int | None,
+        spacing: Sequence[float] | None = None,
         rank: int = 0,
     ) -> None:
         self._settings = settings
         self._label_values = tuple(label_values)
         self._ignore_label = ignore_label
+        self._spacing = spacing
         self._order = torch.tensor(order_of_experts(settings), device=device)
         self._generator = torch.Generator(device).manual_seed(SampleSeeds().draw() ^ rank)
 
@@ -76,6 +79,7 @@ class DeviceExperts:
             self._label_values,
             generator=self._generator,
             boundary_width=self._settings.boundary_width,
+            spacing=self._spacing,
             ignore_label=self._ignore_label,
         )
         return simulated if not raters.shape[1] else torch.cat((raters, simulated), dim=1)[:, self._order]

@@ -156,6 +156,7 @@ class DeferralTrainer(nnUNetTrainer):
                 self.device,
                 label_values=self.label_manager.all_labels,
                 ignore_label=self.label_manager.ignore_label,
+                spacing=self._spacing_of_experts(),
                 rank=self.local_rank,
             )
         self._left_out: tuple[str, ...] = ()
@@ -293,8 +294,12 @@ class DeferralTrainer(nnUNetTrainer):
             self.settings,
             label_values=self.label_manager.all_labels,
             ignore_label=self.label_manager.ignore_label,
+            spacing=self._spacing_of_experts(),
             on_device=self._device_experts is not None,
         )
+
+    def _spacing_of_experts(self) -> tuple[float, ...] | None:
+        return self.settings.spacing_of_experts(self.configuration_manager.spacing)
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets, with raters' masks as additional channels of the segmentations if there are raters."""

@@ -32,6 +32,7 @@ def add_experts(
     *,
     label_values: Sequence[int],
     ignore_label: int | None,
+    spacing: Sequence[float] | None = None,
     on_device: bool = False,
 ) -> ComposeTransforms:
     """Extend a pipeline to append the experts' label maps to the target.
@@ -44,6 +45,7 @@ def add_experts(
         settings: The experts and the width of the boundary band.
         label_values: All labels including background, without the ignore label.
         ignore_label: The ignore label or None.
+        spacing: Spacing of the voxels in those of simulated experts, by axis; None for 1.
         on_device: Whether simulated experts are drawn in the training step, see :class:`.device_experts.DeviceExperts`.
 
     Returns:
@@ -60,6 +62,7 @@ def add_experts(
                 profiles=settings.profiles,
                 label_values=label_values,
                 boundary_width=settings.boundary_width,
+                spacing=spacing,
                 ignore_label=ignore_label,
             )
         )

@@ -52,6 +52,7 @@ def summarize_validation(trainer: nnUNetTrainer, settings: DeferralSettings) -> 
         masks=masks,
         seed=settings.evaluation_seed,
         boundary_width=settings.boundary_width,
+        expert_voxel_mm=settings.expert_voxel_mm,
     )
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     summary = summarize_deferral(
@@ -72,11 +73,11 @@ def _cases(
     predictions: PredictionFolder, names: Sequence[str], references: Path, experts: ExpertAnswers
 ) -> Iterator[EvaluatedCase]:
     for name in names:
-        reference, _ = predictions.files.read(references / predictions.mask_file(name).name)
+        reference, properties = predictions.files.read(references / predictions.mask_file(name).name)
         yield EvaluatedCase(
             prediction=predictions.case(name),
             reference=reference,
-            # Geometry is not checked: this was done when the masks were preprocessed.
-            answers=experts.answers(name, reference),
+            # The geometry of masks was checked when they were preprocessed.
+            answers=experts.answers(name, reference, properties if experts.expert_voxel_mm is not None else None),
             ignore_label=predictions.files.label_manager.ignore_label,
         )

@@ -193,10 +193,11 @@ def experts_text(summary: Mapping[str, Any]) -> str:
     if raters:
         sentences.append(f"Raters, with labels read from files: {', '.join(raters)}.")
     if simulated:
+        voxel = f" of {who['expert_voxel_mm']:g} mm" if who.get("expert_voxel_mm") else ""
         sentences.append(
             f"Simulated from the reference with seed {who['seed']}: "
             f"{'; '.join(_profile_text(expert) for expert in simulated)}. Borders are the voxels within "
-            f"{who['boundary_width']} voxels of a label change."
+            f"{who['boundary_width']} voxels{voxel} of a label change."
         )
     return " ".join(sentences)
 

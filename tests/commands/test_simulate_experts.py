@@ -256,6 +256,7 @@ def test_what_is_no_dataset_json_is_refused(dataset, content, message):
         ({"error_model": "drunk"}, "'drunk'"),
         ({"num_processes": 0}, "the number of processes must be at least 1, got 0"),
         ({"boundary_width": -1}, "at least 0 voxels, got -1"),
+        ({"expert_voxel_mm": 0.0}, "voxels must be above 0 mm, got 0.0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(dataset, options, message):
@@ -337,6 +338,9 @@ def test_the_command_takes_nnunets_letters(dataset, tmp_path):
     record = json.loads((other / SIMULATION_NAME).read_text())
     assert (record["seed"], record["boundary_width"]) == (3, 1)
     assert record["experts"][0]["error_model"] == "boundary_bias"
+    assert "expert_voxel_mm" not in record
+    main(["-i", str(labels), "-djfile", str(djfile), "-o", str(other), "-voxel_mm", "0.5", "--overwrite"])
+    assert json.loads((other / SIMULATION_NAME).read_text())["expert_voxel_mm"] == 0.5
 
 
 def test_the_command_ends_bad_input_with_one_line(dataset, capsys):

@@ -24,7 +24,9 @@ def blobs(shape, seed=0, values=(0, 1, 2)):
 
 
 def zones_of(labels, ignore_label=None, **options):
-    return BatchZones.of(labels, range(3), ignore_label=ignore_label, **{"boundary_width": 2, **options})
+    return BatchZones.of(
+        labels, range(3), ignore_label=ignore_label, **{"boundary_width": 2, "spacing": None, **options}
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 41, 36), (2, 15, 18, 13)])

@@ -48,6 +48,7 @@ def answer_in_batch(reference, profile, model, seed=0):
         reference.label_values,
         generator=torch.Generator().manual_seed(seed),
         boundary_width=reference.boundary_width,
+        spacing=reference.spacing,
         ignore_label=None if reference.valid is None else 99,
     )[1, 0]
 
@@ -294,6 +295,35 @@ def test_the_generator_is_the_only_source_of_chance(answer, model):
     assert numpy_before[2] == np.random.get_state()[2]
     assert torch.equal(first, answer(reference, ABSOLUTE, model, seed=5))
     assert not torch.equal(first, answer(reference, ABSOLUTE, model, seed=6))
+
+
+def test_the_spacing_scales_the_band_and_the_correlation_by_axis(answer):
+    labels = torch.zeros(120, 160, dtype=torch.int16)
+    labels[60:, 80:] = 1
+    reference = reference_of(labels, 2, spacing=(2, 0.5))
+    rows, columns = torch.arange(120)[:, None], torch.arange(160)
+    assert torch.equal(reference.band[:, 140:], ((rows >= 59) & (rows < 61)).expand(120, 20))
+    assert torch.equal(reference.band[80:], ((columns >= 76) & (columns < 84)).expand(40, 160))
+    plain = reference_of(torch.zeros(200, 200, dtype=torch.int16), 2, spacing=(2, 0.5))
+    wrong = torch.stack([answer(plain, ABSOLUTE, "correlated", seed) for seed in range(6)]).double()
+    wrong -= wrong.mean()
+    down, along = ((wrong[:, 1:] * wrong[:, :-1]).mean(), (wrong[:, :, 4:] * wrong[:, :, :-4]).mean())
+    assert down.item() == pytest.approx(along.item(), abs=0.1 * wrong.var().item())  # both lags are 2
+    assert along > 0.4 * wrong.var()
+
+
+def test_boundary_bias_flips_what_is_nearest_in_the_spacing(answer):
+    labels = torch.zeros(40, 60, dtype=torch.int16)
+    labels[:, 30:], labels[20:] = 1, 1  # borders along both axes
+    reference = reference_of(labels, 2, spacing=(1.5, 0.5))
+    profile = replace(ABSOLUTE, foreground=1.0, background=1.0, boundary=0.9)
+    band = reference.band
+    for seed in range(4):
+        wrong = answer(reference, profile, "boundary_bias", seed) != labels
+        assert abs(int(wrong.sum()) - 0.1 * int(band.sum())) < 1
+        # 0.5 mm from the border between columns; the border between rows is farther away.
+        assert wrong[:18, 29:31].float().mean() > 0.45
+        assert not wrong[18:22, :20].any()
 
 
 @pytest.mark.parametrize("model", ["correlated", "boundary_bias"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_deferral.nnunet.device_experts import DeviceExperts
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -69,6 +70,22 @@ def test_voxels_from_outside_the_image_are_background_to_the_experts():
     target, experts = with_experts(nnUNetTrainer.get_validation_transforms(None))(**sample)["segmentation"]
     assert int(experts.min()) == 0
     assert torch.equal(target[0], experts[0])
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_spacing_reaches_the_simulation(on_device):
+    wrong_at_borders = {"name": "e", "foreground": 1, "background": 1, "boundary": 0}
+    settings = resolve_settings({"experts": [wrong_at_borders], "expert_voxel_mm": 2})
+    spacing = settings.spacing_of_experts((4.0, 1.0))
+    assert spacing == (2.0, 0.5)
+    named = {"label_values": [0, 1], "ignore_label": None, "spacing": spacing}
+    pipeline = add_experts(nnUNetTrainer.get_validation_transforms(None), settings, on_device=on_device, **named)
+    labels = torch.zeros(1, 30, 30, dtype=torch.int16)
+    labels[0, 15:] = 1
+    target, experts = pipeline(image=torch.zeros(1, 30, 30), segmentation=labels)["segmentation"]
+    if on_device:
+        experts = DeviceExperts(settings, torch.device("cpu"), **named)(experts[None])[0]
+    assert (experts != target).all(dim=-1).flatten().nonzero().flatten().tolist() == [14, 15]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

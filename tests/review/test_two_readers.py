@@ -211,7 +211,9 @@ def test_without_its_folder_of_what_was_settled_a_review_is_refused_until_it_is_
     settled = folders.reviews / "settled"
     before = (settled / f"{CASE}.npz").read_bytes()
     shutil.rmtree(settled)
-    with pytest.raises(InputError, match=f"{CASE}.* was written after its regions were settled. Start the review again"):
+    with pytest.raises(
+        InputError, match=f"{CASE}.* was written after its regions were settled. Start the review again"
+    ):
         fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
     with pytest.raises(InputError, match="2 readers for each region"):
         open_review(folders)
