@@ -259,6 +259,7 @@ class EvaluatedCase:
         answers: The experts' label maps, integer (J, *S), :data:`MISSING` where an expert has no label.
         ignore_label: The reference label whose voxels are excluded from evaluation, or None.
         fold_masks: The masks predicted by single folds, integer (F, *S), or None.
+        mutual_information: That of the folds' probabilities, float32 of shape S in [0, 1], or None.
         evidence: How answers are read as evidence; None if an answer replaces the model's label.
     """
 
@@ -267,6 +268,7 @@ class EvaluatedCase:
     answers: np.ndarray
     ignore_label: int | None = None
     fold_masks: np.ndarray | None = None
+    mutual_information: np.ndarray | None = None
     evidence: EvidenceModel | None = None
 
     @property

@@ -45,7 +45,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """
     with refusals_named(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
-        with _scratch_folder(folder) as scratch:
+        with scratch_folder(folder) as scratch:
             yield scratch
             for file in sorted(scratch.iterdir()):
                 file.replace(folder / file.name)
@@ -204,7 +204,7 @@ def write_durably(
         OSError: If the disk is full or fails; then nothing has changed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch_folder(file.parent) as scratch:
+    with scratch_folder(file.parent) as scratch:
         written = scratch / file.name
         fill(written)
         companions = [other for other in sorted(scratch.iterdir()) if other != written]
@@ -285,7 +285,7 @@ class AppendOnlyLog:
 
 
 @contextmanager
-def _scratch_folder(folder: Path) -> Iterator[Path]:
+def scratch_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder inside `folder`, deleted at the end; those of processes that were killed are deleted, too.
 
     Its owner holds a lock on it, which the operating system releases when the process ends, however it ends: a scratch

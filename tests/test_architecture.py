@@ -13,7 +13,7 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 # From the ground up. A room may use any room of a lower layer, and its own modules as long as they form no circle.
 LAYERS = (
     ("errors", "defaults"),
-    ("files", "processes", "arrays", "text", "names", "installed", "channels", "labels", "head_place"),
+    ("files", "processes", "arrays", "text", "names", "installed", "environment", "channels", "labels", "head_place"),
     ("schema", "image_files", "parts", "uncertainty"),
     ("expert_sim", "routing", "geometry", "fusion", "readings"),
     ("experts", "evidence", "forecast"),
@@ -21,7 +21,7 @@ LAYERS = (
     ("raters",),
     ("settings",),
     ("network", "losses", "planners", "maps"),
-    ("predictions", "multi_rater"),
+    ("predictions", "multi_rater", "folds"),
     ("answers", "minutes"),
     ("evaluation",),
     ("nnunet",),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_deferral import folds
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.errors import InputError
@@ -113,4 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"  simulated experts: {', '.join(profile.name for profile in profiles)}")
     if not inputs.has_probabilities:
         print("  max softmax and entropy omitted: not all cases have probabilities (--save_probabilities, --npz)")
+    if folds.read_folds(given.i) and not inputs.has_information:
+        print("  disagreement between folds omitted: not all cases have masks of folds (nnUNet_deferral_folds=1)")
     print("\n".join(f"  {file}" for file in files))

@@ -352,7 +352,8 @@ def evaluate() -> argparse.ArgumentParser:
     _add_resampling(parser)
     words = 'maps each case to its domain (hospital, scanner), to compare them; the training\'s own is "ID"'
     add("-domains", metavar="JSON", type=Path, help=words)
-    words = "folders with masks of single folds, for failure detection by their disagreement"
+    words = "folders with masks of single folds, for failure detection by their disagreement. Default: those in "
+    words += "PREDICTIONS, if it was predicted with nnUNet_deferral_folds=1"
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
     _add_evidence(parser)
     words = "shares of voxels in [0, 1]"
@@ -685,6 +686,45 @@ def simulate_experts() -> argparse.ArgumentParser:
     error_model = "error model of all experts. Default: those of their profiles"
     parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
     parser.add_argument("--overwrite", action="store_true", help="replace existing answers")
+    return parser
+
+
+def uncertainty() -> argparse.ArgumentParser:
+    """Of `nnUNetv2_deferral_uncertainty`: the options of `nnUNetv2_predict`, which are passed on to it."""
+    parser = _parser(
+        "uncertainty",
+        "Predict with an ensemble of folds of any model, as nnUNetv2_predict does and with its options, and also "
+        "write the mask of each fold (OUT/deferral/folds/<fold>) and the mutual information of the folds "
+        "(OUT/deferral/mutual_information), without predicting more than once.",
+        "-d 501 -c 2d -f 0 1 2 3 4 -i imagesTs -o predictions",
+    )
+    add = parser.add_argument
+    add("-i", metavar="IMAGES", type=Path, required=True, help="folder of images (<case>_0000)")
+    add("-o", metavar="OUT", type=Path, required=True, help="output folder")
+    add("-d", metavar="DATASET", required=True, help="dataset id or name")
+    add("-p", metavar="PLANS", default="nnUNetPlans", help="plans. Default: %(default)s")
+    add("-tr", metavar="TRAINER", default="nnUNetTrainer", help="trainer. Default: %(default)s")
+    add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
+    words = "folds, at least two. Default: 0 1 2 3 4"
+    add("-f", metavar="FOLD", nargs="+", default=[str(fold) for fold in range(5)], help=words)
+    add("-step_size", metavar="S", type=float, default=0.5, help="step of the sliding window. Default: %(default)s")
+    add("--disable_tta", action="store_true", help="predict without mirroring")
+    add("--verbose", action="store_true", help="print more")
+    add("--save_probabilities", action="store_true", help="also save the ensemble's probabilities")
+    words = "only predict what is missing: masks of the ensemble or of its folds"
+    add("--continue_prediction", action="store_true", help=words)
+    add("-chk", metavar="FILE", default="checkpoint_final.pth", help="name of the checkpoint. Default: %(default)s")
+    add("-npp", metavar="N", type=int, help="processes for preprocessing. Default: as nnUNetv2_predict")
+    words = "processes for export; with -npp 0 -nps 0 all is done in one process. Default: as nnUNetv2_predict"
+    add("-nps", metavar="N", type=int, help=words)
+    words = "for a cascade, folder of the predictions of the previous stage"
+    add("-prev_stage_predictions", metavar="FOLDER", help=words)
+    add("-num_parts", metavar="N", type=int, default=1, help="only predict one of N parts of the cases")
+    add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
+    add("-device", choices=("cpu", "cuda", "mps"), default="cuda", help="default: cuda")
+    add("--disable_progress_bar", action="store_true", help="print no progress")
+    words = "keep the logits of a case in main memory, not in that of the device"
+    add("--not_on_device", action="store_true", help=words)
     return parser
 
 

@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from nnunetv2_deferral.defaults import SIMULATE_ON
+from nnunetv2_deferral.environment import (
+    ENVIRONMENT,
+    ENVIRONMENT_CAPACITIES,
+    ENVIRONMENT_MINUTES,
+    ENVIRONMENT_OVER,
+    ENVIRONMENT_REGION,
+    check_names,
+)
 from nnunetv2_deferral.errors import InputError
-
-_PREFIX = "nnUNet_deferral_"
-ENVIRONMENT = f"{_PREFIX}budget"
-ENVIRONMENT_OVER = f"{_PREFIX}budget_over"
-ENVIRONMENT_CAPACITIES = f"{_PREFIX}capacities"
-ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
-ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
-_LIMITS = (ENVIRONMENT, ENVIRONMENT_OVER, ENVIRONMENT_CAPACITIES, ENVIRONMENT_REGION, ENVIRONMENT_MINUTES)
-_VARIABLES = (*_LIMITS, SIMULATE_ON)
 
 CASE, DATASET = "case", "dataset"
 OVER = (CASE, DATASET)
@@ -130,7 +128,7 @@ def limits_of_environment(limits: Limits, environment: Mapping[str, str] = os.en
     Raises:
         InputError: If a value is invalid, or a variable is misspelt; the message names it.
     """
-    _check_names(environment)
+    check_names(environment)
     asked: dict[str, Any] = {}
     if text := environment.get(ENVIRONMENT, "").strip():
         asked["budget"] = _share(text, ENVIRONMENT)
@@ -177,18 +175,6 @@ def refuse_minutes(limits: Limits) -> None:
             "nnUNetv2_predict into a folder of their own. Otherwise, and for trainings, unset it; predict with "
             f"--save_probabilities, and choose by nnUNetv2_deferral_route -minutes {limits.minutes:g}"
         )
-
-
-def _check_names(environment: Mapping[str, str]) -> None:
-    """Refuse unknown variables that begin like ours: they are probably misspelt.
-
-    Raises:
-        InputError: Naming the variable and those that are known.
-    """
-    known = [os.path.normcase(name) for name in _VARIABLES]  # Windows has all names in upper case
-    for name in sorted(environment):
-        if name.lower().startswith(_PREFIX.lower()) and os.path.normcase(name) not in known:
-            raise InputError(f"unknown environment variable {name}; known are {', '.join(_VARIABLES)}")
 
 
 def limit(text: str) -> float | None:

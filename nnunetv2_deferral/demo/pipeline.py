@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunetv2_deferral.decision.limits import ENVIRONMENT
 from nnunetv2_deferral.demo.data import DATASET_NAME, write_dataset
 from nnunetv2_deferral.demo.report import DemoFiles, write_report
+from nnunetv2_deferral.environment import ENVIRONMENT
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.installed import find_script, trainers_folder

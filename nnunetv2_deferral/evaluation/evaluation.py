@@ -285,6 +285,8 @@ class Evaluation:
         return {ENTROPY_TIMES_DOUBT: times_doubt(scores[ENTROPY], prediction.routing[0], calibrator)}
 
     def _update_cases(self, case: EvaluatedCase, scores: Mapping[str, np.ndarray]) -> None:
+        if case.mutual_information is not None:
+            scores = {**scores, failure.MUTUAL_INFORMATION: case.mutual_information}
         for name, values in scores.items():
             found = {
                 "mean": failure.mean_score(values, case.valid),
@@ -296,7 +298,7 @@ class Evaluation:
                 self._case_scores.setdefault(f"{name}, {how}", {})[case.name] = value
         if case.fold_masks is not None:
             disagreement = failure.fold_disagreement(case.fold_masks, self.regions, case.valid)
-            self._case_scores.setdefault("fold_disagreement", {})[case.name] = disagreement
+            self._case_scores.setdefault(failure.FOLD_DISAGREEMENT, {})[case.name] = disagreement
 
     def _new_domain(self) -> Domain:
         return Domain(

@@ -22,6 +22,9 @@ from nnunetv2_deferral.evaluation.bootstrap import bootstrap_interval
 from nnunetv2_deferral.evaluation.overlap import Region, overlap
 from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_coverage_of_cases
 
+# Names of scores that need several folds.
+FOLD_DISAGREEMENT, MUTUAL_INFORMATION = "fold_disagreement", "mutual_information"
+
 
 class NoVoxels(Enum):
     """The score of a case if there are no voxels to average over, such as for an empty predicted foreground.

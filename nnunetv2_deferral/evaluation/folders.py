@@ -193,6 +193,7 @@ def same_for_all_parts(
         "routing probabilities": inputs.has_routing,
         "tolerance of surfaces": surface_tolerance,
         "folds": [str(each) for each in inputs.fold_folders],
+        "mutual information": inputs.has_information,
         "groups": None if groups is None else fingerprint(groups),
         "domains": None if domains is None else fingerprint(domains),
         "versions": versions(),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunetv2_deferral import folds
 from nnunetv2_deferral.answers import ExpertAnswers, evidence_of, experts_of_set, trained_with
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import same_cases
@@ -30,6 +31,7 @@ class EvaluationInputs:
         experts: The experts' answers.
         has_probabilities: Whether the model's probabilities (npz) exist for all cases.
         fold_folders: Folders with the masks of single folds; may be empty.
+        has_information: Whether the mutual information of the folds exists for all cases.
         has_routing: Whether routing probabilities of a one-vs-all model exist for all cases.
         evidence: How answers are read as evidence; None if they replace the model's labels.
     """
@@ -39,6 +41,7 @@ class EvaluationInputs:
     experts: ExpertAnswers
     has_probabilities: bool
     fold_folders: tuple[Path, ...] = ()
+    has_information: bool = False
     has_routing: bool = False
     evidence: EvidenceModel | None = None
 
@@ -50,15 +53,22 @@ class EvaluationInputs:
         """
         saved = {"softmax": self.has_probabilities, "routing": self.has_routing}
         prediction = self.predictions.case(case).without(*(what for what, of_all in saved.items() if not of_all))
-        reference, *folds = (self._read_like(folder, prediction) for folder in (self.references, *self.fold_folders))
+        reference, *fold_masks = (
+            self._read_like(folder, prediction) for folder in (self.references, *self.fold_folders)
+        )
         return EvaluatedCase(
             prediction=prediction,
             reference=reference,
             answers=self.experts.answers(case, reference, prediction.properties),
             ignore_label=self.predictions.files.label_manager.ignore_label,
-            fold_masks=np.stack(folds) if folds else None,
+            fold_masks=np.stack(fold_masks) if fold_masks else None,
+            mutual_information=self._information(prediction.name) if self.has_information else None,
             evidence=self.evidence,
         )
+
+    def _information(self, case: str) -> np.ndarray:
+        files = self.predictions.files
+        return files.read_shares(folds.information_file(self.predictions.folder, case, files.file_ending))
 
     def _read_like(self, folder: Path, prediction: PredictedCase) -> np.ndarray:
         """The label map of a predicted case in another folder."""
@@ -89,7 +99,8 @@ def open_inputs(
         error_model: Error model of all simulated experts; None for those of their profiles.
         simulated: With a folder of masks, the experts of the training who are simulated nevertheless.
         dataset_json: See :meth:`.PredictionFolder.open`.
-        fold_folders: Folders with the masks predicted by single folds, one per fold.
+        fold_folders: Folders with the masks predicted by single folds, one per fold; none for those that were
+            predicted with the ensemble, if all cases have them.
         evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
             :func:`.evidence_of`.
 
@@ -103,6 +114,7 @@ def open_inputs(
     same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))
     for each in fold_folders:
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
+    own = folds.folds_of_all_cases(predictions, folder.cases, folder.files.file_ending)
     has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
     has_routing = [folder.routing_file(case).is_file() for case in folder.cases]
     answering = _answering(folder, experts, simulated, seed, error_model)
@@ -117,7 +129,8 @@ def open_inputs(
             wanted=evidence,
         ),
         has_probabilities=all(has_probabilities),
-        fold_folders=tuple(fold_folders),
+        fold_folders=tuple(fold_folders) or tuple(folds.fold_folder(predictions, fold) for fold in own),
+        has_information=bool(own),
         # The other objective gives probabilities of routes, which have no observable frequency.
         has_routing=all(has_routing) and folder.settings.objective == ONE_VS_ALL,
     )

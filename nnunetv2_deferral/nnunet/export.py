@@ -18,14 +18,15 @@ from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import Decision, decide
 from nnunetv2_deferral.decision.limits import (
     DATASET,
-    ENVIRONMENT_CAPACITIES,
     Limits,
     limits_of_environment,
     warn_of_full_budget,
 )
+from nnunetv2_deferral.environment import ENVIRONMENT_CAPACITIES
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import PREDICTED_DICE, DeferralFolder, ModelIdentity, check_folder, save_routing
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
+from nnunetv2_deferral.nnunet.fold_export import FoldsConfiguration, stock_plans, write_folds
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager, configuration_name
 from nnunetv2_deferral.nnunet.multi_rater_export import write_agreement
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
@@ -44,7 +45,8 @@ def export_prediction_from_logits(
 ) -> None:
     """nnU-Net's export, with the same signature; for our models also writes the maps of deferral or of agreement.
 
-    With `save_probabilities` the routing probabilities are saved beside the maps.
+    With `save_probabilities` the routing probabilities are saved beside the maps. If the folds of the case were
+    recorded (:mod:`.fold_export`), their masks are written, too, for any model.
 
     Masks and npz files are written by nnU-Net's own function from the first K channels. Maps are written first, because
     nnU-Net treats a case with a mask as done when a prediction is continued.
@@ -58,6 +60,15 @@ def export_prediction_from_logits(
         if isinstance(dataset_json_dict_or_file, str)
         else dataset_json_dict_or_file
     )
+    if isinstance(configuration_manager, FoldsConfiguration):
+        write_folds(
+            configuration_manager.stored,
+            CaseGeometry(properties_dict, configuration_manager, stock_plans(plans_manager)),
+            dataset_json,
+            file,
+            with_probabilities=save_probabilities,
+            num_threads=num_threads_torch,
+        )
     if isinstance(plans_manager, MultiRaterPlansManager):
         geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
         logits = torch.as_tensor(predicted_array_or_file)

@@ -1,9 +1,10 @@
 """The functions of nnU-Net that this package replaces, and a check that they are unchanged.
 
-nnU-Net has no hooks for writing more than a mask for a case, for checking an output folder before a prediction starts,
-or for passing the file of pretrained weights to a trainer. Each replacement has the signature of the original and
-delegates to it for everything but our models. Importing the trainer installs them; no files are changed. In nnU-Net's
-commands :class:`.InputError` is then shown in one line, as in the commands of this package.
+nnU-Net has no hooks for writing more than a mask for a case, for what each fold of an ensemble predicts, for checking
+an output folder before a prediction starts, or for passing the file of pretrained weights to a trainer. Each
+replacement has the signature of the original and delegates to it for everything but our models. Importing the trainer
+installs them; no files are changed. In nnU-Net's commands :class:`.InputError` is then shown in one line, as in the
+commands of this package.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
-from nnunetv2_deferral import maps
+from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import Limits, limits_text, refuse_minutes
+from nnunetv2_deferral.environment import folds_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.multi_rater import agreement_maps
@@ -34,6 +36,15 @@ from nnunetv2_deferral.nnunet.export import (
     export_prediction_from_logits,
     model_identity,
     remarks_on_calibration,
+)
+from nnunetv2_deferral.nnunet.fold_export import (
+    begin_recording,
+    ensemble_of,
+    lists_with_folds,
+    note_folds,
+    record_cases,
+    record_folds,
+    recordings,
 )
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
@@ -66,9 +77,15 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(stock)
     def _manage_input_and_output_lists(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
-        lists = stock(self, *args, **kwargs)
+        called = inspect.signature(stock).bind(self, *args, **kwargs)
+        called.apply_defaults()
+        asked = dict(list(called.arguments.items())[1:])
+        ensemble = ensemble_of(self) if folds_wanted() else None
+        lists = stock(self, **asked) if ensemble is None else lists_with_folds(stock, self, asked, ensemble.folds)
         self.deferral_outputs = [Path(file) for file in lists[1] or ()]
         folders = {file.parent for file in self.deferral_outputs}
+        for folder in folders:
+            folds.check_folder(folder, ensemble)
         if isinstance(self.plans_manager, MultiRaterPlansManager):
             for folder in folders:
                 agreement_maps.check_folder(folder, self.plans_manager.model(self.configuration_manager))
@@ -77,9 +94,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             settings = self.plans_manager.settings
             limits = effective_limits(settings)
             if limits.minutes is not None and lists[1] is not None:
-                called = inspect.signature(stock).bind(self, *args, **kwargs)
-                called.apply_defaults()
-                _check_all_at_once(called.arguments, self.deferral_outputs, self.dataset_json["file_ending"], limits)
+                _check_all_at_once(asked, self.deferral_outputs, self.dataset_json["file_ending"], limits)
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
             for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
                 print(remark)
@@ -90,6 +105,8 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             if limits.minutes is not None:
                 for file in self.deferral_outputs:  # of an earlier prediction, whose minutes are no longer kept
                     maps.case_file(file.parent, file.name).unlink(missing_ok=True)
+        if ensemble is not None:
+            begin_recording(self, ensemble, self.deferral_outputs)
         return lists
 
     return _manage_input_and_output_lists
@@ -120,7 +137,8 @@ def _say_what_was_deferred(stock: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def predict_from_files(self: nnUNetPredictor, *args: Any, **kwargs: Any) -> Any:
         self.deferral_outputs = []
-        results = stock(self, *args, **kwargs)
+        with recordings(self):
+            results = stock(self, *args, **kwargs)
         if isinstance(self.plans_manager, DeferralPlansManager):
             for folder in sorted({file.parent for file in self.deferral_outputs}):
                 minutes = effective_limits(self.plans_manager.settings).minutes
@@ -188,6 +206,14 @@ REPLACEMENTS = (
         )
         for module in (predict_from_raw_data, nnUNetTrainer_module)
     ),
+    Replacement(
+        nnUNetPredictor,
+        "initialize_from_trained_model_folder",
+        note_folds,
+        ("self", "model_training_output_dir", "use_folds", "checkpoint_name"),
+    ),
+    Replacement(nnUNetPredictor, "predict_logits_from_preprocessed_data", record_cases, ("self", "data")),
+    Replacement(nnUNetPredictor, "predict_sliding_window_return_logits", record_folds, ("self", "input_image")),
     Replacement(
         nnUNetPredictor,
         "_manage_input_and_output_lists",

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles, same_cases
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.folds import is_of_one_fold
 from nnunetv2_deferral.predictions import MaskFolder, files_of_masks, read_probabilities
 from nnunetv2_deferral.text import listed
 
@@ -54,7 +55,7 @@ class Ensemble:
 
         Raises:
             InputError: If a folder is missing or given twice, the cases of two folders differ, probabilities are
-                missing, or the dataset has no foreground.
+                missing (also in the folders of folds of one prediction), or the dataset has no foreground.
         """
         if len({folder.resolve() for folder in folders}) != len(folders) or not folders:
             raise InputError(f"folders of folds must be distinct, got {', '.join(map(str, folders)) or 'none'}")
@@ -62,6 +63,11 @@ class Ensemble:
         for folder in folders:
             if not folder.is_dir():
                 raise InputError(f"the folder {folder} does not exist")
+            if is_of_one_fold(folder):
+                raise InputError(
+                    f"{folder} has the masks of a fold only: a prediction of all folds does not keep the probabilities "
+                    "of each. Predict with each fold by itself (-f) and --save_probabilities"
+                )
             files = files_of_masks(folder, dataset_json_of(folders[0], dataset_json))
             opened.append(MaskFolder(folder=folder, files=files, cases=tuple(files.cases(folder))))
         first = opened[0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.evaluation.failure import FOLD_DISAGREEMENT, MUTUAL_INFORMATION
 from nnunetv2_deferral.evaluation.rankings import LEARNED, MAX_SOFTMAX
 from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.maps import PREDICTED_DICE
@@ -23,7 +24,11 @@ _HOW_CASES_ARE_SCORED = {
     "highest_box": "highest mean over a box",
 }
 
-_CASE_SCORES = {"fold_disagreement": "disagreement between folds", PREDICTED_DICE: "1 − predicted Dice"}
+_CASE_SCORES = {
+    FOLD_DISAGREEMENT: "disagreement between folds",
+    MUTUAL_INFORMATION: "mutual information of folds",
+    PREDICTED_DICE: "1 − predicted Dice",
+}
 
 
 def ranking_name(name: str) -> str:
@@ -239,10 +244,9 @@ def cases_table(summary: Mapping[str, Any]) -> Table:
     rows = []
     for name, found in summary["failure_detection"].items():
         score, _, how = name.partition(", ")
-        label = f"{ranking_name(score)}, {_HOW_CASES_ARE_SCORED[how]}" if how in _HOW_CASES_ARE_SCORED else name
-        label = {"fold_disagreement": "disagreement between folds", PREDICTED_DICE: "1 − predicted Dice"}.get(
-            name, label
-        )
+        label = _CASE_SCORES.get(score) or ranking_name(score)
+        if how in _HOW_CASES_ARE_SCORED:
+            label = f"{label}, {_HOW_CASES_ARE_SCORED[how]}"
         areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]
         rows.append([label, *areas, str(found["num_cases"])])
     return Table(

@@ -9,9 +9,9 @@ import pytest
 from close_to import assert_close
 from page_reader import Reader
 from small_certificate import certificate
-from small_prediction import GEOMETRY, read_mask, write_mask, write_prediction
+from small_prediction import GEOMETRY, read_mask, reader_of, write_mask, write_prediction
 
-from nnunetv2_deferral import maps
+from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.commands.evaluate import main
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Temperature
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
@@ -20,6 +20,7 @@ from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.evaluation.surfaces import surface_scores
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.experts import experts_to_json
+from nnunetv2_deferral.folds import EnsembleIdentity, FoldsFolder
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.settings import resolve_settings
@@ -155,6 +156,25 @@ def test_masks_of_folds_are_compared_with_each_other(folders):
     summary = folders.evaluate("-folds", folders.root / "fold_0", folders.root / "fold_1")
     found = summary["failure_detection"]["fold_disagreement"]["per_case"]
     assert all(0 < value <= 1 for value in found.values())
+
+
+def test_folds_that_were_predicted_with_the_ensemble_are_found(folders, capsys):
+    out, names = folders.root / "out", ("0", "1")
+    ensemble = EnsembleIdentity(dataset="D", plans="P", configuration="2d", trainer="T", folds=names)
+    written = FoldsFolder(folder=out, file_ending=".nii.gz", writer=reader_of(".nii.gz"), ensemble=ensemble)
+    written.enter()
+    for case, predicted in folders.predicted.items():
+        for fold in names:
+            written.write_mask(case, fold, np.roll(predicted.model, int(fold), axis=-1), GEOMETRY)
+        written.write_information(case, predicted.probability, GEOMETRY)
+    found = folders.evaluate()["failure_detection"]
+    assert all(value > 0 for value in found["fold_disagreement"]["per_case"].values())
+    mean = folders.predicted["x"].probability.mean()
+    assert found["mutual_information, mean"]["per_case"]["x"] == pytest.approx(mean, abs=1e-4)
+    folds.information_file(out, "y", ".nii.gz").unlink()
+    capsys.readouterr()
+    assert not {"fold_disagreement", "mutual_information, mean"} & folders.evaluate()["failure_detection"].keys()
+    assert "disagreement between folds omitted: not all cases have masks of folds" in capsys.readouterr().out
 
 
 def simulated(root):

@@ -4,16 +4,13 @@ import re
 
 import pytest
 
-from nnunetv2_deferral.decision.limits import (
+from nnunetv2_deferral.decision.limits import Limits, limits_of_environment, limits_text, minutes_of_environment
+from nnunetv2_deferral.environment import (
     ENVIRONMENT,
     ENVIRONMENT_CAPACITIES,
     ENVIRONMENT_MINUTES,
     ENVIRONMENT_OVER,
     ENVIRONMENT_REGION,
-    Limits,
-    limits_of_environment,
-    limits_text,
-    minutes_of_environment,
 )
 from nnunetv2_deferral.settings import resolve_settings
 

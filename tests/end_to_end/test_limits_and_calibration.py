@@ -20,14 +20,14 @@ from nnunetv2_deferral.calibration.forecast_fitting import fit_forest
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate
 from nnunetv2_deferral.commands.route import route_folder
-from nnunetv2_deferral.decision.limits import (
+from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedEvidence
+from nnunetv2_deferral.environment import (
     ENVIRONMENT,
     ENVIRONMENT_CAPACITIES,
     ENVIRONMENT_OVER,
     ENVIRONMENT_REGION,
-    Limits,
 )
-from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedEvidence
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.folders import evaluate

@@ -13,8 +13,9 @@ from small_predictor import DATASET_JSON, small_predictor
 
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
-from nnunetv2_deferral.decision.limits import ENVIRONMENT, Limits, warn_of_full_budget
+from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.environment import ENVIRONMENT
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.export import check_limits, export_prediction_from_logits, remarks_on_calibration
 from nnunetv2_deferral.routing import SoftmaxRule

@@ -8,7 +8,7 @@ from small_predictor import small_predictor
 
 from nnunetv2_deferral.commands import route, run
 from nnunetv2_deferral.decision.effort import WorkTime
-from nnunetv2_deferral.decision.limits import ENVIRONMENT_MINUTES
+from nnunetv2_deferral.environment import ENVIRONMENT_MINUTES
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
 from nnunetv2_deferral.nnunet.in_memory import predict_array

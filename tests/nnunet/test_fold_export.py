@@ -1,0 +1,189 @@
+"""The masks of single folds and their mutual information, from one prediction by all folds."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from small_prediction import reader_of, write_mask
+from small_predictor import DATASET_JSON, small_predictor
+
+from nnunetv2_deferral import folds
+from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
+from nnunetv2_deferral.uncertainty import entropy
+
+CASES, FOLDS = ("c0", "c1"), ("0", "1", "all")
+REGIONS = DATASET_JSON | {
+    "labels": {"background": 0, "whole": [1, 2], "core": 2},
+    "regions_class_order": [1, 2],
+}
+
+
+def stock_predictor(dataset_json):
+    """The same plans, with nnU-Net's own network."""
+    with_head = small_predictor()
+    plans = PlansManager({k: v for k, v in with_head.plans_manager.plans.items() if not k.startswith("deferral")})
+    configuration = plans.get_configuration("2d")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = nnUNetTrainer.build_network_architecture(plans, configuration, 1, 2, False)
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+    weights = [network.state_dict()]
+    predictor.manual_initialization(network, plans, configuration, weights, dataset_json, "nnUNetTrainer", (0, 1))
+    return predictor
+
+
+def with_folds(predictor):
+    """Further folds, whose weights differ a little."""
+    (first,) = predictor.list_of_parameters
+    generator = torch.Generator().manual_seed(0)
+    predictor.list_of_parameters = [
+        {name: value + 0.5 * number * torch.randn(value.shape, generator=generator) for name, value in first.items()}
+        for number in range(len(FOLDS))
+    ]
+    predictor.deferral_folds = FOLDS
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def predictors():
+    torch.set_num_threads(1)
+    return {
+        "deferral": with_folds(small_predictor()),
+        "stock": with_folds(stock_predictor(DATASET_JSON)),
+        "regions": with_folds(stock_predictor(REGIONS)),
+    }
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Images that nnU-Net crops and resamples."""
+    for number, case in enumerate(CASES):
+        image = np.random.default_rng(number).integers(1, 200, (2, 24, 30)).astype(np.uint8)
+        image[:, :3] = 0
+        write_mask(tmp_path / "images" / f"{case}_0000.nii.gz", image)
+    return tmp_path / "images"
+
+
+def predict(predictor, images, output, **how):
+    output.mkdir(exist_ok=True)
+    files = [[str(images / f"{case}_0000.nii.gz")] for case in CASES]  # nnU-Net forks processes to list a folder
+    predictor.predict_from_files_sequential(files, [str(output / case) for case in CASES], **how)
+    return output
+
+
+def alone(predictor, place):
+    """The predictor of one fold."""
+    single = deepcopy(predictor)
+    single.list_of_parameters = single.list_of_parameters[place : place + 1]
+    return single
+
+
+@pytest.mark.parametrize(
+    ("model", "mirrored", "saved"), [("deferral", True, False), ("stock", False, True), ("regions", True, True)]
+)
+def test_each_folds_mask_is_what_it_predicts_alone(predictors, images, tmp_path, monkeypatch, model, mirrored, saved):
+    predictor = predictors[model]
+    monkeypatch.setattr(predictor, "use_mirroring", mirrored)
+    how = {"save_probabilities": saved}
+    plain = predict(predictor, images, tmp_path / "plain", **how)
+    assert not folds.read_folds(plain)
+    singles = [
+        predict(alone(predictor, place), images, tmp_path / fold, save_probabilities=saved)
+        for place, fold in enumerate(FOLDS)
+    ]
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    found = predict(predictor, images, tmp_path / "out", **how)
+    assert folds.read_folds(found) == FOLDS
+    assert not list(found.rglob(".unfinished*"))
+    for case in CASES:
+        name = f"{case}.nii.gz"
+        assert (found / name).read_bytes() == (plain / name).read_bytes()
+        masks = [(single / name).read_bytes() for single in singles]
+        assert [(folds.fold_folder(found, fold) / name).read_bytes() for fold in FOLDS] == masks
+        assert len(set(masks)) == len(FOLDS)
+        if saved:
+            regions = model == "regions"
+            values, _ = reader_of(".nii.gz").read_seg(str(folds.information_file(found, case, ".nii.gz")))
+            each = [np.load(single / f"{case}.npz")["probabilities"].astype(np.float64) for single in singles]
+            expected = information_of(each, regions)
+            assert expected.max() > 0.05
+            np.testing.assert_allclose(values[0], expected, atol=1e-5)
+
+
+def information_of(each, regions):
+    """Of probabilities (K, *S) of each network, voxel by voxel as it is defined."""
+    if not regions:
+        mean = entropy(np.mean(each, 0), has_regions=False)
+        return (mean - np.mean([entropy(one, has_regions=False) for one in each], 0)) / np.log(len(each[0]))
+    return np.max([information_of([np.stack((one[k], 1 - one[k])) for one in each], False) for k in range(2)], 0)
+
+
+def test_a_continued_prediction_makes_up_for_missing_masks_of_folds(predictors, images, tmp_path, monkeypatch, capsys):
+    predictor, output = predictors["stock"], tmp_path / "out"
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    predict(predictor, images, output)
+    lost = folds.fold_mask_file(output, "1", "c0", ".nii.gz")
+    there = lost.read_bytes()
+    lost.unlink()
+    kept = (output / "c1.nii.gz").stat().st_mtime_ns
+    predict(predictor, images, output, overwrite=False)
+    assert "1 cases have a mask, but lack masks of their folds" in capsys.readouterr().out
+    assert lost.read_bytes() == there
+    assert (output / "c1.nii.gz").stat().st_mtime_ns == kept
+    predict(predictor, images, output, overwrite=False)
+    assert "lack masks" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_recorded_is_refused_before_a_case_is_predicted(predictors, images, tmp_path, monkeypatch):
+    predictor = predictors["stock"]
+
+    def refused(message, predictor=predictor):
+        with pytest.raises(InputError, match=message):
+            predict(predictor, images, tmp_path / "out")
+        assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "yes")
+    refused("nnUNet_deferral_folds must be 1 or 0, got 'yes'")
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    refused("take at least two folds .-f., got 0 1 all", alone(predictor, 0))
+    monkeypatch.setattr(predictor, "deferral_folds", ("0", "1"))
+    refused("has 3 folds, but their names are 0, 1. In Python, call")
+    monkeypatch.delattr(predictor, "deferral_folds")
+    refused("their names are unknown")
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", "-device", "cpu", "-f", "3", "02", "all", "-npp", "1"])
+    predict(predictor, images, tmp_path / "out")
+    assert folds.read_folds(tmp_path / "out") == ("3", "2", "all")
+
+
+def test_a_folder_has_the_masks_of_the_same_folds_only(predictors, images, tmp_path, monkeypatch):
+    predictor, output = predictors["stock"], tmp_path / "out"
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    predict(predictor, images, output)
+    monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "2"))
+    with pytest.raises(InputError, match=r'folds is \["0", "1", "all"\], not \["0", "1", "2"\]\). Use another'):
+        predict(predictor, images, output)
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "0")
+    with pytest.raises(InputError, match="these are predicted without"):
+        predict(predictor, images, output)
+    folds.index_file(output).write_text('{"ensemble": {"folds": ["../x", "1"]}}')
+    with pytest.raises(InputError, match=r"folds.json: .*ensemble.folds\[0\]"):
+        folds.read_folds(output)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(predictors, images, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(InputError, match="cannot be written to: No space left on device"):
+        predict(predictors["stock"], images, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+    assert not list((tmp_path / "out").rglob(".unfinished*"))
+    assert not hasattr(predictors["stock"], "deferral_recording")
