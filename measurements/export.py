@@ -22,6 +22,7 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ def logits_of(shape: tuple[int, ...]) -> np.ndarray:
     from scipy import ndimage
 
     generator = np.random.default_rng(0)
-    places = np.stack(np.meshgrid(*[np.linspace(-1, 1, size) for size in shape], indexing="ij")).astype(np.float32)
+    axes = [np.linspace(-1, 1, size) if size > 1 else np.zeros(1) for size in shape]
+    places = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     distance = np.sqrt((places**2).sum(0))
     coarse = generator.normal(size=(CLASSES + EXPERTS + 2, 12, 12, 12)).astype(np.float32)
     factors = [1, *(size / 12 for size in shape)]
@@ -81,20 +83,14 @@ def memory_mib(what: str) -> int:
     return round(int(found[1]) / 1024) if found else 0
 
 
-def export_one(kind: str, logits: Path, image: tuple[int, ...]) -> dict[str, float]:
-    """Export the case, whose logits are in a file, beside it and in this process."""
-    import torch
-    from nnunetv2.inference import export_prediction
+def case_of(kind: str, predicted: tuple[int, ...], image: tuple[int, ...]) -> tuple[Any, Any, Any, Any]:
+    """The plans, configuration, properties and dataset.json of the case, as nnU-Net passes them to an export."""
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
     from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
-    from nnunetv2_deferral.nnunet.export import export_prediction_from_logits
-    from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager
+    from nnunetv2_deferral.nnunet.managers import MODEL_KEY
     from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 
-    torch.set_num_threads(1)
-    root, predicted = logits.parent / kind, np.load(logits, mmap_mode="r").shape[1:]
-    root.mkdir()
     spacing = [1.5 * size / whole for size, whole in zip(predicted, image, strict=True)]
     block = {"num_experts": EXPERTS, "objective": "one_vs_all"} | ({"budget": 0.01} if kind == "budget" else {})
     settings = resolve_settings(block)
@@ -138,6 +134,21 @@ def export_one(kind: str, logits: Path, image: tuple[int, ...]) -> dict[str, flo
         "file_ending": ".nii.gz",
         "numTraining": 1,
     }
+    return plans, configuration, properties, dataset
+
+
+def export_one(kind: str, logits: Path, image: tuple[int, ...]) -> dict[str, float]:
+    """Export the case, whose logits are in a file, beside it and in this process."""
+    import torch
+    from nnunetv2.inference import export_prediction
+
+    from nnunetv2_deferral.nnunet.export import export_prediction_from_logits
+    from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+
+    torch.set_num_threads(1)
+    root, predicted = logits.parent / kind, np.load(logits, mmap_mode="r").shape[1:]
+    root.mkdir()
+    plans, configuration, properties, dataset = case_of(kind, predicted, image)
     channels = torch.from_numpy(np.load(logits))
     if kind == STOCK:
         channels, export = channels[:CLASSES].clone(), export_prediction.export_prediction_from_logits

@@ -94,7 +94,7 @@ class PredictedCase:
         }
 
     def has(self, what: str) -> bool:
-        """Whether the array of that name exists; only `"model"` and the four maps always do."""
+        """Whether the array of that name exists; only `"model"` and `"route"` always do."""
         source = self._sources[what]
         return source.file.is_file() if isinstance(source, Stored) else source is not None
 

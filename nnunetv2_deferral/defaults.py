@@ -58,3 +58,10 @@ DICOM_OBJECTS, DICOM_KINDS = ("mask", "review", "probability", "gain"), ("binary
 
 DICOM_PREFIX, DICOM_ENDINGS = "dcm", (".nii.gz", ".nii", ".nrrd", ".mha")
 """First part of the names of imported cases, and the formats that they can have."""
+
+ROUTE = "route"
+MAPS = (ROUTE, "probability", "expert", "gain")
+"""The maps of a case, of which the route is always written."""
+
+MEASURED_BY = ("probability", "gain")
+"""The maps by which the minutes and the expected gain of a region are measured."""

@@ -6,8 +6,9 @@ Settings that hold for one command only, because nnU-Net's own commands take no 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from nnunetv2_deferral.defaults import MAPS, ROUTE
 from nnunetv2_deferral.errors import InputError
 
 _PREFIX = "nnUNet_deferral_"
@@ -17,6 +18,7 @@ ENVIRONMENT_CAPACITIES = f"{_PREFIX}capacities"
 ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
 ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
 ENVIRONMENT_FOLDS = f"{_PREFIX}folds"
+ENVIRONMENT_MAPS = f"{_PREFIX}maps"
 _VARIABLES = (
     ENVIRONMENT,
     ENVIRONMENT_OVER,
@@ -24,6 +26,7 @@ _VARIABLES = (
     ENVIRONMENT_REGION,
     ENVIRONMENT_MINUTES,
     ENVIRONMENT_FOLDS,
+    ENVIRONMENT_MAPS,
 )
 
 
@@ -50,3 +53,20 @@ def folds_wanted(environment: Mapping[str, str] = os.environ) -> bool:
     if text not in ("", "0", "1"):
         raise InputError(f"{ENVIRONMENT_FOLDS} must be 1 or 0, got {text!r}")
     return text == "1"
+
+
+def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The maps that are written for each case, in the order of :data:`.MAPS`; the route always is.
+
+    Args:
+        planned: Those of the settings, which `nnUNet_deferral_maps` (names separated by spaces) overrides.
+        environment: The environment variables.
+
+    Raises:
+        InputError: If a name is unknown, or another variable is misspelt; the message names it.
+    """
+    check_names(environment)
+    names = environment.get(ENVIRONMENT_MAPS, "").split()
+    if unknown := [name for name in names if name not in MAPS]:
+        raise InputError(f"{ENVIRONMENT_MAPS}: there is no map {', '.join(unknown)}; known are {' '.join(MAPS)}")
+    return tuple(name for name in MAPS if name == ROUTE or name in (names or planned))

@@ -12,6 +12,7 @@
     <folder>/deferral/deferral.json               model with experts, settings, calibration, versions
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
+Of the first four, `maps` in deferral.json names those that the cases have.
 Probability and gain are stored as :func:`.image_files.write_values` does, the gain as a share of the case's
 `largest_gain`.
 """
@@ -22,7 +23,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -32,6 +33,8 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, to_steps
@@ -81,8 +84,8 @@ def gain_file(folder: Path, case: str, file_ending: str) -> Path:
     return folder / FOLDER / "gain" / f"{case}{file_ending}"
 
 
-# The maps that every case has; functions of folder, case and file ending.
-MAP_FILES = (route_file, probability_file, expert_file, gain_file)
+# Functions of folder, case and file ending; which of these maps the cases of a folder have is in its deferral.json.
+MAP_FILES = dict(zip(MAPS, (route_file, probability_file, expert_file, gain_file), strict=True))
 
 
 def routing_file(folder: Path, case: str) -> Path:
@@ -133,6 +136,7 @@ class Index(TypedDict):
 
     model: _Model
     settings: dict[Text, Any]
+    maps: NotRequired[list[Literal["route", "probability", "expert", "gain"]]]  # not in those of earlier versions
     calibration: NotRequired[dict[Text, Any] | None]
     cases: NotRequired[dict[Text, _CaseEntry]]  # of earlier versions
 
@@ -224,6 +228,25 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
         )
 
 
+def kinds_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The maps that the cases of a folder have, given the content of its deferral.json."""
+    return tuple(content.get("maps", MAPS))
+
+
+def check_kinds(folder: Path, kinds: Sequence[str]) -> None:
+    """Refuse a folder whose cases have other maps than those that are to be written, because it would be mixed.
+
+    Raises:
+        InputError: Naming the folder and both.
+    """
+    file = index_file(folder)
+    if file.is_file() and (there := kinds_of(read_model(folder))) != tuple(kinds):
+        raise InputError(
+            f"{folder} already contains cases with the maps {' '.join(there)}, but {' '.join(kinds)} are to be written "
+            f"now ({ENVIRONMENT_MAPS}). Use another folder, or remove {file.parent}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeferralFolder:
     """Writes the deferral maps of a folder of masks; several processes may write to the same folder.
@@ -235,6 +258,7 @@ class DeferralFolder:
         model: The model behind the maps.
         settings: The effective settings of the model.
         calibration: The calibration applied to the maps, or None.
+        kinds: The maps to write, some of :data:`.MAPS` in their order.
     """
 
     folder: Path
@@ -243,6 +267,7 @@ class DeferralFolder:
     model: ModelIdentity
     settings: DeferralSettings
     calibration: ModelCalibration | None = None
+    kinds: tuple[str, ...] = MAPS
 
     def write(
         self,
@@ -270,11 +295,14 @@ class DeferralFolder:
         if answered is not None:
             _save_arrays(answered._asdict(), answered_file(self.folder, case))
         where = (self.folder, case, self.file_ending)
-        write_labels(maps.route, route_file(*where), self.writer, properties)
-        write_labels(maps.expert, expert_file(*where), self.writer, properties)
         largest_gain = float(maps.gain.max(initial=0))
-        write_values(maps.probability, 1, probability_file(*where), self.writer, properties)
-        write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, keep_positive=True)
+        write_labels(maps.route, route_file(*where), self.writer, properties)
+        if "expert" in self.kinds:
+            write_labels(maps.expert, expert_file(*where), self.writer, properties)
+        if "probability" in self.kinds:
+            write_values(maps.probability, 1, probability_file(*where), self.writer, properties)
+        if "gain" in self.kinds:
+            write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, keep_positive=True)
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 
@@ -287,12 +315,14 @@ class DeferralFolder:
             "settings": self.settings.to_dict(),
             # Without the forests, which are large; what they predict is in the entries.
             "calibration": None if self.calibration is None else replace(self.calibration, forecast=None).to_dict(),
+            "maps": list(self.kinds),
             "versions": versions("torch"),
         }
         content = json.loads(json.dumps(content))  # to compare
         if content.items() <= (read_json(file) if file.is_file() else {}).items():
             return
         with FileLock(file.with_name(".deferral.json.lock")):
+            check_kinds(self.folder, self.kinds)
             write_json((read_json(file) if file.is_file() else {}) | content, file)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.decision.effort import Measured, WorkTime, best_within_limits, measure
 from nnunetv2_deferral.decision.regions import region_labels
+from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -62,7 +63,7 @@ def keep_minutes(predictions: Path, minutes: float, time: WorkTime, dataset_json
     Raises:
         InputError: If the budget is negative or not finite, or a map cannot be read or written.
     """
-    folder = PredictionFolder.open(predictions, dataset_json, undecided=True)
+    folder = PredictionFolder.open(predictions, dataset_json, undecided=True, needed=MEASURED_BY)
     found = [_measured(folder, case, time) for case in tqdm(folder.cases, desc="Measuring regions", unit="case")]
     work, gains = (np.concatenate([each[name] for each in map(Measured._asdict, found)]) for name in _CHOSEN_BY)
     kept = np.zeros(len(work), dtype=bool)

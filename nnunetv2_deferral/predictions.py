@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,6 +18,8 @@ from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
 from nnunetv2_deferral.evidence.prior import PriorMap, from_steps
@@ -98,7 +100,14 @@ class PredictionFolder(MaskFolder):
     index: Mapping[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, dataset_json: Path | None = None, *, undecided: bool = False) -> PredictionFolder:
+    def open(
+        cls,
+        folder: Path,
+        dataset_json: Path | None = None,
+        *,
+        undecided: bool = False,
+        needed: Sequence[str] = (),
+    ) -> PredictionFolder:
         """Open a folder written by `nnUNetv2_predict` or a final validation.
 
         Args:
@@ -106,10 +115,12 @@ class PredictionFolder(MaskFolder):
             dataset_json: The dataset.json of the model; None for the one that nnU-Net writes to the folder of a
                 prediction, or to the model folder above a validation.
             undecided: See :func:`.maps.read_index`.
+            needed: Maps that are read, besides the route.
 
         Raises:
             InputError: If there are no masks, no deferral maps (a stock model), maps of some cases are missing (the
-                message lists the missing files), or deferral.json or the entry of a case is invalid or missing.
+                message lists the missing files), a map that is needed was not written, or deferral.json or the entry
+                of a case is invalid or missing.
         """
         index = maps.index_file(folder)
         if not folder.is_dir():
@@ -123,7 +134,11 @@ class PredictionFolder(MaskFolder):
         cases = tuple(files.cases(folder))
         same_cases(f"cases without an entry in {maps.entries_folder(folder)}", cases, list(entries["cases"]))
         present = cache(_names_of_files)  # a look at each of 40,000 files takes seconds
-        files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in maps.MAP_FILES)
+        kinds = maps.kinds_of(entries)
+        if absent := [kind for kind in needed if kind not in kinds]:
+            raise _not_written(folder, absent, kinds)
+        paths = [maps.MAP_FILES[kind] for kind in kinds]
+        files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in paths)
         if missing := [str(file) for file in files_of_maps if file.name not in present(file.parent)]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
         return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
@@ -173,10 +188,10 @@ class PredictionFolder(MaskFolder):
         return PredictedCase(
             name,
             model=Stored(file=self.mask_file(name), read=lambda: mask()[0]),
-            route=self._map(name, maps.route_file, self._values),
-            probability=self._map(name, maps.probability_file, self.files.read_shares),
-            expert=self._map(name, maps.expert_file, self._values),
-            gain=self._map(name, maps.gain_file, lambda file: self._gain(file, name)),
+            route=self._map(name, "route", self._values),
+            probability=self._map(name, "probability", self.files.read_shares),
+            expert=self._map(name, "expert", self._values),
+            gain=self._map(name, "gain", lambda file: self._gain(file, name)),
             softmax=Stored(file=self.softmax_file(name), read=lambda: read_probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: read_probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
@@ -208,9 +223,15 @@ class PredictionFolder(MaskFolder):
         content = self.index.get("calibration")
         return None if content is None else ModelCalibration.from_dict(content, self.experts)
 
-    def _map(self, case: str, path: Callable[[Path, str, str], Path], read: Callable[[Path], np.ndarray]) -> Stored:
-        file = path(self.folder, case, self.files.file_ending)
-        return Stored(file=file, read=lambda: read(file))
+    def _map(self, case: str, kind: str, read: Callable[[Path], np.ndarray]) -> Stored:
+        file, kinds = maps.MAP_FILES[kind](self.folder, case, self.files.file_ending), maps.kinds_of(self.index)
+
+        def read_map() -> np.ndarray:
+            if kind not in kinds:
+                raise _not_written(self.folder, [kind], kinds)
+            return read(file)
+
+        return Stored(file=file, read=read_map)
 
     def _values(self, file: Path) -> np.ndarray:
         return self.files.read_values(file)[0]
@@ -331,6 +352,16 @@ def files_of_masks(folder: Path, dataset_json: Path | None) -> DatasetFiles:
     if example is None:
         raise InputError(f"{folder} has no masks with the file ending {ending!r} of {dataset_json}")
     return DatasetFiles.of(dataset_json, example)
+
+
+def _not_written(folder: Path, absent: Sequence[str], kinds: Sequence[str]) -> InputError:
+    """What to say, and what to do, if maps were not asked for."""
+    return InputError(
+        f"{folder} does not have the maps {' '.join(absent)}, which are needed here: it was predicted with "
+        f"{' '.join(kinds)} only ({ENVIRONMENT_MAPS}, or maps in the plans). Predict again with "
+        f'{ENVIRONMENT_MAPS}="{" ".join(kind for kind in MAPS if kind in {*absent, *kinds})}", or, if it was predicted '
+        "with --save_probabilities, make all maps of it with nnUNetv2_deferral_route"
+    )
 
 
 def _prior(file: Path) -> PriorMap:

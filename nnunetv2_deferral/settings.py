@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import CASE, Limits
-from nnunetv2_deferral.defaults import BOUNDARY_WIDTH
+from nnunetv2_deferral.defaults import BOUNDARY_WIDTH, MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.experts import (
@@ -83,6 +83,7 @@ class SettingsBlock(TypedDict, total=False):
     capacities: list[Share | None] | None
     budget_over: Literal["case", "dataset"]
     min_region_mm: NonNegative | None
+    maps: list[Literal["route", "probability", "expert", "gain"]]
     evaluation_seed: Count
 
 
@@ -138,6 +139,7 @@ class DeferralSettings:
             for no limits.
         budget_over: `"case"` or `"dataset"`, the reference of budget and capacities, see :class:`.limits.Limits`.
         min_region_mm: Equivalent diameter of the smallest region that is deferred. None decides voxel by voxel.
+        maps: The maps that predictions write, of `"route"` (always written), `"probability"`, `"expert"` and `"gain"`.
         evaluation_seed: Seed of the simulated experts in the final validation.
     """
 
@@ -171,6 +173,7 @@ class DeferralSettings:
     capacities: tuple[float | None, ...] | None = None
     budget_over: str = CASE
     min_region_mm: float | None = None
+    maps: tuple[str, ...] = MAPS
     evaluation_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -292,6 +295,7 @@ def resolve_settings(
     given["upper"] = tuple(given.get("upper", default_upper))
     given["costs"] = tuple(given.get("costs", [RATER_COST if isinstance(expert, Rater) else 0.0 for expert in experts]))
     given["unavailable"] = tuple(given.get("unavailable", ()))
+    given["maps"] = tuple(given.get("maps", MAPS))
     if given.get("capacities") is not None:
         given["capacities"] = tuple(given["capacities"])
     settings = DeferralSettings(**(given | dict(overrides or {})))

@@ -13,6 +13,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.settings import resolve_settings
 
 LABELS = {"background": 0, "rim": 1, "core": 2}
@@ -52,12 +53,13 @@ def write_prediction(
     cases: Sequence[str] = ("x", "y"),
     labels: dict[str, Any] = LABELS,
     routes_to: Sequence[int] | None = None,
+    kinds: tuple[str, ...] = MAPS,
 ) -> dict[str, WrittenCase]:
     """Write random masks, maps and a dataset.json; `routes_to` are the routes that occur, by default all."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = (4, 6, 7) if ending == ".nii.gz" else (1, 9, 8)
     routes = list(range(len(experts) + 1)) if routes_to is None else list(routes_to)
-    deferral = deferral_folder(folder, ending, experts)
+    deferral = deferral_folder(folder, ending, experts, kinds)
     written = {}
     for number, case in enumerate(cases):
         random = np.random.default_rng(number)
@@ -82,13 +84,15 @@ def write_study(root: Path) -> None:
         write_mask(root / "images" / f"{case}_0000.nii.gz", predicted.model)
 
 
-def deferral_folder(folder: Path, ending: str, experts: Sequence[str]) -> maps.DeferralFolder:
+def deferral_folder(
+    folder: Path, ending: str, experts: Sequence[str], kinds: tuple[str, ...] = MAPS
+) -> maps.DeferralFolder:
     model = maps.ModelIdentity(
         dataset="Dataset701_Small", plans="nnUNetPlans", configuration="2d", trainer="T", experts=tuple(experts)
     )
     settings = resolve_settings({"experts": list(experts)})
     return maps.DeferralFolder(
-        folder=folder, file_ending=ending, writer=reader_of(ending), model=model, settings=settings
+        folder=folder, file_ending=ending, writer=reader_of(ending), model=model, settings=settings, kinds=kinds
     )
 
 

@@ -350,6 +350,37 @@ def export() -> str:
     return f"{table}\n\n{_small(line + ', ' + content['date'])}"
 
 
+_FILES = {
+    "probabilities": "`<case>.npz`",
+    "mask": "mask",
+    "route": "`route`",
+    "expert": "`expert`",
+    "probability": "`probability`",
+    "gain": "`gain`",
+    "prior": "`prior`",
+    "routing": "`routing`",
+    "fold": "`folds`, each",
+    "mutual_information": "`mutual_information`",
+}
+
+
+def sizes() -> str:
+    """The size of each file of a case."""
+    content = _json("sizes.json")
+    cases = content["cases"]
+    rows = [(words, *(_kib(found["bytes"][kind]) for found in cases.values())) for kind, words in _FILES.items()]
+    shapes = [
+        f"{'×'.join(map(str, found['image'][-int(name[0]) :]))} `{found['file_ending']}`"
+        for name, found in cases.items()
+    ]
+    line = f"one synthetic object with smooth noise, {content['classes']} classes, {content['experts']} experts"
+    return f"{_table(('file', *shapes), rows)}\n\n{_small(line + ', ' + content['date'])}"
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:.1f} KiB" if size < 2**20 else f"{size / 2**20:.1f} MiB"
+
+
 def many_cases() -> str:
     """What the entry of one more case takes in folders of many."""
     content = _json("many_cases.json")
@@ -429,6 +460,7 @@ TABLES: dict[str, Callable[[], str]] = {
         overhead,
         memory,
         export,
+        sizes,
         many_cases,
         archive,
         query_rounds,

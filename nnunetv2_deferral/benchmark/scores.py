@@ -19,6 +19,7 @@ from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set, trained_wit
 from nnunetv2_deferral.benchmark.state import read_summary
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import DatasetFiles
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.overlap import CaseMetrics, overlap, summarize
 from nnunetv2_deferral.evaluation.summary import SummaryStatistics
@@ -131,7 +132,9 @@ def _open(
     if not is_deferral_model(experiment.model(method)):
         return scoring
     model_json = experiment.model(method) / "dataset.json"
-    scoring.predictions = {fold: PredictionFolder.open(folder, model_json) for fold, folder in validations.items()}
+    scoring.predictions = {
+        fold: PredictionFolder.open(folder, model_json, needed=MAPS) for fold, folder in validations.items()
+    }
     fold, opened = next(iter(scoring.predictions.items()))
     for other, prediction in scoring.predictions.items():
         if differing := differences(prediction.index["settings"], opened.index["settings"]):

@@ -100,8 +100,8 @@ def validation_problem(fold: Path, cases: Sequence[str], file_ending: str) -> st
         return f"{maps.entries_folder(folder)} lacks {len(missing)} of the fold's {len(cases)} cases: {listed(missing)}"
     files = [folder / f"{case}{file_ending}" for case in cases]
     if deferral:
-        kinds = maps.MAP_FILES
-        files += [path(folder, case, file_ending) for case in cases for path in kinds]
+        kinds = maps.kinds_of(maps.read_model(folder))
+        files += [maps.MAP_FILES[kind](folder, case, file_ending) for case in cases for kind in kinds]
     if empty := [str(file) for file in files if not file.is_file() or not file.stat().st_size]:
         return f"{len(empty)} files are missing or empty: {listed(empty, 3)}"
     return ""

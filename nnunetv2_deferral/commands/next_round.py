@@ -74,7 +74,7 @@ def next_round(
             a mask does not match its case, `output` exists, or an option is out of range.
     """
     check_budget(budget)
-    folder = PredictionFolder.open(predictions, dataset_json)
+    folder = PredictionFolder.open(predictions, dataset_json, needed=("probability", "expert"))
     if not 1 <= most <= len(folder.experts):
         raise InputError(f"the experts per voxel must be from 1 to {len(folder.experts)}, got {most}")
     model = evidence_of(folder, answers, who_answered(answers, folder.experts), wanted=True)

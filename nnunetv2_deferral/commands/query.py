@@ -14,6 +14,7 @@ from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
 from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
 from nnunetv2_deferral.decision.effort import check_work_limits
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.parts import Part, read_parts
@@ -127,7 +128,7 @@ def _open(folders: Sequence[Path], query: Query, dataset_json: Path | None) -> E
         return Ensemble.open(folders, dataset_json)
     if len(folders) != 1:
         raise InputError(f"the strategy {query.strategy} reads the maps of one folder, got {len(folders)}")
-    return PredictionFolder.open(folders[0], dataset_json)
+    return PredictionFolder.open(folders[0], dataset_json, needed=MAPS)
 
 
 def summary(content: dict[str, Any], output: Path) -> str:

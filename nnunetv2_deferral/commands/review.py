@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.defaults import PORT
+from nnunetv2_deferral.defaults import MEASURED_BY, PORT
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -100,7 +100,9 @@ def review(
     operation = operation or Operation()
     address = Address(port=port, public_url=operation.public_url)
     with listen(port) as listening:  # before anything is read, which may take minutes
-        opened = PredictionFolder.open(Path(predictions), Path(dataset_json) if dataset_json else None)
+        opened = PredictionFolder.open(
+            Path(predictions), Path(dataset_json) if dataset_json else None, needed=MEASURED_BY
+        )
         if not opened.asked():
             raise InputError(
                 f"nothing was deferred in the {len(opened.cases)} cases of {opened.folder}, nothing to review. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.parts import read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
         part = parsers.part_of(given)
         if part.of > 1:
-            folder = PredictionFolder.open(given.i, given.djfile)
+            folder = PredictionFolder.open(given.i, given.djfile, needed=MEASURED_BY)
             found = find_regions(folder, part.cases(folder.cases), time, num_processes=given.np)
             print(part.write(found, given.o, same_for_all_parts(folder, time)))
             return

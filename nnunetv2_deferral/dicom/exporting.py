@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import same_cases
 from nnunetv2_deferral.decision.effort import WorkTime
-from nnunetv2_deferral.defaults import DICOM_KINDS, DICOM_OBJECTS
+from nnunetv2_deferral.defaults import DICOM_KINDS, DICOM_OBJECTS, MEASURED_BY
 from nnunetv2_deferral.dicom.case_map import CaseMap
 from nnunetv2_deferral.dicom.codes import Codes
 from nnunetv2_deferral.dicom.objects import QUANTITIES, Content, Segment, Source, region_segment
@@ -89,7 +89,7 @@ def export_predictions(
         raise InputError(f"unknown objects {', '.join(unknown)}; known are {', '.join(DICOM_OBJECTS)}")
     if kind not in DICOM_KINDS:
         raise InputError(f"the type of the segmentation must be one of {', '.join(DICOM_KINDS)}, got {kind!r}")
-    folder = PredictionFolder.open(predictions, dataset_json)
+    folder = PredictionFolder.open(predictions, dataset_json, needed=MEASURED_BY)
     origins = CaseMap.read(case_map)
     same_cases(f"cases that are not in {origins.file}", folder.cases, list(origins.cases))
     segments = _mask_segments(folder, codes, kind) if "mask" in what else []

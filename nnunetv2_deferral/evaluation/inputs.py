@@ -12,6 +12,7 @@ from nnunetv2_deferral import folds
 from nnunetv2_deferral.answers import ExpertAnswers, evidence_of, experts_of_set, trained_with
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
@@ -108,7 +109,7 @@ def open_inputs(
         InputError: For predictions without maps, cases without a reference or any expert's mask, or experts that do
             not match the model's.
     """
-    folder = PredictionFolder.open(predictions, dataset_json)
+    folder = PredictionFolder.open(predictions, dataset_json, needed=MAPS)
     if not references.is_dir():
         raise InputError(f"the folder of references {references} does not exist")
     same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))

@@ -22,9 +22,16 @@ from nnunetv2_deferral.decision.limits import (
     limits_of_environment,
     warn_of_full_budget,
 )
-from nnunetv2_deferral.environment import ENVIRONMENT_CAPACITIES
+from nnunetv2_deferral.environment import ENVIRONMENT_CAPACITIES, maps_wanted
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.maps import PREDICTED_DICE, DeferralFolder, ModelIdentity, check_folder, save_routing
+from nnunetv2_deferral.maps import (
+    PREDICTED_DICE,
+    DeferralFolder,
+    ModelIdentity,
+    check_folder,
+    check_kinds,
+    save_routing,
+)
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.fold_export import FoldsConfiguration, stock_plans, write_folds
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager, configuration_name
@@ -79,6 +86,7 @@ def export_prediction_from_logits(
     if isinstance(plans_manager, DeferralPlansManager):
         model = model_identity(plans_manager, configuration_manager)
         check_folder(file.parent, model)
+        check_kinds(file.parent, maps_wanted(plans_manager.settings.maps))
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
         geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
@@ -94,6 +102,7 @@ def export_prediction_from_logits(
             model=model,
             settings=plans_manager.settings,
             calibration=plans_manager.calibration,
+            kinds=maps_wanted(plans_manager.settings.maps),
         )
         folder.write(file.name, decision.maps, properties_dict, decision.statistics, prior=decision.prior)
         plans_manager = plans_manager.stock()

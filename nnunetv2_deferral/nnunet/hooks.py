@@ -26,7 +26,8 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_modul
 from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import Limits, limits_text, refuse_minutes
-from nnunetv2_deferral.environment import folds_wanted
+from nnunetv2_deferral.defaults import MEASURED_BY
+from nnunetv2_deferral.environment import ENVIRONMENT_MAPS, folds_wanted, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.multi_rater import agreement_maps
@@ -92,7 +93,12 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             settings = self.plans_manager.settings
-            limits = effective_limits(settings)
+            limits, kinds = effective_limits(settings), maps_wanted(settings.maps)
+            if limits.minutes is not None and not set(MEASURED_BY) <= set(kinds):
+                raise InputError(
+                    f"a limit of minutes requires the maps {' '.join(MEASURED_BY)}, but only {' '.join(kinds)} are to "
+                    f"be written ({ENVIRONMENT_MAPS})"
+                )
             if limits.minutes is not None and lists[1] is not None:
                 _check_all_at_once(asked, self.deferral_outputs, self.dataset_json["file_ending"], limits)
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
@@ -102,6 +108,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             for folder in folders:
                 agreement_maps.check_folder(folder, None)
                 maps.check_folder(folder, model)
+                maps.check_kinds(folder, kinds)
             if limits.minutes is not None:
                 for file in self.deferral_outputs:  # of an earlier prediction, whose minutes are no longer kept
                     maps.case_file(file.parent, file.name).unlink(missing_ok=True)

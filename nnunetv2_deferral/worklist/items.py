@@ -99,7 +99,9 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
         return np.bincount(numbers, weights=values, minlength=len(regions) + 1)
 
     found = measure(labels, case.gain, case.probability, time, spacing_mm=case.spacing if unit == "mm" else None)
-    preferred = sums(case.expert[where] == case.route[where])
+    # Without the map it is not known where limits chose another expert.
+    is_preferred = case.expert[where] == case.route[where] if case.has("expert") else np.ones(len(numbers), dtype=bool)
+    preferred = sums(is_preferred)
     given, model = np.unique(case.model[where], return_inverse=True)
     counts = np.array([sums(model == place) for place in range(len(given))])
     items = []

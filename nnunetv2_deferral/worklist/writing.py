@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.decision.effort import WorkTime, check_work_limits
+from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.files import (
@@ -93,7 +94,7 @@ def write_worklist(
     """
     time = time or WorkTime()
     check_work_limits(max_regions, max_minutes)
-    folder = PredictionFolder.open(predictions, dataset_json)
+    folder = PredictionFolder.open(predictions, dataset_json, needed=MEASURED_BY)
     if images is not None:
         folder.files.check_images(images, folder.cases)
     if viewers is not None:

@@ -257,7 +257,7 @@ class TestMasks:
             route = np.zeros((1, 120, 120), np.uint8)
             route[:, ::6, ::6] = 1
             write_mask(tmp_path / "in" / f"x{ending}", route)
-            for path in maps.MAP_FILES:
+            for path in maps.MAP_FILES.values():
                 values = np.maximum(route, 1) if path is maps.expert_file else route
                 write_mask(path(tmp_path / "in", "x", ending), values)
 

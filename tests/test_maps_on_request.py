@@ -1,0 +1,127 @@
+"""Folders that have some of the maps only: what is written, what works with it, and what is said where it does not."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from small_prediction import write_mask, write_prediction, write_study
+from small_predictor import small_predictor
+
+from nnunetv2_deferral import maps
+from nnunetv2_deferral.commands import evaluate, fuse, worklist
+from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.environment import ENVIRONMENT_MAPS, ENVIRONMENT_MINUTES, maps_wanted
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.settings import resolve_settings
+
+TWO, MEASURED = ("route", "gain"), ("route", "probability", "gain")
+
+
+def test_the_variable_overrides_the_settings_and_the_route_is_always_written():
+    assert resolve_settings(None).maps == MAPS
+    planned = resolve_settings({"maps": ["gain"]}).maps
+    assert maps_wanted(planned, {}) == TWO
+    assert maps_wanted(planned, {ENVIRONMENT_MAPS: "expert  probability"}) == ("route", "probability", "expert")
+    assert maps_wanted((), {ENVIRONMENT_MAPS: " "}) == ("route",)
+    assert resolve_settings(resolve_settings({"maps": ["gain"]}).to_dict()).maps == ("gain",)
+
+
+def test_a_map_that_there_is_not_is_named():
+    with pytest.raises(InputError, match="nnUNet_deferral_maps: there is no map gains, all; known are route probab"):
+        maps_wanted(MAPS, {ENVIRONMENT_MAPS: "route gains all"})
+    with pytest.raises(InputError, match=r"maps\[0\] must be 'route', 'probability', 'expert' or 'gain', got 'gains'"):
+        resolve_settings({"maps": ["gains"]})
+
+
+@pytest.mark.parametrize("kinds", [("route",), TWO])
+def test_a_prediction_writes_what_is_asked_for(tmp_path, monkeypatch, kinds):
+    predictor = small_predictor()
+    write_mask(tmp_path / "images" / "c_0000.nii.gz", np.random.default_rng(0).integers(0, 9, (2, 32, 32), np.uint8))
+    (tmp_path / "out").mkdir()
+
+    def predict():
+        predictor.predict_from_files_sequential(
+            [[str(tmp_path / "images" / "c_0000.nii.gz")]], [str(tmp_path / "out" / "c")]
+        )
+
+    monkeypatch.setenv(ENVIRONMENT_MAPS, "everything")
+    with pytest.raises(InputError, match="no map everything"):
+        predict()
+    monkeypatch.setenv(ENVIRONMENT_MAPS, " ".join(kinds))
+    predict()
+    written = {folder.name for folder in (tmp_path / "out" / "deferral").iterdir() if folder.is_dir()}
+    assert written == {*kinds, "cases"}
+    assert json.loads((tmp_path / "out" / "deferral" / "deferral.json").read_text())["maps"] == list(kinds)
+    monkeypatch.setenv(ENVIRONMENT_MINUTES, "30")
+    with pytest.raises(InputError, match="a limit of minutes requires the maps probability gain, but only route"):
+        predict()
+    monkeypatch.delenv(ENVIRONMENT_MINUTES)
+    monkeypatch.delenv(ENVIRONMENT_MAPS)
+    with pytest.raises(InputError, match=f"already contains cases with the maps {' '.join(kinds)}, but route prob"):
+        predict()
+
+
+def test_what_needs_other_maps_says_which_and_how_to_get_them(tmp_path):
+    write_prediction(tmp_path, kinds=TWO)
+    folder = PredictionFolder.open(tmp_path, needed=("gain",))
+    case = folder.case("x")
+    assert case.route.shape == case.gain.shape
+    assert not case.has("probability")
+    expected = re.escape(
+        f"{tmp_path} does not have the maps probability, which are needed here: it was predicted with route gain only "
+        '(nnUNet_deferral_maps, or maps in the plans). Predict again with nnUNet_deferral_maps="route probability gain"'
+    )
+    for read in (lambda: case.probability, lambda: PredictionFolder.open(tmp_path, needed=("probability", "gain"))):
+        with pytest.raises(InputError, match=expected):
+            read()
+    maps.gain_file(tmp_path, "y", ".nii.gz").unlink()
+    with pytest.raises(InputError, match=r"deferral maps are missing \(1\): .*gain"):
+        PredictionFolder.open(tmp_path)
+
+
+def test_a_folder_of_an_earlier_version_has_all_maps(tmp_path):
+    write_prediction(tmp_path)
+    file = maps.index_file(tmp_path)
+    content = json.loads(file.read_text())
+    del content["maps"]
+    file.write_text(json.dumps(content))
+    PredictionFolder.open(tmp_path, needed=MAPS)
+    maps.check_kinds(tmp_path, MAPS)
+
+
+class TestCommands:
+    @pytest.fixture
+    def study(self, tmp_path):
+        def write(kinds):
+            write_study(tmp_path)
+            for kind in set(MAPS) - set(kinds):
+                for case in ("x", "y"):
+                    maps.MAP_FILES[kind](tmp_path / "in", case, ".nii.gz").unlink()
+            file = maps.index_file(tmp_path / "in")
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"maps": list(kinds)}))
+            return tmp_path
+
+        return write
+
+    def refused(self, command, words, capsys):
+        with pytest.raises(SystemExit) as ended:
+            command.main([str(word) for word in words])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    def test_the_route_is_enough_to_fuse(self, study, capsys):
+        root = study(("route",))
+        fuse.main([str(word) for word in ("-i", root / "in", "-experts", root / "experts", "-o", root / "fused")])
+        assert len(list((root / "fused").glob("*.nii.gz"))) == 2
+        words = ("-i", root / "in", "-ref", root / "labels", "-experts", root / "experts", "-o", root / "ev")
+        assert "does not have the maps probability expert gain" in self.refused(evaluate, words, capsys)
+        words = ("-i", root / "in", "-o", root / "list", "--no_pictures")
+        assert "does not have the maps probability gain" in self.refused(worklist, words, capsys)
+
+    def test_probability_and_gain_are_enough_for_a_list(self, study):
+        root = study(MEASURED)
+        worklist.main([str(word) for word in ("-i", root / "in", "-o", root / "list", "--no_pictures")])
+        assert (root / "list" / "worklist.json").is_file()
