@@ -17,9 +17,6 @@ TYPICAL_BORDER_CM = 50.0
 MINUTES_PER_REGION, MINUTES_PER_CM = 0.15, 2 / TYPICAL_BORDER_CM
 """Working time for a look at a region, and for drawing a cm of border, so that a typical edit takes two minutes."""
 
-SIMULATE_ON, SIMULATION_PLACES = "nnUNet_deferral_simulate_on", ("loader", "device")
-"""The environment variable that says where experts are simulated in trainings, and its values."""
-
 PLANNER, PLANNER_KINDS = "nnUNetPlannerDeferral", ("ResEncM", "ResEncL", "ResEncXL", "CPU")
 """The planner of `nnUNetv2_deferral_plan_experiment`, and what others have after its name."""
 

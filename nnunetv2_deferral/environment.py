@@ -1,4 +1,4 @@
-"""The environment variables that change what a prediction does; each is read where its meaning is.
+"""The environment variables that change what a prediction or a training does; each is read where its meaning is.
 
 Settings that hold for one command only, because nnU-Net's own commands take no further options.
 """
@@ -19,6 +19,7 @@ ENVIRONMENT_REGION = f"{_PREFIX}min_region_mm"
 ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
 ENVIRONMENT_FOLDS = f"{_PREFIX}folds"
 ENVIRONMENT_MAPS = f"{_PREFIX}maps"
+ENVIRONMENT_SIMULATE_ON = f"{_PREFIX}simulate_on"
 _VARIABLES = (
     ENVIRONMENT,
     ENVIRONMENT_OVER,
@@ -27,7 +28,9 @@ _VARIABLES = (
     ENVIRONMENT_MINUTES,
     ENVIRONMENT_FOLDS,
     ENVIRONMENT_MAPS,
+    ENVIRONMENT_SIMULATE_ON,
 )
+_LOADER, _DEVICE = "loader", "device"
 
 
 def check_names(environment: Mapping[str, str] = os.environ) -> None:
@@ -70,3 +73,23 @@ def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.envi
     if unknown := [name for name in names if name not in MAPS]:
         raise InputError(f"{ENVIRONMENT_MAPS}: there is no map {', '.join(unknown)}; known are {' '.join(MAPS)}")
     return tuple(name for name in MAPS if name == ROUTE or name in (names or planned))
+
+
+def simulates_on_device(device_type: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether trainings draw simulated experts on their device: on GPUs, unless the environment says otherwise.
+
+    A data loader that draws experts takes longer for each sample, for which a GPU would wait. On a CPU, the loader's
+    workers are the better place.
+
+    Args:
+        device_type: Such as `cuda`.
+        environment: With `nnUNet_deferral_simulate_on`, `loader` or `device`.
+
+    Raises:
+        InputError: If the value is something else, or another variable is misspelt; the message names it.
+    """
+    check_names(environment)
+    wanted = environment.get(ENVIRONMENT_SIMULATE_ON, "").strip() or (_DEVICE if device_type == "cuda" else _LOADER)
+    if wanted not in (_LOADER, _DEVICE):
+        raise InputError(f"{ENVIRONMENT_SIMULATE_ON} must be {_LOADER} or {_DEVICE}, got {wanted!r}")
+    return wanted == _DEVICE

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nnunetv2_deferral.defaults import SIMULATE_ON, SIMULATION_PLACES
-from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.batches import simulate_batch
 from nnunetv2_deferral.expert_sim.transform import SampleSeeds
 from nnunetv2_deferral.nnunet.transforms import order_of_experts
 from nnunetv2_deferral.settings import DeferralSettings
-
-
-def simulates_on_device(device: torch.device) -> bool:
-    """Whether experts are drawn on the device: on GPUs, unless the environment says otherwise.
-
-    A data loader that draws experts takes longer for each sample, for which a GPU would wait. On a CPU, the loader's
-    workers are the better place.
-
-    Raises:
-        InputError: If the environment variable :data:`.SIMULATE_ON` is none of :data:`.SIMULATION_PLACES`.
-    """
-    wanted = os.environ.get(SIMULATE_ON, "").strip()
-    if wanted and wanted not in SIMULATION_PLACES:
-        raise InputError(f"{SIMULATE_ON} must be one of {', '.join(SIMULATION_PLACES)}, got {wanted!r}")
-    return (wanted or ("device" if device.type == "cuda" else "loader")) == "device"
 
 
 class DeviceExperts:

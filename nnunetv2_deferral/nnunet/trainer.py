@@ -24,6 +24,7 @@ from torch._dynamo import OptimizedModule
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.limits import refuse_minutes
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
+from nnunetv2_deferral.environment import simulates_on_device
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import cautions
 from nnunetv2_deferral.experts import Rater
@@ -35,7 +36,7 @@ from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base
-from nnunetv2_deferral.nnunet.device_experts import DeviceExperts, simulates_on_device
+from nnunetv2_deferral.nnunet.device_experts import DeviceExperts
 from nnunetv2_deferral.nnunet.export import effective_limits
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY, DeferralPlansManager, label_space
@@ -150,7 +151,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.settings.optimizer == "adamw":
             self.initial_lr, self.weight_decay = PAPER_RATE, PAPER_WEIGHT_DECAY
         self._device_experts: DeviceExperts | None = None
-        if self.settings.profiles and simulates_on_device(self.device):
+        if self.settings.profiles and simulates_on_device(self.device.type):
             self._device_experts = DeviceExperts(
                 self.settings,
                 self.device,

@@ -3,9 +3,9 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_deferral.defaults import SIMULATE_ON
+from nnunetv2_deferral.environment import ENVIRONMENT_SIMULATE_ON, simulates_on_device
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.nnunet.device_experts import DeviceExperts, simulates_on_device
+from nnunetv2_deferral.nnunet.device_experts import DeviceExperts
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -95,12 +95,12 @@ def test_numpys_seed_and_the_rank_govern_the_draws_and_change_nothing_else():
     assert not torch.equal(first, drawn(0, rank=1))
 
 
-def test_experts_are_drawn_on_gpus_unless_the_environment_says_otherwise(monkeypatch):
-    cuda = torch.device("cuda")
-    assert (simulates_on_device(cuda), simulates_on_device(CPU)) == (True, False)
+def test_experts_are_drawn_on_gpus_unless_the_environment_says_otherwise():
+    assert [simulates_on_device(kind, {}) for kind in ("cuda", "cpu", "mps")] == [True, False, False]
     for value, expected in (("loader", False), ("device", True)):
-        monkeypatch.setenv(SIMULATE_ON, value)
-        assert simulates_on_device(cuda) == simulates_on_device(CPU) == expected
-    monkeypatch.setenv(SIMULATE_ON, "gpu")
-    with pytest.raises(InputError, match="simulate_on must be one of loader, device, got 'gpu'"):
-        simulates_on_device(cuda)
+        said = {ENVIRONMENT_SIMULATE_ON: value}
+        assert simulates_on_device("cuda", said) == simulates_on_device("cpu", said) == expected
+    with pytest.raises(InputError, match="simulate_on must be loader or device, got 'gpu'"):
+        simulates_on_device("cuda", {ENVIRONMENT_SIMULATE_ON: "gpu"})
+    with pytest.raises(InputError, match="unknown environment variable nnUNet_deferral_simulate;"):
+        simulates_on_device("cuda", {"nnUNet_deferral_simulate": "device"})
