@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,22 @@ class PredictedCase:
         """Whether the array of that name exists; only `"model"` and `"route"` always do."""
         source = self._sources[what]
         return source.file.is_file() if isinstance(source, Stored) else source is not None
+
+    def combined(self, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> PredictedCase:
+        """A copy of the case with other routing probabilities, if it has any that are stored.
+
+        Args:
+            combine: Given routing probabilities and the model's, as those of this class, what takes the place of the
+                former.
+        """
+        found, stored = self.without(), self._sources["routing"]
+        if isinstance(stored, Stored):
+
+            def read() -> np.ndarray:  # through a further copy, which does not keep what it read
+                return combine(self.without().routing, found.softmax)
+
+            found._sources["routing"] = replace(stored, read=read)
+        return found
 
     def without(self, *names: str) -> PredictedCase:
         """A copy of the case without these arrays."""

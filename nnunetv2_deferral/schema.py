@@ -94,7 +94,7 @@ def _key(content: Any, fault: Any) -> str:
     for part in fault["loc"]:
         if isinstance(content, Mapping) and part in content:
             content, key = content[part], f"{key}.{part}"
-        elif isinstance(content, list | tuple) and isinstance(part, int):
+        elif isinstance(content, list | tuple) and isinstance(part, int) and part < len(content):
             content, key = content[part], f"{key}[{part}]"
     if fault["type"] == "missing":
         key = f"{key}.{fault['loc'][-1]}"

@@ -128,7 +128,7 @@ def _kept_errors(
 ) -> KeptErrors:
     """The kept errors of a case at budgets with thresholds, or with None at budgets of each case."""
     case, found = cases.read(*pair), KeptErrors()
-    gains = predicted_gains(cases, case.prediction, calibration.heads, calibration.evidence)
+    gains = predicted_gains(cases, case.prediction, calibration)
     routes = [
         route_within_limits(gains, budget=budget, capacities=None)
         if thresholds is None

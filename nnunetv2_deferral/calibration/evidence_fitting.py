@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.regression import logistic_weights, sample_voxels
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, thresholds_within_limits
-from nnunetv2_deferral.decision.calibrators import Calibrator, apply
 from nnunetv2_deferral.decision.gains import evidence_gains, image_gains
-from nnunetv2_deferral.decision.model_calibration import FittedEvidence
+from nnunetv2_deferral.decision.model_calibration import FittedEvidence, ModelCalibration
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.bootstrap import mean_over_cases
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
@@ -77,7 +77,7 @@ def _prior_of(rows: Sequence[Sequence[_Rows]], voxel_size: float) -> Prior:
     weights = []
     for found in zip(*rows, strict=True):
         features, truth, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        weights.append(_logistic(features, truth, weight, ridge=_RIDGE_PRIOR, otherwise=_UNCHANGED))
+        weights.append(logistic_weights(features, truth, weight, ridge=_RIDGE_PRIOR, otherwise=_UNCHANGED))
     return Prior(tuple(weights), voxel_size)
 
 
@@ -117,7 +117,7 @@ def fit_neighbourhood(model: EvidenceModel, cases: Sequence[AnsweredCase], polic
                     truth.append(model.structures.contain(case.truth)[:, answered])
         each, inside = np.concatenate(features, axis=2), np.concatenate(truth, axis=1)
         weights = [
-            _logistic(rows.T, known, None, ridge=_RIDGE_NEIGHBOURHOOD, otherwise=OWN_EVIDENCE)
+            logistic_weights(rows.T, known, None, ridge=_RIDGE_NEIGHBOURHOOD, otherwise=OWN_EVIDENCE)
             for rows, known in zip(each, inside, strict=True)
         ]
         model = replace(model, neighbourhood=tuple(weights))
@@ -152,7 +152,7 @@ def fit_evidence(
 
 
 def fit_gated_evidence(
-    cases: ValidationCases, heads: Sequence[Calibrator], *, exchangeable: bool = False
+    cases: ValidationCases, rule: ModelCalibration, *, exchangeable: bool = False
 ) -> tuple[FittedEvidence | None, dict[str, Any]]:
     """Fit an evidence model, and keep it if it does not do worse than replacement on patients held back.
 
@@ -162,7 +162,7 @@ def fit_gated_evidence(
 
     Args:
         cases: The cases to fit on.
-        heads: The J + 1 calibrators of the rule.
+        rule: The calibration of the heads, without evidence.
         exchangeable: See :func:`.fit_tables`.
 
     Returns:
@@ -182,8 +182,8 @@ def fit_gated_evidence(
         held_back = set(groups[part::_PARTS])
         others = [pair for pair in cases.cases if cases.group(pair[1]) not in held_back]
         own = [pair for pair in cases.cases if cases.group(pair[1]) in held_back]
-        model, seen = _fit_on(cases, others, structures, heads, finest, exchangeable=exchangeable)
-        unseen = _answered_cases(cases, own, structures, model.prior, heads)
+        model, seen = _fit_on(cases, others, structures, rule, finest, exchangeable=exchangeable)
+        unseen = _answered_cases(cases, own, structures, model.prior, rule)
         voxels += sum(case.num_voxels for case, _ in unseen)
         available = np.array(cases.settings.available)
         values = [[_values(model, case, available) for case, _ in each] for each in (seen, unseen)]
@@ -209,7 +209,7 @@ def fit_gated_evidence(
     if worse:
         report["reason"] = f"at {', '.join(worse)} it was worse on patients held back"
         return None, report
-    model, _ = _fit_on(cases, cases.cases, structures, heads, finest, exchangeable=exchangeable)
+    model, _ = _fit_on(cases, cases.cases, structures, rule, finest, exchangeable=exchangeable)
     return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.experts))), report
 
 
@@ -222,13 +222,12 @@ def structures_of(files: DatasetFiles) -> Structures:
     return Structures(files.label_values, regions, tuple(manager.regions_class_order))
 
 
-def predicted_gains(
-    cases: ValidationCases, prediction: PredictedCase, heads: Sequence[Calibrator], evidence: FittedEvidence | None
-) -> np.ndarray:
-    """The expected gains of asking in a case, float32 (J, *S), as in a prediction."""
+def predicted_gains(cases: ValidationCases, prediction: PredictedCase, calibration: ModelCalibration) -> np.ndarray:
+    """The expected gains of asking in a case, float32 (J, *S), as in a prediction with this calibration."""
     unknown, weight, rule = ~prediction.predicted, cases.voxel_weight(prediction), cases.settings.rule
+    evidence = calibration.evidence
     if evidence is None:
-        known = apply(heads, np.where(unknown, 0, prediction.routing))
+        known = calibration.apply(np.where(unknown, 0, prediction.routing), prediction.softmax)
         return image_gains(known, unknown, weight, rule)
     return evidence_gains(
         evidence.model,
@@ -248,7 +247,7 @@ def _fit_on(
     cases: ValidationCases,
     pairs: Sequence[tuple[int, str]],
     structures: Structures,
-    heads: Sequence[Calibrator],
+    rule: ModelCalibration,
     finest: Mapping[tuple[int, str], float],
     *,
     exchangeable: bool,
@@ -257,7 +256,7 @@ def _fit_on(
     size = float(np.median([finest[pair] for pair in pairs]))
     rows = cases.map(partial(_read_prior_rows, cases, len(pairs), structures, size), "Evidence: prior", pairs)
     prior = _prior_of([*rows], size)
-    seen = _answered_cases(cases, pairs, structures, prior, heads)
+    seen = _answered_cases(cases, pairs, structures, prior, rule)
     names = cases.experts.names
     model = fit_evidence([case for case, _ in seen], prior, structures, names, exchangeable=exchangeable)
     return model, seen
@@ -278,16 +277,16 @@ def _answered_cases(
     pairs: Sequence[tuple[int, str]],
     structures: Structures,
     prior: Prior,
-    heads: Sequence[Calibrator],
+    rule: ModelCalibration,
 ) -> list[_Answered]:
-    return [*cases.map(partial(_answered, cases, structures, prior, heads), "Evidence: answers", pairs)]
+    return [*cases.map(partial(_answered, cases, structures, prior, rule), "Evidence: answers", pairs)]
 
 
 def _answered(
-    cases: ValidationCases, structures: Structures, prior: Prior, heads: Sequence[Calibrator], pair: tuple[int, str]
+    cases: ValidationCases, structures: Structures, prior: Prior, rule: ModelCalibration, pair: tuple[int, str]
 ) -> _Answered:
     case = cases.read(*pair)
-    gains = predicted_gains(cases, case.prediction, heads, None)
+    gains = predicted_gains(cases, case.prediction, rule)
     candidates = candidates_of(case, structures, prior, including=(gains > 0).any(0) & case.valid)
     return AnsweredCase.of(case, candidates, cases.files.regions), candidates.take(gains)
 
@@ -335,27 +334,6 @@ def _sample(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The hard voxels of a case, and some of the easy ones with the weight of all."""
     easy = (np.abs(features).min(1) > _EASY) & (truth == (features[:, 0] > 0))
-    places, weights = [], []
-    for part, most in ((np.flatnonzero(~easy), _MAX_HARD), (np.flatnonzero(easy), _MAX_EASY)):
-        size = min(part.size, max(most // number, 1))
-        places.append(generator.choice(part, size, replace=False) if size < part.size else part)
-        weights.append(np.full(size, part.size / max(size, 1)))
-    where = np.concatenate(places)
-    return features[where], truth[where], np.concatenate(weights)
-
-
-def _logistic(
-    features: np.ndarray, truth: np.ndarray, weight: np.ndarray | None, *, ridge: float, otherwise: Sequence[float]
-) -> tuple[float, ...]:
-    """Intercept and coefficients of a logistic regression; `otherwise` if all voxels are inside or all outside.
-
-    `ridge` times the sum of weights penalises half the squared coefficients.
-    """
-    from sklearn.linear_model import LogisticRegression  # imported here because it is slow to import
-
-    if truth.all() or not truth.any():
-        return tuple(otherwise)
-    total = float(truth.size if weight is None else weight.sum())
-    fitted = LogisticRegression(C=1 / (ridge * total), solver="newton-cholesky", max_iter=200)
-    fitted.fit(features.astype(np.float64), truth, sample_weight=weight)
-    return (float(fitted.intercept_[0]), *map(float, fitted.coef_[0]))
+    strata = [(~easy, max(_MAX_HARD // number, 1)), (easy, max(_MAX_EASY // number, 1))]
+    where, weights = sample_voxels(strata, generator)
+    return features[where], truth[where], weights

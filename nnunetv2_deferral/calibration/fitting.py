@@ -13,15 +13,16 @@ import numpy as np
 from nnunetv2_deferral.calibration.confidence_fitting import ConfidenceFit
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.forecast_fitting import ForecastFit
+from nnunetv2_deferral.calibration.head_choice import Rows, choose_ranking, fit_combined, rows_of
 from nnunetv2_deferral.calibration.region_thresholds import Trial, routed_voxels, thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
-from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator, apply
+from nnunetv2_deferral.decision.calibrators import IDENTITY
+from nnunetv2_deferral.decision.combination import CONFIDENCE, HEADS, RANKINGS
 from nnunetv2_deferral.decision.limits import DATASET, Limits
 from nnunetv2_deferral.decision.model_calibration import (
     CALIBRATION_KEY,
-    FittedEvidence,
     FittedThresholds,
     ModelCalibration,
 )
@@ -35,6 +36,7 @@ from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import STOCK_KEY
 from nnunetv2_deferral.text import fingerprint
 
+_FEWEST = 6  # groups, to choose between rankings
 _PARTS = 5  # of the groups, held back in turn to check calibrators
 
 
@@ -44,11 +46,14 @@ class FirstReading:
 
     Attributes:
         heads: The statistics of the J + 1 heads, without voxels for the paper's objective.
+        rows: For each case and head what a combination is fitted on, see :func:`.rows_of`; none for the paper's
+            objective and stock networks.
         confidence: What the rule of the model's own confidence is chosen by.
         forecast: What forests are fitted on that predict the Dice; None if there are to be none.
     """
 
     heads: Sequence[HeadStatistics]
+    rows: dict[str, list[Rows]]
     confidence: ConfidenceFit
     forecast: ForecastFit | None
 
@@ -58,6 +63,7 @@ class FirstReading:
         forecasts = [part.forecast for part in parts if part.forecast is not None]
         return cls(
             heads=[HeadStatistics.merged(each) for each in zip(*(part.heads for part in parts), strict=True)],
+            rows=in_order([part.rows for part in parts], cases.names) if any(part.rows for part in parts) else {},
             confidence=ConfidenceFit.merged([part.confidence for part in parts], cases.names),
             forecast=ForecastFit.merged(forecasts, cases.names) if forecasts else None,
         )
@@ -92,7 +98,7 @@ def read_first(cases: ValidationCases, *, forecast: bool = False) -> FirstReadin
 def rank_gains(cases: ValidationCases) -> RankedGains:
     """The gains of all cases with the calibration that the model has, for :func:`fit_thresholds`."""
     current = cases.calibration
-    return _rank(cases, _identities(cases), None) if current is None else _rank(cases, current.heads, current.evidence)
+    return _rank(cases, _uncalibrated(cases) if current is None else current)
 
 
 def same_for_all_parts(cases: ValidationCases, *, thresholds_only: bool, forecast: bool) -> dict[str, Any]:
@@ -123,10 +129,14 @@ def calibrate(
     *,
     evidence: bool = True,
     exchangeable: bool = False,
+    keep_heads: bool = False,
     forecast: bool = False,
     first: FirstReading | None = None,
 ) -> ModelCalibration:
     """Fit calibrators, then how answers are read as evidence, then thresholds for limits over a dataset.
+
+    Heads that rank voxels of patients held back clearly better combined with the model's confidence are combined, see
+    :mod:`.head_choice`.
 
     Args:
         cases: The cases to fit on.
@@ -134,15 +144,16 @@ def calibrate(
         evidence: Whether to fit how answers are read as evidence; it is only kept if it does not do worse than
             replacing labels, see :func:`.fit_gated_evidence`.
         exchangeable: Whether the experts are anonymous readers, see :func:`.fit_tables`.
+        keep_heads: Whether not to try what the heads gain from the model's confidence.
         forecast: Whether to fit forests that predict the Dice of a case, see :class:`.ForecastFit`.
         first: What was found in the cases by :func:`read_first`; None to read them.
 
     Returns:
         The calibration. Its report has for each head the calibrator, held-out log losses, and bias and expected
         calibration error before and after calibration, over all voxels and over the least certain ones, each group's
-        after calibration by calibrators fitted on others (None for too few groups); and the comparison of evidence with
-        replacement. The heads of the paper's objective, which are probabilities of routes and not of being right, stay
-        as they are.
+        after calibration by calibrators fitted on others (None for too few groups); the comparison of evidence with
+        replacement; and `ranking`, that of the heads with the model's confidence, where heads may be combined. The
+        heads of the paper's objective, which are probabilities of routes and not of being right, stay as they are.
 
     Raises:
         InputError: If the model or an available expert has labels in fewer than two groups of cases, neither heads nor
@@ -158,12 +169,22 @@ def calibrate(
     names = ("model", *cases.settings.expert_names)
     first = read_first(cases, forecast=forecast) if first is None else first
     report = _origin(cases) | {"heads": {}}
-    heads = _identities(cases)
+    rule = _uncalibrated(cases)
     if has_heads:
         can_be_asked = (True, *cases.settings.available)
         fits = _fits(names, first.heads, can_be_asked)
-        heads = tuple(each.calibrator for each in fits)
-        before, after = _reliability(cases, names, first.heads, can_be_asked)
+        parts = _parts(cases)
+        combines = not keep_heads and bool(first.rows) and len({*map(cases.group, cases.names)}) >= _FEWEST
+        without = _fitted_without(parts, cases, names, first, can_be_asked, RANKINGS if combines else (HEADS,))
+        chosen = HEADS
+        if combines and without:
+            report["ranking"] = choose_ranking(cases, without, parts)
+            chosen = report["ranking"]["chosen"]
+        before, after = _reliability(cases, names, [each[chosen] for each in without], parts)
+        rule = replace(rule, heads=tuple(each.calibrator for each in fits))
+        if chosen != HEADS:
+            rule = _combined(cases, [*first.rows.values()], can_be_asked, chosen)
+            fits = [Selection(each, {}) for each in rule.heads]
         report["heads"] = {
             name: {
                 "map": fit.calibrator.to_dict(),
@@ -180,12 +201,11 @@ def calibrate(
         forests, report["predicted_dice"] = first.forecast.forecast()
     fitted = None
     if evidence:
-        fitted, report["evidence"] = fit_gated_evidence(cases, heads, exchangeable=exchangeable)
-    return ModelCalibration(
-        experts=cases.settings.expert_names,
-        heads=heads,
-        thresholds=_fit_thresholds(cases, heads, limits, fitted) if limits else (),
-        evidence=fitted,
+        fitted, report["evidence"] = fit_gated_evidence(cases, rule, exchangeable=exchangeable)
+    rule = replace(rule, evidence=fitted)
+    return replace(
+        rule,
+        thresholds=_fit_thresholds(cases, rule, limits) if limits else (),
         confidence=first.confidence.rule(),
         forecast=forests,
         report=without_nan(report),
@@ -200,11 +220,10 @@ def leave_uncalibrated(
     Returns:
         The calibration, with the identity for each head and no heads in its report.
     """
-    heads = _identities(cases)
-    return ModelCalibration(
-        experts=cases.settings.expert_names,
-        heads=heads,
-        thresholds=_fit_thresholds(cases, heads, limits, None, ranked),
+    rule = _uncalibrated(cases)
+    return replace(
+        rule,
+        thresholds=_fit_thresholds(cases, rule, limits, ranked),
         report=without_nan(_origin(cases) | {"heads": {}}),
     )
 
@@ -231,7 +250,7 @@ def fit_thresholds(
     current = cases.calibration
     if current is None:
         return leave_uncalibrated(cases, limits, ranked)
-    fitted = _fit_thresholds(cases, current.heads, limits, current.evidence, ranked)
+    fitted = _fit_thresholds(cases, current, limits, ranked)
     others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
     certificate = current.certificate
     return replace(
@@ -254,20 +273,24 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
 def _read_piece(forecast: bool, cases: ValidationCases) -> FirstReading:
     every = [HeadStatistics() for _ in range(cases.settings.num_experts + 1)]
     confidence, dice = ConfidenceFit(cases), ForecastFit(cases.files) if forecast else None
+    rows: dict[str, list[Rows]] = {}
     for case in cases:
         if cases.settings.objective == ONE_VS_ALL:
             right, known = case.right, case.known & case.prediction.predicted
             for head, statistics in enumerate(every):
                 statistics.update(cases.group(case.name), case.prediction.routing[head], right[head], known[head])
+            if not cases.is_stock:  # whose heads are its confidence
+                rows[case.name] = rows_of(case, has_regions=cases.files.label_manager.has_regions)
         confidence.update(case)
         if dice is not None:
             dice.update(case, cases.group(case.name))
-    return FirstReading(heads=every, confidence=confidence, forecast=dice)
+    return FirstReading(heads=every, rows=rows, confidence=confidence, forecast=dice)
 
 
-def _identities(cases: ValidationCases) -> tuple[Calibrator, ...]:
-    """Calibrators that change nothing."""
-    return (IDENTITY,) * (cases.settings.num_experts + 1)
+def _uncalibrated(cases: ValidationCases) -> ModelCalibration:
+    """A calibration that changes nothing."""
+    heads = (IDENTITY,) * (cases.settings.num_experts + 1)
+    return ModelCalibration(experts=cases.settings.expert_names, heads=heads)
 
 
 def _origin(cases: ValidationCases) -> dict[str, Any]:
@@ -291,25 +314,63 @@ def _fits(names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: S
     return fits
 
 
-def _reliability(
-    cases: ValidationCases, names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: Sequence[bool]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The reliability of all heads before calibration, and after calibration by calibrators fitted on other groups.
+def _parts(cases: ValidationCases) -> list[set[str]]:
+    """The groups that are held back together."""
+    groups = sorted({cases.group(case) for case in cases.names})
+    return [set(groups[part::_PARTS]) for part in range(min(_PARTS, len(groups)))]
 
-    The latter is None if too few groups have labels of all heads to fit calibrators without some of them.
+
+def _fitted_without(
+    parts: Sequence[set[str]],
+    cases: ValidationCases,
+    names: Sequence[str],
+    first: FirstReading,
+    can_be_asked: Sequence[bool],
+    rankings: Sequence[str],
+) -> list[dict[str, ModelCalibration]]:
+    """For each part the calibrations for some of :data:`RANKINGS`, by name, fitted on all other groups.
+
+    Empty if too few groups have labels of all heads.
     """
-    groups = sorted({cases.group(case) for _, case in cases.cases})
-    parts = [set(groups[part::_PARTS]) for part in range(min(_PARTS, len(groups)))]
-    try:
-        fitted = [
-            [
-                fit.calibrator
-                for fit in _fits(names, [each.of_groups(set(groups) - part) for each in every], can_be_asked)
-            ]
-            for part in parts
-        ]
-    except InputError:
-        fitted = []
+    found = []
+    for part in parts:
+        others = {cases.group(case) for case in cases.names} - part
+        rows = [rows for case, rows in first.rows.items() if cases.group(case) in others]
+        try:
+            fits = _fits(names, [each.of_groups(others) for each in first.heads], can_be_asked)
+        except InputError:
+            return []
+        as_they_are = replace(_uncalibrated(cases), heads=tuple(fit.calibrator for fit in fits))
+        found.append(
+            {kind: as_they_are if kind == HEADS else _combined(cases, rows, can_be_asked, kind) for kind in rankings}
+        )
+    return found
+
+
+def _combined(
+    cases: ValidationCases, rows: Sequence[Sequence[Rows]], can_be_asked: Sequence[bool], kind: str
+) -> ModelCalibration:
+    """The calibration for a ranking other than that of the heads as they are."""
+    combination, heads = fit_combined(
+        rows,
+        can_be_asked,
+        has_regions=cases.files.label_manager.has_regions,
+        confidence_only=kind == CONFIDENCE,
+    )
+    return replace(_uncalibrated(cases), combination=combination, heads=tuple(heads))
+
+
+def _reliability(
+    cases: ValidationCases, names: Sequence[str], fitted: Sequence[ModelCalibration], parts: Sequence[set[str]]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The reliability of all heads before and after calibration, the latter None if nothing could be fitted.
+
+    Args:
+        cases: The cases.
+        names: The names of the heads.
+        fitted: For each part of the groups the calibration that was fitted on the others.
+        parts: The groups of each part.
+    """
     found = cases.in_pieces(partial(_check, names, fitted, parts), "Checking")
     before, after = (ReliabilityStatistics.merged(each).summary()["heads"] for each in zip(*found, strict=True))
     return before, after if fitted else None
@@ -317,7 +378,7 @@ def _reliability(
 
 def _check(
     names: Sequence[str],
-    fitted: Sequence[Sequence[Calibrator]],
+    fitted: Sequence[ModelCalibration],
     parts: Sequence[set[str]],
     cases: ValidationCases,
 ) -> tuple[ReliabilityStatistics, ReliabilityStatistics]:
@@ -329,25 +390,23 @@ def _check(
         if fitted:
             (part,) = (place for place, held_back in enumerate(parts) if cases.group(case.name) in held_back)
             # Nothing was predicted where the model's probability is NaN.
-            calibrated = np.where(
-                ~case.prediction.predicted, np.nan, apply(fitted[part], np.nan_to_num(case.prediction.routing))
-            )
-            after.update(case.name, calibrated, case.right, case.known, nobody)
+            calibrated = fitted[part].apply(np.nan_to_num(case.prediction.routing), case.prediction.softmax)
+            said = np.where(~case.prediction.predicted, np.nan, calibrated)
+            after.update(case.name, said, case.right, case.known, nobody)
     return before, after
 
 
 def _fit_thresholds(
     cases: ValidationCases,
-    heads: Sequence[Calibrator],
+    calibration: ModelCalibration,
     limits: Sequence[Limits],
-    evidence: FittedEvidence | None,
     ranked: RankedGains | None = None,
 ) -> tuple[FittedThresholds, ...]:
     def count(trials: Sequence[Trial]) -> np.ndarray:
-        route = partial(_route, cases, heads, evidence, trials)
+        route = partial(_route, cases, calibration, trials)
         return np.sum([*cases.map(route, "Routing regions")], axis=0)
 
-    found_gains = _rank(cases, heads, evidence) if ranked is None else ranked
+    found_gains = _rank(cases, calibration) if ranked is None else ranked
     gains, voxels = np.concatenate([*found_gains.of_cases.values()], axis=1), found_gains.voxels
     found: dict[Limits, tuple[np.ndarray, float]] = {}
     for limit in limits:
@@ -364,8 +423,8 @@ def _fit_thresholds(
     )
 
 
-def _rank(cases: ValidationCases, heads: Sequence[Calibrator], evidence: FittedEvidence | None) -> RankedGains:
-    found = [*cases.map(partial(_positive_gains, cases, heads, evidence), "Ranking")]
+def _rank(cases: ValidationCases, calibration: ModelCalibration) -> RankedGains:
+    found = [*cases.map(partial(_positive_gains, cases, calibration), "Ranking")]
     return RankedGains(
         of_cases={name: gains for name, (gains, _) in zip(cases.names, found, strict=True)},
         voxels=sum(number for _, number in found),
@@ -373,23 +432,22 @@ def _rank(cases: ValidationCases, heads: Sequence[Calibrator], evidence: FittedE
 
 
 def _positive_gains(
-    cases: ValidationCases, heads: Sequence[Calibrator], evidence: FittedEvidence | None, pair: tuple[int, str]
+    cases: ValidationCases, calibration: ModelCalibration, pair: tuple[int, str]
 ) -> tuple[np.ndarray, int]:
     """The gains (J, m) in a case where one is positive, and its number of voxels."""
-    gained = predicted_gains(cases, cases.prediction(*pair), heads, evidence)
+    gained = predicted_gains(cases, cases.prediction(*pair), calibration)
     flat = gained.reshape(len(gained), -1)
     return flat[:, (flat > 0).any(0)], flat[0].size
 
 
 def _route(
     cases: ValidationCases,
-    heads: Sequence[Calibrator],
-    evidence: FittedEvidence | None,
+    calibration: ModelCalibration,
     trials: Sequence[Trial],
     pair: tuple[int, str],
 ) -> np.ndarray:
     prediction = cases.prediction(*pair)
-    return routed_voxels(predicted_gains(cases, prediction, heads, evidence), prediction.spacing, trials)
+    return routed_voxels(predicted_gains(cases, prediction, calibration), prediction.spacing, trials)
 
 
 def _errors(heads: Mapping[str, Any] | None, name: str, part: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def select_by_statistics(statistics: HeadStatistics, *, folds: int = 5) -> Selec
 
 def _candidates(bins: Bins) -> tuple[Calibrator, ...]:
     """One calibrator of each kind, in the order of `KINDS`, fitted on these voxels."""
-    return IDENTITY, _fitted_temperature(bins), _fitted_isotonic(bins)
+    return IDENTITY, _fitted_temperature(bins), fit_isotonic(bins)
 
 
 def _loss(bins: Bins, calibration: Calibrator) -> float:
@@ -143,7 +143,8 @@ def _fitted_temperature(bins: Bins) -> Temperature:
     return Temperature(1 / float(brentq(slope, 1 / hottest, 1 / coldest)))
 
 
-def _fitted_isotonic(bins: Bins) -> Isotonic:
+def fit_isotonic(bins: Bins) -> Isotonic:
+    """The isotonic regression of some voxels, at least one."""
     blocks = _pooled(bins)
     # Half a right and half a wrong voxel are added to blocks that are all right or all wrong, to keep logits finite.
     # Small blocks may then be out of order, so pooling is repeated.

@@ -53,6 +53,8 @@ def text(calibration: ModelCalibration) -> str:
             f"  {name:<40} {head['map']['kind']:<12} {errors[0]} -> {errors[1]}"
             f"                        {errors[2]} -> {errors[3]}"
         )
+    if calibration.ranking_statement is not None:
+        lines.append(f"  {calibration.ranking_statement}")
     lines += forecast_text(report.get("predicted_dice", {}))
     if "evidence" in report:
         lines += _evidence_text(report["evidence"])
@@ -162,6 +164,7 @@ def _fit(
         limits,
         evidence=not given.replace,
         exchangeable=given.exchangeable,
+        keep_heads=given.keep_heads,
         forecast=given.predict_dice,
         first=None if found is None else FirstReading.merged(found, cases),
     )

@@ -183,6 +183,8 @@ def calibrate() -> argparse.ArgumentParser:
     add("--replace", action="store_true", help=words)
     words = "the experts are anonymous readers, so that a name is a slot and not a person"
     add("--exchangeable", action="store_true", help=words)
+    words = "do not try whether the heads rank voxels better combined with the model's confidence"
+    add("--keep_heads", action="store_true", help=words)
     words = "also fit what predicts the Dice of each case and class without a reference; takes at least 10 cases"
     add("--predict_dice", action="store_true", help=words)
     words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"

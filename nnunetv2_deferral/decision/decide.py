@@ -81,7 +81,7 @@ def decide(
         spacing_mm: Size of a voxel along each axis of S; None for 1 mm along each.
         calibration: The model's calibration, or None.
         softmax: The model's probabilities of classes or regions, float32 (K, *S); required by a calibration with an
-            evidence model, otherwise ignored.
+            evidence model or a combination, otherwise ignored.
 
     Raises:
         InputError: If the limits are over a dataset and the calibration has no thresholds for them, `softmax` is
@@ -109,12 +109,15 @@ def decide(
     unknown = np.isnan(probabilities[0])
     evidence = None if calibration is None else calibration.evidence
     prior, gains = None, None
-    if evidence is not None:
-        if softmax is None:
-            raise InputError("this calibration reads answers as evidence, which requires the model's probabilities")
+    if calibration is not None and calibration.reads_softmax and softmax is None:
+        raise InputError(
+            "this calibration reads answers as evidence, or combines the heads with the model's confidence, which "
+            "requires the model's probabilities"
+        )
+    if evidence is not None and softmax is not None:
         prior = evidence.model.prior_of(softmax, spacing_mm)
         gains = evidence_gains(evidence.model, prior, unknown, weight, rule, spacing_mm)
-    route, score, expert, gains = _by_rule(rule, probabilities, unknown, weight, calibration, gains)
+    route, score, expert, gains = _by_rule(rule, probabilities, unknown, weight, calibration, softmax, gains)
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
     if limits == _NO_LIMITS and prior is None:
@@ -134,6 +137,7 @@ def _by_rule(
     unknown: np.ndarray,
     weight: VoxelWeight,
     calibration: ModelCalibration | None,
+    softmax: np.ndarray | None,
     gains: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Route, score and expert, each of shape S, and gains (J, *S), by the rule.
@@ -147,12 +151,13 @@ def _by_rule(
     route, score, expert = np.empty(size, np.uint8), np.empty(size, np.float32), np.empty(size, np.uint8)
     gained = np.empty((number - 1, size), np.float32) if gains is None else gains.reshape(number - 1, -1)
     weights = weight.flat(shape)
+    confidence = None if softmax is None else softmax.reshape(len(softmax), -1)
     # Placeholder where nothing was predicted: the model is right and no expert is.
     certain = np.eye(number, 1, dtype=np.float32)
     for part in chunks_of(size, number):
         known = np.where(nothing[part], certain, flat[:, part])
         if calibration is not None:
-            known = calibration.apply(known)
+            known = calibration.apply(known, None if confidence is None else confidence[:, part])
         score[part] = np.where(nothing[part], 0, np.clip(rule.score(known, axis=0), 0, 1))
         route[part] = np.where(nothing[part], 0, rule.decision(known, axis=0))
         expert[part] = np.where(nothing[part], 1 + rule.available.index(True), rule.expert(known, axis=0))

@@ -13,6 +13,7 @@ import numpy as np
 
 from nnunetv2_deferral.decision.calibrators import Calibrator, apply, calibrator_from_dict
 from nnunetv2_deferral.decision.certificate import Certificate
+from nnunetv2_deferral.decision.combination import Combination, choice_text
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
@@ -23,7 +24,7 @@ from nnunetv2_deferral.text import fingerprint
 
 # The entry of the plans in the model folder.
 CALIBRATION_KEY = "deferral_calibration"
-FORECAST_KEY = "forecast"  # within it
+COMBINATION_KEY, FORECAST_KEY = "combination", "forecast"  # within it
 _WITHOUT_EFFECT = ("certificate", "confidence", FORECAST_KEY, "report")  # on maps
 
 
@@ -109,6 +110,8 @@ class ModelCalibration:
     Attributes:
         experts: The names of the experts in routing order.
         heads: The calibrators of the J + 1 probabilities, the model's first.
+        combination: How the heads are combined with the model's confidence before they are calibrated; None if they are
+            not.
         thresholds: One entry for each requested budget over a dataset.
         evidence: How answers are read as evidence; None if an answer replaces the model's label.
         certificate: What is guaranteed about kept errors, or None.
@@ -119,6 +122,7 @@ class ModelCalibration:
 
     experts: tuple[str, ...]
     heads: tuple[Calibrator, ...]
+    combination: Combination | None = None
     thresholds: tuple[FittedThresholds, ...] = ()
     evidence: FittedEvidence | None = None
     certificate: Certificate | None = None
@@ -126,9 +130,30 @@ class ModelCalibration:
     forecast: DiceForecast | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
-    def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrate probabilities (J + 1, *S); float32 of the same shape. See :func:`.calibrators.apply`."""
-        return apply(self.heads, probabilities)
+    @property
+    def reads_softmax(self) -> bool:
+        """Whether the decision needs the model's probabilities of classes or regions."""
+        return self.evidence is not None or self.combination is not None
+
+    def combined(self, probabilities: np.ndarray, softmax: np.ndarray | None) -> np.ndarray:
+        """What the calibrators are for: the probabilities (J + 1, *S), combined with the confidence if they are to be.
+
+        Args:
+            probabilities: As in :func:`.calibrators.apply`.
+            softmax: The model's probabilities of classes or regions (K, *S); only needed for a combination.
+
+        Raises:
+            InputError: If `softmax` is needed and missing, or see :meth:`.Combination.__call__`.
+        """
+        if self.combination is None:
+            return probabilities
+        if softmax is None:
+            raise InputError("this calibration combines the heads with the model's confidence, which is missing")
+        return self.combination(probabilities, softmax)
+
+    def apply(self, probabilities: np.ndarray, softmax: np.ndarray | None = None) -> np.ndarray:
+        """Combine (see :meth:`combined`) and calibrate probabilities (J + 1, *S); float32 of the same shape."""
+        return apply(self.heads, self.combined(probabilities, softmax))
 
     def thresholds_for(self, limits: Limits) -> np.ndarray:
         """The thresholds t_j, float64 (J,), for limits over a dataset.
@@ -147,6 +172,12 @@ class ModelCalibration:
         )
 
     @property
+    def ranking_statement(self) -> str | None:
+        """What was found of the heads on patients held back; None if that was not tried."""
+        choice = self.report.get("ranking")
+        return None if choice is None else choice_text(choice)
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of everything that affects the maps, i.e. without certificate, baseline, forecast and report."""
         fitted = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
@@ -157,11 +188,12 @@ class ModelCalibration:
         return {
             "experts": list(self.experts),
             "heads": [each.to_dict() for each in self.heads],
+            # Left out rather than None, as in earlier versions, so that their fingerprints remain.
+            **({} if self.combination is None else {COMBINATION_KEY: self.combination.to_dict()}),
             "thresholds": [each.to_dict() for each in self.thresholds],
             "evidence": None if self.evidence is None else self.evidence.to_dict(),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
-            # Left out rather than None, as in earlier versions.
             **({} if self.forecast is None else {FORECAST_KEY: self.forecast.to_dict()}),
             "report": dict(self.report),
         }
@@ -190,6 +222,13 @@ class ModelCalibration:
                 f"{entry} belongs to another model: it has {len(found.heads)} probabilities for the experts "
                 f"{', '.join(found.experts)}, but the model's experts are {', '.join(experts)}"
             )
+        if (combination := content.get(COMBINATION_KEY)) is not None:
+            found = replace(found, combination=Combination.from_dict(combination, f"{entry}: {COMBINATION_KEY}"))
+            if found.combination is not None and len(found.combination.weights) != len(found.heads):
+                raise InputError(
+                    f"{entry}: {COMBINATION_KEY}.weights must be of {len(found.heads)} heads, got "
+                    f"{len(found.combination.weights)}"
+                )
         if (certificate := content.get("certificate")) is not None:
             found = replace(found, certificate=Certificate.from_dict(certificate, f"{entry}: certificate"))
         if (confidence := content.get("confidence")) is not None:

@@ -164,6 +164,7 @@ def summarize(
     return summary | {
         "experts": experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
+        "ranking": None if folder.calibration is None else folder.calibration.report.get("ranking"),
         "certificate": None if found.check is None else found.check.summary(),
         "review": None if experts.masks is None else review_effort(experts.masks, experts.names, folder.cases),
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),

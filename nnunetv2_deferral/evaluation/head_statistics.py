@@ -44,7 +44,15 @@ class HeadStatistics:
     def __init__(self) -> None:
         self._counted: dict[str, np.ndarray] = {}
 
-    def update(self, group: str, probabilities: np.ndarray, right: np.ndarray, valid: np.ndarray | None = None) -> None:
+    def update(
+        self,
+        group: str,
+        probabilities: np.ndarray,
+        right: np.ndarray,
+        valid: np.ndarray | None = None,
+        *,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Add voxels.
 
         Args:
@@ -52,19 +60,20 @@ class HeadStatistics:
             probabilities: Real floating point of shape S, in [0, 1] where `valid` is True, arbitrary elsewhere.
             right: Bool of shape S, whether the model, or the expert, is right.
             valid: Bool of shape S, the voxels to count, or None for all. Groups without any are ignored.
+            weights: Real of shape S, for how many voxels each stands; None for 1.
 
         Raises:
             InputError: If the shapes differ, `right` or `valid` is not bool, or `probabilities` is not floating point
                 in [0, 1]; the statistics are then unchanged.
         """
-        check_same_shape(probabilities=probabilities, right=right, valid=valid)
+        check_same_shape(probabilities=probabilities, right=right, valid=valid, weights=weights)
         check_bool(right=right, valid=valid)
         added = np.zeros((3, NUM_BINS))
-        for some, some_right, where in in_chunks(probabilities, right, valid):
-            logits = to_logits(some[where])
+        for some, some_right, where, some_weights in in_chunks(probabilities, right, valid, weights):
+            logits, weight = to_logits(some[where]), some_weights[where]
             bins = ((logits - _LOWEST) / BIN_WIDTH).astype(np.int64)
-            for row, weights in zip(added, (None, some_right[where], logits), strict=True):
-                row += np.bincount(bins, weights, minlength=NUM_BINS)
+            for row, values in zip(added, (weight, some_right[where] * weight, logits * weight), strict=True):
+                row += np.bincount(bins, values, minlength=NUM_BINS)
         if added[0].any():
             self._counted[group] = self._counted.get(group, 0) + added
 

@@ -33,7 +33,8 @@ class EvaluationInputs:
         has_probabilities: Whether the model's probabilities (npz) exist for all cases.
         fold_folders: Folders with the masks of single folds; may be empty.
         has_information: Whether the mutual information of the folds exists for all cases.
-        has_routing: Whether routing probabilities of a one-vs-all model exist for all cases.
+        has_routing: Whether routing probabilities of a one-vs-all model exist for all cases, and the model's where
+            these are combined with them.
         evidence: How answers are read as evidence; None if they replace the model's labels.
     """
 
@@ -54,6 +55,9 @@ class EvaluationInputs:
         """
         saved = {"softmax": self.has_probabilities, "routing": self.has_routing}
         prediction = self.predictions.case(case).without(*(what for what, of_all in saved.items() if not of_all))
+        calibration = self.predictions.calibration
+        if calibration is not None and calibration.combination is not None and self.has_routing:
+            prediction = prediction.combined(calibration.combination)
         reference, *fold_masks = (
             self._read_like(folder, prediction) for folder in (self.references, *self.fold_folders)
         )
@@ -118,6 +122,9 @@ def open_inputs(
     own = folds.folds_of_all_cases(predictions, folder.cases, folder.files.file_ending)
     has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
     has_routing = [folder.routing_file(case).is_file() for case in folder.cases]
+    calibration = folder.calibration
+    if calibration is not None and calibration.combination is not None and not all(has_probabilities):
+        has_routing = [False]
     answering = _answering(folder, experts, simulated, seed, error_model)
     return EvaluationInputs(
         predictions=folder,

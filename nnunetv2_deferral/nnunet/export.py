@@ -146,8 +146,8 @@ def decide_case(
     expected = {}
     if calibration is not None and calibration.forecast is not None:
         expected[PREDICTED_DICE] = calibration.forecast.predict(softmax, has_regions=labels.has_regions)
-    # Of no further use without evidence, so that memory is freed.
-    for_evidence = softmax if calibration is not None and calibration.evidence is not None else None
+    # Mostly of no further use, so that memory is freed.
+    kept = softmax if calibration is not None and calibration.reads_softmax else None
     del softmax
     resampled = geometry.resampled_fast(rule.probabilities(routing, dim=0))
     probabilities = geometry.in_image(resampled, [np.nan] * len(resampled))
@@ -159,7 +159,7 @@ def decide_case(
         limits=limits.of_case,
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
-        softmax=for_evidence,
+        softmax=kept,
     )
     told = {} if limits.minutes is None else {"limits": limits.to_dict()}  # kept by hooks.py, after the last case
     return probabilities, decision._replace(statistics=decision.statistics | told | expected)
@@ -223,7 +223,8 @@ def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: in
         num_networks: The number of networks (folds) whose predictions are averaged.
 
     Returns:
-        Lines for the terminal: whether the model's certificate holds, and that an ensemble is not what was calibrated.
+        Lines for the terminal: whether the model's certificate holds, that an ensemble is not what was calibrated, and
+        that heads are combined with the model's confidence.
     """
     calibration = plans_manager.calibration
     if calibration is None:
@@ -234,6 +235,8 @@ def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: in
             f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
             f"{num_networks} agree less well with observed frequencies, and budgets over a dataset are kept worse"
         )
+    if calibration.combination is not None and calibration.ranking_statement is not None:
+        remarks.append(calibration.ranking_statement)
     if calibration.certificate is not None:
         remarks.append(calibration.certificate.statement_for(effective_limits(plans_manager.settings)))
     return remarks

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.decision.combination import HEADS, choice_text
 from nnunetv2_deferral.decision.limits import WITHOUT_LIMITS
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
@@ -48,6 +49,8 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         lines.append(f"  regions with two readers: {numbers}{agreement}")
     if total["unanswered"]:
         lines.append(f"  {_share(total['unanswered'], total['deferred'])} of the deferred voxels had no answer")
+    if (choice := summary.get("ranking")) is not None and choice["chosen"] != HEADS:
+        lines.append(f"  {choice_text(choice)}")
     if (certificate := summary.get("certificate")) is not None:
         lines += [f"  {certificate['statement']}", f"    {outcome(certificate)}"]
     for name, domain in (summary.get("domains") or {}).items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nnunetv2_deferral.decision.combination import HEADS, choice_text
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP
 from nnunetv2_deferral.evaluation.rankings import (
@@ -173,10 +174,16 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         _who(summary),
         _against_rankings(summary),
         _against_experts(summary),
+        _ranking(summary),
         _certificate(summary),
         _collapse(summary),
     )
     return [text for text in found if text]
+
+
+def _ranking(summary: Mapping[str, Any]) -> str:
+    choice = summary.get("ranking")
+    return "" if choice is None or choice["chosen"] == HEADS else f"When calibrated, {choice_text(choice)}."
 
 
 def _certificate(summary: Mapping[str, Any]) -> str:

@@ -163,7 +163,7 @@ def test_temperatures_are_bounded_on_both_sides():
 
 
 def test_a_block_without_errors_is_as_sure_as_its_size_allows():
-    found = fit_module._fitted_isotonic(counted({"a": (np.full(999, 0.9), np.ones(999, bool))}).bins())
+    found = fit_module.fit_isotonic(counted({"a": (np.full(999, 0.9), np.ones(999, bool))}).bins())
     assert found.probabilities == (999.5 / 1000,)
     assert found.logits == pytest.approx([logit(0.9)])
 
@@ -171,14 +171,14 @@ def test_a_block_without_errors_is_as_sure_as_its_size_allows():
 def test_few_pure_voxels_at_an_end_do_not_put_knots_out_of_order():
     # one wrong voxel at the low end would become (0 + 1/2) / 2 = 0.25, above the 0.1 that follow
     said = np.concatenate(([0.05], np.full(1000, 0.2)))
-    found = fit_module._fitted_isotonic(counted({"a": (said, np.arange(1001) > 900)}).bins())
+    found = fit_module.fit_isotonic(counted({"a": (said, np.arange(1001) > 900)}).bins())
     assert found.probabilities == (pytest.approx(100.5 / 1002),)
 
 
 def test_knots_stand_at_the_mean_logit_and_the_share_of_each_block():
     said, right = np.repeat([0.2, 0.5, 0.6, 0.9], 10), np.zeros(40, bool)
     right[[0, 10, 11, 12, 13, 20, 21, *range(30, 38)]] = True  # 1, 4, 2 and 8 of 10: those between change places
-    found = fit_module._fitted_isotonic(counted({"a": (said, right)}).bins())
+    found = fit_module.fit_isotonic(counted({"a": (said, right)}).bins())
     assert found.probabilities == pytest.approx((0.1, 0.3, 0.8))
     assert found.logits == pytest.approx((logit(0.2), logit(0.6) / 2, logit(0.9)))
 
@@ -186,7 +186,7 @@ def test_knots_stand_at_the_mean_logit_and_the_share_of_each_block():
 def test_blocks_weigh_what_they_hold():
     sizes, shares = (20, 90, 10), (9, 54, 2)
     right = np.concatenate([np.arange(size) < share for size, share in zip(sizes, shares, strict=True)])
-    found = fit_module._fitted_isotonic(counted({"a": (np.repeat([0.2, 0.5, 0.6], sizes), right)}).bins())
+    found = fit_module.fit_isotonic(counted({"a": (np.repeat([0.2, 0.5, 0.6], sizes), right)}).bins())
     assert found.probabilities == pytest.approx((0.45, 0.56))  # by bins instead of voxels, all three were one
     assert found.logits == pytest.approx((logit(0.2), logit(0.6) / 10))
 
@@ -195,7 +195,7 @@ def test_blocks_that_are_too_many_are_merged_where_it_costs_least():
     statistics = steps(200)
     bins = statistics.bins()
     assert fit_module._pooled(bins).voxels.size > MAX_KNOTS
-    merged = fit_module._fitted_isotonic(bins)
+    merged = fit_module.fit_isotonic(bins)
     assert len(merged.logits) == MAX_KNOTS
     truth = bins.right / bins.voxels
     assert np.abs(expit(merged.on_logits(bins.logits)) - truth).max() < 0.01
@@ -205,7 +205,7 @@ def test_blocks_that_are_too_many_are_merged_where_it_costs_least():
 
 def test_few_blocks_are_not_merged():
     bins = steps(20).bins()
-    found = fit_module._fitted_isotonic(bins)
+    found = fit_module.fit_isotonic(bins)
     assert found.logits == pytest.approx(bins.logits[np.r_[True, np.diff(bins.right) > 0]])
 
 
@@ -364,11 +364,11 @@ def test_maps_keep_the_shape_and_the_order_and_stay_within_0_and_1(each, dtype):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_fitted_isotonic_map_keeps_the_ranking_between_its_knots_and_beyond(seed):
+def test_afit_isotonic_map_keeps_the_ranking_between_its_knots_and_beyond(seed):
     generator = np.random.default_rng(seed)
     coefficients = generator.uniform(-1, 1, 2)
     cases = cases_that_say(lambda truth: coefficients[0] + truth + 2 * np.sin(truth * coefficients[1]), 2, number=3000)
-    found = fit_module._fitted_isotonic(counted(cases).bins())
+    found = fit_module.fit_isotonic(counted(cases).bins())
     inside = np.sort(generator.uniform(found.logits[0], found.logits[-1], 1000))
     everywhere = np.concatenate(([-16.0, found.logits[0] - 1e-3], inside, [found.logits[-1] + 1e-3, 16.0]))
     assert (np.diff(found.on_logits(everywhere)) > 0).all()

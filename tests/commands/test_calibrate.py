@@ -29,6 +29,7 @@ from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.evaluation.rankings import CURVE_BUDGETS
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
@@ -119,9 +120,10 @@ class Workplace:
     def options(self, *more, folds=(0, 1)):
         return [str(word) for word in ("-d", 903, "-c", "2d", "-f", *folds, "-tr", TRAINER, *more)]
 
-    def calibrate(self, *more, evidence=False, **how):
-        """What the command writes into the plans; fitting evidence takes most of the time."""
-        main(self.options(*more, *([] if evidence or "--thresholds_only" in more else ["--replace"]), **how))
+    def calibrate(self, *more, evidence=False, ranking=False, **how):
+        """What the command writes into the plans; evidence and a choice of ranking take most of the time."""
+        left_out = [word for word, fitted in (("--replace", evidence), ("--keep_heads", ranking)) if not fitted]
+        main(self.options(*more, *([] if "--thresholds_only" in more else left_out), **how))
         return ModelCalibration.from_dict(self.plans[CALIBRATION_KEY], EXPERTS)
 
     def refused(self, capsys, *more, **how):
@@ -358,6 +360,55 @@ class TestProbabilities:
         assert by_case.report["heads"]["model"]["map"]["kind"] == by_group.report["heads"]["model"]["map"]["kind"]
 
 
+def make_heads_ignorant(here):
+    """The heads say the same everywhere but for noise, and the confidence tells where the model is right."""
+    here.said = {}
+    for number, case in enumerate(CASES):
+        generator = np.random.default_rng([1, number])
+        noise = expit(2 + generator.normal(size=(3, *SHAPE))).astype(np.float32)
+        noise[..., :UNKNOWN] = np.nan
+        here.said[case] = noise
+        maps.save_routing(here.validation(case), case, noise)
+        certainty = np.where(here.right[case][0], generator.uniform(0.6, 1, SHAPE), generator.uniform(0.4, 0.8, SHAPE))
+        model = read_mask(here.validation(case) / f"{case}.nii.gz")
+        softmax = np.where(np.arange(3)[:, None, None, None] == model, certainty, (1 - certainty) / 2)
+        np.savez_compressed(here.validation(case) / f"{case}.npz", probabilities=softmax.astype(np.float32))
+
+
+class TestRanking:
+    def test_of_heads_that_know_nothing_falls_back_to_the_confidence(self, another, tmp_path, capsys):
+        workplace = another(said=mostly_right)
+        make_heads_ignorant(workplace)
+        calibration = workplace.calibrate(ranking=True)
+        ranking = calibration.report["ranking"]
+        assert ranking["chosen"] in ("combined", "confidence")
+        heads, chosen = ([row[kind] for row in ranking["budgets"]] for kind in ("heads", ranking["chosen"]))
+        assert np.mean(chosen) > np.mean(heads) + 0.2
+        assert f"ranking by the heads recovers {ranking['budgets'][1]['heads']:.2f} of" in capsys.readouterr().out
+        assert calibration.combination is not None
+        assert abs(calibration.combination.weights[0][1]) < 0.2 < calibration.combination.weights[0][2]
+        for head in calibration.report["heads"].values():
+            assert head["all"]["after"]["ece"] < 0.02 < head["all"]["before"]["ece"]
+        # The same where cases are decided anew, and in their evaluation.
+        folder = workplace.validation("a")
+        index = json.loads(maps.index_file(folder).read_text())
+        maps.index_file(folder).write_text(json.dumps(index | {"calibration": calibration.to_dict()}))
+        where, limits = {"dataset_json": workplace.model / "dataset.json"}, Limits(budget=0.02)
+        route_folder(folder, tmp_path / "out", limits=limits, **where)
+        routed = PredictionFolder.open(tmp_path / "out")
+        references, experts = workplace.preprocessed / "gt_segmentations", str(workplace.raw / "expertsTr")
+        inputs = open_inputs(folder, references, experts=experts, **where)
+        for case in routed.cases:
+            decided = workplace.decided(case, limits, calibration)
+            assert np.array_equal(routed.case(case).route, decided.maps.route)
+            raw = PredictionFolder.open(folder, **where).case(case)
+            combined = calibration.combination(raw.routing, raw.softmax)
+            np.testing.assert_array_equal(inputs.read(case).prediction.routing, combined)
+        assert inputs.has_routing
+        (folder / "a.npz").unlink()
+        assert not open_inputs(folder, references, experts=experts, **where).has_routing
+
+
 class TestThresholds:
     @pytest.mark.parametrize("options", [(), ("--thresholds_only",)], ids=["calibrated", "thresholds only"])
     def test_keep_a_budget_to_the_voxel_where_it_binds(self, workplace, options):
@@ -375,7 +426,8 @@ class TestThresholds:
     def test_are_fitted_on_what_was_predicted_whatever_the_maps_say_elsewhere(self, workplace):
         cases = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans"))
         bob_is_always_right = (IDENTITY, IDENTITY, Isotonic((-16.5,), (0.9,)))
-        gains = predicted_gains(cases, cases.prediction(0, "a"), bob_is_always_right, None)
+        calibration = ModelCalibration(experts=EXPERTS, heads=bob_is_always_right)
+        gains = predicted_gains(cases, cases.prediction(0, "a"), calibration)
         known = ~np.isnan(workplace.said["a"][0])
         assert np.isneginf(gains[:, ~known]).all()
         calibrated = [head(each[known]) for head, each in zip(bob_is_always_right, workplace.said["a"], strict=True)]
@@ -574,16 +626,18 @@ class TestParts:
         self.parts(workplace, *words, number=4)
         assert capsys.readouterr().out.splitlines()[-1] == str(workplace.model / "calibration/parts/part_0_of_4.pkl.gz")
         assert workplace.plans == before
-        merged = workplace.calibrate(*words, "--merge").to_dict()
+        with_ranking = {"ranking": "-certify" not in more}
+        merged = workplace.calibrate(*words, "--merge", **with_ranking).to_dict()
         workplace.write_plans(**before)
-        assert_close(merged, workplace.calibrate(*words).to_dict(), tolerance=1e-9)
+        assert_close(merged, workplace.calibrate(*words, **with_ranking).to_dict(), tolerance=1e-9)
 
     @pytest.mark.slow
     def test_several_processes_calibrate_as_one_up_to_rounding(self, workplace):
         words = ("-budgets", 0.05, "-min_region_mm", 2)
-        several = workplace.calibrate(*words, "-np", 2, evidence=True).to_dict()
+        several = workplace.calibrate(*words, "-np", 2, evidence=True, ranking=True).to_dict()
         assert len(several["report"]["evidence"]["budgets"]) == 4
-        assert_close(several, workplace.calibrate(*words, evidence=True).to_dict(), tolerance=1e-9)
+        single = workplace.calibrate(*words, evidence=True, ranking=True).to_dict()
+        assert_close(several, single, tolerance=1e-9)
 
     def test_parts_that_are_missing_damaged_or_of_another_call_are_named(self, workplace, capsys):
         refused = partial(workplace.refused, capsys, "--thresholds_only", "-budgets", 0.05)
