@@ -4,7 +4,7 @@
     <folder>/deferral/route/<case>.nii.gz         uint8: 0 the model, j expert j
     <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
-    <folder>/deferral/gain/<case>.nii.gz          expected gain in the Dice of the case from asking that expert
+    <folder>/deferral/gain/<case>.nii.gz          expected gain from asking that expert, in the Dice of the case
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
@@ -32,6 +32,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
+from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
@@ -313,6 +314,10 @@ class DeferralFolder:
         content: dict[str, Any] = {
             "model": _as_json(self.model),
             "settings": self.settings.to_dict(),
+            "gain_unit": gain_unit(
+                self.settings.objective,
+                evidence=self.calibration is not None and self.calibration.evidence is not None,
+            ),
             # Without the forests, which are large; what they predict is in the entries.
             "calibration": None if self.calibration is None else replace(self.calibration, forecast=None).to_dict(),
             "maps": list(self.kinds),

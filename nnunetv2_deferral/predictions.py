@@ -16,6 +16,7 @@ import numpy as np
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
+from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.defaults import MAPS
@@ -216,6 +217,12 @@ class PredictionFolder(MaskFolder):
         fields: dict[str, Any] = {key: content.get(key) for key in names}
         unavailable = tuple(content.get("unavailable", ()))
         return maps.ModelIdentity(**fields, experts=self.experts, unavailable=unavailable)
+
+    @property
+    def gain_unit(self) -> str:
+        """What the gain maps are in, see :func:`.gain_unit`."""
+        calibration = self.calibration
+        return gain_unit(self.settings.objective, evidence=calibration is not None and calibration.evidence is not None)
 
     @cached_property
     def calibration(self) -> ModelCalibration | None:

@@ -5,7 +5,9 @@ With a_0 and a_j the probabilities that model and expert j are right, and the we
 
 .. math:: g_j = (1 - a_0) a_j w_\text{right} - a_0 (1 - a_j) w_\text{wrong}
 
-which is (a_j - a_0) w if both weights are w. The cost of an expert is a share of a corrected voxel.
+which is (a_j - a_0) w if both weights are w. The cost of an expert is a share of a corrected voxel. Routing
+probabilities of the paper's objective are not probabilities of being right; what takes the place of the gain is then a
+score without a unit (:func:`gain_unit`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,28 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import PriorMap
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.routing import RoutingRule
+from nnunetv2_deferral.routing import ONE_VS_ALL, RoutingRule
+
+DICE, SCORE = "Dice", "score"
+
+
+def gain_unit(objective: str, *, evidence: bool) -> str:
+    """What gains are in.
+
+    Args:
+        objective: The objective that the model was trained with.
+        evidence: Whether answers are read as evidence.
+
+    Returns:
+        `"Dice"`, or with the paper's objective `"score"`, unless a calibration reads answers as evidence: the score
+        ranks voxels, but does not say how much is gained.
+    """
+    return DICE if evidence or objective == ONE_VS_ALL else SCORE
+
+
+def gain_text(gain: float, unit: str) -> str:
+    """A gain in words, such as `expected gain 0.0123 Dice` or `score 0.0123`."""
+    return f"expected gain {gain:.4f} {DICE}" if unit == DICE else f"{unit} {gain:.4f}"
 
 
 def image_gains(

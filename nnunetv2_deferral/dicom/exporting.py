@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import same_cases
 from nnunetv2_deferral.decision.effort import WorkTime
+from nnunetv2_deferral.decision.gains import gain_text
 from nnunetv2_deferral.defaults import DICOM_KINDS, DICOM_OBJECTS, MEASURED_BY
 from nnunetv2_deferral.dicom.case_map import CaseMap
 from nnunetv2_deferral.dicom.codes import Codes
@@ -37,7 +38,8 @@ _CONTENTS = {
     "mask": Content(label="MASK", text="nnU-Net mask", number=_FIRST_SERIES_NUMBER),
     "review": Content(label="REVIEW", text="Regions to ask experts about", number=_FIRST_SERIES_NUMBER + 1),
     "probability": Content(label="DEFERRAL_PROB", text="Deferral probability", number=_FIRST_SERIES_NUMBER + 2),
-    "gain": Content(label="DEFERRAL_GAIN", text="Expected gain in Dice", number=_FIRST_SERIES_NUMBER + 3),
+    "gain in Dice": Content(label="DEFERRAL_GAIN", text="Expected gain in Dice", number=_FIRST_SERIES_NUMBER + 3),
+    "gain in score": Content(label="DEFERRAL_GAIN", text="Gain, a score", number=_FIRST_SERIES_NUMBER + 3),
 }
 
 
@@ -109,10 +111,10 @@ def export_predictions(
                 numbers = predicted(_numbered(predicted.case, regions))
                 asked = [_region(each, folder) for each in regions]
                 objects["review"] = source_of.segmentation(numbers, asked, "binary", _CONTENTS["review"])
-            for name, quantity in QUANTITIES.items():
+            for name, kept in (("probability", "probability"), ("gain", f"gain in {folder.gain_unit}")):
                 if name in what:
                     values = predicted(getattr(predicted.case, name))
-                    objects[name] = source_of.parametric_map(values, quantity, _CONTENTS[name])
+                    objects[name] = source_of.parametric_map(values, QUANTITIES[kept], _CONTENTS[kept])
             (scratch / case).mkdir()
             for name, dataset in objects.items():
                 dataset.save_as(scratch / case / f"{name}.dcm")
@@ -259,11 +261,11 @@ def _region(each: ListedRegion, folder: PredictionFolder) -> Segment:
     item, expert = each.item, folder.experts[each.item.region.expert - 1]
     names = folder.files.label_names
     label, share = next(iter(item.labels.items()))
+    gain = gain_text(item.expected_gain, folder.gain_unit)
     return region_segment(
         expert,
         f"{names.get(label, f'label {label}')} {share:.0%}, p {item.probability:.2f}",
         each.rank,
-        description=f"{_reason(each, folder)} Expected gain {item.expected_gain:.4f} "
-        f"Dice in {item.minutes:.1f} minutes.",
+        description=f"{_reason(each, folder)} {gain[0].upper()}{gain[1:]} in {item.minutes:.1f} minutes.",
         tracking=f"{expert}/{item.number}",
     )

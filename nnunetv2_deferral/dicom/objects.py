@@ -27,10 +27,11 @@ from nnunetv2_deferral.text import fingerprint
 
 INVESTIGATIONAL = "INVESTIGATIONAL USE ONLY"
 
-# The quantities of the maps, the second with a code of our own.
+# The quantities of the maps, all but the first with codes of our own.
 QUANTITIES = {
     "probability": Code("122157", "DCM", "Probability"),
-    "gain": Code("EXPECTED_GAIN", "99NNUNET", "Expected gain in Dice"),
+    "gain in Dice": Code("EXPECTED_GAIN", "99NNUNET", "Expected gain in Dice"),
+    "gain in score": Code("GAIN_SCORE", "99NNUNET", "Gain, a score without a unit"),
 }
 
 _SOFTWARE = "nnunetv2-deferral"

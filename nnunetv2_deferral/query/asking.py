@@ -24,6 +24,7 @@ from nnunetv2_deferral.decision.effort import (
     edit_cm,
     measure,
 )
+from nnunetv2_deferral.decision.gains import gain_text
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import QUERY_EDGE_VOXELS, QUERY_ROUNDS, QUERY_UNITS
 from nnunetv2_deferral.errors import InputError
@@ -299,7 +300,7 @@ def ask_gain(folder: PredictionFolder, query: Query, candidates: Sequence[Candid
             who = folder.experts[int(parts.argmax())]
             minutes = each.minutes or 0.0  # boxes of this strategy have a working time
             total = float(gain.sum(dtype=np.float64))
-            why = f"expected gain {total:.4f} Dice in {minutes:.1f} minutes; {who} is expected to add most"
+            why = f"{gain_text(total, folder.gain_unit)} in {minutes:.1f} minutes; {who} is expected to add most"
             rows.append({"class": None, "expected_gain": total, "minutes": minutes, "expert": who, "why": why})
         return case, rows
 

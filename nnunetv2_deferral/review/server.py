@@ -175,7 +175,7 @@ class _Handlers:
         if entered is None:
             raise RefusedError(403, "This link is not valid or has expired. Ask for a new one.")
         person, cookie = entered
-        response = JSONResponse(_introduce(person))
+        response = JSONResponse(self._introduce(person))
         path, secure = self._access.address.of_cookie(request.headers["host"])
         response.set_cookie(
             self._access.cookie_name, cookie, httponly=True, samesite="strict", path=path, secure=secure
@@ -183,7 +183,11 @@ class _Handlers:
         return response
 
     async def me(self, request: Request) -> Response:
-        return JSONResponse(_introduce(self._person(request, named=False)))
+        return JSONResponse(self._introduce(self._person(request, named=False)))
+
+    def _introduce(self, person: Person) -> dict[str, Any]:
+        role = "coordinator" if person.expert is None else "expert"
+        return {"name": person.name, "role": role, "gain_unit": self._review.study.predictions.gain_unit}
 
     async def cases(self, request: Request) -> Response:
         return await self._answer(self._review.listing, self._person(request))
@@ -322,10 +326,6 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RefusedError(400, "The request is not a JSON object.")
     return content
-
-
-def _introduce(person: Person) -> dict[str, Any]:
-    return {"name": person.name, "role": "coordinator" if person.expert is None else "expert"}
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.decision.effort import WorkTime, check_work_limits
+from nnunetv2_deferral.decision.gains import gain_text
 from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
@@ -112,6 +113,7 @@ def write_worklist(
         "arguments": {"predictions": str(predictions), "images": images and str(images)} | asdict(time) | limits,
         "times": None if times is None else dict(times),
         "unit": folder.files.unit,
+        "gain_unit": folder.gain_unit,
         "model": folder.index["model"],
         "simulated": list(names_of(folder.settings.profiles)),
         "versions": versions(),
@@ -157,7 +159,7 @@ def summary(content: dict[str, Any], output: Path) -> str:
     if rows:
         wide = {key: max(len(row[key]) for row in [*rows[:ROWS_SHOWN], {key: key}]) for key in ("case", "expert")}
         head = f"{'rank':>5}  {'case':<{wide['case']}}  {'expert':<{wide['expert']}}"
-        lines.append(f"{head}  {'Dice':>8}  {'minutes':>7}  {'voxels':>8}  size")
+        lines.append(f"{head}  {content['gain_unit']:>8}  {'minutes':>7}  {'voxels':>8}  size")
         for row in rows[:ROWS_SHOWN]:
             who = f"{row['rank']:>5}  {row['case']:<{wide['case']}}  {row['expert']:<{wide['expert']}}"
             numbers = f"{row['expected_gain']:>+8.4f}  {row['minutes']:>7.1f}  {row['voxels']:>8}"
@@ -167,7 +169,7 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(
             f"{listed['regions']} of {deferred['regions']} regions in {listed['minutes']:.1f} of "
             f"{deferred['minutes']:.1f} minutes, for {listed['expected_gain']:.4f} of {deferred['expected_gain']:.4f} "
-            f"Dice, summed over {sums['predicted_cases']} cases"
+            f"{content['gain_unit']}, summed over {sums['predicted_cases']} cases"
         )
         for name, of in sums["experts"].items():
             numbers = f"{of['listed']['regions']} of {of['deferred']['regions']} regions"
@@ -251,7 +253,7 @@ def _write_case(
     for each, row in zip(listed, rows, strict=True):
         region = each.item.region
         depth = int(regions.to_canonical([region.centre], case)[0, 0])
-        gain = f"expected gain {row['expected_gain']:.4f} Dice in {row['minutes']:.1f} minutes"
+        gain = f"{gain_text(row['expected_gain'], folder.gain_unit)} in {row['minutes']:.1f} minutes"
         size = f"{row['voxels']} voxels, {_size_text(row, folder.files.unit)}"
         view = RegionView(
             image=image[depth],

@@ -523,6 +523,18 @@ class TestCommand:
             str(tmp_path / "out" / name) for name in ("worklist.csv", "worklist.json", "masks")
         ]
 
+    @pytest.mark.parametrize(("objective", "unit"), [("one_vs_all", "Dice"), ("collaboration", "score")])
+    def test_gains_are_in_dice_only_where_probabilities_are_of_being_right(self, tmp_path, capsys, objective, unit):
+        write_input(tmp_path)
+        index = maps.index_file(tmp_path / "in")
+        content = json.loads(index.read_text())
+        content["settings"]["objective"] = objective
+        index.write_text(json.dumps(content))
+        self.run(tmp_path, "--no_pictures")
+        head = next(line for line in capsys.readouterr().out.splitlines() if "rank" in line)
+        assert unit in head.split()
+        assert json.loads((tmp_path / "out" / "worklist.json").read_text())["gain_unit"] == unit
+
     def test_where_nothing_is_deferred_the_list_is_empty_and_that_is_said(self, tmp_path, ending, capsys):
         write_input(tmp_path, ending, deferred=False)
         self.run(tmp_path)

@@ -12,6 +12,7 @@ from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperature
 from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.gains import gain_text, gain_unit
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import FittedThresholds, ModelCalibration
 from nnunetv2_deferral.routing import OneVsAllRule, SoftmaxRule
@@ -617,3 +618,10 @@ class TestTwoWeights:
         assert not made.route[2].any()
         assert not made.gain[2].any()
         assert np.unique(np.delete(made.route, 2, axis=0)).tolist() == [2]
+
+
+def test_a_gain_is_in_dice_where_it_is_made_of_probabilities_of_being_right_or_of_evidence():
+    assert gain_unit("one_vs_all", evidence=False) == gain_unit("collaboration", evidence=True) == "Dice"
+    assert gain_unit("collaboration", evidence=False) == "score"
+    assert gain_text(0.01234, "Dice") == "expected gain 0.0123 Dice"
+    assert gain_text(0.01234, "score") == "score 0.0123"

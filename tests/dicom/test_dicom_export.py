@@ -82,7 +82,7 @@ def test_regions_are_those_of_the_worklist_with_its_ranks(walked):
         assert segment.SegmentLabel.startswith(f"ask {expert}: ") and segment.SegmentLabel.endswith(f", rank {number}")
         assert len(found[number]) == each.item.region.voxels
         assert {route[voxel] for voxel in found[number]} == {each.item.region.expert}
-        assert "The model" in segment.SegmentDescription and "Expected gain" in segment.SegmentDescription
+        assert "The model" in segment.SegmentDescription and "Score 0." in segment.SegmentDescription
 
 
 def test_maps_have_their_values_where_they_were(walked):

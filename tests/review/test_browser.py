@@ -405,7 +405,7 @@ def test_enter_goes_to_the_most_useful_open_region_and_not_to_the_nearest(tmp_pa
         for place, gains in ((1, "0.06"), (2, "0.036"), (3, "0.012")):
             playwright.expect(current).to_have_text(f"Region {place}: 12 voxels, high priority.")
             playwright.expect(current).to_have_attribute(
-                "title", f"Your answer to region {place} is expected to raise Dice by {gains}"
+                "title", f"Your answer to region {place} is ranked by a score of {gains}"
             )
             if place < 3:
                 page.keyboard.press("n")

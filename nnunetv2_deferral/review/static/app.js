@@ -5,7 +5,7 @@ import { Annotation } from "./annotate.js";
 import { createAssignment } from "./assign.js";
 import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
-import { bar, count, expected, h, minutes, percent, plural, priority } from "./dom.js";
+import { bar, count, expected, h, minutes, percent, plural, priority, setGainUnit } from "./dom.js";
 import { createFusion } from "./fusion.js";
 import { Scene } from "./scene.js";
 
@@ -394,7 +394,9 @@ async function start() {
       await api.enter(secret);
       history.replaceState(null, "", location.pathname);
     }
-    await new App(await api.whoAmI()).start();
+    const me = await api.whoAmI();
+    setGainUnit(me.gain_unit);
+    await new App(me).start();
   } catch (error) {
     document.body.replaceChildren(h("p.empty", {}, error.message));
     if (!(error instanceof api.ApiError)) throw error;

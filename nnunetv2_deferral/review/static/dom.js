@@ -35,10 +35,16 @@ export function bar(share, colour) {
 }
 
 export const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
-/** An expected gain in Dice with two significant digits. */
-const digits = (gain) => (gain < 0.001 ? "0.001" : String(Number(gain.toPrecision(2))));
-export const expected = (gain) => `expected to raise Dice by ${gain < 0.001 ? "less than " : ""}${digits(gain)}`;
-/** The priority of what is expected to raise Dice by `gain`: high from 0.01, medium from 0.001. */
+let gainUnit = "Dice";
+/** Set what gains are in: Dice, or a score that ranks regions but does not say how much is gained. */
+export const setGainUnit = (unit) => {
+  gainUnit = unit;
+};
+/** An expected gain with two significant digits. */
+const digits = (gain) => `${gain < 0.001 ? "less than 0.001" : Number(gain.toPrecision(2))}`;
+export const expected = (gain) =>
+  gainUnit === "Dice" ? `expected to raise Dice by ${digits(gain)}` : `ranked by a score of ${digits(gain)}`;
+/** The priority of a gain: high from 0.01, medium from 0.001. */
 export const priority = (gain) => (gain >= 0.01 ? "high" : gain >= 0.001 ? "medium" : "low");
 export const count = (number) => number.toLocaleString("en-US");
 export const minutes = (value) => (value === null || value === undefined ? "–" : `${value.toFixed(1)} min`);
