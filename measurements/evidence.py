@@ -36,13 +36,8 @@ import numpy as np
 
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.arrays import of_experts
-from nnunetv2_deferral.calibration.evidence_fitting import (
-    candidates_of,
-    fit_evidence,
-    fit_prior,
-    predicted_gains,
-    structures_of,
-)
+from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains, structures_of
+from nnunetv2_deferral.calibration.evidence_models import candidates_of, fit_evidence, fit_prior
 from nnunetv2_deferral.calibration.fitting import calibrate
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase

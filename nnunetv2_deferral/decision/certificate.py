@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from scipy.stats import binom
 from typing_extensions import TypedDict
 
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Share, Text, validate
 
@@ -155,10 +158,62 @@ def last_certified(violations: Sequence[int], groups: int, *, alpha: float, conf
     return place
 
 
+def certified_budget(
+    kept_errors: np.ndarray,
+    budgets: Sequence[float],
+    *,
+    kept_error: float,
+    alpha: float,
+    confidence: float = CONFIDENCE,
+) -> float | None:
+    """The smallest budget at which kept errors are certified to be rarely large, from arrays.
+
+    Args:
+        kept_errors: Real (G, B), for each of G groups (patients) and each budget the wrong voxels that nobody is asked
+            about, divided by the foreground voxels of the reference. Nothing may have been fitted on these groups.
+        budgets: The B budgets, from large to small, chosen without looking at the errors.
+        kept_error: The kept error that is rarely to be exceeded, in (0, 1).
+        alpha: The share of groups that may exceed it, in (0, 1).
+        confidence: Of the guarantee, in (0, 1).
+
+    Returns:
+        The last budget of a walk that ends at the first that cannot be certified, or None if not even the first can;
+        :func:`groups_needed` then tells how many groups it takes.
+
+    Raises:
+        InputError: If the shape is not (G, B), budgets do not fall, or a value is outside its range.
+
+    Example:
+        Forty patients; at 1 % of the voxels two of them keep too many errors, which is certified not to be more than
+        15 % of patients, at 0.5 % five:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import certified_budget
+        >>> errors = np.full((40, 3), 0.02)
+        >>> errors[:2, 1], errors[:5, 2] = 0.3, 0.3
+        >>> certified_budget(errors, (0.02, 0.01, 0.005), kept_error=0.1, alpha=0.15, confidence=0.9)
+        0.01
+    """
+    check_risk(kept_error, alpha, confidence)
+    if kept_errors.ndim != 2 or kept_errors.shape[1] != len(budgets):
+        raise InputError(f"kept errors must have shape (G, {len(budgets)}), got {kept_errors.shape}")
+    if any(first <= second for first, second in pairwise(budgets)):
+        raise InputError(f"budgets must fall from large to small, got {list(budgets)}")
+    violations = [int(number) for number in np.count_nonzero(kept_errors > kept_error, axis=0)]
+    place = last_certified(violations, len(kept_errors), alpha=alpha, confidence=confidence)
+    return None if place is None else float(budgets[place])
+
+
 def groups_needed(violations: int, *, alpha: float, confidence: float) -> int:
     """The smallest number of groups that certifies with so many violations.
 
+    Args:
+        violations: How many groups may exceed the kept error.
+        alpha: The share of groups that may exceed it, in (0, 1).
+        confidence: Of the guarantee, in (0, 1).
+
     Example:
+        >>> from nnunetv2_deferral import groups_needed
         >>> [groups_needed(violations, alpha=0.1, confidence=0.9) for violations in (0, 1, 2, 5)]
         [22, 38, 52, 91]
     """

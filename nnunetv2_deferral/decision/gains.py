@@ -89,9 +89,7 @@ def evidence_gains(
     Returns:
         float32 (J, *shape), as :func:`image_gains`; 0 or less where no answer would change the label.
     """
-    weights = structure_weights(prior, model.structures)
-    logits = np.where(unknown, -np.inf, prior.logits) if unknown.any() else prior.logits
-    case = Candidates.of(logits, spacing_mm, model.structures, weights)
+    case = _candidates(model, prior, unknown, spacing_mm)
     nobody = np.full((len(model.experts), case.index.size), MISSING, dtype=np.int16)
     available = np.array(rule.available)
     values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool), available=available)
@@ -101,6 +99,45 @@ def evidence_gains(
             gains[expert] -= np.float32(surcharge) * (voxel_weight.right if available[expert] else np.float32(1))
         gains[expert][unknown] = -np.inf
     return gains
+
+
+def find_candidates(
+    model: EvidenceModel, probabilities: np.ndarray, *, spacing_mm: Sequence[float] | None = None
+) -> Candidates:
+    """The voxels of a case that experts may be asked about, with their prior.
+
+    Args:
+        model: The evidence model.
+        probabilities: The model's probabilities of classes or regions, float32 (K, *S).
+        spacing_mm: Size of a voxel along each axis of S; None for 1 along each.
+
+    Returns:
+        The candidates: those where the prior is not certain. `candidates.index` are their flat indices, and
+        `candidates.take` takes the values of an array there.
+
+    Example:
+        An expert who is right in 90 % of all voxels is worth asking where the model is least sure:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import EvidenceModel, find_candidates
+        >>> model = EvidenceModel.simple({"ann": 0.9})
+        >>> foreground = np.array([[0.0, 0.3, 0.45, 0.6, 1.0]], dtype=np.float32)
+        >>> case = find_candidates(model, np.stack([1 - foreground, foreground]))
+        >>> case.index, case.prior.round(2)
+        (array([1, 2, 3]), array([[-0.85, -0.2 ,  0.41]], dtype=float32))
+        >>> nobody = np.zeros((1, 3), dtype=bool)
+        >>> model.values(case, np.zeros((1, 3), dtype=int), nobody).round(3)  # expected gains in Dice
+        array([[0.014, 0.024, 0.009]], dtype=float32)
+    """
+    shape = probabilities.shape[1:]
+    spacing = (1.0,) * len(shape) if spacing_mm is None else tuple(spacing_mm)
+    return _candidates(model, model.prior_of(probabilities, spacing), np.zeros(shape, dtype=bool), spacing)
+
+
+def _candidates(model: EvidenceModel, prior: PriorMap, unknown: np.ndarray, spacing_mm: Sequence[float]) -> Candidates:
+    """The candidates of a case where something was predicted."""
+    logits = np.where(unknown, -np.inf, prior.logits) if unknown.any() else prior.logits
+    return Candidates.of(logits, spacing_mm, model.structures, structure_weights(prior, model.structures))
 
 
 def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evidence.answer_tables import AnswerTables, zones
+from nnunetv2_deferral.evidence.answer_tables import NUM_ZONES, AnswerTables, zones
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
 from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, PriorMap, in_voxels
 from nnunetv2_deferral.evidence.structures import Structures
@@ -121,6 +121,8 @@ class EarlierAnswers(NamedTuple):
 class EvidenceModel:
     """All that is needed to read answers as evidence.
 
+    For a case, its :class:`Candidates` are found first (`find_candidates`); all arrays are of these n voxels.
+
     Attributes:
         structures: The S structures.
         experts: The names of the J experts, in routing order.
@@ -132,6 +134,22 @@ class EvidenceModel:
 
     Raises:
         InputError: If the parts do not agree on the numbers of structures and experts.
+
+    Example:
+        Two answers against the model: one from an expert who is mostly right turns the label, the other does not.
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import EvidenceModel, find_candidates
+        >>> model = EvidenceModel.simple({"ann": 0.95, "bob": 0.6})
+        >>> foreground = np.array([[0.2, 0.2, 0.2]], dtype=np.float32)
+        >>> case = find_candidates(model, np.stack([1 - foreground, foreground]))
+        >>> answers = np.ones((2, 3), dtype=int)
+        >>> asked = np.array([[True, False, False], [False, True, False]])  # the third voxel of nobody
+        >>> posterior = 1 / (1 + np.exp(-model.posterior(case, answers, asked)))
+        >>> posterior.round(2)
+        array([[0.83, 0.27, 0.2 ]], dtype=float32)
+        >>> model.fuse(np.zeros(3, dtype=int), case, answers, asked)
+        array([1, 0, 0])
     """
 
     structures: Structures
@@ -161,6 +179,36 @@ class EvidenceModel:
             raise InputError(f"the size of a voxel must be positive and finite, got {self.prior.voxel_size}")
         if self.tables.num_experts != len(self.experts):
             raise InputError(f"there are {len(self.experts)} experts, but the tables are of {self.tables.num_experts}")
+
+    @classmethod
+    def simple(cls, right: Mapping[str, float], *, labels: Sequence[int] = (0, 1)) -> EvidenceModel:
+        """A model that nothing was fitted for, to try things out.
+
+        Args:
+            right: For each expert how often the expert answers right whether a voxel is inside of a structure, in
+                (0, 1), independently of the others and of where the voxel is.
+            labels: The labels, background first.
+
+        Returns:
+            A model whose prior is the probability of the network, in which answers say nothing of other voxels.
+
+        Raises:
+            InputError: If there is no expert, or a share is not in (0, 1).
+        """
+        if not right or not all(0 < share < 1 for share in right.values()):
+            raise InputError(f"each expert must be right with a probability in (0, 1), got {dict(right)}")
+        structures = Structures(tuple(labels))
+        number = len(structures.members)
+        digits = np.arange(1 << len(right))[:, None] >> np.arange(len(right))[::-1] & 1  # as in pattern_of
+        shares = np.array([*right.values()])
+        of_truths = [np.where(digits == truth, shares, 1 - shares).prod(1) for truth in (0, 1)]
+        unchanged = (0.0, 1.0, *[0.0] * (NUM_WEIGHTS - 2))
+        return cls(
+            structures=structures,
+            experts=tuple(right),
+            prior=Prior((unchanged,) * number, voxel_size=1.0),
+            tables=AnswerTables(np.tile(np.stack(of_truths), (number, NUM_ZONES, 1, 1))),
+        )
 
     def prior_of(self, softmax: np.ndarray, spacing: Sequence[float]) -> PriorMap:
         """The prior of a case, from the model's probabilities of classes or regions, float32 (K, *shape)."""

@@ -24,6 +24,11 @@ class Policy:
     Attributes:
         rounds: The number R of rounds.
         most: The number k of experts that may be asked about a voxel in all.
+
+    Example:
+        >>> from nnunetv2_deferral import Policy
+        >>> Policy(rounds=2, most=2)
+        Policy(rounds=2, most=2)
     """
 
     rounds: int = 1
@@ -57,6 +62,20 @@ def ask(
     Returns:
         For each round and case the questions asked until then, bool (J, n); and the lowest value in each round, inf if
         nothing was asked.
+
+    Example:
+        Two questions about three voxels in two rounds. The voxel that is worth most comes first; each goes to the
+        better expert:
+
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import EvidenceModel, Policy, ask, find_candidates
+        >>> model = EvidenceModel.simple({"ann": 0.9, "bob": 0.8})
+        >>> foreground = np.array([[0.1, 0.45, 0.7]], dtype=np.float32)
+        >>> case = find_candidates(model, np.stack([1 - foreground, foreground]))
+        >>> answers = np.array([[0, 1, 1], [0, 0, 1]])
+        >>> (first,), (second,) = ask(model, [(case, answers)], Policy(rounds=2, most=2), budget=2)[0]
+        >>> first.astype(int).tolist(), second.astype(int).tolist()
+        ([[0, 1, 0], [0, 0, 0]], [[0, 1, 1], [0, 0, 0]])
     """
     rank = score or (lambda case, answers, asked, most: model.values(case, answers, asked, most=most))
     asked = [np.zeros(answers.shape, dtype=bool) for _, answers in cases]

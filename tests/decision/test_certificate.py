@@ -1,11 +1,20 @@
 """Certificates: exact tests, the walk over budgets, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 from small_certificate import certificate
 
-from nnunetv2_deferral.decision.certificate import Certificate, check_risk, groups_needed, is_certified, last_certified
+from nnunetv2_deferral.decision.certificate import (
+    Certificate,
+    certified_budget,
+    check_risk,
+    groups_needed,
+    is_certified,
+    last_certified,
+)
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 
@@ -88,3 +97,18 @@ class TestCertificate:
     def test_of_values_outside_0_and_1_is_refused(self, values):
         with pytest.raises(InputError, match=r"must be in \(0, 1\)"):
             check_risk(*values)
+
+
+def test_the_walk_from_arrays_ends_at_the_first_budget_with_too_many_violations():
+    errors = np.zeros((22, 3))
+    walk = partial(certified_budget, kept_error=0.1, alpha=0.1, confidence=0.9)
+    assert walk(errors, (0.1, 0.05, 0.01)) == 0.01
+    errors[0, 1] = 0.11
+    assert walk(errors, (0.1, 0.05, 0.01)) == 0.1  # the last is not tested
+    errors[0, 0] = 0.11
+    assert walk(errors, (0.1, 0.05, 0.01)) is None
+    for budgets, words in (((0.1, 0.05), r"shape \(G, 2\)"), ((0.01, 0.05, 0.1), "from large to small")):
+        with pytest.raises(InputError, match=words):
+            walk(errors, budgets)
+    with pytest.raises(InputError, match="in .0, 1."):
+        certified_budget(errors, (0.1, 0.05, 0.01), kept_error=0.0, alpha=0.1)

@@ -15,7 +15,8 @@ import pytest
 from connected import connected_pieces
 from workplace import FLAT, Workplace, predictor_of
 
-from nnunetv2_deferral.calibration.evidence_fitting import candidates_of, fit_evidence, fit_prior, structures_of
+from nnunetv2_deferral.calibration.evidence_fitting import structures_of
+from nnunetv2_deferral.calibration.evidence_models import candidates_of, fit_evidence, fit_prior
 from nnunetv2_deferral.calibration.forecast_fitting import fit_forest
 from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate

@@ -1,6 +1,7 @@
 """The evidence method against slow references, voxel by voxel."""
 
 from itertools import combinations, pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy import ndimage
 from scipy.special import expit, logit, ndtr
 
+from nnunetv2_deferral.calibration.evidence_models import fit_evidence_model
 from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import (
@@ -385,3 +387,35 @@ def test_combinations_group_every_voxel_once() -> None:
         np.testing.assert_array_equal(chosen[:, where], expected)
     np.testing.assert_array_equal(pattern_of(np.array([[1, 0], [0, 1]], dtype=bool)), [2, 1])
     np.testing.assert_array_equal(zones(logit(np.array([0.01, *ZONE_EDGES]))), range(NUM_ZONES))
+
+
+def test_a_simple_model_has_experts_who_are_right_as_often_as_said_everywhere() -> None:
+    model = EvidenceModel.simple({"ann": 0.9, "bob": 0.6}, labels=(0, 1, 2))
+    assert model.experts == ("ann", "bob")
+    for expert, right in enumerate((0.9, 0.6)):
+        table = model.tables.of([expert])
+        np.testing.assert_allclose(table, np.broadcast_to([[right, 1 - right], [1 - right, right]], table.shape))
+    softmax = np.moveaxis(np.random.default_rng(0).dirichlet(np.ones(3), (4, 5)).astype(np.float32), -1, 0)
+    np.testing.assert_allclose(model.prior_of(softmax, (1.0, 1.0)).logits, np.clip(logit(softmax), -8, 8), atol=1e-3)
+    for right in ({}, {"ann": 1.0}):
+        with pytest.raises(InputError, match="right with a probability in"):
+            EvidenceModel.simple(right)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"answers": []}, "probabilities has 1 cases, but answers has 0"),
+        ({"probabilities": [], "references": [], "answers": []}, "no cases to fit on"),
+        ({"answers": [np.zeros((2, 4, 5), dtype=int)]}, r"case 0: .* got \(2, 4, 5\) and \(2, 4, 5\)"),
+        ({"references": [np.full((4, 5), 2)]}, "none of 2 classes"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(changes: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {
+        "probabilities": [np.full((2, 4, 5), 0.5, dtype=np.float32)],
+        "references": [np.zeros((4, 5), dtype=int)],
+        "answers": [np.zeros((1, 4, 5), dtype=int)],
+    }
+    with pytest.raises(InputError, match=words):
+        fit_evidence_model(**(given | changes), experts=("ann",))
