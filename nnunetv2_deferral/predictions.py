@@ -365,7 +365,7 @@ def _not_written(folder: Path, absent: Sequence[str], kinds: Sequence[str]) -> I
     """What to say, and what to do, if maps were not asked for."""
     return InputError(
         f"{folder} does not have the maps {' '.join(absent)}, which are needed here: it was predicted with "
-        f"{' '.join(kinds)} only ({ENVIRONMENT_MAPS}, or maps in the plans). Predict again with "
+        f"{' '.join(kinds)} only ({ENVIRONMENT_MAPS}, or maps in the plans). Predict into another folder with "
         f'{ENVIRONMENT_MAPS}="{" ".join(kind for kind in MAPS if kind in {*absent, *kinds})}", or, if it was predicted '
         "with --save_probabilities, make all maps of it with nnUNetv2_deferral_route"
     )

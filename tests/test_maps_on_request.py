@@ -72,7 +72,8 @@ def test_what_needs_other_maps_says_which_and_how_to_get_them(tmp_path):
     assert not case.has("probability")
     expected = re.escape(
         f"{tmp_path} does not have the maps probability, which are needed here: it was predicted with route gain only "
-        '(nnUNet_deferral_maps, or maps in the plans). Predict again with nnUNet_deferral_maps="route probability gain"'
+        "(nnUNet_deferral_maps, or maps in the plans). Predict into another folder with "
+        'nnUNet_deferral_maps="route probability gain"'
     )
     for read in (lambda: case.probability, lambda: PredictionFolder.open(tmp_path, needed=("probability", "gain"))):
         with pytest.raises(InputError, match=expected):
