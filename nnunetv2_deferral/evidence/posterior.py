@@ -60,9 +60,10 @@ class Candidates:
             weights: float (S, 2), see :attr:`weights`.
             including: Bool of the shape, voxels that are candidates in any case; None for none.
         """
-        uncertain = (np.abs(prior[structures.scored]) < CERTAIN).any(0)
-        if including is not None:
-            uncertain |= including
+        uncertain = np.zeros(prior.shape[1:], dtype=bool) if including is None else including.copy()
+        for logits, scored in zip(prior, structures.scored, strict=True):
+            if scored:
+                uncertain |= (logits > -CERTAIN) & (logits < CERTAIN)
         index = np.flatnonzero(uncertain)
         flat = prior.reshape(len(prior), -1)
         return cls(

@@ -18,6 +18,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import logit
 
+from nnunetv2_deferral.arrays import chunks_of
+
 LARGEST_LOGIT = 8.0
 SMOOTHING = (0.0, 1.5, 4.0)  # standard deviations in voxels
 NUM_WEIGHTS = 1 + len(SMOOTHING)
@@ -64,7 +66,7 @@ class Prior:
 
         Returns:
             float32 (S, *shape), clipped to +-8 and rounded to the precision with which it is stored
-            (:func:`to_steps`). Needs memory for up to three arrays of the shape besides.
+            (:func:`to_steps`). Needs memory for two arrays of the shape besides.
         """
         shape = probabilities.shape[1:]
         reach = [_reach(sigma) for sigma in in_voxels(max(SMOOTHING) * self.voxel_size, shape, spacing)]
@@ -87,7 +89,11 @@ class Prior:
         for weight, feature in zip(weights[1:], smoothed_logits(inside, spacing, self.voxel_size), strict=True):
             feature *= np.float32(weight)
             found += feature
-        return from_steps(to_steps(found))
+            del feature  # before the next is made
+        flat = found.reshape(-1)
+        for part in chunks_of(flat.size):
+            flat[part] = from_steps(to_steps(flat[part]))
+        return found
 
 
 _Box = tuple[slice, ...]
@@ -122,11 +128,15 @@ def smoothed_logits(probabilities: np.ndarray, spacing: Sequence[float], voxel_s
     """l_s for each s in `SMOOTHING`, float32 of the shape of `probabilities`, each a new array."""
     for scale in SMOOTHING:
         sigmas = in_voxels(scale * voxel_size, probabilities.shape, spacing)
-        smooth = probabilities.astype(np.float32)
+        # In place where possible: for 10^8 voxels each array takes 400 MB.
         if any(sigmas):
-            smooth = ndimage.gaussian_filter(smooth, sigmas, mode="nearest", truncate=_TRUNCATE, output=np.float32)
+            inside = probabilities.astype(np.float32, copy=False)
+            smooth = ndimage.gaussian_filter(inside, sigmas, mode="nearest", truncate=_TRUNCATE, output=np.float32)
+        else:
+            smooth = probabilities.astype(np.float32)
         np.clip(smooth, _LOWEST, 1 - _LOWEST, out=smooth)
-        yield np.clip(logit(smooth), -LARGEST_LOGIT, LARGEST_LOGIT)
+        logit(smooth, out=smooth)
+        yield np.clip(smooth, -LARGEST_LOGIT, LARGEST_LOGIT, out=smooth)
 
 
 def to_steps(logits: np.ndarray) -> np.ndarray:
