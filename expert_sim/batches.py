@@ -1,8 +1,8 @@
 """Experts of whole batches, drawn where the batch is, so that the data loader of a GPU does not wait for them.
 
 The distributions are those of :mod:`.error_models`, which has them for single images on the CPU; the numbers drawn
-differ. All functions work on tensors of any device. Except for boundary bias and missed components they never wait for
-the device.
+differ. All functions work on tensors of any device. Independent and correlated errors never wait for the device if
+labels have no gaps.
 """
 
 from __future__ import annotations
@@ -184,11 +184,11 @@ def correlated_errors(zones: BatchZones, profile: ExpertProfile, generator: torc
 def boundary_bias_errors(zones: BatchZones, profile: ExpertProfile, generator: torch.Generator) -> Tensor:
     """Shifted boundaries, see :func:`.error_models.boundary_bias_errors`: class indices, int16 (B, *S)."""
     answers = torch.where(zones.band, zones.classes, independent_errors(zones, profile, generator))
-    if max(zones.widths) == 0:
-        return answers
     in_band = [mask.flatten(1).sum(1).double() * (1 - accuracy) for mask, accuracy in zones.accuracies_in_band(profile)]
     number = _random_round(torch.stack(in_band).sum(0), generator)
     voxels = zones.band.flatten().nonzero()[:, 0]
+    if not len(voxels):
+        return answers
     keys, across = _moved_boundary(zones, voxels, generator)
     # By image, and in each by key: a stable sort keeps the order of the keys.
     images = voxels // zones.band[0].numel()
@@ -242,7 +242,7 @@ def _boundary_band(classes: Tensor, valid: Tensor | None, num_classes: int, widt
         values.mul_(valid[:, None])
     pool = functional.max_pool2d if classes.ndim == 3 else functional.max_pool3d
     highest = values
-    for axis, width in enumerate(widths):
+    for axis, width in enumerate(min(width, side - 1) for width, side in zip(widths, classes.shape[1:], strict=True)):
         window = [2 * width + 1 if other == axis else 1 for other in range(classes.ndim - 1)]
         highest = pool(highest, window, stride=1, padding=[side // 2 for side in window])
     band = (highest != values).any(dim=1)
@@ -282,10 +282,11 @@ def _moved_boundary(zones: BatchZones, voxels: Tensor, generator: torch.Generato
     device = voxels.device
     number, *size = zones.classes.shape
     reach = sum((width * each) ** 2 for width, each in zip(zones.widths, zones.spacing, strict=True)) * (1 + 1e-6)
-    margins = [int(math.sqrt(reach) / each) for each in zones.spacing]
+    margins = [min(int(math.sqrt(reach) / each), side - 1) for each, side in zip(zones.spacing, size, strict=True)]
     ranks = _random_ranks(number, zones.num_classes, generator)
     images, own_class = voxels // math.prod(size), zones.classes.flatten()[voxels]
-    own_rank = ranks[images, own_class.long()][:, None]
+    own_rank = ranks[images, own_class.long()]
+    may_grow = own_rank < ranks.amax(1)[images]
     present = zones.classes if zones.valid is None else torch.where(zones.valid, zones.classes, _OUTSIDE)
     both_sides = [margin for margin in reversed(margins) for _ in range(2)]
     padded = functional.pad(present, both_sides, value=_OUTSIDE)
@@ -293,21 +294,28 @@ def _moved_boundary(zones: BatchZones, voxels: Tensor, generator: torch.Generato
     places = torch.stack(torch.unravel_index(voxels, zones.classes.shape), dim=1)
     places[:, 1:] += torch.tensor(margins, device=device)
     flat, starts = padded.flatten(), (places * strides).sum(1)
-    # The nearest voxel of higher rank, and of lower.
+    # The nearest voxel of higher rank, and of lower; from near to far, without the voxels that are decided.
     farther = 2 * reach + 1
     best = torch.full((2, len(voxels)), farther, device=device)
     found = own_class.repeat(2, 1)
     shifts = torch.tensor(_shifts(margins), device=device)
     squared = (shifts * torch.tensor(zones.spacing, device=device)).square().sum(1)
-    shifts, squared = shifts[squared <= reach], squared[squared <= reach]
-    for some, far in zip(shifts.split(_SHIFTS_AT_ONCE), squared.split(_SHIFTS_AT_ONCE), strict=True):
-        there = flat[starts[:, None] + (some * strides[1:]).sum(1)]
-        rank = ranks[images[:, None], there.long().clamp(min=0)]
-        for way, wanted in enumerate((rank > own_rank, rank < own_rank)):
-            nearest, at = torch.where(wanted & (there != _OUTSIDE), far, farther).min(1)
-            closer = nearest < best[way]
-            best[way] = torch.where(closer, nearest, best[way])
-            found[way] = torch.where(closer, there.gather(1, at[:, None])[:, 0], found[way])
+    order = squared.argsort()[: int((squared <= reach).sum())]
+    undecided = torch.arange(len(voxels), device=device)
+    for some in order.split(_SHIFTS_AT_ONCE):
+        there = flat[starts[undecided, None] + (shifts[some] * strides[1:]).sum(1)]
+        rank = ranks[images[undecided, None], there.long().clamp(min=0)]
+        own = own_rank[undecided, None]
+        for way, wanted in enumerate((rank > own, rank < own)):
+            nearest, at = torch.where(wanted & (there != _OUTSIDE), squared[some], farther).min(1)
+            closer = nearest < best[way, undecided]
+            which = undecided[closer]
+            best[way, which] = nearest[closer]
+            found[way, which] = there.gather(1, at[:, None])[:, 0][closer]
+        grown, shrunk = best[:, undecided] <= reach
+        undecided = undecided[~grown & (may_grow[undecided] | ~shrunk)]
+        if not len(undecided):
+            break
     grows = best[0] <= reach
     keys = torch.where(grows, best[0], best[1] + farther)  # without any within reach last, and as it is
     ties = torch.special.ndtr(_smooth_fields(zones, generator)).flatten()[voxels]

@@ -6,6 +6,7 @@ for the data loader.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +58,11 @@ def _window_max(values: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
 
 def widths_in_voxels(width: int, spacing: Sequence[float]) -> tuple[int, ...]:
-    """A width in voxels by axis, rounded, given the spacing by axis in the unit of the width."""
-    return tuple(round(width / each) for each in spacing)
+    """A width in voxels by axis, given the spacing by axis in the unit of the width.
+
+    Halves are rounded up, with a tolerance, because the spacing in a file's header has few digits.
+    """
+    return tuple(math.floor(width / each + 0.5 + 1e-4) for each in spacing)
 
 
 def boundary_band(labels: torch.Tensor, width: int | Sequence[int], *, ignore_label: int | None = None) -> torch.Tensor:

@@ -195,7 +195,7 @@ def _count_heads(
     """Add the least certain voxels of a case to the statistics before and after calibration."""
     routing, counted = case.prediction.routing, counts(case)
     known = np.where(np.isnan(routing), 0, routing)
-    after = calibration.apply(known)
+    after = calibration.apply(known, case.prediction.softmax)
     model = known[0][counted]
     edge = np.partition(model, place := int(LEAST_CERTAIN * model.size))[place]
     for head, (raw, calibrated) in enumerate(heads):

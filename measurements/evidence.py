@@ -1,11 +1,11 @@
 """Measures what it brings to read answers as evidence and to ask in rounds, on other patients than those fitted on.
 
     python measurements/evidence.py -d 501 -c 2d -f 0 1 -tr TRAINER -p PLANS [-groups groups.json] [-experts SET]
-        [-error_model MODEL | -raters | --leave_one_out] [-seeds N] -name NAME
+        [-error_model MODEL | -raters | --leave_one_out] [-seeds N] [-parts N] -name NAME
 
-Each fold is held out in turn: prior, answer tables, neighbourhoods, calibrators and baselines are fitted on the
-validation cases of the other folds, which must have been validated with --npz. At each budget, a share of all voxels in
-questions (a voxel that is asked of two experts counts twice), compared are
+Each fold (with -parts, each of N parts of the patients) is held out in turn: prior, answer tables, neighbourhoods,
+calibrators and baselines are fitted on the validation cases of the others, which must have been validated with --npz.
+At each budget, a share of all voxels in questions (a voxel that is asked of two experts counts twice), compared are
 
     rule                    today's expected gain; answers replace the model's labels
     confidence              1 - max softmax over the expected area, the expert who was most accurate where the other
@@ -90,6 +90,15 @@ class Folds:
             cases.experts = replace(cases.experts, experts=changed)
         return cases if seed is None else _with_seed(cases, seed)
 
+    def held_out(self) -> list[set[str]]:
+        """The groups that are held out together: those of a fold, or of each part."""
+        every = self.open(self.experiment.folds)
+        if self.given.parts is None:
+            folds = self.experiment.folds
+            return [{every.group(case) for fold, case in every.cases if fold == own} for own in folds]
+        groups = sorted({every.group(case) for case in every.names})
+        return [set(groups[part :: self.given.parts]) for part in range(self.given.parts)]
+
     def read(self, cases: ValidationCases) -> Iterator[EvaluatedCase]:
         """The cases, or with `--leave_one_out` each as often as there are raters, one of whom is the only expert."""
         for case in cases:
@@ -159,9 +168,11 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
     groups: list[str] = []
     voxels = 0
     simulated = not (folds.given.raters or folds.given.leave_one_out)
-    for fold in folds.experiment.folds:
-        others = tuple(other for other in folds.experiment.folds if other != fold)
-        seen, own = folds.open(others), folds.open((fold,))
+    opened_once = folds.open(folds.experiment.folds)
+    every = {opened_once.group(case) for case in opened_once.names}
+    for held_out_groups in folds.held_out():
+        others = every - held_out_groups
+        seen, own = opened_once.of_groups(others), opened_once.of_groups(held_out_groups)
         structures, regions = structures_of(own.files), own.files.regions
         names = own.experts.names[:1] if folds.given.leave_one_out else own.experts.names
         size = float(np.median([min(seen.prediction(*pair).spacing) for pair in seen.cases]))
@@ -170,7 +181,7 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
 
         fitted_on: list[tuple[AnsweredCase, np.ndarray]] = []
         for seed in range(seeds if simulated else 1):
-            opened = folds.open(others, seed if simulated else None)
+            opened = folds.open(folds.experiment.folds, seed if simulated else None).of_groups(others)
             fitted_on += [reduced(case, structures, prior, seen) for case in folds.read(opened)]
         calibration = calibrate(seen, evidence=False) if simulated else None
         held_out: list[AnsweredCase] = []
@@ -186,7 +197,7 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
             given = {"reference": case.reference, "model": case.model, "valid": case.valid}
             oracle.update(name, answers=case.answers, **given)
             if calibration is not None:
-                gains = predicted_gains(own, case.prediction, calibration.heads, None)
+                gains = predicted_gains(own, case.prediction, calibration)
                 asked = of_experts(case.answers, gains.argmax(0) + 1)
                 rule.update(name, np.maximum(gains.max(0), 0), answer=asked, **given)
         total = sum(case.num_voxels for case in held_out)
@@ -265,6 +276,7 @@ def main() -> None:
     who.add_argument("-raters", action="store_true")
     who.add_argument("--leave_one_out", action="store_true")
     parser.add_argument("-seeds", type=int, default=3, help="seeds of simulated experts that are fitted on")
+    parser.add_argument("-parts", type=int, help="hold out parts of the patients. Default: folds")
     parser.add_argument("-name", required=True, help="of the file in measurements/results")
     given = parser.parse_args()
     experiment, method = Experiment.find(given.d, given.c, given.f), Method(trainer=given.tr, plans=given.p)
@@ -274,6 +286,7 @@ def main() -> None:
         "dataset": experiment.dataset,
         "configuration": given.c,
         "folds": given.f,
+        "parts": given.parts,
         "trainer": given.tr,
         "plans": given.p,
         "experts": described(folds.open(given.f[:1]).experts.experts),

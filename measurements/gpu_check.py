@@ -1,6 +1,6 @@
 """Runs deferral on a GPU beside stock nnU-Net, on generated data, and writes what it costs there.
 
-    make gpu-check                                                            # minutes; nothing else is needed
+    make gpu-check                                                            # nothing else is needed
     python measurements/gpu_check.py -device cpu -size 24 -n 2 -o FILE        # tiny, to try the script
 
 Volumes of 144^3 voxels with three labels are generated, planned by nnU-Net (patches of 128^3), and measured by
@@ -80,8 +80,7 @@ def time_parts(preprocessed: Path, device: str, repeats: int) -> dict[str, float
     from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, expert_set, with_error_model
     from nnunetv2_deferral.network import _two_largest
 
-    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())["configurations"][CONFIGURATION]
-    shape = (plans["batch_size"], *plans["patch_size"])
+    shape = tuple(planned(preprocessed))
     places = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, side) for side in shape[1:]], indexing="ij"))
     distance = places.square().sum(0).sqrt()
     labels = ((distance < 0.6).short() + (distance < 0.3)).expand(shape).to(device)
@@ -97,16 +96,34 @@ def time_parts(preprocessed: Path, device: str, repeats: int) -> dict[str, float
     return found
 
 
+def planned(preprocessed: Path) -> list[int]:
+    """The batch size and the edges of the patch."""
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())["configurations"][CONFIGURATION]
+    return [plans["batch_size"], *plans["patch_size"]]
+
+
+def save(file: Path, found: dict[str, Any]) -> None:
+    """Write what was found so far, so that it is kept if a later part fails."""
+    file.write_text(json.dumps(found, indent=4) + "\n")
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("-size", type=int, default=144, help="edge of the volumes in voxels")
-    parser.add_argument("-n", type=int, default=20, help="number of measured steps")
+    parser.add_argument("-n", type=int, default=10, help="number of measured steps")
     parser.add_argument("-o", type=Path, default=HERE / "results" / "gpu_check.json", help="file of the results")
     given = parser.parse_args()
-    from nnunetv2_deferral import trainers
+    import torch
 
+    from nnunetv2_deferral import trainers
+    from nnunetv2_deferral.installed import versions
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU; to try the script, add -device cpu -size 24 -n 2")
+    if not given.o.parent.is_dir():
+        parser.error(f"the folder of {given.o} does not exist")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -116,6 +133,8 @@ def main() -> None:
         write_dataset(work / "raw" / DATASET, given.size)
         plan = ("-d", 999, "-c", CONFIGURATION, "-np", 2, "-npfp", 2)
         run(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess"), *plan)
+        found["patch and batch"] = planned(work / "preprocessed" / DATASET)
+        found["steps"], found["versions"] = given.n, versions()
         for compiled in ("f", "t") if given.device == "cuda" else ("f",):  # nnU-Net compiles nothing on a CPU
             file = work / "overhead.json"
             options = ("-d", 999, "-c", CONFIGURATION, "-device", given.device, "-n", given.n, "-images", 2, "-o", file)
@@ -124,17 +143,19 @@ def main() -> None:
             found["compiled" if compiled == "t" else "not compiled"] = {
                 key: overhead[key] for key in ("ratios", "measured") if key in overhead
             }
+            found |= {key: overhead[key] for key in ("machine", "date")}
+            save(given.o, found)
         parts = time_parts(work / "preprocessed" / DATASET, given.device, given.n)
         found["two_largest_by_topk"] = round(parts["two_largest"] / parts["topk"], 3)
         if given.device == "cuda":  # times of a CPU depend on the machine too much
             found["seconds"] = parts
+        save(given.o, found)
         file = work / "export.json"
         shapes = ("-predicted", *[given.size * 5 // 4] * 3, "-image", *[given.size * 2] * 3)
         run(sys.executable, HERE / "export.py", *shapes, "-kinds", "deferral", "-o", file)
         found["export"] = json.loads(file.read_text())["ratios"]
-    content = {"size": given.size, **found, "machine": overhead["machine"], "date": overhead["date"]}
-    given.o.write_text(json.dumps(content, indent=4) + "\n")
-    print(f"\n{given.o}\n{json.dumps(content, indent=4)}")
+    save(given.o, found)
+    print(f"\n{given.o}\n{json.dumps(found, indent=4)}")
 
 
 if __name__ == "__main__":

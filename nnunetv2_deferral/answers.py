@@ -135,6 +135,8 @@ class ExpertAnswers:
         if self.masks is not None and len(raters_of(self.experts)) == len(self.experts):
             recorded: Mapping[str, Any] = _read_simulation(self.masks.folder) or {}
             content = {key: recorded.get(key, value) for key, value in content.items()}
+            if recorded:  # without it their voxels were those of the files
+                content["expert_voxel_mm"] = recorded.get("expert_voxel_mm")
         if content["expert_voxel_mm"] is None:
             del content["expert_voxel_mm"]
         return {"experts": experts_to_json(self.identities), **content}

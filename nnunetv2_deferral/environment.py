@@ -6,7 +6,8 @@ Settings that hold for one command only, because nnU-Net's own commands take no 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from nnunetv2_deferral.defaults import MAPS, ROUTE
 from nnunetv2_deferral.errors import InputError
@@ -75,6 +76,22 @@ def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.envi
     return tuple(name for name in MAPS if name == ROUTE or name in (names or planned))
 
 
+@contextmanager
+def all_maps() -> Iterator[None]:
+    """A context in which all maps are written, also by processes that are started in it.
+
+    Calibrations, benchmarks and the summary of a training take all maps of its validation.
+    """
+    before = os.environ.get(ENVIRONMENT_MAPS)
+    os.environ[ENVIRONMENT_MAPS] = " ".join(MAPS)
+    try:
+        yield
+    finally:
+        os.environ.pop(ENVIRONMENT_MAPS)
+        if before is not None:
+            os.environ[ENVIRONMENT_MAPS] = before
+
+
 def simulates_on_device(device_type: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether trainings draw simulated experts on their device: on GPUs, unless the environment says otherwise.
 
@@ -92,4 +109,6 @@ def simulates_on_device(device_type: str, environment: Mapping[str, str] = os.en
     wanted = environment.get(ENVIRONMENT_SIMULATE_ON, "").strip() or (_DEVICE if device_type == "cuda" else _LOADER)
     if wanted not in (_LOADER, _DEVICE):
         raise InputError(f"{ENVIRONMENT_SIMULATE_ON} must be {_LOADER} or {_DEVICE}, got {wanted!r}")
+    if wanted == _DEVICE and device_type == "mps":
+        raise InputError(f"{ENVIRONMENT_SIMULATE_ON}={_DEVICE} is possible on cuda and cpu, not on mps")
     return wanted == _DEVICE

@@ -84,14 +84,14 @@ class ReadingRules:
             has_answers: Whether anybody has answered; if not, other rules are replaced.
 
         Raises:
-            InputError: If it was begun with others; the message names the file and the differences.
+            InputError: If it was begun with others; the message names the folder and the differences.
         """
         file = folder / FOLDER / RULES_NAME
         begun = ReadingRules.of(folder) if has_answers else None
         if begun is not None and begun != self:
             differences = [f"{key} {vars(begun)[key]!r}, now {now!r}" for key, now in vars(self).items()
                            if vars(begun)[key] != now]  # fmt: skip
-            raise InputError(f"{file}: this review was begun with {'; '.join(differences)}")
+            raise InputError(f"{folder}: this review was begun with {'; '.join(differences)}")
         if begun is None or not file.is_file():
             write_json_durably(vars(self), file)
 
@@ -107,9 +107,13 @@ class ReadingRules:
         """
         file, index = folder / FOLDER / RULES_NAME, folder / REVIEW_NAME
         if file.is_file():
-            return cls(**read_validated_json(file, _Rules))
+            return cls._of(read_validated_json(file, _Rules))
         rules = read_validated_json(index, _Index).get(INDEX_KEY) if index.is_file() else None
-        return None if rules is None else cls(**rules)
+        return None if rules is None else cls._of(rules)
+
+    @classmethod
+    def _of(cls, content: Mapping[str, Any]) -> ReadingRules:
+        return cls(**{key: content[key] for key in _Rules.__annotations__})
 
 
 class RegionReadings(TypedDict):

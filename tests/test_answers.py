@@ -1,5 +1,6 @@
 """Who answers for whole cases: raters from disk and simulated experts, in the order of the routes."""
 
+import json
 import re
 
 import numpy as np
@@ -113,6 +114,16 @@ def test_experts_with_voxels_in_mm_take_the_spacing_of_the_image():
     assert scaled.to_dict()["expert_voxel_mm"] == 2
     with pytest.raises(ValueError, match="x: experts with voxels of 2.0 mm need the spacing"):
         scaled.answers("x", reference())
+
+
+def test_of_answers_simulated_before_the_voxels_are_those_recorded(tmp_path):
+    write(tmp_path, "ann", "x", reference())
+    record = {"experts": [profile("ann").to_json()], "seed": 3, "boundary_width": 1}
+    (tmp_path / "simulation.json").write_text(json.dumps(record))
+    named = {"experts": (Rater("ann"),), "label_values": LABELS, "masks": masks_of(tmp_path, "ann")}
+    assert "expert_voxel_mm" not in ExpertAnswers(**named, expert_voxel_mm=1.0).to_dict()
+    (tmp_path / "simulation.json").write_text(json.dumps(record | {"expert_voxel_mm": 2.0}))
+    assert ExpertAnswers(**named).to_dict()["expert_voxel_mm"] == 2
 
 
 def test_what_a_rater_left_out_is_missing(tmp_path):

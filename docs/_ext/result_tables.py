@@ -124,9 +124,18 @@ _POLICIES = ("rule", "confidence", "confidence, evidence", "R1 k1", "R2 k2", "R4
 
 def evidence() -> str:
     """Answers as evidence at 0.5, 1 and 2 %, by kind of experts and policy."""
-    budgets, rows, sources = BUDGETS[:3], [], set()
-    for key, name in _EVIDENCE.items():
-        content = _json(f"evidence_501_2d_{key}.json")
+    return _evidence("501_2d", _EVIDENCE, BUDGETS[:3])
+
+
+def evidence_3d() -> str:
+    """The same for two classes in 3D, whose errors are a larger share of the voxels."""
+    return _evidence("004_3d_fullres", ("standard", "correlated", "missed_components"), BUDGETS[1:4])
+
+
+def _evidence(of: str, kinds: Iterable[str], budgets: Sequence[float]) -> str:
+    rows, sources = [], set()
+    for key in kinds:
+        name, content = _EVIDENCE[key], _json(f"evidence_{of}_{key}.json")
         sources.add(f"{content['groups']} patients, {content['machine']}, {content['date']}")
         for policy in _POLICIES:
             found = {row["budget"]: row for row in content["policies"].get(policy, ())}
@@ -450,6 +459,7 @@ TABLES: dict[str, Callable[[], str]] = {
         transfer_3d,
         transfer_calibration,
         evidence,
+        evidence_3d,
         shift,
         ablation,
         ablation_one_expert,

@@ -19,7 +19,8 @@ from nnunetv2_deferral.evidence.posterior import CERTAIN, OWN_EVIDENCE, Candidat
 from nnunetv2_deferral.evidence.prior import SMOOTHING, Prior, smoothed_logits
 from nnunetv2_deferral.evidence.questions import ONE_ROUND, Policy, ask
 from nnunetv2_deferral.evidence.structures import Structures
-from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.labels import MISSING, unknown_labels
+from nnunetv2_deferral.names import check_expert_names
 
 FITTED_AT = (0.005, 0.02)  # budgets, as shares of the voxels
 _PASSES = 2
@@ -57,8 +58,8 @@ def fit_evidence_model(
         The model.
 
     Raises:
-        InputError: If there are no cases, numbers of cases, classes or experts or shapes differ, or a label of a
-            reference is none of a class.
+        InputError: If there are no cases, numbers of cases, classes or experts or shapes differ, names are not valid
+            or not distinct, or a label of a reference or an answer is none of a class.
 
     Example:
         Discs whose border the model does not see well, and an expert who is right in nine of ten voxels:
@@ -76,6 +77,7 @@ def fit_evidence_model(
         array([[0.9, 0.1],
                [0.1, 0.9]])
     """
+    names = check_expert_names([experts] if isinstance(experts, str) else list(experts), "the experts")
     number = len(probabilities)
     for what, found in (("references", references), ("answers", answers), ("spacing_mm", spacing_mm)):
         if found is not None and len(found) != number:
@@ -93,13 +95,15 @@ def fit_evidence_model(
             )
         if reference.min(initial=0) < 0 or reference.max(initial=0) >= len(said):
             raise InputError(f"case {place}: the reference has labels that are none of {len(said)} classes")
+        if unknown := unknown_labels(given, (*structures.labels, MISSING)):
+            raise InputError(f"case {place}: answers have the labels {unknown}, which are none of {len(said)} classes")
         spacing = [1.0] * reference.ndim if spacing_mm is None else list(spacing_mm[place])
         prediction = PredictedCase(f"case {place}", model=highest(said), softmax=said, properties={"spacing": spacing})
         cases.append(EvaluatedCase(prediction=prediction, reference=reference, answers=given))
     voxel_size = float(np.median([min(case.prediction.spacing) for case in cases]))
     prior = fit_prior(cases, number, structures, voxel_size=voxel_size)
     seen = [AnsweredCase.of(case, candidates_of(case, structures, prior), structures.labels[1:]) for case in cases]
-    return fit_evidence(seen, prior, structures, experts, exchangeable=exchangeable)
+    return fit_evidence(seen, prior, structures, names, exchangeable=exchangeable)
 
 
 def fit_prior(

@@ -195,6 +195,11 @@ def certified_budget(
         0.01
     """
     check_risk(kept_error, alpha, confidence)
+    kept_errors = np.asarray(kept_errors)
+    if not np.isfinite(kept_errors).all() or kept_errors.min(initial=0) < 0:
+        raise InputError("kept errors must be finite and at least 0; for an empty reference, divide by the median size")
+    if not all(0 <= budget <= 1 for budget in budgets):
+        raise InputError(f"budgets must be shares of the voxels in [0, 1], got {list(budgets)}")
     if kept_errors.ndim != 2 or kept_errors.shape[1] != len(budgets):
         raise InputError(f"kept errors must have shape (G, {len(budgets)}), got {kept_errors.shape}")
     if any(first <= second for first, second in pairwise(budgets)):
@@ -212,11 +217,18 @@ def groups_needed(violations: int, *, alpha: float, confidence: float) -> int:
         alpha: The share of groups that may exceed it, in (0, 1).
         confidence: Of the guarantee, in (0, 1).
 
+    Raises:
+        InputError: If a value is outside its range.
+
     Example:
         >>> from nnunetv2_deferral import groups_needed
         >>> [groups_needed(violations, alpha=0.1, confidence=0.9) for violations in (0, 1, 2, 5)]
         [22, 38, 52, 91]
     """
+    _check_share("share", alpha)
+    _check_share("confidence", confidence)
+    if violations < 0:
+        raise InputError(f"the number of violations must be at least 0, got {violations}")
     groups = violations + 1
     while not is_certified(violations, groups, alpha=alpha, confidence=confidence):
         groups += 1
@@ -230,5 +242,9 @@ def check_risk(kept_error: float, alpha: float, confidence: float) -> None:
         InputError: Naming the value.
     """
     for name, value in (("kept error", kept_error), ("share", alpha), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise InputError(f"the {name} of a certificate must be in (0, 1), got {value:g}")
+        _check_share(name, value)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"the {name} of a certificate must be in (0, 1), got {value:g}")

@@ -115,6 +115,9 @@ def find_candidates(
         The candidates: those where the prior is not certain. `candidates.index` are their flat indices, and
         `candidates.take` takes the values of an array there.
 
+    Raises:
+        InputError: If probabilities are not in [0, 1], or not of the model's structures.
+
     Example:
         An expert who is right in 90 % of all voxels is worth asking where the model is least sure:
 
@@ -129,6 +132,10 @@ def find_candidates(
         >>> model.values(case, np.zeros((1, 3), dtype=int), nobody).round(3)  # expected gains in Dice
         array([[0.014, 0.024, 0.009]], dtype=float32)
     """
+    if not (probabilities.min(initial=0) >= 0 and probabilities.max(initial=0) <= 1):  # false for NaN
+        raise InputError("probabilities must be numbers in [0, 1]")
+    if len(probabilities) != (number := model.structures.num_channels):
+        raise InputError(f"the model is of {number} classes or regions, got probabilities {probabilities.shape}")
     shape = probabilities.shape[1:]
     spacing = (1.0,) * len(shape) if spacing_mm is None else tuple(spacing_mm)
     return _candidates(model, model.prior_of(probabilities, spacing), np.zeros(shape, dtype=bool), spacing)

@@ -75,7 +75,13 @@ class Candidates:
         )
 
     def take(self, values: np.ndarray) -> np.ndarray:
-        """The values of the candidates, (..., n), from an array (..., *shape)."""
+        """The values of the candidates, (..., n), from an array (..., *shape).
+
+        Raises:
+            InputError: If the array does not end with the shape of the case.
+        """
+        if values.shape[values.ndim - len(self.shape) :] != tuple(self.shape):
+            raise InputError(f"an array of shape {values.shape} does not end with that of the case, {self.shape}")
         return values.reshape(*values.shape[: values.ndim - len(self.shape)], -1)[..., self.index]
 
     def put(self, values: np.ndarray, fill: Any) -> np.ndarray:

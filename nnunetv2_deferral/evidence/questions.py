@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 
 Score = Callable[[Candidates, np.ndarray, np.ndarray, int], np.ndarray]
@@ -25,6 +26,9 @@ class Policy:
         rounds: The number R of rounds.
         most: The number k of experts that may be asked about a voxel in all.
 
+    Raises:
+        InputError: If a number is not at least 1.
+
     Example:
         >>> from nnunetv2_deferral import Policy
         >>> Policy(rounds=2, most=2)
@@ -33,6 +37,11 @@ class Policy:
 
     rounds: int = 1
     most: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("experts of a voxel", self.most)):
+            if value != int(value) or value < 1:
+                raise InputError(f"the number of {name} must be a whole number of at least 1, got {value}")
 
 
 ONE_ROUND = Policy()
@@ -54,7 +63,7 @@ def ask(
         cases: For each case its candidates and the experts' labels (J, n).
         policy: The policy.
         budget: The number of questions over all cases, spent in equal parts in the rounds. What one does not spend is
-            left to the next.
+            left to the next. Voxels of equal value are asked about together, so that more are asked where values tie.
         cuts: Instead of a budget, the lowest value that is asked about in each round, so that cases are independent.
         score: `(candidates, answers, asked, most) -> (J, n)`, what is asked first; None for the value of information.
             Never asked at 0.
@@ -62,6 +71,10 @@ def ask(
     Returns:
         For each round and case the questions asked until then, bool (J, n); and the lowest value in each round, inf if
         nothing was asked.
+
+    Raises:
+        InputError: If the budget is not a whole number of at least 0, or labels do not have the shape (J, n) of their
+            candidates.
 
     Example:
         Two questions about three voxels in two rounds. The voxel that is worth most comes first; each goes to the
@@ -77,6 +90,11 @@ def ask(
         >>> first.astype(int).tolist(), second.astype(int).tolist()
         ([[0, 1, 0], [0, 0, 0]], [[0, 1, 1], [0, 0, 0]])
     """
+    if budget is not None and (budget != budget or budget != int(budget) or budget < 0):
+        raise InputError(f"the budget must be a number of questions of at least 0, got {budget}")
+    for candidates, answers in cases:
+        if answers.shape != (expected := (len(model.experts), candidates.index.size)):
+            raise InputError(f"the labels of the experts must have shape {expected} (J, n), got {answers.shape}")
     rank = score or (lambda case, answers, asked, most: model.values(case, answers, asked, most=most))
     asked = [np.zeros(answers.shape, dtype=bool) for _, answers in cases]
     history, lowest = [], []

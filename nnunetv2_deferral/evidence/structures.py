@@ -49,6 +49,11 @@ class Structures:
         return tuple((label,) for label in (self.labels[1:] if len(self.labels) == 2 else self.labels))
 
     @property
+    def num_channels(self) -> int:
+        """The number K of the model's probabilities."""
+        return len(self.labels if self.regions is None else self.regions)
+
+    @property
     def scored(self) -> np.ndarray:
         """Bool (S,): whether the structure has a Dice, i.e. all but the background."""
         return np.array([self.regions is not None or self.labels[0] not in inside for inside in self.members])

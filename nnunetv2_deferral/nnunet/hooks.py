@@ -85,6 +85,8 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         lists = stock(self, **asked) if ensemble is None else lists_with_folds(stock, self, asked, ensemble.folds)
         self.deferral_outputs = [Path(file) for file in lists[1] or ()]
         folders = {file.parent for file in self.deferral_outputs}
+        if isinstance(output := asked["output_folder_or_list_of_truncated_output_files"], str):
+            folders.add(Path(output))  # also if a continued prediction has nothing left to do
         for folder in folders:
             folds.check_folder(folder, ensemble)
         if isinstance(self.plans_manager, MultiRaterPlansManager):

@@ -24,7 +24,7 @@ from torch._dynamo import OptimizedModule
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.limits import refuse_minutes
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
-from nnunetv2_deferral.environment import simulates_on_device
+from nnunetv2_deferral.environment import all_maps, check_names, simulates_on_device
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import cautions
 from nnunetv2_deferral.experts import Rater
@@ -126,6 +126,7 @@ class DeferralTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
         hooks.check_nnunet_version()
+        check_names()
         self.settings = resolve_settings(
             plans.get(PLANS_KEY),
             num_experts=self.num_experts,
@@ -529,7 +530,8 @@ class DeferralTrainer(nnUNetTrainer):
             discard_maps_of_another_model(self, self.plans_manager)
         if self.is_ddp:
             distributed.barrier()
-        super().perform_actual_validation(save_probabilities)
+        with all_maps():
+            super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             summary = summarize_validation(self, self.settings)
             if summary is None:

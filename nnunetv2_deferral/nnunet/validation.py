@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.cases import EvaluatedCase
-from nnunetv2_deferral.environment import maps_wanted
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME, summarize_deferral
 from nnunetv2_deferral.files import write_json
@@ -24,11 +24,11 @@ from nnunetv2_deferral.settings import DeferralSettings
 
 
 def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: DeferralPlansManager) -> None:
-    """Remove maps of another model, or other maps, of an earlier training from the validation folder of a fold."""
-    folder = _folder(trainer)
+    """Remove maps of another model, or fewer maps, of an earlier training from the validation folder of a fold."""
+    folder, model = _folder(trainer), model_identity(plans_manager, trainer.configuration_manager)
     try:
-        maps.check_folder(folder, model_identity(plans_manager, trainer.configuration_manager))
-        maps.check_kinds(folder, maps_wanted(plans_manager.settings.maps))
+        maps.check_folder(folder, model)
+        maps.check_kinds(folder, MAPS)
     except InputError as error:
         trainer.print_to_log_file(f"Removing {folder / maps.FOLDER}: {error}")
         shutil.rmtree(folder / maps.FOLDER)

@@ -41,7 +41,14 @@ from pydantic import Field, Strict
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.errors import InputError, refusals_named
-from nnunetv2_deferral.files import AppendOnlyLog, make_private_folder, sync_folder, write_durably, write_json_durably
+from nnunetv2_deferral.files import (
+    AppendOnlyLog,
+    make_private_folder,
+    read_json,
+    sync_folder,
+    write_durably,
+    write_json_durably,
+)
 from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.readings import INDEX_KEY, ReadingRules
 from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
@@ -400,11 +407,16 @@ class ReviewStore:
         cases: dict[str, dict[str, Any]] = {}
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
-        rules = None
-        with suppress(InputError):  # a damaged index is written anew
+        write_json_durably({**self._rules_of_readings(), "cases": cases}, self.folder / REVIEW_NAME)
+
+    def _rules_of_readings(self) -> dict[str, Any]:
+        """The rules of a review with two readers, also if one of the files that have them is damaged."""
+        with suppress(InputError):
             rules = ReadingRules.of(self.folder)
-        readings = {} if rules is None else {INDEX_KEY: vars(rules)}
-        write_json_durably({**readings, "cases": cases}, self.folder / REVIEW_NAME)
+            return {} if rules is None else {INDEX_KEY: vars(rules)}
+        with suppress(InputError):
+            return {key: value for key, value in read_json(self.folder / REVIEW_NAME).items() if key == INDEX_KEY}
+        return {}
 
 
 def _move_aside(file: Path, target: Path) -> None:

@@ -112,3 +112,25 @@ def test_the_walk_from_arrays_ends_at_the_first_budget_with_too_many_violations(
             walk(errors, budgets)
     with pytest.raises(InputError, match="in .0, 1."):
         certified_budget(errors, (0.1, 0.05, 0.01), kept_error=0.0, alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    ("errors", "budgets", "message"),
+    [
+        (np.full((40, 2), np.nan), (0.02, 0.01), "must be finite"),
+        (np.full((40, 2), -0.1), (0.02, 0.01), "at least 0"),
+        (np.zeros((40, 2)), (2, 0.01), r"shares of the voxels in \[0, 1\]"),
+        (np.zeros((40, 2)), (0.02, float("nan")), "shares of the voxels"),
+    ],
+)
+def test_arrays_that_certify_nothing_are_refused(errors, budgets, message):
+    with pytest.raises(InputError, match=message):
+        certified_budget(errors, budgets, kept_error=0.1, alpha=0.15)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"alpha": 0}, {"alpha": 1.5}, {"confidence": 1}, {"violations": -1}, {"alpha": float("nan")}]
+)
+def test_groups_needed_for_values_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="must be"):
+        groups_needed(**({"violations": 0, "alpha": 0.1, "confidence": 0.9} | wrong))

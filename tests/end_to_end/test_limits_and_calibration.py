@@ -422,6 +422,7 @@ def installed(workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPa
     """A results folder that the model was exported to and installed in."""
     results = tmp_path_factory.mktemp("elsewhere")
     archive = results / "model.zip"
+    (model / "fold_0" / "progress.png").touch()  # nnU-Net exports it; the tests' trainings draw none
     workplace.command(
         "nnUNetv2_export_model_to_zip", "-d", FLAT, "-o", archive, "-c", "2d", "-tr", TRAINER, "-p", PLANS, "-f", 0
     )

@@ -86,6 +86,12 @@ class TestTraining:
         summary = json.loads((flat_deferral_fold_1 / "validation" / "deferral_summary.json").read_text())
         assert 0 < summary["deferral"]["rate"] < 1
 
+    def test_a_validation_has_all_maps_whatever_predictions_shall_have(self, flat_deferral_fold_1: Path) -> None:
+        folder = flat_deferral_fold_1 / "validation"
+        cases = tuple(sorted(file.stem for file in folder.glob("*.png")))
+        assert cases
+        assert_maps(folder, cases, ".png")
+
     def test_something_is_deferred_after_a_few_iterations(self, flat_deferral: Path, solid_deferral: Path) -> None:
         for fold in (flat_deferral, solid_deferral):
             summary = json.loads((fold / "validation" / "deferral_summary.json").read_text())

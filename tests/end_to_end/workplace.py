@@ -169,8 +169,9 @@ def flat_deferral(workplace: Workplace) -> Path:
 
 @pytest.fixture(scope="session")
 def flat_deferral_fold_1(workplace: Workplace, flat_deferral: Path) -> Path:
-    """The second fold of the same, with experts drawn in the training step as on a GPU."""
-    return workplace.train(FLAT, "2d", 1, "TinyDeferral3Experts", "--npz", nnUNet_deferral_simulate_on="device")
+    """The second fold of the same, with experts drawn in the training step as on a GPU, and fewer maps asked for."""
+    asked = {"nnUNet_deferral_simulate_on": "device", "nnUNet_deferral_maps": "route"}
+    return workplace.train(FLAT, "2d", 1, "TinyDeferral3Experts", "--npz", **asked)
 
 
 @pytest.fixture(scope="session")

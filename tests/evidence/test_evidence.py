@@ -11,6 +11,7 @@ from scipy.special import expit, logit, ndtr
 
 from nnunetv2_deferral.calibration.evidence_models import fit_evidence_model
 from nnunetv2_deferral.decision.area import structure_weights
+from nnunetv2_deferral.decision.gains import find_candidates
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import (
     NUM_ZONES,
@@ -419,3 +420,24 @@ def test_arrays_that_do_not_belong_together_are_refused(changes: dict[str, Any],
     }
     with pytest.raises(InputError, match=words):
         fit_evidence_model(**(given | changes), experts=("ann",))
+
+
+def test_questions_that_make_no_sense_are_refused():
+    model = EvidenceModel.simple({"ann": 0.9})
+    foreground = np.full((1, 4), 0.4, dtype=np.float32)
+    said = np.stack([1 - foreground, foreground])
+    case = find_candidates(model, said)
+    answers = np.zeros((1, 4), dtype=int)
+    for wrong in (-1, 0.01, float("nan")):
+        with pytest.raises(InputError, match="number of questions"):
+            ask(model, [(case, answers)], Policy(), budget=wrong)
+    with pytest.raises(InputError, match="shape"):
+        ask(model, [(case, answers[:, 1:])], Policy(), budget=1)
+    for wrong in ({"rounds": 0}, {"rounds": 2.5}, {"most": 0}):
+        with pytest.raises(InputError, match="whole number"):
+            Policy(**wrong)
+    for wrong, message in ((said * np.nan, "numbers in"), (said[[0, 1, 1]], "2 classes"), (said - 0.5, "numbers in")):
+        with pytest.raises(InputError, match=message):
+            find_candidates(model, wrong)
+    with pytest.raises(InputError, match="does not end with that of the case"):
+        case.take(np.zeros((5, 4)))

@@ -5,7 +5,7 @@ import torch
 
 from nnunetv2_deferral.expert_sim.error_models import region_accuracies
 from nnunetv2_deferral.expert_sim.profiles import ExpertProfile
-from nnunetv2_deferral.expert_sim.zones import Reference, boundary_band
+from nnunetv2_deferral.expert_sim.zones import Reference, boundary_band, widths_in_voxels
 
 torch.set_num_threads(1)
 
@@ -129,3 +129,8 @@ def test_a_reference_hides_ignored_voxels():
 def test_label_values_that_do_not_fit_are_refused(values, ignore_label, message):
     with pytest.raises(ValueError, match=message):
         Reference.from_labels(torch.tensor([[0, 1, 2]]), values, ignore_label=ignore_label)
+
+
+def test_widths_do_not_depend_on_the_digits_of_a_header():
+    for spacing in (0.8, 0.79999989, 0.80000012):
+        assert widths_in_voxels(2, (spacing, 5.0, 1.0)) == (3, 0, 2)

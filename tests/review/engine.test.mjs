@@ -402,11 +402,21 @@ test("slices between two discs hold discs of radii between theirs", () => {
 });
 
 test("a shape that a slice lacks shrinks to nothing on the way there, and others stay", () => {
-  const line = (text) => Uint8Array.from(text, Number);
+  const line = (text) => Uint8Array.from(text.repeat(9), Number);
   const between = labelsBetween(line("1111111022"), line("0000000022"), 3, 10, [1, 1]);
   const widths = between.map((slice) => slice.filter((label) => label === 1).length);
-  assert.ok(7 > widths[0] && widths[0] > widths[1] && widths[1] > widths[2] && widths[2] > 0);
-  for (const slice of between) assert.deepEqual([...slice.slice(8)], [2, 2]);
+  assert.ok(63 > widths[0] && widths[0] > widths[1] && widths[1] > widths[2] && widths[2] > 0);
+  for (const slice of between) assert.deepEqual([...slice.slice(8, 10)], [2, 2]);
+});
+
+test("a shape that fills a slice shrinks, too", () => {
+  const full = new Uint8Array(20 * 20).fill(1);
+  const small = full.map((_, i) => (i % 20 >= 8 && i % 20 < 12 && i >= 160 && i < 240 ? 1 : 0));
+  for (const last of [new Uint8Array(400), small]) {
+    const areas = labelsBetween(full, last, 5, 20, [1, 1]).map((slice) => slice.filter(Boolean).length);
+    areas.forEach((area, i) => assert.ok(area < (areas[i - 1] ?? 400)));
+    assert.ok(areas.at(-1) > 0 && areas.at(-1) < 80);
+  }
 });
 
 test("distances agree with a search over all pixels", () => {
@@ -416,7 +426,10 @@ test("distances agree with a search over all pixels", () => {
   const slices = [0, 1].map(() => Uint8Array.from({ length: width * height }, () => (random() < 0.4 ? 1 : 0)));
   const signed = (slice) =>
     [...slice.keys()].map((i) => {
-      let nearest = Infinity;
+      // Outside of the slice is background.
+      const [u, v] = [i % width, Math.floor(i / width)];
+      const out = Math.min((u + 1) * spacing[0], (width - u) * spacing[0], (v + 1) * spacing[1], (height - v) * spacing[1]);
+      let nearest = slice[i] ? out : Infinity;
       for (const j of slice.keys()) {
         const du = ((i % width) - (j % width)) * spacing[0];
         const dv = (Math.floor(i / width) - Math.floor(j / width)) * spacing[1];

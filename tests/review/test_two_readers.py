@@ -222,6 +222,19 @@ def test_without_its_folder_of_what_was_settled_a_review_is_refused_until_it_is_
     fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
 
 
+def test_damaged_rules_of_readings_are_not_lost_from_the_index(folders, serve):
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
+    served.review.store.close()
+    rules = folders.reviews / "settled" / "readings.json"
+    rules.write_text("{")
+    ReviewStore(folders.reviews, ".nii.gz").close()  # writes the index anew
+    with pytest.raises(InputError, match=r"readings\.json"):
+        ReadingRules.of(folders.reviews)
+    rules.unlink()
+    assert ReadingRules.of(folders.reviews) == RULES
+
+
 def test_a_mask_that_was_replaced_is_refused_until_it_is_settled_anew(folders, serve):
     served = serve(folders, rules=RULES)
     answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})

@@ -240,6 +240,7 @@ export class Annotation {
   onKey(event) {
     const key = event.key.toLowerCase();
     const withControl = event.ctrlKey || event.metaKey;
+    if (this.painter.isDrawing) return true; // the stroke ends first
     if (withControl) {
       if (key === "enter") this.submit();
       else if (key === "z") event.shiftKey ? this.redo() : this.undo();
@@ -248,7 +249,7 @@ export class Annotation {
       return true;
     }
     // A key that is held down answers one region only.
-    if (event.repeat && ["enter", "m", "t", "q", "w"].includes(key)) return true;
+    if (event.repeat && ["enter", "m", "t", "q", "w", "z"].includes(key)) return true;
     if (key === "enter" && this.painter.isOpen) this.painter.close();
     else if (key === "enter") this.finishRegion();
     else if (key === "escape") this.painter.cancel();

@@ -17,6 +17,8 @@ const STEPS = [
 const NAME_END = 12;
 /** Time between looks at the list while cases are being read. */
 const READING_MS = 1500;
+/** Size of an image up to which the next one is loaded ahead. */
+const AHEAD_BYTES = 256e6;
 const STATES = {
   saved: "Saved",
   unsaved: "Not saved yet",
@@ -130,7 +132,7 @@ class App {
       this.step = step;
       this.stage.replaceChildren(step.viewer.element, step.panel);
       step.start();
-      if (number === 2) this._loadAhead(entry, step.scene.channels.length);
+      if (number === 2) this._loadAhead(entry, step.scene.channels);
     } catch (error) {
       this.shown = null;
       this.stage.replaceChildren(h("p.empty.error", {}, error.message));
@@ -204,8 +206,10 @@ class App {
     });
   }
 
-  /** Load the image of the next open case while this one is being answered. */
-  _loadAhead(entry, channels) {
+  /** Load the image of the next open case while this one, of about the same size, is being answered. */
+  _loadAhead(entry, shown) {
+    const channels = shown.length;
+    if (channels * shown[0].byteLength > AHEAD_BYTES) return;
     const next = this.cases.find((each) => each.case !== entry.case && !isFinished(each));
     if (!next || this.ahead?.name === next.case) return;
     this.ahead = { name: next.case, channels, image: api.readImage(next.case, channels) };

@@ -14,6 +14,11 @@
  * @returns {Uint8Array[]}      their labels, from the first slice to the last; background where no shape is
  */
 export function labelsBetween(first, last, count, width, spacing) {
+  const wide = between(withMargin(first, width), withMargin(last, width), count, width + 2, spacing);
+  return wide.map((slice) => withoutMargin(slice, width + 2));
+}
+
+function between(first, last, count, width, spacing) {
   const labels = [...new Set([...first, ...last])].filter((label) => label > 0);
   const shapes = labels.map((label) => {
     const [one, other] = [first, last].map((slice) => signedDistances(slice, label, width, spacing));
@@ -47,7 +52,14 @@ function signedDistances(slice, label, width, spacing) {
   return inside.map((squared, i) => Math.sqrt(squared) - Math.sqrt(outside[i]));
 }
 
-/** Squared distances to the nearest source (Felzenszwalb and Huttenlocher 2012); large where there is none. */
+/**
+ * Squared distances to the nearest source (Felzenszwalb and Huttenlocher 2012); large where there is none.
+ *
+ * @param {(i: number) => boolean} isSource
+ * @param {number} size         number of pixels
+ * @param {number} width        columns
+ * @param {number[]} spacing    [columns, rows], mm
+ */
 function squaredDistances(isSource, size, width, [spacingU, spacingV]) {
   const height = size / width;
   const farthest = (width * spacingU) ** 2 + (height * spacingV) ** 2;
@@ -55,6 +67,19 @@ function squaredDistances(isSource, size, width, [spacingU, spacingV]) {
   for (let v = 0; v < height; v++) alongLine(distances, v * width, 1, width, spacingU);
   for (let u = 0; u < width; u++) alongLine(distances, u, width, height, spacingV);
   return distances;
+}
+
+/** A slice with a margin of background, so that a shape that fills it has a border. */
+function withMargin(slice, width) {
+  const height = slice.length / width;
+  const wide = new Uint8Array((width + 2) * (height + 2));
+  for (let v = 0; v < height; v++) wide.set(slice.subarray(v * width, (v + 1) * width), (v + 1) * (width + 2) + 1);
+  return wide;
+}
+
+function withoutMargin(wide, width) {
+  const height = wide.length / width;
+  return wide.filter((_, i) => i % width > 0 && i % width < width - 1 && i >= width && i < (height - 1) * width);
 }
 
 /** The lower envelope of the parabolas over a line. */

@@ -9,6 +9,7 @@ import { labelsBetween } from "./between.js";
 import { columnRow, indexOf, sliceOf } from "./planes.js";
 
 const UNDO_STEPS = 200;
+const AROUND = 10; // voxels
 
 /**
  * @typedef {object} Touched       result of a step of a stroke
@@ -244,15 +245,18 @@ export class PaintSession {
   fillBetween(region, plane, shape) {
     const drawn = this.drawnSlices(region, plane, shape);
     if (drawn.every((slice, i) => i === 0 || slice === drawn[i - 1] + 1)) return null;
+    // With what lies around the region, so that shapes do not end at its sides.
     const corners = region.box.map((corner) => columnRow(plane, corner));
-    const [u0, v0] = [0, 1].map((i) => Math.min(corners[0][i], corners[1][i]));
-    const [u1, v1] = [0, 1].map((i) => Math.max(corners[0][i], corners[1][i]));
+    const [u0, v0] = [0, 1].map((i) => Math.max(0, Math.min(corners[0][i], corners[1][i]) - AROUND));
+    const u1 = Math.min(plane.width - 1, Math.max(corners[0][0], corners[1][0]) + AROUND);
+    const v1 = Math.min(plane.height - 1, Math.max(corners[0][1], corners[1][1]) + AROUND);
     const width = u1 - u0 + 1;
     const places = Array.from({ length: width * (v1 - v0 + 1) }, (_, i) => [u0 + (i % width), v0 + Math.floor(i / width)]);
     const labelsIn = (w) => Uint8Array.from(places, ([u, v]) => this.labels[indexOf(plane, u, v, w)]);
     let changed = 0;
     for (let i = 1; i < drawn.length; i++) {
       const [first, last] = [drawn[i - 1], drawn[i]];
+      if (last === first + 1) continue;
       const spacing = [plane.spacingU, plane.spacingV];
       labelsBetween(labelsIn(first), labelsIn(last), last - first - 1, width, spacing).forEach((labels, step) => {
         places.forEach(([u, v], at) => {

@@ -60,6 +60,11 @@ export class Painter {
     this._corners = null;
   }
 
+  /** Whether a stroke of a brush goes on. */
+  get isDrawing() {
+    return this._last !== null;
+  }
+
   /** Whether a polygon is being drawn. */
   get isOpen() {
     return this._corners !== null;
