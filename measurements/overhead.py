@@ -2,7 +2,7 @@
 
     python measurements/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
     python measurements/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
-    nnUNet_deferral_simulate_on=device python measurements/overhead.py -d 501 -c 2d -o FILE
+    nnUNet_deferral_simulate_on=device python measurements/overhead.py -d 501 -c 2d -n 40 -what loader
 
 Measured are the ratios deferral / stock of the duration of a training step, of the data loader and of a prediction from
 file to file, and of the peak memory of training. Experts are simulated in the loader on a CPU and in the step on a GPU.
@@ -26,6 +26,7 @@ from statistics import median
 from time import perf_counter
 
 TRAINERS = {"stock": "nnUNetTrainer", "deferral": "nnUNetTrainerDeferral3Experts"}
+WHAT = ("step", "loader", "prediction", "memory")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,8 +81,9 @@ def time_steps(options: argparse.Namespace) -> dict[str, float]:
             loaded = perf_counter()
             synchronize(options)
             stepped = perf_counter()
-            trainer.train_step(batch)
-            synchronize(options)
+            if "step" in options.what:
+                trainer.train_step(batch)
+                synchronize(options)
             if iteration >= options.warm:
                 times[f"loader_{kind}"].append(loaded - start)
                 times[f"step_{kind}"].append(perf_counter() - stepped)
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=20, help="number of measured steps")
     parser.add_argument("-warm", type=int, default=3, help="number of warm-up steps")
     parser.add_argument("-images", type=int, default=8, help="number of images to predict")
+    parser.add_argument("-what", nargs="+", choices=WHAT, default=WHAT, help="what is measured. Default: all")
     parser.add_argument("-o", type=Path, help="file of the results. Default: in measurements/results")
     parser.add_argument("--memory-of", choices=tuple(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -177,12 +180,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as results:
         os.environ["nnUNet_results"] = results
-        memory = {f"memory_{kind}": memory_in_a_process_of_its_own(kind) for kind in TRAINERS}
-        measured = memory | time_steps(options) | time_prediction(options)
-    ratios = {
-        what: round(measured[f"{what}_deferral"] / measured[f"{what}_stock"], 3)
-        for what in ("step", "loader", "prediction", "memory")
-    }
+        measured: dict[str, float] = {}
+        if "memory" in options.what:
+            measured |= {f"memory_{kind}": memory_in_a_process_of_its_own(kind) for kind in TRAINERS}
+        if {"step", "loader"} & set(options.what):
+            measured |= time_steps(options)
+        if "prediction" in options.what:
+            measured |= time_prediction(options)
+    ratios = {what: round(measured[f"{what}_deferral"] / measured[f"{what}_stock"], 3) for what in options.what}
     content = {
         "what": f"Dataset{int(options.d):03d} {options.c} {options.p} patch {options.patch or 'as planned'}",
         "trainer": options.tr,

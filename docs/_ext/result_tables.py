@@ -307,14 +307,15 @@ def several_raters() -> str:
 def overhead() -> str:
     """What deferral adds to time and memory."""
     rows = []
-    for name in ("501_2d", "511_2d", "004_3d_fullres"):
-        content = _json(f"overhead_{name}_cpu.json")
+    drawn = "_cpu_drawn_in_step"
+    for name in ("501_2d_cpu", "511_2d_cpu", "004_3d_fullres_cpu", f"501_2d{drawn}", f"004_3d_fullres{drawn}"):
+        content = _json(f"overhead_{name}.json")
         ratios, machine = content["ratios"], content["machine"]
         rows.append(
             (
-                content["what"].removesuffix(" patch as planned"),
+                content["what"].removesuffix(" patch as planned") + ", experts drawn in the step" * name.endswith(drawn),
                 f"`{content['trainer']}`",
-                *(_rounded(ratios[key]) for key in ("step", "loader", "prediction", "memory")),
+                *(_rounded(ratios[key]) if key in ratios else _NONE for key in ("step", "loader", "prediction", "memory")),
                 f"{machine['device']}, torch {machine['torch']}, {content['date']}",
             )
         )
