@@ -311,11 +311,13 @@ def overhead() -> str:
     for name in ("501_2d_cpu", "511_2d_cpu", "004_3d_fullres_cpu", f"501_2d{drawn}", f"004_3d_fullres{drawn}"):
         content = _json(f"overhead_{name}.json")
         ratios, machine = content["ratios"], content["machine"]
+        cells = (ratios.get(key) for key in ("step", "loader", "prediction", "memory"))
+        where = ", experts drawn in the step" if name.endswith(drawn) else ""
         rows.append(
             (
-                content["what"].removesuffix(" patch as planned") + ", experts drawn in the step" * name.endswith(drawn),
+                content["what"].removesuffix(" patch as planned") + where,
                 f"`{content['trainer']}`",
-                *(_rounded(ratios[key]) if key in ratios else _NONE for key in ("step", "loader", "prediction", "memory")),
+                *(_NONE if ratio is None else _rounded(ratio) for ratio in cells),
                 f"{machine['device']}, torch {machine['torch']}, {content['date']}",
             )
         )
