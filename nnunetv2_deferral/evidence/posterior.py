@@ -75,7 +75,7 @@ class Candidates:
         )
 
     def take(self, values: np.ndarray) -> np.ndarray:
-        """The values of the candidates, (..., n), from an array (..., *shape).
+        """The values of the candidates, (..., n), from an array that ends with the shape of the case.
 
         Raises:
             InputError: If the array does not end with the shape of the case.
@@ -85,7 +85,7 @@ class Candidates:
         return values.reshape(*values.shape[: values.ndim - len(self.shape)], -1)[..., self.index]
 
     def put(self, values: np.ndarray, fill: Any) -> np.ndarray:
-        """An array (..., *shape) of the dtype of `values` (..., n), with `fill` at other voxels."""
+        """An array that ends with the shape of the case, with `values` (..., n) and `fill` at other voxels."""
         whole = np.full((*values.shape[:-1], int(np.prod(self.shape))), fill, dtype=values.dtype)
         whole[..., self.index] = values
         return whole.reshape(*values.shape[:-1], *self.shape)
