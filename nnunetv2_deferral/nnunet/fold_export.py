@@ -255,10 +255,12 @@ def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
             f"the masks of folds and their mutual information ({ENVIRONMENT_FOLDS}=1, nnUNetv2_deferral_uncertainty) "
             f"take at least two folds (-f), got {' '.join(names) or number}: a single one agrees with itself"
         )
-    if len(names) != number or len(set(names)) != number:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"each fold can be given once (-f), but {', '.join(twice)} was given several times")
+    if len(names) != number:
         raise InputError(
             f"the predictor has {number} folds, but their names are {', '.join(names) or 'unknown'}. In Python, call "
-            "nnunetv2_deferral.nnunet.hooks.install() before initialize_from_trained_model_folder, with each fold once"
+            "nnunetv2_deferral.nnunet.hooks.install() before initialize_from_trained_model_folder"
         )
     plans = predictor.plans_manager
     return EnsembleIdentity(

@@ -154,6 +154,8 @@ def test_what_cannot_be_recorded_is_refused_before_a_case_is_predicted(predictor
     refused("take at least two folds .-f., got 0 1 all", alone(predictor, 0))
     monkeypatch.setattr(predictor, "deferral_folds", ("0", "1"))
     refused("has 3 folds, but their names are 0, 1. In Python, call")
+    monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "1"))
+    refused("each fold can be given once .-f., but 1 was given several times")
     monkeypatch.delattr(predictor, "deferral_folds")
     refused("their names are unknown")
     monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", "-device", "cpu", "-f", "3", "02", "all", "-npp", "1"])
