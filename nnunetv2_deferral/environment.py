@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from nnunetv2_deferral.defaults import MAPS, ROUTE
 from nnunetv2_deferral.errors import InputError
@@ -77,19 +77,24 @@ def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.envi
 
 
 @contextmanager
-def all_maps() -> Iterator[None]:
-    """A context in which all maps are written, also by processes that are started in it.
-
-    Calibrations, benchmarks and the summary of a training take all maps of its validation.
-    """
-    before = os.environ.get(ENVIRONMENT_MAPS)
-    os.environ[ENVIRONMENT_MAPS] = " ".join(MAPS)
+def variable(name: str, value: str) -> Iterator[None]:
+    """A context in which a variable has a value, also for processes that are started in it."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop(ENVIRONMENT_MAPS)
+        del os.environ[name]
         if before is not None:
-            os.environ[ENVIRONMENT_MAPS] = before
+            os.environ[name] = before
+
+
+def all_maps() -> AbstractContextManager[None]:
+    """A context in which all maps are written.
+
+    Calibrations, benchmarks and the summary of a training take all maps of its validation.
+    """
+    return variable(ENVIRONMENT_MAPS, " ".join(MAPS))
 
 
 def simulates_on_device(device_type: str, environment: Mapping[str, str] = os.environ) -> bool:

@@ -7,7 +7,6 @@ prediction does not import this package; with a deferral model `nnUNet_deferral_
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
+from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS, variable
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.folds import index_file
 from nnunetv2_deferral.nnunet import hooks
@@ -65,12 +64,9 @@ def _check(given: argparse.Namespace) -> None:
 @contextmanager
 def _as_nnunets_command(words: Sequence[str]) -> Iterator[None]:
     """Run nnU-Net's own command, with all of its options, for the folds as well."""
-    program, before = sys.argv, os.environ.get(ENVIRONMENT_FOLDS)
-    sys.argv, os.environ[ENVIRONMENT_FOLDS] = ["nnUNetv2_predict", *words], "1"
+    program, sys.argv = sys.argv, ["nnUNetv2_predict", *words]
     try:
-        yield
+        with variable(ENVIRONMENT_FOLDS, "1"):
+            yield
     finally:
         sys.argv = program
-        os.environ.pop(ENVIRONMENT_FOLDS)
-        if before is not None:
-            os.environ[ENVIRONMENT_FOLDS] = before
