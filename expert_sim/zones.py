@@ -65,6 +65,11 @@ def widths_in_voxels(width: int, spacing: Sequence[float]) -> tuple[int, ...]:
     return tuple(math.floor(width / each + 0.5 + 1e-4) for each in spacing)
 
 
+def spacing_in_voxels_of(voxel_mm: float | None, spacing_mm: Sequence[float]) -> tuple[float, ...] | None:
+    """A spacing by axis in voxels of an edge in mm; None without one, with which the unit is the voxel itself."""
+    return None if voxel_mm is None else tuple(float(each) / voxel_mm for each in spacing_mm)
+
+
 def boundary_band(labels: torch.Tensor, width: int | Sequence[int], *, ignore_label: int | None = None) -> torch.Tensor:
     """The voxels within `width` voxels of a label change, on both sides of it.
 

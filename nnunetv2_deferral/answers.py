@@ -17,6 +17,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
+from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -130,16 +131,14 @@ class ExpertAnswers:
 
         Of experts simulated beforehand those of simulation.json, unless others are simulated now.
         """
-        content: dict[str, Any] = {"seed": self.seed, "boundary_width": self.boundary_width}
-        content["expert_voxel_mm"] = self.expert_voxel_mm
+        keys = ("seed", "boundary_width", "expert_voxel_mm")
+        content = {key: getattr(self, key) for key in keys}
         if self.masks is not None and len(raters_of(self.experts)) == len(self.experts):
-            recorded: Mapping[str, Any] = _read_simulation(self.masks.folder) or {}
-            content = {key: recorded.get(key, value) for key, value in content.items()}
-            if recorded:  # without it their voxels were those of the files
-                content["expert_voxel_mm"] = recorded.get("expert_voxel_mm")
-        if content["expert_voxel_mm"] is None:
-            del content["expert_voxel_mm"]
-        return {"experts": experts_to_json(self.identities), **content}
+            recorded: Mapping[str, Any] | None = _read_simulation(self.masks.folder)
+            if recorded is not None:  # where it says nothing, their voxels were those of the files
+                content |= {"expert_voxel_mm": None} | {key: recorded[key] for key in keys if key in recorded}
+        known = {key: value for key, value in content.items() if value is not None}
+        return {"experts": experts_to_json(self.identities), **known}
 
     def answers(self, case: str, reference: np.ndarray, properties: Mapping[str, Any] | None = None) -> np.ndarray:
         """The labels of all experts for a case.
@@ -180,7 +179,7 @@ class ExpertAnswers:
             return None
         if properties is None:
             raise InputError(f"{case}: experts with voxels of {self.expert_voxel_mm} mm need the spacing of the image")
-        return tuple(float(each) / self.expert_voxel_mm for each in properties["spacing"])
+        return spacing_in_voxels_of(self.expert_voxel_mm, properties["spacing"])
 
 
 def who_answered(folder: Path, names: Sequence[str]) -> tuple[Expert, ...]:

@@ -20,6 +20,7 @@ from nnunetv2_deferral.decision.limits import CASE, Limits
 from nnunetv2_deferral.defaults import BOUNDARY_WIDTH, MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
+from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -238,7 +239,7 @@ class DeferralSettings:
 
     def spacing_of_experts(self, spacing: Sequence[float]) -> tuple[float, ...] | None:
         """A spacing in mm, by axis, in the voxels of simulated experts; None if they are those at hand."""
-        return None if self.expert_voxel_mm is None else tuple(each / self.expert_voxel_mm for each in spacing)
+        return spacing_in_voxels_of(self.expert_voxel_mm, spacing)
 
     @property
     def available(self) -> tuple[bool, ...]:

@@ -30,6 +30,7 @@ from nnunetv2_deferral.expert_sim.profiles import (
     with_error_model,
 )
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
+from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
 from nnunetv2_deferral.experts import experts_to_json, names_of
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
@@ -188,9 +189,6 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     """Write the answers of all experts for a case; returns the files."""
     labels, properties = job.files.read(label_file)
     case = label_file.name.removesuffix(job.files.file_ending)
-    spacing = None
-    if job.expert_voxel_mm is not None:
-        spacing = [each / job.expert_voxel_mm for each in properties["spacing"]]
     answers = simulate_case(
         torch.from_numpy(labels.astype(np.int16)),
         job.profiles,
@@ -198,7 +196,7 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
         seed=job.seed,
         case=case,
         boundary_width=job.boundary_width,
-        spacing=spacing,
+        spacing=spacing_in_voxels_of(job.expert_voxel_mm, properties["spacing"]),
         ignore_label=job.files.label_manager.ignore_label,
     )
     targets = [job.target(label_file, profile) for profile in job.profiles]
