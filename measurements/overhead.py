@@ -3,6 +3,8 @@
     python measurements/overhead.py -d 501 -c 2d                  # a preprocessed dataset, nnU-Net's variables set
     python measurements/overhead.py -d 4 -c 3d_fullres -patch 128 128 128 -device cuda
     nnUNet_deferral_simulate_on=device python measurements/overhead.py -d 501 -c 2d -n 40 -what loader
+    python measurements/overhead.py -d 4 -c 3d_fullres -what step memory \
+        -tr nnUNetTrainerDeferral3Experts_on_nnUNet_Primus_S_Trainer      # relative to that trainer
 
 Measured are the ratios deferral / stock of the duration of a training step, of the data loader and of a prediction from
 file to file, and of the peak memory of training. Experts are simulated in the loader on a CPU and in the step on a GPU.
@@ -174,7 +176,8 @@ def main() -> None:
     parser.add_argument("-o", type=Path, help="file of the results. Default: in measurements/results")
     parser.add_argument("--memory-of", choices=tuple(TRAINERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    TRAINERS["deferral"] = options.tr
+    _, on, base = options.tr.partition("_on_")
+    TRAINERS.update(stock=base or TRAINERS["stock"], deferral=options.tr)
     if options.memory_of:
         print(f"PEAK {measure_memory(options.memory_of, options)}")
         return
@@ -199,7 +202,8 @@ def main() -> None:
         content["measured"] = measured
     patch = "" if not options.patch else "_" + "x".join(str(size) for size in options.patch)
     place = "_drawn_in_step" if options.device == "cpu" and os.environ.get("nnUNet_deferral_simulate_on") else ""
-    file = options.o or RESULTS / f"overhead_{int(options.d):03d}_{options.c}{patch}_{options.device}{place}.json"
+    name = f"overhead_{int(options.d):03d}_{options.c}{patch}_{options.device}{place}{on}{base}.json"
+    file = options.o or RESULTS / name
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content, indent=4) + "\n")
     print(f"\n{file}\n{json.dumps(content, indent=4)}")

@@ -22,8 +22,8 @@ from .losses.coherence import coherence_loss
 from .losses.collaboration import collaboration_loss
 from .losses.objective import DeferralObjective
 from .losses.one_vs_all import one_vs_all_loss
+from .losses.several_raters import multi_rater_loss
 from .maps import write_maps
-from .multi_rater.ordinal import multi_rater_loss
 from .nnunet.in_memory import predict_array
 from .plots import plot_case, plot_coverage, plot_reliability
 from .predictions import PredictionFolder

@@ -59,6 +59,7 @@ class PredictedCase:
         routing: np.ndarray | Stored | None = None,
         prior: PriorMap | Stored | None = None,
         answered: EarlierAnswers | Stored | None = None,
+        disagreement: np.ndarray | Stored | None = None,
         properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         num_experts: int | None = None,
     ) -> None:
@@ -75,6 +76,7 @@ class PredictedCase:
             routing: The routing probabilities.
             prior: The prior of the evidence model.
             answered: The questions and answers of earlier rounds.
+            disagreement: The probability that raters disagree.
             properties: nnU-Net's properties of the mask, or a function that reads them; None for voxels of size 1.
             num_experts: The number J of experts; None if it is unknown.
         """
@@ -91,6 +93,7 @@ class PredictedCase:
             "routing": routing,
             "prior": prior,
             "answered": answered,
+            "disagreement": disagreement,
         }
 
     def has(self, what: str) -> bool:
@@ -166,6 +169,16 @@ class PredictedCase:
     def gain(self) -> np.ndarray:
         """float32 of shape S, not negative: expected gain in the Dice of the case from asking `expert`."""
         return self._within("gain", self._map("gain"), np.inf)
+
+    @cached_property
+    def disagreement(self) -> np.ndarray | None:
+        """float32 of shape S in [0, 1]: the probability that raters disagree, the highest of all structures.
+
+        None if the model did not learn it.
+        """
+        if self._sources["disagreement"] is None:
+            return None
+        return self._within("disagreement", self._map("disagreement"), 1)
 
     @cached_property
     def softmax(self) -> np.ndarray:

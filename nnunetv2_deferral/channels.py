@@ -1,7 +1,8 @@
 """The output channels of a deferral network.
 
 A deferral network has K + J + 2 output channels: K segmentation heads as nnU-Net plans them, J + 1 routing logits
-(route 0 is the model itself, route j is expert j) and one aggregated deferral logit.
+(route 0 is the model itself, route j is expert j) and one aggregated deferral logit. One that also learns how far
+raters agree (:mod:`.multi_rater`) has the levels of its ordinal head behind the segmentation.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ class DeferralOutput(NamedTuple):
     """The parts of a network output, with the channels on the same axis as in the output."""
 
     segmentation: Tensor
+    levels: Tensor
     routing: Tensor
     aggregated: Tensor
 
 
 @dataclass(frozen=True)
 class ChannelLayout:
-    """The order of the output channels: segmentation, routing, aggregated.
+    """The order of the output channels: segmentation, levels if there are any, routing, aggregated.
 
     Attributes:
         num_segmentation_heads: K, as counted by nnU-Net's label manager (classes including background, or regions).
         num_experts: The number J of experts.
+        num_levels: The number L of channels of an ordinal head, F (J + 1) for F structures; 0 without one.
     """
 
     num_segmentation_heads: int
     num_experts: int
+    num_levels: int = 0
 
     @property
     def num_routes(self) -> int:
@@ -41,18 +45,23 @@ class ChannelLayout:
 
     @property
     def total(self) -> int:
-        """K + J + 2, the number of output channels."""
-        return self.num_segmentation_heads + self.num_routes + 1
+        """K + L + J + 2, the number of output channels."""
+        return sum(self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return self.num_segmentation_heads, self.num_levels, self.num_routes, 1
 
     def split(self, output: Tensor, dim: int = 1) -> DeferralOutput:
-        """Split a network output of K + J + 2 channels along `dim` into its parts (views).
+        """Split a network output of K + L + J + 2 channels along `dim` into its parts (views).
 
         Raises:
-            InputError: If the length of the axis is not K + J + 2.
+            InputError: If the length of the axis is not K + L + J + 2.
         """
         if output.shape[dim] != self.total:
             raise InputError(
-                f"expected {self.total} channels ({self.num_segmentation_heads} segmentation, {self.num_routes} "
-                f"routing, 1 aggregated), got {output.shape[dim]}"
+                f"expected {self.total} channels ({self.num_segmentation_heads} segmentation, "
+                + (f"{self.num_levels} levels, " if self.num_levels else "")
+                + f"{self.num_routes} routing, 1 aggregated), got {output.shape[dim]}"
             )
-        return DeferralOutput(*output.split((self.num_segmentation_heads, self.num_routes, 1), dim=dim))
+        return DeferralOutput(*output.split(self._sizes, dim=dim))

@@ -126,6 +126,13 @@ def find_segmentation_layer(network: nn.Module, input_shape: Sequence[int], num_
     return found[0]
 
 
+def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module of a network wherever it is registered."""
+    places = [(parent, key) for parent in network.modules() for key, child in parent._modules.items() if child is old]
+    for parent, key in places:
+        setattr(parent, key, new)
+
+
 def _feature_channels(network: nn.Module, input_shape: Sequence[int], name: str) -> int:
     outputs = _probe(network, input_shape, {name: network.get_submodule(name)})[1][name]
     # (1, F, *S) with the axes of the input, at any resolution.

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.head_place import Convolution, HeadPlace
+from nnunetv2_deferral.head_place import Convolution, HeadPlace, replace_module
+from nnunetv2_deferral.multi_rater.ordinal import agreement, disagreement
+from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels, OrdinalHead, add_ordinal_head
 from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import DeferralSettings
 
@@ -33,6 +35,8 @@ class DeferralHead(nn.Module):
 
     The aggregated predictor is trained by the spatial-coherence loss alone; without it, its channel is 0.
 
+    Behind an ordinal head the confidence also has the expected agreement and disagreement of the raters.
+
     Args:
         in_channels: The number F of feature channels.
         num_heads: The number K of segmentation heads.
@@ -45,6 +49,7 @@ class DeferralHead(nn.Module):
             logits that enter the confidence are always detached.
         with_aggregated: Whether there is an aggregated predictor.
         sees_confidence: Whether the routing predictor sees the confidence besides the features.
+        ordinal: The channels of an ordinal head (:mod:`.multi_rater`) behind which this one is; None without one.
     """
 
     available: Tensor
@@ -62,15 +67,19 @@ class DeferralHead(nn.Module):
         initial_logit: float | None = 0.0,
         with_aggregated: bool = True,
         sees_confidence: bool = True,
+        ordinal: OrdinalChannels | None = None,
     ) -> None:
         super().__init__()
         convolution = nn.Conv2d if dimension == 2 else nn.Conv3d
         self.hidden_channels = hidden_channels
         self.has_regions = has_regions
+        self.num_heads = num_heads
+        self.ordinal = ordinal
         self.trains_decoder = trains_decoder
         self.hidden_features = convolution(in_channels, (1 + with_aggregated) * hidden_channels, 3, padding=1)
+        of_confidence = num_heads + 1 + (0 if ordinal is None else 2 * ordinal.num_structures)
         self.hidden_confidence = (
-            convolution(num_heads + 1, hidden_channels, 3, padding=1, bias=False) if sees_confidence else None
+            convolution(of_confidence, hidden_channels, 3, padding=1, bias=False) if sees_confidence else None
         )
         self.routing = convolution(hidden_channels, len(available) + 1, 1)
         self.aggregated = convolution(hidden_channels, 1, 1) if with_aggregated else None
@@ -95,10 +104,10 @@ class DeferralHead(nn.Module):
 
         Args:
             features: (B, F, *S) or at a lower resolution.
-            segmentation: Logits (B, K, *S).
+            segmentation: Logits (B, K, *S), or with levels (B, K + L, *S).
 
         Returns:
-            (B, K + J + 2, *S); the first K channels are the segmentation.
+            (B, K + L + J + 2, *S); the first K channels are the segmentation.
         """
         seen = features if self.trains_decoder else features.detach()
         from_features = self.hidden_features(seen)
@@ -107,8 +116,7 @@ class DeferralHead(nn.Module):
             from_features = interpolate(from_features, segmentation.shape[2:], mode=mode)
         routing_hidden = from_features[:, : self.hidden_channels]
         if self.hidden_confidence is not None:
-            certainty = confidence(segmentation.detach(), has_regions=self.has_regions)
-            routing_hidden = routing_hidden + self.hidden_confidence(certainty)
+            routing_hidden = routing_hidden + self.hidden_confidence(self._confidence(segmentation.detach()))
         routing = self.routing(torch.relu(routing_hidden))
         if not self.all_available:
             routing = close_routes(routing, self.available)
@@ -117,6 +125,13 @@ class DeferralHead(nn.Module):
         else:
             aggregated = self.aggregated(torch.relu(from_features[:, self.hidden_channels :]))
         return torch.cat((segmentation, routing, aggregated), dim=1)
+
+    def _confidence(self, segmentation: Tensor) -> Tensor:
+        found = confidence(segmentation[:, : self.num_heads], has_regions=self.has_regions)
+        if self.ordinal is None:
+            return found
+        levels = torch.softmax(self.ordinal.split(segmentation).levels, 2)
+        return torch.cat((found, agreement(levels, 2), disagreement(levels, 2)), dim=1)
 
     def set_available(self, available: Sequence[bool]) -> None:
         """Set whether each of the J experts can be asked."""
@@ -141,15 +156,17 @@ class HeadInPlace(DeferralHead):
     Args:
         segmentation: The segmentation layer, kept with its weights. If it is a transposed convolution, the features
             have a lower resolution than its output.
+        num_heads: See :class:`DeferralHead`.
+        dimension: See :class:`DeferralHead`.
         **options: Of :class:`DeferralHead`.
     """
 
-    def __init__(self, segmentation: Convolution, **options: Any) -> None:
-        super().__init__(segmentation.in_channels, segmentation.out_channels, segmentation.weight.ndim - 2, **options)
+    def __init__(self, segmentation: Convolution | OrdinalHead, num_heads: int, dimension: int, **options: Any) -> None:
+        super().__init__(segmentation.in_channels, num_heads, dimension, **options)
         self.segmentation = segmentation
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F, *S) to segmentation, routing and aggregated logits (B, K + J + 2, *S)."""
+        """Map features (B, F, *S) to segmentation, levels, routing and aggregated logits (B, K + L + J + 2, *S)."""
         return self.append(features, self.segmentation(features))
 
     @contextmanager
@@ -249,11 +266,12 @@ def add_deferral_head(
         has_regions: Whether the heads are overlapping regions or classes.
 
     Returns:
-        The same network, now with K + J + 2 output channels at full resolution.
+        The same network, now with K + L + J + 2 output channels at full resolution.
 
     Raises:
         InputError: If the network has no such place.
     """
+    ordinal = settings.ordinal_channels(num_heads, has_regions=has_regions)
     try:
         module: Any = network.get_submodule(place.module)
     except AttributeError as error:
@@ -269,9 +287,13 @@ def add_deferral_head(
         "initial_logit": settings.rule.initial_logit if settings.head_initialization == "undecided" else None,
         "with_aggregated": settings.lambda_coherence > 0,
         "sees_confidence": settings.head_sees_confidence,
+        "ordinal": ordinal,
     }
+    if ordinal is not None:
+        add_ordinal_head(network, place.module, ordinal)
+        module = network.get_submodule(place.module)
     if place.feature_channels is None:
-        replace_module(network, module, HeadInPlace(module, **options))
+        replace_module(network, module, HeadInPlace(module, num_heads, dimension, **options))
     else:
         HeadBehind(place.feature_channels, num_heads, dimension, **options).attach(network, place.module)
     return network
@@ -287,10 +309,3 @@ def deferral_head(network: nn.Module) -> DeferralHead:
         if isinstance(module, DeferralHead):
             return module
     raise InputError(f"this {type(network).__name__} has no deferral head")
-
-
-def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace a module of a network wherever it is registered."""
-    places = [(parent, key) for parent in network.modules() for key, child in parent._modules.items() if child is old]
-    for parent, key in places:
-        setattr(parent, key, new)

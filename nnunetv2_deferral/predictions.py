@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunetv2_deferral import maps
+from nnunetv2_deferral import agreement_maps, maps
 from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.gains import gain_unit
@@ -140,9 +141,12 @@ class PredictionFolder(MaskFolder):
             raise _not_written(folder, absent, kinds)
         paths = [maps.MAP_FILES[kind] for kind in kinds]
         files_of_maps = (path(folder, case, files.file_ending) for case in cases for path in paths)
-        if missing := [str(file) for file in files_of_maps if file.name not in present(file.parent)]:
+        found = cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
+        of_disagreement = (file for case in cases for file in found.disagreement_files(case))
+        every = chain(files_of_maps, of_disagreement)
+        if missing := [str(file) for file in every if file.name not in present(file.parent)]:
             raise InputError(f"deferral maps are missing ({len(missing)}): {listed(missing, 10)}")
-        return cls(folder=folder, files=files, experts=tuple(entries["model"]["experts"]), cases=cases, index=entries)
+        return found
 
     @cached_property
     def settings(self) -> DeferralSettings:
@@ -197,6 +201,7 @@ class PredictionFolder(MaskFolder):
             routing=Stored(file=self.routing_file(name), read=lambda: read_probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
             answered=Stored(file=answered, read=lambda: _stored(answered, *EarlierAnswers._fields)),
+            disagreement=self._disagreement(name),
             properties=lambda: mask()[1],
             num_experts=len(self.experts),
         )
@@ -208,6 +213,13 @@ class PredictionFolder(MaskFolder):
     def prior_file(self, case: str) -> Path:
         """The file of the prior logits, written if the model's calibration reads answers as evidence."""
         return maps.prior_file(self.folder, case)
+
+    def disagreement_files(self, case: str) -> list[Path]:
+        """The maps of disagreement of a case, one for each structure; none if the model did not learn it."""
+        if not self.settings.multi_rater:
+            return []
+        number = len(self.files.class_names)
+        return agreement_maps.map_files(self.folder, agreement_maps.DISAGREEMENT, case, self.files.file_ending, number)
 
     @property
     def identity(self) -> maps.ModelIdentity:
@@ -239,6 +251,12 @@ class PredictionFolder(MaskFolder):
             return read(file)
 
         return Stored(file=file, read=read_map)
+
+    def _disagreement(self, case: str) -> Stored | None:
+        files = self.disagreement_files(case)
+        if not files:
+            return None
+        return Stored(file=files[0], read=lambda: np.max([self.files.read_shares(file) for file in files], axis=0))
 
     def _values(self, file: Path) -> np.ndarray:
         return self.files.read_values(file)[0]
@@ -316,10 +334,32 @@ def copied_predictions(source: PredictionFolder | StockFolder, output: Path) -> 
     with new_folder(output) as scratch:
         for case in source.cases:
             shutil.copy2(source.mask_file(case), scratch)
+            _copy_agreement(source, case, scratch)
         write_json(dict(source.files.content), scratch / "dataset.json")
-        if (source.folder / "plans.json").is_file():
-            shutil.copy2(source.folder / "plans.json", scratch)
+        copied = [source.folder / "plans.json"]
+        if source.settings.multi_rater:
+            copied.append(agreement_maps.index_file(source.folder))
+        for file in copied:
+            if file.is_file():
+                _copy(file, source.folder, scratch)
         yield scratch
+
+
+def _copy_agreement(source: PredictionFolder | StockFolder, case: str, output: Path) -> None:
+    """Copy the maps of agreement of a case, which do not depend on what is asked."""
+    if not source.settings.multi_rater:
+        return
+    number = len(source.files.class_names)
+    for file in agreement_maps.files_of_case(source.folder, case, source.files.file_ending, number):
+        if file.is_file():
+            _copy(file, source.folder, output)
+
+
+def _copy(file: Path, folder: Path, output: Path) -> None:
+    """Copy a file of a folder to the same place in another one."""
+    copied = output / file.relative_to(folder)
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, copied)
 
 
 def open_masks(folder: Path, dataset_json: Path | None = None) -> MaskFolder:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
+from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import CASE, Limits
 from nnunetv2_deferral.defaults import BOUNDARY_WIDTH, MAPS
@@ -30,6 +31,7 @@ from nnunetv2_deferral.experts import (
     profiles_of,
     raters_of,
 )
+from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL, RoutingRule, routing_rule
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Number, Share, Text, validate
@@ -62,6 +64,7 @@ class SettingsBlock(TypedDict, total=False):
     boundary_width: Count
     expert_voxel_mm: Annotated[Number, Field(gt=0)] | None
     objective: Literal["collaboration", "one_vs_all"]
+    multi_rater: Boolean
     lambda_coherence: NonNegative
     lambda_balance: NonNegative
     beta_consistency: NonNegative
@@ -105,6 +108,8 @@ class DeferralSettings:
             evaluation.
         objective: `"collaboration"`, the paper's DC with its softmax over routes, or `"one_vs_all"`, separate
             probabilities of being right for the model and each expert.
+        multi_rater: Whether the network also learns from the experts' masks how many of them mark each structure, see
+            :mod:`.multi_rater`. All experts must then be raters, two or more.
         lambda_coherence: Weight of the spatial-coherence loss, lambda_1 of Eq. (10). 0 switches it off.
         lambda_balance: Weight of the load-balancing penalty, lambda_2 of Eq. (10). 0 switches it off.
         beta_consistency: Weight of the squared difference in the spatial-coherence loss, beta_1 of Eq. (7).
@@ -152,6 +157,7 @@ class DeferralSettings:
     boundary_width: int = BOUNDARY_WIDTH
     expert_voxel_mm: float | None = None
     objective: str = COLLABORATION
+    multi_rater: bool = False
     lambda_coherence: float = 1.0
     lambda_balance: float = 5.0
     beta_consistency: float = 0.5
@@ -193,6 +199,7 @@ class DeferralSettings:
                 f'{_WHERE}: "segmentation_layer" ({self.segmentation_layer}) and "features_from" '
                 f"({self.features_from}) exclude each other"
             )
+        self._check_raters()
         _check_bounds(self.lower, self.upper, self.num_experts)
         if len(self.costs) != self.num_experts:
             raise InputError(f"{_WHERE}: costs has {len(self.costs)} numbers for {self.num_experts} experts")
@@ -201,6 +208,22 @@ class DeferralSettings:
             self.limits.to_dict()
         except InputError as error:
             raise InputError(f"{_WHERE}: {error}") from error
+
+    def _check_raters(self) -> None:
+        if not self.multi_rater:
+            return
+        if self.profiles or self.num_experts < 2:
+            simulated = f" (simulated: {', '.join(names_of(self.profiles))})" if self.profiles else ""
+            raise InputError(
+                f'{_WHERE}: "multi_rater" (the trainer option _MR) learns how far raters agree, which takes at least '
+                f"two with masks in expertsTr and nobody simulated, but the experts are {', '.join(self.expert_names)}"
+                f"{simulated}"
+            )
+        if self.features_from is not None:
+            raise InputError(
+                f'{_WHERE}: "multi_rater" replaces the segmentation layer of the network, but "features_from" '
+                f"({self.features_from}) is for networks without one"
+            )
 
     @property
     def num_experts(self) -> int:
@@ -245,6 +268,15 @@ class DeferralSettings:
     def available(self) -> tuple[bool, ...]:
         """Whether each of the J experts can be asked."""
         return tuple(name not in self.unavailable for name in self.expert_names)
+
+    def ordinal_channels(self, num_heads: int, *, has_regions: bool) -> OrdinalChannels | None:
+        """The segmentation and the levels of the raters, given nnU-Net's heads; None if levels are not learned."""
+        return OrdinalChannels(num_heads, has_regions, self.num_experts) if self.multi_rater else None
+
+    def layout(self, num_heads: int, *, has_regions: bool) -> ChannelLayout:
+        """The order of the output channels, given nnU-Net's heads."""
+        ordinal = self.ordinal_channels(num_heads, has_regions=has_regions)
+        return ChannelLayout(num_heads, self.num_experts, 0 if ordinal is None else ordinal.num_levels)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plans block of JSON types, from which :func:`resolve_settings` restores them."""

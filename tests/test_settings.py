@@ -273,3 +273,16 @@ def test_load_balancing_cannot_be_left_out_where_there_is_none():
         resolve_settings({"objective": "one_vs_all"}, overrides=without)
     settings = resolve_settings({"objective": "one_vs_all"}, overrides=without | {"objective": "collaboration"})
     assert (settings.objective, settings.lambda_balance) == ("collaboration", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"experts": ["ann"]}, "takes at least two .* but the experts are ann"),
+        ({"experts": "standard"}, r"nobody simulated, but the experts are .* \(simulated: "),
+        ({"experts": ["ann", "bob"], "features_from": "decoder"}, r"replaces the segmentation layer .* \(decoder\)"),
+    ],
+)
+def test_agreement_is_learned_from_two_raters_with_the_segmentation_layer(block, message):
+    with pytest.raises(InputError, match=message):
+        resolve_settings(block | {"multi_rater": True})

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_deferral.agreement_maps import AGREEMENT, index_file, map_file, read_model
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups, read_plans_json, same_cases
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.rater_calibration import BOX, IMAGE, RaterCalibration
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.installed import versions
-from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, index_file, map_file, read_model
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders

@@ -41,6 +41,7 @@ class SummaryStatistics:
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
         self._num_unanswered = 0
         self._num_earlier = 0
+        self._disagreement = np.zeros((2, 2))  # of kept and deferred voxels: sum and number, if the model learned it
 
     def update(self, case: EvaluatedCase) -> None:
         """Add a case.
@@ -85,6 +86,10 @@ class SummaryStatistics:
         self._num_earlier += 0 if earlier is None else int(earlier.asked.sum())
         self._num_unanswered += missed
         self._routed += routed
+        if (disagreement := case.prediction.disagreement) is not None:
+            for place, where in enumerate((valid & (case.route == 0), valid & (case.route > 0))):
+                found = disagreement[where]
+                self._disagreement[place] += found.sum(dtype=np.float64), found.size
 
     @classmethod
     def merged(cls, parts: Sequence[SummaryStatistics], cases: Sequence[str]) -> SummaryStatistics:
@@ -96,6 +101,7 @@ class SummaryStatistics:
         merged._routed = np.sum([part._routed for part in parts], axis=0)
         merged._num_unanswered = sum(part._num_unanswered for part in parts)
         merged._num_earlier = sum(part._num_earlier for part in parts)
+        merged._disagreement = np.sum([part._disagreement for part in parts], axis=0)
         return merged
 
     def summary(self) -> dict[str, Any]:
@@ -112,7 +118,16 @@ class SummaryStatistics:
                 "share": {name: float(value) for name, value in zip(self.experts, share[1:], strict=True)},
                 "unanswered": self._num_unanswered / max(int(self._routed[1:].sum()), 1),
                 "per_case": self._per_case,
+                "disagreement": self._mean_disagreement(),
             },
+        }
+
+    def _mean_disagreement(self) -> dict[str, float | None] | None:
+        if not self._disagreement.any():
+            return None
+        return {
+            name: float(total / number) if number else None
+            for name, (total, number) in zip(("kept", "deferred"), self._disagreement, strict=True)
         }
 
 
@@ -170,7 +185,8 @@ def summarize_deferral(
         on the other voxels), `model_everywhere`, and `expert_everywhere` (one entry per expert, on the cases and voxels
         that the expert labelled; no entry for an expert without labels). `deferral` has, over valid voxels in total and
         for every case, the deferral rate, the share of each expert, and the share of the deferred voxels without a
-        label of the asked expert.
+        label of the asked expert; and `disagreement`, the mean probability that raters disagree about kept and about
+        deferred voxels, or None if the model did not learn it.
     """
     statistics = SummaryStatistics(regions, experts, surface_tolerance=surface_tolerance)
     for case in cases:

@@ -2,6 +2,8 @@
 
 The one-vs-all objective replaces DC by its own loss and has no LB, because its probabilities are those of being right,
 not of being asked.
+
+A network that learns how far raters agree has the ranked probability score of its levels besides the segmentation loss.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.labels import MISSING, LabelSpace, is_right
 from nnunetv2_deferral.losses.balance import balance_loss, routing_ratio
 from nnunetv2_deferral.losses.coherence import coherence_loss
 from nnunetv2_deferral.losses.collaboration import collaboration_loss
 from nnunetv2_deferral.losses.one_vs_all import one_vs_all_loss
+from nnunetv2_deferral.losses.several_raters import RPS_WEIGHT, levels_loss, structures_of
 from nnunetv2_deferral.routing import ONE_VS_ALL, close_routes, routing_log_probabilities
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 
@@ -73,7 +75,9 @@ class DeferralObjective(nn.Module):
         self.settings = settings
         self.labels = labels
         self.segmentation_loss = segmentation_loss
-        self.layout = ChannelLayout(labels.num_segmentation_heads, settings.num_experts)
+        described: tuple[int, bool] = labels.num_segmentation_heads, labels.regions is not None
+        self.layout = settings.layout(described[0], has_regions=described[1])
+        self.ordinal = settings.ordinal_channels(described[0], has_regions=described[1])
         self.register_buffer("lower", torch.tensor(settings.lower))
         self.register_buffer("upper", torch.tensor(settings.upper))
         self.register_buffer("available", torch.tensor(settings.available))
@@ -108,8 +112,8 @@ class DeferralObjective(nn.Module):
         """Evaluate the objective on one batch.
 
         Args:
-            output: (B, K + J + 2, *S), or with deep supervision a list of this and further entries with K channels at
-                coarser scales.
+            output: (B, K + L + J + 2, *S), or with deep supervision a list of this and further entries with K channels
+                at coarser scales.
             target: nnU-Net's target, (B, 1, *S) or regions, or with deep supervision a list with one per scale.
             experts: The experts' label maps at full resolution, integer (B, J, *S). Where an expert's label is
                 `MISSING`, the expert is treated as unavailable and has no loss term.
@@ -123,6 +127,10 @@ class DeferralObjective(nn.Module):
             segmentation = self.segmentation_loss(parts.segmentation, target)
 
         finest = target[0] if isinstance(target, (list, tuple)) else target
+        if self.ordinal is not None:
+            _, valid = self.labels.reference(finest)
+            levels = self.ordinal.by_structure(parts.levels)
+            segmentation = segmentation + RPS_WEIGHT * levels_loss(levels, experts, structures_of(self.labels), valid)
         routing_loss, coherence, balance = self._deferral_terms(full, finest, experts)
         settings = self.settings
         # During warm-up the terms stay in the sum, so that their parameters have a (zero) gradient, which DDP requires.

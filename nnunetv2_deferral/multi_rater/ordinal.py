@@ -18,13 +18,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.losses.reduction import mean_over_voxels
-
-RPS_WEIGHT = 0.8
 
 
 def majority_level(num_raters: int) -> int:
@@ -131,53 +127,6 @@ def ranked_probability_score(levels: Tensor, marks: Tensor, seen: Tensor) -> Ten
     ideal = number * marks.unsqueeze(2) <= reached * seen.unsqueeze(2)
     score = (ideal.to(cumulative.dtype) - cumulative).square().sum(2) / (number + 1)
     return torch.where(seen >= min(2, number), score, 0)
-
-
-def multi_rater_loss(
-    levels: Tensor,
-    marks: Tensor,
-    seen: Tensor,
-    *,
-    valid: Tensor | None = None,
-    weight: float = RPS_WEIGHT,
-) -> Tensor:
-    """The paper's loss: binary cross-entropy of the majority, and the ranked probability score.
-
-    L = BCE(p_fg, [c >= K/2]) + 0.8 RPS, averaged over the voxels and structures that any rater saw. The trainer has
-    nnU-Net's loss in place of the first term.
-
-    Args:
-        levels: See :func:`ranked_probability_score`.
-        marks: See :func:`ranked_probability_score`.
-        seen: See :func:`ranked_probability_score`.
-        valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
-        weight: The weight of the ranked probability score.
-
-    Returns:
-        A scalar; 0 if no voxel counts.
-
-    Example:
-        Two of four raters mark a voxel. The loss is lower where the network expects that:
-
-        >>> import torch
-        >>> from nnunetv2_deferral import multi_rater_loss
-        >>> marks, seen = torch.tensor([[[2]]]), torch.tensor([[[4]]])
-        >>> for peak in (0, 2, 4):
-        ...     levels = torch.zeros(1, 1, 5, 1)
-        ...     levels[0, 0, peak] = 5.0
-        ...     print(peak, round(multi_rater_loss(levels, marks, seen).item(), 3))
-        0 4.233
-        2 0.013
-        4 0.319
-    """
-    seen = seen.expand_as(marks)
-    logit = majority_logit(levels, 2)
-    cross_entropy = functional.binary_cross_entropy_with_logits(
-        logit, (2 * marks >= seen).to(logit.dtype), reduction="none"
-    )
-    values = cross_entropy + weight * ranked_probability_score(levels, marks, seen)
-    counts = seen > 0
-    return mean_over_voxels(values, counts if valid is None else counts & valid.unsqueeze(1))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.head_place import Convolution, find_segmentation_layer
+from nnunetv2_deferral.head_place import Convolution, find_segmentation_layer, replace_module
 from nnunetv2_deferral.multi_rater.ordinal import majority_level
-from nnunetv2_deferral.network import replace_module
 
 # nnU-Net's, of leaky ReLU.
 _NEGATIVE_SLOPE = 1e-2
@@ -85,7 +84,11 @@ class OrdinalChannels:
                 f"{self.num_raters} raters), got {output.shape[dim]}"
             )
         segmentation, levels = output.split((self.num_segmentation_heads, self.num_levels), dim)
-        return OrdinalOutput(segmentation, levels.unflatten(dim, (self.num_structures, self.num_raters + 1)))
+        return OrdinalOutput(segmentation, self.by_structure(levels, dim))
+
+    def by_structure(self, levels: Tensor, dim: int = 1) -> Tensor:
+        """Give the F (K + 1) channels of the levels, along `dim`, an axis for structures and one for levels."""
+        return levels.unflatten(dim, (self.num_structures, self.num_raters + 1))
 
 
 class OrdinalHead(nn.Module):
@@ -114,6 +117,11 @@ class OrdinalHead(nn.Module):
         by_output = weight.transpose(0, 1) if isinstance(replaced, _TRANSPOSED) else weight
         with torch.no_grad():
             by_output.unflatten(0, (channels.num_structures, -1))[:, 1:] = 0
+
+    @property
+    def in_channels(self) -> int:
+        """The number C of feature channels."""
+        return int(self.layer.in_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, C, *S) to segmentation logits and levels, (B, H + F (K + 1), *S)."""

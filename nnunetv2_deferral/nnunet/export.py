@@ -13,6 +13,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits a
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral import agreement_maps as agreement_folder
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.decide import Decision, decide
@@ -35,7 +36,7 @@ from nnunetv2_deferral.maps import (
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.fold_export import FoldsConfiguration, stock_plans, write_folds
 from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlansManager, configuration_name
-from nnunetv2_deferral.nnunet.multi_rater_export import write_agreement
+from nnunetv2_deferral.nnunet.multi_rater_export import agreement_model, write_agreement
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.settings import DeferralSettings
 
@@ -77,22 +78,36 @@ def export_prediction_from_logits(
             num_threads=num_threads_torch,
         )
     if isinstance(plans_manager, MultiRaterPlansManager):
-        geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
-        logits = torch.as_tensor(predicted_array_or_file)
-        segmentation = write_agreement(
-            logits, geometry, plans_manager, dataset_json, file, with_levels=save_probabilities
-        )
-        plans_manager = plans_manager.stock()
+        of_raters = plans_manager.model(configuration_manager)
+        agreement_folder.check_folder(file.parent, of_raters)
+        geometry, stock = CaseGeometry(properties_dict, configuration_manager, plans_manager), plans_manager.stock()
+        channels = plans_manager.channels(stock.get_label_manager(dataset_json))
+        segmentation, levels = channels.split(torch.as_tensor(predicted_array_or_file), dim=0)
+        write_agreement(levels, geometry, stock, dataset_json, file, model=of_raters, with_levels=save_probabilities)
+        plans_manager = stock
     if isinstance(plans_manager, DeferralPlansManager):
         model = model_identity(plans_manager, configuration_manager)
         check_folder(file.parent, model)
         check_kinds(file.parent, maps_wanted(plans_manager.settings.maps))
+        raters = agreement_model(plans_manager, configuration_manager)
+        agreement_folder.check_folder(file.parent, raters, beside_deferral=True)
         labels = plans_manager.get_label_manager(dataset_json)
         parts = labels.layout.split(torch.as_tensor(predicted_array_or_file), dim=0)
         geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
         # Resampled once, for nnU-Net's export too.
         segmentation, configuration_manager = geometry.resampled(parts.segmentation), geometry.without_resampling()
         probabilities, decision = decide_case(segmentation, parts.routing, labels, geometry, plans_manager)
+        ordinal = labels.ordinal
+        if raters is not None and ordinal is not None:
+            write_agreement(
+                ordinal.by_structure(parts.levels, 0),
+                geometry,
+                plans_manager.stock(),
+                dataset_json,
+                file,
+                model=raters,
+                with_levels=save_probabilities,
+            )
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
         folder = DeferralFolder(

@@ -23,14 +23,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import run_training
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
 
-from nnunetv2_deferral import folds, maps
+from nnunetv2_deferral import agreement_maps, folds, maps
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import Limits, limits_text, refuse_minutes
 from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS, folds_wanted, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
-from nnunetv2_deferral.multi_rater import agreement_maps
 from nnunetv2_deferral.nnunet.export import (
     check_limits,
     effective_limits,
@@ -48,6 +47,7 @@ from nnunetv2_deferral.nnunet.fold_export import (
     recordings,
 )
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+from nnunetv2_deferral.nnunet.multi_rater_export import agreement_model
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.text import listed
 
@@ -89,9 +89,10 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             folders.add(Path(output))  # also if a continued prediction has nothing left to do
         for folder in folders:
             folds.check_folder(folder, ensemble)
+        raters = agreement_model(self.plans_manager, self.configuration_manager)
         if isinstance(self.plans_manager, MultiRaterPlansManager):
             for folder in folders:
-                agreement_maps.check_folder(folder, self.plans_manager.model(self.configuration_manager))
+                agreement_maps.check_folder(folder, raters)
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             settings = self.plans_manager.settings
@@ -108,7 +109,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
             for folder in folders:
-                agreement_maps.check_folder(folder, None)
+                agreement_maps.check_folder(folder, raters, beside_deferral=True)
                 maps.check_folder(folder, model)
                 maps.check_kinds(folder, kinds)
             if limits.minutes is not None:

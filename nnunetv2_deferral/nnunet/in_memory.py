@@ -101,12 +101,12 @@ def deferral_maps(
 
     Args:
         predictor: The predictor that computed the logits.
-        logits: (K + J + 2, *S) of the preprocessed image, from `predict_logits_from_preprocessed_data`.
+        logits: (K + L + J + 2, *S) of the preprocessed image, from `predict_logits_from_preprocessed_data`.
         properties: nnU-Net's properties of the preprocessed image (`"data_properties"` of its data iterators).
         limits: The limits on deferral; None for those of the environment or the model's settings.
 
     Raises:
-        InputError: If the predictor's model is not a deferral model, the number of channels is not K + J + 2, or the
+        InputError: If the predictor's model is not a deferral model, the number of channels is another, or the
             model cannot meet the limits.
     """
     return _ResampledCase.of(predictor, logits, properties, limits).decision()

@@ -3,7 +3,7 @@
 nnU-Net's predictor allocates as many channels as its label manager has segmentation heads, and passes the plans manager
 to worker processes that do not import this package. Therefore the plans manager of a deferral model is converted to a
 :class:`DeferralPlansManager`: it is pickled by reference to this module, which the workers then import, and its label
-manager reports K + J + 2 heads, but segments from the first K.
+manager reports all channels as heads, but segments from the first K.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelC
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.head_place import HeadPlace
 from nnunetv2_deferral.labels import LabelSpace
+from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
 
 # The entry that the trainer adds to the plans of a model.
@@ -62,11 +63,17 @@ class FirstHeadsLabelManager(LabelManager):
 
 
 class DeferralLabelManager(FirstHeadsLabelManager):
-    """Counts the K + J + 2 channels of a deferral network."""
+    """Counts the channels of a deferral network."""
 
-    def __init__(self, stock: LabelManager, num_experts: int) -> None:
-        self._layout = ChannelLayout(stock.num_segmentation_heads, num_experts)
+    def __init__(self, stock: LabelManager, settings: DeferralSettings) -> None:
+        self._layout = settings.layout(stock.num_segmentation_heads, has_regions=stock.has_regions)
+        self._ordinal = settings.ordinal_channels(stock.num_segmentation_heads, has_regions=stock.has_regions)
         super().__init__(stock, self._layout.total)
+
+    @property
+    def ordinal(self) -> OrdinalChannels | None:
+        """The segmentation and the levels of raters; None if the network does not learn them."""
+        return self._ordinal
 
     @property
     def layout(self) -> ChannelLayout:
@@ -141,7 +148,7 @@ class DeferralPlansManager(PlansManager):
 
     def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
         """A label manager that includes the deferral channels."""
-        return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings.num_experts)
+        return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings)
 
 
 def configuration_name(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> str:

@@ -7,49 +7,58 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral.agreement_maps import AGREEMENT, DISAGREEMENT, AgreementFolder, MultiRaterModel
 from nnunetv2_deferral.dataset import DatasetFiles
-from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, DISAGREEMENT, AgreementFolder, check_folder
 from nnunetv2_deferral.multi_rater.ordinal import agreement, disagreement
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
+from nnunetv2_deferral.nnunet.managers import DeferralPlansManager, configuration_name
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 
 
+def agreement_model(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> MultiRaterModel | None:
+    """The identity of a model that writes maps of agreement, alone or besides those of deferral; None of another."""
+    if isinstance(plans_manager, MultiRaterPlansManager):
+        return plans_manager.model(configuration_manager)
+    if isinstance(plans_manager, DeferralPlansManager) and plans_manager.settings.multi_rater:
+        return MultiRaterModel(
+            dataset=plans_manager.dataset_name,
+            plans=plans_manager.plans_name,
+            configuration=configuration_name(plans_manager, configuration_manager),
+            trainer=plans_manager.trainer_name,
+            raters=plans_manager.settings.expert_names,
+        )
+    return None
+
+
 def write_agreement(
-    logits: Tensor,
+    levels: Tensor,
     geometry: CaseGeometry,
-    plans_manager: MultiRaterPlansManager,
+    plans_manager: PlansManager,
     dataset_json: dict[str, Any],
     file: Path,
     *,
+    model: MultiRaterModel,
     with_levels: bool,
-) -> Tensor:
+) -> None:
     """Write the maps of agreement of a case.
 
     Args:
-        logits: The network's output for the preprocessed case, (H + F (K + 1), *S).
+        levels: The logits of the levels for the preprocessed case, (F, K + 1, *S).
         geometry: Its geometry.
-        plans_manager: The model's plans.
+        plans_manager: A stock manager of the model's plans.
         dataset_json: The content of its dataset.json.
         file: The file of the mask, without its ending.
+        model: From :func:`agreement_model`.
         with_levels: Whether the probabilities of the levels are written, too.
-
-    Returns:
-        The segmentation logits (H, *S), for nnU-Net's export.
-
-    Raises:
-        InputError: If the folder contains the maps of another model.
     """
-    model = plans_manager.model(geometry.configuration_manager)
-    check_folder(file.parent, model)
-    labels = plans_manager.stock().get_label_manager(dataset_json)
-    parts = plans_manager.channels(labels).split(logits, dim=0)
-    found, levels = agreement_maps(parts.levels, geometry, with_levels=with_levels)
+    found, probabilities = agreement_maps(levels, geometry, with_levels=with_levels)
     files = DatasetFiles(
         file_ending=dataset_json["file_ending"],
         reader=plans_manager.image_reader_writer_class(),
-        label_manager=labels,
+        label_manager=plans_manager.get_label_manager(dataset_json),
         content=dataset_json,
     )
     folder = AgreementFolder(
@@ -59,8 +68,7 @@ def write_agreement(
         model=model,
         structures=files.class_names,
     )
-    folder.write(file.name, found, geometry.properties, levels)
-    return parts.segmentation
+    folder.write(file.name, found, geometry.properties, probabilities)
 
 
 def agreement_maps(

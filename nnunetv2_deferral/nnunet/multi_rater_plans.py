@@ -10,8 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from nnunetv2_deferral.agreement_maps import MultiRaterModel
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.multi_rater.agreement_maps import MultiRaterModel
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
 from nnunetv2_deferral.nnunet.managers import FirstHeadsLabelManager, configuration_name
 from nnunetv2_deferral.schema import Boolean, Text, validate

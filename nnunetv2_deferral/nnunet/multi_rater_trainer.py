@@ -15,11 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.agreement_maps import check_folder
 from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.multi_rater.agreement_maps import check_folder
+from nnunetv2_deferral.losses.several_raters import MeanLabelLoss, OrdinalObjective
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels, add_ordinal_head, find_ordinal_place
-from nnunetv2_deferral.multi_rater.training_losses import MeanLabelLoss, OrdinalObjective
 from nnunetv2_deferral.nnunet import hooks
 from nnunetv2_deferral.nnunet.managers import label_space
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY, MultiRaterPlansManager, multi_rater_block

@@ -13,8 +13,8 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 
 from nnunetv2_deferral.expert_sim.transform import ExpertsToTargetTransform, SampleSeeds
 from nnunetv2_deferral.labels import MISSING, LabelSpace
+from nnunetv2_deferral.losses.several_raters import structures_of
 from nnunetv2_deferral.multi_rater.rater_targets import majority_label, majority_of_regions, random_rater
-from nnunetv2_deferral.multi_rater.training_losses import structures_of
 from nnunetv2_deferral.nnunet.transforms import separate_raters
 
 

@@ -70,6 +70,7 @@ OPTIONS: dict[str, Option] = {
     "paper": Option("training as in the paper: _DC and the options from _paperSC to _best", {}, _PAPER),
     "DC": _as_in_paper("the paper's objective: DC with SC and LB", "objective"),
     "OvA": Option("one-vs-all probabilities instead of DC and LB", {}, {"objective": ONE_VS_ALL}),
+    "MR": Option("also learn how many raters mark each structure", {}, {"multi_rater": True}),
     "noSC": Option("without the spatial-coherence loss", {}, {"lambda_coherence": 0.0}),
     "noLB": Option("without the load-balancing penalty", {}, {"lambda_balance": 0.0}),
     "paperSC": _as_in_paper("spatial coherence also trains the routing", "coherence_trains_routing"),

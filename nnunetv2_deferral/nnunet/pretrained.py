@@ -38,7 +38,8 @@ def load_stock_network(
     checkpoint = torch.load(filename, map_location="cpu", weights_only=False)
     _check_same_plans(checkpoint["init_args"], plans, configuration, filename)
     weights = checkpoint["network_weights"]
-    with deferral_head(network).removed_from(network):
+    head = deferral_head(network)
+    with head.removed_from(network):
         own = network.state_dict()
         problems = [f"{name} is missing" for name in own if name not in weights]
         problems += [f"{name} is unexpected" for name in weights if name not in own]
@@ -48,7 +49,10 @@ def load_stock_network(
             if name in weights and weights[name].shape != own[name].shape
         ]
         if problems:
-            raise InputError(f"the weights in {filename} do not match this network: {'; '.join(problems[:5])}")
+            remedy = ""
+            if head.ordinal is not None:
+                remedy = ". With _MR the segmentation network is one of nnUNetTrainerMultiRater, for the same raters"
+            raise InputError(f"the weights in {filename} do not match this network: {'; '.join(problems[:5])}{remedy}")
         network.load_state_dict(weights)
     # As in nnU-Net's prediction, a checkpoint without the entry means no mirroring.
     axes = checkpoint.get("inference_allowed_mirroring_axes")

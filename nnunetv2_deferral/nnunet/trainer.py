@@ -21,7 +21,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, autocast, distributed, nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.limits import refuse_minutes
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, calibration_of_other_folds
 from nnunetv2_deferral.environment import all_maps, check_names, simulates_on_device
@@ -143,7 +142,9 @@ class DeferralTrainer(nnUNetTrainer):
                 f"{dataset_json['labels']}), but deferral requires at least one"
             )
         plans[MODEL_KEY] = {"trainer": type(self).__name__, "has_regions": self.label_manager.has_regions}
-        self.layout = ChannelLayout(self.label_manager.num_segmentation_heads, self.settings.num_experts)
+        self.layout = self.settings.layout(
+            self.label_manager.num_segmentation_heads, has_regions=self.label_manager.has_regions
+        )
         if self.epochs is not None:
             self.num_epochs = self.epochs
         check_settings_of_base(type(self), DeferralTrainer, self.settings)

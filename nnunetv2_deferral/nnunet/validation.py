@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_deferral import maps
+from nnunetv2_deferral import agreement_maps, maps
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.defaults import MAPS
@@ -18,6 +18,7 @@ from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME, summarize_deferra
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.export import model_identity
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
+from nnunetv2_deferral.nnunet.multi_rater_export import agreement_model
 from nnunetv2_deferral.nnunet.rater_data import rater_masks
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import DeferralSettings
@@ -29,6 +30,8 @@ def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: Deferra
     try:
         maps.check_folder(folder, model)
         maps.check_kinds(folder, MAPS)
+        raters = agreement_model(plans_manager, trainer.configuration_manager)
+        agreement_maps.check_folder(folder, raters, beside_deferral=True)
     except InputError as error:
         trainer.print_to_log_file(f"Removing {folder / maps.FOLDER}: {error}")
         shutil.rmtree(folder / maps.FOLDER)

@@ -176,6 +176,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         _against_experts(summary),
         _ranking(summary),
         _certificate(summary),
+        _disagreement(summary),
         _collapse(summary),
     )
     return [text for text in found if text]
@@ -189,6 +190,16 @@ def _ranking(summary: Mapping[str, Any]) -> str:
 def _certificate(summary: Mapping[str, Any]) -> str:
     found = summary.get("certificate")
     return "" if found is None else f"{found['statement'].capitalize()}; {outcome(found)}."
+
+
+def _disagreement(summary: Mapping[str, Any]) -> str:
+    found = summary["deferral"].get("disagreement")
+    if found is None or None in found.values():
+        return ""
+    return (
+        f"According to the model, raters disagree about deferred voxels with a probability of {found['deferred']:.2f} "
+        f"(about the others {found['kept']:.3f}): where it is high, one answer is one opinion of several."
+    )
 
 
 def experts_text(summary: Mapping[str, Any]) -> str:

@@ -19,6 +19,8 @@ from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits, meas
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
+# From this probability of disagreement on, two are to be asked.
+OFTEN = 0.5
 JSON_NAME, MASKS = "worklist.json", "masks"  # names in the folder of a worklist
 
 
@@ -34,6 +36,8 @@ class WorkItem:
         minutes: Estimated working time.
         probability: The mean of the probability map over its voxels.
         border_mm: The length of its border in the slices that it spans; None without a size in mm.
+        disagreement: The mean over its voxels of the probability that raters disagree; None if the model did not learn
+            it.
         labels: The share of its voxels with each label of the model, in descending order.
         preferred: The share of its voxels where the expert map names the expert to whom they are routed. It is below 1
             if limits route voxels to other experts; the gain map, which refers to the preferred expert, is then an
@@ -50,6 +54,7 @@ class WorkItem:
     minutes: float
     probability: float
     border_mm: float | None
+    disagreement: float | None
     labels: Mapping[int, float]
     preferred: float
     size: tuple[float | None, ...]
@@ -102,6 +107,7 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
     # Without the map it is not known where limits chose another expert.
     is_preferred = case.expert[where] == case.route[where] if case.has("expert") else np.ones(len(numbers), dtype=bool)
     preferred = sums(is_preferred)
+    disagreement = None if case.disagreement is None else sums(case.disagreement[where])
     given, model = np.unique(case.model[where], return_inverse=True)
     counts = np.array([sums(model == place) for place in range(len(given))])
     items = []
@@ -118,6 +124,7 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
                 minutes=float(found.minutes[number - 1]),
                 probability=float(found.probability[number - 1]),
                 border_mm=None if found.border_mm is None else float(found.border_mm[number - 1]),
+                disagreement=None if disagreement is None else float(disagreement[number] / region.voxels),
                 labels=shares,
                 preferred=float(preferred[number] / region.voxels),
                 size=_size(region, case),
@@ -216,6 +223,10 @@ def reason(item: WorkItem, expert: str, names: Mapping[int, str], objective: str
     text = f"{what}; mean {score}: {item.probability:.2f}"
     if item.preferred < 1:
         text += f"; for {_percent(1 - item.preferred)} of it another expert is preferred, so the gain is an upper bound"
+    if item.disagreement is not None:
+        text += f"; mean probability that raters disagree: {item.disagreement:.2f}"
+        if item.disagreement >= OFTEN:
+            text += ", so that no single answer is the right one: ask two"
     return f"{text}."
 
 
@@ -228,7 +239,7 @@ def columns(unit: str) -> list[str]:
         *(f"box_world_{axis}_{end}" for axis in "xyz" for end in ("low", "high")),
         *(f"centre_world_{axis}" for axis in "xyz"),
         *(*(f"size_{unit}_{axis}" for axis in "zyx"), f"diameter_{unit}"),
-        *("probability", "border_mm", "why", "picture", "mask"),
+        *("probability", "border_mm", "disagreement", "why", "picture", "mask"),
     ]
 
 
@@ -263,6 +274,7 @@ def to_row(listed: ListedRegion, *, expert: str, unit: str, why: str, picture: s
         f"diameter_{unit}": rounded(region.diameter_mm),
         "probability": rounded(item.probability),
         "border_mm": rounded(item.border_mm),
+        "disagreement": rounded(item.disagreement),
         "why": why,
         "picture": picture,
         "mask": mask,

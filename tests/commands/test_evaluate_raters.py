@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_prediction import GEOMETRY, reader_of, write_mask
 
+from nnunetv2_deferral.agreement_maps import AGREEMENT, AgreementFolder, MultiRaterModel, map_file
 from nnunetv2_deferral.commands.evaluate_raters import CASES, SUMMARY, main
-from nnunetv2_deferral.multi_rater.agreement_maps import AGREEMENT, AgreementFolder, MultiRaterModel, map_file
 
 RATERS = ("ann", "bob", "eve")
 

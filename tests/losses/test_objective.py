@@ -3,6 +3,7 @@ import torch
 
 from nnunetv2_deferral.labels import MISSING, LabelSpace
 from nnunetv2_deferral.losses.objective import DeferralObjective
+from nnunetv2_deferral.losses.several_raters import OrdinalObjective
 from nnunetv2_deferral.settings import resolve_settings
 
 
@@ -270,3 +271,19 @@ def test_compiled_as_one_graph_the_deferral_terms_are_the_same(backend, objectiv
     given = (resolve_settings(block), labels, target, maps, output)
     for found, expected in zip(gradients(backend, *given), gradients(None, *given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_with_levels_the_segmentation_loss_is_that_of_the_trainer_for_several_raters():
+    names, labels = ["ann", "bob", "eve"], LabelSpace(2)
+    settings = resolve_settings({"experts": names, "multi_rater": True})
+    output, target, experts = make_batch()
+    experts[0, 1] = MISSING
+    levels = torch.randn(2, 4, 8, 6)
+    with_levels = torch.cat((output[:, :2], levels, output[:, 2:]), 1)
+    terms = DeferralObjective(settings, labels, segmentation_loss)(with_levels, target, experts)
+    alone = OrdinalObjective(labels, 3, segmentation_loss)(with_levels[:, :6], [target, experts])
+    without = DeferralObjective(resolve_settings({"experts": names}), labels, segmentation_loss)
+    expected = without(output, target, experts)
+    assert terms.segmentation.item() == pytest.approx(alone.item())
+    assert terms.segmentation > expected.segmentation
+    assert terms.deferral.item() == pytest.approx(expected.deferral.item())

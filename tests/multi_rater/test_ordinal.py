@@ -7,14 +7,13 @@ import torch
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.losses.several_raters import RPS_WEIGHT, multi_rater_loss
 from nnunetv2_deferral.multi_rater.ordinal import (
-    RPS_WEIGHT,
     agreement,
     count_raters,
     disagreement,
     majority_level,
     majority_logit,
-    multi_rater_loss,
     ranked_probability_score,
 )
 

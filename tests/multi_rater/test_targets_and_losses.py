@@ -11,9 +11,9 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch.nn.functional import cross_entropy
 
 from nnunetv2_deferral.labels import MISSING, LabelSpace
-from nnunetv2_deferral.multi_rater.ordinal import count_raters, multi_rater_loss, ranked_probability_score
+from nnunetv2_deferral.losses.several_raters import MeanLabelLoss, OrdinalObjective, multi_rater_loss, structures_of
+from nnunetv2_deferral.multi_rater.ordinal import count_raters, ranked_probability_score
 from nnunetv2_deferral.multi_rater.rater_targets import majority_label, majority_of_regions, random_rater
-from nnunetv2_deferral.multi_rater.training_losses import MeanLabelLoss, OrdinalObjective, structures_of
 
 REGIONS = ((1, 2), (2,))
 

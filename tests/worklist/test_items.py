@@ -428,3 +428,15 @@ def test_the_regions_are_those_that_scipy_finds(seed):
             box = tuple(zip(members.min(0).tolist(), (members.max(0) + 1).tolist(), strict=True))
             expected.add((expert, len(members), box))
     assert found == expected
+
+
+def test_where_raters_often_disagree_two_are_to_be_asked():
+    route = [[[1, 1, 0, 0, 0, 0, 0, 0, 2, 2]]]
+    disagreement = np.array([[[0.2, 0.4, 1, 1, 1, 1, 1, 1, 0.5, 0.75]]], np.float32)
+    first, second = find(case(route, properties=PIXELS, disagreement=disagreement))
+    assert (first.disagreement, second.disagreement) == (pytest.approx(0.3), pytest.approx(0.625))
+    assert reason(first, "ann", {}, None).endswith("; mean probability that raters disagree: 0.30.")
+    assert reason(second, "bob", {}, None).endswith("0.62, so that no single answer is the right one: ask two.")
+    (without,) = find(case([[[1]]]))
+    assert without.disagreement is None
+    assert "disagree" not in reason(without, "ann", {}, None)

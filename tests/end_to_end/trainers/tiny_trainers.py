@@ -57,6 +57,10 @@ class TinyFrozen(Tiny, trainer_class("nnUNetTrainerDeferral3Experts_frozen")):
     pass
 
 
+class TinyDeferralMR(Tiny, trainer_class("nnUNetTrainerDeferral_OvA_MR")):
+    pass
+
+
 class TinyMultiRater(Tiny, multi_rater_class("nnUNetTrainerMultiRater")):
     pass
 

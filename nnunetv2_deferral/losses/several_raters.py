@@ -1,7 +1,7 @@
-"""The losses of trainings with several raters, called as nnU-Net calls its own.
+"""The losses of trainings with several raters.
 
-Their target is a list: nnU-Net's targets, finest first, then the raters' label maps at full resolution, integer
-(B, K, *S), `MISSING` where a rater has no label.
+The modules are called as nnU-Net calls its own losses. Their target is a list: nnU-Net's targets, finest first, then
+the raters' label maps at full resolution, integer (B, K, *S), `MISSING` where a rater has no label.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from torch.nn import functional
 
 from nnunetv2_deferral.labels import LabelSpace
 from nnunetv2_deferral.losses.reduction import mean_over_voxels
-from nnunetv2_deferral.multi_rater.ordinal import RPS_WEIGHT, count_raters, ranked_probability_score
+from nnunetv2_deferral.multi_rater.ordinal import count_raters, majority_logit, ranked_probability_score
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
 
 Outputs = Tensor | Sequence[Tensor]
+
+RPS_WEIGHT = 0.8
 
 
 def structures_of(labels: LabelSpace) -> tuple[tuple[int, ...], ...]:
@@ -25,6 +27,71 @@ def structures_of(labels: LabelSpace) -> tuple[tuple[int, ...], ...]:
     if labels.regions is not None:
         return labels.regions
     return tuple((label,) for label in range(1, labels.num_segmentation_heads))
+
+
+def multi_rater_loss(
+    levels: Tensor,
+    marks: Tensor,
+    seen: Tensor,
+    *,
+    valid: Tensor | None = None,
+    weight: float = RPS_WEIGHT,
+) -> Tensor:
+    """The paper's loss: binary cross-entropy of the majority, and the ranked probability score.
+
+    L = BCE(p_fg, [c >= K/2]) + 0.8 RPS, averaged over the voxels and structures that any rater saw. The trainer has
+    nnU-Net's loss in place of the first term.
+
+    Args:
+        levels: See :func:`.ranked_probability_score`.
+        marks: See :func:`.ranked_probability_score`.
+        seen: See :func:`.ranked_probability_score`.
+        valid: Bool (B, *S), the voxels that count (not ignored), or None for all.
+        weight: The weight of the ranked probability score.
+
+    Returns:
+        A scalar; 0 if no voxel counts.
+
+    Example:
+        Two of four raters mark a voxel. The loss is lower where the network expects that:
+
+        >>> import torch
+        >>> from nnunetv2_deferral import multi_rater_loss
+        >>> marks, seen = torch.tensor([[[2]]]), torch.tensor([[[4]]])
+        >>> for peak in (0, 2, 4):
+        ...     levels = torch.zeros(1, 1, 5, 1)
+        ...     levels[0, 0, peak] = 5.0
+        ...     print(peak, round(multi_rater_loss(levels, marks, seen).item(), 3))
+        0 4.233
+        2 0.013
+        4 0.319
+    """
+    seen = seen.expand_as(marks)
+    logit = majority_logit(levels, 2)
+    cross_entropy = functional.binary_cross_entropy_with_logits(
+        logit, (2 * marks >= seen).to(logit.dtype), reduction="none"
+    )
+    values = cross_entropy + weight * ranked_probability_score(levels, marks, seen)
+    counts = seen > 0
+    return mean_over_voxels(values, counts if valid is None else counts & valid.unsqueeze(1))
+
+
+def levels_loss(levels: Tensor, masks: Tensor, structures: Sequence[Sequence[int]], valid: Tensor | None) -> Tensor:
+    """The ranked probability score of levels against raters' label maps, computed in float32 under autocast, too.
+
+    Args:
+        levels: Logits (B, F, K + 1, *S).
+        masks: The raters' label maps, integer (B, K, *S), `MISSING` where a rater has no label.
+        structures: For each of the F structures its labels.
+        valid: Bool (B, *S), the voxels that count, or None for all.
+
+    Returns:
+        A scalar, the mean over structures and voxels. Voxels without a score count as 0, so that its weight relative to
+        nnU-Net's loss is the same in each of them.
+    """
+    with autocast(levels.device.type, enabled=False):
+        score = ranked_probability_score(levels, *count_raters(masks, structures))
+        return mean_over_voxels(score.mean(1), valid)
 
 
 class OrdinalObjective(nn.Module):
@@ -68,11 +135,7 @@ class OrdinalObjective(nn.Module):
         else:
             segmentation = self.segmentation_loss([parts.segmentation, *coarser], targets)
         _, valid = self.labels.reference(targets[0])
-        with autocast(full.device.type, enabled=False):
-            marks, seen = count_raters(masks, structures_of(self.labels))
-            score = ranked_probability_score(parts.levels, marks, seen)
-        # Voxels without a score count as 0, so that its weight relative to nnU-Net's loss is the same in each of them.
-        return segmentation + self.weight * mean_over_voxels(score.mean(1), valid)
+        return segmentation + self.weight * levels_loss(parts.levels, masks, structures_of(self.labels), valid)
 
 
 class MeanLabelLoss(nn.Module):

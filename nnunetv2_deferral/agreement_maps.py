@@ -84,19 +84,32 @@ def map_file(folder: Path, kind: str, case: str, file_ending: str, structure: in
     return (inner if structure is None else inner / str(structure)) / f"{case}{file_ending}"
 
 
-def check_folder(folder: Path, model: MultiRaterModel | None) -> None:
+def map_files(folder: Path, kind: str, case: str, file_ending: str, num_structures: int) -> list[Path]:
+    """The maps of a case, one for each structure; arguments as of :func:`map_file`."""
+    numbers = [None] if num_structures == 1 else range(1, num_structures + 1)
+    return [map_file(folder, kind, case, file_ending, number) for number in numbers]
+
+
+def files_of_case(folder: Path, case: str, file_ending: str, num_structures: int) -> list[Path]:
+    """The files that belong to the maps of a case, whether they exist or not."""
+    of_maps = (map_files(folder, kind, case, file_ending, num_structures) for kind in (AGREEMENT, DISAGREEMENT))
+    return [*(file for files in of_maps for file in files), levels_file(folder, case)]
+
+
+def check_folder(folder: Path, model: MultiRaterModel | None, *, beside_deferral: bool = False) -> None:
     """Refuse a folder that contains maps of another model.
 
     Args:
         folder: The folder of the masks.
-        model: The model that will write there; None for a deferral model, of which there is no such file.
+        model: The model that will write there; None for one without maps of agreement.
+        beside_deferral: Whether the model writes deferral maps, too.
 
     Raises:
         InputError: Naming the folder and the difference.
     """
     file = index_file(folder)
     remedy = f"Use another folder, or remove {file.parent}"
-    if model is not None and maps.index_file(folder).is_file():
+    if model is not None and not beside_deferral and maps.index_file(folder).is_file():
         raise InputError(f"{folder} already contains the deferral maps of another model. {remedy}")
     if not file.is_file():
         return
@@ -157,10 +170,9 @@ class AgreementFolder:
             file = levels_file(self.folder, case)
             with written_whole(file.parent) as scratch:
                 np.savez_compressed(scratch / file.name, probabilities=levels)
-        several = len(self.structures) > 1
         for kind, channels in found.items():
-            for number, values in enumerate(channels, 1):
-                file = map_file(self.folder, kind, case, self.file_ending, number if several else None)
+            files = map_files(self.folder, kind, case, self.file_ending, len(self.structures))
+            for file, values in zip(files, channels, strict=True):
                 write_values(values, 1, file, self.writer, properties)
         self._enter()
 

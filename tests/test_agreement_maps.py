@@ -7,9 +7,7 @@ import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import write_json
-from nnunetv2_deferral.multi_rater.agreement_maps import (
+from nnunetv2_deferral.agreement_maps import (
     AGREEMENT,
     DISAGREEMENT,
     AgreementFolder,
@@ -18,6 +16,8 @@ from nnunetv2_deferral.multi_rater.agreement_maps import (
     index_file,
     map_file,
 )
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import write_json
 
 MODEL = {"dataset": "D", "plans": "P", "configuration": "2d", "trainer": "T"}
 PROPERTIES = {
