@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx-mathjax-offline",  # equations are readable without a network
     "command_reference",
     "result_tables",
 ]
@@ -58,6 +59,8 @@ html_theme_options = {"light_css_variables": {"code-font-size": "0.78rem"}}
 html_title = f"{project} {release}"
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["equations.css"]
 
 
 def escape_shapes(_app, _what, _name, _object, _options, lines):
