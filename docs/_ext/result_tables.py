@@ -304,6 +304,29 @@ def several_raters() -> str:
     return _table(header, rows) + f"\n\n{_small(note)}"
 
 
+def surfaces() -> str:
+    """Dice and surfaces of model and system, by the errors of simulated experts."""
+    names = {
+        "independent": "independent errors",
+        "correlated": "errors in patches",
+        "boundary_bias": "borders too wide or tight",
+        "missed_components": "missed components",
+    }
+    rows, notes = [], []
+    for name, dataset in (("501_2d", "501, 2D"), ("004_3d_fullres", "004, 3D")):
+        content = _json(f"surfaces_{name}.json")
+        for error_model, of in content["found"].items():
+            pairs = (
+                f"{of['model_everywhere'][score]:{form}} → {of['system'][score]:{form}}"
+                for score, form in (("Dice", ".3f"), ("HD95", ".1f"), ("NSD", ".3f"))
+            )
+            rows.append((dataset, names[error_model], _percent(of["rate"]), *pairs))
+        cases, unit = (content["found"]["independent"][key] for key in ("cases", "unit"))
+        notes.append(f"{dataset}: {cases} cases, in {unit}, {content['machine']}, {content['date']}")
+    header = ("dataset", "experts", "deferred", "Dice", "HD95", "NSD, tolerance 1")
+    return _table(header, rows) + f"\n\n{_small('; '.join(notes))}"
+
+
 def overhead() -> str:
     """What deferral adds to time and memory."""
     rows = []
@@ -470,6 +493,7 @@ TABLES: dict[str, Callable[[], str]] = {
         readers_2d,
         readers_3d,
         several_raters,
+        surfaces,
         overhead,
         memory,
         export,
