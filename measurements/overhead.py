@@ -45,6 +45,8 @@ def make_trainer(kind: str, options: argparse.Namespace):
     configuration = plans["configurations"][options.c]
     if options.patch:
         configuration["patch_size"] = options.patch
+    if options.batch_size:
+        configuration["batch_size"] = options.batch_size
     trainer_class = recursive_find_trainer_class_by_name(TRAINERS[kind])
     trainer = trainer_class(plans, options.c, 0, load_json(str(folder / "dataset.json")), torch.device(options.device))
     trainer.initialize()
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
     parser.add_argument("-tr", default=TRAINERS["deferral"], help="deferral trainer. Default: %(default)s")
     parser.add_argument("-patch", type=int, nargs="+", help="patch size. Default: that of the plans")
+    parser.add_argument("-batch_size", type=int, help="batch size. Default: that of the plans")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("-n", type=int, default=20, help="number of measured steps")
     parser.add_argument("-warm", type=int, default=3, help="number of warm-up steps")
@@ -193,6 +196,7 @@ def main() -> None:
     ratios = {what: round(measured[f"{what}_deferral"] / measured[f"{what}_stock"], 3) for what in options.what}
     content = {
         "what": f"Dataset{int(options.d):03d} {options.c} {options.p} patch {options.patch or 'as planned'}",
+        "batch_size": options.batch_size or "as planned",
         "trainer": options.tr,
         "ratios": ratios,
         "machine": describe_machine(options),
