@@ -4,7 +4,7 @@
     <folder>/deferral/folds/<fold>/<case>.nii.gz         the mask that this fold predicts alone
     <folder>/deferral/mutual_information/<case>.nii.gz   in [0, 1]: how much the folds' probabilities contradict each
                                                          other, see :class:`.MutualInformation`
-    <folder>/deferral/folds.json                         the folds, their model, versions
+    <folder>/deferral/folds.json                         the folds, their model, how it predicted, versions
 
 The model may be any of nnU-Net's. The folds' probabilities are not kept.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
@@ -32,17 +32,22 @@ from nnunetv2_deferral.text import differences
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleIdentity:
-    """Identifies the ensemble behind the masks of a folder, with the names of its folds in nnU-Net's order."""
+    """Identifies the ensemble behind the masks of a folder, with the names of its folds in nnU-Net's order.
+
+    Attributes:
+        prediction: How it predicted, see :func:`.maps.check_prediction`.
+    """
 
     dataset: str
     plans: str
     configuration: str
     trainer: str | None
     folds: tuple[str, ...]
+    prediction: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ensemble as in folds.json."""
-        return asdict(self) | {"folds": list(self.folds)}
+        """The ensemble as in folds.json, where `prediction` is an entry of its own."""
+        return {key: value for key, value in asdict(self).items() if key != "prediction"} | {"folds": list(self.folds)}
 
 
 class _Ensemble(TypedDict):
@@ -55,6 +60,7 @@ class _Ensemble(TypedDict):
 
 class _Index(TypedDict):
     ensemble: _Ensemble
+    prediction: NotRequired[dict[Text, Any]]  # not in those of earlier versions
 
 
 def index_file(folder: Path) -> Path:
@@ -117,7 +123,7 @@ def is_of_one_fold(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, ensemble: EnsembleIdentity | None) -> None:
-    """Refuse a folder that contains the masks of other folds.
+    """Refuse a folder that contains the masks of other folds, or of the same predicted in another manner.
 
     Args:
         folder: The folder of the masks.
@@ -129,8 +135,11 @@ def check_folder(folder: Path, ensemble: EnsembleIdentity | None) -> None:
     file = index_file(folder)
     if not file.is_file():
         return
-    theirs = read_validated_json(file, _Index)["ensemble"]
-    differing = ["these are predicted without"] if ensemble is None else differences(theirs, ensemble.to_dict())
+    theirs = read_validated_json(file, _Index)
+    differing = ["these are predicted without"]
+    if ensemble is not None:
+        differing = differences(theirs["ensemble"], ensemble.to_dict())
+        differing += maps.differing_predictions(theirs.get("prediction"), ensemble.prediction)
     if differing:
         raise InputError(
             f"{folder} already contains the masks of folds of another prediction ({'; '.join(differing)}). Use another "
@@ -158,7 +167,11 @@ class FoldsFolder:
         """Write folds.json, before the first case."""
         content = json.loads(json.dumps({"ensemble": self.ensemble.to_dict(), "versions": versions("torch")}))
         file = index_file(self.folder)
-        if not file.is_file() or read_json(file) != content:
+        there = read_json(file) if file.is_file() else None
+        # How the cases of a folder of an earlier version were predicted is not known.
+        if there is None or "prediction" in there:
+            content["prediction"] = dict(self.ensemble.prediction)
+        if there != content:
             write_json(content, file)
 
     def write_mask(self, case: str, fold: str, mask: np.ndarray, properties: dict[str, Any]) -> None:

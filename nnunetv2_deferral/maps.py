@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +46,7 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import fingerprint, listed
+from nnunetv2_deferral.text import differences, fingerprint, listed
 
 FOLDER = "deferral"
 PREDICTED_DICE = "predicted_dice"  # in the entry of a case
@@ -138,6 +138,7 @@ class Index(TypedDict):
     model: _Model
     settings: dict[Text, Any]
     maps: NotRequired[list[Literal["route", "probability", "expert", "gain"]]]  # not in those of earlier versions
+    prediction: NotRequired[dict[Text, Any]]  # likewise
     calibration: NotRequired[dict[Text, Any] | None]
     cases: NotRequired[dict[Text, _CaseEntry]]  # of earlier versions
 
@@ -229,6 +230,31 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
         )
 
 
+def differing_predictions(there: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """One phrase for each entry that two predictions both have and that differs; others are not known of one."""
+    there = there or {}
+    common = there.keys() & now.keys()
+    return differences({key: there[key] for key in common}, {key: now[key] for key in common})
+
+
+def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
+    """Refuse a folder whose cases the same model predicted in another manner, because it would be mixed.
+
+    Args:
+        folder: The folder of the masks.
+        prediction: As far as it is known: `folds`, `checkpoint`, `mirroring` and `step_size`.
+
+    Raises:
+        InputError: Naming the folder and the difference; see also :func:`read_model`.
+    """
+    file = index_file(folder)
+    if file.is_file() and (differing := differing_predictions(read_model(folder).get("prediction"), prediction)):
+        raise InputError(
+            f"{folder} already contains cases that were predicted in another manner ({'; '.join(differing)}). Use "
+            f"another folder, or remove {file.parent}"
+        )
+
+
 def kinds_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that the cases of a folder have, given the content of its deferral.json."""
     return tuple(content.get("maps", MAPS))
@@ -260,6 +286,7 @@ class DeferralFolder:
         settings: The effective settings of the model.
         calibration: The calibration applied to the maps, or None.
         kinds: The maps to write, some of :data:`.MAPS` in their order.
+        prediction: How the cases are predicted, see :func:`check_prediction`; empty if that is not known.
     """
 
     folder: Path
@@ -269,6 +296,7 @@ class DeferralFolder:
     settings: DeferralSettings
     calibration: ModelCalibration | None = None
     kinds: tuple[str, ...] = MAPS
+    prediction: Mapping[str, Any] = field(default_factory=dict)
 
     def write(
         self,
@@ -324,10 +352,15 @@ class DeferralFolder:
             "versions": versions("torch"),
         }
         content = json.loads(json.dumps(content))  # to compare
-        if content.items() <= (read_json(file) if file.is_file() else {}).items():
+        there = read_json(file) if file.is_file() else {}
+        # How the cases of a folder of an earlier version were predicted is not known.
+        if self.prediction and ("prediction" in there or not there):
+            content["prediction"] = dict(self.prediction)
+        if content.items() <= there.items():
             return
         with FileLock(file.with_name(".deferral.json.lock")):
             check_kinds(self.folder, self.kinds)
+            check_prediction(self.folder, self.prediction)
             write_json((read_json(file) if file.is_file() else {}) | content, file)
 
 

@@ -118,6 +118,7 @@ def export_prediction_from_logits(
             settings=plans_manager.settings,
             calibration=plans_manager.calibration,
             kinds=maps_wanted(plans_manager.settings.maps),
+            prediction=plans_manager.prediction,
         )
         folder.write(file.name, decision.maps, properties_dict, decision.statistics, prior=decision.prior)
         plans_manager = plans_manager.stock()

@@ -249,7 +249,7 @@ def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
     Raises:
         InputError: If it has one fold only, or the names of its folds are unknown.
     """
-    names, number = _names_of_folds(predictor), len(predictor.list_of_parameters)
+    (names, _), number = _loaded(predictor), len(predictor.list_of_parameters)
     if number < 2:
         raise InputError(
             f"the masks of folds and their mutual information ({ENVIRONMENT_FOLDS}=1, nnUNetv2_deferral_uncertainty) "
@@ -269,18 +269,37 @@ def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
         configuration=configuration_name(plans, predictor.configuration_manager),
         trainer=predictor.trainer_name,
         folds=names,
+        prediction={key: value for key, value in prediction_of(predictor).items() if key != "folds"},
     )
 
 
-def _names_of_folds(predictor: nnUNetPredictor) -> tuple[str, ...]:
-    """As noted when the model was loaded; nnU-Net's commands load our trainer, and thus this, only then."""
+def prediction_of(predictor: nnUNetPredictor) -> dict[str, Any]:
+    """How a predictor uses its model, as far as it is known; see :func:`.maps.check_prediction`."""
+    folds, checkpoint = _loaded(predictor)
+    mirroring = bool(predictor.use_mirroring and predictor.allowed_mirroring_axes)
+    found: dict[str, Any] = {"mirroring": mirroring, "step_size": float(predictor.tile_step_size)}
+    if folds:
+        found["folds"] = sorted(folds)
+    if checkpoint is not None:
+        found["checkpoint"] = checkpoint
+    return found
+
+
+def _loaded(predictor: nnUNetPredictor) -> tuple[tuple[str, ...], str | None]:
+    """The names of folds and checkpoint, as noted when the model was loaded; empty and None if they are not known.
+
+    nnU-Net's commands load our trainer, and thus this, only with the model.
+    """
     if (noted := getattr(predictor, "deferral_folds", None)) is not None:
-        return tuple(noted)
+        return tuple(noted), getattr(predictor, "deferral_checkpoint", None)
     if not Path(sys.argv[0]).name.startswith("nnUNetv2_predict"):
-        return ()
+        return (), None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-f", nargs="+", default=range(5))  # as nnU-Net's
-    return _texts(parser.parse_known_args(sys.argv[1:])[0].f)
+    parser.add_argument("-chk", default="checkpoint_final.pth")
+    parser.add_argument("-c")  # which would be taken for a short -chk
+    given = parser.parse_known_args(sys.argv[1:])[0]
+    return _texts(given.f), given.chk
 
 
 def _texts(folds: Sequence[Any]) -> tuple[str, ...]:
@@ -289,7 +308,7 @@ def _texts(folds: Sequence[Any]) -> tuple[str, ...]:
 
 
 def note_folds(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Of `nnUNetPredictor.initialize_from_trained_model_folder`: note which folds were loaded."""
+    """Of `nnUNetPredictor.initialize_from_trained_model_folder`: note which folds and checkpoint were loaded."""
 
     @wraps(stock)
     def initialize_from_trained_model_folder(
@@ -302,6 +321,7 @@ def note_folds(stock: Callable[..., Any]) -> Callable[..., Any]:
             use_folds = self.auto_detect_available_folds(model_training_output_dir, checkpoint_name)
         stock(self, model_training_output_dir, use_folds, checkpoint_name)
         self.deferral_folds = _texts([use_folds] if isinstance(use_folds, str) else use_folds)
+        self.deferral_checkpoint = checkpoint_name
 
     return initialize_from_trained_model_folder
 

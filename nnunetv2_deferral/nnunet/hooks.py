@@ -42,6 +42,7 @@ from nnunetv2_deferral.nnunet.fold_export import (
     ensemble_of,
     lists_with_folds,
     note_folds,
+    prediction_of,
     record_cases,
     record_folds,
     recordings,
@@ -108,9 +109,11 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
+            self.plans_manager.prediction = prediction_of(self)
             for folder in folders:
                 agreement_maps.check_folder(folder, raters, beside_deferral=True)
                 maps.check_folder(folder, model)
+                maps.check_prediction(folder, self.plans_manager.prediction)
                 maps.check_kinds(folder, kinds)
             if limits.minutes is not None:
                 for file in self.deferral_outputs:  # of an earlier prediction, whose minutes are no longer kept

@@ -8,6 +8,8 @@ manager reports all channels as heads, but segments from the first K.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,7 +84,13 @@ class DeferralLabelManager(FirstHeadsLabelManager):
 
 
 class DeferralPlansManager(PlansManager):
-    """The plans of a deferral model."""
+    """The plans of a deferral model.
+
+    Attributes:
+        prediction: How a predictor uses the model, for the export of its cases; see :func:`.maps.check_prediction`.
+    """
+
+    prediction: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def adopt(cls, plans_manager: PlansManager) -> DeferralPlansManager:

@@ -1,5 +1,7 @@
 """The masks of single folds and their mutual information, from one prediction by all folds."""
 
+import json
+import re
 from copy import deepcopy
 
 import numpy as np
@@ -11,10 +13,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_prediction import reader_of, write_mask
 from small_predictor import DATASET_JSON, small_predictor
 
-from nnunetv2_deferral import folds
+from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
+from nnunetv2_deferral.nnunet.fold_export import prediction_of
 from nnunetv2_deferral.uncertainty import entropy
 
 CASES, FOLDS = ("c0", "c1"), ("0", "1", "all")
@@ -176,6 +179,62 @@ def test_a_folder_has_the_masks_of_the_same_folds_only(predictors, images, tmp_p
     folds.index_file(output).write_text('{"ensemble": {"folds": ["../x", "1"]}}')
     with pytest.raises(InputError, match=r"folds.json: .*ensemble.folds\[0\]"):
         folds.read_folds(output)
+
+
+OTHER_MANNERS = [
+    ("deferral_checkpoint", "checkpoint_best.pth", 'checkpoint is "checkpoint_final.pth", not "checkpoint_best.pth"'),
+    ("use_mirroring", False, "mirroring is true, not false"),
+    ("tile_step_size", 0.9, "step_size is 0.5, not 0.9"),
+]
+
+
+@pytest.mark.parametrize("model", ["stock", "deferral"])
+def test_a_folder_is_not_continued_by_other_networks_or_in_another_manner(
+    predictors, images, tmp_path, monkeypatch, model
+):
+    predictor, output = predictors[model], tmp_path / "out"
+    monkeypatch.setattr(predictor, "deferral_checkpoint", "checkpoint_final.pth", raising=False)
+    index = maps.index_file(output) if model == "deferral" else folds.index_file(output)
+    if model == "stock":
+        monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+
+    def continued():
+        (output / "c1.nii.gz").unlink(missing_ok=True)
+        predict(predictor, images, output, overwrite=False)
+
+    continued()
+    for attribute, value, message in OTHER_MANNERS:
+        with monkeypatch.context() as other:
+            other.setattr(predictor, attribute, value)
+            with pytest.raises(InputError, match=re.escape(message)):
+                continued()
+    if model == "deferral":
+        monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "2"))
+        with pytest.raises(InputError, match=r'another manner .folds is \["0", "1", "all"\], not \["0", "1", "2"\]'):
+            continued()
+    # A folder of an earlier version does not say how it was predicted, and is not made to.
+    content = json.loads(index.read_text())
+    del content["prediction"]
+    index.write_text(json.dumps(content))
+    monkeypatch.setattr(predictor, "tile_step_size", 0.9)
+    continued()
+    assert (output / "c1.nii.gz").is_file()
+    assert json.loads(index.read_text()) == content
+
+
+def test_nnunets_command_is_asked_for_the_checkpoint(predictors, monkeypatch):
+    monkeypatch.delattr(predictors["stock"], "deferral_folds")
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", "-f", "3", "all", "-chk", "checkpoint_best.pth", "-c", "2d"])
+    assert prediction_of(predictors["stock"]) == {
+        "folds": ["3", "all"],
+        "checkpoint": "checkpoint_best.pth",
+        "mirroring": True,
+        "step_size": 0.5,
+    }
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", "-c", "2d", "-f", "0", "--c"])
+    assert prediction_of(predictors["stock"])["checkpoint"] == "checkpoint_final.pth"
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    assert prediction_of(predictors["stock"]) == {"mirroring": True, "step_size": 0.5}
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(predictors, images, tmp_path, monkeypatch):
