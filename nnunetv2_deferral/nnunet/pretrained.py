@@ -1,4 +1,4 @@
-"""Loading weights of a stock network, and checking that checkpoints belong to the same experts."""
+"""Loading weights of a stock network, and checking that checkpoints belong to the same experts and settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.experts import Expert
 from nnunetv2_deferral.network import deferral_head
+from nnunetv2_deferral.routing import ONE_VS_ALL
 from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
+from nnunetv2_deferral.text import differences
 
 # Entries that must agree between the plans of a stock network and those of a deferral training on it.
 _PLANS_KEYS = ("transpose_forward", "foreground_intensity_properties_per_channel")
 _CONFIGURATION_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm", "architecture")
+# Settings that a resumed training may change: what predictions do with it, and when it ends. Experts are compared one
+# by one.
+_MAY_CHANGE = {
+    *("experts", "unavailable", "budget", "capacities", "budget_over", "min_region_mm", "maps", "evaluation_seed"),
+    *("patience", "final_weights", "head_initialization"),
+}
+# Those without effect on a training by the one-vs-all objective, and on one without simulated experts.
+_OF_COLLABORATION = {"costs", "lower", "upper", "lambda_balance"}
+_OF_SIMULATED = {"boundary_width", "expert_voxel_mm"}
 
 
 def load_stock_network(
@@ -59,25 +71,52 @@ def load_stock_network(
     return None if axes is None else tuple(int(axis) for axis in axes)
 
 
-def check_same_experts(
+def check_same_training(
     filename_or_checkpoint: dict[str, Any] | str, settings: DeferralSettings, *, device: torch.device
 ) -> None:
-    """Refuse to resume a training with other experts.
+    """Refuse to resume a training with other experts, or with other settings of what is trained.
 
     Raises:
-        InputError: Naming the experts of both.
+        InputError: Naming the experts of both, or the settings that differ with the values of both.
     """
     checkpoint = filename_or_checkpoint
     if isinstance(checkpoint, str):
         checkpoint = torch.load(checkpoint, map_location=device, weights_only=False)
     block = checkpoint["init_args"]["plans"].get(PLANS_KEY)
-    trained = "none" if block is None else ", ".join(resolve_settings(block).expert_names)
-    if trained != ", ".join(settings.expert_names):
+    trained = None if block is None else resolve_settings(block)
+    named = f"the checkpoint {filename_or_checkpoint}" if isinstance(filename_or_checkpoint, str) else "the checkpoint"
+    if trained is None or trained.expert_names != settings.expert_names:
         raise InputError(
-            f"the checkpoint {filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else ''} was trained "
-            f"with other experts ({trained}) than those of this trainer, its plans and its dataset "
-            f"({', '.join(settings.expert_names)})"
+            f"{named} was trained with other experts ({'none' if trained is None else ', '.join(trained.expert_names)})"
+            f" than those of this trainer, its plans and its dataset ({', '.join(settings.expert_names)})"
         )
+    if differing := _differing(trained, settings):
+        raise InputError(
+            f"{named} was trained with other settings than those of this trainer and its plans: "
+            f'{"; ".join(differing)}. Change the "{PLANS_KEY}" block of the plans back, or start a new training with '
+            "plans of another name"
+        )
+
+
+def _differing(trained: DeferralSettings, settings: DeferralSettings) -> list[str]:
+    """One phrase for each setting of a training that differs, and for each property of an expert."""
+    found = []
+    for there, here in zip(trained.experts, settings.experts, strict=True):
+        found += [f"{there.name}: {each}" for each in differences(*(_as_mapping(each) for each in (there, here)))]
+    ignored = set(_MAY_CHANGE)
+    if trained.objective == settings.objective == ONE_VS_ALL:
+        ignored |= _OF_COLLABORATION
+    if not settings.profiles:
+        ignored |= _OF_SIMULATED
+    blocks = (
+        {key: value for key, value in each.to_dict().items() if key not in ignored} for each in (trained, settings)
+    )
+    return found + differences(*blocks)
+
+
+def _as_mapping(expert: Expert) -> dict[str, Any]:
+    content = expert.to_json()
+    return {"masks": "of a rater"} if isinstance(content, str) else {"masks": "simulated"} | content
 
 
 def _check_same_plans(init_args: dict[str, Any], plans: dict[str, Any], configuration: str, filename: str) -> None:

@@ -51,7 +51,7 @@ from nnunetv2_deferral.nnunet.optimizer import (
     StepSchedule,
     without_parameters,
 )
-from nnunetv2_deferral.nnunet.pretrained import check_same_experts, load_stock_network
+from nnunetv2_deferral.nnunet.pretrained import check_same_training, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, epochs_since_best, plot_progress
 from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
@@ -333,12 +333,12 @@ class DeferralTrainer(nnUNetTrainer):
         self.print_to_log_file(f"As in its training, mirroring along the axes {axes or 'none'}")
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Resume from a checkpoint with the same experts.
+        """Resume from a checkpoint with the same experts and settings.
 
         Raises:
-            InputError: If the experts differ.
+            InputError: See :func:`.check_same_training`.
         """
-        check_same_experts(filename_or_checkpoint, self.settings, device=self.device)
+        check_same_training(filename_or_checkpoint, self.settings, device=self.device)
         super().load_checkpoint(filename_or_checkpoint)
         self._has_segmentation_weights = True
         self._keeps_mirroring = self.frozen
