@@ -6,10 +6,11 @@ for the data loader.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -68,6 +69,33 @@ def widths_in_voxels(width: int, spacing: Sequence[float]) -> tuple[int, ...]:
 def spacing_in_voxels_of(voxel_mm: float | None, spacing_mm: Sequence[float]) -> tuple[float, ...] | None:
     """A spacing by axis in voxels of an edge in mm; None without one, with which the unit is the voxel itself."""
     return None if voxel_mm is None else tuple(float(each) / voxel_mm for each in spacing_mm)
+
+
+def remark_on_band(width: int, voxel_mm: float | None, spacing_mm: Sequence[float]) -> str:
+    """A sentence if the band of an image is narrower than half a voxel along each axis, so that there is none.
+
+    Args:
+        width: Depth of the band on each side, in voxels of `voxel_mm`; with 0 no band is asked for.
+        voxel_mm: Edge of these voxels; None for those of the image.
+        spacing_mm: Spacing of the image by axis.
+
+    Returns:
+        The sentence, the same for every such image; empty if there is a band.
+    """
+    spacing = spacing_in_voxels_of(voxel_mm, spacing_mm)
+    if spacing is None or voxel_mm is None or width == 0 or max(widths_in_voxels(width, spacing)) > 0:
+        return ""
+    return (
+        f"simulated experts know no border where voxels are larger than {2 * width * voxel_mm:g} mm along each axis: "
+        f"a band of {width} voxels (boundary_width) of {voxel_mm:g} mm (expert_voxel_mm) is less than half a voxel there"
+    )
+
+
+@cache
+def warn_once(remark: str) -> None:
+    """Log a warning, once in a process; nothing if it is empty."""
+    if remark:
+        logging.getLogger(__name__).warning(remark)
 
 
 def boundary_band(labels: torch.Tensor, width: int | Sequence[int], *, ignore_label: int | None = None) -> torch.Tensor:

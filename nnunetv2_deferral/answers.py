@@ -17,7 +17,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, expert_set
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
-from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
+from nnunetv2_deferral.expert_sim.zones import remark_on_band, spacing_in_voxels_of, warn_once
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -179,6 +179,7 @@ class ExpertAnswers:
             return None
         if properties is None:
             raise InputError(f"{case}: experts with voxels of {self.expert_voxel_mm} mm need the spacing of the image")
+        warn_once(remark_on_band(self.boundary_width, self.expert_voxel_mm, properties["spacing"]))
         return spacing_in_voxels_of(self.expert_voxel_mm, properties["spacing"])
 
 

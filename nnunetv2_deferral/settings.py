@@ -21,7 +21,7 @@ from nnunetv2_deferral.decision.limits import CASE, Limits
 from nnunetv2_deferral.defaults import BOUNDARY_WIDTH, MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
-from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
+from nnunetv2_deferral.expert_sim.zones import remark_on_band, spacing_in_voxels_of
 from nnunetv2_deferral.experts import (
     Expert,
     Rater,
@@ -263,6 +263,10 @@ class DeferralSettings:
     def spacing_of_experts(self, spacing: Sequence[float]) -> tuple[float, ...] | None:
         """A spacing in mm, by axis, in the voxels of simulated experts; None if they are those at hand."""
         return spacing_in_voxels_of(self.expert_voxel_mm, spacing)
+
+    def remark_on_band(self, spacing: Sequence[float]) -> str:
+        """A sentence if simulated experts have no border band at a spacing in mm, by axis; otherwise empty."""
+        return remark_on_band(self.boundary_width, self.expert_voxel_mm, spacing) if self.profiles else ""
 
     @property
     def available(self) -> tuple[bool, ...]:

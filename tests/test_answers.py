@@ -116,6 +116,16 @@ def test_experts_with_voxels_in_mm_take_the_spacing_of_the_image():
         scaled.answers("x", reference())
 
 
+def test_a_band_of_less_than_half_a_voxel_is_said_once(caplog):
+    sharp = ExpertProfile(name="sim", foreground=1, background=1, boundary=0)
+    experts = ExpertAnswers(experts=(sharp,), label_values=LABELS, boundary_width=3, expert_voxel_mm=0.1)
+    for case, spacing in (("x", (2, 0.6, 2)), ("y", (2, 0.7, 0.7)), ("z", (3, 3, 3))):
+        answers = experts.answers(case, reference(), {"spacing": spacing})[0]
+        assert np.array_equal(answers, reference()) == (case != "x")
+    (said,) = [record.message for record in caplog.records]
+    assert "know no border where voxels are larger than 0.6 mm along each axis: a band of 3 voxels" in said
+
+
 def test_of_answers_simulated_before_the_voxels_are_those_recorded(tmp_path):
     write(tmp_path, "ann", "x", reference())
     record = {"experts": [profile("ann").to_json()], "seed": 3, "boundary_width": 1}

@@ -286,3 +286,11 @@ def test_load_balancing_cannot_be_left_out_where_there_is_none():
 def test_agreement_is_learned_from_two_raters_with_the_segmentation_layer(block, message):
     with pytest.raises(InputError, match=message):
         resolve_settings(block | {"multi_rater": True})
+
+
+def test_a_training_says_that_simulated_experts_have_no_border_band_at_its_spacing():
+    settings = resolve_settings({"expert_voxel_mm": 0.2})
+    assert "a band of 2 voxels (boundary_width) of 0.2 mm (expert_voxel_mm)" in settings.remark_on_band((5.0, 1.0, 1.0))
+    assert not settings.remark_on_band((5.0, 0.8, 1.0))
+    for without in ({"boundary_width": 0}, {"experts": ["ann"]}, {"expert_voxel_mm": None}):
+        assert not resolve_settings({"expert_voxel_mm": 0.2} | without).remark_on_band((5.0, 5.0))

@@ -30,7 +30,7 @@ from nnunetv2_deferral.expert_sim.profiles import (
     with_error_model,
 )
 from nnunetv2_deferral.expert_sim.simulate import simulate_case
-from nnunetv2_deferral.expert_sim.zones import spacing_in_voxels_of
+from nnunetv2_deferral.expert_sim.zones import remark_on_band, spacing_in_voxels_of, warn_once
 from nnunetv2_deferral.experts import experts_to_json, names_of
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
@@ -189,6 +189,7 @@ def _simulate_case(job: _Job, label_file: Path) -> list[Path]:
     """Write the answers of all experts for a case; returns the files."""
     labels, properties = job.files.read(label_file)
     case = label_file.name.removesuffix(job.files.file_ending)
+    warn_once(remark_on_band(job.boundary_width, job.expert_voxel_mm, properties["spacing"]))
     answers = simulate_case(
         torch.from_numpy(labels.astype(np.int16)),
         job.profiles,
