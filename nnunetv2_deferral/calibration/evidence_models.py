@@ -59,7 +59,7 @@ def fit_evidence_model(
 
     Raises:
         InputError: If there are no cases, numbers of cases, classes or experts or shapes differ, names are not valid
-            or not distinct, or a label of a reference or an answer is none of a class.
+            or not distinct, probabilities are not in [0, 1], or a label of a reference or an answer is none of a class.
 
     Example:
         Discs whose border the model does not see well, and an expert who is right in nine of ten voxels:
@@ -93,6 +93,8 @@ def fit_evidence_model(
                 f"case {place}: probabilities must have shape {shape} and answers {(len(experts), *reference.shape)}, "
                 f"got {said.shape} and {given.shape}"
             )
+        if not (said.min(initial=0) >= 0 and said.max(initial=0) <= 1):  # false for NaN
+            raise InputError(f"case {place}: probabilities must be numbers in [0, 1]")
         if reference.min(initial=0) < 0 or reference.max(initial=0) >= len(said):
             raise InputError(f"case {place}: the reference has labels that are none of {len(said)} classes")
         if unknown := unknown_labels(given, (*structures.labels, MISSING)):

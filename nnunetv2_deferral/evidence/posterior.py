@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit, logit
 
+from nnunetv2_deferral.arrays import check_bool
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import NUM_ZONES, AnswerTables, zones
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
 from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, PriorMap, in_voxels
 from nnunetv2_deferral.evidence.structures import Structures
 from nnunetv2_deferral.evidence.value import values_of_information
-from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.labels import MISSING, unknown_labels
 
 # Beyond this, asking is never worth a question.
 CERTAIN = float(logit(0.999))
@@ -235,7 +236,12 @@ class EvidenceModel:
 
         Returns:
             float32 (S, 4, n). An expert who was asked and has no label does not count.
+
+        Raises:
+            InputError: If the candidates are not of these structures or their prior is NaN, `answers` are not integers
+                or `asked` not bool of shape (J, n), or an expert who was asked gave a label that is none of these.
         """
+        self._check(case, answers, asked)
         answered = asked & (answers != MISSING)
         anyone = answered.any(0)
         found = np.ones((len(case.prior), 4, case.index.size), dtype=np.float32)
@@ -251,7 +257,7 @@ class EvidenceModel:
         return found
 
     def posterior(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """The logits of being inside each structure, float32 (S, n); arguments as for :meth:`features`.
+        """The logits of being inside each structure, float32 (S, n); arguments and errors as for :meth:`features`.
 
         The prior where nobody answered and no answered voxel is near.
         """
@@ -279,7 +285,17 @@ class EvidenceModel:
             asked: See :meth:`features`.
             most: The number of experts that may be asked about a voxel in all.
             available: Bool (J,), who can be asked; None for all.
+
+        Raises:
+            InputError: See :meth:`features`; also if `most` is below 1, or `available` is not bool of shape (J,).
         """
+        self._check(case, answers, asked)
+        if most < 1:
+            raise InputError(f"the number of experts of a voxel must be at least 1, got {most}")
+        if available is not None:
+            check_bool(available=available)
+            if available.shape != (len(self.experts),):
+                raise InputError(f"available must have shape {(len(self.experts),)} (J,), got {available.shape}")
         posterior = self.posterior(case, answers, asked) if asked.any() else case.prior
         return values_of_information(
             self.tables,
@@ -304,10 +320,34 @@ class EvidenceModel:
 
         Returns:
             (n,), in the dtype of `model`.
+
+        Raises:
+            InputError: See :meth:`features`; also if `model` does not consist of integers of shape (n,).
         """
-        answered = (asked & (answers != MISSING)).any(0)
+        if model.dtype.kind not in "biu" or model.shape != case.index.shape:
+            raise InputError(
+                f"the model's labels must be integers of shape {case.index.shape} (n,), got {model.dtype} {model.shape}"
+            )
         labels = self.structures.to_labels(self.posterior(case, answers, asked))
+        answered = (asked & (answers != MISSING)).any(0)
         return np.where(answered, labels, model).astype(model.dtype)
+
+    def _check(self, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> None:
+        """Refuse arrays that do not belong together or to this model, see :meth:`features`."""
+        voxels, structures = case.index.size, len(self.structures.members)
+        if case.prior.shape != (structures, voxels) or np.isnan(case.prior).any():
+            raise InputError(
+                f"the prior of the candidates must be numbers of shape {(structures, voxels)} (S, n), got shape "
+                f"{case.prior.shape}{' with NaN' if np.isnan(case.prior).any() else ''}"
+            )
+        check_bool(asked=asked)
+        for what, array in (("answers", answers), ("asked", asked)):
+            if array.shape != (expected := (len(self.experts), voxels)):
+                raise InputError(f"{what} must have shape {expected} (J, n), got {array.shape}")
+        if answers.dtype.kind not in "iu":
+            raise InputError(f"answers must be integers, got dtype {answers.dtype}")
+        if unknown := unknown_labels(answers[asked], (*self.structures.labels, MISSING)):
+            raise InputError(f"answers have the labels {unknown}, but there are {list(self.structures.labels)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The model as JSON-ready data; the inverse of :meth:`from_dict`."""

@@ -73,8 +73,8 @@ def ask(
         nothing was asked.
 
     Raises:
-        InputError: If the budget is not a whole number of at least 0, or labels do not have the shape (J, n) of their
-            candidates.
+        InputError: If the budget is not a whole number of at least 0, there is not one cut for each round, or labels do
+            not have the shape (J, n) of their candidates; see also :meth:`.EvidenceModel.values`.
 
     Example:
         Two questions about three voxels in two rounds. The voxel that is worth most comes first; each goes to the
@@ -92,6 +92,8 @@ def ask(
     """
     if budget is not None and (budget != budget or budget != int(budget) or budget < 0):
         raise InputError(f"the budget must be a number of questions of at least 0, got {budget}")
+    if cuts is not None and len(cuts) != policy.rounds:
+        raise InputError(f"there must be one cut for each of {policy.rounds} rounds, got {len(cuts)}")
     for candidates, answers in cases:
         if answers.shape != (expected := (len(model.experts), candidates.index.size)):
             raise InputError(f"the labels of the experts must have shape {expected} (J, n), got {answers.shape}")

@@ -1,5 +1,6 @@
 """The evidence method against slow references, voxel by voxel."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -410,6 +411,7 @@ def test_a_simple_model_has_experts_who_are_right_as_often_as_said_everywhere() 
         ({"probabilities": [], "references": [], "answers": []}, "no cases to fit on"),
         ({"answers": [np.zeros((2, 4, 5), dtype=int)]}, r"case 0: .* got \(2, 4, 5\) and \(2, 4, 5\)"),
         ({"references": [np.full((4, 5), 2)]}, "none of 2 classes"),
+        ({"probabilities": [np.full((2, 4, 5), np.nan, dtype=np.float32)]}, r"case 0: .* numbers in \[0, 1\]"),
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -420,6 +422,53 @@ def test_arrays_that_do_not_belong_together_are_refused(changes: dict[str, Any],
     }
     with pytest.raises(InputError, match=words):
         fit_evidence_model(**(given | changes), experts=("ann",))
+
+
+FEW = {"answers": np.zeros((1, 4), dtype=int), "asked": np.ones((1, 4), dtype=bool)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"answers": np.zeros((2, 4), dtype=int)}, r"answers must have shape \(1, 4\) \(J, n\), got \(2, 4\)"),
+        ({"asked": np.ones((1, 3), dtype=bool)}, r"asked must have shape \(1, 4\) \(J, n\), got \(1, 3\)"),
+        ({"asked": np.ones((1, 4))}, "asked must be bool, got dtype float64"),
+        ({"answers": np.full((1, 4), np.nan)}, "answers must be integers, got dtype float64"),
+        ({"answers": np.array([[0, 7, 1, -1]])}, r"answers have the labels -1, 7, but there are \[0, 1\]"),
+    ],
+)
+def test_answers_that_are_none_of_the_candidates_and_experts_are_refused(changes: dict[str, Any], words: str) -> None:
+    model = EvidenceModel.simple({"ann": 0.9})
+    foreground = np.full((1, 4), 0.4, dtype=np.float32)
+    case = find_candidates(model, np.stack([1 - foreground, foreground]))
+    given, labels = FEW | changes, np.zeros(4, dtype=int)
+    for read in (model.values, model.posterior, model.features):
+        with pytest.raises(InputError, match=words):
+            read(case, **given)
+    with pytest.raises(InputError, match=words):
+        model.fuse(labels, case, **given)
+    # What nobody was asked does not count.
+    ignored = {"answers": np.array([[0, 7, 1, 1]]), "asked": np.array([[True, False, True, True]])}
+    assert model.fuse(labels, case, **ignored).tolist() == [0, 0, 1, 1]
+
+
+def test_candidates_of_another_model_and_impossible_limits_are_refused() -> None:
+    model = EvidenceModel.simple({"ann": 0.9})
+    foreground = np.full((1, 4), 0.4, dtype=np.float32)
+    case = find_candidates(model, np.stack([1 - foreground, foreground]))
+    with pytest.raises(InputError, match=r"shape \(3, 4\) \(S, n\), got shape \(1, 4\)"):
+        EvidenceModel.simple({"ann": 0.9}, labels=(0, 1, 2)).values(case, **FEW)
+    with pytest.raises(InputError, match=r"got shape \(1, 4\) with NaN"):
+        model.values(replace(case, prior=case.prior * np.nan), **FEW)
+    with pytest.raises(InputError, match="must be at least 1, got 0"):
+        model.values(case, **FEW, most=0)
+    with pytest.raises(InputError, match="available must be bool"):
+        model.values(case, **FEW, available=np.ones(1))
+    with pytest.raises(InputError, match=r"available must have shape \(1,\) \(J,\), got \(2,\)"):
+        model.values(case, **FEW, available=np.ones(2, dtype=bool))
+    for labels in (np.zeros(3, dtype=int), np.zeros(4)):
+        with pytest.raises(InputError, match=r"the model's labels must be integers of shape \(4,\)"):
+            model.fuse(labels, case, **FEW)
 
 
 def test_questions_that_make_no_sense_are_refused():
@@ -433,6 +482,8 @@ def test_questions_that_make_no_sense_are_refused():
             ask(model, [(case, answers)], Policy(), budget=wrong)
     with pytest.raises(InputError, match="shape"):
         ask(model, [(case, answers[:, 1:])], Policy(), budget=1)
+    with pytest.raises(InputError, match="one cut for each of 2 rounds, got 1"):
+        ask(model, [(case, answers)], Policy(rounds=2), cuts=[0.1])
     for wrong in ({"rounds": 0}, {"rounds": 2.5}, {"most": 0}):
         with pytest.raises(InputError, match="whole number"):
             Policy(**wrong)
