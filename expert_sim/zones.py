@@ -87,7 +87,8 @@ def remark_on_band(width: int, voxel_mm: float | None, spacing_mm: Sequence[floa
         return ""
     return (
         f"simulated experts know no border where voxels are larger than {2 * width * voxel_mm:g} mm along each axis: "
-        f"a band of {width} voxels (boundary_width) of {voxel_mm:g} mm (expert_voxel_mm) is less than half a voxel there"
+        f"a band of {width} voxels (boundary_width) of {voxel_mm:g} mm (expert_voxel_mm) is less than half a voxel "
+        "there"
     )
 
 

@@ -40,6 +40,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.review.access import Access, Guard, Person
 from nnunetv2_deferral.review.access_log import AccessLog, append_line
 from nnunetv2_deferral.review.edits import RefusedError, is_count
+from nnunetv2_deferral.review.remarks import MAX_COMMENT, MAX_FLAGS
 from nnunetv2_deferral.review.service import Review
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,12 @@ class _Handlers:
 
     def _introduce(self, person: Person) -> dict[str, Any]:
         role = "coordinator" if person.expert is None else "expert"
-        return {"name": person.name, "role": role, "gain_unit": self._review.study.predictions.gain_unit}
+        return {
+            "name": person.name,
+            "role": role,
+            "gain_unit": self._review.study.predictions.gain_unit,
+            "limits": {"flags": MAX_FLAGS, "comment": MAX_COMMENT},
+        }
 
     async def cases(self, request: Request) -> Response:
         return await self._answer(self._review.listing, self._person(request))

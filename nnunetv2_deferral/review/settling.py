@@ -216,7 +216,8 @@ class Settling:
     def _labels(self, case: ReviewedCase, name: str, asked: list[int]) -> np.ndarray:
         """The submitted labels (V,) of a person who was asked about some regions.
 
-        They are :data:`.MISSING` without a mask, and where the person could not tell.
+        They are :data:`.MISSING` without a mask, and where the person could not tell; a region in which the mask was
+        changed by hand since has an answer.
         """
         masks = ExpertMasks.of(self._store.folder, (name,), self._study.predictions.files)
         values = masks.read(name, case.name, case.properties)
@@ -226,13 +227,18 @@ class Settling:
         if turned.shape != case.route.shape:
             raise InputError(f"{masks.file(name, case.name)}: shape {values.shape} does not match the case")
         self._check_draft(case, name, asked)
-        labels = turned[case.route > 0].copy()
-        # Without an ignore label the mask has the model's labels where the person could not tell.
+        inside = case.route > 0
+        labels = turned[inside].copy()
+        if self._study.predictions.files.label_manager.ignore_label is not None:
+            return labels  # where the person could not tell, the mask has this label
         record = self._store.record(name, case.name) or {}
         untold = [int(number) for number, said in record.get("confidence", {}).items() if said == CANNOT_TELL]
         if untold:
-            numbers = self._study.questions(case, asked).regions[case.route > 0]
-            labels[np.isin(numbers, untold)] = MISSING
+            numbers, is_models = self._study.questions(case, asked).regions[inside], labels == case.model[inside]
+            for number in untold:
+                where = numbers == number
+                if is_models[where].all():  # as it was submitted
+                    labels[where] = MISSING
         return labels
 
     def _check_draft(self, case: ReviewedCase, name: str, asked: list[int]) -> None:

@@ -50,7 +50,7 @@ from nnunetv2_deferral.files import (
     write_json_durably,
 )
 from nnunetv2_deferral.names import REVIEW_NAME
-from nnunetv2_deferral.readings import INDEX_KEY, ReadingRules
+from nnunetv2_deferral.readings import FOLDER, INDEX_KEY, RULES_NAME, ReadingRules
 from nnunetv2_deferral.review.remarks import NO_REMARKS, Remarks
 from nnunetv2_deferral.schema import Boolean, Count, NonNegative, Text, validate
 
@@ -157,6 +157,7 @@ class ReviewStore:
             with refusals_named(folder, "written to"):
                 self.log = AppendOnlyLog(self.hidden / "log.jsonl")
                 self._records = self._recover()
+                self._rules = self._rules_of_readings()
                 self._write_index()
         except BaseException:
             self.close()
@@ -404,10 +405,12 @@ class ReviewStore:
         return {of: record for of, record in records.items() if self.is_submitted(*of)}
 
     def _write_index(self) -> None:
+        if (self.folder / FOLDER / RULES_NAME).is_file():  # else they are in the index, which is large
+            self._rules = self._rules_of_readings()
         cases: dict[str, dict[str, Any]] = {}
         for (expert, case), record in sorted(self._records.items(), key=lambda item: item[0][::-1]):
             cases.setdefault(case, {})[expert] = record
-        write_json_durably({**self._rules_of_readings(), "cases": cases}, self.folder / REVIEW_NAME)
+        write_json_durably({**self._rules, "cases": cases}, self.folder / REVIEW_NAME)
 
     def _rules_of_readings(self) -> dict[str, Any]:
         """The rules of a review with two readers, also if one of the files that have them is damaged."""

@@ -126,6 +126,15 @@ def test_a_flag_is_seen_by_the_coordinator_at_once_and_is_kept_in_the_coordinate
     assert flag["comment"] == "a second nodule?"
 
 
+def test_the_page_is_told_the_limits_of_flags_that_the_server_keeps(served):
+    ann = served.browser("ann")
+    most = ann.get("/api/me").json()["limits"]
+    flags, comment = most["flags"], most["comment"]
+    for number, length, status in ((flags + 1, 1, 400), (1, comment + 1, 400), (flags, comment, 200)):
+        remarks = {"confidence": {}, "flags": [{"at": [4, 1, 2], "comment": "x" * length}] * number}
+        assert ann.post(SAVE, json=GOOD | {"remarks": remarks}).status_code == status
+
+
 def test_cases_are_reviewed_as_soon_as_they_have_been_read(served, monkeypatch):
     ann, study = served.browser("ann"), served.review.study
     monkeypatch.setattr(study, "_infos", {})

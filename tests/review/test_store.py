@@ -20,7 +20,7 @@ from own_process import OwnProcess
 from small_review import free_port, write_pictures, write_volumes
 from waiting import wait_for
 
-from nnunetv2_deferral import files
+from nnunetv2_deferral import files, readings
 from nnunetv2_deferral.commands.review import main
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import AppendOnlyLog, write_durably
@@ -37,6 +37,18 @@ def without_index(files):
 
 def own_voxels(browser):
     return np.flatnonzero(browser.volume(CASE, "regions", np.uint16))
+
+
+def test_the_index_is_not_read_again_at_each_submission(served, monkeypatch):
+    ann = served.browser("ann")
+    ann.save(CASE, 0, [], [1, 2])
+
+    def read(*_arguments):
+        raise AssertionError("review.json was read")
+
+    monkeypatch.setattr(readings, "read_validated_json", read)
+    assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
+    assert list(json.loads((served.folders.reviews / "review.json").read_text())["cases"]) == [CASE]
 
 
 class FullDisk:

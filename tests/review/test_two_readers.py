@@ -318,6 +318,24 @@ def write_mask_of(folders, name, change):
     predictions.files.reader.write_seg(change(mask, route).astype(np.uint8), str(file), properties)
 
 
+@pytest.mark.parametrize("ignore", [True, False])
+def test_an_answer_drawn_by_hand_counts_where_the_reader_could_not_tell_before(tmp_path, serve, ignore):
+    labels = {"background": 0, "nodule": 1} | ({"ignore": 2} if ignore else {})
+    folders = write_volumes(tmp_path, cases=(CASE,), labels=labels, gains={CASE: (0.003, 0.002, 0.001)})
+    served = serve(folders, rules=RULES)
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 1}, confidence={"1": "cannot tell", "3": "cannot tell"})
+    answer(served.browser("bob"), {1: 1, 2: 1, 3: 1})
+    assert sorted(outcomes(served)) == ["agreed", "single", "single"]
+    served.review.store.close()
+
+    def drawn(mask, route):
+        """The lower of the regions that the model routes to ann."""
+        return np.where((route == 1) & (np.indices(route.shape)[1] > 10), 0, mask)
+
+    write_mask_of(folders, "ann", drawn)
+    assert sorted(outcomes(serve(folders, rules=RULES))) == ["agreed", "open", "single"]
+
+
 def test_a_decision_on_other_regions_than_the_disputed_ones_is_reopened(folders, serve):
     served = serve(folders, rules=RULES)
     submit_all(served, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 0}, {1: 1})

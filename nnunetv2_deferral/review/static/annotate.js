@@ -18,7 +18,6 @@ import { Viewer } from "./viewer.js";
 
 const CANNOT_TELL = "cannot tell";
 const CONFIDENCES = ["high", "medium", "low"];
-const [MAX_FLAGS, MAX_COMMENT] = [20, 300];
 const [ASKED, SUBMIT] = [
   "The model asks about the outlined regions and nothing else, first about the white one in the middle.",
   "When all regions are answered, Ctrl+Enter submits the case. All keys: ?",
@@ -211,12 +210,12 @@ export class Annotation {
 
   async _flag(voxel) {
     this.painter.choose("brush");
-    if (this.flags.length >= MAX_FLAGS) {
-      toast(`At most ${MAX_FLAGS} places can be flagged in a case.`, "warning");
+    if (this.flags.length >= api.limits.flags) {
+      toast(`At most ${api.limits.flags} places can be flagged in a case.`, "warning");
       return;
     }
     const text = `The coordinator sees the place (${placeText(voxel)}) and your comment at once.`;
-    const comment = await askText("What do you see here?", text, "Flag", MAX_COMMENT);
+    const comment = await askText("What do you see here?", text, "Flag", api.limits.comment);
     if (comment !== null) this.flags.push({ at: voxel, comment });
     this._changed();
   }

@@ -14,6 +14,9 @@ export class ApiError extends Error {
 const TEMPORARY = new Set([502, 503, 504, 507]);
 let person = "";
 
+/** The most `flags` in a case, and the most characters of a `comment`; known once {@link whoAmI} has answered. */
+export let limits = null;
+
 async function request(path, options = {}) {
   let response;
   try {
@@ -39,6 +42,7 @@ export const enter = (secret) => post("api/enter", { secret });
 export async function whoAmI() {
   const me = await json("api/me");
   person = me.name;
+  limits = me.limits;
   return me;
 }
 

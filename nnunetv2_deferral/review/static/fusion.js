@@ -9,7 +9,6 @@ import { extentOf } from "./regions.js";
 import { Viewer } from "./viewer.js";
 
 const CHANGED = [255, 214, 10];
-const MAX_REASON = 300;
 const OUTCOMES = { agreed: "Agreed", adjudicated: "Adjudicated", single: "One reading", open: "Open" };
 
 /**
@@ -198,7 +197,7 @@ function readingTable({ regions, dice, kappa, rules }) {
 function submissions(name, people, onReopened) {
   const reopen = async (person) => {
     const text = `${person} can then change this case. The submitted mask is kept aside, and the reason is logged.`;
-    const reason = await askText(`Reopen ${name}?`, text, "Reopen", MAX_REASON);
+    const reason = await askText(`Reopen ${name}?`, text, "Reopen", api.limits.comment);
     if (reason === null) return;
     try {
       await api.reopen(name, person, reason);
