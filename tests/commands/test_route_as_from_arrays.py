@@ -1,0 +1,81 @@
+"""`nnUNetv2_deferral_route` on folders decides as the functions of the Python API do on arrays."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask
+
+from nnunetv2_deferral import Limits, Policy, ask, decide, find_candidates, fit_evidence_model, maps, routing_rule
+from nnunetv2_deferral.commands.route import main
+from nnunetv2_deferral.decision.area import dice_weight
+from nnunetv2_deferral.decision.calibrators import IDENTITY
+from nnunetv2_deferral.decision.model_calibration import FittedEvidence, ModelCalibration
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.settings import resolve_settings
+
+EXPERTS, CASES, SHAPE = ("ann", "bob"), ("x", "y"), (4, 12, 14)
+
+
+def arrays_of(case):
+    """Probabilities of three classes, and of being right of the model and both experts."""
+    generator = np.random.default_rng(CASES.index(case))
+    softmax = generator.dirichlet((0.6, 0.6, 0.6), SHAPE).astype(np.float32).transpose(3, 0, 1, 2)
+    return softmax, generator.random((3, *SHAPE), dtype=np.float32)
+
+
+def routed(root, objective, *words, calibration=None):
+    """The folder that the command makes of a prediction with saved probabilities."""
+    settings = resolve_settings({"experts": list(EXPERTS), "objective": objective, "costs": [0.0, 0.1]})
+    written = replace(deferral_folder(root / "in", ".nii.gz", EXPERTS), settings=settings, calibration=calibration)
+    if calibration is not None:
+        written = replace(written, model=replace(written.model, calibration=calibration.fingerprint))
+    for case in CASES:
+        softmax, right = arrays_of(case)
+        written.write(case, decide(right, rule=settings.rule).maps, GEOMETRY)
+        write_mask(root / "in" / f"{case}.nii.gz", softmax.argmax(0).astype(np.uint8))
+        np.savez_compressed(root / "in" / f"{case}.npz", probabilities=softmax)
+        maps.save_routing(root / "in", case, right)
+    (root / "in" / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
+    main(["-i", str(root / "in"), "-o", str(root / "out"), *words])
+    return PredictionFolder.open(root / "out")
+
+
+@pytest.mark.parametrize("objective", ["one_vs_all", "collaboration"])
+def test_the_maps_are_those_of_decide(tmp_path, objective):
+    found = routed(tmp_path, objective, "-budget", "0.1", "-capacities", "none", "0.04")
+    limits, rule = Limits(budget=0.1, capacities=(None, 0.04)), routing_rule(objective, costs=(0.0, 0.1))
+    for name in found.cases:
+        (softmax, right), case = arrays_of(name), found.case(name)
+        weight = dice_weight(softmax, has_regions=False)
+        decision = decide(right, weight, rule=rule, limits=limits, spacing_mm=GEOMETRY["spacing"])
+        np.testing.assert_array_equal(case.route, decision.maps.route)
+        np.testing.assert_array_equal(case.expert, decision.maps.expert)
+        np.testing.assert_allclose(case.probability, decision.maps.probability, atol=1 / 65535)
+        np.testing.assert_allclose(case.gain, decision.maps.gain, atol=decision.maps.gain.max() / 65535)
+        assert found.index["cases"][name]["expected_gain"] == pytest.approx(decision.statistics["expected_gain"])
+        assert set(np.unique(case.route)) == {0, 1, 2}
+
+
+def test_with_evidence_the_questions_are_those_of_ask(tmp_path):
+    generator = np.random.default_rng(9)
+    said = [arrays_of(case)[0] for case in CASES]
+    truths = [generator.integers(0, 3, SHAPE) for _ in CASES]
+    answers = [
+        np.stack([np.where(generator.random(SHAPE) < share, truth, (truth + 1) % 3) for share in (0.9, 0.8)])
+        for truth in truths
+    ]
+    spacing = GEOMETRY["spacing"]
+    model = fit_evidence_model(said, truths, answers, experts=EXPERTS, spacing_mm=[spacing] * 2)
+    fitted = FittedEvidence(model=model, answered_by=EXPERTS)
+    calibration = ModelCalibration(experts=EXPERTS, heads=(IDENTITY,) * 3, evidence=fitted)
+    found = routed(tmp_path, "collaboration", "-budget", "0.05", calibration=calibration)
+    assert found.gain_unit == "Dice"
+    for name, softmax, given in zip(CASES, said, answers, strict=True):
+        case = find_candidates(model, softmax, spacing_mm=spacing)
+        (asked,) = ask(model, [(case, case.take(given))], Policy(), budget=int(0.05 * softmax[0].size))[0]
+        expected = case.put(np.where(asked[0].any(0), asked[0].argmax(0) + 1, 0), 0)
+        np.testing.assert_array_equal(found.case(name).route, expected)
+        assert np.count_nonzero(expected) == int(0.05 * softmax[0].size)
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / f"{name}.nii.gz"), softmax.argmax(0))
