@@ -734,8 +734,8 @@ def worklist() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_worklist`."""
     parser = _parser(
         "worklist",
-        "List the deferred regions in the order of their expected gain in Dice per minute of work, with a "
-        "picture of each, and masks that any viewer can open.",
+        "List the deferred regions in the order of their expected gain per minute of work, with a picture of each, "
+        "and masks that any viewer can open.",
         "-i predictions -images imagesTs -o worklist -max_minutes 60",
     )
     add = parser.add_argument

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from html import unescape
 
 import numpy as np
@@ -233,6 +234,17 @@ def test_folds_of_other_settings_are_refused(trained, capsys):
     file.write_text(json.dumps(content))
     text = refused([*trained.arguments, *TRAINERS], capsys)
     assert "the settings of fold 1 differ from those of fold 0: lambda_balance is 1.0, not 5.0" in text
+
+
+def test_a_validation_with_fewer_maps_is_refused_by_their_names(trained, capsys):
+    for fold in trained.experiment().folds:
+        folder = trained.experiment().validation(DEFERRAL, fold) / "deferral"
+        shutil.rmtree(folder / "probability")
+        content = json.loads((folder / "deferral.json").read_text())
+        (folder / "deferral.json").write_text(json.dumps(content | {"maps": ["route", "expert", "gain"]}))
+    text = refused([*trained.arguments, *TRAINERS], capsys)
+    assert "validation does not have the maps probability, which are needed here" in text
+    assert not (trained.root / "out").exists()
 
 
 def test_what_was_never_trained_says_how_to_train_it(trained, capsys):

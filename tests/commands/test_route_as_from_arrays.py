@@ -45,6 +45,7 @@ def routed(root, objective, *words, calibration=None):
 @pytest.mark.parametrize("objective", ["one_vs_all", "collaboration"])
 def test_the_maps_are_those_of_decide(tmp_path, objective):
     found = routed(tmp_path, objective, "-budget", "0.1", "-capacities", "none", "0.04")
+    assert found.index["gain_unit"] == found.gain_unit == ("Dice" if objective == "one_vs_all" else "score")
     limits, rule = Limits(budget=0.1, capacities=(None, 0.04)), routing_rule(objective, costs=(0.0, 0.1))
     for name in found.cases:
         (softmax, right), case = arrays_of(name), found.case(name)
@@ -71,7 +72,7 @@ def test_with_evidence_the_questions_are_those_of_ask(tmp_path):
     fitted = FittedEvidence(model=model, answered_by=EXPERTS)
     calibration = ModelCalibration(experts=EXPERTS, heads=(IDENTITY,) * 3, evidence=fitted)
     found = routed(tmp_path, "collaboration", "-budget", "0.05", calibration=calibration)
-    assert found.gain_unit == "Dice"
+    assert found.index["gain_unit"] == found.gain_unit == "Dice"
     for name, softmax, given in zip(CASES, said, answers, strict=True):
         case = find_candidates(model, softmax, spacing_mm=spacing)
         (asked,) = ask(model, [(case, case.take(given))], Policy(), budget=int(0.05 * softmax[0].size))[0]

@@ -321,6 +321,33 @@ def test_a_mask_of_another_geometry_is_refused(axial, tmp_path, change, message)
         exported(axial._replace(predictions=folder), tmp_path / "out")
 
 
+def with_index(axial, folder, **changes):
+    """A copy of the prediction whose deferral.json has other entries."""
+    index = shutil.copytree(axial.predictions, folder) / "deferral" / "deferral.json"
+    content = json.loads(index.read_text())
+    content["settings"] |= changes.pop("settings", {})
+    index.write_text(json.dumps(content | changes))
+    return axial._replace(predictions=folder)
+
+
+@pytest.mark.parametrize(("objective", "is_dice"), [("collaboration", False), ("one_vs_all", True)])
+def test_the_gain_of_the_papers_objective_is_not_called_dice(axial, tmp_path, objective, is_dice):
+    changed = with_index(axial, tmp_path / "predictions", settings={"objective": objective})
+    exported(changed, tmp_path / "out", what=["mask", "review", "gain"])
+    review, gain = (str(changed._replace(objects=tmp_path / "out").read(name)) for name in ("review", "gain"))
+    assert ("Dice" in review) == ("Dice" in gain) == ("GAIN_SCORE" not in gain) == is_dice
+    assert "Dice" not in (tmp_path / "out" / "mitk_tasks.json").read_text()
+
+
+@pytest.mark.parametrize("kinds", [["route"], ["route", "gain"]])
+def test_a_map_that_was_not_written_is_named_before_anything_is_exported(axial, tmp_path, kinds):
+    fewer = with_index(axial, tmp_path / "predictions", maps=kinds)
+    lacking = "probability" if "gain" in kinds else "probability gain"
+    with pytest.raises(InputError, match=f"does not have the maps {lacking}, which are needed here"):
+        exported(fewer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_case_without_regions_has_no_review(axial, tmp_path):
     folder = shutil.copytree(axial.predictions, tmp_path / "predictions")
     file = next((folder / "deferral" / "route").iterdir())
