@@ -375,8 +375,8 @@ class DeferralTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Deferral to {self.settings.num_experts} experts: {names}")
         if self._device_experts is not None:
             self.print_to_log_file(f"Simulated experts are drawn in each step on {self.device}")
-        if remark := self.settings.remark_on_band(self.configuration_manager.spacing):
-            self.print_to_log_file(f"WARNING: {remark}")
+        if without_band := self.settings.remark_on_band(self.configuration_manager.spacing):
+            self.print_to_log_file(f"WARNING: {without_band}")
         declared = dataset_raters(self.plans_manager.dataset_name, self.dataset_json)
         if remark := undeclared_raters(self.plans_manager.dataset_name, declared):
             self.print_to_log_file(f"WARNING: {remark}")

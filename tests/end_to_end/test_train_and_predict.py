@@ -233,6 +233,11 @@ class TestPrediction:
         workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, "--continue_prediction")
         assert_maps(output, TESTED, ".png")
         assert kept.stat().st_mtime_ns == before
+        (output / "test_7.png").unlink()
+        more = ("--continue_prediction", "-chk", "checkpoint_best.pth")
+        done = workplace.predict(FLAT, "2d", "TinyDeferral3Experts", output, *more, fails=True)
+        assert 'checkpoint is "checkpoint_final.pth", not "checkpoint_best.pth"' in done.stdout
+        assert not (output / "test_7.png").exists()
 
 
 @pytest.mark.slow
