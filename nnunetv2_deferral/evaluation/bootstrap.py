@@ -8,6 +8,7 @@ several cases, groups must be given, otherwise the intervals are too narrow.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def bootstrap_difference(
     return _bootstrap((first, second), statistic, generator, groups, num_resamples, level)
 
 
+@functools.cache
 def small_sample_factor(number: int, level: float) -> float:
     r"""The factor by which a percentile interval of `number` groups is widened, above 1.
 

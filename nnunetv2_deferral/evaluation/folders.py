@@ -103,6 +103,8 @@ def evaluate_cases(
     num_processes: int = 1,
 ) -> EvaluatedPart:
     """Evaluate some of the cases; arguments as those of :func:`evaluate`."""
+    if inputs.experts.masks is not None:  # a damaged record of a review is refused before the work, not after it
+        review_effort(inputs.experts.masks, inputs.experts.names, cases)
     work = partial(_evaluate_one_by_one, inputs, groups, domains, surface_tolerance)
     if min(num_processes, len(cases)) <= 1:
         return work(cases, shown=True)

@@ -44,6 +44,7 @@ from nnunetv2_deferral.parts import in_order
 # Of the interval of log prices, to about 1e-9. What this changes in the bound is of the order of its square.
 _HALVINGS = 36
 _LOWEST_PRICE = 1e-30
+_MOST_ELEMENTS = 2**14  # of an array for several prices at once, 128 KiB, which caches hold
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,16 @@ class OracleStatistics:
         if not self._cases:
             raise InputError("no cases were added")
         bound, num_voxels = _Bound(list(self._cases.values())), sum(case.num_voxels for case in self._cases.values())
-        found = []
-        for budget in limits:
-            dice, used = bound.within(budget * num_voxels)
-            found.append(
-                BudgetResult(
-                    budget=float(budget),
-                    rate=float(used / max(num_voxels, 1)),
-                    cases=tuple(self._cases),
-                    regions=tuple(region_key(region) for region in self.regions),
-                    dice=dice,
-                )
+        return [
+            BudgetResult(
+                budget=float(budget),
+                rate=float(used / max(num_voxels, 1)),
+                cases=tuple(self._cases),
+                regions=tuple(region_key(region) for region in self.regions),
+                dice=dice,
             )
-        return found
+            for budget, (dice, used) in zip(limits, bound.within([each * num_voxels for each in limits]), strict=True)
+        ]
 
     @classmethod
     def merged(cls, parts: Sequence[OracleStatistics], cases: Sequence[str]) -> OracleStatistics:
@@ -171,15 +169,22 @@ class OracleStatistics:
 
 
 class _Choice(NamedTuple):
-    """A choice of voxels: its value less its price, Dice (N, R), NaN where undefined, and number of voxels."""
+    """A choice of voxels: Dice (N, R), NaN where undefined, and number of voxels."""
 
-    value: float
     dice: np.ndarray
     voxels: float
 
 
+class _Choices(NamedTuple):
+    """A choice for each of P prices: value less price (P,), Dice (P, N, R) or (P, N), and numbers of voxels (P,)."""
+
+    values: np.ndarray
+    dice: np.ndarray
+    voxels: np.ndarray
+
+
 class _Cases(NamedTuple):
-    """The n cases with a reference of a region, in the shapes that broadcast to (E, n, L + 1, L).
+    """The n cases with a reference of a region, in the shapes that broadcast to (P, E, n, L + 1, L).
 
     Attributes:
         hits: True positives, (1, n, 1, 1).
@@ -221,23 +226,33 @@ class _Bound:
         self._absent = [int(region) for region in np.argsort(price, kind="stable") if can[region]]
         self._num_regions = int(self._defined.any(0).sum())
         self._all = self._everything()
-        self._known: dict[float, _Choice] = {}
         self._with_reference = [self._of_cases(region) for region in range(own.shape[2])]
+        numbers = (self._removable.sum(0) + 1) * self._present.sum(0)  # E n, of each region
+        self._at_once = int(_MOST_ELEMENTS // max(numbers.max() * levels.size * (levels.size + 1), 1)) or 1
 
-    def within(self, most: float) -> tuple[np.ndarray, float]:
-        """Dice (N, R), of which the mean is the bound for `most` voxels, and the number of voxels that are used."""
-        if most >= self._all.voxels:
-            return self._all.dice, self._all.voxels
+    def within(self, limits: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+        """For each number of voxels the Dice (N, R), of which the mean is the bound, and how many voxels are used."""
+        rest = [most for most in limits if most < self._all.voxels]
         low, high = math.log(_LOWEST_PRICE), math.log(4.0 * self._areas.shape[1] + 1)
-        if self._at(low).voxels <= most:  # what is left helps no Dice
-            return self._all.dice, most
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            if self._at(middle).voxels > most:
-                low = middle
-            else:
-                high = middle
-        more, less = self._at(low), self._at(high)
+        most_voxels, least_voxels = self._at([low, high]) if rest else (self._all, self._all)
+        # Of all budgets together, since most of the time goes into steps of small arrays.
+        searches = {most: (low, high, most_voxels, least_voxels) for most in rest if most < most_voxels.voxels}
+        for _ in range(_HALVINGS if searches else 0):
+            middles = sorted({(low + high) / 2 for low, high, _, _ in searches.values()})
+            choices = dict(zip(middles, self._at(middles), strict=True))
+            for most, (low, high, more, less) in searches.items():
+                middle = (low + high) / 2
+                choice = choices[middle]
+                found = (middle, high, choice, less) if choice.voxels > most else (low, middle, more, choice)
+                searches[most] = found
+        return [self._between(most, *searches[most][2:]) if most in searches else self._most(most) for most in limits]
+
+    def _most(self, most: float) -> tuple[np.ndarray, float]:
+        """The choice of all voxels that help; others, which help no Dice, are used up to `most`."""
+        return self._all.dice, min(most, self._all.voxels)
+
+    def _between(self, most: float, more: _Choice, less: _Choice) -> tuple[np.ndarray, float]:
+        """The mean of two choices that uses `most` voxels."""
         share = (most - less.voxels) / (more.voxels - less.voxels)
         return _mixed(less.dice, more.dice, share), most
 
@@ -252,73 +267,83 @@ class _Bound:
         total = self._areas + self._missed[..., -1] - self._false[..., -1]
         hits = self._hits + self._missed[..., -1]
         dice = np.divide(2 * hits, total, out=np.full(total.shape, np.nan), where=total > 0)
-        return _Choice(math.nan, dice, float((self._missed_costs[..., -1] + self._false_costs[..., -1]).sum()))
+        return _Choice(dice, float((self._missed_costs[..., -1] + self._false_costs[..., -1]).sum()))
 
-    def _at(self, log_price: float) -> _Choice:
-        """The best choice at a price."""
-        if log_price not in self._known:
-            price = math.exp(log_price)
-            choices = [self._without(self._absent[:number], price) for number in range(len(self._absent) + 1)]
-            self._known[log_price] = max(choices, key=lambda choice: choice.value)
-        return self._known[log_price]
+    def _at(self, log_prices: Sequence[float]) -> list[_Choice]:
+        """The best choice at each price."""
+        found = []
+        for start in range(0, len(log_prices), self._at_once):
+            prices = np.array([math.exp(price) for price in log_prices[start : start + self._at_once]])
+            choices = [self._without(self._absent[:number], prices) for number in range(len(self._absent) + 1)]
+            best = np.stack([each.values for each in choices]).argmax(0)
+            found += [
+                _Choice(choices[which].dice[place], float(choices[which].voxels[place]))
+                for place, which in enumerate(best)
+            ]
+        return found
 
-    def _without(self, removed: Sequence[int], price: float) -> _Choice:
-        """The best choice with which some regions without references are removed everywhere."""
-        dice: np.ndarray = np.full(self._areas.shape, np.nan)
-        value, voxels = 0.0, 0.0
+    def _without(self, removed: Sequence[int], prices: np.ndarray) -> _Choices:
+        """The best choices with which some regions without references are removed everywhere."""
+        dice: np.ndarray = np.full((prices.size, *self._areas.shape), np.nan)
+        values, voxels = np.zeros((2, prices.size))
         regions = self._num_regions - len(removed)
         if not regions:  # no Dice would be left
-            return _Choice(-math.inf, dice, 0.0)
+            return _Choices(values - math.inf, dice, voxels)
         for region in range(self._areas.shape[1]):
             if region in removed:
                 cost = float(self._false_costs[:, region, -1].sum())
-                value, voxels = value - price * cost, voxels + cost
+                values, voxels = values - prices * cost, voxels + cost
             elif self._defined[:, region].any():
-                of_region = self._of_region(region, price, regions)
-                value, voxels = value + of_region.value, voxels + of_region.voxels
-                dice[:, region] = of_region.dice
-        return _Choice(value, dice, voxels)
+                of_region = self._of_region(region, prices, regions)
+                values, voxels = values + of_region.values, voxels + of_region.voxels
+                dice[:, :, region] = of_region.dice
+        return _Choices(values, dice, voxels)
 
-    def _of_region(self, region: int, price: float, regions: int) -> _Choice:
-        """The best choice for a region, Dice (N,)."""
+    def _of_region(self, region: int, prices: np.ndarray, regions: int) -> _Choices:
+        """The best choices for a region, Dice (P, N)."""
         present, defined = self._present[:, region], self._defined[:, region]
-        dice = np.where(defined, 0.0, np.nan)
+        dice = np.tile(np.where(defined, 0.0, np.nan), (prices.size, 1))
         if not present.any():
-            return _Choice(0.0, dice, 0.0)
+            return _Choices(np.zeros(prices.size), dice, np.zeros(prices.size))
         # e = 0, 1, ... cases without a reference are left out of the mean.
         removable = np.flatnonzero(self._removable[:, region])
         removable = removable[np.argsort(self._false_costs[removable, region, -1], kind="stable")]
         paid = np.append(0.0, np.cumsum(self._false_costs[removable, region, -1]))
         weights = 1 / (regions * (defined.sum() - np.arange(paid.size)))
-        values, found, voxels = self._respond(region, price, weights)
-        totals = values.sum(1) - price * paid
-        best = int(totals.argmax())
-        dice[present] = found[best]
-        dice[removable[:best]] = np.nan
-        return _Choice(float(totals[best]), dice, float(voxels[best].sum() + paid[best]))
+        values, found, voxels = self._respond(region, prices, weights)
+        totals = values.sum(-1) - prices[:, None] * paid
+        best = totals.argmax(-1)
+        each = np.arange(prices.size)
+        dice[:, present] = found[each, best]
+        for place, number in enumerate(best):
+            dice[place, removable[:number]] = np.nan
+        return _Choices(totals[each, best], dice, voxels[each, best].sum(-1) + paid[best])
 
     def _of_cases(self, region: int) -> _Cases:
-        """What :meth:`_respond` needs of the cases with a reference, found once because it is called for each price."""
+        """What :meth:`_respond` needs of the cases with a reference, found once because it is called many times."""
         where = self._present[:, region]
         removed, removal = (each[where, region][None, :, :, None] for each in (self._false, self._false_costs))
         recovered, recovery = (each[where, region][None, :, None] for each in (self._missed, self._missed_costs))
         hits, areas = (each[where, region][None, :, None, None] for each in (self._hits, self._areas))
         return _Cases(hits, areas - removed, removal, recovered, recovery)
 
-    def _respond(self, region: int, price: float, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The best choice in each of n cases with a reference for each of E weights: value, Dice, voxels, (E, n)."""
+    def _respond(
+        self, region: int, prices: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best choice in each of n cases with a reference: value, Dice, voxels, (P, E, n), for E weights."""
         hits, left, removal, recovered, recovery = self._with_reference[region]
-        weight = weights[:, None, None, None]
+        weight, price = weights[:, None, None, None], prices[:, None, None, None, None]
         if self._costs.size:
             # The derivative of f by x is 2 (A + B - z - TP) / (A + B - z + x)^2.
             best = np.sqrt(2 * weight * (left - hits) / (price * self._costs)) - left
             chosen = np.minimum(np.maximum(best, recovered[..., :-1]), recovered[..., 1:])
             cost = removal + recovery[..., :-1] + (chosen - recovered[..., :-1]) * self._costs
         else:
-            chosen = cost = np.zeros(np.broadcast_shapes(left.shape, weight.shape))
+            chosen = cost = np.zeros(np.broadcast_shapes(left.shape, weight.shape, price.shape))
         dice = 2 * (hits + chosen) / (left + chosen)
-        value = (weight * dice - price * cost).reshape(weights.size, hits.shape[1], -1)
-        place = (*np.indices(value.shape[:2], sparse=True), value.argmax(-1))
+        shape = (prices.size, weights.size, hits.shape[1])
+        value = (weight * dice - price * cost).reshape(*shape, -1)
+        place = (*np.indices(shape, sparse=True), value.argmax(-1))
         return value[place], dice.reshape(value.shape)[place], cost.reshape(value.shape)[place]
 
 
