@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from made_once import made_once
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -56,7 +57,19 @@ def write_prediction(
     kinds: tuple[str, ...] = MAPS,
 ) -> dict[str, WrittenCase]:
     """Write random masks, maps and a dataset.json; `routes_to` are the routes that occur, by default all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    how = (ending, tuple(experts), tuple(cases), labels, routes_to, kinds)
+    return made_once(folder, ("prediction", how, GEOMETRY), lambda made: _write_prediction(made, *how))
+
+
+def _write_prediction(
+    folder: Path,
+    ending: str,
+    experts: Sequence[str],
+    cases: Sequence[str],
+    labels: dict[str, Any],
+    routes_to: Sequence[int] | None,
+    kinds: tuple[str, ...],
+) -> dict[str, WrittenCase]:
     shape = (4, 6, 7) if ending == ".nii.gz" else (1, 9, 8)
     routes = list(range(len(experts) + 1)) if routes_to is None else list(routes_to)
     deferral = deferral_folder(folder, ending, experts, kinds)

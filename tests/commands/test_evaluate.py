@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from close_to import assert_close
+from made_once import made_once
 from page_reader import Reader
 from small_certificate import certificate
 from small_prediction import GEOMETRY, read_mask, reader_of, write_mask, write_prediction
@@ -31,16 +32,21 @@ class Folders:
 
     def __init__(self, root, *, ending=".nii.gz", experts=("ann", "bob")):
         self.root, self.ending, self.experts = root, ending, experts
-        self.predicted = write_prediction(root / "out", ending=ending, experts=experts)
-        self.reference, self.answers = {}, {}
-        for number, (case, predicted) in enumerate(self.predicted.items()):
+        made = made_once(root, ("evaluated", ending, experts), lambda folder: self._write(folder, ending, experts))
+        self.predicted, self.reference, self.answers = made
+
+    @staticmethod
+    def _write(root, ending, experts):
+        written, reference, answers = write_prediction(root / "out", ending=ending, experts=experts), {}, {}
+        for number, (case, predicted) in enumerate(written.items()):
             random = np.random.default_rng(10 + number)
-            self.reference[case] = random.integers(0, 3, predicted.model.shape).astype(np.uint8)
-            write_mask(root / "labels" / f"{case}{ending}", self.reference[case])
+            reference[case] = random.integers(0, 3, predicted.model.shape).astype(np.uint8)
+            write_mask(root / "labels" / f"{case}{ending}", reference[case])
             for expert in experts:
-                labels = np.where(random.random(predicted.model.shape) < 0.8, self.reference[case], 0).astype(np.uint8)
-                self.answers[case, expert] = labels
+                labels = np.where(random.random(predicted.model.shape) < 0.8, reference[case], 0).astype(np.uint8)
+                answers[case, expert] = labels
                 write_mask(root / "experts" / expert / f"{case}{ending}", labels)
+        return written, reference, answers
 
     def file(self, *parts):
         *folders, case = parts
@@ -556,7 +562,8 @@ class TestRefusals:
 
     def test_a_review_that_was_cut_short(self, folders, capsys):
         (folders.root / "experts" / "review.json").write_text('{"cases": {"x": ')
-        assert "review.json cannot be read" in folders.refused(capsys)
+        assert "review.json cannot be read" in (said := folders.refused(capsys))
+        assert "Evaluating" not in said  # the bar of progress: it is refused before the work
 
     @pytest.mark.parametrize(
         ("content", "fault"),

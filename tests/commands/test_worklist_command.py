@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import small_prediction
+from made_once import made_once
 from matplotlib.image import imread
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from scattered import SHAPES, scattered_route
@@ -46,6 +47,11 @@ def oblique(monkeypatch):
 
 def write_input(root, ending=".nii.gz", *, cases=("x", "y"), deferred=True):
     """A prediction with many regions, or with none, and the images."""
+    how = (ending, tuple(cases), deferred)
+    return made_once(root, ("worklist", how, small_prediction.GEOMETRY), lambda made: _write_input(made, *how))
+
+
+def _write_input(root, ending, cases, deferred):
     folder, shape, written = root / "in", SHAPES.get(ending, SHAPES[".png"]), {}
     write_prediction(folder, ending=ending, cases=())  # dataset.json
     (root / "images").mkdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from made_once import made_once
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
@@ -122,14 +123,18 @@ def gain_of(regions):
 
 def write_volumes(root, *, cases=("case_a", "case_b"), labels=None, properties=None, gains=()):
     """Oblique .nii.gz volumes; `gains` are those of :func:`gain_of` by case."""
-    folders, properties = make_folders(root), properties or GEOMETRY
+    how = (list(cases), labels, properties or GEOMETRY, dict(gains))
+    made_once(root, ("volumes", how), lambda made: _write_volumes(make_folders(made), *how))
+    return make_folders(root)
+
+
+def _write_volumes(folders, cases, labels, properties, gains):
     names = ("image", "model", "route", "reference")
     for case in cases:
         arrays = dict(zip(names, volume_arrays(), strict=True))
         write_case(folders, case, **arrays, ending=".nii.gz", writer=SimpleITKIO(), properties=properties,
-                   gain=gain_of(dict(gains).get(case)))  # fmt: skip
+                   gain=gain_of(gains.get(case)))  # fmt: skip
     write_dataset_json(folders, ".nii.gz", labels)
-    return folders
 
 
 def write_pictures(root, *, colour=False):

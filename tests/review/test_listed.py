@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from made_once import made_once
 from small_review import free_port, open_review, write_pictures, write_volumes
 
 from nnunetv2_deferral import maps
@@ -29,8 +30,14 @@ WITH_IGNORE = {"background": 0, "nodule": 1, "ignore": 2}
 
 def write_list(folders, name="list", **limits):
     """A worklist of the predictions, by default in the order of gains, and its rows."""
-    folder = folders.predictions.parent / name
-    return folder, write_worklist(folders.predictions, folder, images=None, **{"time": SAME_TIME} | limits)["regions"]
+    folder, options = folders.predictions.parent / name, {"time": SAME_TIME} | limits
+
+    def make(made):
+        return write_worklist(folders.predictions, made, images=None, **options)["regions"]
+
+    files = sorted(file for file in folders.predictions.rglob("*") if file.is_file())
+    known = [(file.relative_to(folders.predictions), hashlib.sha256(file.read_bytes()).digest()) for file in files]
+    return folder, made_once(folder, ("list", known, options), make)
 
 
 def voxels_of(browser, case, number=None):
