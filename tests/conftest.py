@@ -27,11 +27,15 @@ TESTS = Path(__file__).parent
 APART = ("test_benchmark.py", "test_kinds_of_data.py", "test_limits_and_calibration.py", "test_real_experts.py")
 # Folders whose files share what is made once a process: trained models, and the standard that highdicom reads.
 TOGETHER = ("end_to_end", "dicom")
+# Files that need MONAI, whose import takes longer than all of their tests, stay in one process, too.
+WITH_MONAI = {"evaluation/test_surfaces.py": "commands/test_evaluate.py"}
 # What takes longest begins first, so that no process has it left when the others are done.
 LONGEST = (
     "end_to_end",
     "end_to_end/test_real_experts.py",
     "review/test_browser.py",
+    "commands/test_evaluate.py",
+    "commands/test_calibrate.py",
     "test_fuzz.py",
     "benchmark/test_cluster.py",
     "end_to_end/test_limits_and_calibration.py",
@@ -48,14 +52,19 @@ LONGEST = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _coarse_figures() -> Iterator[Any]:
-    """Figures are drawn whole but with few pixels, as most of the time goes into compressing them."""
+def _blank_figures() -> Iterator[Any]:
+    """Figures are saved blank, since drawing them takes most of the time of a report; tests of figures ask for more."""
     from matplotlib.figure import Figure
+    from PIL import Image
 
     stock = Figure.savefig
 
-    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
-        stock(figure, *arguments, **options | {"dpi": 40} | ({"pil_kwargs": None} if "pil_kwargs" in options else {}))
+    def savefig(figure: Figure, file: Any, **options: Any) -> None:
+        if (options.get("format") or Path(file).suffix) in ("png", ".png"):
+            size = (figure.get_size_inches() * 40).astype(int)
+            Image.new("RGB", tuple(size.tolist()), "white").save(file, "png")
+        else:
+            stock(figure, file, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
@@ -63,17 +72,29 @@ def _coarse_figures() -> Iterator[Any]:
 
 
 @pytest.fixture
-def full_resolution(_coarse_figures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are saved with all of their pixels."""
+def drawn_figures(_blank_figures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn whole but with few pixels, as much time goes into compressing them."""
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(Figure, "savefig", _coarse_figures)
+    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
+        coarse = {"dpi": 40} | ({"pil_kwargs": None} if "pil_kwargs" in options else {})
+        _blank_figures(figure, *arguments, **options | coarse)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
+def full_resolution(_blank_figures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn and saved with all of their pixels."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", _blank_figures)
 
 
 def group(file: str) -> str:
     """What of a file's tests, given relative to this folder, is to stay in one process: the file, or its folder."""
     folder, _, name = file.rpartition("/")
-    return folder if folder in TOGETHER and name not in APART else file
+    return folder if folder in TOGETHER and name not in APART else WITH_MONAI.get(file, file)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -59,7 +59,12 @@ def imports(file: Path, known: dict[str, Path]) -> set[str]:
 
 
 MODULES = modules()
-IMPORTS = {name: imports(file, MODULES) - {name} for name, file in MODULES.items()}
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """The modules of ours that each module imports."""
+    return {name: imports(file, MODULES) - {name} for name, file in MODULES.items()}
 
 
 def room(module: str) -> str:
@@ -100,22 +105,22 @@ def test_every_room_has_its_layer():
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {PACKAGE}))
-def test_imports_point_down(name):
+def test_imports_point_down(name, imported):
     up = [
         other
-        for other in IMPORTS[name]
+        for other in imported[name]
         if other != PACKAGE and room(other) != room(name) and LEVEL[room(other)] >= LEVEL[room(name)]
     ]
     assert not up, f"{name} imports {', '.join(up)}, which stands no lower"
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    assert circles({name: others - {PACKAGE} for name, others in IMPORTS.items()}) == []
+def test_no_modules_import_each_other_in_a_circle(imported):
+    assert circles({name: others - {PACKAGE} for name, others in imported.items()}) == []
 
 
-def test_no_rooms_import_each_other_in_a_circle():
+def test_no_rooms_import_each_other_in_a_circle(imported):
     rooms = defaultdict(set)
-    for name, others in IMPORTS.items():
+    for name, others in imported.items():
         rooms[room(name)] |= {room(other) for other in others} - {room(name), PACKAGE}
     assert circles(rooms) == []
 

@@ -152,7 +152,7 @@ class TestTraining:
 
     @pytest.mark.slow
     def test_in_3d_with_a_process_that_augments(self, workplace: Workplace, rated_solid: str) -> None:
-        fold = workplace.train(rated_solid, "3d_fullres", 0, "TinyDeferral", nnUNet_n_proc_DA="1")
+        fold = workplace.train(rated_solid, "3d_fullres", 0, "TinyDeferral", own_process=True, nnUNet_n_proc_DA="1")
         summary = json.loads((fold / "validation" / "deferral_summary.json").read_text())
         assert summary["expert_everywhere"]["ann"]["foreground_mean"]["Dice"] == 1
         output = workplace.root / "rated_solid"

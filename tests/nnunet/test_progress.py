@@ -4,7 +4,7 @@ from nnunetv2_deferral.nnunet.progress import KEYS, epochs_since_best, plot_prog
 from nnunetv2_deferral.settings import resolve_settings
 
 
-def test_a_picture_is_drawn_from_the_first_epoch_on(tmp_path):
+def test_a_picture_is_drawn_from_the_first_epoch_on(tmp_path, drawn_figures):
     settings = resolve_settings(None, num_experts=2)
     for epochs in (1, 3):
         log = {key: [[0.01, 0.02] if key == "deferral_share" else 0.5] * epochs for key in (*KEYS, "mean_fg_dice")}

@@ -82,12 +82,18 @@ def both(seed, spatial, data, num_raters, around=((), ())):
     return [run(seed, (*around[0], step, *around[1]), data, num_raters) for step in (spatial, ours)]
 
 
+@pytest.fixture(params=[pytest.param(4, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def samples(request):
+    """The seeds of so many samples, of which only the first quarter is used outside of slow tests."""
+    return lambda number: range(number // request.param)
+
+
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("pad", [0, 5])
-def test_all_channels_are_what_nnunet_makes_of_them(dim, labels, pad):
+def test_all_channels_are_what_nnunet_makes_of_them(samples, dim, labels, pad):
     rng = np.random.default_rng(0)
-    for seed in range(NUM_SAMPLES[dim] // len(LABELS)):
+    for seed in samples(NUM_SAMPLES[dim] // len(LABELS)):
         data = sample(rng, SHAPES[dim], labels, pad)
         (segmentation, raters), (own_segmentation, own_raters) = both(seed, nnunets(dim), data, 7)
         assert torch.equal(own_segmentation, segmentation)
@@ -98,9 +104,9 @@ def test_all_channels_are_what_nnunet_makes_of_them(dim, labels, pad):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_patches_that_show_much_of_the_outside(dim):
+def test_patches_that_show_much_of_the_outside(samples, dim):
     rng = np.random.default_rng(1)
-    for seed in range(40):
+    for seed in samples(40):
         data = sample(rng, tuple(n // 2 for n in SHAPES[dim]), (0, 1, 2), 2)
         expected, own = both(seed, nnunets(dim, scaling=(1.5, 2)), data, 7)
         assert all(map(torch.equal, expected, own))
@@ -115,9 +121,9 @@ def test_samples_that_are_only_cropped():
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_what_a_cascade_stacks_behind_the_raters_stays_there(dim):
+def test_what_a_cascade_stacks_behind_the_raters_stays_there(samples, dim):
     rng = np.random.default_rng(3)
-    for seed in range(20):
+    for seed in samples(20):
         data = sample(rng, SHAPES[dim], (0, 1, 2))
         previous = torch.from_numpy(label_map(rng, (2, *SHAPES[dim]), (0, 1, 2)).astype(np.int16))
         data["segmentation"] = torch.cat((data["segmentation"], previous))
@@ -127,10 +133,10 @@ def test_what_a_cascade_stacks_behind_the_raters_stays_there(dim):
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_dummy_2d_augmentation_folds_slices_into_channels(extra):
+def test_dummy_2d_augmentation_folds_slices_into_channels(samples, extra):
     rng = np.random.default_rng(4)
     around = ((Convert3DTo2DTransform(),), (Convert2DTo3DTransform(),))
-    for seed in range(30):
+    for seed in samples(30):
         data = sample(rng, (4, *SHAPES[2]), (0, 1, 2), 0)
         data["segmentation"] = torch.cat((data["segmentation"], data["segmentation"][2 : 2 + extra]))
         expected, own = both(seed, nnunets(2), data, 7, around)
@@ -144,10 +150,10 @@ def test_dummy_2d_augmentation_folds_slices_into_channels(extra):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_background_is_no_difference_where_the_reference_is_marked_as_outside(dim):
+def test_background_is_no_difference_where_the_reference_is_marked_as_outside(samples, dim):
     """nnU-Net writes -1 into the reference where the image is 0, but a rater says 0 there."""
     rng, differed = np.random.default_rng(5), 0
-    for seed in range(40):
+    for seed in samples(40):
         data = sample(rng, SHAPES[dim], (0, 1, 2))
         mark(rng, data["segmentation"][0])
         (reference, raters), (own_reference, own_raters) = both(seed, nnunets(dim), data, 7)

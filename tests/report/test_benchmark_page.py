@@ -145,6 +145,7 @@ EDGE_CASES = {
 }
 
 
+@pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize(("options", "pictures"), EDGE_CASES.values(), ids=EDGE_CASES)
 def test_every_comparison_has_a_page_without_nan_and_with_its_figures(options, pictures):
     page = read(make(**options))

@@ -123,7 +123,7 @@ def test_rankings_differ_in_grey(make_summary):
         assert len(looks) == len(drawn) > 3
 
 
-def test_undefined_dice_can_be_drawn(make_summary):
+def test_undefined_dice_can_be_drawn(make_summary, drawn_figures):
     summary = make_summary(empty=True)
     assert math.isnan(summary["intervals"]["Dice"]["model_everywhere"]["estimate"])
     assert to_png(draw_curves(summary)).startswith(b"\x89PNG")

@@ -44,6 +44,7 @@ EDGE_CASES = {
 }
 
 
+@pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize("options", EDGE_CASES.values(), ids=EDGE_CASES)
 def test_every_evaluation_has_a_page_without_nan_and_with_all_figures(make_summary, options):
     page = read(make_summary(**options))

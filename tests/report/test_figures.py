@@ -113,12 +113,12 @@ def test_voxels_keep_their_true_proportions():
     assert all(axes.get_aspect() == 2.0 for axes in figure.axes)
 
 
-def test_a_volume_of_one_slice_is_drawn_like_an_image():
+def test_a_volume_of_one_slice_is_drawn_like_an_image(drawn_figures):
     flat, deep = make_view(), make_view((1, 12, 16))
     assert to_png(draw_case(flat, ["a", "b"])) == to_png(draw_case(deep, ["a", "b"]))
 
 
-def test_a_constant_image_and_no_foreground_can_be_drawn():
+def test_a_constant_image_and_no_foreground_can_be_drawn(drawn_figures):
     empty = np.zeros((8, 8), np.int64)
     case = make_case("empty", empty, empty, empty[None], empty.astype(np.uint8))
     view = CaseView(case=case, image=empty, model_dice=NAN, system_dice=NAN)
@@ -158,7 +158,7 @@ def test_a_long_legend_has_several_rows():
     assert len(draw_case(make_view(), ["ann", "bob"]).legends) == 1
 
 
-def test_names_are_no_mathematics():
+def test_names_are_no_mathematics(drawn_figures):
     figure = draw_case(make_view(), ["$x_", "b$"])
     assert to_png(figure).startswith(b"\x89PNG")
     assert r"routed to \$x_" in legend(figure)[0]

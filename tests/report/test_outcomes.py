@@ -63,7 +63,7 @@ def test_where_nothing_was_deferred_the_figure_says_so(make_summary):
 
 
 @pytest.mark.parametrize("experts", [("ann",), tuple("abcdefgh"), ("a" * 80, "$x$")])
-def test_any_experts_can_be_drawn(make_summary, experts):
+def test_any_experts_can_be_drawn(make_summary, experts, drawn_figures):
     figure = draw_load(make_summary(experts=experts))
     assert len(figure.axes[0].patches) == len(experts)
     assert to_png(figure).startswith(b"\x89PNG")

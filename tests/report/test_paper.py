@@ -8,7 +8,7 @@ from nnunetv2_deferral.report.page import Table
 from nnunetv2_deferral.report.paper import to_latex, write_paper
 
 
-def test_every_figure_is_written_in_every_format_and_the_same_again(make_summary, tmp_path):
+def test_every_figure_is_written_in_every_format_and_the_same_again(make_summary, tmp_path, drawn_figures):
     summary = make_summary(with_routing=True, labels=2)
     files = write_paper(summary, tmp_path / "figures", ["svg", "png"])
     names = {"curves", "load", "location", "reliability"}

@@ -106,7 +106,7 @@ def test_an_expert_without_answers_is_said_to_have_none(make_reliable):
 
 
 @pytest.mark.parametrize("experts", [("ann",), tuple("abcdefgh"), ("a" * 80, "$x_")])
-def test_panels_of_any_experts_lie_in_the_figure_and_apart(make_reliable, experts):
+def test_panels_of_any_experts_lie_in_the_figure_and_apart(make_reliable, experts, drawn_figures):
     figure = draw_reliability(make_reliable(experts=experts, calibrated=True))
     boxes = [axes.get_position() for axes in figure.axes]
     assert all(box.x0 > 0 and box.x1 < 1 and box.y0 > 0 and box.y1 < 1 for box in boxes)
@@ -186,9 +186,11 @@ def sections(summary):
 
 
 @pytest.mark.parametrize("options", [{}, {"calibrated": True}, {"rate": 0}, {"empty": True}, {"experts": ("ann",)}])
-def test_the_page_has_the_section_and_its_figure_where_there_are_probabilities(make_reliable, options):
+def test_the_page_has_the_section_and_its_figure_where_there_are_probabilities(make_reliable, options, request):
     summary = make_reliable(**options)
     html = render_page(evaluation_page(summary))
+    request.getfixturevalue("drawn_figures")  # of all on the page only this one
+    assert to_png(draw_reliability(summary)).startswith(b"\x89PNG")
     assert HEADING in html
     assert html.count("<img") == 4
     assert not re.search(r"\bnan\b|\bNone\b", re.sub(r'src="[^"]*"|<style>.*?</style>', "", html, flags=re.DOTALL))

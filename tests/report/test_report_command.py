@@ -68,6 +68,7 @@ def images_in(html):
     return html.count("data:image/png;base64,")
 
 
+@pytest.mark.usefixtures("drawn_figures")
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
 def test_the_command_writes_a_report_with_cases(make_folder, tmp_path, capsys, ending):
     report = tmp_path / "somewhere" / "report.html"
@@ -106,7 +107,7 @@ def test_without_a_report_none_is_written(make_folder, tmp_path):
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_ignored_voxels_do_not_disturb_the_pictures(make_folder, tmp_path):
+def test_ignored_voxels_do_not_disturb_the_pictures(make_folder, tmp_path, drawn_figures):
     options = make_folder(labels=IGNORE)
     main([*options, "--report", str(tmp_path / "a.html"), "-images", str(tmp_path / "images")])
     assert images_in((tmp_path / "a.html").read_text()) == 6
