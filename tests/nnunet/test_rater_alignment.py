@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,21 @@ RATERS = ("twin", "two", "absent")
 ALWAYS_RIGHT = {"name": "oracle", "foreground": 1.0, "background": 1.0, "boundary": 1.0}
 ALWAYS_WRONG = {"name": "liar", "foreground": 0.0, "background": 0.0, "boundary": 0.0}
 KINDS = [(".png", "2d"), (".nii.gz", "2d"), (".nii.gz", "3d_fullres")]
-# Of 8 samples each; every kind sees more than a hundred.
+# Of 8 samples each; in slow tests every kind sees more than a hundred.
 NUM_BATCHES = {"2d": 20, "3d_fullres": 15}
+
+
+@pytest.fixture(params=[pytest.param(3, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def batches(request: pytest.FixtureRequest) -> Callable[..., Iterator[Any]]:
+    """The next batches of a loader, of which only a third are used outside of slow tests."""
+
+    def drawn(loader: nnUNetDataLoader, number: int) -> Iterator[Any]:
+        np.random.seed(0)
+        torch.manual_seed(0)
+        for _ in range(max(number // request.param, 2)):
+            yield next(loader)
+
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +112,10 @@ def loader_of(
     return nnUNetDataLoader(data, 8, larger, patch, manager, oversample_foreground_percent=0.5, transforms=transforms)
 
 
-def batches(loader: nnUNetDataLoader, number: int, seed: int = 0):
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    for _ in range(number):
-        yield next(loader)
-
-
 @pytest.mark.parametrize(("ending", "configuration"), KINDS)
-def test_a_rater_who_is_the_reference_is_it_in_every_augmented_sample(prepare, ending, configuration):
+def test_a_rater_who_is_the_reference_is_it_in_every_augmented_sample(prepare, batches, ending, configuration):
     loader = loader_of(prepare(ending), configuration, ["twin"], training_transforms(configuration))
-    patch, seen = PATCHES[configuration], set()
+    patch, seen, number = PATCHES[configuration], set(), 0
     for batch in batches(loader, NUM_BATCHES[configuration]):
         full, half, experts = batch["target"]
         assert experts.dtype == torch.int16
@@ -117,13 +123,14 @@ def test_a_rater_who_is_the_reference_is_it_in_every_augmented_sample(prepare, e
         assert half.shape == (8, 1, *(edge // 2 for edge in patch))
         assert torch.equal(experts, full)
         seen |= {sample.numpy().tobytes() for sample in full}
+        number += len(full)
     # No two samples are alike, or augmentation was not at work.
-    assert len(seen) > 0.95 * 8 * NUM_BATCHES[configuration]
+    assert len(seen) > 0.95 * number
 
 
 @pytest.mark.parametrize(("ending", "configuration"), KINDS)
 @pytest.mark.parametrize("order", [("two", "oracle", "twin"), ("liar", "twin", "oracle", "two"), ("twin", "two")])
-def test_raters_and_simulated_experts_come_in_the_order_of_the_panel(prepare, ending, configuration, order):
+def test_raters_and_simulated_experts_come_in_the_order_of_the_panel(prepare, batches, ending, configuration, order):
     profiles = {"oracle": ALWAYS_RIGHT, "liar": ALWAYS_WRONG}
     experts = [profiles.get(name, name) for name in order]
     loader = loader_of(prepare(ending), configuration, experts, training_transforms(configuration))
@@ -139,7 +146,7 @@ def test_raters_and_simulated_experts_come_in_the_order_of_the_panel(prepare, en
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_a_case_that_a_rater_did_not_annotate_stays_missing(prepare, is_training):
+def test_a_case_that_a_rater_did_not_annotate_stays_missing(prepare, batches, is_training):
     for configuration in ("2d", "3d_fullres"):
         pipeline = training_transforms(configuration) if is_training else nnUNetTrainer.get_validation_transforms(None)
         loader = loader_of(prepare(".nii.gz"), configuration, ["absent", "two"], pipeline)
@@ -154,14 +161,16 @@ def test_a_case_that_a_rater_did_not_annotate_stays_missing(prepare, is_training
                     assert (absent == MISSING).any()
 
 
-def test_outside_of_the_image_an_absent_rater_is_as_missing_as_inside(prepare):
+def test_outside_of_the_image_an_absent_rater_is_as_missing_as_inside(prepare, batches):
     loader = loader_of(prepare(".nii.gz"), "2d", ["absent", "two"], training_transforms("2d"), cases=["b", "c"])
     for batch in batches(loader, 6):
         assert (batch["target"][-1][:, 0] == MISSING).all()
 
 
 @pytest.mark.parametrize(("ending", "configuration"), [(".png", "2d"), (".nii.gz", "3d_fullres")])
-def test_what_a_rater_left_out_is_missing_in_the_batch_and_the_rest_is_the_reference(prepare, ending, configuration):
+def test_what_a_rater_left_out_is_missing_in_the_batch_and_the_rest_is_the_reference(
+    prepare, batches, ending, configuration
+):
     loader = loader_of(prepare(ending, ignore=True), configuration, ["twin"], training_transforms(configuration))
     left_out, total = 0, 0
     for batch in batches(loader, 8):
@@ -174,7 +183,7 @@ def test_what_a_rater_left_out_is_missing_in_the_batch_and_the_rest_is_the_refer
     assert 0.05 < left_out / total < 0.6
 
 
-def test_with_regions_raters_still_answer_labels(prepare):
+def test_with_regions_raters_still_answer_labels(prepare, batches):
     pipeline = training_transforms("2d", regions=[(1, 2), (2,)])
     for batch in batches(loader_of(prepare(".nii.gz"), "2d", ["two", "twin"], pipeline), 6):
         regions, twin = batch["target"][0], batch["target"][-1][:, 1]
@@ -183,7 +192,7 @@ def test_with_regions_raters_still_answer_labels(prepare):
         assert torch.equal(twin == 2, regions[:, 1])
 
 
-def test_dummy_2d_augmentation_of_volumes_carries_the_raters_along(prepare):
+def test_dummy_2d_augmentation_of_volumes_carries_the_raters_along(prepare, batches):
     patch = PATCHES["3d_fullres"]
     pipeline = nnUNetTrainer.get_training_transforms(patch, (-np.pi, np.pi), None, (0, 1, 2), True)
     for step in pipeline.transforms:
@@ -208,21 +217,25 @@ class TestCascade:
         return tmp_path
 
     @pytest.mark.parametrize("experts", [["two", "absent"], ["two", ALWAYS_WRONG], ["two", ALWAYS_RIGHT, "twin"]])
-    def test_in_training_the_previous_stage_goes_to_the_image_and_no_rater(self, prepare, previous, experts):
+    def test_in_training_the_previous_stage_goes_to_the_image_and_no_rater(self, prepare, batches, previous, experts):
         pipeline = training_transforms("3d_fullres", is_cascaded=True)
         for step in pipeline.transforms:
             # What nnU-Net does to the previous stage's mask alone would hide whose it is.
             if isinstance(step, RandomTransform) and "channel_idx" in vars(step.transform):
                 step.apply_probability = 0
-        self.check(loader_of(prepare(".nii.gz"), "3d_fullres", experts, pipeline, previous=previous), experts)
+        self.check(
+            batches(loader_of(prepare(".nii.gz"), "3d_fullres", experts, pipeline, previous=previous), 6), experts
+        )
 
     @pytest.mark.parametrize("experts", [["two", "absent"], ["two", ALWAYS_RIGHT, "twin"]])
-    def test_in_validation_too(self, prepare, previous, experts):
+    def test_in_validation_too(self, prepare, batches, previous, experts):
         pipeline = nnUNetTrainer.get_validation_transforms(None, is_cascaded=True, foreground_labels=[1, 2])
-        self.check(loader_of(prepare(".nii.gz"), "3d_fullres", experts, pipeline, previous=previous), experts)
+        self.check(
+            batches(loader_of(prepare(".nii.gz"), "3d_fullres", experts, pipeline, previous=previous), 6), experts
+        )
 
-    def check(self, loader: nnUNetDataLoader, experts: list[Any]) -> None:
-        for batch in batches(loader, 6):
+    def check(self, drawn: Iterator[Any], experts: list[Any]) -> None:
+        for batch in drawn:
             reference, found = batch["target"][0][:, 0], batch["target"][-1]
             assert batch["target"][0].shape[1] == 1
             assert batch["data"].shape[1] == 1 + 2
