@@ -9,7 +9,7 @@
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
     <folder>/deferral/cases/<case>.json           rates, limits, expected gain and predicted Dice of the case
-    <folder>/deferral/deferral.json               model with experts, settings, calibration, versions
+    <folder>/deferral/deferral.json               model with experts, settings, calibration, how it predicted, versions
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
 Of the first four, `maps` in deferral.json names those that the cases have.
