@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-SHAPES = {".nii.gz": (10, 80, 90), ".png": (1, 90, 84)}
+SHAPES = {".nii.gz": (6, 60, 70), ".png": (1, 90, 84)}
 """By file ending, large enough for several regions of each expert."""
 
 

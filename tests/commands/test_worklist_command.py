@@ -339,8 +339,8 @@ class TestRefusals:
         ("damage", "message"),
         [
             (
-                lambda file: write_image(file, (10, 80, 91)),
-                r"y_0000.nii.gz has shape \(10, 80, 91\), but the mask of the case has \(10, 80, 90\)",
+                lambda file: write_image(file, (6, 60, 71)),
+                r"y_0000.nii.gz has shape \(6, 60, 71\), but the mask of the case has \(6, 60, 70\)",
             ),
             (lambda file: file.write_bytes(b"no image"), r"y_0000.nii.gz cannot be read"),
         ],
@@ -352,8 +352,8 @@ class TestRefusals:
 
     def test_a_map_of_another_shape(self, tmp_path):
         write_input(tmp_path)
-        write_mask(maps.gain_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((10, 80, 91), np.uint8))
-        message = r"deferral/gain/y.nii.gz has shape \(10, 80, 91\) instead of \(10, 80, 90\)"
+        write_mask(maps.gain_file(tmp_path / "in", "y", ".nii.gz"), np.zeros((6, 60, 71), np.uint8))
+        message = r"deferral/gain/y.nii.gz has shape \(6, 60, 71\) instead of \(6, 60, 70\)"
         self.refused(tmp_path, message, images=None)
 
     @pytest.mark.parametrize("name", ["worklist.csv", "worklist.json", "masks", "pictures"])
@@ -377,7 +377,7 @@ class TestRefusals:
     def test_files_that_are_of_no_worklist_are_not_replaced(self, tmp_path):
         write_input(tmp_path)
         for expert in ("ann", "bob"):
-            write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((10, 80, 90), np.uint8))
+            write_mask(tmp_path / "out" / "masks" / expert / "x.nii.gz", np.zeros((6, 60, 70), np.uint8))
         self.refused(tmp_path, "out has files that do not belong to a worklist: masks/", images=None, overwrite=True)
 
     @pytest.mark.parametrize(
