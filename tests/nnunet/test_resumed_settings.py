@@ -58,7 +58,11 @@ def test_every_other_setting_is_compared():
     }
     free = {"num_experts", "experts", "unavailable", "budget", "capacities", "budget_over", "min_region_mm", "maps"}
     free |= {"evaluation_seed", "patience", "final_weights", "head_initialization"}
-    assert set(others) | free == set(SettingsBlock.__annotations__)
+    of_raters = {"multi_rater"}
+    assert set(others) | free | of_raters == set(SettingsBlock.__annotations__)
     for name, value in others.items():
         with pytest.raises(InputError, match=f": {name} is .*, not "):
             check(BASE, BASE | {name: value})
+    raters = {"experts": ["ann", "bob"]}
+    with pytest.raises(InputError, match=": multi_rater is false, not true"):
+        check(raters, raters | {"multi_rater": True})
