@@ -23,10 +23,12 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.rater_calibration import BOX, IMAGE, RaterCalibration
 from nnunetv2_deferral.files import write_json, written_whole
 from nnunetv2_deferral.installed import versions
+from nnunetv2_deferral.nnunet.managers import MODEL_KEY
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.predictions import MaskFolder, open_masks
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 from nnunetv2_deferral.readings import ReadingRules
+from nnunetv2_deferral.settings import PLANS_KEY
 from nnunetv2_deferral.text import listed
 
 PROBABILITY = "probability"
@@ -134,12 +136,20 @@ def _check_same_model(folder: Path) -> None:
     plans = folder / "plans.json"  # written by nnUNetv2_predict
     if not plans.is_file():
         return
-    block, maps_of = read_plans_json(plans).get(MULTI_RATER_KEY, {}), read_model(folder)
-    if block.get("trainer") != maps_of["trainer"]:
+    trainer, maps_of = _trainer_of(read_plans_json(plans)), read_model(folder)
+    if trainer != maps_of["trainer"]:
         raise InputError(
             f"{folder}: the maps of agreement are of {maps_of['trainer']}, but the masks, according to plans.json, of "
-            f"{block.get('trainer', 'a model without such maps')}. Predict into a folder of its own"
+            f"{trainer or 'a model without such maps'}. Predict into a folder of its own"
         )
+
+
+def _trainer_of(plans: Mapping[str, Any]) -> str | None:
+    """The trainer of a model that writes maps of agreement, alone or besides those of deferral; None of another."""
+    block: Mapping[str, Any] = plans.get(MULTI_RATER_KEY, {})
+    if plans.get(PLANS_KEY, {}).get("multi_rater"):
+        block = plans.get(MODEL_KEY, block)
+    return block.get("trainer")
 
 
 def evaluate_raters(

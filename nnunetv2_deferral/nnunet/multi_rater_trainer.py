@@ -32,6 +32,7 @@ from nnunetv2_deferral.nnunet.rater_data import (
     labelled_voxels,
     prepare_raters,
 )
+from nnunetv2_deferral.nnunet.rater_labels import cases_of_two
 
 hooks.install()
 
@@ -210,17 +211,12 @@ class MultiRaterTrainer(nnUNetTrainer):
             )
 
     def _check_labels(self) -> None:
-        labelled, cases = labelled_voxels(Path(self.preprocessed_dataset_folder)), self.do_split()[0]
-        by_case = [[rater for rater in self.raters if labelled[case][rater]] for case in cases if case in labelled]
-        counts = ", ".join(f"{rater} {sum(rater in each for each in by_case)}" for rater in self.raters)
-        if not any(len(each) > 1 for each in by_case):
-            raise InputError(
-                f"no training case of fold {self.fold} was labelled by two of the raters (labelled cases of "
-                f"{len(by_case)}: {counts}), so nothing can be learned about their agreement"
-            )
-        self.print_to_log_file(f"Labelled cases of the {len(by_case)} training cases: {counts}")
-        alone = sum(len(each) < 2 for each in by_case)
-        if alone:
+        labelled = labelled_voxels(Path(self.preprocessed_dataset_folder))
+        cases = [case for case in self.do_split()[0] if case in labelled]
+        of_two = cases_of_two(labelled, raters=self.raters, cases=cases, fold=self.fold)
+        counts = ", ".join(f"{rater} {sum(labelled[case][rater] > 0 for case in cases)}" for rater in self.raters)
+        self.print_to_log_file(f"Labelled cases of the {len(cases)} training cases: {counts}")
+        if alone := len(cases) - of_two:
             self.print_to_log_file(f"{alone} of them were labelled by fewer than two raters")
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:

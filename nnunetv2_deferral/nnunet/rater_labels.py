@@ -100,6 +100,31 @@ class RaterLabels:
         }
 
 
+def cases_of_two(
+    labelled: Mapping[str, Mapping[str, int]], *, raters: Sequence[str], cases: Sequence[str], fold: int | str
+) -> int:
+    """The number of training cases in which at least two raters labelled any voxel.
+
+    Args:
+        labelled: From :func:`.rater_data.labelled_voxels`.
+        raters: The raters.
+        cases: The training cases of the fold.
+        fold: The fold.
+
+    Raises:
+        InputError: If there is none, so that nothing can be learned about how far raters agree.
+    """
+    by_case = [[rater for rater in raters if labelled[case][rater]] for case in cases if case in labelled]
+    number = sum(len(each) > 1 for each in by_case)
+    if not number:
+        counts = ", ".join(f"{rater} {sum(rater in each for each in by_case)}" for rater in raters)
+        raise InputError(
+            f"no training case of fold {fold} was labelled by two of the raters (labelled cases of {len(by_case)}: "
+            f"{counts}), so nothing can be learned about their agreement"
+        )
+    return number
+
+
 def raters_without_labels(fold: Path) -> tuple[str, ...]:
     """The raters without labels in the training of a fold, according to its file; none if there is no such file.
 

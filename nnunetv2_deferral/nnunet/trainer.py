@@ -64,6 +64,7 @@ from nnunetv2_deferral.nnunet.rater_data import (
 from nnunetv2_deferral.nnunet.rater_labels import (
     NAME,
     RaterLabels,
+    cases_of_two,
     raters_without_labels,
     settings_of_all_folds,
     without_raters,
@@ -349,8 +350,8 @@ class DeferralTrainer(nnUNetTrainer):
 
         Raises:
             InputError: If a frozen trainer has no pretrained weights, limits in the environment are invalid, raters'
-                masks are invalid, or no expert is left because raters have no labels in the training cases of this fold
-                or of others of the model.
+                masks are invalid, no expert is left because raters have no labels in the training cases of this fold
+                or of others of the model, or agreement is to be learned and no case was labelled by two raters.
         """
         if not self._has_segmentation_weights:
             raise InputError(
@@ -553,11 +554,14 @@ class DeferralTrainer(nnUNetTrainer):
 
     def _count_labels(self) -> RaterLabels:
         """Count the raters' labels in the training cases, log them, and leave out raters without any."""
-        planned = self._planned_unavailable()
+        planned, cases = self._planned_unavailable(), self.do_split()[0]
+        labelled = labelled_voxels(Path(self.preprocessed_dataset_folder))
+        if self.settings.multi_rater:
+            cases_of_two(labelled, raters=self.settings.raters, cases=cases, fold=self.fold)
         labels = RaterLabels.count(
-            labelled_voxels(Path(self.preprocessed_dataset_folder)),
+            labelled,
             raters=[rater for rater in self.settings.raters if rater not in planned],
-            cases=self.do_split()[0],
+            cases=cases,
             fold=self.fold,
         )
         counts = ", ".join(f"{rater} {number}" for rater, number in labels.cases.items())

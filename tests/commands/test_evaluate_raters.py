@@ -9,7 +9,7 @@ import pytest
 from small_prediction import GEOMETRY, reader_of, write_mask
 
 from nnunetv2_deferral.agreement_maps import AGREEMENT, AgreementFolder, MultiRaterModel, map_file
-from nnunetv2_deferral.commands.evaluate_raters import CASES, SUMMARY, main
+from nnunetv2_deferral.commands.evaluate_raters import CASES, SUMMARY, RaterInputs, main
 
 RATERS = ("ann", "bob", "eve")
 
@@ -98,6 +98,12 @@ def test_maps_of_another_model_than_the_masks_are_refused(tmp_path, capsys):
     (tmp_path / "out" / "plans.json").write_text(json.dumps(plans | {"multi_rater": {"trainer": "U"}}))
     shutil.rmtree(tmp_path / "evaluation")
     assert "maps of agreement are of T, but the masks, according to plans.json, of U" in here.refused(capsys)
+    deferral = {"deferral": {"multi_rater": True}, "deferral_model": {"trainer": "T"}}
+    besides_deferral = deferral | {"image_reader_writer": "SimpleITKIO"}
+    (tmp_path / "out" / "plans.json").write_text(json.dumps(besides_deferral))
+    assert RaterInputs.open(tmp_path / "out", tmp_path / "raters").has_agreement
+    (tmp_path / "out" / "plans.json").write_text(json.dumps(besides_deferral | {"deferral": {"multi_rater": False}}))
+    assert "according to plans.json, of a model without such maps" in here.refused(capsys)
 
 
 def test_what_is_missing_is_said_before_anything_is_computed(tmp_path, capsys):

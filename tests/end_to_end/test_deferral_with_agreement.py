@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,25 @@ def test_simulated_experts_have_no_agreement_to_learn(workplace: Workplace, agre
     plans = workplace.derive_plans(agreed, "Simulated", lambda plans: plans.update(deferral={"experts": "standard"}))
     with pytest.raises(InputError, match=r"_MR\) learns how far raters agree, .* \(simulated: "):
         workplace.trainer("nnUNetTrainerDeferral3Experts_MR", agreed, "2d", plans=plans)
+
+
+def test_a_training_without_a_case_of_two_raters_is_refused(
+    workplace: Workplace, agreed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {f"train_{index}": {"ann": 9, "bob": 0, "eve": 0} for index in range(6)}
+    monkeypatch.setattr("nnunetv2_deferral.nnunet.trainer.labelled_voxels", lambda _folder: alone)
+    trainer = workplace.trainer("nnUNetTrainerDeferral_OvA_MR", agreed, "2d")
+    with pytest.raises(InputError, match=r"no training case of fold 0 was labelled by two .* of 4: ann 4, bob 0, eve"):
+        trainer._count_labels()
+
+
+def test_the_agreement_of_a_prediction_is_compared_with_raters(
+    workplace: Workplace, predicted: Path, tmp_path: Path
+) -> None:
+    for rater in ("ann", "bob"):
+        shutil.copytree(workplace.raw / AGREED / "labelsTs", tmp_path / "raters" / rater)
+    workplace.command(
+        "nnUNetv2_deferral_evaluate_raters", "-i", predicted, "-raters", tmp_path / "raters", "-o", tmp_path / "found"
+    )
+    found = json.loads((tmp_path / "found" / "rater_calibration.json").read_text())
+    assert set(found["calibration"]["1"]) == {"probability", "agreement"}

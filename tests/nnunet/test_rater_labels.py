@@ -11,6 +11,7 @@ from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.rater_labels import (
     NAME,
     RaterLabels,
+    cases_of_two,
     raters_without_labels,
     settings_of_all_folds,
     without_raters,
@@ -95,3 +96,11 @@ def test_folds_that_together_know_nobody_are_refused(tmp_path: Path) -> None:
     record(tmp_path, count(["a", "b"], ("bob", "cid")))
     with pytest.raises(InputError, match="no labels of bob in the training of fold_0; no labels of cid in .*fold_1"):
         settings_of_all_folds(settings, count(["b", "c"], ("bob", "cid"), fold=1), tmp_path)
+
+
+def test_agreement_is_learned_from_cases_that_two_raters_labelled() -> None:
+    raters = ("ann", "bob", "cid")
+    assert cases_of_two(LABELLED, raters=raters, cases=["a", "b", "c", "not preprocessed"], fold=0) == 2
+    message = r"no training case of fold 0 was labelled by two .*\(labelled cases of 1: ann 1, bob 0, cid 0\)"
+    with pytest.raises(InputError, match=message):
+        cases_of_two(LABELLED, raters=raters, cases=["b"], fold=0)
