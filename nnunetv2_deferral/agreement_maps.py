@@ -5,7 +5,7 @@
     <folder>/deferral/disagreement/<case>.nii.gz     in [0, 1]: probability that raters do not agree about it
     <folder>/deferral/levels/<case>.npz              with --save_probabilities or --npz: for each structure, the
                                                      probabilities that 0, ..., K raters mark it
-    <folder>/deferral/multi_rater.json               model with raters, structures, versions
+    <folder>/deferral/multi_rater.json               model with raters, structures, how it predicted, versions
 
 With several foreground classes or regions each has a folder of its maps, such as `agreement/1/<case>.nii.gz`, with
 numbers as in multi_rater.json.
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.errors import InputError
@@ -58,6 +58,7 @@ class _Model(TypedDict):
 
 class _Index(TypedDict):
     model: _Model
+    prediction: NotRequired[dict[Text, Any]]  # not in those of earlier versions, nor beside maps of deferral
 
 
 def index_file(folder: Path) -> Path:
@@ -123,6 +124,19 @@ def check_folder(folder: Path, model: MultiRaterModel | None, *, beside_deferral
         )
 
 
+def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
+    """Refuse a folder whose cases the same model predicted in another manner, see :func:`.maps.check_prediction`.
+
+    Raises:
+        InputError: Naming the folder and the difference.
+    """
+    file = index_file(folder)
+    if not file.is_file():
+        return
+    if differing := maps.differing_predictions(read_validated_json(file, _Index).get("prediction"), prediction):
+        raise maps.in_another_manner(folder, differing)
+
+
 def read_model(folder: Path) -> dict[str, Any]:
     """The model behind the maps of a folder, as in its multi_rater.json.
 
@@ -143,6 +157,8 @@ class AgreementFolder:
         writer: nnU-Net's reader-writer for this dataset.
         model: The model behind the maps.
         structures: The names of the F foreground classes or regions.
+        prediction: How the cases are predicted, see :func:`check_prediction`; empty if that is not known, or noted with
+            the maps of deferral.
     """
 
     folder: Path
@@ -150,6 +166,7 @@ class AgreementFolder:
     writer: MaskWriter
     model: MultiRaterModel
     structures: Sequence[str]
+    prediction: Mapping[str, Any] = field(default_factory=dict)
 
     def write(
         self,
@@ -184,7 +201,12 @@ class AgreementFolder:
             "versions": versions("torch"),
         }
         content = json.loads(json.dumps(content))  # to compare
-        if file.is_file() and read_json(file) == content:
+        there = read_json(file) if file.is_file() else {}
+        # How the cases of a folder of an earlier version were predicted is not known.
+        if self.prediction and ("prediction" in there or not there):
+            content["prediction"] = dict(self.prediction)
+        if there == content:
             return
         with FileLock(file.with_name(".multi_rater.json.lock")):
+            check_prediction(self.folder, self.prediction)
             write_json(content, file)

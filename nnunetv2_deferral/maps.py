@@ -249,10 +249,15 @@ def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
     """
     file = index_file(folder)
     if file.is_file() and (differing := differing_predictions(read_model(folder).get("prediction"), prediction)):
-        raise InputError(
-            f"{folder} already contains cases that were predicted in another manner ({'; '.join(differing)}). Use "
-            f"another folder, or remove {file.parent}"
-        )
+        raise in_another_manner(folder, differing)
+
+
+def in_another_manner(folder: Path, differing: Sequence[str]) -> InputError:
+    """What to say of a folder whose cases were predicted in another manner, given the differences."""
+    return InputError(
+        f"{folder} already contains cases that were predicted in another manner ({'; '.join(differing)}). Use another "
+        f"folder, or remove {folder / FOLDER}"
+    )
 
 
 def kinds_of(content: Mapping[str, Any]) -> tuple[str, ...]:

@@ -83,7 +83,16 @@ def export_prediction_from_logits(
         geometry, stock = CaseGeometry(properties_dict, configuration_manager, plans_manager), plans_manager.stock()
         channels = plans_manager.channels(stock.get_label_manager(dataset_json))
         segmentation, levels = channels.split(torch.as_tensor(predicted_array_or_file), dim=0)
-        write_agreement(levels, geometry, stock, dataset_json, file, model=of_raters, with_levels=save_probabilities)
+        write_agreement(
+            levels,
+            geometry,
+            stock,
+            dataset_json,
+            file,
+            model=of_raters,
+            with_levels=save_probabilities,
+            prediction=plans_manager.prediction,
+        )
         plans_manager = stock
     if isinstance(plans_manager, DeferralPlansManager):
         model = model_identity(plans_manager, configuration_manager)

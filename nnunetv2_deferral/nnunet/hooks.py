@@ -92,8 +92,10 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             folds.check_folder(folder, ensemble)
         raters = agreement_model(self.plans_manager, self.configuration_manager)
         if isinstance(self.plans_manager, MultiRaterPlansManager):
+            self.plans_manager.prediction = prediction_of(self)
             for folder in folders:
                 agreement_maps.check_folder(folder, raters)
+                agreement_maps.check_prediction(folder, self.plans_manager.prediction)
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             settings = self.plans_manager.settings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ def write_agreement(
     *,
     model: MultiRaterModel,
     with_levels: bool,
+    prediction: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the maps of agreement of a case.
 
@@ -53,6 +56,7 @@ def write_agreement(
         file: The file of the mask, without its ending.
         model: From :func:`agreement_model`.
         with_levels: Whether the probabilities of the levels are written, too.
+        prediction: See :class:`.AgreementFolder`.
     """
     found, probabilities = agreement_maps(levels, geometry, with_levels=with_levels)
     files = DatasetFiles(
@@ -67,6 +71,7 @@ def write_agreement(
         writer=files.reader,
         model=model,
         structures=files.class_names,
+        prediction=prediction,
     )
     folder.write(file.name, found, geometry.properties, probabilities)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -45,7 +46,13 @@ def multi_rater_block(plans: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MultiRaterPlansManager(PlansManager):
-    """The plans of a model with an ordinal head."""
+    """The plans of a model with an ordinal head.
+
+    Attributes:
+        prediction: How a predictor uses the model, see :class:`.DeferralPlansManager`.
+    """
+
+    prediction: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     def adopt(cls, plans_manager: PlansManager) -> MultiRaterPlansManager:

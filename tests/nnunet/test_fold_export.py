@@ -13,11 +13,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_prediction import reader_of, write_mask
 from small_predictor import DATASET_JSON, small_predictor
 
-from nnunetv2_deferral import folds, maps
+from nnunetv2_deferral import agreement_maps, folds, maps
 from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
 from nnunetv2_deferral.nnunet.fold_export import prediction_of
+from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.uncertainty import entropy
 
 CASES, FOLDS = ("c0", "c1"), ("0", "1", "all")
@@ -27,18 +28,26 @@ REGIONS = DATASET_JSON | {
 }
 
 
-def stock_predictor(dataset_json):
-    """The same plans, with nnU-Net's own network."""
+def stock_predictor(dataset_json, made_by=nnUNetTrainer, **blocks):
+    """The same plans, with the network of another trainer, nnU-Net's own if none is given."""
     with_head = small_predictor()
-    plans = PlansManager({k: v for k, v in with_head.plans_manager.plans.items() if not k.startswith("deferral")})
+    stock = {key: value for key, value in with_head.plans_manager.plans.items() if not key.startswith("deferral")}
+    plans = PlansManager(stock | blocks)
     configuration = plans.get_configuration("2d")
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        network = nnUNetTrainer.build_network_architecture(plans, configuration, 1, 2, False)
+        network = made_by.build_network_architecture(plans, configuration, 1, 2, False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     weights = [network.state_dict()]
-    predictor.manual_initialization(network, plans, configuration, weights, dataset_json, "nnUNetTrainer", (0, 1))
+    predictor.manual_initialization(network, plans, configuration, weights, dataset_json, made_by.__name__, (0, 1))
     return predictor
+
+
+def multi_rater_predictor():
+    """A predictor that learned from several raters, without deferral."""
+    name = "nnUNetTrainerMultiRater"
+    block = {"trainer": name, "raters": ["ann", "bob"], "has_regions": False}
+    return stock_predictor(DATASET_JSON, multi_rater_class(name), multi_rater=block)
 
 
 def with_folds(predictor):
@@ -60,6 +69,7 @@ def predictors():
         "deferral": with_folds(small_predictor()),
         "stock": with_folds(stock_predictor(DATASET_JSON)),
         "regions": with_folds(stock_predictor(REGIONS)),
+        "several raters": with_folds(multi_rater_predictor()),
     }
 
 
@@ -188,13 +198,14 @@ OTHER_MANNERS = [
 ]
 
 
-@pytest.mark.parametrize("model", ["stock", "deferral"])
+@pytest.mark.parametrize("model", ["stock", "deferral", "several raters"])
 def test_a_folder_is_not_continued_by_other_networks_or_in_another_manner(
     predictors, images, tmp_path, monkeypatch, model
 ):
     predictor, output = predictors[model], tmp_path / "out"
     monkeypatch.setattr(predictor, "deferral_checkpoint", "checkpoint_final.pth", raising=False)
-    index = maps.index_file(output) if model == "deferral" else folds.index_file(output)
+    of_module = {"stock": folds, "deferral": maps, "several raters": agreement_maps}
+    index = of_module[model].index_file(output)
     if model == "stock":
         monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
 
@@ -208,7 +219,7 @@ def test_a_folder_is_not_continued_by_other_networks_or_in_another_manner(
             other.setattr(predictor, attribute, value)
             with pytest.raises(InputError, match=re.escape(message)):
                 continued()
-    if model == "deferral":
+    if model != "stock":
         monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "2"))
         with pytest.raises(InputError, match=r'another manner .folds is \["0", "1", "all"\], not \["0", "1", "2"\]'):
             continued()
