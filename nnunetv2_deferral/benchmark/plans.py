@@ -14,7 +14,7 @@ from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
 from nnunetv2_deferral.text import differences
 
 # The settings that depend on the experts.
-_OF_EXPERTS = ("experts", "num_experts", "lower", "upper", "costs", "unavailable")
+_OF_EXPERTS = ("experts", "num_experts", "lower", "upper", "costs", "unavailable", "multi_rater")
 
 
 @dataclass(frozen=True, kw_only=True)

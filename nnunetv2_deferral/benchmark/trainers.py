@@ -12,6 +12,7 @@ from nnunetv2.paths import nnUNet_extTrainer
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
 from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
+from nnunetv2_deferral.nnunet.multi_rater_trainer import MultiRaterTrainer
 from nnunetv2_deferral.nnunet.naming import ON, other_trainer, trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
@@ -37,6 +38,14 @@ def find_trainer(name: str) -> type:
 def is_frozen(name: str) -> bool:
     """Whether the trainer starts from the trained network of a stock trainer."""
     return bool(getattr(find_trainer(name), "frozen", False))
+
+
+def learns_agreement(name: str) -> bool:
+    """Whether the trainer's network has an ordinal head: nnUNetTrainerMultiRater, and deferral with _MR."""
+    found = find_trainer(name)
+    if issubclass(found, MultiRaterTrainer):
+        return found.method.has_levels
+    return bool(getattr(found, "settings_overrides", {}).get("multi_rater", False))
 
 
 def is_deferral_trainer(name: str) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nnunetv2_deferral.benchmark.state import FINAL, FoldState, Stage, fold_state
-from nnunetv2_deferral.benchmark.trainers import is_deferral_trainer, is_frozen, trainers_path
+from nnunetv2_deferral.benchmark.trainers import is_deferral_trainer, is_frozen, learns_agreement, trainers_path
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import locked
 from nnunetv2_deferral.installed import find_script
@@ -157,21 +157,22 @@ def trainings_of(
 ) -> list[Training]:
     """All trainings of an experiment, by method and fold.
 
-    A frozen trainer starts from the network of the first stock trainer among the methods.
+    A frozen trainer starts from the network of the first stock trainer among the methods, with _MR from that of the
+    first nnUNetTrainerMultiRater.
 
     Raises:
-        InputError: If a trainer is unknown, or there is a frozen trainer but no stock trainer.
+        InputError: If a trainer is unknown, or there is a frozen trainer but none with a network to start from.
     """
     cases = experiment.cases()
-    stock = next((method for method in methods if not is_deferral_trainer(method.trainer)), None)
+    networks = {learns_agreement(each.trainer): each for each in methods[::-1] if not is_deferral_trainer(each.trainer)}
     trainings = []
     for method in methods:
-        frozen = is_frozen(method.trainer)
-        if frozen and stock is None:
-            raise InputError(
-                f"{method.trainer} starts from the network of a stock trainer: add one (-tr nnUNetTrainer ...)"
-            )
-        source = stock if frozen else None
+        frozen, with_raters = is_frozen(method.trainer), learns_agreement(method.trainer)
+        source = networks.get(with_raters) if frozen else None
+        if frozen and source is None:
+            needed = "nnUNetTrainerMultiRater" if with_raters else "nnUNetTrainer"
+            whose = needed if with_raters else "a stock trainer"
+            raise InputError(f"{method.trainer} starts from the network of {whose}: add one (-tr {needed} ...)")
         trainings += [
             Training(
                 experiment=experiment,

@@ -216,6 +216,24 @@ def test_a_frozen_trainer_starts_from_the_stock_network_of_its_fold(workplace):
         trainings_of(workplace.experiment(), [frozen], **how)
 
 
+def test_a_frozen_trainer_with_agreement_starts_from_the_network_that_learned_it(workplace):
+    frozen, of_raters, with_agreement = (
+        Method(trainer=name, plans="nnUNetPlans")
+        for name in (
+            "nnUNetTrainerDeferral_OvA_frozen",
+            "nnUNetTrainerMultiRater_5epochs",
+            "nnUNetTrainerDeferral_OvA_MR_frozen",
+        )
+    )
+    experiment, how = workplace.experiment(), {"device": "cpu", "logs": workplace.root}
+    found = trainings_of(experiment, [of_raters, STOCK, frozen, with_agreement], **how)
+    starts = {training.method: training.pretrained for training in found if training.fold == 0}
+    assert starts[frozen] == experiment.fold(STOCK, 0) / "checkpoint_final.pth"
+    assert starts[with_agreement] == experiment.fold(of_raters, 0) / "checkpoint_final.pth"
+    with pytest.raises(ValueError, match="MR_frozen starts from the network of nnUNetTrainerMultiRater: add one"):
+        trainings_of(experiment, [STOCK, with_agreement], **how)
+
+
 def test_command_lines_are_nnunets(workplace):
     training = Training(
         experiment=workplace.experiment(), method=DEFERRAL, fold=1, cases=("case_3",), device="cpu", logs=Path("logs")

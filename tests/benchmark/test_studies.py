@@ -74,6 +74,12 @@ def test_plans_that_name_three_experts_get_others_for_one(workplace, maker):
     assert settings_of(workplace, one, 1).experts == expert_set("standard", 1)
 
 
+def test_simulated_experts_take_the_place_of_raters_whose_agreement_is_learned(workplace, maker):
+    write_plans(workplace, "Raters", deferral={"experts": ["ann", "bob"], "multi_rater": True})
+    one = next(row.method for row in maker("Raters").ablation().rows if row.headings["J"] == "1")
+    assert settings_of(workplace, one, 1).experts == expert_set("standard", 1)
+
+
 def test_scalability_has_the_sets_of_table_d9(workplace, maker):
     rows = maker().experts([1, 2, 3, 4, 5]).rows
     for number, row in enumerate(rows, start=1):
