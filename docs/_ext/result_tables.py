@@ -273,25 +273,28 @@ _METHODS = {
 
 def several_raters() -> str:
     """Ways to learn from several raters: Dice, and calibration to all of them."""
-    content = _json("multi_rater_501_2d.json")
-    rows = []
-    for method, words in _METHODS.items():
-        if method not in content["methods"]:
-            continue
-        found = content["methods"][method]
-        (calibration,), (dice,) = found["calibration"].values(), found["dice"].values()
-        for reading, values in calibration.items():
-            scores = (values["image"]["ece"], values["box"]["ece"], values["curvas_ece"], values["box"]["brier"])
-            overlap = (dice["reference"], dice["raters"]) if reading == "probability" else ()
-            cells = [_of_json(each) for each in overlap] or [_NONE, _NONE]
-            rows.append((words, reading, *cells, f"{scores[0]['estimate']:.4f}", *map(_of_json, scores[1:])))
-    first = next(iter(content["methods"].values()))
-    note = (
-        f"{first['cases']} cases of {first['groups']} patients, {len(first['raters'])} raters, fold {content['fold']}, "
-        f"{content['epochs']} epochs of {content['iterations']} steps, plans {content['plans']}; {content['machine']}, "
-        f"{content['date']}"
-    )
+    rows, notes = [], []
+    for name, dataset in (("501_2d", "501"), ("504_2d", "504")):
+        content = _json(f"multi_rater_{name}.json")
+        for method, words in _METHODS.items():
+            if method not in content["methods"]:
+                continue
+            found = content["methods"][method]
+            (calibration,), (dice,) = found["calibration"].values(), found["dice"].values()
+            for reading, values in calibration.items():
+                scores = (values["image"]["ece"], values["box"]["ece"], values["curvas_ece"], values["box"]["brier"])
+                overlap = (dice["reference"], dice["raters"]) if reading == "probability" else ()
+                cells = [_of_json(each) for each in overlap] or [_NONE, _NONE]
+                estimates = (f"{scores[0]['estimate']:.4f}", *map(_of_json, scores[1:]))
+                rows.append((dataset, words, reading, *cells, *estimates))
+        first = next(iter(content["methods"].values()))
+        notes.append(
+            f"{dataset}: {first['cases']} cases of {first['groups']} {'patients' if name == '501_2d' else 'images'}, "
+            f"{len(first['raters'])} raters, fold {content['fold']}, {content['epochs']} epochs of "
+            f"{content['iterations']} steps, plans {content['plans']}; {content['machine']}, {content['date']}"
+        )
     header = (
+        "dataset",
         "target",
         "reading",
         "Dice, reference",
@@ -301,7 +304,7 @@ def several_raters() -> str:
         "ECE as in CURVAS",
         "Brier score, box",
     )
-    return _table(header, rows) + f"\n\n{_small(note)}"
+    return _table(header, rows) + f"\n\n{_small('. '.join(notes))}"
 
 
 def surfaces() -> str:
