@@ -75,9 +75,9 @@ class DeferralObjective(nn.Module):
         self.settings = settings
         self.labels = labels
         self.segmentation_loss = segmentation_loss
-        described: tuple[int, bool] = labels.num_segmentation_heads, labels.regions is not None
-        self.layout = settings.layout(described[0], has_regions=described[1])
-        self.ordinal = settings.ordinal_channels(described[0], has_regions=described[1])
+        heads, has_regions = labels.num_segmentation_heads, labels.regions is not None
+        self.layout = settings.layout(heads, has_regions=has_regions)
+        self.ordinal = settings.ordinal_channels(heads, has_regions=has_regions)
         self.register_buffer("lower", torch.tensor(settings.lower))
         self.register_buffer("upper", torch.tensor(settings.upper))
         self.register_buffer("available", torch.tensor(settings.available))
