@@ -351,6 +351,25 @@ def overhead() -> str:
     return _table(header, rows)
 
 
+def networks() -> str:
+    """What deferral adds to a training step of other networks, relative to their own trainers."""
+    names = {
+        "plain": "PlainConvUNet",
+        "resenc_m": "ResidualEncoderUNet, plans ResEncM",
+        "primus_s": "Primus-S",
+        "swin_unetr": "SwinUNETR of MONAI",
+    }
+    rows = []
+    for name, words in names.items():
+        content = _json(f"networks_{name}.json")
+        ratios, machine = content["ratios"], content["machine"]
+        measured = f"{machine['device']}, torch {machine['torch']}, {content['date']}"
+        rows.append(
+            (words, f"`{content['trainer']}`", *(_rounded(ratios[key]) for key in ("step", "memory")), measured)
+        )
+    return _table(("network", "trainer", "training step", "peak memory", "machine, date"), rows)
+
+
 def memory() -> str:
     """What an evaluation takes."""
     rows = []
@@ -498,6 +517,7 @@ TABLES: dict[str, Callable[[], str]] = {
         several_raters,
         surfaces,
         overhead,
+        networks,
         memory,
         export,
         sizes,
