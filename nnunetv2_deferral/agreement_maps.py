@@ -202,9 +202,7 @@ class AgreementFolder:
         }
         content = json.loads(json.dumps(content))  # to compare
         there = read_json(file) if file.is_file() else {}
-        # How the cases of a folder of an earlier version were predicted is not known.
-        if self.prediction and ("prediction" in there or not there):
-            content["prediction"] = dict(self.prediction)
+        content |= maps.noted_prediction(there, self.prediction)
         if there == content:
             return
         with FileLock(file.with_name(".multi_rater.json.lock")):

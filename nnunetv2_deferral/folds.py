@@ -167,10 +167,8 @@ class FoldsFolder:
         """Write folds.json, before the first case."""
         content = json.loads(json.dumps({"ensemble": self.ensemble.to_dict(), "versions": versions("torch")}))
         file = index_file(self.folder)
-        there = read_json(file) if file.is_file() else None
-        # How the cases of a folder of an earlier version were predicted is not known.
-        if there is None or "prediction" in there:
-            content["prediction"] = dict(self.ensemble.prediction)
+        there = read_json(file) if file.is_file() else {}
+        content |= maps.noted_prediction(there, self.ensemble.prediction)
         if there != content:
             write_json(content, file)
 

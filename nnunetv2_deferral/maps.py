@@ -237,6 +237,17 @@ def differing_predictions(there: Mapping[str, Any] | None, now: Mapping[str, Any
     return differences({key: there[key] for key in common}, {key: now[key] for key in common})
 
 
+def noted_prediction(there: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a folder's index on how its cases are predicted, see :func:`check_prediction`.
+
+    Args:
+        there: The content of the index, empty if there is none yet. In a folder of an earlier version it has no such
+            entry and gets none, because how its cases were predicted is not known.
+        prediction: How the cases are predicted now.
+    """
+    return {"prediction": dict(prediction)} if prediction and ("prediction" in there or not there) else {}
+
+
 def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
     """Refuse a folder whose cases the same model predicted in another manner, because it would be mixed.
 
@@ -358,9 +369,7 @@ class DeferralFolder:
         }
         content = json.loads(json.dumps(content))  # to compare
         there = read_json(file) if file.is_file() else {}
-        # How the cases of a folder of an earlier version were predicted is not known.
-        if self.prediction and ("prediction" in there or not there):
-            content["prediction"] = dict(self.prediction)
+        content |= noted_prediction(there, self.prediction)
         if content.items() <= there.items():
             return
         with FileLock(file.with_name(".deferral.json.lock")):
