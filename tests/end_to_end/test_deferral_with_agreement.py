@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_multi_rater import RATERS, TESTED, check_maps, write_raters
-from workplace import LABELS, Workplace, read, variant_of_flat
+from test_multi_rater import RATERS, TESTED, check_maps, with_three_raters
+from workplace import Workplace, read
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.network import deferral_head
@@ -22,10 +22,8 @@ TRAINER = "TinyDeferralMR"
 
 @pytest.fixture(scope="module")
 def agreed(workplace: Workplace) -> str:
-    """The 2D dataset, two classes, with three raters."""
-    dataset = variant_of_flat(workplace, AGREED, LABELS, experts=RATERS)
-    write_raters(workplace.raw / dataset, ".png")
-    return dataset
+    """The dataset with three raters."""
+    return with_three_raters(workplace, AGREED)
 
 
 @pytest.fixture(scope="module")

@@ -38,12 +38,17 @@ def write_raters(raw: Path, ending: str) -> None:
                 write_like(raw / "labelsTr" / f"{case}{ending}", folder, change)
 
 
-@pytest.fixture(scope="module")
-def rated(workplace: Workplace) -> str:
-    """The 2D dataset, two classes, with three raters."""
-    dataset = variant_of_flat(workplace, RATED, LABELS, experts=RATERS)
+def with_three_raters(workplace: Workplace, dataset: str) -> str:
+    """Write the 2D dataset, two classes, with three raters, under a name."""
+    variant_of_flat(workplace, dataset, LABELS, experts=RATERS)
     write_raters(workplace.raw / dataset, ".png")
     return dataset
+
+
+@pytest.fixture(scope="module")
+def rated(workplace: Workplace) -> str:
+    """The dataset with three raters."""
+    return with_three_raters(workplace, RATED)
 
 
 @pytest.fixture(scope="module")
