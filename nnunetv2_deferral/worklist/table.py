@@ -70,4 +70,5 @@ def totals(table: np.ndarray) -> dict[str, Any]:
 
 
 def _items(folder: PredictionFolder, time: WorkTime, case: str) -> list[WorkItem]:
-    return find_items(folder.case(case), time, unit=folder.files.unit)
+    # The disagreement is for the rows of the list, and not read of all cases of an archive.
+    return find_items(folder.case(case).without("disagreement"), time, unit=folder.files.unit)
