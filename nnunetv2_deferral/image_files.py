@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
+from nnunetv2_deferral.arrays import chunks_of
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.labels import unknown_labels
@@ -169,17 +170,14 @@ def write_values(
     if scale is None:
         write_labels(values.view(_Typed), file, writer, properties)
         return
-    # Zeros have any scale.
-    steps = np.rint(values * np.float32(scale / (highest or 1)))
-    if keep_positive:
-        steps = np.maximum(steps, values > 0)
-    integers = steps.clip(max=scale).astype(np.min_scalar_type(scale))
+    integers = _in_steps(values, scale / (highest or 1), scale, keep_positive=keep_positive)  # zeros have any scale
     if not (compressed or plain):
         write_labels(integers.view(_Typed), file, writer, properties)
         return
     with written_whole(file.parent) as scratch:
         unscaled = scratch / "unscaled.nii"
         writer.write_seg(integers.view(_Typed), str(unscaled), properties)
+        check_written(unscaled, file)  # all that follows is written by Python, which reports errors
         with unscaled.open("r+b") as header:
             header.seek(_NIFTI_SLOPE)
             header.write(struct.pack("=ff", (highest or 1) / scale, 0))
@@ -193,7 +191,19 @@ def write_values(
             unscaled.unlink()
         else:
             unscaled.rename(scratch / file.name)
-        check_written(scratch / file.name, file)
+
+
+def _in_steps(values: np.ndarray, per_unit: float, most: int, *, keep_positive: bool) -> np.ndarray:
+    """Numbers as integers, at most `most`, of the shortest type that holds it; in chunks, which takes less memory."""
+    flat, found = values.reshape(-1), np.empty(values.size, np.min_scalar_type(most))
+    for part in chunks_of(flat.size):
+        some = flat[part]
+        steps = some * np.float32(per_unit)
+        np.rint(steps, out=steps)
+        if keep_positive:
+            np.maximum(steps, some > 0, out=steps)
+        found[part] = np.minimum(steps, most, out=steps)
+    return found.reshape(values.shape)
 
 
 class _Typed(np.ndarray):

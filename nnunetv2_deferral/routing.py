@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunetv2_deferral.arrays import highest
+from nnunetv2_deferral.arrays import highest, of_experts
 from nnunetv2_deferral.errors import InputError
 
 COLLABORATION, ONE_VS_ALL = "collaboration", "one_vs_all"
@@ -142,7 +142,7 @@ class OneVsAllRule:
         if isinstance(probabilities, Tensor):
             asked = probabilities.gather(axis, preferred.unsqueeze(axis)).squeeze(axis)
         else:
-            asked = np.take_along_axis(probabilities, np.expand_dims(preferred, axis), axis).squeeze(axis)
+            asked = of_experts(np.moveaxis(_experts(probabilities, axis), axis, 0), preferred)
         return (1 - _channel(probabilities, 0, axis)) * asked
 
     def gains(self, probabilities: Array, axis: int = 1) -> Array:

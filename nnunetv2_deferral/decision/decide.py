@@ -155,12 +155,15 @@ def _by_rule(
     # Placeholder where nothing was predicted: the model is right and no expert is.
     certain = np.eye(number, 1, dtype=np.float32)
     for part in chunks_of(size, number):
-        known = np.where(nothing[part], certain, flat[:, part])
+        some_unknown = nothing[part].any()
+        known = np.where(nothing[part], certain, flat[:, part]) if some_unknown else flat[:, part]
         if calibration is not None:
             known = calibration.apply(known, None if confidence is None else confidence[:, part])
-        score[part] = np.where(nothing[part], 0, np.clip(rule.score(known, axis=0), 0, 1))
-        route[part] = np.where(nothing[part], 0, rule.decision(known, axis=0))
-        expert[part] = np.where(nothing[part], 1 + rule.available.index(True), rule.expert(known, axis=0))
+        np.clip(rule.score(known, axis=0), 0, 1, out=score[part])
+        route[part], expert[part] = rule.decision(known, axis=0), rule.expert(known, axis=0)
+        if some_unknown:
+            score[part][nothing[part]] = route[part][nothing[part]] = 0
+            expert[part][nothing[part]] = 1 + rule.available.index(True)
         if gains is None:
             gained[:, part] = image_gains(known, nothing[part], weights.at(part), rule)
         else:

@@ -105,7 +105,7 @@ def test_chunks_make_no_difference(has_regions, monkeypatch):
     logits = np.random.default_rng(0).normal(0, 4, (3, 7, 6, 5))
     probabilities = (1 / (1 + np.exp(-logits)) if has_regions else np.exp(logits) / np.exp(logits).sum(0)).astype("f4")
     whole = dice_weight(probabilities, has_regions=has_regions)
-    monkeypatch.setattr(arrays, "CHUNK_VOXELS", 20)
+    monkeypatch.setattr(arrays, "CHUNK_VALUES", 20)
     for one, other in zip(dice_weight(probabilities, has_regions=has_regions), whole, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
         assert (one > 0).all()
