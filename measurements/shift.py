@@ -1,12 +1,14 @@
 """Measures what deferral gains where cases, images or experts differ from those of the training.
 
-    python measurements/shift.py -d 501 -c 2d -f 0 -tr TRAINER -p PLANS -work FOLDER [-device cpu]
+    python measurements/shift.py -d 501 -c 2d -f 0 -tr TRAINER -p PLANS -work FOLDER [-slices_of FOLDER] [-device cpu]
 
 The validation cases of a fold are predicted by `nnUNetv2_predict`, as they are and with synthetic shifts
 (`nnUNetv2_deferral_shift`), and evaluated by domains:
 
     images      each kind and level of shift
+    other       with -slices_of, the middle slices of another, 3D dataset of the same kind of images
     size        thirds of the cases by the foreground of their reference
+    intensity   thirds of the cases by the mean of their image
     raters      thirds by the share of the foreground that raters disagree about, if the dataset has raters
     experts     the images as they are, answered by other simulated experts than those of the training
 
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from nnunetv2_deferral.commands.shift import shift_images
 from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
@@ -42,15 +45,15 @@ from nnunetv2_deferral.files import without_nan, write_json
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.raters import FOLDER, ExpertMasks, declared_raters
+from nnunetv2_deferral.raters import FOLDER, ExpertMasks
 
 RESULTS = Path(__file__).parent / "results"
 RANKINGS = (LEARNED, MAX_SOFTMAX, ENTROPY, NEAR_BORDER, NEAR_CENTRE, RANDOM, ORACLE)
 THIRDS = ("low", "middle", "high")
 
 
-def predicted(experiment: Experiment, method: Method, fold: int, work: Path, given: argparse.Namespace) -> Path:
-    """The folder of predictions of the validation cases and their shifted copies."""
+def prepared(experiment: Experiment, fold: int, work: Path, given: argparse.Namespace) -> None:
+    """Make the folder of the validation cases, their shifted copies, and cases of another dataset."""
     sources, shifted = work / "sources", work / "shifted"
     if not shifted.exists():
         for case in experiment.cases()[fold]:
@@ -62,11 +65,40 @@ def predicted(experiment: Experiment, method: Method, fold: int, work: Path, giv
         shift_images(
             sources / "imagesTs", shifted, kinds=given.kinds, levels=given.levels, references=sources / "labelsTs"
         )
+    if given.slices_of is None:
+        return
+    patients: dict[str, str] = json.loads((experiment.raw / "groups.json").read_text())
+    validated = set(experiment.cases()[fold])
+    training = {patient for case, patient in patients.items() if case not in validated}
+    found = middle_slices(given.slices_of, training, shifted, experiment.file_ending)
+    domain = f"middle slices of {given.slices_of.name}"
+    for name, new in (("groups.json", found), ("domains.json", dict.fromkeys(found, domain))):
+        write_json(json.loads((shifted / name).read_text()) | new, shifted / name)
+
+
+def predicted(experiment: Experiment, method: Method, fold: int, work: Path, device: str) -> Path:
+    """The folder of predictions of all these cases."""
     words = f"-d {experiment.dataset} -c {experiment.configuration} -f {fold} -tr {method.trainer} -p {method.plans}"
-    folders = ["-i", str(shifted / "images"), "-o", str(work / "predictions")]
-    more = f"-device {given.device} -npp 1 -nps 1 --save_probabilities --continue_prediction".split()
+    folders = ["-i", str(work / "shifted" / "images"), "-o", str(work / "predictions")]
+    more = f"-device {device} -npp 1 -nps 1 --save_probabilities --continue_prediction".split()
     subprocess.run([find_script("nnUNetv2_predict"), *folders, *words.split(), *more], check=True)
     return work / "predictions"
+
+
+def middle_slices(raw: Path, training: set[str], into: Path, file_ending: str) -> dict[str, str]:
+    """Write the middle slices of a dataset's images and references, and return the patient of each.
+
+    Patients, by its groups.json, of the training are left out.
+    """
+    patients: dict[str, str] = json.loads((raw / "groups.json").read_text())
+    found = {case: patient for case, patient in patients.items() if patient not in training}
+    for case in found:
+        for kind, suffix in (("images", "_0000"), ("labels", "")):
+            (volume,) = (raw / f"{kind}Tr").glob(f"{case}{suffix}.*")
+            image = sitk.ReadImage(str(volume))
+            (into / kind).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image[:, :, image.GetSize()[2] // 2], str(into / kind / f"{case}{suffix}{file_ending}"))
+    return found
 
 
 def thirds(values: Mapping[str, float]) -> dict[str, str]:
@@ -75,9 +107,15 @@ def thirds(values: Mapping[str, float]) -> dict[str, str]:
     return {case: THIRDS[3 * place // len(order)] for place, case in enumerate(order)}
 
 
+def mean_intensity(images: Path, case: str) -> float:
+    """The mean of the first channel of an image."""
+    (file,) = images.glob(f"{case}_0000.*")
+    return float(sitk.GetArrayFromImage(sitk.ReadImage(str(file))).mean())
+
+
 def disagreement(experiment: Experiment, folder: PredictionFolder, cases: list[str]) -> dict[str, float] | None:
     """The share of the voxels that any rater marks about which raters disagree; None with fewer than two raters."""
-    raters = declared_raters(experiment.dataset_json)
+    raters = sorted(each.name for each in (experiment.raw / FOLDER).glob("*") if each.is_dir())
     masks = ExpertMasks.of(experiment.raw / FOLDER, raters, folder.files)
     if len(raters) < 2:
         return None
@@ -118,23 +156,28 @@ def main() -> None:
     add("-tr", required=True)
     add("-p", required=True)
     add("-work", type=Path, required=True)
-    add("-kinds", nargs="+", default=list(SHIFT_KINDS))
+    add("-slices_of", type=Path, help="folder of a raw dataset in 3D")
+    add("-kinds", nargs="*", default=list(SHIFT_KINDS))
     add("-levels", type=int, nargs="+", default=[1, 2, 3])
     add("-budget", type=float, default=0.01)
     add("-device", default="cpu")
     add("-name", default="shift")
     given = parser.parse_args()
     experiment, method = Experiment.find(given.d, given.c, [given.f]), Method(trainer=given.tr, plans=given.p)
-    folder = predicted(experiment, method, given.f, given.work, given)
+    prepared(experiment, given.f, given.work, given)
+    folder = predicted(experiment, method, given.f, given.work, given.device)
     labels = given.work / "shifted" / "labels"
     domains = json.loads((given.work / "shifted" / "domains.json").read_text())
     groups = json.loads((given.work / "shifted" / "groups.json").read_text())
 
     inputs = open_inputs(folder, labels)
-    everything = evaluate(inputs, budgets=(given.budget,), groups=groups, domains=domains)["domains"]
-    results: dict[str, Any] = {"images": compact(everything, given.budget)}
+    everything = compact(by_domain(inputs, domains, groups, given.budget), given.budget)
+    results: dict[str, Any] = {"images": everything}
     same = [case for case in inputs.predictions.cases if domains[case] == OWN_DOMAIN]
-    values = {"size": {case: float((inputs.read(case).reference > 0).sum()) for case in same}}
+    values = {
+        "size": {case: float((inputs.read(case).reference > 0).sum()) for case in same},
+        "intensity": {case: mean_intensity(given.work / "shifted" / "images", case) for case in same},
+    }
     if (found := disagreement(experiment, inputs.predictions, same)) is not None:
         values["raters"] = found
     for name, each in values.items():

@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parents[2] / "measurements" / "results"
 BUDGETS = (0.005, 0.01, 0.02, 0.05)
 _STOCK = "nnUNetTrainer_5epochs"
 _NONE = "–"
+_THIRDS = {"low": 1, "middle": 2, "high": 3}
 
 Rows = list[Sequence[str]]
 
@@ -152,7 +153,17 @@ def _evidence_cell(row: Mapping[str, Any]) -> str:
 
 def shift() -> str:
     """What rankings gain where images, cases or experts differ from those of the training."""
-    content = _json("shift_Dataset501_LIDCnodule2D_2d.json")
+    return _shift("shift_Dataset501_LIDCnodule2D_2d.json")
+
+
+def shift_3d() -> str:
+    """The same for hippocampi."""
+    return _shift("shift_Dataset004_Hippocampus_3d_fullres.json")
+
+
+def _shift(file: str) -> str:
+    content = _json(file)
+    named = {"images": "", "experts": "experts: ", "raters": "disagreement of readers: "}
     rankings = {
         "learned": "learned",
         "max_softmax": "max softmax",
@@ -160,13 +171,13 @@ def shift() -> str:
         "oracle": "oracle",
     }
     rows = []
-    for domains in content["domains"].values():
-        for name, found in domains.items():
+    for kind, domains in content["domains"].items():
+        for name, found in sorted(domains.items(), key=lambda each: _THIRDS.get(each[0], 0)):
             gains = (found["rankings"][key]["gain"] for key in rankings)
             dice = found["Dice"]
             rows.append(
                 (
-                    name,
+                    named.get(kind, f"{kind}: ") + name,
                     f"{dice['model_everywhere']['estimate']:.3f}",
                     _interval(dice["system - model_everywhere"]),
                     f"{found['rate']:.2%}",
@@ -509,6 +520,7 @@ TABLES: dict[str, Callable[[], str]] = {
         evidence,
         evidence_3d,
         shift,
+        shift_3d,
         ablation,
         ablation_one_expert,
         numbers_of_experts,
