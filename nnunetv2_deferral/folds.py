@@ -1,7 +1,9 @@
 """Layout, writing and reading of the masks of single folds beside the masks of their ensemble.
 
     <folder>/<case>.nii.gz                               the ensemble's mask, written by nnU-Net
-    <folder>/deferral/folds/<fold>/<case>.nii.gz         the mask that this fold predicts alone
+    <folder>/deferral/folds/<fold>/<case>.nii.gz         the mask that this fold predicts alone; of a single fold,
+                                                         <fold> is `unmirrored`, `mirrored_0`, `mirrored_0_1`, ...: the
+                                                         mask of its prediction mirrored along these axes
     <folder>/deferral/mutual_information/<case>.nii.gz   in [0, 1]: how much the folds' probabilities contradict each
                                                          other, see :class:`.MutualInformation`
     <folder>/deferral/folds.json                         the folds, their model, how it predicted, versions
@@ -29,12 +31,16 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.text import differences
 
+_UNMIRRORED = "unmirrored"
+_NAMES = rf"^(all|[0-9]+|{_UNMIRRORED}|mirrored(_[0-9])+)$"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleIdentity:
-    """Identifies the ensemble behind the masks of a folder, with the names of its folds in nnU-Net's order.
+    """Identifies the ensemble behind the masks of a folder.
 
     Attributes:
+        folds: The names of its folds in nnU-Net's order, or of the mirrored predictions of a single fold.
         prediction: How it predicted, see :func:`.maps.check_prediction`.
     """
 
@@ -55,12 +61,22 @@ class _Ensemble(TypedDict):
     plans: Text
     configuration: Text
     trainer: Text | None
-    folds: Annotated[list[Annotated[str, Field(pattern="^(all|[0-9]+)$")]], Field(min_length=2)]
+    folds: Annotated[list[Annotated[str, Field(pattern=_NAMES)]], Field(min_length=2)]
 
 
 class _Index(TypedDict):
     ensemble: _Ensemble
     prediction: NotRequired[dict[Text, Any]]  # not in those of earlier versions
+
+
+def mirrored_name(axes: Sequence[int]) -> str:
+    """The name, in place of a fold's, of the prediction mirrored along some axes of the preprocessed image."""
+    return "_".join(("mirrored", *map(str, axes))) if axes else _UNMIRRORED
+
+
+def are_mirrored(folders: Iterable[str | Path]) -> bool:
+    """Whether masks in these folders, each of a fold, are of mirrored predictions."""
+    return any(Path(folder).name == _UNMIRRORED for folder in folders)
 
 
 def index_file(folder: Path) -> Path:

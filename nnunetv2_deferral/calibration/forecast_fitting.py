@@ -94,18 +94,25 @@ def fit_forest(features: np.ndarray, dice: np.ndarray) -> Forest:
 
 
 def held_back(features: np.ndarray, dice: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
-    """How well the Dice of groups is predicted by forests fitted on the other groups."""
+    """How well the Dice of groups is predicted by forests fitted on the other groups.
+
+    Groups are held back in five parts, or one by one if few cases are left otherwise. Where even then too few are left,
+    they are not predicted, and not among the `cases`.
+    """
     names = sorted(set(groups))
-    part = {name: place % _PARTS for place, name in enumerate(names)}
-    of_case = np.array([part[group] for group in groups])
+    for number in (_PARTS, len(names)):
+        part = {name: place % number for place, name in enumerate(names)}
+        of_case = np.array([part[group] for group in groups])
+        if len(dice) - np.bincount(of_case).max() >= FEWEST_CASES:
+            break
     predicted = np.full(len(dice), np.nan)
-    for place in range(min(_PARTS, len(names))):
+    for place in np.unique(of_case):
         held = of_case == place
         if (~held).sum() >= FEWEST_CASES:
             forest = fit_forest(features[~held], dice[~held])
             predicted[held] = [forest.predict(each) for each in features[held]]
     known = ~np.isnan(predicted)
-    return {"cases": len(dice), **agreement(predicted[known], dice[known])}
+    return {"cases": int(known.sum()), **agreement(predicted[known], dice[known])}
 
 
 def text(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -114,11 +121,15 @@ def text(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
     def shown(value: float | None) -> str:
         return "–" if value is None or np.isnan(value) else f"{value:.2f}"
 
-    return [
-        f"  predicted Dice of {name}: wrong by {shown(found['mean_absolute_error'])} on average, Spearman "
-        f"{shown(found['spearman'])}, in {found['cases']} cases of patients held back"
-        for name, found in report.items()
-    ]
+    def line(name: str, found: Mapping[str, Any]) -> str:
+        if not found["cases"]:
+            return f"  predicted Dice of {name}: not checked, because too few cases are left if patients are held back"
+        return (
+            f"  predicted Dice of {name}: wrong by {shown(found['mean_absolute_error'])} on average, Spearman "
+            f"{shown(found['spearman'])}, in {found['cases']} cases of patients held back"
+        )
+
+    return [line(name, found) for name, found in report.items()]
 
 
 def _plain(tree: Any) -> Tree:

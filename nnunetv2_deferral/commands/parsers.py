@@ -697,7 +697,8 @@ def uncertainty() -> argparse.ArgumentParser:
         "uncertainty",
         "Predict with an ensemble of folds of any model, as nnUNetv2_predict does and with its options, and also "
         "write the mask of each fold (OUT/deferral/folds/<fold>) and the mutual information of the folds "
-        "(OUT/deferral/mutual_information), without predicting more than once.",
+        "(OUT/deferral/mutual_information), without predicting more than once. With a single fold, those of its "
+        "mirrored predictions, which takes twice the time.",
         "-d 501 -c 2d -f 0 1 2 3 4 -i imagesTs -o predictions",
     )
     add = parser.add_argument
@@ -707,7 +708,7 @@ def uncertainty() -> argparse.ArgumentParser:
     add("-p", metavar="PLANS", default="nnUNetPlans", help="plans. Default: %(default)s")
     add("-tr", metavar="TRAINER", default="nnUNetTrainer", help="trainer. Default: %(default)s")
     add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
-    words = "folds, at least two. Default: 0 1 2 3 4"
+    words = "folds; a single one is compared with itself mirrored. Default: 0 1 2 3 4"
     add("-f", metavar="FOLD", nargs="+", default=[str(fold) for fold in range(5)], help=words)
     add("-step_size", metavar="S", type=float, default=0.5, help="step of the sliding window. Default: %(default)s")
     add("--disable_tta", action="store_true", help="predict without mirroring")

@@ -1,4 +1,4 @@
-"""`nnUNetv2_deferral_uncertainty`: predict with any model, and write how much its folds disagree.
+"""`nnUNetv2_deferral_uncertainty`: predict with any model, and write how much folds or mirrored predictions disagree.
 
 The prediction is nnU-Net's, with the options given. The command is for models of nnU-Net's own trainers, whose
 prediction does not import this package; with a deferral model `nnUNet_deferral_folds=1 nnUNetv2_predict` is the same.
@@ -36,18 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     folder = index_file(given.o).parent
-    print(f"Masks of folds and mutual information: {folder / 'folds'}, {folder / 'mutual_information'}")
+    whose = "folds" if len(given.f) > 1 else "mirrored predictions"
+    print(f"Masks of {whose} and mutual information: {folder / 'folds'}, {folder / 'mutual_information'}")
 
 
 def _check(given: argparse.Namespace) -> None:
     """Refuse what nnU-Net would stop at later, or with a traceback.
 
     Raises:
-        InputError: If there are not two different folds, the part is out of range, or the images, the model or a
-            checkpoint do not exist.
+        InputError: If folds are given twice, or a single one without mirroring, the part is out of range, or the
+            images, the model or a checkpoint do not exist.
     """
-    if len(set(given.f)) != len(given.f) or len(given.f) < 2:
-        raise InputError(f"at least two different folds are required (-f), got {' '.join(given.f)}")
+    if len(set(given.f)) != len(given.f) or (len(given.f) < 2 and given.disable_tta):
+        raise InputError(
+            "different folds (-f) are required, at least two or a single one with mirroring (without --disable_tta), "
+            f"got {' '.join(given.f)}"
+        )
     if not 0 <= given.part_id < given.num_parts:
         raise InputError(f"-part_id must lie in 0 to {given.num_parts - 1}, got {given.part_id}")
     if not given.i.is_dir():

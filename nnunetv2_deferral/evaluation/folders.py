@@ -15,6 +15,7 @@ from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
+from nnunetv2_deferral.folds import are_mirrored
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.names import REVIEW_NAME
@@ -172,9 +173,17 @@ def summarize(
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
         "unit": folder.files.unit,
+        "members": _members(inputs),
         "limits": sorted({limits_text(folder.limits(case), folder.experts) for case in folder.cases}),
         "versions": versions(),
     }
+
+
+def _members(inputs: EvaluationInputs) -> str | None:
+    """Whose masks disagree in the scores of cases, `folds` or `mirrored predictions`; None without such masks."""
+    if not inputs.fold_folders:
+        return None
+    return "mirrored predictions" if are_mirrored(inputs.fold_folders) else "folds"
 
 
 def same_for_all_parts(

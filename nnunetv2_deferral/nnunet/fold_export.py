@@ -1,9 +1,12 @@
-"""The masks of single folds from one prediction by all of them.
+"""The masks of single folds from one prediction by all of them, or of the mirrored predictions of one.
 
 nnU-Net predicts a case by one fold after the other and passes on the mean of their logits only. While a recording is
 on, the segmentation logits of each fold are also written to a temporary file in the output folder; the worker that
 exports the case reads them one fold at a time, so that memory does not grow with the number of folds. On disk they take
 2 bytes for each fold, class and voxel of the preprocessed case, for the cases that wait for their export.
+
+A single fold is mirrored along each combination of axes, of which nnU-Net passes on the mean, too. There each
+combination is predicted once more by itself, since nnU-Net adds them up tile by tile.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import wraps
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
 from nnunetv2_deferral.errors import InputError, refusals_named
 from nnunetv2_deferral.files import scratch_folder
-from nnunetv2_deferral.folds import EnsembleIdentity, FoldsFolder, files_of_case
+from nnunetv2_deferral.folds import EnsembleIdentity, FoldsFolder, files_of_case, mirrored_name
 from nnunetv2_deferral.nnunet.case_geometry import CaseGeometry
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager, configuration_name
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
@@ -89,13 +93,14 @@ class FoldRecording:
 
     Attributes:
         predictor: The predictor.
-        ensemble: The ensemble, with the names of the predictor's folds.
+        ensemble: The ensemble, with the names of the predictor's folds or mirrored predictions.
         folder: A folder for temporary files.
     """
 
     predictor: nnUNetPredictor
     ensemble: EnsembleIdentity
     folder: Path
+    _mirrorings: tuple[tuple[int, ...], ...] = field(init=False)
     _cases: int = 0
     _folds: int = 0
     _stock: ConfigurationManager = field(init=False)
@@ -105,6 +110,7 @@ class FoldRecording:
         self._stock = self.predictor.configuration_manager
         labels = stock_plans(self.predictor.plans_manager).get_label_manager(self.predictor.dataset_json)
         self._heads: int = labels.num_segmentation_heads
+        self._mirrorings = _mirrorings(self.predictor) if len(self.predictor.list_of_parameters) == 1 else ()
 
     @contextmanager
     def case(self) -> Iterator[None]:
@@ -119,14 +125,28 @@ class FoldRecording:
             self.predictor.configuration_manager = FoldsConfiguration(self._stock, self._stored)
             self._stored = None
 
-    def record(self, logits: Tensor) -> Tensor:
-        """Write the logits of the next fold of the case; returns them as they are to be passed on."""
+    def predict(self, stock: Callable[..., Any], image: Tensor) -> Any:
+        """The logits of the next fold for the case, by nnU-Net's function, which are recorded.
+
+        Of a single fold, those of each combination of axes are recorded in their place.
+        """
+        logits = stock(self.predictor, image)
         if self._stored is None:
             return logits
-        logits = logits.to("cpu")  # where nnU-Net sends them next
-        self._stored.write(self._folds, logits[: self._heads])
-        self._folds += 1
+        if not self._mirrorings:
+            logits = logits.to("cpu")  # where nnU-Net sends them next
+            self._write(self._stored, logits)
+        for axes in self._mirrorings:
+            self.predictor.deferral_mirroring = axes
+            try:
+                self._write(self._stored, stock(self.predictor, image).to("cpu"))
+            finally:
+                del self.predictor.deferral_mirroring
         return logits
+
+    def _write(self, stored: StoredFolds, logits: Tensor) -> None:
+        stored.write(self._folds, logits[: self._heads])
+        self._folds += 1
 
     def end(self) -> None:
         """Leave the predictor as it was."""
@@ -244,16 +264,18 @@ def stock_plans(plans_manager: PlansManager) -> PlansManager:
 
 
 def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
-    """The ensemble of a predictor, whose masks of folds are wanted.
+    """The ensemble of a predictor, whose masks of folds, or of one fold's mirrored predictions, are wanted.
 
     Raises:
-        InputError: If it has one fold only, or the names of its folds are unknown.
+        InputError: If it has one fold and does not mirror, or the names of its folds are unknown.
     """
     (names, _), number = _loaded(predictor), len(predictor.list_of_parameters)
-    if number < 2:
+    mirrorings = _mirrorings(predictor)
+    if number < 2 and len(mirrorings) < 2:
         raise InputError(
             f"the masks of folds and their mutual information ({ENVIRONMENT_FOLDS}=1, nnUNetv2_deferral_uncertainty) "
-            f"take at least two folds (-f), got {' '.join(names) or number}: a single one agrees with itself"
+            f"take at least two folds (-f), or one that is mirrored, got {' '.join(names) or number} "
+            "without mirroring, which agrees with itself"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"each fold can be given once (-f), but {', '.join(twice)} was given several times")
@@ -262,15 +284,23 @@ def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
             f"the predictor has {number} folds, but their names are {', '.join(names) or 'unknown'}. In Python, call "
             "nnunetv2_deferral.nnunet.hooks.install() before initialize_from_trained_model_folder"
         )
-    plans = predictor.plans_manager
+    plans, prediction = predictor.plans_manager, prediction_of(predictor)
+    if number > 1:
+        del prediction["folds"]  # the members
     return EnsembleIdentity(
         dataset=plans.dataset_name,
         plans=plans.plans_name,
         configuration=configuration_name(plans, predictor.configuration_manager),
         trainer=predictor.trainer_name,
-        folds=names,
-        prediction={key: value for key, value in prediction_of(predictor).items() if key != "folds"},
+        folds=names if number > 1 else tuple(map(mirrored_name, mirrorings)),
+        prediction=prediction,
     )
+
+
+def _mirrorings(predictor: nnUNetPredictor) -> tuple[tuple[int, ...], ...]:
+    """The combinations of axes along which a predictor mirrors, none of them first; as in nnU-Net."""
+    axes = (predictor.allowed_mirroring_axes or ()) if predictor.use_mirroring else ()
+    return tuple(chosen for number in range(len(axes) + 1) for chosen in combinations(axes, number))
 
 
 def prediction_of(predictor: nnUNetPredictor) -> dict[str, Any]:
@@ -345,8 +375,21 @@ def record_folds(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(stock)
     def predict_sliding_window_return_logits(self: nnUNetPredictor, input_image: Tensor) -> Any:
-        logits = stock(self, input_image)
         recording: FoldRecording | None = getattr(self, "deferral_recording", None)
-        return logits if recording is None else recording.record(logits)
+        return stock(self, input_image) if recording is None else recording.predict(stock, input_image)
 
     return predict_sliding_window_return_logits
+
+
+def mirror_once(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Of `nnUNetPredictor._internal_maybe_mirror_and_predict`: one combination of axes while it is recorded."""
+
+    @wraps(stock)
+    def _internal_maybe_mirror_and_predict(self: nnUNetPredictor, x: Tensor) -> Any:
+        axes: tuple[int, ...] | None = getattr(self, "deferral_mirroring", None)
+        if axes is None:
+            return stock(self, x)
+        of_batch = [axis + 2 for axis in axes]
+        return torch.flip(self.network(torch.flip(x, of_batch)), of_batch)
+
+    return _internal_maybe_mirror_and_predict

@@ -41,6 +41,7 @@ from nnunetv2_deferral.nnunet.fold_export import (
     begin_recording,
     ensemble_of,
     lists_with_folds,
+    mirror_once,
     note_folds,
     prediction_of,
     record_cases,
@@ -229,6 +230,7 @@ REPLACEMENTS = (
     ),
     Replacement(nnUNetPredictor, "predict_logits_from_preprocessed_data", record_cases, ("self", "data")),
     Replacement(nnUNetPredictor, "predict_sliding_window_return_logits", record_folds, ("self", "input_image")),
+    Replacement(nnUNetPredictor, "_internal_maybe_mirror_and_predict", mirror_once, ("self", "x")),
     Replacement(
         nnUNetPredictor,
         "_manage_input_and_output_lists",

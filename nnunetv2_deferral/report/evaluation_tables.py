@@ -25,8 +25,8 @@ _HOW_CASES_ARE_SCORED = {
 }
 
 _CASE_SCORES = {
-    FOLD_DISAGREEMENT: "disagreement between folds",
-    MUTUAL_INFORMATION: "mutual information of folds",
+    FOLD_DISAGREEMENT: "disagreement between {members}",
+    MUTUAL_INFORMATION: "mutual information of {members}",
     PREDICTED_DICE: "1 − predicted Dice",
 }
 
@@ -244,7 +244,7 @@ def cases_table(summary: Mapping[str, Any]) -> Table:
     rows = []
     for name, found in summary["failure_detection"].items():
         score, _, how = name.partition(", ")
-        label = _CASE_SCORES.get(score) or ranking_name(score)
+        label = _CASE_SCORES.get(score, ranking_name(score)).format(members=summary.get("members") or "folds")
         if how in _HOW_CASES_ARE_SCORED:
             label = f"{label}, {_HOW_CASES_ARE_SCORED[how]}"
         areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]

@@ -53,6 +53,18 @@ def test_the_dice_of_cases_held_back_is_predicted(fit_of):
     assert line.startswith("  predicted Dice of core: wrong by 0.0")
 
 
+def test_with_few_cases_one_after_the_other_is_held_back(fit_of):
+    _, report = fit_of(11).forecast()
+    assert report["core"]["cases"] == 11
+    (line,) = text(report)
+    assert line.endswith("in 11 cases of patients held back")
+    _, report = fit_of(10).forecast()
+    assert report["core"]["cases"] == 0
+    assert text(report) == [
+        "  predicted Dice of core: not checked, because too few cases are left if patients are held back"
+    ]
+
+
 def test_cases_without_the_class_do_not_count(fit_of):
     with pytest.raises(InputError, match="the Dice of core is defined in 9 validation cases, but .* at least 10"):
         fit_of(12, empty=3).forecast()

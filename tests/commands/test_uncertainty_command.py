@@ -45,8 +45,8 @@ def test_nnunet_predicts_with_all_options_as_they_are(words, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["-f", "0"], "at least two different folds are required (-f), got 0"),
-        (["-f", "1", "1"], "at least two different folds are required (-f), got 1 1"),
+        (["-f", "0", "--disable_tta"], "at least two or a single one with mirroring (without --disable_tta), got 0"),
+        (["-f", "1", "1"], "different folds (-f) are required, at least two or a single one with mirroring"),
         (["-f", "0", "3"], "checkpoints are missing (1): "),
         (["-chk", "best.pth"], "checkpoints are missing (2): "),
         (["-num_parts", "2", "-part_id", "2"], "-part_id must lie in 0 to 1, got 2"),

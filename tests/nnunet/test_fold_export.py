@@ -16,7 +16,7 @@ from small_predictor import DATASET_JSON, small_predictor
 from nnunetv2_deferral import agreement_maps, folds, maps
 from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
+from nnunetv2_deferral.nnunet import fold_export, trainer  # noqa: F401  # replaces functions of nnU-Net
 from nnunetv2_deferral.nnunet.fold_export import prediction_of
 from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.uncertainty import entropy
@@ -129,6 +129,42 @@ def test_each_folds_mask_is_what_it_predicts_alone(predictors, images, tmp_path,
             np.testing.assert_allclose(values[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["deferral", "regions"])
+def test_of_a_single_fold_each_mirrored_prediction_has_its_mask(predictors, images, tmp_path, monkeypatch, model):
+    predictor = alone(predictors[model], 1)
+    monkeypatch.setattr(predictor, "deferral_folds", ("1",))
+    plain = predict(predictor, images, tmp_path / "plain")
+    monkeypatch.setattr(predictor, "use_mirroring", False)
+    unmirrored = predict(predictor, images, tmp_path / "unmirrored", save_probabilities=True)
+    monkeypatch.setattr(predictor, "use_mirroring", True)
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
+    names = ("unmirrored", "mirrored_0", "mirrored_1", "mirrored_0_1")
+    logits = {name: [] for name in names}
+    write = fold_export.StoredFolds.write
+    monkeypatch.setattr(
+        fold_export.StoredFolds,
+        "write",
+        lambda self, place, each: (logits[names[place]].append(each), write(self, place, each)),
+    )
+    found = predict(predictor, images, tmp_path / "out")
+    assert folds.read_folds(found) == names
+    assert json.loads(folds.index_file(found).read_text())["prediction"]["folds"] == ["1"]
+    for case in CASES:
+        name = f"{case}.nii.gz"
+        assert (found / name).read_bytes() == (plain / name).read_bytes()
+        masks = [(folds.fold_folder(found, each) / name).read_bytes() for each in names]
+        assert masks[0] == (unmirrored / name).read_bytes()
+        assert len(set(masks)) == len(names)
+        assert folds.information_file(found, case, ".nii.gz").is_file()
+    # Their mean is what nnU-Net predicts with mirroring.
+    monkeypatch.setenv(ENVIRONMENT_FOLDS, "0")
+    data = torch.randn((1, 2, 24, 30), generator=torch.Generator().manual_seed(0))
+    predictor.deferral_recording = fold_export.FoldRecording(predictor, fold_export.ensemble_of(predictor), tmp_path)
+    whole = predictor.predict_logits_from_preprocessed_data(data)
+    each = [logits[name][-1] for name in names]
+    torch.testing.assert_close(torch.stack(each).float().mean(0), whole[: len(each[0])].float(), atol=0.02, rtol=0.01)
+
+
 def information_of(each, regions):
     """Of probabilities (K, *S) of each network, voxel by voxel as it is defined."""
     if not regions:
@@ -164,7 +200,9 @@ def test_what_cannot_be_recorded_is_refused_before_a_case_is_predicted(predictor
     monkeypatch.setenv(ENVIRONMENT_FOLDS, "yes")
     refused("nnUNet_deferral_folds must be 1 or 0, got 'yes'")
     monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
-    refused("take at least two folds .-f., got 0 1 all", alone(predictor, 0))
+    single = alone(predictor, 0)
+    monkeypatch.setattr(single, "use_mirroring", False)
+    refused("take at least two folds .-f., or one that is mirrored, got 0 1 all without mirroring", single)
     monkeypatch.setattr(predictor, "deferral_folds", ("0", "1"))
     refused("has 3 folds, but their names are 0, 1. In Python, call")
     monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "1"))
