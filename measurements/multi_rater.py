@@ -117,8 +117,8 @@ def score(options: argparse.Namespace) -> dict[str, object]:
     """What the evaluation against all raters finds for each method."""
     from nnunetv2.paths import nnUNet_raw
 
-    from nnunetv2_deferral.commands.evaluate_raters import RaterInputs, evaluate_raters
     from nnunetv2_deferral.dataset import read_groups
+    from nnunetv2_deferral.nnunet.rater_evaluation import RaterInputs, evaluate_raters
 
     found: dict[str, object] = {}
     for method in options.methods:

@@ -60,6 +60,7 @@ def compare(
     *,
     studies: Sequence[Study] = (),
     resampling: Resampling | None = None,
+    against_raters: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Compare methods.
 
@@ -69,6 +70,7 @@ def compare(
         times: The durations of the methods, in the same order.
         studies: Tables whose rows are among the methods.
         resampling: Options of the bootstrap.
+        against_raters: For each method what :func:`.score_against_raters` found; empty for nothing.
 
     Returns:
         The content of benchmark.json, NaN where undefined, see docs/how-to/comparing.md.
@@ -92,8 +94,8 @@ def compare(
             "seed": resampling.seed,
         },
         "methods": [
-            _method(found, scores[0], cases, resampling) | {"time": asdict(took)}
-            for found, took in zip(scores, times, strict=True)
+            _method(found, scores[0], cases, resampling) | {"time": asdict(took), "against_raters": dict(of_raters)}
+            for found, took, of_raters in zip(scores, times, against_raters or [{}] * len(scores), strict=True)
         ],
         "studies": [
             {

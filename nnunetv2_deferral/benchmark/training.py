@@ -45,6 +45,7 @@ class Training:
         device: The device, as in nnUNetv2_train.
         logs: Folder of the log.
         pretrained: The checkpoint that a frozen trainer starts from, or None.
+        npz: Whether its validation saves probabilities.
     """
 
     experiment: Experiment
@@ -54,6 +55,7 @@ class Training:
     device: str
     logs: Path
     pretrained: Path | None = None
+    npz: bool = False
 
     def __str__(self) -> str:
         return f"{self.method}, fold {self.fold}"
@@ -102,6 +104,8 @@ class Training:
         """
         words = [find_script("nnUNetv2_train"), self.experiment.dataset, self.experiment.configuration, str(self.fold)]
         words += ["-tr", self.method.trainer, "-p", self.method.plans, "-device", self.device]
+        if self.npz:
+            words.append("--npz")
         if stage is Stage.RESUME:
             return [*words, "--c"]
         if stage is Stage.VALIDATE:
@@ -154,6 +158,7 @@ def trainings_of(
     *,
     device: str,
     logs: Path,
+    npz: bool = False,
 ) -> list[Training]:
     """All trainings of an experiment, by method and fold.
 
@@ -182,6 +187,7 @@ def trainings_of(
                 device=device,
                 logs=logs,
                 pretrained=None if source is None else experiment.fold(source, fold) / FINAL,
+                npz=npz,
             )
             for fold in experiment.folds
         ]

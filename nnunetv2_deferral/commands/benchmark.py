@@ -16,6 +16,7 @@ import torch
 from nnunetv2_deferral.benchmark.cluster import ClusterExecutor, parse_parameters
 from nnunetv2_deferral.benchmark.comparison import Resampling, compare
 from nnunetv2_deferral.benchmark.preparation import prepare
+from nnunetv2_deferral.benchmark.rater_scores import score_against_raters
 from nnunetv2_deferral.benchmark.running import Executor, run_here, run_trainings
 from nnunetv2_deferral.benchmark.scores import score_methods
 from nnunetv2_deferral.benchmark.studies import LAMBDAS, Study, StudyMaker
@@ -83,7 +84,7 @@ def run_missing(given: argparse.Namespace, experiment: Experiment, methods: Sequ
     execute: Executor = run_here
     if given.executor != "here":
         execute = ClusterExecutor(logs, cluster=given.executor, parameters=parse_parameters(given.job))
-    run_trainings(trainings_of(experiment, methods, device=given.device, logs=logs), execute)
+    run_trainings(trainings_of(experiment, methods, device=given.device, logs=logs, npz=given.npz), execute)
 
 
 def benchmark(given: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +118,14 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
         predictions = time_predictions(experiment, methods, device=given.device, logs=given.o / LOGS)
     times = method_times(experiment, methods, predictions=predictions, device=given.device)
     resampling = Resampling(groups=groups, seed=given.bootstrap_seed)
-    return compare(experiment, scores, times, studies=studies, resampling=resampling)
+    of_raters: list[dict[str, Any]] = []
+    try:
+        of_raters = [
+            score_against_raters(experiment, method, groups=groups, seed=given.bootstrap_seed) for method in methods
+        ]
+    except InputError as error:
+        print(f"Not compared with all raters: {error}")
+    return compare(experiment, scores, times, studies=studies, resampling=resampling, against_raters=of_raters)
 
 
 def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:

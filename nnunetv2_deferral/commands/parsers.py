@@ -136,6 +136,8 @@ def benchmark() -> argparse.ArgumentParser:
     tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
     running = parser.add_argument_group("running")
     running.add_argument("--run", action="store_true", help="run missing and unfinished trainings")
+    words = "let trainings save the probabilities of their validation, which comparing with all raters takes"
+    running.add_argument("--npz", action="store_true", help=words)
     words = "default: cuda if a GPU is available, else cpu"
     running.add_argument("-device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=words)
     words = "where to run trainings: sequentially on this machine, or as jobs through submitit. Default: %(default)s"

@@ -21,6 +21,7 @@ from nnunetv2_deferral.report.benchmark_statements import (
     remarks,
     verdict,
 )
+from nnunetv2_deferral.report.benchmark_tables import AGAINST_RATERS, AGAINST_RATERS_NOTE, against_raters
 from nnunetv2_deferral.report.figures import to_png
 from nnunetv2_deferral.report.page import Definitions, Note, Page, Part, Picture, Section, Table, write_page
 from nnunetv2_deferral.report.statements import interval_text
@@ -114,6 +115,7 @@ def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | No
         introduction=remarks(results, names),
         sections=(
             *(section for section in sections if section.parts),
+            *_raters(results),
             _times(results, names),
             Section(heading="Definitions", parts=(Definitions(_WORDS),)),
             _background(results, names),
@@ -223,6 +225,15 @@ def _scores(results: Mapping[str, Any], group: _Group) -> list[Part]:
                 Table(caption=f"{score}, {title}", head=[*group.heads, *columns.values(), "deferred"], rows=rows)
             )
     return tables
+
+
+def _raters(results: Mapping[str, Any]) -> list[Section]:
+    """Scores against all raters of the dataset; nothing without any."""
+    rows = list(against_raters(results["methods"], results["regions"]))
+    if not rows:
+        return []
+    table = Table(caption="Dice and calibration, against all raters", head=list(AGAINST_RATERS), rows=rows)
+    return [Section(heading="Against all raters", parts=(table, Note(AGAINST_RATERS_NOTE)))]
 
 
 def _times(results: Mapping[str, Any], names: Sequence[str]) -> Section:

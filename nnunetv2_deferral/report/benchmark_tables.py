@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES
 from nnunetv2_deferral.files import without_nan, written_whole
+from nnunetv2_deferral.report.statements import interval_text
 from nnunetv2_deferral.report.tables import DASH
 from nnunetv2_deferral.text import markdown_table
 
@@ -77,6 +78,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     for region in regions if len(regions) > 2 else regions[1:]:
         title = "Mean over the foreground" if region == FOREGROUND else f"Class {names[region]}"
         parts += [f"## {title}", markdown_table(_score_rows(methods, region))]
+    if rows := list(against_raters(methods, names)):
+        parts += ["## Against all raters", markdown_table([AGAINST_RATERS, *rows]), AGAINST_RATERS_NOTE]
     for study in results["studies"]:
         layout = {"experts": _scalability_rows, "grid": _grid_rows}.get(study["name"], _ablation_rows)
         parts += [f"## {study['title']}", markdown_table(layout(study, methods))]
@@ -131,6 +134,39 @@ def _difference_rows(methods: Sequence[Mapping[str, Any]], names: Mapping[str, s
         less = method["minus_first"]
         cells = (_interval(less.get(part), region, "Dice", sign="+") for region in regions for part in parts)
         yield [_name(method, methods), *cells]
+
+
+AGAINST_RATERS = (
+    "trainer",
+    "class",
+    "Dice, mean of raters",
+    "ECE in the box",
+    "ECE as in CURVAS",
+    "ECE of the agreement in the box",
+)
+AGAINST_RATERS_NOTE = (
+    "Scores as fractions, with 95 % intervals. Dice of the mask with each rater's, and the calibration error of the "
+    "probabilities to the raters in the box of all raters' foreground: lower is better. The agreement is the share of "
+    "raters that a network of nnUNetTrainerMultiRater, or with _MR, expects. Only methods that were validated with "
+    "--npz are listed."
+)
+
+
+def against_raters(methods: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> Iterator[list[str]]:
+    """One row per method and region: Dice and calibration errors against all raters, as in `AGAINST_RATERS`."""
+    for method in methods:
+        found = method.get("against_raters", {})  # not in results of earlier versions
+        for region, readings in found.get("calibration", {}).items():
+            own = readings["probability"]
+            agreement = readings.get("agreement")
+            yield [
+                _name(method, methods),
+                names.get(region, region),
+                interval_text(found["dice"][region]["raters"]),
+                interval_text(own["box"]["ece"]),
+                interval_text(own["curvas_ece"]),
+                DASH if agreement is None else interval_text(agreement["box"]["ece"]),
+            ]
 
 
 def _ablation_rows(study: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -339,3 +339,41 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_training(workplac
     text = refused([*workplace.arguments, *TRAINERS, "--run", "--report", report], capsys)
     assert f"the report {report} cannot be written" in text
     assert not (workplace.root / "out").exists()
+
+
+def test_methods_with_probabilities_are_compared_with_all_raters(trained, capsys):
+    experiment = trained.experiment()
+    dataset = experiment.preprocessed / "dataset.json"
+    dataset.write_text(json.dumps(json.loads(dataset.read_text()) | {"experts": ["ann", "bob"]}))
+    for name in ("ann", "bob"):
+        (experiment.raw / "expertsTr" / name).mkdir(parents=True)
+    for place, case in enumerate(CASES):
+        reference = read(experiment.preprocessed / "gt_segmentations" / f"{case}.png")
+        write(experiment.raw / "expertsTr" / "ann" / f"{case}.png", reference)
+        write(experiment.raw / "expertsTr" / "bob" / f"{case}.png", with_errors(reference, 20, place))
+    for fold, names in experiment.cases().items():
+        for case in names:
+            mask = read(experiment.validation(STOCK, fold) / f"{case}.png")
+            one_hot = (mask == np.arange(3)[:, None, None]).astype(np.float32)[:, None]
+            np.savez(experiment.validation(STOCK, fold) / f"{case}.npz", probabilities=one_hot)
+    report = trained.root / "report.html"
+    main([*trained.arguments, *TRAINERS, "--report", str(report)])
+    assert "Against all raters" in report.read_text()
+    stock, deferral = (method["against_raters"] for method in results(trained)["methods"])
+    assert deferral == {}  # validated without probabilities
+    assert stock["raters"] == {"ann": 6, "bob": 6}
+    for label in (1, 2):
+        each = []
+        for fold, names in experiment.cases().items():
+            for case in names:
+                mask = read(experiment.validation(STOCK, fold) / f"{case}.png") == label
+                raters = [read(experiment.raw / "expertsTr" / name / f"{case}.png") == label for name in ("ann", "bob")]
+                each.append(np.mean([2 * (mask & one).sum() / (mask.sum() + one.sum()) for one in raters]))
+        assert stock["dice"][str(label)]["raters"]["estimate"] == pytest.approx(np.mean(each))
+    table = (trained.root / "out" / "benchmark.md").read_text().split("## Against all raters")[1]
+    assert f"| {STOCK.trainer} | rim | {np.mean(stock['dice']['1']['raters']['estimate']):.3f} [" in table
+    (experiment.raw / "expertsTr" / "ann" / f"{CASES[0]}.png").unlink()
+    (experiment.raw / "expertsTr" / "bob" / f"{CASES[0]}.png").unlink()
+    main([*trained.arguments, *TRAINERS])
+    assert "Not compared with all raters: " in capsys.readouterr().out
+    assert "Against all raters" not in (trained.root / "out" / "benchmark.md").read_text()

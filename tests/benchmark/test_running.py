@@ -245,6 +245,7 @@ def test_command_lines_are_nnunets(workplace):
     ]
     assert training.command(Stage.VALIDATE)[-1] == "--val"
     assert training.command(Stage.START)[-2:] == ["-device", "cpu"]
+    assert replace(training, npz=True).command(Stage.VALIDATE)[-2:] == ["--npz", "--val"]
 
 
 def test_a_deferral_fold_is_done_with_its_maps(workplace):

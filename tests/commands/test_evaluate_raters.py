@@ -9,7 +9,8 @@ import pytest
 from small_prediction import GEOMETRY, reader_of, write_mask
 
 from nnunetv2_deferral.agreement_maps import AGREEMENT, AgreementFolder, MultiRaterModel, map_file
-from nnunetv2_deferral.commands.evaluate_raters import CASES, SUMMARY, RaterInputs, main
+from nnunetv2_deferral.commands.evaluate_raters import CASES, SUMMARY, main
+from nnunetv2_deferral.nnunet.rater_evaluation import RaterInputs
 
 RATERS = ("ann", "bob", "eve")
 
