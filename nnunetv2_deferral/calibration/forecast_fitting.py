@@ -99,12 +99,10 @@ def held_back(features: np.ndarray, dice: np.ndarray, groups: Sequence[str]) -> 
     Groups are held back in five parts, or one by one if few cases are left otherwise. Where even then too few are left,
     they are not predicted, and not among the `cases`.
     """
-    names = sorted(set(groups))
-    for number in (_PARTS, len(names)):
-        part = {name: place % number for place, name in enumerate(names)}
-        of_case = np.array([part[group] for group in groups])
-        if len(dice) - np.bincount(of_case).max() >= FEWEST_CASES:
-            break
+    order = {name: place for place, name in enumerate(sorted(set(groups)))}
+    of_case = np.array([order[group] for group in groups])
+    if len(dice) - np.bincount(of_case % _PARTS).max() >= FEWEST_CASES:
+        of_case %= _PARTS
     predicted = np.full(len(dice), np.nan)
     for place in np.unique(of_case):
         held = of_case == place
