@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.effort import Measured, WorkTime, best_within_limits, measure
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import MEASURED_BY
@@ -76,13 +77,25 @@ def keep_minutes(predictions: Path, minutes: float, time: WorkTime, dataset_json
     return Kept(int(kept.sum()), len(kept), math.fsum(work[kept]), math.fsum(work), int(voxels[kept].sum()))
 
 
+def measure_case(case: PredictedCase, labels: np.ndarray, time: WorkTime, *, unit: str) -> Measured:
+    """Measure the regions of a case; its gain and probability are read only if it has any.
+
+    Args:
+        case: The case, with arrays of three axes.
+        labels: Integer (Z, Y, X), its regions, from :func:`.region_labels`.
+        time: Working time of regions.
+        unit: Unit of its spacing, `"mm"` or `"pixels"`.
+    """
+    gain, probability = (case.gain, case.probability) if labels.any() else (labels, labels)
+    return measure(labels, gain, probability, time, spacing_mm=case.spacing if unit == "mm" else None)
+
+
 _CHOSEN_BY = ("minutes", "expected_gain")
 
 
 def _measured(folder: PredictionFolder, name: str, time: WorkTime) -> Measured:
     case = folder.case(name)
-    spacing = case.spacing if folder.files.unit == "mm" else None
-    return measure(region_labels(case.route), case.gain, case.probability, time, spacing_mm=spacing)
+    return measure_case(case, region_labels(case.route), time, unit=folder.files.unit)
 
 
 def _keep(folder: PredictionFolder, name: str, measured: Measured, kept: np.ndarray, time: WorkTime) -> None:

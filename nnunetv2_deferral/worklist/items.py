@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits, measure
+from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
+from nnunetv2_deferral.minutes import measure_case
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 # From this probability of disagreement on, two are to be asked.
@@ -103,7 +104,7 @@ def find_items(case: PredictedCase, time: WorkTime, *, unit: str) -> list[WorkIt
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(numbers, weights=values, minlength=len(regions) + 1)
 
-    found = measure(labels, case.gain, case.probability, time, spacing_mm=case.spacing if unit == "mm" else None)
+    found = measure_case(case, labels, time, unit=unit)
     # Without the map it is not known where limits chose another expert.
     is_preferred = case.expert[where] == case.route[where] if case.has("expert") else np.ones(len(numbers), dtype=bool)
     preferred = sums(is_preferred)

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits
+from nnunetv2_deferral.decision.regions import region_labels
+from nnunetv2_deferral.minutes import measure_case
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.worklist.items import WorkItem, find_items
 
 ROW = np.dtype(
     [
@@ -33,18 +35,31 @@ def find_regions(folder: PredictionFolder, cases: Sequence[str], time: WorkTime,
         Of shape (N,), with the fields of :class:`.WorkItem` that a list is chosen by, in the order of case and region.
         `case` is the index among all cases of the folder.
     """
-    found = map_cases(partial(_items, folder, time), cases, num_processes, description="Reading the maps")
     places = {case: place for place, case in enumerate(folder.cases)}
-    rows = [table_of(items, places[case]) for case, items in zip(cases, found, strict=True)]
-    return np.concatenate([np.zeros(0, ROW), *rows])
+    work = partial(_rows, folder, time)
+    numbered = [(case, places[case]) for case in cases]
+    found = map_cases(work, numbered, num_processes, description="Reading the maps")
+    return np.concatenate([np.zeros(0, ROW), *found])
 
 
-def table_of(items: Sequence[WorkItem], place: int = 0) -> np.ndarray:
-    """The rows (N,) of the regions of the case with this index."""
-    rows = [
-        (place, each.number, each.region.expert, each.region.voxels, each.expected_gain, each.minutes) for each in items
-    ]
-    return np.array(rows, dtype=ROW)
+def table_of(case: PredictedCase, time: WorkTime, *, unit: str, place: int = 0) -> np.ndarray:
+    """The rows (N,) of the regions of a case, as :func:`.find_items` finds them; of its maps only what rows need.
+
+    Args:
+        case: The case, with arrays of three axes.
+        time: Working time of regions.
+        unit: Unit of its spacing, `"mm"` or `"pixels"`.
+        place: The index of the case.
+    """
+    labels = region_labels(case.route)
+    found = measure_case(case, labels, time, unit=unit)
+    rows = np.zeros(len(found.voxels), ROW)
+    rows["case"] = place
+    rows["number"] = np.arange(1, len(rows) + 1)
+    rows["expert"][labels[labels > 0] - 1] = case.route[labels > 0]
+    for name in ("voxels", "expected_gain", "minutes"):
+        rows[name] = getattr(found, name)
+    return rows
 
 
 def choose_rows(table: np.ndarray, *, max_regions: int | None, max_minutes: float | None) -> np.ndarray:
@@ -69,6 +84,6 @@ def totals(table: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _items(folder: PredictionFolder, time: WorkTime, case: str) -> list[WorkItem]:
-    # The disagreement is for the rows of the list, and not read of all cases of an archive.
-    return find_items(folder.case(case).without("disagreement"), time, unit=folder.files.unit)
+def _rows(folder: PredictionFolder, time: WorkTime, numbered: tuple[str, int]) -> np.ndarray:
+    name, place = numbered
+    return table_of(folder.case(name), time, unit=folder.files.unit, place=place)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from nnunetv2_deferral.cases import PredictedCase
+from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import TYPICAL_BORDER_CM
@@ -98,7 +99,11 @@ class TestRegions:
             shares = {label: (maps.model[inside] == label).mean() for label in np.unique(maps.model[inside])}
             assert item.labels == pytest.approx(shares)
             assert list(item.labels.values()) == sorted(shares.values(), reverse=True)
-        deferred = totals(table_of(items))
+        table = table_of(maps, WorkTime(), unit="mm", place=3)
+        assert [tuple(row) for row in table.tolist()] == [
+            (3, each.number, each.region.expert, each.region.voxels, each.expected_gain, each.minutes) for each in items
+        ]
+        deferred = totals(table)
         assert deferred["expected_gain"] == pytest.approx(maps.gain[maps.route > 0].sum(dtype=np.float64))
         assert deferred["voxels"] == (maps.route > 0).sum()
 
@@ -122,7 +127,11 @@ class TestRegions:
 
     def test_where_nothing_is_deferred_there_is_none(self):
         assert find(picture("000", "000")) == []
-        assert totals(table_of([])) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
+
+    def test_where_nothing_is_deferred_no_other_map_is_read(self):
+        unread = dict.fromkeys(("probability", "expert", "gain"), Stored(file=Path("unread"), read=pytest.fail))
+        table = table_of(case([[[0, 0]]], **unread), WorkTime(), unit="mm")
+        assert totals(table) == {"cases": 0, "regions": 0, "voxels": 0, "minutes": 0, "expected_gain": 0}
 
     def test_a_region_takes_a_look_and_the_border_that_is_expected_to_be_wrong(self):
         route = np.zeros((5, 10, 30), np.uint8)
