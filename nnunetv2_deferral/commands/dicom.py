@@ -39,6 +39,8 @@ def import_series(given: argparse.Namespace) -> list[str]:
     for case, series in sorted(done.cases.items()):
         spacing = " x ".join(f"{size:.4g}" for size in series.properties["spacing"])
         lines.append(f"  {case}  {series.modality}, {' x '.join(map(str, series.shape))} voxels of {spacing} mm")
+        if series.acquisitions > 1:
+            lines.append(f"    of {series.acquisitions} acquisitions (AcquisitionNumber): check that it is one volume")
     if done.left_out:
         lines.append(f"left out: {counted(done.left_out)}")
     return lines

@@ -10,7 +10,7 @@ OUT/mitk_tasks.json          for MITK: the masks to correct, as OUT/answers/<exp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nnunetv2_deferral.defaults import DICOM_KINDS, DICOM_OBJECTS, MEASURED_BY
 from nnunetv2_deferral.dicom.case_map import CaseMap
 from nnunetv2_deferral.dicom.codes import Codes
 from nnunetv2_deferral.dicom.objects import QUANTITIES, Content, Segment, Source, region_segment
+from nnunetv2_deferral.dicom.segments import route_name
 from nnunetv2_deferral.dicom.series import Series, find_series, load_headers, opened, read_series
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
@@ -102,14 +103,16 @@ def export_predictions(
         for case, series in _sources(folder.cases, origins, images):
             source_of = Source(series=series, headers=load_headers(series), model=folder.index["model"])
             predicted = _Aligned(folder.case(case), series)
+            route = route_name(predicted.case.route)
             objects: dict[str, Dataset] = {}
             if "mask" in what:
                 volume = predicted(_mask_volume(folder, predicted.case, kind))
-                objects["mask"] = source_of.segmentation(volume, segments, kind, _CONTENTS["mask"])
+                tracked = [replace(each, tracking=f"{route}/{each.label}") for each in segments]
+                objects["mask"] = source_of.segmentation(volume, tracked, kind, _CONTENTS["mask"])
             if "review" in what and case in listed:
                 regions = listed[case]
                 numbers = predicted(_numbered(predicted.case, regions))
-                asked = [_region(each, folder) for each in regions]
+                asked = [_region(each, folder, route) for each in regions]
                 objects["review"] = source_of.segmentation(numbers, asked, "binary", _CONTENTS["review"])
             for name, kept in (("probability", "probability"), ("gain", f"gain in {folder.gain_unit}")):
                 if name in what:
@@ -257,7 +260,7 @@ def _reason(each: ListedRegion, folder: PredictionFolder) -> str:
     return reason(each.item, expert, folder.files.label_names, folder.settings.objective)
 
 
-def _region(each: ListedRegion, folder: PredictionFolder) -> Segment:
+def _region(each: ListedRegion, folder: PredictionFolder, route: str) -> Segment:
     item, expert = each.item, folder.experts[each.item.region.expert - 1]
     names = folder.files.label_names
     label, share = next(iter(item.labels.items()))
@@ -267,5 +270,5 @@ def _region(each: ListedRegion, folder: PredictionFolder) -> Segment:
         f"{names.get(label, f'label {label}')} {share:.0%}, p {item.probability:.2f}",
         each.rank,
         description=f"{_reason(each, folder)} {gain[0].upper()}{gain[1:]} in {item.minutes:.1f} minutes.",
-        tracking=f"{expert}/{item.number}",
+        tracking=f"{route}/{expert}/{item.number}",
     )

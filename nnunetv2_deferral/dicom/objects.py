@@ -217,7 +217,7 @@ class Source:
             segmented_property_type=_code(segment.codes["type"]),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            tracking_id=segment.tracking,
+            tracking_id=None if segment.tracking is None else plain(segment.tracking)[:_LONGEST_LABEL],
             tracking_uid=None if segment.tracking is None else hd.UID(),
         )
         if "modifier" in segment.codes:
@@ -238,7 +238,7 @@ def region_segment(expert: str, why: str, rank: int, *, description: str, tracki
         label=f"{before}{short}"[: _LONGEST_LABEL - len(after)] + after,
         codes=_REGION_CODES,
         description=description,
-        tracking=plain(tracking)[:_LONGEST_LABEL],
+        tracking=tracking,
     )
 
 

@@ -142,7 +142,7 @@ def _plane(dataset: Dataset, frame: int, where: str, groups: Sequence[Dataset]) 
         right=right * spacing[1],  # PixelSpacing: first the distance between rows
         down=down * spacing[0],
         shape=(int(dataset.Rows), int(dataset.Columns)),
-        thickness=next((float(each) for each in apart if each), None),
+        thickness=next((abs(float(each)) for each in apart if each), None),
         rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
     )
 

@@ -20,7 +20,7 @@ from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.dicom.case_map import CaseMap
 from nnunetv2_deferral.dicom.codes import KEY, Codes
-from nnunetv2_deferral.dicom.segments import FoundSegment, SegmentationFile
+from nnunetv2_deferral.dicom.segments import FoundSegment, SegmentationFile, route_name
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
@@ -83,7 +83,8 @@ def read_answers(
 
     Raises:
         InputError: If the expert is unknown, there are no segmentations, one cannot be read, is of no case or of one
-            that another is of, has segments that are no labels or overlap, or does not lie on the voxels of its case,
+            that another is of, is of another study, frame of reference or other instances than its case, was exported
+            with other regions, has segments that are no labels or overlap, or does not lie on the voxels of its case,
             the expert has no regions in a case or answered none of them, or answers exist. Nothing is written then.
     """
     folder = PredictionFolder.open(predictions, dataset_json)
@@ -124,13 +125,22 @@ def _files(given: Sequence[Path]) -> list[Path]:
 
 
 def _case_of(found: SegmentationFile, origins: CaseMap, folder: PredictionFolder) -> str:
-    cases = {case for series in found.series if (case := origins.case_of(series)) is not None}
+    cases = {case for series in found.sources if (case := origins.case_of(series)) is not None}
     if len(cases) != 1:
-        series = listed(found.series) or "none"
+        series = listed(found.sources) or "none"
         raise InputError(f"{found.file} refers to the series {series}, not to exactly one of {origins.file}")
     (case,) = cases
     if case not in folder.cases:
         raise InputError(f"{found.file} is of case {case}, which {folder.folder} does not have")
+    origin = origins.cases[case]
+    for name, there, here in (
+        ("StudyInstanceUID", found.study, origin["study"]),
+        ("FrameOfReferenceUID", found.frame_of_reference, origin["frame_of_reference"]),
+    ):
+        if there != here:
+            raise InputError(f"{found.file}: its {name} is {there or 'missing'}, that of case {case} is {here}")
+    if foreign := sorted(set(found.sources[origin["series"]]) - set(origin["instances"])):
+        raise InputError(f"{found.file} refers to instances that case {case} was not made of: {listed(foreign)}")
     return case
 
 
@@ -199,12 +209,22 @@ def _answer(
         raise InputError(f"{found.file} has no segments")
     if unknown := sorted(set(masks := found.masks(case.orientation, case.model.shape)) - set(found.segments)):
         raise InputError(f"{found.file} has voxels of segments that it does not describe: {listed(map(str, unknown))}")
+    if {segment.route for segment in found.segments.values()} - {None, route_name(case.route)}:
+        raise InputError(
+            f"{found.file} was exported when other regions of case {case.name} were asked about than in "
+            f"{folder.folder}. Give the predictions that were exported, or export these and edit anew"
+        )
     drawn = labels.merged(found, masks, case.model.shape)
     left = np.zeros_like(asked)
     is_review = any(segment.is_region for segment in found.segments.values())
     for each, segment in found.segments.items():
         if segment.is_region and each in masks:
             left |= masks[each]
+    if unknown_voxels := int((left & (case.route == 0)).sum()):
+        raise InputError(
+            f"{found.file}: {unknown_voxels} voxels of its regions are in no region of {folder.folder}. Was it "
+            "exported from other predictions? Answers are drawn in segments of labels, not of regions"
+        )
     answered = asked & ~(left & (drawn == 0))
     if not answered.any():
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +15,35 @@ from nnunetv2_deferral.dicom.planes import Plane, decoding, frame_groups, number
 from nnunetv2_deferral.dicom.series import TOLERANCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, Orientation
+from nnunetv2_deferral.text import fingerprint
 
 CLASSES = {"1.2.840.10008.5.1.4.1.1.66.4": "Segmentation", "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation"}
 REGION_TYPE = ("111099", "DCM")  # "Selected region"
+_TRACKING = re.compile(r"route-[0-9a-f]{12}(?=/)")
 _REGION_LABEL = re.compile(r"ask .+, rank \d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSegment:
-    """A segment as a file describes it; codes are value and scheme."""
+    """A segment as a file describes it; codes are value and scheme, and `tracking` is empty for none."""
 
     number: int
     label: str
     category: tuple[str, str]
     kind: tuple[str, str]
     modifier: tuple[str, str] | None
+    tracking: str
 
     @property
     def is_region(self) -> bool:
         """Whether it is a region to review, and not an answer."""
         return self.kind == REGION_TYPE or _REGION_LABEL.fullmatch(self.label) is not None
+
+    @property
+    def route(self) -> str | None:
+        """:func:`route_name` of the case at the export; None if it does not say."""
+        found = _TRACKING.match(self.tracking)
+        return found and found[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,13 +53,17 @@ class SegmentationFile:
     Attributes:
         file: The file.
         instance: Its SOPInstanceUID.
-        series: The SeriesInstanceUIDs that it refers to.
+        study: Its StudyInstanceUID.
+        frame_of_reference: Its FrameOfReferenceUID, empty if it has none.
+        sources: The SOPInstanceUIDs that it refers to, by SeriesInstanceUID.
         segments: Its segments by number.
     """
 
     file: Path
     instance: str
-    series: tuple[str, ...]
+    study: str
+    frame_of_reference: str
+    sources: Mapping[str, tuple[str, ...]]
     segments: Mapping[int, FoundSegment]
     _dataset: Dataset
 
@@ -68,12 +82,18 @@ class SegmentationFile:
             raise InputError(f"{file} is a FRACTIONAL segmentation; answers must be BINARY or LABELMAP")
         with decoding(file):
             items = [_segment(item) for item in dataset.get("SegmentSequence") or ()]
-            referenced = [str(each.SeriesInstanceUID) for each in dataset.get("ReferencedSeriesSequence") or ()]
+            sources: dict[str, tuple[str, ...]] = {}
+            for each in dataset.get("ReferencedSeriesSequence") or ():
+                named = (str(one.ReferencedSOPInstanceUID) for one in each.get("ReferencedInstanceSequence") or ())
+                uid = str(each.SeriesInstanceUID)
+                sources[uid] = (*sources.get(uid, ()), *named)
             instance = str(dataset.SOPInstanceUID)
         return cls(
             file=file,
             instance=instance,
-            series=tuple(dict.fromkeys(referenced)),
+            study=str(dataset.get("StudyInstanceUID") or ""),
+            frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
+            sources=sources,
             segments={item.number: item for item in items if item.number},  # 0 is the background of label maps
             _dataset=dataset,
         )
@@ -91,8 +111,8 @@ class SegmentationFile:
             For each segment with voxels, bool of shape `shape`.
 
         Raises:
-            InputError: If frames do not lie on the voxels, or voxels of a segment are outside of the volume; the
-                message names file, frame and displacement.
+            InputError: If frames do not lie on the voxels, two frames of a segment are at one place, or voxels of a
+                segment are outside of the volume; the message names file, frame and displacement.
         """
         planes = planes_of(self._dataset, str(self.file))
         if not planes:
@@ -102,9 +122,16 @@ class SegmentationFile:
             frames = pixels.reshape(len(planes), *planes[0].shape)
         canonical = orientation.to_canonical(np.zeros(shape, dtype=bool))
         found: dict[int, np.ndarray] = {}
+        places: dict[tuple[int, str], int] = {}
         for plane, frame in zip(planes, frames, strict=True):
             for number, where in self._of_segments(plane, frame):
                 if where.size:
+                    other = places.setdefault((number, numbers(plane.position)), plane.frame)
+                    if other != plane.frame:
+                        raise InputError(
+                            f"{self.file}: the frames {other} and {plane.frame} are both of segment {number} at "
+                            f"{numbers(plane.position)}"
+                        )
                     voxels = self._voxels(plane, where, orientation, canonical.shape, number)
                     found.setdefault(number, np.zeros_like(canonical))[tuple(voxels.T)] = True
         return {number: orientation.to_file(mask) for number, mask in sorted(found.items())}
@@ -143,6 +170,11 @@ class SegmentationFile:
         return voxels
 
 
+def route_name(route: np.ndarray) -> str:
+    """A name of the regions of a case, with which the tracking identifiers of exported segments begin."""
+    return f"route-{fingerprint([route.shape, zlib.crc32(np.ascontiguousarray(route))])}"
+
+
 def _segment(item: Dataset) -> FoundSegment:
     kind = item.SegmentedPropertyTypeCodeSequence[0]
     modifier = kind.get("SegmentedPropertyTypeModifierCodeSequence") or ()
@@ -152,6 +184,7 @@ def _segment(item: Dataset) -> FoundSegment:
         category=_pair(item.SegmentedPropertyCategoryCodeSequence[0]),
         kind=_pair(kind),
         modifier=_pair(modifier[0]) if modifier else None,
+        tracking=str(item.get("TrackingID", "")),
     )
 
 

@@ -67,6 +67,7 @@ class Series:
             columns.
         files: The file of each slice; that of a multi-frame object repeatedly.
         step: From a slice to the next, float64 (3,), in mm.
+        acquisitions: How many values of AcquisitionNumber its files have.
     """
 
     uid: str
@@ -76,6 +77,7 @@ class Series:
     planes: tuple[Plane, ...]
     files: tuple[Path, ...]
     step: np.ndarray
+    acquisitions: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -199,6 +201,8 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         colour = str(header.get("PhotometricInterpretation"))
         if colour != "MONOCHROME2":
             raise InputError(f"{file}: PhotometricInterpretation must be MONOCHROME2, got {colour}")
+        if "ModalityLUTSequence" in header:
+            raise InputError(f"{file}: real values by a table (ModalityLUTSequence) and not a slope are not supported")
     if not slices:
         raise InputError(f"{where} has no frames")
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
@@ -218,6 +222,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         planes=planes,
         files=tuple(file for _, file in slices),
         step=_step(where, planes),
+        acquisitions=len({header.get("AcquisitionNumber") for header in headers}),
     )
 
 

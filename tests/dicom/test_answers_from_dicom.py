@@ -241,6 +241,66 @@ def test_frames_that_are_not_on_the_voxels_are_refused(axial, tmp_path, change, 
         answers(axial, tmp_path / "mask.dcm", tmp_path / "out")
 
 
+def of_another_study(dataset):
+    dataset.StudyInstanceUID = "1.2.3"
+
+
+def elsewhere(dataset):
+    dataset.FrameOfReferenceUID = "1.2.3"
+
+
+def nowhere(dataset):
+    del dataset.FrameOfReferenceUID
+
+
+def of_other_instances(dataset):
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence[2].ReferencedSOPInstanceUID = "1.2.3"
+
+
+def with_two_frames_at_one_place(dataset):
+    first, second = dataset.PerFrameFunctionalGroupsSequence[:2]
+    second.PlanePositionSequence = first.PlanePositionSequence
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_another_study, r"its StudyInstanceUID is 1.2.3, that of case dcm_\w+ is 1\.2\.826"),
+        (elsewhere, r"its FrameOfReferenceUID is 1.2.3, that of case dcm_\w+ is 1\.2\.826"),
+        (nowhere, r"its FrameOfReferenceUID is missing, that of"),
+        (of_other_instances, r"refers to instances that case dcm_\w+ was not made of: 1.2.3$"),
+        (with_two_frames_at_one_place, r"the frames 1 and 2 are both of segment 1 at \(-31.5, 12.25, 111.5\)"),
+    ],
+)
+def test_a_segmentation_of_something_else_is_refused(axial, tmp_path, change, message):
+    dataset = dcmread(axial.objects / axial.case / "mask.dcm")
+    change(dataset)
+    dataset.save_as(tmp_path / "mask.dcm")
+    with pytest.raises(InputError, match=message):
+        answers(axial, tmp_path / "mask.dcm", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", EDITABLE)
+@pytest.mark.parametrize("is_tracked", [True, False])
+def test_a_segmentation_that_was_exported_with_other_regions_is_refused(axial, tmp_path, name, is_tracked):
+    folder = shutil.copytree(axial.predictions, tmp_path / "predictions")
+    file = next((folder / "deferral" / "route").iterdir())
+    route = sitk.ReadImage(str(file))
+    route[3, 2, 1], route[12, 9, 1] = 0, 1
+    sitk.WriteImage(route, str(file))
+    dataset = dcmread(axial.objects / axial.case / f"{name}.dcm")
+    for item in dataset.SegmentSequence if not is_tracked else ():  # as by a program that does not keep it
+        del item.TrackingID
+    dataset.save_as(tmp_path / "edited.dcm")
+    here = axial._replace(predictions=folder)
+    if is_tracked or name == "review":
+        message = "was exported when other regions" if is_tracked else "1 voxels of its regions are in no region of"
+        with pytest.raises(InputError, match=message):
+            answers(here, tmp_path / "edited.dcm", tmp_path / "out")
+    else:
+        answers(here, tmp_path / "edited.dcm", tmp_path / "out")
+
+
 def test_other_input_that_does_not_fit_is_refused(axial, tmp_path):
     mask, out = axial.objects / axial.case / "mask.dcm", tmp_path / "out"
     with pytest.raises(InputError, match="'eve' is not one of the model's experts: ann, bob"):

@@ -12,12 +12,14 @@ from small_series import (
     PATIENT,
     SHAPE,
     SPACING,
+    Dataset,
     axes_of,
     make_multi_frame,
     make_series,
     write_series,
 )
 
+from nnunetv2_deferral.commands import dicom as command
 from nnunetv2_deferral.dicom.case_map import CaseMap, case_name
 from nnunetv2_deferral.dicom.importing import import_series
 from nnunetv2_deferral.errors import InputError
@@ -80,6 +82,16 @@ def test_a_single_slice_has_its_thickness(tmp_path):
     made = make_series("oblique")
     _, image = imported(tmp_path, made._replace(datasets=made.datasets[2:3]))
     assert image.GetSize() == (20, 16, 1) and image.GetSpacing()[2] == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("keyword", ["SpacingBetweenSlices", "SliceThickness"])
+def test_a_negative_distance_of_slices_mirrors_nothing(tmp_path, keyword):
+    made = make_series()
+    del made.datasets[1:]
+    setattr(made.datasets[0], keyword, -2.5)
+    _, image = imported(tmp_path, made)
+    assert image.GetSpacing() == pytest.approx(SPACING)
+    assert image.GetDirection() == pytest.approx(np.eye(3).ravel())
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nrrd"])
@@ -239,6 +251,20 @@ def test_two_multi_frame_objects_and_missing_uids_are_refused(tmp_path):
     shutil.rmtree(tmp_path / "in")
     del made.datasets[0].FrameOfReferenceUID
     refused(tmp_path, made, "has no FrameOfReferenceUID")
+
+
+def test_real_values_by_a_table_are_refused(tmp_path):
+    made = make_series()
+    made.datasets[2].ModalityLUTSequence = [Dataset()]
+    refused(tmp_path, made, r"IM\d+: real values by a table \(ModalityLUTSequence\) and not a slope")
+
+
+def test_slices_of_two_acquisitions_are_named(tmp_path, capsys):
+    made = make_series()
+    for dataset in made.datasets[3:]:
+        dataset.AcquisitionNumber = 2
+    command.main(["import", "-i", str(write_series(made, tmp_path / "in")), "-o", str(tmp_path / "out")])
+    assert "of 2 acquisitions (AcquisitionNumber): check that it is one volume" in capsys.readouterr().out
 
 
 def test_a_damaged_map_is_refused(tmp_path):
