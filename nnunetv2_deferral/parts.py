@@ -11,6 +11,7 @@ import importlib
 import io
 import pickle
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,10 @@ class Part:
     def file(self, output: Path) -> Path:
         """The file of what it found."""
         return output / FOLDER / f"part_{self.number}_of_{self.of}.pkl.gz"
+
+    def folder(self, output: Path) -> Path:
+        """The folder of the files that it made, if it made any, until they are merged."""
+        return output / FOLDER / f"part_{self.number}_of_{self.of}"
 
     def write(self, content: Any, output: Path, arguments: Mapping[str, Any]) -> Path:
         """Write atomically what it found.
@@ -138,6 +143,8 @@ def remove_parts(output: Path) -> None:
     for file in folder.glob("*"):
         if _NAMED.fullmatch(file.name):
             file.unlink(missing_ok=True)
+        elif file.is_dir() and _NAMED.fullmatch(f"{file.name}.pkl.gz"):
+            shutil.rmtree(file)
     with suppress(OSError):  # of other files in it
         folder.rmdir()
 

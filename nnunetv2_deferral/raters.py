@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.geometry import geometry_differences
 from nnunetv2_deferral.image_files import MaskReader, read_values
 from nnunetv2_deferral.labels import MISSING, unknown_labels
@@ -251,6 +252,12 @@ class ExpertMasks:
             asked = settled.route > 0
             answers[:, asked] = settled.labels[asked]
         return answers
+
+    @property
+    def state(self) -> str:
+        """A hash of the names, sizes and times of the masks, also of those of an adjudicator."""
+        names = [*self.experts, *([self.rules.adjudicator] if self.rules and self.rules.adjudicator else [])]
+        return state_of(self.folder / name for name in names)
 
     def settled(self, case: str) -> Settled | None:
         """What two readers for each region and an adjudicator settled; None without such a review, or without masks.

@@ -82,6 +82,13 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", metavar="N", type=int, default=1, help="number of processes. Default: 1")
 
 
+def _add_separate_parts(parser: argparse.ArgumentParser, words: str) -> None:
+    """Of a command whose parts need not be put together."""
+    add = parser.add_argument
+    add("-num_parts", metavar="N", type=int, default=1, help=f"only {words} one of N parts of the cases")
+    add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
+
+
 def _add_parts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_processes(parser)
@@ -405,7 +412,7 @@ def fuse() -> argparse.ArgumentParser:
     _add_dataset_json(parser)
     _add_evidence(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing masks")
-    _add_processes(parser)
+    _add_parts(parser)
     return parser
 
 
@@ -683,6 +690,7 @@ def simulate_experts() -> argparse.ArgumentParser:
     parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
     parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
     _add_processes(parser)
+    _add_separate_parts(parser, "simulate")
     width = f"depth of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
     parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=defaults.BOUNDARY_WIDTH, help=width)
     voxel = "edge of the voxels that band and correlation of errors are measured in. Default: those of the label files"
@@ -724,8 +732,7 @@ def uncertainty() -> argparse.ArgumentParser:
     add("-nps", metavar="N", type=int, help=words)
     words = "for a cascade, folder of the predictions of the previous stage"
     add("-prev_stage_predictions", metavar="FOLDER", help=words)
-    add("-num_parts", metavar="N", type=int, default=1, help="only predict one of N parts of the cases")
-    add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
+    _add_separate_parts(parser, "predict")
     add("-device", choices=("cpu", "cuda", "mps"), default="cuda", help="default: cuda")
     add("--disable_progress_bar", action="store_true", help="print no progress")
     words = "keep the logits of a case in main memory, not in that of the device"

@@ -35,6 +35,7 @@ from nnunetv2_deferral.experts import experts_to_json, names_of
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.names import check_expert_names
+from nnunetv2_deferral.parts import Part
 from nnunetv2_deferral.processes import check_processes, map_cases
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def simulate_experts_for_folder(
     expert_voxel_mm: float | None = None,
     error_model: str | None = None,
     num_processes: int = 1,
+    part: Part = Part(),  # noqa: B008 - cannot be changed
     overwrite: bool = False,
 ) -> list[Path]:
     """Simulate experts for every label file of a folder and write their answers as `output_folder/<expert>/<case>`.
@@ -88,6 +90,7 @@ def simulate_experts_for_folder(
             those of the label files.
         error_model: Error model of all experts; None for those of their profiles.
         num_processes: Number of worker processes; 1 runs in this process.
+        part: The part of the cases to simulate; parts may be simulated at the same time and need not be merged.
         overwrite: Replace existing answers.
 
     Returns:
@@ -108,6 +111,7 @@ def simulate_experts_for_folder(
     file_ending = read_dataset_json(Path(dataset_json))["file_ending"]
     label_files = _find_label_files(Path(labels_folder), file_ending)
     files = DatasetFiles.of(Path(dataset_json), label_files[0])
+    label_files = list(part.cases(label_files))
     if not any(files.label_values):
         raise InputError(f"the labels of {dataset_json} have no foreground, so experts cannot be simulated")
     job = _Job(
@@ -213,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         chosen = vars(options)
         folders = chosen.pop("i"), chosen.pop("djfile"), chosen.pop("o")
-        simulate_experts_for_folder(*folders, num_processes=chosen.pop("np"), **chosen)
+        part = Part(number=chosen.pop("part_id"), of=chosen.pop("num_parts"))
+        simulate_experts_for_folder(*folders, part=part, num_processes=chosen.pop("np"), **chosen)
     except InputError as error:
         parser.error(str(error))

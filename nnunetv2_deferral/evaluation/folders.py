@@ -15,6 +15,7 @@ from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.inputs import EvaluationInputs
 from nnunetv2_deferral.evaluation.kept_errors import CertificateCheck
+from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.folds import are_mirrored
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.maps import PREDICTED_DICE
@@ -199,6 +200,8 @@ def same_for_all_parts(
         "predictions": folder.index["model"],
         "cases": fingerprint(folder.index["cases"]),
         "references": str(inputs.references),
+        "state of the references": state_of([inputs.references]),
+        "state of the experts' masks": None if inputs.experts.masks is None else inputs.experts.masks.state,
         "experts": inputs.experts.to_dict(),
         "answers": "replace" if inputs.evidence is None else "evidence",
         "probabilities": inputs.has_probabilities,

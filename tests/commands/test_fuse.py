@@ -286,3 +286,44 @@ class TestCommand:
         assert ended.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
+
+
+class TestParts:
+    @pytest.fixture
+    def call(self, tmp_path, capsys):
+        """Calls the command; gives what it says."""
+        write_answers(tmp_path / "experts", write_prediction(tmp_path / "in"))
+
+        def call(*more, out="out"):
+            capsys.readouterr()
+            words = ["-i", tmp_path / "in", "-experts", tmp_path / "experts", "-o", tmp_path / out, *more]
+            try:
+                main(list(map(str, words)))
+            except SystemExit:
+                return capsys.readouterr().err
+            return capsys.readouterr().out
+
+        return call
+
+    def test_together_they_are_one_call_and_leave_nothing_else(self, tmp_path, call):
+        whole = call(out="whole")
+        for part in (1, 0, 0):  # as after a part that was killed
+            assert f"parts/part_{part}_of_2.pkl.gz" in call("-num_parts", 2, "-part_id", part)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts"]
+        assert call("--merge").replace("/out", "/whole") == whole
+        files = {file.name: file for file in (tmp_path / "out").iterdir()}
+        assert set(files) == {REPORT_NAME, "x.nii.gz", "y.nii.gz"}
+        assert all(file.read_bytes() == (tmp_path / "whole" / name).read_bytes() for name, file in files.items())
+
+    @pytest.mark.parametrize("damage", ["experts/ann/x.nii.gz", "out/parts/part_0_of_2/x.nii.gz"])
+    def test_a_part_of_other_answers_or_without_its_masks_is_refused(self, tmp_path, call, damage):
+        for part in (0, 1):
+            call("-num_parts", 2, "-part_id", part)
+        (tmp_path / damage).unlink()
+        assert re.search("state of the experts' masks is .* make it again|lacks the masks of x; make", call("--merge"))
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts"]
+
+    def test_masks_that_are_there_are_refused_before_the_work(self, tmp_path, call):
+        call()
+        assert "already has masks of 2" in call("-num_parts", 2)
+        assert not (tmp_path / "out" / "parts").exists()

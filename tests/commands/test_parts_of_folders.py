@@ -56,6 +56,17 @@ def test_parts_of_a_folder_with_masks_of_folds_are_one_call(tmp_path, name):
         assert {"fold_disagreement", "mutual_information, mean"} <= whole["failure_detection"].keys()
 
 
+@pytest.mark.parametrize(("changed", "named"), [("labels", "references"), ("experts/ann", "experts' masks")])
+def test_parts_from_before_references_or_answers_changed_are_refused(tmp_path, capsys, changed, named):
+    write_study(tmp_path)
+    for part in ("0", "1"):
+        call(tmp_path, "evaluate", *PER_PART, part)
+    next((tmp_path / changed).iterdir()).touch()
+    with pytest.raises(SystemExit):
+        call(tmp_path, "evaluate", "--merge")
+    assert f"(state of the {named} is " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_processes_of_a_folder_with_masks_of_folds_are_one_call(tmp_path, name):

@@ -136,6 +136,16 @@ def test_processes_order_and_company_do_not_change_the_answers(dataset, tmp_path
     assert_same({name: array for name, array in arrays(out).items() if name in arrays(fewer)}, arrays(fewer))
 
 
+def test_parts_have_the_answers_of_one_call(dataset, tmp_path):
+    labels, djfile, out = dataset
+    simulate_experts_for_folder(labels, djfile, out)
+    words = ["-i", labels, "-djfile", djfile, "-o", tmp_path / "parts", "-num_parts", 2, "-part_id"]
+    main([*map(str, words), "1"])
+    assert 0 < len(arrays(tmp_path / "parts")) < len(arrays(out))
+    main([*map(str, words), "0"])
+    assert_same(arrays(out), arrays(tmp_path / "parts"))
+
+
 def test_another_seed_gives_other_answers(dataset, tmp_path):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, num_experts=1)
