@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from nnunetv2_deferral.files import write_json
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.jobs.job import Job, JobError
 from nnunetv2_deferral.jobs.steps import Plan
@@ -80,7 +81,15 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
 
     Raises:
         JobError: Listing the jobs of a step that failed three times; later steps are not begun.
+        InputError: If the run.json that is there is of other images, whose predictions would count as those of these.
     """
+    file = plan.output / MANIFEST
+    images = read_json(file).get("images") if file.is_file() else str(plan.images)
+    if images != str(plan.images):
+        raise InputError(
+            f"{file} is of the images {images}, not {plan.images}; choose another output folder (-o) or, if the "
+            "images were moved there, delete this file"
+        )
     manifest: dict[str, Any] = {
         "steps": list(plan.steps),
         "num_parts": plan.num_parts,
@@ -89,12 +98,13 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
         "complete": False,
         "jobs": {},
     }
+    write_json(manifest, file)
     for step in plan.steps:
         plan.clear(step)
         for group in plan.jobs(step):
             _run_group(group, execute, manifest, plan)
     manifest["complete"] = True
-    write_json(manifest, plan.output / MANIFEST)
+    write_json(manifest, file)
     return manifest
 
 

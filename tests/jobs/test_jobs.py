@@ -77,6 +77,19 @@ def test_a_job_whose_output_is_gone_runs_again(plan, tmp_path):
     assert [each["attempts"] for each in manifest["jobs"].values()] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_images_are_refused_since_their_predictions_would_be_there_already(plan, tmp_path, monkeypatch, complete):
+    if complete:
+        run(plan)
+    else:
+        monkeypatch.setattr(plan, "jobs", pytest.fail)  # as if it was killed with its first job
+        with pytest.raises(pytest.fail.Exception):
+            run(plan)
+    monkeypatch.setattr(plan, "images", Path("others"))
+    with pytest.raises(InputError, match=r"run.json is of the images images, not others; choose another output"):
+        run(plan)
+
+
 @pytest.mark.parametrize("change", ["words", "reads", "damaged"])
 def test_a_record_of_something_else_counts_as_none(tmp_path, change):
     first = writes(tmp_path, "file", reads="one")
