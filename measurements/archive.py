@@ -6,7 +6,7 @@
 
 Two processes should be at least 1.6 times as fast as one, starting them included. The list is chosen from 20 regions in
 each case, with the entries of all cases in memory; it must not take more than 2 GiB. A review of 10^4 listed cases
-should start within 5 seconds once nnU-Net is imported; writing its predictions and list takes ten minutes. Results are
+should start within 5 seconds once nnU-Net is imported; writing its predictions and list takes some minutes. Results are
 written to measurements/results/archive.json and archive_review.json with the machine and the date.
 """
 
@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import date
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, sleep
@@ -43,7 +44,7 @@ from nnunetv2_deferral.settings import resolve_settings
 from nnunetv2_deferral.worklist.table import ROW, choose_rows, find_regions, totals
 
 RESULTS = Path(__file__).parent / "results"
-SHAPE = (32, 128, 128)
+SHAPE, DISTINCT = (32, 128, 128), 200
 LIMIT_MIB, SPEED_UP, START_SECONDS = 2048, 1.6, 5
 STUFF = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}
 
@@ -99,7 +100,10 @@ def listed_from(number: int) -> dict[str, float]:
 
 
 def write_small_predictions(root: Path, number: int) -> None:
-    """Predictions, images and a worklist of so many volumes of 4 x 32 x 32, with one region each."""
+    """Predictions, images and a worklist of so many volumes of 4 x 32 x 32, with one region each.
+
+    Beyond the first 200 the files of a case are links to those of one of them.
+    """
     settings, writer = resolve_settings({"experts": ["ann", "bob"]}), SimpleITKIO()
     identity = maps.ModelIdentity(
         dataset="Dataset999_Many", plans="nnUNetPlans", configuration="2d", trainer="T", experts=settings.expert_names
@@ -115,7 +119,7 @@ def write_small_predictions(root: Path, number: int) -> None:
     generator, shape = np.random.default_rng(0), (4, 32, 32)
     model = np.zeros(shape, np.uint8)
     model[:, 8:20, 8:20] = 1
-    for place in range(number):
+    for place in range(min(number, DISTINCT)):
         route = np.zeros(shape, np.uint8)
         row, column = generator.integers(2, 20, 2)
         route[1:3, row : row + 4, column : column + 4] = 1 + place % 2
@@ -125,6 +129,11 @@ def write_small_predictions(root: Path, number: int) -> None:
         writer.write_seg(model, str(root / "images" / f"{case}_0000.nii.gz"), properties)
         made = RoutingMaps(route, (route > 0).astype(np.float32), np.maximum(route, 1), gain)
         folder.write(case, made, properties)
+    files = [file for file in root.rglob("case_*") if file.is_file()]
+    for file, place in product(files, range(DISTINCT, number, DISTINCT)):
+        same = int(file.name[5:10]) + place
+        if same < number:
+            os.link(file, file.with_name(f"case_{same:05d}{file.name[10:]}"))
     write_worklist(root / "in", root / "list", images=None)
 
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -200,10 +200,14 @@ def environment() -> dict[str, str]:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its process group, with SIGTERM and then SIGKILL."""
+    """End a process and its process group, with SIGTERM and then SIGKILL.
+
+    Of a process that failed or was killed, as by a system without memory, the group is ended, too: its children may
+    wait for it forever, and keep the locks that they inherited.
+    """
     for sign in ("SIGTERM", "SIGKILL"):
         if process.poll() is not None:
-            return
+            break
         try:
             os.killpg(process.pid, getattr(signal, sign))
         except (AttributeError, ProcessLookupError):  # Windows, or already ended
@@ -212,6 +216,9 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             process.wait(timeout=_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             continue
+    if process.returncode:
+        with suppress(AttributeError, OSError):  # Windows, or nothing is left
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def last_lines(log: Path) -> str:

@@ -172,7 +172,7 @@ class SegmentationFile:
 
 def route_name(route: np.ndarray) -> str:
     """A name of the regions of a case, with which the tracking identifiers of exported segments begin."""
-    return f"route-{fingerprint([route.shape, zlib.crc32(np.ascontiguousarray(route))])}"
+    return f"route-{fingerprint([route.shape, zlib.crc32(route.tobytes())])}"
 
 
 def _segment(item: Dataset) -> FoundSegment:

@@ -129,6 +129,22 @@ def test_a_job_that_is_killed_is_repeated(tmp_path):
     assert manifest["jobs"]["evaluate"]["attempts"] == 2
 
 
+def test_children_of_a_job_that_is_killed_alone_do_not_keep_it_from_being_repeated(tmp_path):
+    """They have inherited its lock, and wait for it."""
+    file = tmp_path / "file"
+    code = f"""
+import os, signal, time
+{WRITES.format(file=str(file))}
+if f.read_text() == "x":
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+"""
+    manifest = run(MadeUpPlan(tmp_path, [job(tmp_path, code, outputs=(file,))]))
+    assert file.read_text() == "xx"
+    assert manifest["jobs"]["evaluate"]["attempts"] == 2
+
+
 def test_a_job_that_ends_without_its_outputs_has_failed(tmp_path):
     plan = MadeUpPlan(tmp_path, [job(tmp_path, "0", outputs=(tmp_path / "mask",))])
     with pytest.raises(JobError, match="evaluate ended without an error, but .*mask does not exist"):
