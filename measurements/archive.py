@@ -6,7 +6,7 @@
 
 Two processes should be at least 1.6 times as fast as one, starting them included. The list is chosen from 20 regions in
 each case, with the entries of all cases in memory; it must not take more than 2 GiB. A review of 10^4 listed cases
-should start within 5 seconds once nnU-Net is imported; writing its predictions and list takes some minutes. Results are
+should start within 5 seconds once nnU-Net is imported. Results are
 written to measurements/results/archive.json and archive_review.json with the machine and the date.
 """
 
@@ -23,7 +23,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import date
-from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, sleep
@@ -39,8 +38,10 @@ from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.evaluation.folders import evaluate_cases
 from nnunetv2_deferral.evaluation.inputs import open_inputs
+from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.worklist.items import JSON_NAME
 from nnunetv2_deferral.worklist.table import ROW, choose_rows, find_regions, totals
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +103,7 @@ def listed_from(number: int) -> dict[str, float]:
 def write_small_predictions(root: Path, number: int) -> None:
     """Predictions, images and a worklist of so many volumes of 4 x 32 x 32, with one region each.
 
-    Beyond the first 200 the files of a case are links to those of one of them.
+    Beyond the first 200, files and rows of a case are those of one of them.
     """
     settings, writer = resolve_settings({"experts": ["ann", "bob"]}), SimpleITKIO()
     identity = maps.ModelIdentity(
@@ -129,12 +130,18 @@ def write_small_predictions(root: Path, number: int) -> None:
         writer.write_seg(model, str(root / "images" / f"{case}_0000.nii.gz"), properties)
         made = RoutingMaps(route, (route > 0).astype(np.float32), np.maximum(route, 1), gain)
         folder.write(case, made, properties)
-    files = [file for file in root.rglob("case_*") if file.is_file()]
-    for file, place in product(files, range(DISTINCT, number, DISTINCT)):
-        same = int(file.name[5:10]) + place
-        if same < number:
-            os.link(file, file.with_name(f"case_{same:05d}{file.name[10:]}"))
     write_worklist(root / "in", root / "list", images=None)
+    for file in [file for file in root.rglob("case_*") if file.is_file()]:
+        for same in range(int(file.name[5:10]) + DISTINCT, number, DISTINCT):
+            os.link(file, file.with_name(f"case_{same:05d}{file.name[10:]}"))
+    listed = json.loads((root / "list" / JSON_NAME).read_text())
+    rows = (
+        row | {"case": f"case_{same:05d}"}
+        for row in listed["regions"]
+        for same in range(int(row["case"][5:]), number, DISTINCT)
+    )
+    listed["regions"] = [row | {"rank": rank} for rank, row in enumerate(rows, start=1)]
+    write_json(listed, root / "list" / JSON_NAME)
 
 
 def review_start(number: int) -> dict[str, float]:
