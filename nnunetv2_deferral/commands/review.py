@@ -92,7 +92,7 @@ def review(
     from nnunetv2_deferral.review.server import create_app, listen, serve
     from nnunetv2_deferral.review.service import Blinding, Review
     from nnunetv2_deferral.review.store import ReviewStore
-    from nnunetv2_deferral.review.study import READ_FIRST, Study
+    from nnunetv2_deferral.review.study import Study
     from nnunetv2_deferral.worklist.reading import Worklist
 
     inputs = [Path(folder) for folder in (predictions, images, references, worklist) if folder is not None]
@@ -112,7 +112,7 @@ def review(
         readers = 1 if rules is None else 2
         study = Study(opened, Path(images), Path(references) if references else None, listed, readers)
         if listed:  # is checked before anything is written
-            study.read(study.waiting[:READ_FIRST])
+            study.read_first()
         store = ReviewStore(Path(output_folder), opened.files.file_ending)
         try:
             served = Review(study, store, Blinding(show_scores=show_scores, blind_start=blind_start), rules)

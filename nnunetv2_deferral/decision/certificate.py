@@ -20,7 +20,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 from typing_extensions import TypedDict
 
 from nnunetv2_deferral.decision.limits import Limits
@@ -135,6 +134,8 @@ def is_certified(violations: int, groups: int, *, alpha: float, confidence: floa
         >>> is_certified(0, 22, alpha=0.1, confidence=0.9), is_certified(1, 22, alpha=0.1, confidence=0.9)
         (True, False)
     """
+    from scipy.stats import binom  # imported here because it is slow to import
+
     return bool(binom.cdf(violations, groups, alpha) <= 1 - confidence)
 
 

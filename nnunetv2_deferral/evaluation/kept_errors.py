@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, ks_2samp
 
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.certificate import Certificate
@@ -134,6 +133,8 @@ class CertificateCheck:
             of as different scores if the cases are exchangeable with those tested (two-sample Kolmogorov-Smirnov); and
             `verdict`: `"void"` if that is below 0.05, else `"broken"` if `p_violations` is, else `"kept"`.
         """
+        from scipy.stats import binomtest, ks_2samp  # imported here because it is slow to import
+
         certificate = self._certificate
         found: dict[str, Any] = {"statement": certificate.statement, "unit": certificate.unit}
         if self._reason:

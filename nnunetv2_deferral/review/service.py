@@ -365,7 +365,8 @@ class Review:
             still_open = len(asked.listing) - len(draft.done)
             if still_open:
                 raise RefusedError(409, f"{still_open} of {len(asked.listing)} regions have no answer yet.")
-            untold = np.isin(asked.regions, regions_not_told(draft.remarks))
+            regions = asked.regions
+            untold = np.isin(regions, regions_not_told(draft.remarks))
             changed = draft.labels != case.model.ravel()[asked.voxels]
             record = {
                 "regions": len(asked.listing),
@@ -379,8 +380,8 @@ class Review:
                 "effort": effort_of(
                     self.study.predictions,
                     name,
-                    case.orientation.to_file(asked.regions),
-                    np.unique(asked.regions.ravel()[asked.voxels][changed]).size,
+                    case.orientation.to_file(regions),
+                    np.unique(asked.numbers[changed]).size,
                 ),
                 "revisions": draft.revision,
                 "blind_start": draft.blind,

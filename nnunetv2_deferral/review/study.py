@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from tqdm import tqdm
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation
+from nnunetv2_deferral.labels import unknown_labels
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.edits import RefusedError
+from nnunetv2_deferral.review.recent import RecentlyUsed
 from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, numbered, numbered_by_gain, second_reader
 from nnunetv2_deferral.worklist.reading import Worklist
 
-CASES_IN_MEMORY = 3
-READ_FIRST = 50
-"""With a worklist, the number of cases that are read and checked before the page is served."""
+KEPT_CASES, KEPT_BYTES = 3, 2**30
+"""Cases, and images, that were used last are kept in memory up to this size, and at least so many of each."""
+READ_FIRST, READ_FIRST_SECONDS = 50, 3.0
+"""With a worklist, the number of cases that are read and checked before the page is served, and for how long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ class ReviewedCase:
         readers: For each region the numbers of the experts who are asked, first the one to whom it is routed.
         ranks: For each region its rank on the worklist; None without a worklist.
         left_out: See :attr:`CaseInfo.left_out`.
+        questions: What was found of :meth:`Study.questions`, by the numbers of the regions.
     """
 
     name: str
@@ -93,6 +98,12 @@ class ReviewedCase:
     readers: tuple[tuple[int, ...], ...]
     ranks: tuple[int | None, ...]
     left_out: tuple[int, ...]
+    questions: dict[tuple[int, ...], Asked] = field(default_factory=dict, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory, without what was found of its questions, which is small."""
+        return self.model.nbytes + self.route.nbytes + self.gain.nbytes + self.regions.nbytes
 
     @cached_property
     def digest(self) -> str:
@@ -112,21 +123,29 @@ class Asked:
     """The voxels and regions of a case that a person is asked about.
 
     Attributes:
+        shape: (Z, Y, X) of the case.
         voxels: int64 (V,), the indices of the voxels in the flat volume, ascending.
-        regions: uint16 (Z, Y, X): the number of the region, 0 where the person is not asked. Regions are numbered by
-            rank on the worklist, or without a worklist, by expected gain.
+        numbers: uint16 (V,), the number of the region of each of these voxels. Regions are numbered by rank on the
+            worklist, or without a worklist, by expected gain.
         listing: The description of each region from :func:`.describe_visits` and its `rank`, None without a worklist.
     """
 
+    shape: tuple[int, ...]
     voxels: np.ndarray
-    regions: np.ndarray
+    numbers: np.ndarray
     listing: list[dict[str, Any]]
+
+    @property
+    def regions(self) -> np.ndarray:
+        """uint16 (Z, Y, X): the number of the region, 0 where the person is not asked. Made anew each time."""
+        regions = np.zeros(self.shape, dtype=np.uint16)
+        regions.ravel()[self.voxels] = self.numbers
+        return regions
 
     @cached_property
     def digest(self) -> str:
         """A digest of the voxels and their regions."""
-        regions = self.regions.ravel()[self.voxels]
-        return hashlib.sha256(self.voxels.tobytes() + regions.tobytes()).hexdigest()
+        return hashlib.sha256(self.voxels.tobytes() + self.numbers.tobytes()).hexdigest()
 
 
 class Study:
@@ -176,10 +195,9 @@ class Study:
         self._read: set[str] = set()
         self._infos = {} if worklist is None else {case: self._listed(worklist, case) for case in predictions.cases}
         self._lock = threading.Lock()
-        self._case = lru_cache(CASES_IN_MEMORY)(self._read_case)
-        # Of each case those of the experts, and of an adjudicator.
-        self._questions = lru_cache(CASES_IN_MEMORY * (len(self.experts) + 1))(self._find_questions)
-        self._image = lru_cache(CASES_IN_MEMORY)(self._read_image)
+        limits = {"most_bytes": KEPT_BYTES, "at_least": KEPT_CASES}
+        self._case = RecentlyUsed(self._read_case, lambda case: case.nbytes, **limits)
+        self._image = RecentlyUsed(self._read_image, lambda image: image.nbytes, **limits)
 
     @property
     def is_bound(self) -> bool:
@@ -211,7 +229,18 @@ class Study:
             if not wanted():
                 return
             if case not in self._read:
-                self._note(self._read_case(case))
+                found = self._read_case(case)
+                self._note(found)
+                self._case.add(case, found)
+
+    def read_first(self) -> None:
+        """Read and check the first cases that wait, as :meth:`read`, for a few seconds at most.
+
+        Raises:
+            InputError: As by :meth:`read`.
+        """
+        until = time.monotonic() + READ_FIRST_SECONDS
+        self.read(self.waiting[:READ_FIRST], wanted=lambda: time.monotonic() < until)
 
     @property
     def infos(self) -> dict[str, CaseInfo]:
@@ -256,22 +285,26 @@ class Study:
 
     def questions(self, case: ReviewedCase, wanted: Sequence[int]) -> Asked:
         """The voxels of some regions of a case, to ask about them."""
-        return self._questions(case, tuple(wanted))
+        key = tuple(wanted)
+        if key not in case.questions:
+            case.questions[key] = self._find_questions(case, key)
+        return case.questions[key]
 
     def _find_questions(self, case: ReviewedCase, wanted: Sequence[int]) -> Asked:
         if self.worklist is None:
             inside = numbered_by_gain(case.regions, case.gain, wanted)
         else:
             inside = numbered(case.regions, sorted(wanted, key=lambda number: case.ranks[number - 1] or 0))
-        regions = np.zeros(case.route.shape, dtype=np.uint16)
-        regions[case.route > 0] = inside
-        voxels = np.flatnonzero(regions)
-        listing = describe_visits(regions, case.gain[inside > 0], spacing_mm=case.orientation.spacing_mm)
-        numbers, places = np.unique(inside, return_index=True)
-        number_in_case = dict(zip(numbers.tolist(), case.regions[places].tolist(), strict=True))
+        asked = inside > 0
+        voxels, numbers = np.flatnonzero(case.route)[asked], inside[asked]
+        listing = describe_visits(
+            voxels, numbers, case.gain[asked], case.route.shape, spacing_mm=case.orientation.spacing_mm
+        )
+        named, places = np.unique(inside, return_index=True)
+        number_in_case = dict(zip(named.tolist(), case.regions[places].tolist(), strict=True))
         for region in listing:
             region["rank"] = case.ranks[number_in_case[region["number"]] - 1]
-        return Asked(voxels=voxels, regions=regions, listing=listing)
+        return Asked(shape=case.route.shape, voxels=voxels, numbers=numbers, listing=listing)
 
     def image(self, name: str) -> np.ndarray:
         """The image (C, Z, Y, X), uint8 or int16 if that represents its values exactly, else float32.
@@ -279,9 +312,9 @@ class Study:
         Raises:
             RefusedError: If it cannot be read, or its shape differs from the mask's.
         """
-        case = self.case(name)
+        self.case(name)
         with self._lock:
-            return self._image(case)
+            return self._image(name)
 
     def reference(self, name: str) -> np.ndarray | None:
         """The reference of a case, int64 (Z, Y, X), or None."""
@@ -335,7 +368,6 @@ class Study:
 
     def _inspect(self, case: ReviewedCase) -> CaseInfo:
         name, size = case.name, case.model.size
-        # Not kept: other cases than those that are being reviewed are read in the background.
         asked = [self._find_questions(case, self._read_by(case, expert)) for expert in self.experts]
         return CaseInfo(
             name=name,
@@ -358,9 +390,8 @@ class Study:
         mask, everything = predicted.current, predicted.route
         if mask.ndim != 3:
             raise InputError(f"{self.predictions.mask_file(name)} must have 3 axes, got {mask.ndim}")
-        unknown = np.setdiff1d(mask, self.labels)
-        if unknown.size:
-            raise InputError(f"{self.predictions.mask_file(name)} contains unknown labels: {unknown[:5].tolist()}")
+        if unknown := unknown_labels(mask, self.labels):
+            raise InputError(f"{self.predictions.mask_file(name)} contains unknown labels: {unknown}")
         turn, route = predicted.orientation, everything
         if self.worklist is None:
             turned_route = turn.to_canonical(route)
@@ -404,9 +435,10 @@ class Study:
     def _read_by(self, case: ReviewedCase, expert: str) -> list[int]:
         return case.of_reader(self.experts.index(expert) + 1)
 
-    def _read_image(self, case: ReviewedCase) -> np.ndarray:
+    def _read_image(self, name: str) -> np.ndarray:
+        case = self._case(name)
         try:
-            values = self.predictions.files.read_image(self.info(case.name).images)
+            values = self.predictions.files.read_image(self.info(name).images)
         except InputError as error:
             raise RefusedError(422, f"The image of this case cannot be used: {error}") from error
         turned = case.orientation.to_canonical(_narrow(values))

@@ -59,27 +59,39 @@ def numbered(regions: np.ndarray, order: Sequence[int]) -> np.ndarray:
     return place[regions]
 
 
-def describe_visits(numbers: np.ndarray, gain: np.ndarray, *, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+def describe_visits(
+    voxels: np.ndarray, numbers: np.ndarray, gain: np.ndarray, shape: Sequence[int], *, spacing_mm: Sequence[float]
+) -> list[dict[str, Any]]:
     """The description of each region for the page.
 
     Args:
-        numbers: uint16 (Z, Y, X): the number of the region, from 1 without gaps, or 0.
-        gain: Real (V,), the expected gains of the V voxels of all regions, in the order of the flat volume.
+        voxels: int64 (V,), the indices of the voxels of all regions in the flat volume, ascending.
+        numbers: uint16 (V,), the number of the region of each, from 1 without gaps.
+        gain: Real (V,), the expected gain of each.
+        shape: (Z, Y, X) of the volume.
         spacing_mm: Size of a voxel along each axis.
 
     Returns:
         For each region its `number`, its size in `voxels`, its expected `gain` (sum over its voxels), its `centre`
         [z, y, x] as in :class:`.Region`, and the corners of its bounding `box` (the second is the last voxel inside).
     """
-    asked = numbers > 0
-    gains = np.bincount(numbers[asked], weights=gain, minlength=1)
+    if not voxels.size:
+        return []
+    # Measured in the box of all regions, which is small beside the volume.
+    places = np.stack(np.unravel_index(voxels, tuple(shape)))
+    corner = places.min(axis=1)
+    inside = np.zeros(places.max(axis=1) - corner + 1, dtype=np.uint16)
+    inside[tuple(places - corner[:, None])] = numbers
+    gains = np.bincount(numbers, weights=gain)
     return [
         {
             "number": number,
             "voxels": region.voxels,
             "gain": float(gains[number]),
-            "centre": list(region.centre),
-            "box": [[start for start, _ in region.box], [stop - 1 for _, stop in region.box]],
+            "centre": (corner + region.centre).tolist(),
+            "box": (corner + np.transpose(region.box) - [[0], [1]]).tolist(),
         }
-        for number, region in enumerate(describe_regions(numbers, asked.view(np.uint8), spacing_mm=spacing_mm), start=1)
+        for number, region in enumerate(
+            describe_regions(inside, (inside > 0).view(np.uint8), spacing_mm=spacing_mm), start=1
+        )
     ]

@@ -112,7 +112,9 @@ def test_regions_cover_the_mask_by_expected_gain_and_are_described_as_they_are(s
     mask = ndimage.binary_dilation(random.random((9, 40, 40)) < 0.001, iterations=2)
     gain = np.where(mask, random.random(mask.shape), 0)
     regions = regions_by_gain(mask, gain[mask])
-    listing = describe_visits(regions, gain[mask], spacing_mm=(3, 0.5, 2))
+    listing = describe_visits(
+        np.flatnonzero(regions), regions[regions > 0], gain[mask], regions.shape, spacing_mm=(3, 0.5, 2)
+    )
     assert np.array_equal(regions > 0, mask)
     assert [region["number"] for region in listing] == list(range(1, regions.max(initial=0) + 1))
     gains = [region["gain"] for region in listing]
@@ -149,7 +151,9 @@ def test_regions_of_the_same_gain_come_in_the_order_of_their_first_voxels():
 def test_an_empty_mask_has_no_regions():
     regions = regions_by_gain(np.zeros(SHAPE, dtype=bool), np.zeros(0))
     assert not regions.any()
-    assert describe_visits(regions, np.zeros(0), spacing_mm=(1, 1, 1)) == []
+    assert (
+        describe_visits(np.zeros(0, int), regions[regions > 0], np.zeros(0), regions.shape, spacing_mm=(1, 1, 1)) == []
+    )
 
 
 def test_only_the_wanted_regions_are_numbered_in_the_order_that_is_asked_for():

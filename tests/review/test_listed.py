@@ -485,6 +485,19 @@ def test_listed_cases_can_be_reviewed_before_they_have_been_read(folders, serve,
     assert entry["case"] not in study.waiting
 
 
+@pytest.mark.parametrize(("seconds", "read"), [(0, 0), (60, 3)])
+def test_before_the_links_are_printed_cases_of_a_list_are_read_for_a_few_seconds_only(
+    folders, monkeypatch, seconds, read
+):
+    worklist, _ = write_list(folders, max_regions=4)
+    predictions = PredictionFolder.open(folders.predictions)
+    study = Study(predictions, folders.images, None, Worklist.open(worklist, predictions))
+    listed = len(study.waiting)
+    monkeypatch.setattr("nnunetv2_deferral.review.study.READ_FIRST_SECONDS", seconds)
+    study.read_first()
+    assert listed - len(study.waiting) == min(read, listed)
+
+
 def test_a_listed_case_that_cannot_be_read_is_named_when_it_is_opened(folders, serve):
     worklist, rows = write_list(folders)
     predictions = PredictionFolder.open(folders.predictions)
