@@ -103,14 +103,14 @@ class Limits:
 
 
 def limits_text(limits: Limits, experts: Sequence[str]) -> str:
-    """The limits in words, such as `at most 0.02 of the voxels of each case; no region smaller than 5 mm`."""
+    """The limits in words, such as `at most 2 % of the voxels of each case; no region smaller than 5 mm`."""
     found = []
     where = "each case" if limits.over == CASE else "all cases together, on average"
     if limits.budget is not None:
-        found.append(f"at most {limits.budget:.4g} of the voxels of {where}")
+        found.append(f"at most {100 * limits.budget:.4g} % of the voxels of {where}")
     for name, capacity in zip(experts, limits.capacities or (), strict=False):
         if capacity is not None:
-            found.append(f"{name} at most {capacity:.4g} of the voxels of {where}")
+            found.append(f"{name} at most {100 * capacity:.4g} % of the voxels of {where}")
     if limits.min_region_mm is not None:
         found.append(f"no region smaller than {limits.min_region_mm:.4g} mm")
     if limits.minutes is not None:

@@ -130,9 +130,9 @@ def _load(summary: Mapping[str, Any]) -> Section:
 def _location(summary: Mapping[str, Any], unit: str) -> Section:
     caption = (
         "Left: error rate of the model by deferral score, with the number of voxels above; the error rate should rise "
-        f"with the score. Pale: fewer than {FEW_VOXELS} voxels. Right: deferral rate and error rate of the model by "
-        f"distance to the border of the reference in {unit}; the numbers on the bars are per cent. The deferral rate "
-        "should be high where the error rate is."
+        f"with the score. Pale: fewer than {FEW_VOXELS} voxels; dotted: all voxels. Right: deferral rate and error "
+        f"rate of the model by distance to the border of the reference in {unit}; the numbers on the bars are per "
+        "cent. The deferral rate should be high where the error rate is."
     )
     return Section(
         heading="Location of deferral and errors",

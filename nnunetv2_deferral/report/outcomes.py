@@ -170,7 +170,7 @@ def _draw_scores(numbers: Axes, errors: Axes, summary: Mapping[str, Any]) -> Non
     if not math.isnan(overall):
         errors.axhline(overall, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="all voxels")
         errors.text(
-            0.01, overall, f"all voxels: {share_text(overall)}", transform=errors.get_yaxis_transform(), va="bottom",
+            1.01, overall, f"all:\n{share_text(overall)}", transform=errors.get_yaxis_transform(), va="center",
             fontsize=FONT_SIZE - 2, color=INK,
         )  # fmt: skip
     errors.set_ylim(bottom=0)

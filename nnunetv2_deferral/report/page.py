@@ -198,7 +198,7 @@ figcaption { color: #555; font-size: .88rem; margin-top: .4rem; max-width: 52rem
 pre { background: #f6f6f4; border: 1px solid #e2e2de; padding: .8rem 1rem; white-space: pre-wrap;
   font: 13.5px/1.5 Consolas, "DejaVu Sans Mono", Menlo, monospace; }
 @page { size: A4; margin: 15mm; }
-@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } h2, h3, caption { break-after: avoid; }
+@media print { body { max-width: none; padding: 0; font-size: 10.5pt; } h2, h3, caption, h2 + p { break-after: avoid; }
   h2 { margin-top: 1.6rem; } table { font-size: 8.5pt; } th, td { padding-left: .6rem; }
   tr { break-inside: avoid; } tr.marked td { background: none; } }
 """

@@ -463,7 +463,7 @@ class TestCertificates:
         said = capsys.readouterr().out
         assert "certified: with 90 % confidence, at most 50 % of cases like those tested" in said
         for told in (said, report.read_text()):
-            assert "at most 0.2 of the voxels of each case" in told
+            assert "at most 20 % of the voxels of each case" in told
         assert f"here {above} of 2 cases" in said
         assert f"here {above} of 2 cases" in report.read_text()
 

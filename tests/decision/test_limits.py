@@ -26,10 +26,10 @@ def test_without_limits_there_is_nothing_to_say():
     ("limits", "text"),
     [
         ({}, "without limits"),
-        ({"budget": 0.02}, "at most 0.02 of the voxels of each case"),
+        ({"budget": 0.02}, "at most 2 % of the voxels of each case"),
         (
             {"capacities": (None, 0.005), "over": "dataset", "min_region_mm": 5},
-            "bob at most 0.005 of the voxels of all cases together, on average; no region smaller than 5 mm",
+            "bob at most 0.5 % of the voxels of all cases together, on average; no region smaller than 5 mm",
         ),
         ({"minutes": 30}, "at most 30 minutes of work for all cases together"),
     ],

@@ -80,6 +80,14 @@ def test_errors_by_score_are_those_of_the_summary(make_summary):
     assert level == total["model_wrong"] / total["voxels"]
 
 
+def test_the_error_rate_of_all_voxels_is_written_beside_the_bars_and_not_over_them(make_summary):
+    figure = draw_location(make_summary())
+    _, errors, _ = figure.axes
+    (label,) = (text for text in errors.texts if text.get_text().startswith("all:"))
+    figure.canvas.draw()
+    assert label.get_window_extent().x0 >= errors.get_window_extent().x1
+
+
 def test_bins_of_few_voxels_are_pale(make_summary):
     summary = make_summary()
     summary["location"]["by_score"][19] = {"from": 0.95, "to": 1.0, "voxels": 29, "model_wrong": 29}

@@ -49,8 +49,8 @@ def chromium(started):
 class Desk:
     """One person at a browser of their own."""
 
-    def __init__(self, browser, link):
-        self.context = browser.new_context(viewport={"width": 1400, "height": 860})
+    def __init__(self, browser, link, width=1400, height=860):
+        self.context = browser.new_context(viewport={"width": width, "height": height})
         self.page = self.context.new_page()
         self.requests, self.errors = [], []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -92,8 +92,8 @@ class Desk:
 def sit_down(chromium):
     desks = []
 
-    def sit(link):
-        desks.append(Desk(chromium, link))
+    def sit(link, *size):
+        desks.append(Desk(chromium, link, *size))
         return desks[-1]
 
     yield sit
@@ -345,6 +345,37 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
         playwright.expect(page.locator(".toast")).to_have_text("case_b is submitted. This was the last case.")
         page.wait_for_selector("h2:text('Changes')")
         assert len(list(folders.reviews.glob("bob/*.nii.gz"))) == 2
+
+
+def test_the_card_of_the_first_visit_is_closed_by_a_key_and_does_not_come_back(tmp_path, sit_down):
+    with running(write_volumes(tmp_path)) as links:
+        bob = sit_down(links["bob"])
+        playwright.expect(bob.page.locator(".card")).to_contain_text("What is asked of you")
+        bob.press("Escape")
+        playwright.expect(bob.page.locator(".card")).to_have_count(0)
+        bob.page.locator(".case", has_text="case_b").click()
+        bob.page.wait_for_selector(".case.on:has-text('case_b')")
+        bob.page.wait_for_selector(".figure:has-text('0 of 1')")
+        playwright.expect(bob.page.locator(".card")).to_have_count(0)
+
+
+def test_long_names_of_experts_cut_no_numbers_on_a_small_screen(tmp_path, sit_down, monkeypatch):
+    names = ("dr_anna_mueller_schmidt_of_radiology", "bob")
+    monkeypatch.setattr("small_review.EXPERTS", names)
+    folders = write_pictures(tmp_path)
+    with running(folders) as links:
+        chief = sit_down(links["coordinator"], 1024, 768)
+        for step in ("Assignment", "Fusion"):
+            chief.page.get_by_text(step).click()
+            chief.page.wait_for_selector(f".steps .on:has-text('{step}')")
+            chief.page.wait_for_selector("aside.panel table")
+            playwright.expect(chief.page.locator("aside.panel td.name").first).to_have_attribute("title", names[0])
+            for column in (".cases", "aside.panel"):
+                place = chief.page.locator(column).bounding_box()
+                numbers = chief.page.locator(f"{column} .number").all()
+                ends = [box["x"] + box["width"] for box in (each.bounding_box() for each in numbers)]
+                assert ends
+                assert max(ends) <= place["x"] + place["width"], (step, column)
 
 
 def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_without_an_answer(tmp_path, sit_down):

@@ -20,7 +20,7 @@ const CANNOT_TELL = "cannot tell";
 const CONFIDENCES = ["high", "medium", "low"];
 const [ASKED, SUBMIT] = [
   "The model asks about the outlined regions and nothing else, first about the white one in the middle.",
-  "When all regions are answered, Ctrl+Enter submits the case. All keys: ?",
+  "When all regions are answered, Ctrl+Enter submits the case. Press ? for all keys.",
 ];
 const BLIND_VISIT = [
   ASKED,
@@ -122,7 +122,7 @@ export class Annotation {
     this.visit(bestOpenRegion(regions, this.done) ?? regions[0]);
     const lines = this.details.decides ? DECISION_VISIT : this.details.blind ? BLIND_VISIT : FIRST_VISIT;
     const name = this.details.decides ? "first decision" : "first visit";
-    showCard(this.viewer.element, name, "What is asked of you", lines);
+    this._closeCard = showCard(this.viewer.element, name, "What is asked of you", lines);
   }
 
   /** Go to a region. */
@@ -251,7 +251,8 @@ export class Annotation {
     if (event.repeat && ["enter", "m", "t", "q", "w", "z"].includes(key)) return true;
     if (key === "enter" && this.painter.isOpen) this.painter.close();
     else if (key === "enter") this.finishRegion();
-    else if (key === "escape") this.painter.cancel();
+    else if (key === "escape" && this.painter.isOpen) this.painter.cancel();
+    else if (key === "escape") this._closeCard?.();
     else if (key === "m") this.acceptModel();
     else if (key === "t") this.cannotTell();
     else if ((key === "q" || key === "w") && this.details.decides) this.acceptReading(key === "q" ? 0 : 1);

@@ -5,7 +5,7 @@ import { Annotation } from "./annotate.js";
 import { createAssignment } from "./assign.js";
 import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
-import { bar, count, expected, h, minutes, percent, plural, priority, setGainUnit } from "./dom.js";
+import { bar, count, expected, h, minutes, nameCell, percent, plural, priority, setGainUnit } from "./dom.js";
 import { createFusion } from "./fusion.js";
 import { Scene } from "./scene.js";
 
@@ -355,17 +355,15 @@ class App {
         h(
           "tbody",
           {},
-          ...this.totals.experts.map((row, i) => {
-            const dot = h("span.swatch");
-            dot.style.background = css(expertColour(i + 1));
-            return h(
+          ...this.totals.experts.map((row, i) =>
+            h(
               "tr",
               { title: `${count(row.answered_voxels)} of ${count(row.voxels)} voxels answered` },
-              h("td", {}, dot, row.expert),
+              nameCell(row.expert, css(expertColour(i + 1))),
               h("td.number", {}, `${row.submitted}/${row.cases}`),
               h("td.number", {}, minutes(row.minutes)),
-            );
-          }),
+            ),
+          ),
         ),
       ),
     );

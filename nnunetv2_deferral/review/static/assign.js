@@ -1,6 +1,6 @@
 /** Step 1: assignment of voxels to experts. */
 
-import { count, expected, h, percent, plural, priority, swatch } from "./dom.js";
+import { expected, h, nameCell, percent, plural, priority, swatch } from "./dom.js";
 import { css, expertColour, labelColour } from "./colours.js";
 import { flagList } from "./flags.js";
 import { extentOf } from "./regions.js";
@@ -50,10 +50,9 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
     .map((status) =>
       h(
         "tr",
-        {},
-        h("td", {}, swatch(css(expertColour(details.experts.indexOf(status.expert) + 1))), status.expert),
+        { title: plural(status.voxels, "voxel") },
+        nameCell(status.expert, css(expertColour(details.experts.indexOf(status.expert) + 1))),
         h("td.number", {}, percent(status.share)),
-        h("td.number", {}, count(status.voxels)),
         h("td.number", {}, String(status.regions)),
       ),
     );
@@ -78,7 +77,6 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
           {},
           h("th", {}, "Expert"),
           h("th.number", {}, "Share"),
-          h("th.number", {}, "Voxels"),
           h("th.number", {}, "Regions"),
         ),
       ),

@@ -26,6 +26,9 @@ export function swatch(colour) {
   return element;
 }
 
+/** The cell of a table with somebody's name and colour; a name that does not fit is cut and shown under the pointer. */
+export const nameCell = (name, colour) => h("td.name", { title: name }, swatch(colour), name);
+
 /** A progress bar filled to a share between 0 and 1. */
 export function bar(share, colour) {
   const inner = h("span.bar-fill");

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { cached } from "./assign.js";
 import { REFERENCE, css, expertColour, labelColour } from "./colours.js";
 import { askText, toast } from "./dialogs.js";
-import { count, h, minutes, plural, swatch } from "./dom.js";
+import { count, h, minutes, nameCell, plural, swatch } from "./dom.js";
 import { extentOf } from "./regions.js";
 import { Viewer } from "./viewer.js";
 
@@ -119,8 +119,7 @@ export function createFusion({ details, scene, model, fused, reference, result, 
           "tr",
           {},
           h("th", {}, "Expert"),
-          h("th.number", {}, "Voxels"),
-          h("th.number", {}, "Changed"),
+          h("th.number", { title: "Voxels changed, of those asked about" }, "Changed"),
           h("th.number", {}, "Time"),
         ),
       ),
@@ -131,9 +130,8 @@ export function createFusion({ details, scene, model, fused, reference, result, 
           h(
             "tr",
             {},
-            h("td", {}, swatch(css(expertColour(i + 1))), row.expert),
-            h("td.number", {}, count(row.voxels)),
-            h("td.number", {}, row.submitted ? count(row.changed_voxels) : "–"),
+            nameCell(row.expert, css(expertColour(i + 1))),
+            h("td.number", {}, `${row.submitted ? count(row.changed_voxels) : "–"} of ${count(row.voxels)}`),
             h("td.number", {}, minutes(row.minutes)),
           ),
         ),

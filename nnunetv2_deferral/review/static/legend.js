@@ -15,7 +15,7 @@ export function lineSample({ colour, width, dash }) {
 export const legend = (entries) =>
   h("div.legend", {}, ...entries.map(([outline, text]) => h("span", {}, lineSample(outline), text)));
 
-/** Show a card over an element until the reader has closed it once. @returns {HTMLElement|null} */
+/** Show a card over an element until the reader has closed it once. @returns {(() => void)|null} closes the card */
 export function showCard(over, name, title, lines) {
   if (kept(name, false)) return null;
   const close = () => {
@@ -27,8 +27,8 @@ export function showCard(over, name, title, lines) {
     {},
     h("h3", {}, title),
     h("ol", {}, ...lines.map((line) => h("li", {}, line))),
-    h("div.row.end", {}, h("button", { on: { click: close } }, "Got it")),
+    h("div.row.end", {}, h("button", { on: { click: close } }, "Got it", h("kbd", {}, "Esc"))),
   );
   over.append(card);
-  return card;
+  return close;
 }
