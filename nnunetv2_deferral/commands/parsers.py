@@ -596,12 +596,13 @@ def route() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_route`."""
     parser = _parser(
         "route",
-        "Decide what to ask about from saved probabilities (--save_probabilities): with other limits for "
-        "the predictions of a deferral model, or for those of a stock network that was calibrated.",
+        "Decide what to ask about without another prediction: with another budget from the maps of a deferral model, "
+        "and from saved probabilities (--save_probabilities) with any limits, or for a stock network that was "
+        "calibrated.",
         "-i predictions -o predictions2 -budget 0.02",
     )
     add = parser.add_argument
-    _add_predictions(parser, "folder of masks and probabilities")
+    _add_predictions(parser, "folder of masks with deferral maps or probabilities")
     add("-o", metavar="OUT", type=Path, required=True, help="new folder for masks and deferral maps")
     add("-m", metavar="MODEL", type=Path, help="for a stock network: its model folder, which contains plans.json")
     add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")

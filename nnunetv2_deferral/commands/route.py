@@ -1,4 +1,4 @@
-"""`nnUNetv2_deferral_route`: decide what to ask about from saved probabilities, without another prediction.
+"""`nnUNetv2_deferral_route`: decide what to ask about from maps or saved probabilities, without another prediction.
 
 The predictions may be those of a deferral model, whose limits are to be others, or of a stock network, whose
 probabilities and calibration are all that evidence needs.
@@ -18,7 +18,7 @@ from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.assignment import check_capacities
-from nnunetv2_deferral.decision.decide import decide
+from nnunetv2_deferral.decision.decide import Decision, RoutingMaps, decide, decide_again
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import DATASET, Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
@@ -41,7 +41,8 @@ def route_folder(
     """Decide for all cases of a folder and write their maps beside copies of the masks.
 
     Args:
-        predictions: A folder of predictions with saved probabilities.
+        predictions: A folder of predictions. With saved probabilities all limits can be others, without them the
+            budget, the size of regions and the minutes.
         output: A new folder for masks and maps.
         limits: The limits on deferral.
         model: For a stock network its model folder, with a calibration; for a deferral model None, which takes the
@@ -57,6 +58,7 @@ def route_folder(
             limits over a dataset, there is not one capacity per expert, or `output` is not empty.
     """
     folder, calibration, identity = _opened(predictions, model, dataset_json)
+    has_probabilities = _has_probabilities(folder, limits, calibration)
     settings = folder.settings
     check_capacities(limits.capacities, settings.num_experts, named="-capacities")
     if limits.budget == 1:
@@ -77,15 +79,7 @@ def route_folder(
         )
         for name in tqdm(folder.cases, desc="Deciding", unit="case"):
             case = folder.case(name)
-            decision = decide(
-                case.routing,
-                dice_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
-                rule=settings.rule,
-                limits=limits.of_case,
-                spacing_mm=case.spacing,
-                calibration=calibration,
-                softmax=case.softmax,
-            )
+            decision = _decide(folder, case, limits.of_case, calibration, has_probabilities=has_probabilities)
             expected = _predicted_dice(folder, case, calibration)
             told = {} if limits.minutes is None else {"limits": limits.to_dict()}
             statistics = decision.statistics | told | expected
@@ -97,6 +91,59 @@ def route_folder(
             print(kept)
             deferred = kept.voxels
     return deferred / max(voxels, 1)
+
+
+def _has_probabilities(
+    folder: PredictionFolder | StockFolder, limits: Limits, calibration: ModelCalibration | None
+) -> bool:
+    """Whether all cases have saved probabilities. Without them, another budget can be kept, by the maps.
+
+    Raises:
+        InputError: If they are missing and needed for these limits or the calibration.
+    """
+    if not isinstance(folder, PredictionFolder):
+        return True
+    files = (file for case in folder.cases for file in (folder.routing_file(case), folder.softmax_file(case)))
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is None:
+        return True
+    needs = {
+        "no budget": limits.budget is None,
+        "capacities": limits.capacities is not None,
+        "answers as evidence": calibration is not None and calibration.evidence is not None,
+    }
+    if any(needs.values()):
+        reason = next(name for name, needed in needs.items() if needed)
+        raise InputError(
+            f"{missing} is missing, but a decision with {reason} requires probabilities: predict with "
+            "--save_probabilities, validate with --npz"
+        )
+    return False
+
+
+def _decide(
+    folder: PredictionFolder | StockFolder,
+    case: PredictedCase,
+    limits: Limits,
+    calibration: ModelCalibration | None,
+    *,
+    has_probabilities: bool,
+) -> Decision:
+    settings = folder.settings
+    if not has_probabilities:
+        earlier = RoutingMaps(case.route, case.probability, case.expert, case.gain)
+        return decide_again(
+            earlier, settings.num_experts, limits=limits, spacing_mm=case.spacing, calibration=calibration
+        )
+    return decide(
+        case.routing,
+        dice_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),
+        rule=settings.rule,
+        limits=limits,
+        spacing_mm=case.spacing,
+        calibration=calibration,
+        softmax=case.softmax,
+    )
 
 
 def _predicted_dice(
@@ -117,14 +164,6 @@ def _opened(
 ) -> tuple[PredictionFolder | StockFolder, ModelCalibration | None, maps.ModelIdentity]:
     if model is None:
         found = PredictionFolder.open(predictions, dataset_json, undecided=True)  # all is decided anew
-        missing = [
-            str(file)
-            for case in found.cases
-            for file in (found.routing_file(case), found.softmax_file(case))
-            if not file.is_file()
-        ]
-        if missing:
-            raise InputError(f"{missing[0]} is missing: predict with --save_probabilities, validate with --npz")
         return found, found.calibration, found.identity
     plans_file = model / "plans.json"
     plans = read_plans_json(plans_file)

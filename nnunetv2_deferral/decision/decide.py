@@ -131,6 +131,47 @@ def decide(
     return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, prior)
 
 
+def decide_again(
+    earlier: RoutingMaps,
+    num_experts: int,
+    *,
+    limits: Limits,
+    spacing_mm: Sequence[float],
+    calibration: ModelCalibration | None = None,
+) -> Decision:
+    """Decide within another budget from the maps of an earlier decision, which have the gain of one expert per voxel.
+
+    Args:
+        earlier: The maps; what they say about deferral (`route`) is not used.
+        num_experts: The number J of experts.
+        limits: The new limits, with a budget and without capacities, for which the gains of all experts are needed.
+        spacing_mm: Size of a voxel along each axis of S.
+        calibration: The model's calibration, for thresholds of limits over a dataset; or None.
+
+    Returns:
+        The decision: `route` is new, the other maps stay.
+
+    Raises:
+        InputError: If the limits are others, or over a dataset and the calibration has no thresholds for them.
+
+    Example:
+        >>> import numpy as np
+        >>> from nnunetv2_deferral import Limits
+        >>> score, expert = np.full(4, 0.5, np.float32), np.array([1, 1, 2, 2], np.uint8)
+        >>> maps = RoutingMaps(np.ones(4, np.uint8), score, expert, np.array([0.1, 0.4, 0.3, 0.2], np.float32))
+        >>> decide_again(maps, 2, limits=Limits(budget=0.5), spacing_mm=(1.0,)).maps.route
+        array([0, 1, 2, 0], dtype=uint8)
+    """
+    if limits.budget is None or limits.capacities is not None:
+        raise InputError("from the maps of an earlier decision another budget can be kept, and no capacities")
+    if limits.over == DATASET and calibration is None:
+        raise InputError("a budget over a dataset requires the thresholds of a calibration")
+    gains = np.zeros((num_experts, *earlier.gain.shape), dtype=np.float32)
+    np.put_along_axis(gains, earlier.expert[None].astype(np.int64) - 1, earlier.gain[None], axis=0)
+    route, statistics = _route_within(gains, gains, limits, calibration, spacing_mm)
+    return Decision(earlier._replace(route=route), statistics)
+
+
 def _by_rule(
     rule: RoutingRule,
     probabilities: np.ndarray,

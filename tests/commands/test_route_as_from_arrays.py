@@ -25,8 +25,8 @@ def arrays_of(case):
     return softmax, generator.random((3, *SHAPE), dtype=np.float32)
 
 
-def routed(root, objective, *words, calibration=None):
-    """The folder that the command makes of a prediction with saved probabilities."""
+def routed(root, objective, *words, calibration=None, saved=True):
+    """The folder that the command makes of a prediction, with saved probabilities or without."""
     settings = resolve_settings({"experts": list(EXPERTS), "objective": objective, "costs": [0.0, 0.1]})
     written = replace(deferral_folder(root / "in", ".nii.gz", EXPERTS), settings=settings, calibration=calibration)
     if calibration is not None:
@@ -35,8 +35,9 @@ def routed(root, objective, *words, calibration=None):
         softmax, right = arrays_of(case)
         written.write(case, decide(right, rule=settings.rule).maps, GEOMETRY)
         write_mask(root / "in" / f"{case}.nii.gz", softmax.argmax(0).astype(np.uint8))
-        np.savez_compressed(root / "in" / f"{case}.npz", probabilities=softmax)
-        maps.save_routing(root / "in", case, right)
+        if saved:
+            np.savez_compressed(root / "in" / f"{case}.npz", probabilities=softmax)
+            maps.save_routing(root / "in", case, right)
     (root / "in" / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
     main(["-i", str(root / "in"), "-o", str(root / "out"), *words])
     return PredictionFolder.open(root / "out")
@@ -57,6 +58,31 @@ def test_the_maps_are_those_of_decide(tmp_path, objective):
         np.testing.assert_allclose(case.gain, decision.maps.gain, atol=decision.maps.gain.max() / 65535)
         assert found.index["cases"][name]["expected_gain"] == pytest.approx(decision.statistics["expected_gain"])
         assert set(np.unique(case.route)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("objective", ["one_vs_all", "collaboration"])
+def test_without_saved_probabilities_another_budget_is_kept_by_the_maps(tmp_path, objective):
+    found = routed(tmp_path, objective, "-budget", "0.1", saved=False)
+    before = PredictionFolder.open(tmp_path / "in")
+    for name in found.cases:
+        case, earlier = found.case(name), before.case(name)
+        assert np.count_nonzero(case.route) == int(0.1 * case.route.size)
+        asked = case.route > 0
+        np.testing.assert_array_equal(case.route[asked], earlier.expert[asked])
+        assert earlier.gain[asked].min() >= earlier.gain[~asked].max()
+        for kind in ("probability", "expert", "gain"):
+            np.testing.assert_allclose(getattr(case, kind), getattr(earlier, kind), atol=1 / 65535)
+        assert found.index["cases"][name]["limits"] == {"budget": 0.1, "over": "case"}
+        assert found.index["cases"][name]["expected_gain"] == pytest.approx(case.gain[asked].sum(), rel=1e-3)
+
+
+def test_what_needs_the_gains_of_all_experts_is_refused_without_saved_probabilities(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        routed(tmp_path, "one_vs_all", "-budget", "0.1", "-capacities", "none", "0.04", saved=False)
+    assert "a decision with capacities requires probabilities: predict with --save_prob" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-min_region_mm", "2"])
+    assert "a decision with no budget requires probabilities" in capsys.readouterr().err
 
 
 def test_with_evidence_the_questions_are_those_of_ask(tmp_path):
