@@ -17,8 +17,9 @@ from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.settings import DeferralSettings
 
 TERMS = ("segmentation", "routing", "coherence", "balance")
+PHASES = ("train", "val")
 KEYS = (
-    *(f"{phase}_loss_{term}" for phase in ("train", "val") for term in TERMS),
+    *(f"{phase}_loss_{term}" for phase in PHASES for term in TERMS),
     "mean_fg_dice_system",
     "deferral_rate",
     "deferral_share",
@@ -61,9 +62,14 @@ def _draw(log: dict[str, list[Any]], settings: DeferralSettings) -> Figure:
     number = min(len(log[key]) for key in (*KEYS, "mean_fg_dice"))
     epochs = range(1, number + 1)
     marker = "o" if number == 1 else None
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    *losses, dice, load = figure.subplots(3, 2, sharex=True).flat
-    for axes, term in zip(losses, TERMS, strict=True):
+    # Terms that are not part of the objective are 0 throughout.
+    terms = [term for term in TERMS if any(map(any, (log[f"{phase}_loss_{term}"][:number] for phase in PHASES)))]
+    rows = math.ceil(len(terms) / 2) + 1
+    figure = Figure(figsize=(11, 3 * rows), layout="constrained")
+    *losses, dice, load = figure.subplots(rows, 2, sharex=True).flat
+    for axes in losses[len(terms) :]:
+        axes.remove()
+    for axes, term in zip(losses, terms, strict=False):
         axes.plot(epochs, log[f"train_loss_{term}"][:number], "-", marker=marker, color="tab:blue", label="training")
         axes.plot(epochs, log[f"val_loss_{term}"][:number], "--", marker=marker, color="tab:red", label="validation")
         _finish(axes, _TITLES[term])
@@ -77,6 +83,8 @@ def _draw(log: dict[str, list[Any]], settings: DeferralSettings) -> Figure:
     _finish(load, "voxels deferred [%]")
     for axes in (dice, load):
         axes.set_xlabel("epoch")
+    if number == 1:
+        dice.set_xlim(0.5, 1.5)  # of all, which share it
     return figure
 
 
@@ -84,4 +92,4 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -358,7 +358,7 @@ class App {
           ...this.totals.experts.map((row, i) =>
             h(
               "tr",
-              { title: `${count(row.answered_voxels)} of ${count(row.voxels)} voxels answered` },
+              { title: `${count(row.answered_voxels)} of ${count(row.voxels)} voxels answered, ${minutes(row.minutes)}` },
               nameCell(row.expert, css(expertColour(i + 1))),
               h("td.number", {}, `${row.submitted}/${row.cases}`),
               h("td.number", {}, minutes(row.minutes)),
