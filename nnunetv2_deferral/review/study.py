@@ -397,6 +397,7 @@ class Study:
             turned_route = turn.to_canonical(route)
             regions = region_labels(turned_route)[turned_route > 0]
             ranks: tuple[int | None, ...] = (None,) * int(regions.max(initial=0))
+            left_out = (0,) * len(self.experts)
         else:
             listed = self.worklist.labels(name, everything, predicted.properties)
             route = np.where(listed > 0, everything, 0).astype(np.uint8)
@@ -407,7 +408,8 @@ class Study:
             )
             regions = (regions + 1).astype(np.int32)
             ranks = tuple(self._rank(name, *divmod(key, MAX_REGIONS + 1)) for key in keys.tolist())
-        numbers = range(1, len(self.experts) + 1)
+            numbers = range(1, len(self.experts) + 1)
+            left_out = tuple(int((everything == number).sum() - (route == number).sum()) for number in numbers)
         firsts = np.zeros(len(ranks) + 1, dtype=np.uint8)
         firsts[regions] = turned_route[turned_route > 0]
         return ReviewedCase(
@@ -420,7 +422,7 @@ class Study:
             regions=regions,
             readers=tuple(self._readers(name, region, int(firsts[region])) for region in range(1, len(firsts))),
             ranks=ranks,
-            left_out=tuple(int((everything == number).sum() - (route == number).sum()) for number in numbers),
+            left_out=left_out,
         )
 
     def _rank(self, case: str, expert: int, label: int) -> int | None:
@@ -449,9 +451,10 @@ class Study:
 
 def _narrow(values: np.ndarray) -> np.ndarray:
     """Convert to the smallest type that represents all values exactly, to reduce the transfer to the browser."""
+    low, high = values.min(initial=0), values.max(initial=0)
     for kind in (np.uint8, np.int16):
         limits = np.iinfo(kind)
-        if values.min(initial=0) >= limits.min and values.max(initial=0) <= limits.max:
+        if low >= limits.min and high <= limits.max:
             narrow = values.astype(kind)
             if np.array_equal(narrow, values):
                 return narrow
