@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunetv2_deferral.benchmark.training import end_group, environment, last_lines
 from nnunetv2_deferral.errors import InputError
@@ -84,7 +87,7 @@ class Job:
             JobError: If the command fails, or ends well without its outputs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone(watch) as inherited, self.log.open("ab") as output:
+        with self._alone(watch) as lock, self.log.open("ab") as output:
             begun, start = datetime.now(timezone.utc), time.monotonic()
             output.write(f"\n$ {' '.join(self.words)}\n".encode())
             output.flush()
@@ -94,8 +97,12 @@ class Job:
                 stderr=subprocess.STDOUT,
                 env=environment(),
                 start_new_session=True,
-                pass_fds=inherited,
+                pass_fds=() if lock is None else (lock.fileno(),),
             )
+            if lock is not None:
+                lock.truncate(0)
+                lock.write(f"{platform.node()} {process.pid}".encode())
+                lock.flush()
             try:
                 while process.poll() is None:
                     watch()
@@ -115,13 +122,31 @@ class Job:
         write_json(content, self.record_file)
 
     @contextmanager
-    def _alone(self, watch: Callable[[], None]) -> Iterator[tuple[int, ...]]:
+    def _alone(self, watch: Callable[[], None]) -> Iterator[IO[bytes] | None]:
         """Hold the lock of the job, which the command inherits, because it goes on if this process is killed."""
+        file = self.log.with_suffix(".lock")
         while True:
             try:
-                with locked(self.log.with_suffix(".lock")) as lock:
-                    yield () if lock is None else (lock.fileno(),)
+                with locked(file) as lock:
+                    yield lock
                 return
             except BlockingIOError:
+                _end_orphans(file)
                 watch()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _end_orphans(lock: Path) -> None:
+    """End the processes that a command of this machine has left if its main process, noted in its lock, is gone.
+
+    They may wait for it forever, and hold the lock that they inherited.
+    """
+    try:
+        machine, process = lock.read_text().split()
+        if machine == platform.node():
+            os.kill(int(process), 0)
+    except ProcessLookupError:
+        with suppress(AttributeError, OSError):  # Windows, or they are gone, too
+            os.killpg(int(process), signal.SIGKILL)
+    except (OSError, ValueError):
+        pass  # nothing is noted yet, or the process is somebody else's

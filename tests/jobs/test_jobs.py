@@ -145,6 +145,27 @@ if f.read_text() == "x":
     assert manifest["jobs"]["evaluate"]["attempts"] == 2
 
 
+def test_children_do_not_keep_the_next_run_from_repeating_a_job_that_was_killed_with_its_engine(tmp_path):
+    file, child = tmp_path / "file", tmp_path / "child"
+    code = f"""
+import os, time
+{WRITES.format(file=str(file))}
+if f.read_text() == "x":
+    if not os.fork():
+        Path({str(child)!r}).write_text(f"{{os.getppid()}}")
+    time.sleep(600)
+"""
+    plan = MadeUpPlan(tmp_path, [job(tmp_path, code, outputs=(file,))])
+    engine = multiprocessing.get_context("fork").Process(target=run, args=(plan,))
+    engine.start()
+    wait_for(lambda: child.exists() and child.read_text())
+    os.kill(engine.pid, signal.SIGKILL)
+    engine.join()
+    os.kill(int(child.read_text()), signal.SIGKILL)
+    run(plan)
+    assert file.read_text() == "xx"
+
+
 def test_a_job_that_ends_without_its_outputs_has_failed(tmp_path):
     plan = MadeUpPlan(tmp_path, [job(tmp_path, "0", outputs=(tmp_path / "mask",))])
     with pytest.raises(JobError, match="evaluate ended without an error, but .*mask does not exist"):
