@@ -20,13 +20,14 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
 from nnunetv2_deferral.nnunet.experiment import SPLITS, Experiment, Method
+from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY
 from nnunetv2_deferral.text import differences, listed
 
 # Keys that may differ between the plans of compared methods: names, planners and deferral (including calibration, which
 # is fitted after training and not used in final validations).
 _FREE_KEYS = {
     *("plans_name", "configurations", "experiment_planner_used", "continue_training"),
-    *("deferral", "deferral_model", "deferral_planner_used", CALIBRATION_KEY),
+    *("deferral", "deferral_model", "deferral_planner_used", CALIBRATION_KEY, MULTI_RATER_KEY),
 }
 _LABEL_KEYS = ("labels", "regions_class_order", "channel_names", "file_ending")
 _SPLIT_SIZES = re.compile(r"This split has (\d+) training and (\d+) validation cases")

@@ -351,6 +351,9 @@ def test_methods_with_probabilities_are_compared_with_all_raters(trained, capsys
         reference = read(experiment.preprocessed / "gt_segmentations" / f"{case}.png")
         write(experiment.raw / "expertsTr" / "ann" / f"{case}.png", reference)
         write(experiment.raw / "expertsTr" / "bob" / f"{case}.png", with_errors(reference, 20, place))
+    plans = experiment.model(STOCK) / "plans.json"  # as nnUNetTrainerMultiRater leaves them
+    of_raters = {"trainer": STOCK.trainer, "raters": ["ann", "bob"], "has_regions": False}
+    plans.write_text(json.dumps(json.loads(plans.read_text()) | {"multi_rater": of_raters}))
     for fold, names in experiment.cases().items():
         for case in names:
             mask = read(experiment.validation(STOCK, fold) / f"{case}.png")
