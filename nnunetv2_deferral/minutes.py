@@ -16,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.effort import Measured, WorkTime, best_within_limits, measure
+from nnunetv2_deferral.decision.effort import Measured, WorkTime, best_within_limits, measure_case
 from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.defaults import MEASURED_BY
 from nnunetv2_deferral.files import write_json
@@ -75,19 +74,6 @@ def keep_minutes(predictions: Path, minutes: float, time: WorkTime, dataset_json
         _keep(folder, case, measured, of_case, time)
     voxels = np.concatenate([each.voxels for each in found])
     return Kept(int(kept.sum()), len(kept), math.fsum(work[kept]), math.fsum(work), int(voxels[kept].sum()))
-
-
-def measure_case(case: PredictedCase, labels: np.ndarray, time: WorkTime, *, unit: str) -> Measured:
-    """Measure the regions of a case; its gain and probability are read only if it has any.
-
-    Args:
-        case: The case, with arrays of three axes.
-        labels: Integer (Z, Y, X), its regions, from :func:`.region_labels`.
-        time: Working time of regions.
-        unit: Unit of its spacing, `"mm"` or `"pixels"`.
-    """
-    gain, probability = (case.gain, case.probability) if labels.any() else (labels, labels)
-    return measure(labels, gain, probability, time, spacing_mm=case.spacing if unit == "mm" else None)
 
 
 _CHOSEN_BY = ("minutes", "expected_gain")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -106,6 +106,35 @@ def measure(
     means = np.bincount(numbers, weights=probability[where])[1:] / voxels
     border = None if spacing_mm is None else border_lengths_mm(labels, spacing_mm)
     return Measured(voxels, gains, means, border, time.minutes(edit_cm(means, border)))
+
+
+class MapsOfCase(Protocol):
+    """What is measured of a case; maps are read from files when they are first used."""
+
+    @property
+    def gain(self) -> np.ndarray:
+        """The expected gain of each voxel."""
+
+    @property
+    def probability(self) -> np.ndarray:
+        """The deferral score of each voxel."""
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The size of a voxel."""
+
+
+def measure_case(case: MapsOfCase, labels: np.ndarray, time: WorkTime, *, unit: str) -> Measured:
+    """Measure the regions of a case; its gain and probability are read only if it has any.
+
+    Args:
+        case: The case, with arrays of three axes.
+        labels: Integer (Z, Y, X), its regions, from :func:`.region_labels`.
+        time: Working time of regions.
+        unit: Unit of its spacing, `"mm"` or `"pixels"`.
+    """
+    gain, probability = (case.gain, case.probability) if labels.any() else (labels, labels)
+    return measure(labels, gain, probability, time, spacing_mm=case.spacing if unit == "mm" else None)
 
 
 def border_lengths_mm(labels: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

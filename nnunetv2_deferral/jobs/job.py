@@ -142,11 +142,16 @@ def _end_orphans(lock: Path) -> None:
     They may wait for it forever, and hold the lock that they inherited.
     """
     try:
-        machine, process = lock.read_text().split()
-        if machine == platform.node():
-            os.kill(int(process), 0)
+        machine, text = lock.read_text().split()
+        process = int(text)
+    except (OSError, ValueError):
+        return  # nothing is noted yet
+    if machine != platform.node():
+        return
+    try:
+        os.kill(process, 0)
     except ProcessLookupError:
         with suppress(AttributeError, OSError):  # Windows, or they are gone, too
-            os.killpg(int(process), signal.SIGKILL)
-    except (OSError, ValueError):
-        pass  # nothing is noted yet, or the process is somebody else's
+            os.killpg(process, signal.SIGKILL)
+    except OSError:
+        pass  # it is somebody else's

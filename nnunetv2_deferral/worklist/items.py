@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits
+from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits, measure_case
 from nnunetv2_deferral.decision.regions import Region, describe_regions, region_labels
-from nnunetv2_deferral.minutes import measure_case
 from nnunetv2_deferral.routing import ONE_VS_ALL
 
 # From this probability of disagreement on, two are to be asked.

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.cases import PredictedCase
-from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits
+from nnunetv2_deferral.decision.effort import WorkTime, best_within_limits, measure_case
 from nnunetv2_deferral.decision.regions import region_labels
-from nnunetv2_deferral.minutes import measure_case
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
 
