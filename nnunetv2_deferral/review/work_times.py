@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
@@ -182,6 +181,8 @@ class _Answer(NamedTuple):
 
 
 def _fitted(answers: list[_Answer]) -> FittedTimes:
+    from scipy.optimize import nnls  # imported here because it is slow to import
+
     minutes, regions, length, edited = np.array(answers, dtype=np.float64).T
     # The error of a sum of so many regions grows with the root of their number.
     weight = 1 / np.sqrt(regions)
