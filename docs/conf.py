@@ -60,7 +60,7 @@ html_title = f"{project} {release}"
 html_show_sphinx = False
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["equations.css"]
+html_css_files = ["site.css"]
 
 
 def escape_shapes(_app, _what, _name, _object, _options, lines):

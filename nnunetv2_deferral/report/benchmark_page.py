@@ -229,7 +229,7 @@ def _scores(results: Mapping[str, Any], group: _Group) -> list[Part]:
 
 def _raters(results: Mapping[str, Any]) -> list[Section]:
     """Scores against all raters of the dataset; nothing without any."""
-    rows = list(against_raters(results["methods"], results["regions"]))
+    rows = [[_on_two_lines(cell) for cell in row] for row in against_raters(results["methods"], results["regions"])]
     if not rows:
         return []
     table = Table(caption="Dice and calibration, against all raters", head=list(AGAINST_RATERS), rows=rows)
@@ -258,7 +258,11 @@ def _times(results: Mapping[str, Any], names: Sequence[str]) -> Section:
 
 def _broken(found: Mapping[str, float], *, signed: bool = False) -> str:
     """An estimate with its interval on a second line."""
-    return interval_text(found, signed=signed).replace(" [", "\n[").replace(", ", ",\N{NO-BREAK SPACE}")
+    return _on_two_lines(interval_text(found, signed=signed))
+
+
+def _on_two_lines(interval: str) -> str:
+    return interval.replace(" [", "\n[").replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def _background(results: Mapping[str, Any], names: Sequence[str]) -> Section:
