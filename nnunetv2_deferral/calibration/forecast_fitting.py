@@ -122,9 +122,12 @@ def text(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
     def line(name: str, found: Mapping[str, Any]) -> str:
         if not found["cases"]:
             return f"  predicted Dice of {name}: not checked, because too few cases are left if patients are held back"
+        found_in = f"in {found['cases']} cases of patients held back"
+        if not (found["spearman"] or 0) > 0:  # NaN, too
+            found_in += ": it does not tell good masks from bad ones"
         return (
             f"  predicted Dice of {name}: wrong by {shown(found['mean_absolute_error'])} on average, Spearman "
-            f"{shown(found['spearman'])}, in {found['cases']} cases of patients held back"
+            f"{shown(found['spearman'])}, {found_in}"
         )
 
     return [line(name, found) for name, found in report.items()]
