@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_deferral.evaluation.rater_calibration import RaterCalibration
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
-from nnunetv2_deferral.nnunet.rater_evaluation import RaterInputs
+from nnunetv2_deferral.nnunet.rater_evaluation import RaterInputs, evaluate_raters
 from nnunetv2_deferral.raters import FOLDER, declared_raters
 
 
@@ -46,9 +45,5 @@ def score_against_raters(
         )
         for folder in folds
     ]
-    statistics = RaterCalibration(opened[0].predictions.files.regions, opened[0].masks.experts)
-    for inputs in opened:
-        for case in inputs.predictions.cases:
-            inputs.add_to(statistics, case)
-    summary = statistics.summary(groups=groups, seed=seed)
+    summary = evaluate_raters(*opened, groups=groups, bootstrap_seed=seed)
     return {key: summary[key] for key in ("raters", "calibration", "dice")}

@@ -144,20 +144,20 @@ def _trainer_of(plans: Mapping[str, Any]) -> str | None:
 
 
 def evaluate_raters(
-    inputs: RaterInputs, *, groups: Mapping[str, Any] | None = None, bootstrap_seed: int = 0
+    *inputs: RaterInputs, groups: Mapping[str, Any] | None = None, bootstrap_seed: int = 0
 ) -> dict[str, Any]:
     """Evaluate all cases, with one case in memory at a time.
 
     Args:
-        inputs: The inputs.
+        inputs: The inputs, one or one for each fold, of the same dataset and raters.
         groups: For each case its group; None for each case by itself.
         bootstrap_seed: Seed of the intervals.
 
     Returns:
         The content of `rater_calibration.json`, see docs/reference/evaluation.md.
     """
-    files = inputs.predictions.files
-    statistics = RaterCalibration(files.regions, inputs.masks.experts)
-    for name in tqdm(inputs.predictions.cases, desc="Evaluating", unit="case"):
-        inputs.add_to(statistics, name)
+    statistics = RaterCalibration(inputs[0].predictions.files.regions, inputs[0].masks.experts)
+    cases = [(each, name) for each in inputs for name in each.predictions.cases]
+    for each, name in tqdm(cases, desc="Evaluating", unit="case"):
+        each.add_to(statistics, name)
     return statistics.summary(groups=groups, seed=bootstrap_seed) | {"versions": versions()}
