@@ -14,7 +14,7 @@ FOLDERS = {PACKAGE: PACKAGE} | {name: f"{PACKAGE}.{name}" for name in ("expert_s
 LAYERS = (
     ("errors", "defaults"),
     ("files", "processes", "arrays", "text", "names", "installed", "environment", "channels", "labels", "head_place"),
-    ("schema", "image_files", "parts", "uncertainty"),
+    ("schema", "image_files", "parts", "uncertainty", "logged_commands"),
     ("expert_sim", "routing", "geometry", "fusion", "readings", "multi_rater"),
     ("experts", "evidence", "forecast"),
     ("cases", "decision", "dataset", "image_shifts"),

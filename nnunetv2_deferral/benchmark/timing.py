@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,11 +16,13 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, Strict
 from typing_extensions import NotRequired, TypedDict
 
-from nnunetv2_deferral.benchmark.training import TrainingError, end_group, environment, last_lines
+from nnunetv2_deferral.benchmark.trainers import environment
+from nnunetv2_deferral.benchmark.training import TrainingError
 from nnunetv2_deferral.benchmark.verification import training_logs
 from nnunetv2_deferral.dataset import read_dataset_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import find_script
+from nnunetv2_deferral.logged_commands import run_logged
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.schema import Text, read_validated_json
 from nnunetv2_deferral.text import listed
@@ -146,18 +147,12 @@ def _raw_images(experiment: Experiment, case: str) -> list[Path]:
 
 
 def _time(command: Sequence[str], log: Path) -> float:
-    with log.open("wb") as output:
-        begin = time.monotonic()
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
-        )
-        try:
-            process.wait()
-        finally:
-            end_group(process)
-        seconds = time.monotonic() - begin
-    if process.returncode:
-        raise TrainingError(f"nnUNetv2_predict failed with exit code {process.returncode}:\n{last_lines(log)}")
+    log.unlink(missing_ok=True)
+    begin = time.monotonic()
+    failure = run_logged(command, log, environment=environment())
+    seconds = time.monotonic() - begin
+    if failure:
+        raise TrainingError(f"nnUNetv2_predict {failure}")
     return seconds
 
 

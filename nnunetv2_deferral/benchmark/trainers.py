@@ -78,3 +78,8 @@ def trainers_path() -> str:
     ours = str(trainers_folder())
     theirs = [path for path in (nnUNet_extTrainer.get() or "").split(os.pathsep) if path.strip()]
     return os.pathsep.join(theirs if any(Path(path).resolve() == Path(ours) for path in theirs) else [ours, *theirs])
+
+
+def environment() -> dict[str, str]:
+    """The environment for nnU-Net's commands: the current one, with our trainers and unbuffered output."""
+    return {**os.environ, "nnUNet_extTrainer": trainers_path(), "PYTHONUNBUFFERED": "1"}

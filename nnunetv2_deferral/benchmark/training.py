@@ -8,25 +8,18 @@ without a chance to do so (SIGKILL), the training continues and holds a lock tha
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from nnunetv2_deferral.benchmark.state import FINAL, FoldState, Stage, fold_state
-from nnunetv2_deferral.benchmark.trainers import is_deferral_trainer, is_frozen, learns_agreement, trainers_path
+from nnunetv2_deferral.benchmark.trainers import environment, is_deferral_trainer, is_frozen, learns_agreement
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import locked
 from nnunetv2_deferral.installed import find_script
+from nnunetv2_deferral.logged_commands import inherited_lock, run_logged
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
-
-_NUM_LAST_LINES = 15
-_SECONDS_TO_END = 10
 
 
 class TrainingError(RuntimeError):
@@ -79,7 +72,7 @@ class Training:
         """Complete the fold.
 
         Args:
-            watch: Called about twice a second while the training runs.
+            watch: Called a few times a second while the training runs.
 
         Raises:
             TrainingError: If nnUNetv2_train fails or ends without a complete validation, or another process is training
@@ -91,7 +84,9 @@ class Training:
                 return
             for file in state.broken:
                 file.replace(file.with_name(f"{file.name}.broken"))
-            self._run(self.command(state.stage), lock, watch)
+            failure = run_logged(self.command(state.stage), self.log, environment=environment(), lock=lock, watch=watch)
+            if failure:
+                raise TrainingError(f"{self}: nnUNetv2_train {failure}")
             if (state := self.state()).stage is not Stage.DONE:
                 raise TrainingError(f"{self}: nnUNetv2_train ended without an error, but {state.problem}")
 
@@ -116,34 +111,13 @@ class Training:
             raise TrainingError(f"{self} starts from {self.pretrained}, which is missing")
         return [*words, "-pretrained_weights", str(self.pretrained)]
 
-    def _run(self, command: Sequence[str], lock: IO[bytes] | None, watch: Callable[[], None]) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as output:
-            output.write(f"\n$ {' '.join(command)}\n".encode())
-            output.flush()
-            inherited: dict[str, Any] = {} if lock is None else {"pass_fds": (lock.fileno(),)}
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True, **inherited
-            )
-            try:
-                while process.poll() is None:
-                    watch()
-                    time.sleep(0.5)
-            finally:
-                end_group(process)
-        if process.returncode:
-            raise TrainingError(
-                f"{self}: nnUNetv2_train failed with exit code {process.returncode}:\n{last_lines(self.log)}\n"
-                f"The complete log is {self.log}"
-            )
-
     @contextmanager
     def _alone(self) -> Iterator[IO[bytes] | None]:
         """Hold the fold's lock, which the training process inherits and holds until it ends."""
         file = self.folder.parent / f".benchmark_fold_{self.fold}.lock"
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(locked(file))
+                lock = stack.enter_context(inherited_lock(file))
             except OSError as error:
                 raise TrainingError(
                     f"{self} is already being trained by another process ({file} is locked; a training continues when "
@@ -192,35 +166,3 @@ def trainings_of(
             for fold in experiment.folds
         ]
     return trainings
-
-
-def environment() -> dict[str, str]:
-    """The environment for nnU-Net's commands: the current one, with our trainers and unbuffered output."""
-    return {**os.environ, "nnUNet_extTrainer": trainers_path(), "PYTHONUNBUFFERED": "1"}
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its process group, with SIGTERM and then SIGKILL.
-
-    Of a process that failed or was killed, as by a system without memory, the group is ended, too: its children may
-    wait for it forever, and keep the locks that they inherited.
-    """
-    for sign in ("SIGTERM", "SIGKILL"):
-        if process.poll() is not None:
-            break
-        try:
-            os.killpg(process.pid, getattr(signal, sign))
-        except (AttributeError, ProcessLookupError):  # Windows, or already ended
-            process.kill()
-        try:
-            process.wait(timeout=_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            continue
-    if process.returncode:
-        with suppress(AttributeError, OSError):  # Windows, or nothing is left
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def last_lines(log: Path) -> str:
-    """The end of a log, indented."""
-    return "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-_NUM_LAST_LINES:])

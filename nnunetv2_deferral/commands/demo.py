@@ -14,6 +14,7 @@ from nnunetv2_deferral.demo.pipeline import COMMAND, NUM_TEST, StepError, run_de
 from nnunetv2_deferral.demo.report import DemoFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json
+from nnunetv2_deferral.processes import ended_by_signals
 from nnunetv2_deferral.report.tables import deferral_rows, score_rows
 
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device if given.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     begin = time.monotonic()
     try:
-        files = run_demo(Path(given.o), device=device, overwrite=given.overwrite)
+        with ended_by_signals():
+            files = run_demo(Path(given.o), device=device, overwrite=given.overwrite)
     except InputError as error:
         parser.error(str(error))
     except StepError as error:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from nnunetv2_deferral.environment import ENVIRONMENT
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.installed import find_script, trainers_folder
+from nnunetv2_deferral.logged_commands import run_logged
 
 COMMAND = "nnUNetv2_deferral_demo"
 SEED = 501
@@ -45,7 +44,6 @@ _OWN_ENTRIES = (
     *("overview.png", "report.html", "table.json", "table.md", _MARKER),
 )
 _EPOCH = re.compile(rb"(?:^|\s)Epoch (\d+)\s*$", re.MULTILINE)
-_NUM_LAST_LINES = 15
 
 
 class StepError(RuntimeError):
@@ -149,23 +147,16 @@ def run_step(step: Step, *, logs: Path, environment: Mapping[str, str]) -> None:
     """
     log = logs / f"{step.log_name}.log"
     command = [find_script(step.arguments[0]), *step.arguments[1:]]
-    with log.open("wb") as output:
-        variables = {**environment, **step.variables}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
-        try:
-            with _progress(step) as bar:
-                while process.poll() is None:
-                    time.sleep(0.3)
-                    _show(bar, _epochs_begun(log, step))
-                _show(bar, step.epochs if process.returncode == 0 else 0)
-        finally:
-            _end(process)
-    if process.returncode:
-        last = "\n".join(f"  {line}" for line in log.read_text(errors="replace").splitlines()[-_NUM_LAST_LINES:])
-        raise StepError(
-            f"{step.title} failed ({step.arguments[0]}, exit code {process.returncode}):\n{last}\n"
-            f"The complete log is {log}"
+    with _progress(step) as bar:
+        failure = run_logged(
+            command,
+            log,
+            environment={**environment, **step.variables},
+            watch=lambda: _show(bar, _epochs_begun(log, step)),
         )
+        _show(bar, 0 if failure else step.epochs)
+    if failure:
+        raise StepError(f"{step.title}: {step.arguments[0]} {failure}")
 
 
 def run_demo(out: Path, *, device: str, overwrite: bool = False) -> DemoFiles:
@@ -215,12 +206,3 @@ def _epochs_begun(log: Path, step: Step) -> int:
     """The number of the current epoch according to the log; 0 before the first."""
     begun = _EPOCH.findall(log.read_bytes()) if step.epochs else []
     return int(begun[-1]) if begun else 0
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a command to end, then terminate it; an interrupted command first gets time to stop its workers."""
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()

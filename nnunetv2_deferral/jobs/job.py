@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from nnunetv2_deferral.benchmark.training import end_group, environment, last_lines
+from nnunetv2_deferral.benchmark.trainers import environment
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.files import locked, read_json, write_json
+from nnunetv2_deferral.files import read_json, write_json
+from nnunetv2_deferral.logged_commands import inherited_lock, run_logged
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -86,31 +83,11 @@ class Job:
         Raises:
             JobError: If the command fails, or ends well without its outputs.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone(watch) as lock, self.log.open("ab") as output:
+        with self._alone(watch) as lock:
             begun, start = datetime.now(timezone.utc), time.monotonic()
-            output.write(f"\n$ {' '.join(self.words)}\n".encode())
-            output.flush()
-            process = subprocess.Popen(  # noqa: S603 - the words of this package and of its user, without a shell
-                self.words,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-                start_new_session=True,
-                pass_fds=() if lock is None else (lock.fileno(),),
-            )
-            if lock is not None:
-                lock.truncate(0)
-                lock.write(f"{platform.node()} {process.pid}".encode())
-                lock.flush()
-            try:
-                while process.poll() is None:
-                    watch()
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
-            finally:
-                end_group(process)
-        if process.returncode:
-            raise JobError(f"{self} failed with exit code {process.returncode}:\n{last_lines(self.log)}\n  {self.log}")
+            failure = run_logged(self.words, self.log, environment=environment(), lock=lock, watch=watch)
+        if failure:
+            raise JobError(f"{self} {failure}")
         if missing := self.missing():
             raise JobError(f"{self} ended without an error, but {missing[0]} does not exist ({len(missing)} files)")
         content = {
@@ -124,34 +101,11 @@ class Job:
     @contextmanager
     def _alone(self, watch: Callable[[], None]) -> Iterator[IO[bytes] | None]:
         """Hold the lock of the job, which the command inherits, because it goes on if this process is killed."""
-        file = self.log.with_suffix(".lock")
         while True:
             try:
-                with locked(file) as lock:
+                with inherited_lock(self.log.with_suffix(".lock")) as lock:
                     yield lock
                 return
             except BlockingIOError:
-                _end_orphans(file)
                 watch()
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-
-def _end_orphans(lock: Path) -> None:
-    """End the processes that a command of this machine has left if its main process, noted in its lock, is gone.
-
-    They may wait for it forever, and hold the lock that they inherited.
-    """
-    try:
-        machine, text = lock.read_text().split()
-        process = int(text)
-    except (OSError, ValueError):
-        return  # nothing is noted yet
-    if machine != platform.node():
-        return
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        with suppress(AttributeError, OSError):  # Windows, or they are gone, too
-            os.killpg(process, signal.SIGKILL)
-    except OSError:
-        pass  # it is somebody else's

@@ -159,7 +159,7 @@ def test_the_head_is_trained_on_the_network_of_the_stock_training(tmp_path):
 def test_a_failing_step_shows_the_end_of_its_log_and_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_script", lambda _: sys.executable)
     code = "print(*range(100), sep='\\n'); raise SystemExit(3)"
-    with pytest.raises(demo.StepError, match=r"Failing failed \(thing, exit code 3\)") as error:
+    with pytest.raises(demo.StepError, match=r"Failing: thing failed with exit code 3") as error:
         demo.run_step(demo.Step("failing", "Failing", ("thing", "-c", code)), logs=tmp_path, environment=os.environ)
     assert "  99\n" in str(error.value) and "  10\n" not in str(error.value)
     assert str(tmp_path / "failing.log") in str(error.value)
