@@ -1,7 +1,7 @@
 """Compares how a network learns from several raters: ordinal, majority, mean label, a random rater per sample.
 
     python measurements/multi_rater.py -d 501 -c 2d -f 0 -p nnUNetDeferralCPUPlans [-epochs 5] [-iterations 250]
-        [-features 8 -batch_size 4] [-groups groups.json] [-methods ordinal majority ...] [--score_only]
+        [-features 8 -batch_size 4 [-patch 256 256]] [-groups groups.json] [-methods ordinal majority ...] [--score_only]
 
 Each network is trained by `nnUNetv2_train` on the CPU and validated with --npz; trainings whose validation is complete
 are not repeated. Its validation cases are then scored against all raters as `nnUNetv2_deferral_evaluate_raters` does.
@@ -59,8 +59,11 @@ def small_plans(options: argparse.Namespace) -> str:
     folder = Path(str(nnUNet_preprocessed), maybe_convert_to_dataset_name(int(options.d)))
     plans = json.loads((folder / f"{options.p}.json").read_text())
     name = f"{options.p}Small{options.features}x{options.batch_size}"
+    if options.patch:
+        name += f"_{'x'.join(map(str, options.patch))}"
     configuration = plans["configurations"][options.c]
     configuration["batch_size"] = options.batch_size
+    configuration["patch_size"] = options.patch or configuration["patch_size"]
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [
         min(options.features * 2**stage, 8 * options.features) for stage in range(network["n_stages"])
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("-iterations", type=int, default=250)
     parser.add_argument("-features", type=int, help="features of the first stage. Default: those of the plans")
     parser.add_argument("-batch_size", type=int, default=4, help="with -features")
+    parser.add_argument("-patch", type=int, nargs="+", help="with -features; divisible by the network's strides")
     parser.add_argument("-threads", type=int, default=1)
     parser.add_argument("-methods", nargs="+", choices=OPTIONS, default=list(OPTIONS)[:4])
     parser.add_argument("-groups", type=Path)
