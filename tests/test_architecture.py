@@ -1,6 +1,7 @@
 """Rooms stand above what they use: imports point down, never up and never in a circle."""
 
 import ast
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -102,6 +103,11 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 def test_every_room_has_its_layer():
     assert {room(name) for name in MODULES if name != PACKAGE} == set(LEVEL)
+
+
+def test_every_room_is_named_in_the_layout():
+    layout = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("\n## ")[0]
+    assert [room for room in LEVEL if not re.search(rf"\b{room}\b", layout)] == []
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {PACKAGE}))
