@@ -55,6 +55,7 @@ class PredictedCase:
         probability: np.ndarray | Stored | None = None,
         expert: np.ndarray | Stored | None = None,
         gain: np.ndarray | Stored | None = None,
+        gains: np.ndarray | Stored | None = None,
         softmax: np.ndarray | Stored | None = None,
         routing: np.ndarray | Stored | None = None,
         prior: PriorMap | Stored | None = None,
@@ -72,6 +73,7 @@ class PredictedCase:
             probability: The probability map.
             expert: The expert map.
             gain: The gain map.
+            gains: The gains of all experts.
             softmax: The model's probabilities.
             routing: The routing probabilities.
             prior: The prior of the evidence model.
@@ -89,6 +91,7 @@ class PredictedCase:
             "probability": probability,
             "expert": expert,
             "gain": gain,
+            "gains": gains,
             "softmax": softmax,
             "routing": routing,
             "prior": prior,
@@ -169,6 +172,14 @@ class PredictedCase:
     def gain(self) -> np.ndarray:
         """float32 of shape S, not negative: expected gain in the Dice of the case from asking `expert`."""
         return self._within("gain", self._map("gain"), np.inf)
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """float32 (J, *S), not negative: expected gain from asking each expert, 0 where asking would not help."""
+        gains = self._read("gains")
+        experts = gains.shape[:1] if self.num_experts is None else (self.num_experts,)
+        self._check_shape("gains", gains, (*experts, *self.model.shape))
+        return self._within("gains", gains, np.inf)
 
     @cached_property
     def disagreement(self) -> np.ndarray | None:

@@ -5,6 +5,7 @@
     <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          expected gain from asking that expert, in the Dice of the case
+    <folder>/deferral/gains/<case>.npz            with several experts: expected gains of all, where any is positive
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
@@ -33,6 +34,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.gains import gain_unit
+from nnunetv2_deferral.decision.kept_gains import KeptGains
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
@@ -92,6 +94,11 @@ MAP_FILES = dict(zip(MAPS, (route_file, probability_file, expert_file, gain_file
 def routing_file(folder: Path, case: str) -> Path:
     """The J + 1 routing probabilities that the maps of a case are computed from."""
     return folder / FOLDER / "routing" / f"{case}.npz"
+
+
+def gains_file(folder: Path, case: str) -> Path:
+    """The gains of all experts where asking helps, written with the gain map if there are several experts."""
+    return folder / FOLDER / "gains" / f"{case}.npz"
 
 
 def prior_file(folder: Path, case: str) -> Path:
@@ -321,6 +328,7 @@ class DeferralFolder:
         properties: dict[str, Any],
         statistics: Mapping[str, Any] | None = None,
         *,
+        gains: np.ndarray | None = None,
         prior: PriorMap | None = None,
         answered: EarlierAnswers | None = None,
     ) -> None:
@@ -331,9 +339,12 @@ class DeferralFolder:
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
             properties: nnU-Net's properties of the case, including its geometry.
             statistics: What else to note in the entry.
+            gains: The gains of all experts, real (J, *S), or None.
             prior: The prior, or None.
             answered: The questions and answers of earlier rounds, or None.
         """
+        if gains is not None and len(gains) > 1 and "gain" in self.kinds:
+            _save_arrays(KeptGains.of(gains)._asdict(), gains_file(self.folder, case))
         if prior is not None:
             content = {"prior": to_steps(prior.logits), "areas": prior.areas}
             _save_arrays(content, prior_file(self.folder, case))
@@ -388,6 +399,7 @@ def write_maps(
     file_ending: str,
     experts: Sequence[str | ExpertProfile],
     statistics: Mapping[str, Any] | None = None,
+    gains: np.ndarray | None = None,
     **settings: Any,
 ) -> None:
     """Write maps computed from arrays to the files that :class:`.PredictionFolder` and the commands read.
@@ -404,6 +416,7 @@ def write_maps(
         file_ending: Such as `.nii.gz`.
         experts: The experts in routing order: names of raters, and profiles of simulated experts.
         statistics: What else to note in the entry of the case, such as `decision.statistics`.
+        gains: The gains of all experts, `decision.gains`, by which `nnUNetv2_deferral_route` can keep other capacities.
         settings: Further settings of the model, such as `objective="one_vs_all"`.
 
     Raises:
@@ -430,7 +443,7 @@ def write_maps(
     )
     check_folder(folder, model)
     written = DeferralFolder(folder=folder, file_ending=file_ending, writer=writer, model=model, settings=resolved)
-    written.write(case, maps, properties, statistics)
+    written.write(case, maps, properties, statistics, gains=gains)
 
 
 def save_routing(folder: Path, case: str, probabilities: np.ndarray) -> None:

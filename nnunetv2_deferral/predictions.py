@@ -18,6 +18,7 @@ from nnunetv2_deferral import agreement_maps, maps
 from nnunetv2_deferral.cases import PredictedCase, Stored
 from nnunetv2_deferral.dataset import DatasetFiles, read_dataset_json, same_cases
 from nnunetv2_deferral.decision.gains import gain_unit
+from nnunetv2_deferral.decision.kept_gains import KeptGains
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.defaults import MAPS
@@ -188,7 +189,7 @@ class PredictionFolder(MaskFolder):
         """
         if name not in self._names:
             raise InputError(f"{self.folder} has no case {name!r}")
-        answered = maps.answered_file(self.folder, name)
+        answered, gains = maps.answered_file(self.folder, name), maps.gains_file(self.folder, name)
         mask = cache(lambda: self.files.read(self.mask_file(name)))
         return PredictedCase(
             name,
@@ -197,6 +198,7 @@ class PredictionFolder(MaskFolder):
             probability=self._map(name, "probability", self.files.read_shares),
             expert=self._map(name, "expert", self._values),
             gain=self._map(name, "gain", lambda file: self._gain(file, name)),
+            gains=Stored(file=gains, read=lambda: _kept_gains(gains, mask()[0].shape)),
             softmax=Stored(file=self.softmax_file(name), read=lambda: read_probabilities(self.softmax_file(name))),
             routing=Stored(file=self.routing_file(name), read=lambda: read_probabilities(self.routing_file(name))),
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
@@ -409,6 +411,13 @@ def _not_written(folder: Path, absent: Sequence[str], kinds: Sequence[str]) -> I
         f'{ENVIRONMENT_MAPS}="{" ".join(kind for kind in MAPS if kind in {*absent, *kinds})}", or, if it was predicted '
         "with --save_probabilities, make all maps of it with nnUNetv2_deferral_route"
     )
+
+
+def _kept_gains(file: Path, shape: Sequence[int]) -> np.ndarray:
+    try:
+        return KeptGains(*_stored(file, *KeptGains._fields)).gains(shape)
+    except InputError as error:
+        raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
 
 
 def _prior(file: Path) -> PriorMap:

@@ -41,8 +41,7 @@ def route_folder(
     """Decide for all cases of a folder and write their maps beside copies of the masks.
 
     Args:
-        predictions: A folder of predictions. With saved probabilities all limits can be others, without them the
-            budget, the size of regions and the minutes.
+        predictions: A folder of predictions. Without saved probabilities there must be a budget or capacities.
         output: A new folder for masks and maps.
         limits: The limits on deferral.
         model: For a stock network its model folder, with a calibration; for a deferral model None, which takes the
@@ -83,7 +82,8 @@ def route_folder(
             expected = _predicted_dice(folder, case, calibration)
             told = {} if limits.minutes is None else {"limits": limits.to_dict()}
             statistics = decision.statistics | told | expected
-            written.write(name, decision.maps, dict(case.properties), statistics, prior=decision.prior)
+            properties = dict(case.properties)
+            written.write(name, decision.maps, properties, statistics, gains=decision.gains, prior=decision.prior)
             deferred += int((decision.maps.route > 0).sum())
             voxels += decision.maps.route.size
         if limits.minutes is not None:
@@ -96,10 +96,10 @@ def route_folder(
 def _has_probabilities(
     folder: PredictionFolder | StockFolder, limits: Limits, calibration: ModelCalibration | None
 ) -> bool:
-    """Whether all cases have saved probabilities. Without them, another budget can be kept, by the maps.
+    """Whether all cases have saved probabilities. Without them, limits on the amount can be kept, by the maps.
 
     Raises:
-        InputError: If they are missing and needed for these limits or the calibration.
+        InputError: If they are missing and needed for these limits.
     """
     if not isinstance(folder, PredictionFolder):
         return True
@@ -107,17 +107,21 @@ def _has_probabilities(
     missing = next((file for file in files if not file.is_file()), None)
     if missing is None:
         return True
-    needs = {
-        "no budget": limits.budget is None,
-        "capacities": limits.capacities is not None,
-        "answers as evidence": calibration is not None and calibration.evidence is not None,
-    }
-    if any(needs.values()):
-        reason = next(name for name, needed in needs.items() if needed)
+    advice = "predict with --save_probabilities, validate with --npz"
+    if not limits.limits_amount:
         raise InputError(
-            f"{missing} is missing, but a decision with {reason} requires probabilities: predict with "
-            "--save_probabilities, validate with --npz"
+            f"{missing} is missing, but a decision without a budget or capacities requires probabilities: {advice}"
         )
+    without = next((name for name in folder.cases if not folder.case(name).has("gains")), None)
+    if limits.capacities is not None and folder.settings.num_experts > 1 and without is not None:
+        raise InputError(
+            f"{maps.gains_file(folder.folder, without)} is missing, which predictions before version 0.3 do not have, "
+            f"but capacities require it or probabilities: {advice}"
+        )
+    if calibration is not None and calibration.evidence is not None:
+        priors = (folder.prior_file(case) for case in folder.cases)
+        if (absent := next((file for file in priors if not file.is_file()), None)) is not None:
+            raise InputError(f"{absent} is missing, by which answers are read as evidence: {advice}")
     return False
 
 
@@ -131,10 +135,15 @@ def _decide(
 ) -> Decision:
     settings = folder.settings
     if not has_probabilities:
-        earlier = RoutingMaps(case.route, case.probability, case.expert, case.gain)
-        return decide_again(
-            earlier, settings.num_experts, limits=limits, spacing_mm=case.spacing, calibration=calibration
+        decision = decide_again(
+            RoutingMaps(case.route, case.probability, case.expert, case.gain),
+            settings.num_experts,
+            limits=limits,
+            spacing_mm=case.spacing,
+            calibration=calibration,
+            gains=case.gains if case.has("gains") else None,
         )
+        return decision._replace(prior=case.prior if case.has("prior") else None)
     return decide(
         case.routing,
         dice_weight(case.softmax, has_regions=folder.files.label_manager.has_regions),

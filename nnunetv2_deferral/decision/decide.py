@@ -46,11 +46,13 @@ class Decision(NamedTuple):
         statistics: `expected_gain`, the sum of the gains of the deferred voxels; `limits`, if there are any; and with a
             minimum region size `lost_by_regions`, the gain lost relative to the best choice of single voxels within the
             same limits (net of costs or thresholds where these are applied).
+        gains: float32 (J, *S), the expected gain from asking each expert, which may be negative.
         prior: If answers are read as evidence, the prior of which the posterior is formed; else None.
     """
 
     maps: RoutingMaps
     statistics: dict[str, Any]
+    gains: np.ndarray
     prior: PriorMap | None = None
 
 
@@ -128,7 +130,7 @@ def decide(
         route, statistics = _route_within(gains, priced.astype(np.float32, copy=False), limits, calibration, spacing_mm)
     # Costs weigh with a corrected voxel, so the expert whom the rule prefers need not have the highest gain.
     gain = of_experts(gains, expert)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, prior)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, gains, prior)
 
 
 def decide_again(
@@ -138,21 +140,25 @@ def decide_again(
     limits: Limits,
     spacing_mm: Sequence[float],
     calibration: ModelCalibration | None = None,
+    gains: np.ndarray | None = None,
 ) -> Decision:
-    """Decide within another budget from the maps of an earlier decision, which have the gain of one expert per voxel.
+    """Decide within other limits from the maps of an earlier decision and the gains that were kept with it.
 
     Args:
         earlier: The maps; what they say about deferral (`route`) is not used.
         num_experts: The number J of experts.
-        limits: The new limits, with a budget and without capacities, for which the gains of all experts are needed.
+        limits: The new limits, with a budget or capacities.
         spacing_mm: Size of a voxel along each axis of S.
         calibration: The model's calibration, for thresholds of limits over a dataset; or None.
+        gains: The gains of all experts, float32 (J, *S), 0 where they are not positive; None for those of the maps,
+            which have the gain of one expert per voxel: enough for a budget, and if there is one expert only.
 
     Returns:
         The decision: `route` is new, the other maps stay.
 
     Raises:
-        InputError: If the limits are others, or over a dataset and the calibration has no thresholds for them.
+        InputError: If there is neither a budget nor capacities, gains are missing, or limits are over a dataset and the
+            calibration has no thresholds for them.
 
     Example:
         >>> import numpy as np
@@ -162,14 +168,17 @@ def decide_again(
         >>> decide_again(maps, 2, limits=Limits(budget=0.5), spacing_mm=(1.0,)).maps.route
         array([0, 1, 2, 0], dtype=uint8)
     """
-    if limits.budget is None or limits.capacities is not None:
-        raise InputError("from the maps of an earlier decision another budget can be kept, and no capacities")
+    if not limits.limits_amount:
+        raise InputError("without a budget or capacities, a decision requires routing probabilities")
     if limits.over == DATASET and calibration is None:
         raise InputError("a budget over a dataset requires the thresholds of a calibration")
-    gains = np.zeros((num_experts, *earlier.gain.shape), dtype=np.float32)
-    np.put_along_axis(gains, earlier.expert[None].astype(np.int64) - 1, earlier.gain[None], axis=0)
+    if gains is None:
+        if limits.capacities is not None and num_experts > 1:
+            raise InputError("capacities require the gains of all experts")
+        gains = np.zeros((num_experts, *earlier.gain.shape), dtype=np.float32)
+        np.put_along_axis(gains, earlier.expert[None].astype(np.int64) - 1, earlier.gain[None], axis=0)
     route, statistics = _route_within(gains, gains, limits, calibration, spacing_mm)
-    return Decision(earlier._replace(route=route), statistics)
+    return Decision(earlier._replace(route=route), statistics, gains)
 
 
 def _by_rule(

@@ -129,7 +129,14 @@ def export_prediction_from_logits(
             kinds=maps_wanted(plans_manager.settings.maps),
             prediction=plans_manager.prediction,
         )
-        folder.write(file.name, decision.maps, properties_dict, decision.statistics, prior=decision.prior)
+        folder.write(
+            file.name,
+            decision.maps,
+            properties_dict,
+            decision.statistics,
+            gains=decision.gains,
+            prior=decision.prior,
+        )
         plans_manager = plans_manager.stock()
     stock_export(
         segmentation,

@@ -16,6 +16,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
 
 EXPERTS, CASES, SHAPE = ("ann", "bob"), ("x", "y"), (4, 12, 14)
+SPACING = GEOMETRY["spacing"]
 
 
 def arrays_of(case):
@@ -25,20 +26,28 @@ def arrays_of(case):
     return softmax, generator.random((3, *SHAPE), dtype=np.float32)
 
 
-def routed(root, objective, *words, calibration=None, saved=True):
-    """The folder that the command makes of a prediction, with saved probabilities or without."""
+def predicted(root, objective, *, calibration=None, saved=True, kept=True):
+    """Write predictions to root/in, with saved probabilities or without, and with the gains of all experts or not."""
     settings = resolve_settings({"experts": list(EXPERTS), "objective": objective, "costs": [0.0, 0.1]})
     written = replace(deferral_folder(root / "in", ".nii.gz", EXPERTS), settings=settings, calibration=calibration)
     if calibration is not None:
         written = replace(written, model=replace(written.model, calibration=calibration.fingerprint))
     for case in CASES:
         softmax, right = arrays_of(case)
-        written.write(case, decide(right, rule=settings.rule).maps, GEOMETRY)
+        weight = dice_weight(softmax, has_regions=False)
+        read = None if calibration is None else softmax
+        found = decide(right, weight, rule=settings.rule, calibration=calibration, softmax=read, spacing_mm=SPACING)
+        written.write(case, found.maps, GEOMETRY, gains=found.gains if kept else None, prior=found.prior)
         write_mask(root / "in" / f"{case}.nii.gz", softmax.argmax(0).astype(np.uint8))
         if saved:
             np.savez_compressed(root / "in" / f"{case}.npz", probabilities=softmax)
             maps.save_routing(root / "in", case, right)
     (root / "in" / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
+
+
+def routed(root, objective, *words, **how):
+    """The folder that the command makes of a prediction."""
+    predicted(root, objective, **how)
     main(["-i", str(root / "in"), "-o", str(root / "out"), *words])
     return PredictionFolder.open(root / "out")
 
@@ -61,31 +70,62 @@ def test_the_maps_are_those_of_decide(tmp_path, objective):
 
 
 @pytest.mark.parametrize("objective", ["one_vs_all", "collaboration"])
-def test_without_saved_probabilities_another_budget_is_kept_by_the_maps(tmp_path, objective):
-    found = routed(tmp_path, objective, "-budget", "0.1", saved=False)
+@pytest.mark.parametrize("words", ["-budget 0.1", "-capacities 0.05 0.02", "-budget 0.06 -capacities none 0.01"])
+def test_without_saved_probabilities_other_limits_are_kept_by_the_gains(tmp_path, objective, words):
+    """The same questions as with them, again and again."""
+    with_them = routed(tmp_path / "saved", objective, *words.split())
+    found = routed(tmp_path, objective, *words.split(), saved=False)
+    main(["-i", str(tmp_path / "out"), "-o", str(tmp_path / "again"), *words.split()])
+    again = PredictionFolder.open(tmp_path / "again")
+    for name in found.cases:
+        expected = with_them.case(name)
+        for case in (found.case(name), again.case(name)):
+            np.testing.assert_array_equal(case.route, expected.route)
+            np.testing.assert_array_equal(case.expert, expected.expert)
+            np.testing.assert_allclose(case.gains, expected.gains, atol=expected.gains.max() / 65535)
+        assert found.index["cases"][name]["limits"] == with_them.index["cases"][name]["limits"]
+        gain = with_them.index["cases"][name]["expected_gain"]
+        assert found.index["cases"][name]["expected_gain"] == pytest.approx(gain, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["one_vs_all", "collaboration"])
+def test_of_folders_of_former_versions_another_budget_is_kept_by_the_maps(tmp_path, objective):
+    found = routed(tmp_path, objective, "-budget", "0.1", saved=False, kept=False)
     before = PredictionFolder.open(tmp_path / "in")
     for name in found.cases:
         case, earlier = found.case(name), before.case(name)
-        assert np.count_nonzero(case.route) == int(0.1 * case.route.size)
         asked = case.route > 0
         np.testing.assert_array_equal(case.route[asked], earlier.expert[asked])
         assert earlier.gain[asked].min() >= earlier.gain[~asked].max()
         for kind in ("probability", "expert", "gain"):
             np.testing.assert_allclose(getattr(case, kind), getattr(earlier, kind), atol=1 / 65535)
-        assert found.index["cases"][name]["limits"] == {"budget": 0.1, "over": "case"}
-        assert found.index["cases"][name]["expected_gain"] == pytest.approx(case.gain[asked].sum(), rel=1e-3)
 
 
-def test_what_needs_the_gains_of_all_experts_is_refused_without_saved_probabilities(tmp_path, capsys):
+def test_what_the_folder_does_not_suffice_for_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        routed(tmp_path, "one_vs_all", "-budget", "0.1", "-capacities", "none", "0.04", saved=False)
-    assert "a decision with capacities requires probabilities: predict with --save_prob" in capsys.readouterr().err
+        routed(tmp_path, "one_vs_all", "-capacities", "none", "0.04", saved=False, kept=False)
+    said = capsys.readouterr().err
+    assert str(tmp_path / "in" / "deferral" / "gains" / "x.npz") in said
+    assert "capacities require it or probabilities: predict with --save_prob" in said
     with pytest.raises(SystemExit):
         main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-min_region_mm", "2"])
-    assert "a decision with no budget requires probabilities" in capsys.readouterr().err
+    assert "a decision without a budget or capacities requires probabilities" in capsys.readouterr().err
 
 
-def test_with_evidence_the_questions_are_those_of_ask(tmp_path):
+def test_a_damaged_file_of_gains_is_named(tmp_path, capsys):
+    predicted(tmp_path, "one_vs_all", saved=False)
+    file = tmp_path / "in" / "deferral" / "gains" / "x.npz"
+    for content in (file.read_bytes()[:40], file.with_name("y.npz").read_bytes()):
+        file.write_bytes(content)
+        if len(content) > 40:
+            np.savez(file, **dict(np.load(file)) | {"largest": np.asarray(np.float32(np.nan))})
+        with pytest.raises(SystemExit):
+            main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-budget", "0.1"])
+        assert f"error: {file}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_with_evidence_the_questions_are_those_of_ask(tmp_path, saved):
     generator = np.random.default_rng(9)
     said = [arrays_of(case)[0] for case in CASES]
     truths = [generator.integers(0, 3, SHAPE) for _ in CASES]
@@ -93,16 +133,17 @@ def test_with_evidence_the_questions_are_those_of_ask(tmp_path):
         np.stack([np.where(generator.random(SHAPE) < share, truth, (truth + 1) % 3) for share in (0.9, 0.8)])
         for truth in truths
     ]
-    spacing = GEOMETRY["spacing"]
+    spacing = SPACING
     model = fit_evidence_model(said, truths, answers, experts=EXPERTS, spacing_mm=[spacing] * 2)
     fitted = FittedEvidence(model=model, answered_by=EXPERTS)
     calibration = ModelCalibration(experts=EXPERTS, heads=(IDENTITY,) * 3, evidence=fitted)
-    found = routed(tmp_path, "collaboration", "-budget", "0.05", calibration=calibration)
+    found = routed(tmp_path, "collaboration", "-budget", "0.05", calibration=calibration, saved=saved)
     assert found.index["gain_unit"] == found.gain_unit == "Dice"
     for name, softmax, given in zip(CASES, said, answers, strict=True):
         case = find_candidates(model, softmax, spacing_mm=spacing)
         (asked,) = ask(model, [(case, case.take(given))], Policy(), budget=int(0.05 * softmax[0].size))[0]
         expected = case.put(np.where(asked[0].any(0), asked[0].argmax(0) + 1, 0), 0)
         np.testing.assert_array_equal(found.case(name).route, expected)
+        assert found.case(name).has("prior")
         assert np.count_nonzero(expected) == int(0.05 * softmax[0].size)
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / f"{name}.nii.gz"), softmax.argmax(0))
