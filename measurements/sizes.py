@@ -61,6 +61,7 @@ def export_with_folds(name: str, root: Path) -> dict[str, int]:
         "mask": f"case{ending}",
         "probabilities": "case.npz",
         **{kind: f"deferral/{kind}/case{ending}" for kind in ("route", "probability", "expert", "gain")},
+        "gains": "deferral/gains/case.npz",
         "prior": "deferral/prior/case.npz",
         "routing": "deferral/routing/case.npz",
         "mutual_information": f"deferral/mutual_information/case{ending}",
