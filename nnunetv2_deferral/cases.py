@@ -175,11 +175,11 @@ class PredictedCase:
 
     @cached_property
     def gains(self) -> np.ndarray:
-        """float32 (J, *S), not negative: expected gain from asking each expert, 0 where asking would not help."""
+        """float32 (J, *S): expected gain from asking each expert, at most 0 where it would not help."""
         gains = self._read("gains")
         experts = gains.shape[:1] if self.num_experts is None else (self.num_experts,)
         self._check_shape("gains", gains, (*experts, *self.model.shape))
-        return self._within("gains", gains, np.inf)
+        return gains
 
     @cached_property
     def disagreement(self) -> np.ndarray | None:

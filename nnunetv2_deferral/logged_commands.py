@@ -78,17 +78,19 @@ def inherited_lock(file: Path) -> Iterator[IO[bytes] | None]:
     Raises:
         BlockingIOError: If another process holds it, such as a command that goes on after its parent was killed.
     """
-    deadline = time.monotonic() + _SECONDS_TO_END
     with ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(locked(file))
-                break
-            except BlockingIOError:
-                if not _kill_orphans(file) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        yield lock
+        yield _taken(file, stack)
+
+
+def _taken(file: Path, stack: ExitStack) -> IO[bytes] | None:
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while True:
+        try:
+            return stack.enter_context(locked(file))
+        except BlockingIOError:
+            if not _kill_orphans(file) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _wait(process: subprocess.Popen[bytes], watch: Callable[[], None]) -> None:

@@ -46,7 +46,8 @@ class Decision(NamedTuple):
         statistics: `expected_gain`, the sum of the gains of the deferred voxels; `limits`, if there are any; and with a
             minimum region size `lost_by_regions`, the gain lost relative to the best choice of single voxels within the
             same limits (net of costs or thresholds where these are applied).
-        gains: float32 (J, *S), the expected gain from asking each expert, which may be negative.
+        gains: float32 (J, *S), the expected gain from asking each expert, negative where asking harms, -inf where the
+            expert cannot be asked.
         prior: If answers are read as evidence, the prior of which the posterior is formed; else None.
     """
 
@@ -150,8 +151,8 @@ def decide_again(
         limits: The new limits, with a budget or capacities.
         spacing_mm: Size of a voxel along each axis of S.
         calibration: The model's calibration, for thresholds of limits over a dataset; or None.
-        gains: The gains of all experts, float32 (J, *S), 0 where they are not positive; None for those of the maps,
-            which have the gain of one expert per voxel: enough for a budget, and if there is one expert only.
+        gains: The gains of all experts, float32 (J, *S), exact where any is positive; None for those of the maps, which
+            have the gain of one expert per voxel: enough for a budget, and if there is one expert only.
 
     Returns:
         The decision: `route` is new, the other maps stay.
