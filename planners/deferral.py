@@ -87,7 +87,7 @@ def default_deferral_block(
     if experts is None and not raters:
         experts = default_expert_set(DEFAULT_NUM_EXPERTS if num_experts is None else num_experts)
     chosen = experts if experts is None or isinstance(experts, str) else list(experts)
-    # According to docs/results.md as good as or better than the paper's objective, and it can be calibrated.
+    # According to docs/results/losses.md as good as or better than the paper's objective, and it can be calibrated.
     block: dict[str, Any] = {"objective": ONE_VS_ALL}
     if chosen is not None:
         block["experts"] = chosen
