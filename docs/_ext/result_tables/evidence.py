@@ -1,0 +1,50 @@
+"""Tables of the page docs/results/evidence.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from result_tables.shared import BUDGETS, NONE, markdown_table, percent, percents, read_json, small_print
+
+_EVIDENCE = {
+    "standard": "Table 2, independent",
+    "correlated": "errors in patches",
+    "boundary_bias": "borders too wide or tight",
+    "missed_components": "missed components",
+    "complementary": "complementary",
+    "readers": "four readers, reference at least 2 of them",
+    "leave_one_out": "one reader, reference the other three",
+}
+_POLICIES = ("rule", "confidence", "confidence, evidence", "R1 k1", "R2 k2", "R4 k2", "R4 k3", "R4 k4")
+
+
+def evidence() -> str:
+    """Answers as evidence at 0.5, 1 and 2 %, by kind of experts and policy."""
+    return _evidence("501_2d", _EVIDENCE, BUDGETS[:3])
+
+
+def evidence_3d() -> str:
+    """The same for two classes in 3D, whose errors are a larger share of the voxels."""
+    return _evidence("004_3d_fullres", ("standard", "correlated", "missed_components"), BUDGETS[1:4])
+
+
+def _evidence(of: str, kinds: Iterable[str], budgets: Sequence[float]) -> str:
+    rows, sources = [], set()
+    for key in kinds:
+        name, content = _EVIDENCE[key], read_json(f"evidence_{of}_{key}.json")
+        sources.add(f"{content['groups']} patients, {content['machine']}, {content['date']}")
+        for policy in _POLICIES:
+            found = {row["budget"]: row for row in content["policies"].get(policy, ())}
+            if found:
+                rows.append((name, policy, *(_evidence_cell(found[budget]) for budget in budgets)))
+    header = ("experts", "policy", *percents(budgets))
+    return markdown_table(header, rows) + f"\n\n{small_print('; '.join(sorted(sources)))}"
+
+
+def _evidence_cell(row: Mapping[str, Any]) -> str:
+    part = NONE if row["recovered"] is None else f"{row['recovered']:.2f}"
+    return f"{row['Dice']['estimate']:.3f} ({part}) {percent(row['questions'])}"
+
+
+TABLES = (evidence, evidence_3d)
