@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter, defaultdict
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,14 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
         if node not in index:
             visit(node)
     return found
+
+
+def test_every_package_is_installed():
+    """Work on a clone finds a package that setup.cfg does not name; an installation lacks it."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    found = {name for name, file in MODULES.items() if file.name == "__init__.py"}
+    assert set(config["options"]["packages"].split()) == found
 
 
 def test_every_room_has_its_layer():
