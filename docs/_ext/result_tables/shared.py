@@ -98,7 +98,8 @@ def interval(row: Mapping[str, str], column: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    """A share in per cent, which no line break divides."""
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
 
 
 def percents(budgets: Sequence[float] = BUDGETS) -> list[str]:
