@@ -1,7 +1,7 @@
 """Compares how a network learns from several raters: ordinal, majority, mean label, a random rater per sample.
 
     python measurements/multi_rater.py -d 501 -c 2d -f 0 -p nnUNetDeferralCPUPlans [-epochs 5] [-iterations 250]
-        [-features 8 -batch_size 4 [-patch 256 256]] [-groups groups.json] [-methods ordinal majority ...] [--score_only]
+        [-features 8 -batch_size 4 [-patch 256 256]] [-groups groups.json] [-methods ordinal ...] [--score_only]
 
 Each network is trained by `nnUNetv2_train` on the CPU and validated with --npz; trainings whose validation is complete
 are not repeated. Its validation cases are then scored against all raters as `nnUNetv2_deferral_evaluate_raters` does.

@@ -13,6 +13,7 @@ from nnunetv2_deferral.errors import InputError
 _STEPS = np.iinfo(np.int16).max
 _NOBODY = np.iinfo(np.int16).min  # in place of -inf
 _SAMPLE = 100_000
+_DTYPES = ("uint32", "int16", "float32", "float32")  # of the arrays of KeptGains
 
 
 class KeptGains(NamedTuple):
@@ -55,7 +56,7 @@ class KeptGains(NamedTuple):
         voxels = np.concatenate([np.empty(0, dtype=np.int64), *found])
         values = flat[:, voxels].astype(np.float32)
         largest = values.max(initial=np.float32(0))
-        steps = np.maximum(np.rint(values * (_STEPS / (largest or 1))), -_STEPS)
+        steps = np.rint(np.maximum(values, -largest) / (largest or 1) * _STEPS)
         steps[(values > 0) & (steps == 0)] = 1
         steps[np.isneginf(values)] = _NOBODY
         sample = flat[:, :: max(flat.shape[1] // _SAMPLE, 1)]
@@ -75,13 +76,9 @@ class KeptGains(NamedTuple):
             InputError: If these cannot be gains of a map of that shape.
         """
         size = int(np.prod(shape, dtype=np.int64))
-        kinds = tuple((each.dtype, each.ndim) for each in self)
         number = len(self.steps) if self.steps.ndim else 0
-        if (
-            kinds != ((np.uint32, 1), (np.int16, 2), (np.float32, 0), (np.float32, 1))
-            or self.steps.shape != (number, self.distances.size)
-            or self.elsewhere.shape != (number,)
-        ):
+        shapes = ((self.distances.size,), (number, self.distances.size), (), (number,))
+        if [each.dtype.name for each in self] != list(_DTYPES) or tuple(each.shape for each in self) != shapes:
             raise InputError("the arrays are not those of kept gains")
         if not 0 <= self.largest < np.inf or not (self.elsewhere <= 0).all():
             raise InputError(
@@ -93,5 +90,6 @@ class KeptGains(NamedTuple):
             raise InputError(f"voxels are not within {tuple(shape)}")
         gains = np.empty((number, size), dtype=np.float32)
         gains[:] = self.elsewhere[:, None]
-        gains[:, voxels] = np.where(self.steps == _NOBODY, -np.inf, self.steps * np.float32(self.largest / _STEPS))
+        shares = self.steps / np.float32(_STEPS)
+        gains[:, voxels] = np.where(self.steps == _NOBODY, -np.inf, shares * self.largest)
         return gains.reshape(number, *shape)

@@ -11,6 +11,7 @@ _FILES = {
     "expert": "`expert`",
     "probability": "`probability`",
     "gain": "`gain`",
+    "gains": "`gains`",
     "prior": "`prior`",
     "routing": "`routing`",
     "fold": "`folds`, each",

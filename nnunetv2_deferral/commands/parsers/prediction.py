@@ -110,9 +110,9 @@ def route() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_route`."""
     parser = new_parser(
         "route",
-        "Decide what to ask about without another prediction: with another budget from the maps of a deferral model, "
-        "and from saved probabilities (--save_probabilities) with any limits, or for a stock network that was "
-        "calibrated.",
+        "Decide what to ask about without another prediction: within other limits for a deferral model, or for a stock "
+        "network that was calibrated, which requires saved probabilities (--save_probabilities), as a decision without "
+        "a budget or capacities does.",
         "-i predictions -o predictions2 -budget 0.02",
     )
     add = parser.add_argument
