@@ -53,8 +53,9 @@ def route_folder(
         The share of all voxels that is deferred.
 
     Raises:
-        InputError: If probabilities are missing, a stock network has no calibration, there are no thresholds for
-            limits over a dataset, there is not one capacity per expert, or `output` is not empty.
+        InputError: If probabilities are missing, the predictions are of a later round of questions, a stock network has
+            no calibration, there are no thresholds for limits over a dataset, there is not one capacity per expert, or
+            `output` is not empty.
     """
     folder, calibration, identity = _opened(predictions, model, dataset_json)
     has_probabilities = _has_probabilities(folder, limits, calibration)
@@ -173,6 +174,11 @@ def _opened(
 ) -> tuple[PredictionFolder | StockFolder, ModelCalibration | None, maps.ModelIdentity]:
     if model is None:
         found = PredictionFolder.open(predictions, dataset_json, undecided=True)  # all is decided anew
+        if (number := found.index.get("round", 1)) != 1:
+            raise InputError(
+                f"{found.index_file} is of round {number} of questions, which follow from answers. To ask other "
+                "questions in it, repeat nnUNetv2_deferral_next_round from the round before, with another -budget"
+            )
         return found, found.calibration, found.identity
     plans_file = model / "plans.json"
     plans = read_plans_json(plans_file)

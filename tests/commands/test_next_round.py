@@ -8,7 +8,7 @@ import pytest
 from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask
 
 from nnunetv2_deferral import maps
-from nnunetv2_deferral.commands import fuse, parsers
+from nnunetv2_deferral.commands import fuse, parsers, route
 from nnunetv2_deferral.commands.next_round import main
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.decide import decide
@@ -249,6 +249,14 @@ def test_answers_of_earlier_rounds_count_in_later_ones(root):
 
 
 class TestRefusals:
+    def test_other_limits_for_the_questions_of_a_later_round(self, root, capsys):
+        """They follow from answers that the first round's gains know nothing of."""
+        run(root)
+        with pytest.raises(SystemExit):
+            route.main(["-i", str(root / "out"), "-o", str(root / "routed"), "-budget", "0.1"])
+        assert "deferral.json is of round 2 of questions" in capsys.readouterr().err
+        assert not (root / "routed").exists()
+
     def test_predictions_without_evidence(self, root, capsys):
         file = maps.index_file(root / "in")
         file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": None}))
