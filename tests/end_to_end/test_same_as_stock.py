@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from workplace import FLAT, SOLID, Workplace, predictor_of, read, write_stock_twin
+from workplace import FLAT, SOLID, TRANSFORMERS, Workplace, predictor_of, read, write_stock_twin
 
 TESTED = ("test_6", "test_7")
 
@@ -114,7 +114,7 @@ class TestTraining:
             (FLAT, "2d", "nnUNetTrainerDiceTopK10Loss"),
             (FLAT, "2d", "nnUNetTrainerNoDeepSupervision"),
             (FLAT, "2d", "nnUNetTrainerCosAnneal"),
-            (SOLID, "3d_fullres", "TinyPrimus"),
+            pytest.param(SOLID, "3d_fullres", "TinyPrimus", marks=TRANSFORMERS),
         ],
     )
     def test_steps_change_the_segmentation_network_exactly_as_stock_steps_do(

@@ -14,7 +14,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint, run_training
 from torch.nn.parallel import DistributedDataParallel
-from workplace import FLAT, SOLID, Workplace, read
+from workplace import FLAT, SOLID, TRANSFORMERS, Workplace, read
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.finite_losses import PATIENCE, FiniteLosses
@@ -230,6 +230,7 @@ class TestPretrained:
             # nnU-Net leaves every segmentation layer as it was, and with it the head.
             assert torch.equal(value, before[key] if ".seg_layers." in key else stock[key]), key
 
+    @TRANSFORMERS
     @pytest.mark.filterwarnings("ignore:Trainer TinyPrimus uses the old:DeprecationWarning")
     def test_the_weights_of_a_stock_transformer_are_those_of_the_network_with_deferral(
         self, workplace: Workplace, tmp_path: Path

@@ -28,6 +28,10 @@ from scripts import Scripts
 from skimage import io
 
 HERE = Path(__file__).parent
+# nnU-Net trains its transformers with a fused AdamW, which PyTorch has on a CPU from 2.4 on.
+TRANSFORMERS = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 4), reason="PyTorch < 2.4 trains no transformer on a CPU"
+)
 FLAT, SOLID = "Dataset901_Flat", "Dataset902_Solid"  # 2D .png, 3D .nii.gz
 SPACING, ORIGIN = (0.8, 1.1, 2.5), (-7.0, 3.5, 11.0)  # in SimpleITK's order x, y, z
 DIRECTION = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # a quarter turn about z
