@@ -46,15 +46,15 @@ class Decision(NamedTuple):
         statistics: `expected_gain`, the sum of the gains of the deferred voxels; `limits`, if there are any; and with a
             minimum region size `lost_by_regions`, the gain lost relative to the best choice of single voxels within the
             same limits (net of costs or thresholds where these are applied).
+        prior: If answers are read as evidence, the prior of which the posterior is formed; else None.
         gains: float32 (J, *S), the expected gain from asking each expert, negative where asking harms, -inf where the
             expert cannot be asked.
-        prior: If answers are read as evidence, the prior of which the posterior is formed; else None.
     """
 
     maps: RoutingMaps
     statistics: dict[str, Any]
+    prior: PriorMap | None
     gains: np.ndarray
-    prior: PriorMap | None = None
 
 
 def decide(
@@ -131,7 +131,7 @@ def decide(
         route, statistics = _route_within(gains, priced.astype(np.float32, copy=False), limits, calibration, spacing_mm)
     # Costs weigh with a corrected voxel, so the expert whom the rule prefers need not have the highest gain.
     gain = of_experts(gains, expert)
-    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, gains, prior)
+    return Decision(RoutingMaps(route, score, expert, np.maximum(gain, 0, out=gain)), statistics, prior, gains)
 
 
 def decide_again(
@@ -179,7 +179,7 @@ def decide_again(
         gains = np.zeros((num_experts, *earlier.gain.shape), dtype=np.float32)
         np.put_along_axis(gains, earlier.expert[None].astype(np.int64) - 1, earlier.gain[None], axis=0)
     route, statistics = _route_within(gains, gains, limits, calibration, spacing_mm)
-    return Decision(earlier._replace(route=route), statistics, gains)
+    return Decision(earlier._replace(route=route), statistics, None, gains)
 
 
 def _by_rule(

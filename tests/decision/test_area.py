@@ -191,7 +191,7 @@ def test_the_gain_that_is_promised_is_the_gain_on_average(kind, has_regions):
     if has_regions:
         model = (softmax[0] > 0.5).astype(int) + (softmax[1] > 0.5)
     right = np.stack([np.take_along_axis(classes, model[None], axis=0)[0], np.full(model.shape, 0.9, np.float32)])
-    made, statistics, _ = decide(
+    made, statistics, *_ = decide(
         right,
         dice_weight(softmax, has_regions=has_regions),
         rule=OneVsAllRule((0.0,), (True,)),

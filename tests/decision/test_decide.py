@@ -117,7 +117,7 @@ class TestWithoutLimits:
     def test_the_rule_decides(self, name):
         asked = 0
         for case, _ in random_cases(name, number=12):
-            made, statistics, _ = decide(**case | {"limits": Limits()})
+            made, statistics, *_ = decide(**case | {"limits": Limits()})
             known = ~np.isnan(case["probabilities"][0])
             rule, here = case["rule"], case["probabilities"][:, known]
             assert np.array_equal(made.route[known], rule.decision(here, axis=0))
@@ -191,7 +191,7 @@ class TestWhatWasNotPredicted:
 
     @pytest.mark.parametrize("limits", LIMITS, ids=str)
     def test_a_case_without_any_prediction_is_the_models(self, limits):
-        made, statistics, _ = decided(constant(*[np.nan] * 3), limits=limits, calibration=fitted(2, 0.0, 0.0))
+        made, statistics, *_ = decided(constant(*[np.nan] * 3), limits=limits, calibration=fitted(2, 0.0, 0.0))
         assert not any(each.any() for each in (made.route, made.probability, made.gain))
         assert statistics["expected_gain"] == 0
 
@@ -273,7 +273,7 @@ class TestLimitsOfEachCase:
     @pytest.mark.parametrize("limits", [Limits(), Limits(budget=1.0), Limits(min_region_mm=3)], ids=str)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_everything_is_deferred_where_asking_helps_everywhere(self, limits, shape):
-        made, statistics, _ = decided(constant(0.2, 0.7, 0.9, shape=shape), voxel_weight=0.01, limits=limits)
+        made, statistics, *_ = decided(constant(0.2, 0.7, 0.9, shape=shape), voxel_weight=0.01, limits=limits)
         assert np.unique(made.route).tolist() == [2]
         assert statistics["expected_gain"] == pytest.approx(0.7 * 0.01 * math.prod(shape), rel=1e-5)
 
@@ -281,7 +281,7 @@ class TestLimitsOfEachCase:
         "limits", [Limits(), Limits(budget=1.0), Limits(budget=0.0), Limits(min_region_mm=3)], ids=str
     )
     def test_nothing_is_deferred_where_asking_harms_everywhere(self, limits):
-        made, statistics, _ = decided(constant(0.9, 0.7, 0.89), limits=limits)
+        made, statistics, *_ = decided(constant(0.9, 0.7, 0.89), limits=limits)
         assert not made.route.any()
         assert not made.gain.any()
         assert statistics["expected_gain"] == 0
@@ -366,7 +366,7 @@ class TestThresholdsOverADataset:
         probabilities[1, 5:7, 20:22] = 1.0  # worth it, but too small
         calibration = fitted(1, 0.5)
         limits = Limits(budget=0.1, over="dataset", min_region_mm=6)
-        made, statistics, _ = decided(probabilities, limits=limits, calibration=calibration)
+        made, statistics, *_ = decided(probabilities, limits=limits, calibration=calibration)
         assert np.count_nonzero(made.route) == pytest.approx(100, abs=12)
         assert made.route[5:13, 5:13].all()
         assert not made.route[:, 18:].any()
@@ -444,7 +444,7 @@ class TestExpectedGain:
         total = 0.0
         for case, experts in random_cases(name, number=16):
             for limits in (Limits(), case["limits"]):
-                made, statistics, _ = decide(**case | {"limits": limits})
+                made, statistics, *_ = decide(**case | {"limits": limits})
                 known = ~np.isnan(case["probabilities"][0])
                 gains = np.zeros((experts, *known.shape))
                 voxel_weight = np.broadcast_to(case["voxel_weight"], known.shape)[known]
@@ -462,7 +462,7 @@ class TestExpectedGain:
     def test_of_regions_is_never_above_that_by_voxel(self, name, min_region_mm):
         less = 0
         for case, _ in random_cases(name, number=30, min_region_mm=min_region_mm, seed=2):
-            made, statistics, _ = decide(**case)
+            made, statistics, *_ = decide(**case)
             limits = case["limits"]
             voxels = decide(**case | {"limits": Limits(budget=limits.budget, capacities=limits.capacities)})
             lost = voxels.statistics["expected_gain"] - statistics["expected_gain"]
@@ -578,7 +578,7 @@ class TestTwoWeights:
     WEIGHT = VoxelWeight(np.float32(0.03), np.float32(0.01))
 
     def test_count_with_the_probabilities_of_both(self):
-        made, statistics, _ = decide(
+        made, statistics, *_ = decide(
             constant(0.6, 0.5, 0.3, shape=(4, 5)), self.WEIGHT, rule=RULES["one_vs_all"](2), limits=Limits(budget=0.5)
         )
         gain = 0.4 * 0.5 * 0.03 - 0.6 * 0.5 * 0.01  # although the model is right more often
