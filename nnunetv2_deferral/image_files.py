@@ -365,13 +365,7 @@ def _gipl_fault(file: Path) -> str:
         header = stream.read(_GIPL_HEADER_BYTES)
     if header[-4:] not in _GIPL_MAGIC:
         return "is not a complete GIPL file"
-    information = itk_header(file)
-    voxel_bytes = sitk.GetArrayFromImage(
-        sitk.Image([1] * information.GetDimension(), information.GetPixelID())
-    ).itemsize
-    expected = _GIPL_HEADER_BYTES + int(np.prod(information.GetSize(), dtype=object)) * voxel_bytes
-    present = file.stat().st_size
-    return f"is incomplete: {expected - present} of {expected} bytes are missing" if present < expected else ""
+    return _raw_fault(file, _GIPL_HEADER_BYTES)
 
 
 def _nrrd_fault(file: Path) -> str:
@@ -395,7 +389,18 @@ def _metaimage_fault(file: Path) -> str:
             return "refers to another file for its data"
         if fields.get(b"compresseddata") == b"true":
             return _complex_fault(file) or _stream_fault(file, stream, zlib.MAX_WBITS)
-    return _complex_fault(file)
+        is_text = fields.get(b"binarydata") == b"false"
+        # SimpleITK before 2.4 fills what is missing with what is in memory.
+        return _complex_fault(file) or ("" if is_text else _raw_fault(file, stream.tell()))
+
+
+def _raw_fault(file: Path, start: int) -> str:
+    """Compare the size of a file with that of its uncompressed voxels, which begin at `start`."""
+    information = itk_header(file)
+    voxel = sitk.GetArrayFromImage(sitk.Image([1] * information.GetDimension(), information.GetPixelID()))
+    number = int(np.prod(information.GetSize(), dtype=object)) * information.GetNumberOfComponents()
+    expected, present = start + number * voxel.itemsize, file.stat().st_size
+    return f"is incomplete: {expected - present} of {expected} bytes are missing" if present < expected else ""
 
 
 def _header_fields(stream: IO[bytes], separator: bytes, last: bytes = b"") -> Iterator[tuple[bytes, bytes]]:

@@ -406,8 +406,9 @@ def files_of_masks(folder: Path, dataset_json: Path | None) -> DatasetFiles:
 def _not_written(folder: Path, absent: Sequence[str], kinds: Sequence[str]) -> InputError:
     """What to say, and what to do, if maps were not asked for."""
     return InputError(
-        f"{folder} does not have the maps {' '.join(absent)}, which are needed here: it was predicted with "
-        f"{' '.join(kinds)} only ({ENVIRONMENT_MAPS}, or maps in the plans). Predict into another folder with "
+        f"{folder} does not have the maps {' '.join(absent)}, which are needed here: according to "
+        f"{maps.index_file(folder)} it was predicted with {' '.join(kinds) or 'none'} only ({ENVIRONMENT_MAPS}, or "
+        "maps in the plans). Predict into another folder with "
         f'{ENVIRONMENT_MAPS}="{" ".join(kind for kind in MAPS if kind in {*absent, *kinds})}", or, if it was predicted '
         "with --save_probabilities, make all maps of it with nnUNetv2_deferral_route"
     )

@@ -87,6 +87,13 @@ def test_no_file_that_was_cut_short_is_read_as_something_else(tmp_path, kind):
     assert refused == tried > 30  # each naming the file
 
 
+def test_voxels_written_as_text_are_read_whatever_their_length(tmp_path):
+    file = tmp_path / "x.mha"
+    header = "ObjectType = Image\nNDims = 3\nBinaryData = False\nDimSize = 2 2 1\nElementType = MET_FLOAT\n"
+    file.write_text(f"{header}ElementDataFile = LOCAL\n0 1 1 0\n")
+    check_file(file)
+
+
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_no_damaged_byte_of_compressed_voxels_passes(tmp_path, kind):
     file = tmp_path / kind

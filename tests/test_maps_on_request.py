@@ -53,7 +53,7 @@ def test_a_prediction_writes_what_is_asked_for(tmp_path, monkeypatch, kinds):
     monkeypatch.setenv(ENVIRONMENT_MAPS, " ".join(kinds))
     predict()
     written = {folder.name for folder in (tmp_path / "out" / "deferral").iterdir() if folder.is_dir()}
-    assert written == {*kinds, "cases"} | ({"gains"} if "gain" in kinds else set())
+    assert written == {*kinds, "cases"}
     assert json.loads((tmp_path / "out" / "deferral" / "deferral.json").read_text())["maps"] == list(kinds)
     monkeypatch.setenv(ENVIRONMENT_MINUTES, "30")
     with pytest.raises(InputError, match="a limit of minutes requires the maps probability gain, but only route"):
@@ -71,8 +71,9 @@ def test_what_needs_other_maps_says_which_and_how_to_get_them(tmp_path):
     assert case.route.shape == case.gain.shape
     assert not case.has("probability")
     expected = re.escape(
-        f"{tmp_path} does not have the maps probability, which are needed here: it was predicted with route gain only "
-        "(nnUNet_deferral_maps, or maps in the plans). Predict into another folder with "
+        f"{tmp_path} does not have the maps probability, which are needed here: according to "
+        f"{maps.index_file(tmp_path)} it was predicted with route gain only (nnUNet_deferral_maps, or maps in the "
+        "plans). Predict into another folder with "
         'nnUNet_deferral_maps="route probability gain"'
     )
     for read in (lambda: case.probability, lambda: PredictionFolder.open(tmp_path, needed=("probability", "gain"))):
