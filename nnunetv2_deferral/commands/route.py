@@ -84,7 +84,9 @@ def route_folder(
             told = {} if limits.minutes is None else {"limits": limits.to_dict()}
             statistics = decision.statistics | told | expected
             properties = dict(case.properties)
-            written.write(name, decision.maps, properties, statistics, gains=decision.gains, prior=decision.prior)
+            # Those of a gain map are of one expert per voxel.
+            gains = decision.gains if has_probabilities or case.has("gains") else None
+            written.write(name, decision.maps, properties, statistics, gains=gains, prior=decision.prior)
             deferred += int((decision.maps.route > 0).sum())
             voxels += decision.maps.route.size
         if limits.minutes is not None:

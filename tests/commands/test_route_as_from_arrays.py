@@ -102,6 +102,34 @@ def test_of_folders_of_former_versions_another_budget_is_kept_by_the_maps(tmp_pa
         assert earlier.gain[asked].min() >= earlier.gain[~asked].max()
         for kind in ("probability", "expert", "gain"):
             np.testing.assert_allclose(getattr(case, kind), getattr(earlier, kind), atol=1 / 65535)
+        assert not case.has("gains"), "those of one expert per voxel would pass for those of all"
+
+
+def test_the_gains_of_an_earlier_decision_do_not_stay(tmp_path):
+    for kept in (True, False):
+        predicted(tmp_path, "one_vs_all", saved=False, kept=kept)
+        assert PredictionFolder.open(tmp_path / "in").case("x").has("gains") == kept
+
+
+def test_with_one_expert_regions_are_nearly_those_of_saved_probabilities(tmp_path):
+    """Zeros where asking harms would let regions grow there, and would defer what was not predicted."""
+    shape = (4, 24, 24)
+    right = np.full((2, *shape), 0.9, dtype=np.float32)
+    right[1] = 0.5
+    right[0, :, 3:21:2, 3:21] = 0.2  # stripes with gaps in which the expert would harm
+    right[:, :, 12:] = np.nan
+    rule = routing_rule("one_vs_all", costs=(0.0,))
+    written = deferral_folder(tmp_path / "in", ".nii.gz", ("ann",))
+    written = replace(written, settings=resolve_settings({"experts": ["ann"], "objective": "one_vs_all"}))
+    found = decide(right, rule=rule, spacing_mm=SPACING)
+    written.write("x", found.maps, GEOMETRY, gains=found.gains)
+    write_mask(tmp_path / "in" / "x.nii.gz", np.zeros(shape, dtype=np.uint8))
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
+    main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *"-budget 0.9 -min_region_mm 6".split()])
+    limits = Limits(budget=0.9, min_region_mm=6)
+    expected = decide(right, rule=rule, limits=limits, spacing_mm=SPACING).maps.route
+    np.testing.assert_array_equal(PredictionFolder.open(tmp_path / "out").case("x").route, expected)
+    assert 0 < expected.mean() < 0.5
 
 
 def test_what_the_folder_does_not_suffice_for_is_refused(tmp_path, capsys):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
+from nnunetv2_deferral.decision.assignment import route_within_limits
 from nnunetv2_deferral.decision.gains import expected_gain
 from nnunetv2_deferral.decision.kept_gains import KeptGains
 from nnunetv2_deferral.decision.region_routing import route_regions
@@ -26,8 +27,32 @@ def test_gains_come_back_to_half_a_step_where_any_is_positive(gains):
 def test_elsewhere_stands_the_median_of_what_is_finite_and_nobody_stays_nobody():
     gains = np.array([[1, -0.1, -0.3, -0.2, -np.inf], [-np.inf] * 5], dtype=np.float32)
     found = KeptGains.of(gains).gains((5,))
-    np.testing.assert_allclose(found[0], [1, -0.2, -0.2, -0.2, -0.2])
+    np.testing.assert_allclose(found[0], [1, -0.2, -0.2, -0.2, -np.inf])
     assert np.isneginf(found[1]).all()
+
+
+def test_a_small_structure_does_not_hide_differences_within_a_large_one():
+    """A voxel of a structure of a million voxels is worth 10^-5 of one of a structure that is hardly there."""
+    generator = np.random.default_rng(0)
+    gains = np.full((2, 40, 50), -np.inf, dtype=np.float32)
+    gains[0] = generator.uniform(1e-7, 1e-6, (40, 50))
+    gains[:, 39, 49] = 0.05
+    found = KeptGains.of(gains).gains((40, 50))
+    np.testing.assert_allclose(found, gains, rtol=0.02)
+    chosen = route_within_limits(found, budget=0.2, capacities=None) > 0
+    assert chosen[:20].any() and chosen[20:].any()
+    assert gains[0][chosen].sum() == pytest.approx(np.sort(gains[0].ravel())[-400:].sum(), rel=1e-3)
+
+
+def test_regions_do_not_grow_to_where_nothing_was_predicted():
+    gains = np.full((2, 1, 16, 16), -1e-3, dtype=np.float32)
+    gains[0, 0, 4:12, 4:12] = 1
+    gains[1, 0, 5, 5] = 0.5
+    gains[:, 0, 8, 4:12] = -np.inf
+    kept = KeptGains.of(gains)
+    route = route_regions(kept.gains((1, 16, 16)), spacing_mm=(1, 1, 1), budget=0.9, min_diameter_mm=4)
+    assert route.any() and not route[np.isneginf(gains[0])].any()
+    np.testing.assert_array_equal(np.isneginf(kept.gains((1, 16, 16))), np.isneginf(gains))
 
 
 def test_large_maps_are_gone_through_in_pieces():
@@ -71,6 +96,7 @@ def test_where_asking_helps_nowhere_nothing_is_kept(shape):
         ({"distances": np.array([1, 0], dtype=np.uint32)}, "voxels are not within"),
         ({"distances": np.array([1], dtype=np.uint32)}, "not those of kept gains"),
         ({"steps": np.ones((2, 2), dtype=np.float32)}, "not those of kept gains"),
+        ({"nobody": np.ones(2, dtype=np.uint8)}, r"not those of kept gains of a map of shape \(3,\)"),
     ],
 )
 def test_what_cannot_be_gains_of_the_map_is_refused(change, said):
