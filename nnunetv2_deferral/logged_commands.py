@@ -44,7 +44,7 @@ def run_logged(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        output.write(f"\n$ {' '.join(words)}\n".encode())
+        output.write(os.fsencode(f"\n$ {' '.join(words)}\n"))
         output.flush()
         process = subprocess.Popen(  # noqa: S603 - the words of this package and of its user, without a shell
             words,
@@ -54,11 +54,11 @@ def run_logged(
             start_new_session=True,
             pass_fds=() if lock is None else (lock.fileno(),),
         )
-        if lock is not None:
-            lock.truncate(0)
-            lock.write(f"{platform.node()} {process.pid}".encode())
-            lock.flush()
         try:
+            if lock is not None:
+                lock.truncate(0)
+                lock.write(f"{platform.node()} {process.pid}".encode())
+                lock.flush()
             _wait(process, watch)
         finally:
             _end_group(process)
@@ -104,25 +104,29 @@ def _wait(process: subprocess.Popen[bytes], watch: Callable[[], None]) -> None:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its process group, with SIGTERM and then SIGKILL.
+    """End a process and its process group, with SIGTERM and then, or if this is interrupted again, SIGKILL.
 
     Of a process that failed or was killed, as by a system without memory, the group is ended, too: its children may
     wait for it forever, and keep the locks that they inherited.
     """
-    for sign in ("SIGTERM", "SIGKILL"):
-        if process.poll() is not None:
-            break
-        try:
-            os.killpg(process.pid, getattr(signal, sign))
-        except (AttributeError, ProcessLookupError):  # Windows, or already ended
-            process.kill()
-        try:
-            process.wait(timeout=_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            continue
-    if process.returncode:
-        with suppress(AttributeError, OSError):  # Windows, or nothing is left
-            os.killpg(process.pid, signal.SIGKILL)
+    interrupted = process.poll() is None
+    try:
+        for sign in ("SIGTERM", "SIGKILL"):
+            if process.poll() is not None:
+                break
+            try:
+                os.killpg(process.pid, getattr(signal, sign))
+            except (AttributeError, ProcessLookupError):  # Windows, or already ended
+                process.kill()
+            try:
+                process.wait(timeout=_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        if interrupted or process.returncode:
+            with suppress(AttributeError, OSError, subprocess.TimeoutExpired):  # Windows, or nothing is left
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(timeout=_SECONDS_TO_END)
 
 
 def _kill_orphans(lock: Path) -> bool:
@@ -132,14 +136,22 @@ def _kill_orphans(lock: Path) -> bool:
         process = int(text)
     except (OSError, ValueError):
         return False  # nothing is noted yet
-    if machine != platform.node():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    if machine == platform.node() and _is_gone(process):
         with suppress(AttributeError, OSError):  # Windows, or they are gone, too
             os.killpg(process, signal.SIGKILL)
             return True
-    except OSError:
-        pass  # it is somebody else's
     return False
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # it is somebody else's
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False  # not Linux
+    return state == "Z"  # ended, but in many containers there is nobody who would collect it

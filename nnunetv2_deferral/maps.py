@@ -5,7 +5,7 @@
     <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          expected gain from asking that expert, in the Dice of the case
-    <folder>/deferral/gains/<case>.npz            with the gain map: expected gains of all experts, where any is positive
+    <folder>/deferral/gains/<case>.npz            expected gains of all experts, where any is positive
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated

@@ -29,12 +29,16 @@ def check_processes(number: int) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that child processes are ended too."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that child processes are ended too.
+
+    One that is ignored, as SIGHUP is after nohup, stays so.
+    """
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

@@ -1,7 +1,10 @@
 import os
+import platform
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,72 @@ def test_what_is_watched_can_end_the_command_with_its_children(tmp_path):
     wait_for(lambda: not running(int(child.read_text())))
 
 
+def in_two_processes(numbers, *, of_main="", of_child=""):
+    """A command with a child, whose process numbers are written to a file, and what each does before it waits."""
+    return (
+        "import os, pathlib, signal, sys, time\n"
+        "child = os.fork()\n"
+        f"exec({of_main!r} if child else {of_child!r})\n"
+        f"if child: pathlib.Path({str(numbers)!r}).write_text(f'{{os.getpid()}} {{child}} .')\n"
+        "time.sleep(600)"
+    )
+
+
+def started(numbers):
+    return numbers.exists() and numbers.read_text().endswith(".")
+
+
+def assert_ended(numbers):
+    both = [int(each) for each in numbers.read_text().split()[:2]]
+    try:
+        wait_for(lambda: not any(map(running, both)))
+    finally:
+        for each in both:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+
+IGNORED = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+def test_children_do_not_outlive_an_interrupted_command_that_ends_well(tmp_path):
+    numbers = tmp_path / "numbers"
+    caught = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))"
+
+    def watch():
+        if started(numbers):
+            time.sleep(0.1)  # until the child ignores the signal
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(in_two_processes(numbers, of_main=caught, of_child=IGNORED), tmp_path / "log", watch=watch)
+    assert_ended(numbers)
+
+
+def test_interrupted_again_while_it_waits_for_the_end_of_a_command_it_kills_that(tmp_path, monkeypatch):
+    numbers, wait, again = tmp_path / "numbers", subprocess.Popen.wait, [KeyboardInterrupt]
+
+    def interrupted(process, timeout=None):
+        if again:
+            raise again.pop()
+        return wait(process, timeout=timeout)
+
+    def watch():
+        if started(numbers):
+            monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(in_two_processes(numbers, of_main=IGNORED, of_child=IGNORED), tmp_path / "log", watch=watch)
+    assert not again
+    assert_ended(numbers)
+
+
+def test_the_log_has_the_words_as_they_are_even_if_they_are_no_text(tmp_path):
+    assert run_logged([*python("pass"), os.fsdecode(b"\xff")], tmp_path / "log", environment=os.environ) == ""
+    assert b"pass \xff\n" in (tmp_path / "log").read_bytes()
+
+
 def running(process):
     """Whether a process exists and is no zombie."""
     try:
@@ -104,6 +173,24 @@ class TestLock:
         wait_for(lambda: not Path(f"/proc/{main}").exists())
         with inherited_lock(tmp_path / "lock"):
             assert not running(child)
+
+    def test_is_not_kept_where_nobody_collects_the_command_that_is_gone(self, tmp_path):
+        with locked(tmp_path / "lock") as lock:
+            main = os.fork()
+            if not main:
+                os.setsid()
+                if not os.fork():
+                    time.sleep(600)
+                os._exit(0)
+            lock.write(f"{platform.node()} {main}".encode())
+        wait_for(lambda: not running(main))
+        try:
+            with inherited_lock(tmp_path / "lock"):
+                pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(main, signal.SIGKILL)
+            os.waitpid(main, 0)
 
     def test_of_another_machine_is_left_alone(self, parent_killed, tmp_path):
         main, child = parent_killed()

@@ -131,6 +131,17 @@ def test_an_end_without_a_validation_is_a_failure(trainings):
         run_trainings(trainings[:1])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on Unix")
+def test_after_nohup_a_closed_terminal_ends_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def run_one_as_the_command_does(root):
     """Run the first training of the fixture `trainings`; for another process."""
     here = Workplace(root)

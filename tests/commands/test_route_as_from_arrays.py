@@ -125,7 +125,7 @@ def test_with_one_expert_regions_are_nearly_those_of_saved_probabilities(tmp_pat
     written.write("x", found.maps, GEOMETRY, gains=found.gains)
     write_mask(tmp_path / "in" / "x.nii.gz", np.zeros(shape, dtype=np.uint8))
     (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
-    main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *"-budget 0.9 -min_region_mm 6".split()])
+    main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-budget", "0.9", "-min_region_mm", "6"])
     limits = Limits(budget=0.9, min_region_mm=6)
     expected = decide(right, rule=rule, limits=limits, spacing_mm=SPACING).maps.route
     np.testing.assert_array_equal(PredictionFolder.open(tmp_path / "out").case("x").route, expected)
