@@ -118,11 +118,13 @@ class Training:
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(inherited_lock(file))
-            except OSError as error:
+            except BlockingIOError as error:
                 raise TrainingError(
                     f"{self} is already being trained by another process ({file} is locked; a training continues when "
                     f"its benchmark is killed). Wait for it or end it, and start again"
                 ) from error
+            except OSError as error:
+                raise TrainingError(f"{self} cannot be trained: {error}") from error
             yield lock
 
 

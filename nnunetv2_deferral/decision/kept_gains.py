@@ -56,9 +56,12 @@ class KeptGains(NamedTuple):
                    [-0.2, -0.1,  0.1, -0.2]], dtype=float32)
         """
         flat = gains.reshape(len(gains), -1)
-        chunks = chunks_of(flat.shape[1], len(flat))
-        found = [part.start + np.flatnonzero((flat[:, part] > 0).any(axis=0)) for part in chunks]
-        voxels = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        found, unknown = [np.empty(0, dtype=np.int64)], np.empty(flat.shape[1], dtype=bool)
+        for part in chunks_of(flat.shape[1], len(flat)):
+            best = flat[:, part].max(axis=0)
+            found.append(part.start + np.flatnonzero(best > 0))
+            np.isneginf(best, out=unknown[part])
+        voxels = np.concatenate(found)
         largest = flat.max(initial=0).astype(np.float32)
         steps = np.empty((len(flat), voxels.size), dtype=np.int16)
         for of_expert, values in zip(steps, flat, strict=True):  # one by one, because there may be 10^8 voxels
@@ -68,7 +71,6 @@ class KeptGains(NamedTuple):
         finite = [each[np.isfinite(each)] for each in sample]
         elsewhere = np.array([np.median(each) if each.size else -np.inf for each in finite], dtype=np.float32)
         distances = np.diff(voxels, prepend=-1).astype(np.uint32)
-        unknown = np.isneginf(flat).all(axis=0)
         nobody = np.packbits(unknown) if unknown.any() else np.empty(0, dtype=np.uint8)
         return cls(distances, steps, np.asarray(largest), elsewhere, nobody)
 

@@ -177,6 +177,14 @@ def test_interrupted_and_started_again_nothing_is_lost(workplace, trainings, num
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks as on Unix")
+def test_where_nothing_can_be_locked_nobody_else_is_blamed(trainings):
+    lock = trainings[0].folder.parent / ".benchmark_fold_0.lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(TrainingError, match="cannot be trained: .*directory.*benchmark_fold_0"):
+        run_trainings(trainings[:1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks as on Unix")
 def test_a_training_that_outlives_its_benchmark_is_not_started_twice(workplace, trainings):
     training = trainings[0]
     behave(training, "slow")
