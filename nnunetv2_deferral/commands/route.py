@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_plans_json
@@ -144,7 +146,7 @@ def _decide(
             limits=limits,
             spacing_mm=case.spacing,
             calibration=calibration,
-            gains=case.gains if case.has("gains") else None,
+            gains=_kept_gains(folder, case) if case.has("gains") else None,
         )
         return decision._replace(prior=case.prior if case.has("prior") else None)
     return decide(
@@ -156,6 +158,19 @@ def _decide(
         calibration=calibration,
         softmax=case.softmax,
     )
+
+
+def _kept_gains(folder: PredictionFolder | StockFolder, case: PredictedCase) -> np.ndarray:
+    """The kept gains of all experts, float32 (J, *S), which must be of the same decision as the maps.
+
+    Raises:
+        InputError: If they are not, as after files were copied; the message names the file.
+    """
+    gains = case.gains
+    if not np.array_equal(of_experts(gains, case.expert) > 0, case.gain > 0):
+        file = maps.gains_file(folder.folder, case.name)
+        raise InputError(f"{file} is positive elsewhere than the gain map of the case: it is of another prediction")
+    return gains
 
 
 def _predicted_dice(

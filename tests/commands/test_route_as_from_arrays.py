@@ -155,6 +155,16 @@ def test_a_damaged_file_of_gains_is_named(tmp_path, capsys):
         assert f"error: {file}" in capsys.readouterr().err
 
 
+def test_gains_of_another_case_are_refused(tmp_path, capsys):
+    predicted(tmp_path, "one_vs_all", saved=False)
+    file = tmp_path / "in" / "deferral" / "gains" / "x.npz"
+    file.write_bytes(file.with_name("y.npz").read_bytes())
+    with pytest.raises(SystemExit):
+        main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-budget", "0.1"])
+    assert f"{file} is positive elsewhere than the gain map of the case" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_with_evidence_the_questions_are_those_of_ask(tmp_path, saved):
     generator = np.random.default_rng(9)
