@@ -5,7 +5,7 @@
     <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          expected gain from asking that expert, in the Dice of the case
-    <folder>/deferral/gains/<case>.npz            expected gains of all experts, where any is positive
+    <folder>/deferral/gains/<case>.npz            with all of these maps: gains of all experts, where any is positive
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
@@ -97,7 +97,7 @@ def routing_file(folder: Path, case: str) -> Path:
 
 
 def gains_file(folder: Path, case: str) -> Path:
-    """The gains of all experts where asking helps, written with the gain map."""
+    """The gains of all experts where asking helps, written beside all four maps."""
     return folder / FOLDER / "gains" / f"{case}.npz"
 
 
@@ -343,7 +343,7 @@ class DeferralFolder:
             prior: The prior, or None.
             answered: The questions and answers of earlier rounds, or None.
         """
-        if gains is not None and "gain" in self.kinds:
+        if gains is not None and self.kinds == MAPS:  # another decision needs all of them
             _save_arrays(KeptGains.of(gains)._asdict(), gains_file(self.folder, case))
         else:  # what an earlier decision about the case has left would pass for this one's
             gains_file(self.folder, case).unlink(missing_ok=True)
