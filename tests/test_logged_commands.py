@@ -174,6 +174,7 @@ class TestLock:
         with inherited_lock(tmp_path / "lock"):
             assert not running(child)
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_is_not_kept_where_nobody_collects_the_command_that_is_gone(self, tmp_path):
         with locked(tmp_path / "lock") as lock:
             main = os.fork()
