@@ -19,8 +19,8 @@ _METHODS = {
 def several_raters() -> str:
     """Ways to learn from several raters: Dice, and calibration to all of them."""
     rows, notes = [], []
-    for name, dataset in (("501_2d", "501"), ("504_2d", "504")):
-        content = read_json(f"multi_rater_{name}.json")
+    for name, units in (("501_2d", "patients"), ("504_2d", "images"), ("505_3d_fullres", "patients")):
+        content, dataset = read_json(f"multi_rater_{name}.json"), name[:3]
         for method, words in _METHODS.items():
             if method not in content["methods"]:
                 continue
@@ -34,7 +34,7 @@ def several_raters() -> str:
                 rows.append((dataset, words, reading, *cells, *estimates))
         first = next(iter(content["methods"].values()))
         notes.append(
-            f"{dataset}: {first['cases']} cases of {first['groups']} {'patients' if name == '501_2d' else 'images'}, "
+            f"{dataset}: {first['cases']} cases of {first['groups']} {units}, "
             f"{len(first['raters'])} raters, fold {content['fold']}, {content['epochs']} epochs of "
             f"{content['iterations']} steps, plans {content['plans']}; {content['machine']}, {content['date']}"
         )
