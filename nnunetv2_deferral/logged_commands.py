@@ -130,17 +130,17 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _kill_orphans(lock: Path) -> bool:
-    """Kill the group of the process noted in a lock if that process itself is gone; whether there was such a group."""
+    """Kill the group of the process noted in a lock if that process is gone; whether it is, and the lock soon free."""
     try:
         machine, text = lock.read_text().split()
         process = int(text)
     except (OSError, ValueError):
         return False  # nothing is noted yet
-    if machine == platform.node() and _is_gone(process):
-        with suppress(AttributeError, OSError):  # Windows, or they are gone, too
-            os.killpg(process, signal.SIGKILL)
-            return True
-    return False
+    if machine != platform.node() or not _is_gone(process):
+        return False
+    with suppress(AttributeError, OSError):  # Windows, or they are gone, too
+        os.killpg(process, signal.SIGKILL)
+    return True
 
 
 def _is_gone(process: int) -> bool:
