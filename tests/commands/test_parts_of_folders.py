@@ -92,10 +92,8 @@ def test_what_needs_a_map_that_was_not_written_says_so_before_any_part(tmp_path,
             call(tmp_path, name, *words)
         assert ended.value.code == 2
         said = capsys.readouterr()
-        assert (
-            f"does not have the maps {lacking}, which are needed here: it was predicted with {' '.join(kinds)} only"
-            in (said.err)
-        )
+        assert f"does not have the maps {lacking}, which are needed here" in said.err
+        assert f"according to {index} it was predicted with {' '.join(kinds)} only" in said.err
         assert not said.out
         assert not (tmp_path / "out").exists()
 
