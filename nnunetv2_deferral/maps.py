@@ -34,7 +34,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.arrays import count_values
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.gains import gain_unit
-from nnunetv2_deferral.decision.kept_gains import KeptGains
+from nnunetv2_deferral.decision.kept_gains import KeptGains, are_few
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
@@ -339,11 +339,11 @@ class DeferralFolder:
             maps: In the axis order of nnU-Net's writers: (Z, Y, X) or (1, Y, X).
             properties: nnU-Net's properties of the case, including its geometry.
             statistics: What else to note in the entry.
-            gains: The gains of all experts, real (J, *S), or None.
+            gains: The gains of all experts, real (J, *S), kept if they :func:`.are_few`; or None.
             prior: The prior, or None.
             answered: The questions and answers of earlier rounds, or None.
         """
-        if gains is not None and self.kinds == MAPS:  # another decision needs all of them
+        if gains is not None and self.kinds == MAPS and are_few(gains):  # another decision needs all of these maps
             _save_arrays(KeptGains.of(gains)._asdict(), gains_file(self.folder, case))
         else:  # what an earlier decision about the case has left would pass for this one's
             gains_file(self.folder, case).unlink(missing_ok=True)

@@ -121,7 +121,7 @@ def _has_probabilities(
     if limits.capacities is not None and folder.settings.num_experts > 1 and without is not None:
         raise InputError(
             f"{maps.gains_file(folder.folder, without)} is missing, which predictions before version 0.3 do not have, "
-            f"but capacities require it or probabilities: {advice}"
+            f"nor volumes where asking helps nearly everywhere, but capacities require it or probabilities: {advice}"
         )
     if calibration is not None and calibration.evidence is not None:
         priors = (folder.prior_file(case) for case in folder.cases)

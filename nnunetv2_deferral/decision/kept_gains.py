@@ -13,7 +13,20 @@ from nnunetv2_deferral.errors import InputError
 _STEPS = np.iinfo(np.int16).max
 _NOBODY = np.iinfo(np.int16).min  # in place of -inf
 _SAMPLE = 100_000
+_MOST_VOXELS, _LARGEST_SHARE = 10**6, 0.1
 _DTYPES = ("uint32", "int16", "float32", "float32", "uint8")  # of the arrays of KeptGains
+
+
+def are_few(gains: np.ndarray) -> bool:
+    """Whether gains are worth keeping, real (J, *S): at most a tenth of them positive, or a million voxels.
+
+    Of a volume in which asking is expected to help nearly everywhere, they would take more space than all maps
+    together, and half of the time of the decision. It is estimated by every k-th voxel.
+    """
+    flat = gains.reshape(len(gains), -1)
+    size = flat.shape[1]
+    sample = flat[:, :: max(size // _SAMPLE, 1)].max(axis=0, initial=0)
+    return bool((sample > 0).mean() * size <= max(_LARGEST_SHARE * size, _MOST_VOXELS)) if size else True
 
 
 class KeptGains(NamedTuple):

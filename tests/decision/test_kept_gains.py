@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from nnunetv2_deferral.decision.assignment import route_within_limits
 from nnunetv2_deferral.decision.gains import expected_gain
-from nnunetv2_deferral.decision.kept_gains import KeptGains
+from nnunetv2_deferral.decision.kept_gains import KeptGains, are_few
 from nnunetv2_deferral.decision.region_routing import route_regions
 from nnunetv2_deferral.errors import InputError
 
@@ -104,3 +104,14 @@ def test_what_cannot_be_gains_of_the_map_is_refused(change, said):
     changed = kept._replace(**{key: np.asarray(value) for key, value in change.items()})
     with pytest.raises(InputError, match=said):
         changed.gains((3,))
+
+
+def test_gains_are_kept_unless_a_large_volume_gains_nearly_everywhere():
+    gains = np.full((2, 100, 300, 400), -1, dtype=np.float32)
+    assert are_few(gains)
+    gains[1, :8] = 1
+    assert are_few(gains)
+    gains[0, 50:60] = 1
+    assert not are_few(gains)
+    assert are_few(gains[:, :, :40, :40])
+    assert are_few(gains[:, :0])
