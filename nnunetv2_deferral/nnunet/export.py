@@ -119,6 +119,7 @@ def export_prediction_from_logits(
             )
         if save_probabilities:
             save_routing(file.parent, file.name, probabilities)
+        del probabilities  # more than a GiB of a large CT, while maps are written
         folder = DeferralFolder(
             folder=file.parent,
             file_ending=dataset_json["file_ending"],
