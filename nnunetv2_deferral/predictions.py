@@ -415,10 +415,11 @@ def _not_written(folder: Path, absent: Sequence[str], kinds: Sequence[str]) -> I
 
 
 def _kept_gains(file: Path, shape: Sequence[int]) -> np.ndarray:
+    kept = KeptGains(*_stored(file, *KeptGains._fields))
     try:
-        return KeptGains(*_stored(file, *KeptGains._fields)).gains(shape)
+        return kept.gains(shape)
     except InputError as error:
-        raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+        raise InputError(f"{file}: {error}") from error
 
 
 def _prior(file: Path) -> PriorMap:

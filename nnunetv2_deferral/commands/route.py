@@ -6,7 +6,7 @@ probabilities and calibration are all that evidence needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +109,29 @@ def _has_probabilities(
     if not isinstance(folder, PredictionFolder):
         return True
     files = (file for case in folder.cases for file in (folder.routing_file(case), folder.softmax_file(case)))
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is None:
+    if (missing := _first_missing(files)) is None:
         return True
     advice = "predict with --save_probabilities, validate with --npz"
     if not limits.limits_amount:
         raise InputError(
             f"{missing} is missing, but a decision without a budget or capacities requires probabilities: {advice}"
         )
-    without = next((name for name in folder.cases if not folder.case(name).has("gains")), None)
-    if limits.capacities is not None and folder.settings.num_experts > 1 and without is not None:
-        raise InputError(
-            f"{maps.gains_file(folder.folder, without)} is missing, which predictions before version 0.3 do not have, "
-            f"nor volumes where asking helps nearly everywhere, but capacities require it or probabilities: {advice}"
-        )
+    if limits.capacities is not None and folder.settings.num_experts > 1:
+        absent = _first_missing(maps.gains_file(folder.folder, case) for case in folder.cases)
+        if absent is not None:
+            raise InputError(
+                f"{absent} is missing, which predictions before version 0.3 do not have, nor volumes where asking "
+                f"helps nearly everywhere, but capacities require it or probabilities: {advice}"
+            )
     if calibration is not None and calibration.evidence is not None:
-        priors = (folder.prior_file(case) for case in folder.cases)
-        if (absent := next((file for file in priors if not file.is_file()), None)) is not None:
+        absent = _first_missing(map(folder.prior_file, folder.cases))
+        if absent is not None:
             raise InputError(f"{absent} is missing, by which answers are read as evidence: {advice}")
     return False
+
+
+def _first_missing(files: Iterable[Path]) -> Path | None:
+    return next((file for file in files if not file.is_file()), None)
 
 
 def _decide(

@@ -25,8 +25,8 @@ def are_few(gains: np.ndarray) -> bool:
     """
     flat = gains.reshape(len(gains), -1)
     size = flat.shape[1]
-    sample = flat[:, :: max(size // _SAMPLE, 1)].max(axis=0, initial=0)
-    return bool((sample > 0).mean() * size <= max(_LARGEST_SHARE * size, _MOST_VOXELS)) if size else True
+    positive = (_every_kth(flat) > 0).any(axis=0)
+    return bool(positive.mean() * size <= max(_LARGEST_SHARE * size, _MOST_VOXELS)) if size else True
 
 
 class KeptGains(NamedTuple):
@@ -79,7 +79,7 @@ class KeptGains(NamedTuple):
         steps = np.empty((len(flat), voxels.size), dtype=np.int16)
         for of_expert, values in zip(steps, flat, strict=True):  # one by one, because there may be 10^8 voxels
             of_expert[:] = _to_steps(values[voxels].astype(np.float32), largest)
-        sample = flat[:, :: max(flat.shape[1] // _SAMPLE, 1)]
+        sample = _every_kth(flat)
         sample = sample[:, (sample <= 0).all(axis=0)]
         finite = [each[np.isfinite(each)] for each in sample]
         elsewhere = np.array([np.median(each) if each.size else -np.inf for each in finite], dtype=np.float32)
@@ -118,6 +118,11 @@ class KeptGains(NamedTuple):
             roots = steps / np.float32(_STEPS)
             of_expert[voxels] = np.where(steps == _NOBODY, -np.inf, roots * np.abs(roots) * self.largest)
         return gains.reshape(number, *shape)
+
+
+def _every_kth(flat: np.ndarray) -> np.ndarray:
+    """A sample of the voxels of gains (J, N), all of them in a small image."""
+    return flat[:, :: max(flat.shape[1] // _SAMPLE, 1)]
 
 
 def _to_steps(gains: np.ndarray, largest: np.float32) -> np.ndarray:
