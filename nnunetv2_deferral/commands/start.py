@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from importlib import import_module
@@ -10,12 +11,17 @@ from nnunetv2_deferral.commands import parsers
 
 
 def _script(name: str) -> Callable[[], None]:
-    """The script of the command in the module of that name."""
+    """The script of the command in the module of that name; interrupted, it ends in one line and with 130."""
 
     def run() -> None:
         make: Callable[[], ArgumentParser] = getattr(parsers, name)
-        make().parse_args()  # ends here for --help and for what cannot be parsed
-        import_module(f"nnunetv2_deferral.commands.{name}").main()
+        parser = make()
+        parser.parse_args()  # ends here for --help and for what cannot be parsed
+        try:
+            import_module(f"nnunetv2_deferral.commands.{name}").main()
+        except KeyboardInterrupt:
+            print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+            sys.exit(130)
 
     return run
 

@@ -61,3 +61,15 @@ def test_the_example_in_the_help_is_one_that_the_command_takes(name, capsys):
 def test_all_planners_are_named():
     (said,) = [each.help for each in parsers.plan_experiment()._actions if each.dest == "pl"]
     assert set(said.removeprefix("Planner: ").split(". ")[0].split(", ")) == set(PLANNERS)
+
+
+def test_an_interrupted_command_ends_in_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nnunetv2_deferral.commands.fuse.main", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fuse", "-i", "predictions", "-experts", "answers", "-o", "fused"])
+    with pytest.raises(SystemExit) as ended:
+        start.fuse()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nnnUNetv2_deferral_fuse: interrupted\n"
