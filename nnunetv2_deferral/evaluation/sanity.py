@@ -15,6 +15,7 @@ from nnunetv2_deferral.evaluation.location import DISTANCES_MM, distances_in_sla
 
 NEAR_BORDER, NEAR_CENTRE = "near_border", "near_centre"
 _MOST = 255
+_ROUNDING = 1e-3  # of distances in single precision
 
 
 def sanity_scores(model: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def near_border(model: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     reach = DISTANCES_MM[-2]
     scores = np.zeros(model.shape, dtype=np.uint8)
     for slab, distance in distances_in_slabs(model, spacing_mm):
-        scores[slab] = np.ceil(_MOST * (1 - np.minimum(distance, reach) / reach))
+        scores[slab] = np.ceil(_MOST * (1 - np.minimum(distance, reach) / reach) - _ROUNDING)
     return scores
 
 
