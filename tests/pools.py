@@ -8,8 +8,10 @@ process is to do is pickled, and nothing of ours is imported before.
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
+import sys
 from multiprocessing import context, forkserver, reduction, spawn
 from typing import Any
 
@@ -39,7 +41,26 @@ def connect(address: str, alive: int) -> None:
     """
     server: Any = forkserver._forkserver
     server._forkserver_address, server._forkserver_alive_fd = address, alive
+    server._forkserver_authkey = _key(address)  # read on Python 3.14 and later
     server.ensure_running = lambda: None  # this is not its parent and cannot wait for it
+
+
+def serve(address: str, listener: int, alive: int) -> None:
+    """Be the fork server at this address until all that have the other end of the pipe `alive` have ended."""
+    if sys.version_info < (3, 14):
+        forkserver.main(listener, alive, [])
+        return
+    server: Any = forkserver._forkserver
+    server._forkserver_authkey = _key(address)  # of processes that are started by those that it started
+    keys, given = os.pipe()
+    os.write(given, _key(address))
+    os.close(given)
+    forkserver.main(listener, alive, [], authkey_r=keys)
+
+
+def _key(address: str) -> bytes:
+    """What both sides of the fork server at this address know; others of this machine are not kept out."""
+    return hashlib.sha256(address.encode()).digest()
 
 
 def use() -> None:

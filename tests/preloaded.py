@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def serve(pool_listener: socket.socket, script_listener: socket.socket) -> dict[
         os.close(alive_w)
         script_listener.close()
         pools.take_over()
-        forkserver.main(pool_listener.detach(), alive_r, [])  # until the server and all scripts have ended
+        # Until the server and all scripts have ended.
+        pools.serve(pool_listener.getsockname(), pool_listener.detach(), alive_r)
     os.close(alive_r)
     pools.connect(pool_listener.getsockname(), alive_w)
     pool_listener.close()

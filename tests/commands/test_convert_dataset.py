@@ -81,7 +81,7 @@ def test_an_empty_or_missing_folder_is_refused_for_every_dataset(dataset, tmp_pa
         (["liver", "-d", "1"], "invalid choice: 'liver'"),
         (["lits", "-d", "one"], "invalid int value: 'one'"),
         (["lits", "-d", "1", "-task", "1"], "only amos22 has tasks, not lits"),
-        (["amos22", "-d", "1", "-task", "3"], "invalid choice: 3"),
+        (["amos22", "-d", "1", "-task", "3"], "argument -task: invalid choice"),
         (["chaksu", "-d", "1", "--ignore_label_geometry"], "photographs, whose files have no geometry"),
         (["promise12", "-d", "0"], "between 1 and 999, got 0"),
         (["promise12", "-d", "1", "-np", "0"], "must be at least 1, got 0"),
