@@ -257,11 +257,13 @@ class AppendOnlyLog:
             OSError: If the disk is full or fails; then the log is unchanged.
         """
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        with self._lock, self.file.open("ab") as stream:
+        # Unbuffered, because what is left in a buffer after an error would be written when the file is closed.
+        with self._lock, self.file.open("ab", buffering=0) as stream:
             end = stream.seek(0, os.SEEK_END)
             try:
-                stream.write(line)
-                stream.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[stream.write(rest) :]
                 os.fsync(stream.fileno())
             except OSError:
                 with suppress(OSError):

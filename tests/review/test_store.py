@@ -180,7 +180,8 @@ def test_when_writing_itself_fails_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(tmp_path):
+@pytest.mark.parametrize("length", [200, 10_000, 1_000_000])
+def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(length, tmp_path):
     log = AppendOnlyLog(tmp_path / "log.jsonl")
     log.append({"n": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -188,7 +189,7 @@ def test_an_entry_that_does_not_fit_on_the_disk_leaves_the_log_as_it_was(tmp_pat
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
         with pytest.raises(OSError, match="large"):
-            log.append({"n": "x" * 10_000})
+            log.append({"n": "x" * length})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
