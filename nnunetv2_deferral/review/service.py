@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import math
 import threading
 import time
 from collections import defaultdict
@@ -17,15 +15,16 @@ import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import without_nan
-from nnunetv2_deferral.image_files import check_file, read_values
 from nnunetv2_deferral.readings import ReadingRules, readings_summary
 from nnunetv2_deferral.review.access import Person
+from nnunetv2_deferral.review.case_list import CaseList
 from nnunetv2_deferral.review.edits import Edit, RefusedError, apply_edit, check_whole_mask, parse_edit, runs_between
+from nnunetv2_deferral.review.masks import write_answers, write_mask
 from nnunetv2_deferral.review.remarks import MAX_COMMENT, Remarks, flags_in_file, parse_remarks, regions_not_told
-from nnunetv2_deferral.review.results import case_result, fused_mask, total_of, total_result
+from nnunetv2_deferral.review.results import case_result, fused_mask
 from nnunetv2_deferral.review.settling import Settling
 from nnunetv2_deferral.review.store import Draft, ReviewStore
-from nnunetv2_deferral.review.study import Asked, CaseInfo, ReviewedCase, Study
+from nnunetv2_deferral.review.study import Asked, ReviewedCase, Study
 from nnunetv2_deferral.review.upload import read_uploaded_mask
 from nnunetv2_deferral.review.windows import windows_of
 from nnunetv2_deferral.review.work_times import effort_of
@@ -85,6 +84,7 @@ class Review:
         self.settling = Settling.begin(study, store, rules)
         if self.settling:
             study.then = self.settling.renew
+        self._cases = CaseList(study, store, self.settling)
         self._locks: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
         self._seen: dict[tuple[str, str], float] = {}
 
@@ -96,7 +96,7 @@ class Review:
     @property
     def adjudicator(self) -> str | None:
         """The name of the person who decides where readers differ; None if there is none."""
-        return self.settling.rules.adjudicator if self.settling else None
+        return self._cases.adjudicator
 
     def listing(self, person: Person) -> list[dict[str, Any]]:
         """The cases that a person works with.
@@ -105,35 +105,7 @@ class Review:
         rank of these regions on the worklist, or without a worklist, of their total expected gain. For the adjudicator
         the cases that all experts have submitted and about which they differ.
         """
-        if self.settling and person.expert == self.adjudicator:
-            return [
-                self._decision(self.settling, info)
-                for info in self.study.infos.values()
-                if self._is_to_be_decided(info.name)
-            ]
-        entries = []
-        for info in self._in_order(person):
-            experts = [
-                self._status(place, info)
-                for place, expert in enumerate(self.study.experts)
-                if person.expert in (None, expert)
-            ]
-            if person.expert is None or experts[0]["voxels"]:
-                entry = self._entry(info, experts, info.rate if person.expert is None else experts[0]["share"])
-                if person.expert is None and self.settling:
-                    entry["readings"] = readings_summary(self.settling.regions(info.name))
-                    if self._is_to_be_decided(info.name):
-                        entry["adjudication"] = self._adjudication(self.settling, info)
-                entries.append(entry)
-        return entries
-
-    def _entry(self, info: CaseInfo, experts: list[dict[str, Any]], rate: float) -> dict[str, Any]:
-        left_out = sum(each["left_out"] for each in experts)
-        return {"case": info.name, "shape": info.shape, "rate": rate, "left_out": left_out, "experts": experts}
-
-    def _decision(self, settling: Settling, info: CaseInfo) -> dict[str, Any]:
-        status = self._adjudication(settling, info)
-        return self._entry(info, [status], status["share"])
+        return self._cases.cases(person)
 
     def check_begun(self) -> None:
         """Refuse to continue a review whose answers refer to other regions because the worklist differs.
@@ -284,16 +256,7 @@ class Review:
         """Minutes and voxels of each expert over all cases, for the coordinator."""
         if person.expert is not None:
             raise RefusedError(403, "Only the coordinator can see the totals of all experts.")
-        found = total_result(self.study, self.store)
-        if self.settling and self.adjudicator:
-            asked = [info for info in self.study.infos.values() if self._is_to_be_decided(info.name)]
-            made = [self.store.record(self.adjudicator, info.name) for info in asked]
-            submitted = [record for record in made if record is not None]
-            voxels = sum(self._adjudication(self.settling, info)["voxels"] for info in asked)
-            found["experts"].append(
-                total_of(self.adjudicator, len(asked), voxels, submitted, num_submitted=len(submitted))
-            )
-        return without_nan(found)
+        return without_nan(self._cases.totals())
 
     def max_save_bytes(self, person: Person, name: str) -> int:
         """The largest size of the body of a save.
@@ -391,8 +354,9 @@ class Review:
             ignore = self._ignore_label
             base = case.model if ignore is None else np.full_like(case.model, ignore)
             mask = np.where(untold, base, self._mask(case, expert, base))
+            files = self.study.predictions.files
             with self._changing(case):
-                self.store.submit(expert, name, lambda file: self._write_answers(mask, case, file), record)
+                self.store.submit(expert, name, lambda file: write_answers(mask, case, file, files), record)
 
     def reopen(self, person: Person, name: str, expert: str, reason: str) -> None:
         """Let an expert change a case that they have submitted.
@@ -423,13 +387,14 @@ class Review:
         """Write a download in the dataset's format: `mask` (the person's own current mask), `regions` or `fused`."""
         case = self._visible(person, name)
         if what == "mask" and person.expert is not None:
-            self._write(self._mask(case, person.expert, self._shown(case, person.expert)), case, file)
+            mask = self._mask(case, person.expert, self._shown(case, person.expert))
         elif what == "regions" and person.expert is not None:
-            self._write(self._asked(case, person.expert).regions, case, file)
+            mask = self._asked(case, person.expert).regions
         elif what == "fused":
-            self._write(self.volume(person, name, "fused"), case, file)
+            mask = self.volume(person, name, "fused")
         else:
             raise RefusedError(404, "No such file.")
+        write_mask(mask, case, file, self.study.predictions.files)
 
     @property
     def _ignore_label(self) -> int | None:
@@ -450,7 +415,7 @@ class Review:
         if person.expert is None:
             return case
         if person.expert == self.adjudicator:
-            is_asked = self._is_to_be_decided(name)
+            is_asked = self._cases.is_to_be_decided(name)
         else:
             is_asked = self.study.info(name).voxels[self.study.experts.index(person.expert)] > 0
         if not is_asked:
@@ -461,14 +426,6 @@ class Review:
         if self.settling and expert == self.adjudicator:
             return self.study.questions(case, self.settling.disputed(case.name))
         return self.study.asked(case.name, expert)
-
-    def _is_to_be_decided(self, name: str) -> bool:
-        """Whether readers differ about a case that they have all submitted."""
-        if self.settling is None or not self.settling.is_settled(name) or not self.settling.disputed(name):
-            return False
-        voxels = self.study.info(name).voxels
-        asked = [expert for expert, number in zip(self.study.experts, voxels, strict=True) if number]
-        return all(self.store.is_submitted(expert, name) for expert in asked)
 
     def _answerable(self, person: Person, name: str) -> tuple[str, ReviewedCase, Asked]:
         if person.expert is None:
@@ -534,30 +491,6 @@ class Review:
         mask.ravel()[self._asked(case, expert).voxels] = self._draft(expert, case).labels
         return mask
 
-    def _write(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> np.ndarray:
-        """Write a mask and return it as it was written.
-
-        Raises:
-            OSError: If the file is not complete; not all writers report a full disk, and some as a RuntimeError.
-        """
-        turned = case.orientation.to_file(mask)
-        try:
-            self.study.predictions.files.reader.write_seg(turned, str(file), case.properties)
-            check_file(file)
-        except (InputError, RuntimeError) as error:
-            raise _incomplete(file) from error
-        return turned
-
-    def _write_answers(self, mask: np.ndarray, case: ReviewedCase, file: Path) -> None:
-        """Write a mask that is to be submitted, and read it again."""
-        turned = self._write(mask, case, file)
-        try:
-            found, _ = read_values(file, self.study.predictions.files.reader)
-        except InputError as error:
-            raise _incomplete(file) from error
-        if not np.array_equal(found, turned):
-            raise _incomplete(file)
-
     def _keep(
         self,
         expert: str,
@@ -592,51 +525,6 @@ class Review:
         longest = now - self._seen.get((expert, name), now) + SLACK_SECONDS
         self._seen[expert, name] = now
         return min(seconds, longest)
-
-    def _in_order(self, person: Person) -> list[CaseInfo]:
-        infos = list(self.study.infos.values())
-        if person.expert is None:
-            return infos
-        place = self.study.experts.index(person.expert)
-        return sorted(infos, key=lambda info: (info.ranks[place] or 0, -info.gains[place], info.name))
-
-    def _status(self, place: int, info: CaseInfo) -> dict[str, Any]:
-        voxels = info.voxels[place]
-        return {
-            "voxels": voxels,
-            "share": info.shares[place],
-            "regions": info.regions[place],
-            "left_out": info.left_out[place],
-            "gain": info.gains[place],
-            **self._answered(self.study.experts[place], info.name, is_asked=voxels > 0),
-        }
-
-    def _adjudication(self, settling: Settling, info: CaseInfo) -> dict[str, Any]:
-        """The status of the adjudicator."""
-        disputed = [each["voxels"] for each in settling.regions(info.name) if each["disputed"]]
-        return {
-            "voxels": sum(disputed),
-            "share": sum(disputed) / int(np.prod(info.shape)) if info.shape else 0.0,
-            "regions": len(disputed),
-            "left_out": 0,
-            "gain": math.fsum(each["gain"] for each in settling.regions(info.name) if each["disputed"]),
-            **self._answered(str(settling.rules.adjudicator), info.name, is_asked=True),
-        }
-
-    def _answered(self, expert: str, name: str, *, is_asked: bool) -> dict[str, Any]:
-        draft = self.store.draft(expert, name) if is_asked else None
-        return {
-            "expert": expert,
-            "done": len(draft.done) if draft else 0,
-            "flags": len(draft.remarks["flags"]) if draft else 0,
-            "cannot_tell": len(regions_not_told(draft.remarks)) if draft else 0,
-            "minutes": draft.seconds / 60 if draft else 0.0,
-            "submitted": self.store.is_submitted(expert, name),
-        }
-
-
-def _incomplete(file: Path) -> OSError:
-    return OSError(errno.ENOSPC, f"{file.name} could not be written completely")
 
 
 def _receipt(draft: Draft) -> dict[str, Any]:

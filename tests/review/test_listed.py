@@ -17,6 +17,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review import server
+from nnunetv2_deferral.review.masks import write_mask
 from nnunetv2_deferral.review.results import fused_mask
 from nnunetv2_deferral.review.study import Study
 from nnunetv2_deferral.worklist.reading import Worklist
@@ -212,7 +213,7 @@ def test_a_region_that_is_not_listed_cannot_be_changed(folders, serve, snapshot)
     mask = case.model.copy()
     mask.ravel()[not_listed] = 1 - mask.ravel()[not_listed]
     file = folders.predictions.parent / "drawn.nii.gz"
-    served.review._write(mask, case, file)
+    write_mask(mask, case, file, served.review.study.predictions.files)
     body = file.read_bytes()
     sent = ann.post(
         f"/api/cases/case_b/upload?revision=0&key={'u' * 16}&name=m.nii.gz",

@@ -10,6 +10,8 @@ import SimpleITK as sitk
 from skimage import io
 from small_review import write_pictures, write_volumes
 
+from nnunetv2_deferral.review.masks import write_mask
+
 CASE = "case_a"
 
 
@@ -167,10 +169,10 @@ def test_where_the_expert_is_not_asked_the_ignore_label_may_stand(tmp_path, serv
     case = served.review.study.case(CASE)
     mask = np.where(case.route == 1, 1, 2).astype(np.uint8)
     file = tmp_path / "ignored.nii.gz"
-    served.review._write(mask, case, file)
+    write_mask(mask, case, file, served.review.study.predictions.files)
     assert send(ann, file.read_bytes()).status_code == 200
     mask[case.route == 1] = 2
-    served.review._write(mask, case, file)
+    write_mask(mask, case, file, served.review.study.predictions.files)
     assert send(ann, file.read_bytes(), revision=1).status_code == 422
 
 
