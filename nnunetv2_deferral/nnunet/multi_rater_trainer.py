@@ -25,6 +25,7 @@ from nnunetv2_deferral.nnunet.managers import label_space
 from nnunetv2_deferral.nnunet.multi_rater_plans import MULTI_RATER_KEY, MultiRaterPlansManager, multi_rater_block
 from nnunetv2_deferral.nnunet.multi_rater_transform import add_raters
 from nnunetv2_deferral.nnunet.online_overlap import overlap_counts
+from nnunetv2_deferral.nnunet.pretrained import other_trained_folds
 from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
     dataset_raters,
@@ -197,8 +198,7 @@ class MultiRaterTrainer(nnUNetTrainer):
     def _check_other_folds(self) -> None:
         """Refuse to overwrite the plans of a model whose other folds were trained with another number of raters."""
         model = Path(self.output_folder_base)
-        others = [file.parent.name for file in model.glob("fold_*/checkpoint_*.pth")]
-        others = sorted({name for name in others if name != f"fold_{self.fold}"})
+        others = other_trained_folds(model, self.fold)
         if not others or not (model / "plans.json").is_file():
             return
         theirs = read_plans_json(model / "plans.json").get(MULTI_RATER_KEY, {}).get("raters", [])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunetv2_deferral.dataset import read_plans_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import Expert
 from nnunetv2_deferral.network import deferral_head
@@ -95,6 +97,46 @@ def check_same_training(
             f"{named} was trained with other settings than those of this trainer and its plans: "
             f'{"; ".join(differing)}. Change the "{PLANS_KEY}" block of the plans back, or start a new training with '
             "plans of another name"
+        )
+
+
+def other_trained_folds(model: Path, fold: int | str) -> list[str]:
+    """The names of the folders of other folds of a model that have a checkpoint, sorted."""
+    found = {file.parent.name for file in model.glob("fold_*/checkpoint_*.pth")}
+    return sorted(found - {f"fold_{fold}"})
+
+
+def check_same_model(model: Path, fold: int | str, settings: DeferralSettings) -> None:
+    """Refuse to train a fold beside others that were trained with other experts or settings.
+
+    A model has one plans.json, which the training of a fold writes anew: predictions with its other folds would name
+    the experts of this training and read their routing by its rule.
+
+    Args:
+        model: The model folder.
+        fold: The fold that is about to be trained.
+        settings: Its settings.
+
+    Raises:
+        InputError: Naming the other folds, and the experts of both or the settings that differ.
+    """
+    others = other_trained_folds(model, fold)
+    try:
+        block = read_plans_json(model / "plans.json").get(PLANS_KEY)
+    except InputError:
+        return  # missing, or another training is writing it
+    if not others or block is None:
+        return
+    trained = resolve_settings(block)
+    if trained.expert_names != settings.expert_names:
+        differing = [f"experts are {', '.join(trained.expert_names)}, not {', '.join(settings.expert_names)}"]
+    else:
+        differing = _differing(trained, settings)
+    if differing:
+        raise InputError(
+            f"other folds of {model} ({', '.join(others)}) were trained with other settings than those of this "
+            f"trainer, its plans and its dataset: {'; '.join(differing)}. Folds of one model share its plans.json; "
+            "train with plans of another name, or move the folder away"
         )
 
 

@@ -51,7 +51,7 @@ from nnunetv2_deferral.nnunet.optimizer import (
     StepSchedule,
     without_parameters,
 )
-from nnunetv2_deferral.nnunet.pretrained import check_same_training, load_stock_network
+from nnunetv2_deferral.nnunet.pretrained import check_same_model, check_same_training, load_stock_network
 from nnunetv2_deferral.nnunet.progress import KEYS, TERMS, epochs_since_best, plot_progress
 from nnunetv2_deferral.nnunet.rater_data import (
     RaterDataset,
@@ -349,9 +349,10 @@ class DeferralTrainer(nnUNetTrainer):
         """Check that training is possible and start it.
 
         Raises:
-            InputError: If a frozen trainer has no pretrained weights, limits in the environment are invalid, raters'
-                masks are invalid, no expert is left because raters have no labels in the training cases of this fold
-                or of others of the model, or agreement is to be learned and no case was labelled by two raters.
+            InputError: If a frozen trainer has no pretrained weights, limits in the environment are invalid, other
+                folds of the model were trained with other experts or settings, raters' masks are invalid, no expert is
+                left because raters have no labels in the training cases of this fold or of others of the model, or
+                agreement is to be learned and no case was labelled by two raters.
         """
         if not self._has_segmentation_weights:
             raise InputError(
@@ -359,6 +360,7 @@ class DeferralTrainer(nnUNetTrainer):
                 "-pretrained_weights FOLDER_OF_A_STOCK_TRAINING/fold_X/checkpoint_final.pth"
             )
         refuse_minutes(effective_limits(self.settings))  # now, not in the validation after the training
+        check_same_model(Path(self.output_folder_base), self.fold, self.settings)
         labels = None
         if self.settings.raters:
             prepare_raters(self)

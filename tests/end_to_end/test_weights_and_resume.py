@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,14 @@ class TestResume:
         ) as refused:
             trainer.load_checkpoint(str(file))
         assert str(file) in str(refused.value)
+
+    def test_a_fold_beside_one_that_was_trained_with_other_settings_is_refused(
+        self, workplace: Workplace, flat_deferral: Path
+    ) -> None:
+        trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d", fold=1)
+        trainer.settings = replace(trainer.settings, objective="one_vs_all")
+        with pytest.raises(ValueError, match=f"other folds of {flat_deferral.parent} .fold_0.*objective is"):
+            trainer.on_train_start()
 
     def test_a_stock_checkpoint_is_refused(self, workplace: Workplace, stock_checkpoint: Path) -> None:
         trainer = workplace.trainer("TinyDeferral3Experts", FLAT, "2d")

@@ -1,12 +1,13 @@
-"""What may change in the settings between a training and its continuation."""
+"""What may change in the settings between a training and its continuation, and between folds of a model."""
 
+import json
 import re
 
 import pytest
 import torch
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.nnunet.pretrained import check_same_training
+from nnunetv2_deferral.nnunet.pretrained import check_same_model, check_same_training
 from nnunetv2_deferral.settings import SettingsBlock, resolve_settings
 
 ANN = {"name": "ann", "foreground": 0.9, "background": 0.99, "boundary": 0.8}
@@ -66,3 +67,36 @@ def test_every_other_setting_is_compared():
     raters = {"experts": ["ann", "bob"]}
     with pytest.raises(InputError, match=": multi_rater is false, not true"):
         check(raters, raters | {"multi_rater": True})
+
+
+def train_beside_fold_0(model, trained, now, fold=1):
+    (model / "fold_0").mkdir(exist_ok=True)
+    (model / "fold_0" / "checkpoint_best.pth").touch()
+    (model / "plans.json").write_text(json.dumps({"deferral": resolve_settings(trained).to_dict()}))
+    check_same_model(model, fold, resolve_settings(now))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"experts": ["bob", ANN]}, "experts are ann, bob, not bob, ann"),
+        ({"experts": [ANN]}, "experts are ann, bob, not ann"),
+        ({"experts": [ANN | {"boundary": 0.7}, "bob"]}, "ann: boundary is 0.8, not 0.7"),
+        ({"objective": "one_vs_all"}, 'objective is "collaboration", not "one_vs_all"'),
+    ],
+)
+def test_a_fold_is_not_trained_beside_others_of_other_experts_or_settings(tmp_path, changed, named):
+    train_beside_fold_0(tmp_path, BASE, BASE)
+    with pytest.raises(InputError, match=re.escape("(fold_0) were trained with other settings") + f".*: {named}"):
+        train_beside_fold_0(tmp_path, BASE, BASE | changed)
+
+
+def test_a_fold_may_be_trained_anew_and_beside_others_with_other_limits(tmp_path):
+    train_beside_fold_0(tmp_path, BASE, BASE | {"experts": ["bob", ANN]}, fold=0)
+    train_beside_fold_0(tmp_path, BASE, BASE | {"budget": 0.1, "unavailable": ["bob"], "maps": ["route"]})
+
+
+def test_plans_that_another_training_is_writing_stop_no_fold(tmp_path):
+    train_beside_fold_0(tmp_path, BASE, BASE)
+    (tmp_path / "plans.json").write_text('{"deferral"')
+    check_same_model(tmp_path, 1, resolve_settings(BASE))
