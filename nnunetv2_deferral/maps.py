@@ -21,6 +21,7 @@ Probability and gain are stored as :func:`.image_files.write_values` does, the g
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -121,6 +122,11 @@ def entries_folder(folder: Path) -> Path:
     return folder / FOLDER / "cases"
 
 
+def mask_checksum(file: Path) -> str:
+    """The checksum of a mask's file that the entry of its case notes, eight hexadecimal digits."""
+    return f"{zlib.crc32(file.read_bytes()):08x}"
+
+
 def index_file(folder: Path) -> Path:
     """The deferral.json of a folder."""
     return folder / FOLDER / "deferral.json"
@@ -133,6 +139,7 @@ class _CaseEntry(TypedDict):
     predicted_dice: NotRequired[dict[Text, Share]]
     model: NotRequired[Text]
     minutes: NotRequired[NonNegative]
+    mask: NotRequired[Text]
 
 
 class _Model(TypedDict):
@@ -364,6 +371,12 @@ class DeferralFolder:
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 
+    def note_mask(self, case: str) -> None:
+        """Note in the entry of a case that its mask, which nnU-Net writes last, belongs to these maps."""
+        file = case_file(self.folder, case)
+        mask = self.folder / f"{case}{self.file_ending}"
+        write_json(read_json(file) | {"mask": mask_checksum(mask)}, file)
+
     def _enter(self, case: str, entry: dict[str, Any]) -> None:
         """Write the entry of a case; the rest is written once, because others may have 10^5 cases there."""
         write_json(entry | {"model": _fingerprint(_as_json(self.model))}, case_file(self.folder, case))
@@ -499,6 +512,15 @@ def deferred_text(folder: Path, cases: Iterable[str]) -> str:
     return (
         f"Deferred {rate:.2%} of the voxels ({asked}), mean of {number} {'case' if number == 1 else 'cases'}. Maps: "
         f"{folder / FOLDER}"
+    )
+
+
+def other_masks_text(cases: Sequence[str]) -> str:
+    """A sentence on cases whose mask is not the one that was predicted with their maps."""
+    number = len(cases)
+    return (
+        f"{number} {'case has' if number == 1 else 'cases have'} another mask than was predicted with the maps "
+        f"({listed(cases)}), as after postprocessing, or if an ensemble or another model has written to the folder"
     )
 
 

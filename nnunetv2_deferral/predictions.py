@@ -130,7 +130,8 @@ class PredictionFolder(MaskFolder):
             raise InputError(f"the folder {folder} does not exist")
         if not index.is_file():
             raise InputError(
-                f"{folder} has no deferral maps ({index} is missing). Were its masks predicted by a stock model?"
+                f"{folder} has no deferral maps ({index} is missing): masks of a stock model, of "
+                "nnUNetv2_ensemble, nnUNetv2_apply_postprocessing and nnUNetv2_find_best_configuration have none"
             )
         entries = maps.read_index(folder, undecided=undecided)
         files = files_of_masks(folder, dataset_json)
@@ -175,6 +176,14 @@ class PredictionFolder(MaskFolder):
             return Limits(**{**content, "capacities": None if capacities is None else tuple(capacities)})
         except (AttributeError, TypeError, InputError) as error:
             raise InputError(f"{maps.case_file(self.folder, case)}: limits: {error}") from error
+
+    def has_other_mask(self, case: str) -> bool:
+        """Whether the mask of a case is another file than was predicted with its maps, as after postprocessing.
+
+        Of maps that were not written by a prediction of nnU-Net, or by an earlier version, this is not known: False.
+        """
+        noted = self.index["cases"][case].get("mask")
+        return noted is not None and noted != maps.mask_checksum(self.mask_file(case))
 
     def asked(self, case: str | None = None) -> tuple[str, ...]:
         """The experts to whom any voxel of a case, or of all cases, was routed, according to their entries."""
@@ -362,6 +371,12 @@ def _copy(file: Path, folder: Path, output: Path) -> None:
     copied = output / file.relative_to(folder)
     copied.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(file, copied)
+
+
+def noted_mask(source: PredictionFolder | StockFolder, case: str) -> dict[str, str]:
+    """What the entry of a case notes of its mask, for the entry of a copy of the mask."""
+    entry = source.index["cases"][case] if isinstance(source, PredictionFolder) else {}
+    return {"mask": entry["mask"]} if "mask" in entry else {}
 
 
 def open_masks(folder: Path, dataset_json: Path | None = None) -> MaskFolder:

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from small_prediction import LABELS, read_mask, reader_of, write_mask, write_prediction
+from small_prediction import LABELS, deferral_folder, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.dataset import same_cases
+from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
 
@@ -52,6 +54,17 @@ class TestReading:
             step = 1 / (255 if ending == ".bmp" else 65535)
             assert (stored > 1) == (ending != ".nii.gz")  # whose readers scale the integers themselves
             assert np.abs(found - predicted.probability).max() <= step / 2 + 1e-7
+
+    def test_a_mask_that_is_not_the_predicted_one_is_known_from_its_checksum(self, tmp_path):
+        written = write_prediction(tmp_path)
+        deferral_folder(tmp_path, ".nii.gz", ("ann", "bob")).note_mask("x")
+        opened = PredictionFolder.open(tmp_path)
+        assert not any(map(opened.has_other_mask, ("x", "y")))
+        for case in ("x", "y"):
+            write_mask(tmp_path / f"{case}.nii.gz", np.roll(written[case].model, 1))
+        assert [case for case in ("x", "y") if opened.has_other_mask(case)] == ["x"]  # y's was not noted
+        route_folder(tmp_path, tmp_path.with_name("routed"), limits=Limits(budget=0.1))
+        assert PredictionFolder.open(tmp_path.with_name("routed")).has_other_mask("x")
 
     def test_regions_and_the_ignore_label_come_from_dataset_json(self, tmp_path):
         write_prediction(tmp_path, labels={"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})
@@ -96,7 +109,9 @@ class TestRefusals:
     def test_the_masks_of_a_stock_model(self, tmp_path):
         write_mask(tmp_path / "x.nii.gz", np.zeros((2, 3, 4), np.uint8))
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz"}))
-        with pytest.raises(ValueError, match=r"has no deferral maps .*deferral.json is missing.*stock model\?"):
+        with pytest.raises(
+            ValueError, match=r"has no deferral maps .*deferral.json is missing.*stock model, of nnUNetv2_ensemble"
+        ):
             PredictionFolder.open(tmp_path)
 
     def test_all_maps_that_are_missing_are_listed(self, tmp_path):

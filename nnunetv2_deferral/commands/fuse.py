@@ -32,6 +32,7 @@ from nnunetv2_deferral.files import (
 from nnunetv2_deferral.fusion import fuse_masks, unanswered
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.installed import versions
+from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.parts import Part, in_order, read_parts, remove_parts
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import check_processes, map_cases
@@ -215,8 +216,10 @@ def _fuse_case(
     missed = np.bincount(route[silent], minlength=len(folder.experts) + 1)[1:]
     settled = masks.settled(name)
     read = {} if settled is None else {"readings": readings_summary(settled.regions)}
+    other = {"other_mask": True} if folder.has_other_mask(name) else {}
     return {
         **read,
+        **other,
         "deferred": int((route > 0).sum()),
         "changed": int((system != model).sum()),
         "overruled": int((system != replaced).sum()),
@@ -235,6 +238,8 @@ def summary(report: dict[str, Any], output: Path) -> str:
         lines.append(
             f"  answers were read as evidence and overruled at {overruled} voxels; with --replace they are final"
         )
+    if others := [name for name, case in cases.items() if case.get("other_mask")]:
+        lines.append(f"  CAUTION: {other_masks_text(others)}")
     read = [case["readings"]["outcomes"] for case in cases.values() if "readings" in case]
     if read:
         numbers = ", ".join(f"{sum(each[outcome] for each in read)} {outcome}" for outcome in OUTCOMES)

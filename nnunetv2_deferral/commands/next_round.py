@@ -26,7 +26,7 @@ from nnunetv2_deferral.evidence.questions import cut_at
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import asked_experts
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions
+from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions, noted_mask
 from nnunetv2_deferral.raters import ExpertMasks
 
 
@@ -111,7 +111,7 @@ def next_round(
             case = folder.case(name)
             decided = _decide(case, found, cut, room - asked)
             gain = float(decided.gain[decided.route > 0].sum(dtype=np.float64))
-            statistics = {"round": number, "expected_gain": gain}
+            statistics = {"round": number, "expected_gain": gain} | noted_mask(folder, name)
             written.write(name, decided, dict(case.properties), statistics, prior=case.prior, answered=found.answered)
             asked += int(np.count_nonzero(decided.route))
         write_json(maps.read_model(scratch) | {"round": number}, maps.index_file(scratch))

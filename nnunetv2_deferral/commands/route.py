@@ -26,7 +26,7 @@ from nnunetv2_deferral.decision.limits import DATASET, Limits, warn_of_full_budg
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
-from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions, noted_mask
 from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
@@ -84,7 +84,7 @@ def route_folder(
             decision = _decide(folder, case, limits.of_case, calibration, has_probabilities=has_probabilities)
             expected = _predicted_dice(folder, case, calibration)
             told = {} if limits.minutes is None else {"limits": limits.to_dict()}
-            statistics = decision.statistics | told | expected
+            statistics = decision.statistics | told | expected | noted_mask(folder, name)
             properties = dict(case.properties)
             # Those of a gain map are of one expert per voxel.
             gains = decision.gains if has_probabilities or case.has("gains") else None

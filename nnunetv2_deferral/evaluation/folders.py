@@ -35,10 +35,12 @@ class EvaluatedPart:
     Attributes:
         evaluation: Their evaluation.
         check: The comparison of the calibration's certificate with them; None without a certificate.
+        other_masks: Those whose mask was not predicted with their maps, see :meth:`.PredictionFolder.has_other_mask`.
     """
 
     evaluation: Evaluation
     check: CertificateCheck | None
+    other_masks: tuple[str, ...]
 
     @classmethod
     def merged(cls, parts: Iterable[EvaluatedPart], cases: Sequence[str]) -> EvaluatedPart:
@@ -54,6 +56,7 @@ class EvaluatedPart:
             return cls(
                 evaluation=Evaluation.merged([first.evaluation, second.evaluation], cases),
                 check=CertificateCheck.merged(checks) if checks else None,
+                other_masks=first.other_masks + second.other_masks,
             )
 
         return reduce(both, parts)
@@ -145,7 +148,8 @@ def _evaluate_one_by_one(
         )
         if check is not None:
             check.update(case, folder.limits(name))
-    return EvaluatedPart(evaluation=evaluation, check=check)
+    other_masks = tuple(name for name in cases if folder.has_other_mask(name))
+    return EvaluatedPart(evaluation=evaluation, check=check, other_masks=other_masks)
 
 
 def summarize(
@@ -173,6 +177,7 @@ def summarize(
         "review": None if experts.masks is None else review_effort(experts.masks, experts.names, folder.cases),
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
+        "other_masks": sorted(found.other_masks),
         "unit": folder.files.unit,
         "members": _members(inputs),
         "limits": sorted({limits_text(folder.limits(case), folder.experts) for case in folder.cases}),

@@ -13,7 +13,7 @@ from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region, overlap, s
 from nnunetv2_deferral.evaluation.surfaces import surface_scores
 from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.maps import deferral_rates
+from nnunetv2_deferral.maps import deferral_rates, other_masks_text
 from nnunetv2_deferral.parts import in_order
 
 SUMMARY_NAME = "deferral_summary.json"
@@ -134,8 +134,10 @@ class SummaryStatistics:
 def cautions(summary: Mapping[str, Any]) -> list[str]:
     """Sentences on results that say little about deferral: nothing or all deferred, a model that segments nothing.
 
+    Also if masks are not those that were predicted with the maps.
+
     Args:
-        summary: See :func:`summarize_deferral`.
+        summary: See :func:`summarize_deferral` and :func:`.folders.summarize`.
 
     Returns:
         A sentence for each finding, with what to look at; empty for an ordinary result.
@@ -158,6 +160,8 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
             f"{rate:.1%} of the voxels were deferred: the model answers almost nothing itself, and the system is as "
             "good as its experts. Set a budget, or train for more epochs"
         )
+    if others := summary.get("other_masks"):
+        found.append(f"{other_masks_text(others)}. What is said of the model is about these masks")
     return found
 
 

@@ -63,6 +63,7 @@ def export_prediction_from_logits(
         InputError: If the folder contains the maps of another model.
     """
     segmentation, file = predicted_array_or_file, Path(output_file_truncated)
+    folder: DeferralFolder | None = None
     dataset_json: dict[str, Any] = (
         load_json(dataset_json_dict_or_file)
         if isinstance(dataset_json_dict_or_file, str)
@@ -149,6 +150,8 @@ def export_prediction_from_logits(
         save_probabilities,
         num_threads_torch,
     )
+    if folder is not None:
+        folder.note_mask(file.name)
 
 
 def decide_case(

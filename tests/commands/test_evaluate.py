@@ -10,7 +10,7 @@ from close_to import assert_close
 from made_once import made_once
 from page_reader import Reader
 from small_certificate import certificate
-from small_prediction import GEOMETRY, read_mask, reader_of, write_mask, write_prediction
+from small_prediction import GEOMETRY, deferral_folder, read_mask, reader_of, write_mask, write_prediction
 
 from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.commands.evaluate import main
@@ -97,6 +97,14 @@ def test_system_experts_and_model_are_scored_as_their_masks_are(tmp_path, ending
     route = np.concatenate([predicted.route.ravel() for predicted in folders.predicted.values()])
     assert summary["deferral"]["rate"] == pytest.approx((route > 0).mean())
     assert summary["deferred"]["total"]["deferred"] == (route > 0).sum()
+
+
+def test_masks_that_were_not_predicted_with_the_maps_are_cautioned_about(folders, capsys):
+    for case in folders.predicted:
+        deferral_folder(folders.root / "out", ".nii.gz", folders.experts).note_mask(case)
+    write_mask(folders.file("out", "x"), np.roll(folders.predicted["x"].model, 1))
+    assert folders.evaluate()["other_masks"] == ["x"]
+    assert "CAUTION: 1 case has another mask than was predicted with the maps (x)" in capsys.readouterr().out
 
 
 def test_at_budget_0_of_nothing_and_at_1_of_everything_the_rankings_agree(folders):

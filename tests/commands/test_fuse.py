@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from killed import killed_after
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from small_prediction import GEOMETRY, read_mask, write_mask, write_prediction
+from small_prediction import GEOMETRY, deferral_folder, read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.fuse import REPORT_NAME, fuse_folder, main, summary
@@ -60,6 +60,16 @@ class TestRule:
             }
         assert json.loads((tmp_path / "out" / REPORT_NAME).read_text()) == report
         assert report["experts"] == ["ann", "bob"]
+
+    def test_masks_that_were_not_predicted_with_the_maps_are_told(self, tmp_path):
+        written = write_prediction(tmp_path / "in")
+        write_answers(tmp_path / "experts", written)
+        for case in written:
+            deferral_folder(tmp_path / "in", ".nii.gz", ("ann", "bob")).note_mask(case)
+        write_mask(tmp_path / "in" / "y.nii.gz", np.roll(written["y"].model, 1))
+        report = fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
+        assert [case.get("other_mask") for case in report["cases"].values()] == [None, True]
+        assert "CAUTION: 1 case has another mask than was predicted with the maps (y)" in summary(report, tmp_path)
 
     @pytest.mark.distributed
     def test_processes_write_what_one_does(self, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from workplace import FLAT, SOLID, Workplace, read
 
-from nnunetv2_deferral.maps import read_index
+from nnunetv2_deferral.maps import mask_checksum, read_index
 
 VALIDATED = ("train_4", "train_5")
 TESTED = ("test_6", "test_7")
@@ -40,6 +40,7 @@ def assert_maps(folder: Path, cases: tuple[str, ...], ending: str, num_experts: 
         # A voxel that is deferred was not the model's with certainty, one with p < 1 / (J + 1) cannot be deferred.
         assert probability[route > 0].min(initial=1) > 0.45
         rates = index["cases"][case]
+        assert rates["mask"] == mask_checksum(folder / f"{case}{ending}")
         assert rates["deferral_rate"] == pytest.approx((route > 0).mean())
         assert list(rates["share"].values()) == pytest.approx([(route == j + 1).mean() for j in range(num_experts)])
 
