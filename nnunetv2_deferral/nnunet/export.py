@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,16 +252,19 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
         plans_manager.calibration.thresholds_for(limits)
 
 
-def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: int) -> list[str]:
+def remarks_on_calibration(
+    plans_manager: DeferralPlansManager, num_networks: int, unusual: Sequence[str] = ()
+) -> list[str]:
     """What is to be known of the calibration before a prediction with the effective limits.
 
     Args:
         plans_manager: The model's plans.
         num_networks: The number of networks (folds) whose predictions are averaged.
+        unusual: How the prediction differs from the final validation of a training, see :func:`.unlike_validation`.
 
     Returns:
-        Lines for the terminal: whether the model's certificate holds, that an ensemble is not what was calibrated, and
-        that heads are combined with the model's confidence.
+        Lines for the terminal: whether the model's certificate holds, that an ensemble or a prediction in another
+        manner is not what was calibrated, and that heads are combined with the model's confidence.
     """
     calibration = plans_manager.calibration
     if calibration is None:
@@ -271,10 +275,16 @@ def remarks_on_calibration(plans_manager: DeferralPlansManager, num_networks: in
             f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
             f"{num_networks} agree less well with observed frequencies, and budgets over a dataset are kept worse"
         )
+    if unusual:
+        remarks.append(
+            f"the calibration was fitted on final validations: unless these predicted {' and '.join(unusual)}, too, "
+            "the probabilities agree less well with observed frequencies, and budgets over a dataset are kept worse"
+        )
     if calibration.combination is not None and calibration.ranking_statement is not None:
         remarks.append(calibration.ranking_statement)
     if calibration.certificate is not None:
-        remarks.append(calibration.certificate.statement_for(effective_limits(plans_manager.settings)))
+        statement = calibration.certificate.statement_for(effective_limits(plans_manager.settings))
+        remarks.append(f"only if the validations predicted in this manner: {statement}" if unusual else statement)
     return remarks
 
 

@@ -40,6 +40,10 @@ from nnunetv2_deferral.nnunet.managers import DeferralPlansManager, configuratio
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.uncertainty import MutualInformation
 
+# How nnU-Net's trainers predict in their final validation, along all axes that they mirror.
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+VALIDATION_STEP = 0.5  # in tiles
+
 
 @dataclass(frozen=True)
 class StoredFolds:
@@ -315,6 +319,18 @@ def prediction_of(predictor: nnUNetPredictor) -> dict[str, Any]:
     return found
 
 
+def unlike_validation(predictor: nnUNetPredictor) -> list[str]:
+    """How a prediction differs from the final validation of a training, one phrase each; empty if it does not."""
+    checkpoint, found = _loaded(predictor)[1], []
+    if checkpoint not in (None, FINAL_CHECKPOINT):
+        found.append(f"by {checkpoint}")
+    if predictor.allowed_mirroring_axes and not predictor.use_mirroring:
+        found.append("without mirroring")
+    if predictor.tile_step_size != VALIDATION_STEP:
+        found.append(f"in steps of {predictor.tile_step_size:g} of a tile")
+    return found
+
+
 def _loaded(predictor: nnUNetPredictor) -> tuple[tuple[str, ...], str | None]:
     """The names of folds and checkpoint, as noted when the model was loaded; empty and None if they are not known.
 
@@ -326,7 +342,7 @@ def _loaded(predictor: nnUNetPredictor) -> tuple[tuple[str, ...], str | None]:
         return (), None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-f", nargs="+", default=range(5))  # as nnU-Net's
-    parser.add_argument("-chk", default="checkpoint_final.pth")
+    parser.add_argument("-chk", default=FINAL_CHECKPOINT)
     parser.add_argument("-c")  # which would be taken for a short -chk
     given = parser.parse_known_args(sys.argv[1:])[0]
     return _texts(given.f), given.chk

@@ -47,6 +47,7 @@ from nnunetv2_deferral.nnunet.fold_export import (
     record_cases,
     record_folds,
     recordings,
+    unlike_validation,
 )
 from nnunetv2_deferral.nnunet.managers import DeferralPlansManager
 from nnunetv2_deferral.nnunet.multi_rater_export import agreement_model
@@ -109,7 +110,8 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             if limits.minutes is not None and lists[1] is not None:
                 _check_all_at_once(asked, self.deferral_outputs, self.dataset_json["file_ending"], limits)
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
-            for remark in remarks_on_calibration(self.plans_manager, len(self.list_of_parameters)):
+            networks, unusual = len(self.list_of_parameters), unlike_validation(self)
+            for remark in remarks_on_calibration(self.plans_manager, networks, unusual):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
             self.plans_manager.prediction = prediction_of(self)

@@ -205,6 +205,8 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
     for budget, words in (("0.02", promise.statement), ("0.001", f"not for these limits: {promise.statement}")):
         monkeypatch.setenv(ENVIRONMENT, budget)
         assert remarks_on_calibration(plans, 1) == [words]
+        (_, certified) = remarks_on_calibration(plans, 1, ["without mirroring"])
+        assert certified == f"only if the validations predicted in this manner: {words}"
 
 
 def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
@@ -215,3 +217,5 @@ def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
     assert remarks_on_calibration(plans, 1) == []
     (remark,) = remarks_on_calibration(plans, 5)
     assert "an ensemble of 5" in remark
+    (remark,) = remarks_on_calibration(plans, 1, ["by checkpoint_best.pth", "without mirroring"])
+    assert "unless these predicted by checkpoint_best.pth and without mirroring, too, the probabilities" in remark

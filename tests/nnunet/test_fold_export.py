@@ -1,5 +1,6 @@
 """The masks of single folds and their mutual information, from one prediction by all folds."""
 
+import copy
 import json
 import re
 from copy import deepcopy
@@ -17,7 +18,7 @@ from nnunetv2_deferral import agreement_maps, folds, maps
 from nnunetv2_deferral.environment import ENVIRONMENT_FOLDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import fold_export, trainer  # noqa: F401  # replaces functions of nnU-Net
-from nnunetv2_deferral.nnunet.fold_export import prediction_of
+from nnunetv2_deferral.nnunet.fold_export import prediction_of, unlike_validation
 from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.uncertainty import entropy
 
@@ -284,6 +285,17 @@ def test_nnunets_command_is_asked_for_the_checkpoint(predictors, monkeypatch):
     assert prediction_of(predictors["stock"])["checkpoint"] == "checkpoint_final.pth"
     monkeypatch.setattr("sys.argv", ["script.py"])
     assert prediction_of(predictors["stock"]) == {"mirroring": True, "step_size": 0.5}
+
+
+def test_what_differs_from_a_final_validation_is_told(predictors):
+    predictor = copy.copy(predictors["stock"])
+    assert unlike_validation(predictor) == []
+    predictor.deferral_folds, predictor.deferral_checkpoint = (0,), "checkpoint_final.pth"
+    assert unlike_validation(predictor) == []
+    predictor.deferral_checkpoint, predictor.use_mirroring, predictor.tile_step_size = "checkpoint_best.pth", False, 0.7
+    assert unlike_validation(predictor) == ["by checkpoint_best.pth", "without mirroring", "in steps of 0.7 of a tile"]
+    predictor.allowed_mirroring_axes = None  # as in its training
+    assert "without mirroring" not in unlike_validation(predictor)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(predictors, images, tmp_path, monkeypatch):
