@@ -47,7 +47,7 @@ from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_labels, write_values
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
-from nnunetv2_deferral.schema import NonNegative, Share, Text, read_validated_json
+from nnunetv2_deferral.schema import Boolean, NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
 from nnunetv2_deferral.text import differences, fingerprint, listed
 
@@ -140,6 +140,7 @@ class _CaseEntry(TypedDict):
     model: NotRequired[Text]
     minutes: NotRequired[NonNegative]
     mask: NotRequired[Text]
+    probabilities: NotRequired[Boolean]
 
 
 class _Model(TypedDict):
@@ -371,11 +372,20 @@ class DeferralFolder:
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 
-    def note_mask(self, case: str) -> None:
-        """Note in the entry of a case that its mask, which nnU-Net writes last, belongs to these maps."""
+    def note_mask(self, case: str, *, with_probabilities: bool) -> None:
+        """Note in the entry of a case what belongs to these maps: its mask, which nnU-Net writes last.
+
+        Args:
+            case: The case identifier.
+            with_probabilities: Whether probabilities were saved; otherwise those that are there are of an earlier
+                prediction.
+        """
         file = case_file(self.folder, case)
-        mask = self.folder / f"{case}{self.file_ending}"
-        write_json(read_json(file) | {"mask": mask_checksum(mask)}, file)
+        noted = {
+            "mask": mask_checksum(self.folder / f"{case}{self.file_ending}"),
+            "probabilities": with_probabilities,
+        }
+        write_json(read_json(file) | noted, file)
 
     def _enter(self, case: str, entry: dict[str, Any]) -> None:
         """Write the entry of a case; the rest is written once, because others may have 10^5 cases there."""

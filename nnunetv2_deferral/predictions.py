@@ -55,6 +55,10 @@ class MaskFolder:
         """The file of the model's probabilities, written with `--save_probabilities` or `--npz`."""
         return self.folder / f"{case}.npz"
 
+    def has_softmax(self, case: str) -> bool:
+        """Whether the model's probabilities of the prediction were saved."""
+        return self.softmax_file(case).is_file()
+
     def with_softmax(self, case: str) -> PredictedCase:
         """A case with the model's mask and probabilities; its files are read on first access."""
         mask = cache(lambda: self.files.read(self.mask_file(case)))
@@ -71,7 +75,7 @@ class MaskFolder:
         Raises:
             InputError: Listing the missing files.
         """
-        missing = [str(file) for file in map(self.softmax_file, self.cases) if not file.is_file()]
+        missing = [str(self.softmax_file(case)) for case in self.cases if not self.has_softmax(case)]
         if missing:
             raise InputError(
                 f"probabilities are missing ({len(missing)}): {listed(missing, 10)}. Predict with "
@@ -199,6 +203,8 @@ class PredictionFolder(MaskFolder):
         if name not in self._names:
             raise InputError(f"{self.folder} has no case {name!r}")
         answered, gains = maps.answered_file(self.folder, name), maps.gains_file(self.folder, name)
+        softmax, routing = self.softmax_file(name), self.routing_file(name)
+        saved = self._has_saved(name)
         mask = cache(lambda: self.files.read(self.mask_file(name)))
         return PredictedCase(
             name,
@@ -208,8 +214,8 @@ class PredictionFolder(MaskFolder):
             expert=self._map(name, "expert", self._values),
             gain=self._map(name, "gain", lambda file: self._gain(file, name)),
             gains=Stored(file=gains, read=lambda: _kept_gains(gains, mask()[0].shape)),
-            softmax=Stored(file=self.softmax_file(name), read=lambda: read_probabilities(self.softmax_file(name))),
-            routing=Stored(file=self.routing_file(name), read=lambda: read_probabilities(self.routing_file(name))),
+            softmax=Stored(file=softmax, read=lambda: read_probabilities(softmax)) if saved else None,
+            routing=Stored(file=routing, read=lambda: read_probabilities(routing)) if saved else None,
             prior=Stored(file=self.prior_file(name), read=lambda: _prior(self.prior_file(name))),
             answered=Stored(file=answered, read=lambda: _stored(answered, *EarlierAnswers._fields)),
             disagreement=self._disagreement(name),
@@ -220,6 +226,18 @@ class PredictionFolder(MaskFolder):
     def routing_file(self, case: str) -> Path:
         """The file of the routing probabilities, written with `--save_probabilities` or `--npz`."""
         return maps.routing_file(self.folder, case)
+
+    def has_softmax(self, case: str) -> bool:
+        """Whether the model's probabilities were saved, and not by an earlier prediction than the maps."""
+        return super().has_softmax(case) and self._has_saved(case)
+
+    def has_routing(self, case: str) -> bool:
+        """The same of the routing probabilities."""
+        return self.routing_file(case).is_file() and self._has_saved(case)
+
+    def _has_saved(self, case: str) -> bool:
+        saved: bool = self.index["cases"][case].get("probabilities", True)  # not noted by earlier versions
+        return saved
 
     def prior_file(self, case: str) -> Path:
         """The file of the prior logits, written if the model's calibration reads answers as evidence."""
@@ -316,6 +334,10 @@ class StockFolder(MaskFolder):
         """The file from which the routing probabilities are computed."""
         return self.softmax_file(case)
 
+    def has_routing(self, case: str) -> bool:
+        """Whether it exists."""
+        return self.has_softmax(case)
+
     def case(self, name: str) -> PredictedCase:
         """A case with mask, probabilities and routing probabilities; its files are read on first access."""
         mask = cache(lambda: self.files.read(self.mask_file(name)))
@@ -371,6 +393,13 @@ def _copy(file: Path, folder: Path, output: Path) -> None:
     copied = output / file.relative_to(folder)
     copied.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(file, copied)
+
+
+def absent_text(file: Path) -> str:
+    """What is to be said of a file of probabilities that a prediction does not have."""
+    if file.is_file():
+        return f"{file} is of an earlier prediction, as the last one saved no probabilities"
+    return f"{file} is missing"
 
 
 def noted_mask(source: PredictionFolder | StockFolder, case: str) -> dict[str, str]:

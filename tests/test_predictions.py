@@ -57,7 +57,7 @@ class TestReading:
 
     def test_a_mask_that_is_not_the_predicted_one_is_known_from_its_checksum(self, tmp_path):
         written = write_prediction(tmp_path)
-        deferral_folder(tmp_path, ".nii.gz", ("ann", "bob")).note_mask("x")
+        deferral_folder(tmp_path, ".nii.gz", ("ann", "bob")).note_mask("x", with_probabilities=True)
         opened = PredictionFolder.open(tmp_path)
         assert not any(map(opened.has_other_mask, ("x", "y")))
         for case in ("x", "y"):
@@ -65,6 +65,21 @@ class TestReading:
         assert [case for case in ("x", "y") if opened.has_other_mask(case)] == ["x"]  # y's was not noted
         route_folder(tmp_path, tmp_path.with_name("routed"), limits=Limits(budget=0.1))
         assert PredictionFolder.open(tmp_path.with_name("routed")).has_other_mask("x")
+
+    def test_probabilities_of_an_earlier_prediction_are_not_the_cases(self, tmp_path):
+        write_prediction(tmp_path)
+        for case in ("x", "y"):
+            maps.save_routing(tmp_path, case, np.ones((3, 4, 6, 7), np.float32))
+            np.savez(tmp_path / f"{case}.npz", probabilities=np.ones((3, 4, 6, 7), np.float32))
+        deferral_folder(tmp_path, ".nii.gz", ("ann", "bob")).note_mask("x", with_probabilities=False)
+        opened = PredictionFolder.open(tmp_path)
+        for case, there in (("x", False), ("y", True)):  # y's were not noted
+            assert (opened.has_softmax(case), opened.has_routing(case)) == (there, there)
+            assert (opened.case(case).has("softmax"), opened.case(case).has("routing")) == (there, there)
+        with pytest.raises(
+            InputError, match=r"routing.x.npz is of an earlier prediction, as the last one saved no prob"
+        ):
+            route_folder(tmp_path, tmp_path.with_name("routed"), limits=Limits())
 
     def test_regions_and_the_ignore_label_come_from_dataset_json(self, tmp_path):
         write_prediction(tmp_path, labels={"background": 0, "whole": [1, 2], "core": [2], "ignore": 3})

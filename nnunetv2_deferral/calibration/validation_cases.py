@@ -18,7 +18,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.parts import pieces
-from nnunetv2_deferral.predictions import PredictionFolder, StockFolder
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text
 from nnunetv2_deferral.processes import Workers
 from nnunetv2_deferral.raters import FOLDER, declared_raters
 from nnunetv2_deferral.routing import ONE_VS_ALL
@@ -68,13 +68,17 @@ class ValidationCases:
         self.cases = [(fold, case) for fold, names in experiment.cases().items() for case in names]
         for fold, case in self.cases:
             folder = self._folders[fold]
-            for file in (folder.mask_file(case), folder.routing_file(case), folder.softmax_file(case)):
-                if not file.is_file():
-                    raise InputError(
-                        f"{file} is missing: calibration requires the masks and probabilities of all validation cases. "
-                        f"Write them with nnUNetv2_train {experiment.dataset} {experiment.configuration} {fold} "
-                        f"-tr {method.trainer} -p {method.plans} --val --npz"
-                    )
+            found = {
+                folder.mask_file(case): folder.mask_file(case).is_file(),
+                folder.routing_file(case): folder.has_routing(case),
+                folder.softmax_file(case): folder.has_softmax(case),
+            }
+            if absent := [file for file, there in found.items() if not there]:
+                raise InputError(
+                    f"{absent_text(absent[0])}: calibration requires the masks and probabilities of all validation "
+                    f"cases. Write them with nnUNetv2_train {experiment.dataset} {experiment.configuration} {fold} "
+                    f"-tr {method.trainer} -p {method.plans} --val --npz"
+                )
         names = [case for _, case in self.cases]
         if lacking := [] if groups is None else sorted(set(names) - set(groups)):
             raise InputError(f"cases without a group: {', '.join(lacking)}")

@@ -26,7 +26,7 @@ from nnunetv2_deferral.decision.limits import DATASET, Limits, warn_of_full_budg
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
-from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, copied_predictions, noted_mask
+from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text, copied_predictions, noted_mask
 from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
 
@@ -108,13 +108,18 @@ def _has_probabilities(
     """
     if not isinstance(folder, PredictionFolder):
         return True
-    files = (file for case in folder.cases for file in (folder.routing_file(case), folder.softmax_file(case)))
-    if (missing := _first_missing(files)) is None:
+    lacking = (
+        file(case)
+        for case in folder.cases
+        for file, there in ((folder.routing_file, folder.has_routing), (folder.softmax_file, folder.has_softmax))
+        if not there(case)
+    )
+    if (missing := next(lacking, None)) is None:
         return True
     advice = "predict with --save_probabilities, validate with --npz"
     if not limits.limits_amount:
         raise InputError(
-            f"{missing} is missing, but a decision without a budget or capacities requires probabilities: {advice}"
+            f"{absent_text(missing)}, but a decision without a budget or capacities requires probabilities: {advice}"
         )
     if limits.capacities is not None and folder.settings.num_experts > 1:
         absent = _first_missing(maps.gains_file(folder.folder, case) for case in folder.cases)

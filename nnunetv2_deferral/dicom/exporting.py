@@ -30,7 +30,7 @@ from nnunetv2_deferral.dicom.series import Series, find_series, load_headers, op
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.geometry import MAX_DISPLACEMENT_VOXELS, displacement_voxels
-from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.predictions import PredictionFolder, absent_text
 from nnunetv2_deferral.worklist.items import ListedRegion, choose, find_items, reason, region_masks
 from nnunetv2_deferral.worklist.viewers import TASKS_NAME, Task, mitk_task_list, task_name
 
@@ -197,8 +197,8 @@ def _mask_segments(folder: PredictionFolder, codes: Path | None, kind: str) -> l
         )
     if kind == "fractional" and (missing := [case for case in folder.cases if not folder.case(case).has("softmax")]):
         raise InputError(
-            f"a fractional segmentation needs the network's probabilities, but {folder.softmax_file(missing[0])} is "
-            "missing. Predict with --save_probabilities"
+            f"a fractional segmentation needs the network's probabilities, but "
+            f"{absent_text(folder.softmax_file(missing[0]))}. Predict with --save_probabilities"
         )
     known = Codes.read(folder.files.content, names, dataset="dataset.json", file=codes)
     return [Segment(label=name, codes=known.labels[name]) for name in names]

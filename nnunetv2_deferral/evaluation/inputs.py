@@ -120,8 +120,8 @@ def open_inputs(
     for each in fold_folders:
         same_cases(f"predicted cases without a mask in {each}", folder.cases, folder.files.cases(each))
     own = folds.folds_of_all_cases(predictions, folder.cases, folder.files.file_ending)
-    has_probabilities = [folder.softmax_file(case).is_file() for case in folder.cases]
-    has_routing = [folder.routing_file(case).is_file() for case in folder.cases]
+    has_probabilities = [folder.has_softmax(case) for case in folder.cases]
+    has_routing = [folder.has_routing(case) for case in folder.cases]
     calibration = folder.calibration
     if calibration is not None and calibration.combination is not None and not all(has_probabilities):
         has_routing = [False]

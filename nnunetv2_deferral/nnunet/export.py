@@ -152,7 +152,7 @@ def export_prediction_from_logits(
         num_threads_torch,
     )
     if folder is not None:
-        folder.note_mask(file.name)
+        folder.note_mask(file.name, with_probabilities=save_probabilities)
 
 
 def decide_case(

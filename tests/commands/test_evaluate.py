@@ -101,7 +101,7 @@ def test_system_experts_and_model_are_scored_as_their_masks_are(tmp_path, ending
 
 def test_masks_that_were_not_predicted_with_the_maps_are_cautioned_about(folders, capsys):
     for case in folders.predicted:
-        deferral_folder(folders.root / "out", ".nii.gz", folders.experts).note_mask(case)
+        deferral_folder(folders.root / "out", ".nii.gz", folders.experts).note_mask(case, with_probabilities=False)
     write_mask(folders.file("out", "x"), np.roll(folders.predicted["x"].model, 1))
     assert folders.evaluate()["other_masks"] == ["x"]
     assert "CAUTION: 1 case has another mask than was predicted with the maps (x)" in capsys.readouterr().out

@@ -65,7 +65,7 @@ class TestRule:
         written = write_prediction(tmp_path / "in")
         write_answers(tmp_path / "experts", written)
         for case in written:
-            deferral_folder(tmp_path / "in", ".nii.gz", ("ann", "bob")).note_mask(case)
+            deferral_folder(tmp_path / "in", ".nii.gz", ("ann", "bob")).note_mask(case, with_probabilities=False)
         write_mask(tmp_path / "in" / "y.nii.gz", np.roll(written["y"].model, 1))
         report = fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
         assert [case.get("other_mask") for case in report["cases"].values()] == [None, True]

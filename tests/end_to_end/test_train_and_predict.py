@@ -41,6 +41,7 @@ def assert_maps(folder: Path, cases: tuple[str, ...], ending: str, num_experts: 
         assert probability[route > 0].min(initial=1) > 0.45
         rates = index["cases"][case]
         assert rates["mask"] == mask_checksum(folder / f"{case}{ending}")
+        assert rates["probabilities"] == (folder / f"{case}.npz").is_file()
         assert rates["deferral_rate"] == pytest.approx((route > 0).mean())
         assert list(rates["share"].values()) == pytest.approx([(route == j + 1).mean() for j in range(num_experts)])
 
