@@ -6,7 +6,7 @@ probabilities and calibration are all that evidence needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text, copied_predictions, noted_mask
 from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
+from nnunetv2_deferral.text import differences
 
 
 def route_folder(
@@ -210,6 +211,7 @@ def _opened(
     plans = read_plans_json(plans_file)
     if STOCK_KEY not in plans or CALIBRATION_KEY not in plans:
         raise InputError(f"{plans_file} has no calibration of a stock network: nnUNetv2_deferral_calibrate -tr ...")
+    _check_predicted_by(plans, model, predictions)
     settings: DeferralSettings = resolve_settings(plans[STOCK_KEY])
     calibration = ModelCalibration.from_dict(plans[CALIBRATION_KEY], settings.expert_names)
     folder = StockFolder.open(predictions, dataset_json or model / "dataset.json", settings)
@@ -224,6 +226,24 @@ def _opened(
         calibration=calibration.fingerprint,
     )
     return folder, calibration, identity
+
+
+def _check_predicted_by(plans: Mapping[str, Any], model: Path, predictions: Path) -> None:
+    """Refuse predictions of another model than that of -m, as far as the files beside them tell.
+
+    Raises:
+        InputError: If they have maps of a deferral model, or plans of another dataset or name.
+    """
+    if maps.index_file(predictions).is_file():
+        raise InputError(
+            f"{predictions} has the maps of a deferral model, not predictions of the stock network {model} (-m). To "
+            "decide anew about them, leave out -m"
+        )
+    file = predictions / "plans.json"
+    there = read_plans_json(file) if file.is_file() else plans
+    named = ({key: each.get(key) for key in ("dataset_name", "plans_name")} for each in (there, plans))
+    if differing := differences(*named):
+        raise InputError(f"{predictions} was not predicted by {model} (-m): in {file}, {'; '.join(differing)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,19 +1,21 @@
 """`nnUNetv2_deferral_route` on folders decides as the functions of the Python API do on arrays."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask
+from small_prediction import GEOMETRY, LABELS, deferral_folder, read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral import Limits, Policy, ask, decide, find_candidates, fit_evidence_model, maps, routing_rule
-from nnunetv2_deferral.commands.route import main
+from nnunetv2_deferral.commands.route import main, route_folder
 from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.calibrators import IDENTITY
-from nnunetv2_deferral.decision.model_calibration import FittedEvidence, ModelCalibration
+from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, FittedEvidence, ModelCalibration
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.settings import STOCK_KEY, resolve_settings
 
 EXPERTS, CASES, SHAPE = ("ann", "bob"), ("x", "y"), (4, 12, 14)
 SPACING = GEOMETRY["spacing"]
@@ -188,3 +190,17 @@ def test_with_evidence_the_questions_are_those_of_ask(tmp_path, saved):
         assert found.case(name).has("prior")
         assert np.count_nonzero(expected) == int(0.05 * softmax[0].size)
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / f"{name}.nii.gz"), softmax.argmax(0))
+
+
+def test_predictions_of_another_model_are_not_routed_as_those_of_a_stock_network(tmp_path):
+    model, folder = tmp_path / "model", tmp_path / "in"
+    write_prediction(folder)
+    model.mkdir()
+    plans = {"dataset_name": "Dataset701_Small", "plans_name": "nnUNetPlans", STOCK_KEY: {}, CALIBRATION_KEY: {}}
+    (model / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(InputError, match="has the maps of a deferral model, not predictions of the stock network"):
+        route_folder(folder, tmp_path / "out", limits=Limits(budget=0.1), model=model)
+    shutil.rmtree(folder / maps.FOLDER)
+    (folder / "plans.json").write_text(json.dumps(plans | {"plans_name": "Others"}))
+    with pytest.raises(InputError, match='was not predicted by .*plans_name is "Others", not "nnUNetPlans"'):
+        route_folder(folder, tmp_path / "out", limits=Limits(budget=0.1), model=model)
