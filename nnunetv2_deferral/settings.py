@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -288,6 +289,23 @@ class DeferralSettings:
         return {"num_experts": self.num_experts} | {
             key: list(value) if isinstance(value, tuple) else value for key, value in block.items()
         }
+
+
+def check_place(plans: Mapping[str, Any]) -> None:
+    """Refuse plans in which the block stands where it would be ignored: under a misspelt key, or in a configuration.
+
+    Raises:
+        InputError: Naming the key or the configuration.
+    """
+    for key in plans:
+        if key != PLANS_KEY and get_close_matches(key.lower(), [PLANS_KEY], cutoff=0.8):
+            raise InputError(f'the plans have the key "{key}", which is ignored: it must be "{PLANS_KEY}"')
+    for name, configuration in plans.get("configurations", {}).items():
+        if PLANS_KEY in configuration:
+            raise InputError(
+                f'the "{PLANS_KEY}" block is in the configuration {name} of the plans, where it is ignored: it must '
+                'stand beside "configurations" and is for all of them'
+            )
 
 
 def resolve_settings(

@@ -6,7 +6,7 @@ import pytest
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.experts import Rater
-from nnunetv2_deferral.settings import resolve_settings
+from nnunetv2_deferral.settings import check_place, resolve_settings
 
 
 def test_without_a_word_on_the_experts_they_are_the_three_of_the_paper_with_its_weights():
@@ -294,3 +294,13 @@ def test_a_training_says_that_simulated_experts_have_no_border_band_at_its_spaci
     assert not settings.remark_on_band((5.0, 0.8, 1.0))
     for without in ({"boundary_width": 0}, {"experts": ["ann"]}, {"expert_voxel_mm": None}):
         assert not resolve_settings({"expert_voxel_mm": 0.2} | without).remark_on_band((5.0, 5.0))
+
+
+def test_a_block_that_would_be_ignored_is_refused():
+    kept = {"deferral_model": {}, "deferral_calibration": {}, "deferral_of_stock": {}, "plans_name": "x"}
+    check_place(kept | {"deferral": {}, "configurations": {"2d": {}}})
+    for key in ("Deferral", "deferal", "defferral", "deferrals"):
+        with pytest.raises(InputError, match=f'the key "{key}", which is ignored: it must be "deferral"'):
+            check_place(kept | {key: {}})
+    with pytest.raises(InputError, match='in the configuration 2d of the plans.*beside "configurations"'):
+        check_place(kept | {"configurations": {"2d": {"deferral": {}}}})

@@ -72,7 +72,7 @@ from nnunetv2_deferral.nnunet.rater_labels import (
 from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
 from nnunetv2_deferral.routing import close_routes
-from nnunetv2_deferral.settings import PLANS_KEY, resolve_settings
+from nnunetv2_deferral.settings import PLANS_KEY, check_place, resolve_settings
 
 hooks.install()
 
@@ -127,6 +127,7 @@ class DeferralTrainer(nnUNetTrainer):
     ) -> None:
         hooks.check_nnunet_version()
         check_names()
+        check_place(plans)
         self.settings = resolve_settings(
             plans.get(PLANS_KEY),
             num_experts=self.num_experts,
