@@ -17,6 +17,7 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelC
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.nnunet.managers import MODEL_KEY
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text
 from nnunetv2_deferral.processes import Workers
@@ -61,7 +62,7 @@ class ValidationCases:
         self.workers, self._doing = workers or Workers(), ""
         experiment.check_validated(method)
         plans = read_plans_json(self.model / "plans.json")
-        self.is_stock = PLANS_KEY not in plans
+        self.is_stock = MODEL_KEY not in plans  # which may have been trained with the plans of a deferral network
         self._calibration = plans.get(CALIBRATION_KEY)
         self.settings = self._stock_settings(experts) if self.is_stock else resolve_settings(plans[PLANS_KEY])
         self._folders = {fold: self._open(experiment.validation(method, fold), method) for fold in experiment.folds}

@@ -865,7 +865,9 @@ class TestStockNetworks:
             right = [calibration.heads[1 + place](np.ones(SHAPE, np.float32)) for place in range(2)]
             np.testing.assert_allclose(predicted.probability, doubt * np.maximum(*right), atol=1e-5)
 
-    def test_need_saved_probabilities(self, stock, capsys):
+    @pytest.mark.parametrize("block", [{}, {"deferral": {"num_experts": 2}}])  # of plans for deferral networks
+    def test_need_saved_probabilities(self, stock, capsys, block):
+        stock.write_plans(**stock.plans | block)
         (stock.validation("e") / "e.npz").unlink()
         assert "e.npz" in stock.refused(capsys)
 
