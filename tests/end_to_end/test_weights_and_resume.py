@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -472,6 +473,9 @@ class TestTrainingAgain:
             trainer.initialize()
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
             trainer.inference_allowed_mirroring_axes = None
+            model = Path(trainer.output_folder_base)
+            model.mkdir(parents=True, exist_ok=True)
+            shutil.copy(workplace.preprocessed / FLAT / "dataset.json", model)  # as a training does at its start
             trainer.perform_actual_validation()
             folder = Path(trainer.output_folder) / "validation"
             maps.append(json.loads((folder / "deferral" / "deferral.json").read_text()))
