@@ -31,7 +31,7 @@ from nnunetv2_deferral.files import (
 )
 from nnunetv2_deferral.image_files import check_written
 from nnunetv2_deferral.installed import versions
-from nnunetv2_deferral.maps import PREDICTED_DICE
+from nnunetv2_deferral.maps import PREDICTED_DICE, other_masks_text
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
@@ -123,6 +123,7 @@ def write_worklist(
     with written_whole(output) as scratch:
         write = partial(_write_case, folder, time, images, scratch)
         cases = sorted(_by_case(folder, chosen).items())
+        content["other_masks"] = [case for case, _ in cases if folder.has_other_mask(case)]
         rows = [
             row
             for of_case in map_cases(write, cases, num_processes, description="Masks and pictures")
@@ -178,6 +179,8 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(f"nothing is deferred in {sums['predicted_cases']} cases; the worklist is empty")
     if remark := remark_on_simulated(content["simulated"]):
         lines.append(remark)
+    if others := content["other_masks"]:
+        lines.append(f"CAUTION: {other_masks_text(others)}")
     if first := content["check_first"][:CASES_SHOWN]:
         cases = ", ".join(f"{each['case']} ({each['mean']:.2f})" for each in first)
         lines.append(f"check these cases first, whose predicted Dice is lowest: {cases}")

@@ -176,6 +176,15 @@ class TestList:
         assert content["regions"][-1]["cumulative_minutes"] <= 2
         assert content["arguments"]["max_minutes"] == 2
 
+    def test_listed_cases_with_another_mask_than_the_predicted_one_are_cautioned_about(self, tmp_path, capsys):
+        written = write_input(tmp_path)
+        for case in written:
+            deferral_folder(tmp_path / "in", ".nii.gz", EXPERTS).note_mask(case, with_probabilities=False)
+        write_mask(tmp_path / "in" / "y.nii.gz", np.roll(written["y"].model, 1))
+        main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--no_pictures"])
+        assert "CAUTION: 1 case has another mask than was predicted with the maps (y)" in capsys.readouterr().out
+        assert json.loads((tmp_path / "out" / "worklist.json").read_text())["other_masks"] == ["y"]
+
     def test_none_at_all_may_be_listed(self, tmp_path, ending):
         write_input(tmp_path, ending)
         content = make(tmp_path, max_regions=0)
