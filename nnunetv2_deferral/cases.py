@@ -63,6 +63,7 @@ class PredictedCase:
         disagreement: np.ndarray | Stored | None = None,
         properties: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         num_experts: int | None = None,
+        mask_of: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         """Describe a case; shapes and dtypes of the arrays are those of the properties of this class.
 
@@ -81,9 +82,12 @@ class PredictedCase:
             disagreement: The probability that raters disagree.
             properties: nnU-Net's properties of the mask, or a function that reads them; None for voxels of size 1.
             num_experts: The number J of experts; None if it is unknown.
+            mask_of: Gives the label map of the model's probabilities, with which the mask is compared when they are
+                read; None if they may differ.
         """
         self.name = name
         self.num_experts = num_experts
+        self._mask_of = mask_of
         self._properties = properties
         self._sources: dict[str, Any] = {
             "model": model,
@@ -123,7 +127,9 @@ class PredictedCase:
     def without(self, *names: str) -> PredictedCase:
         """A copy of the case without these arrays."""
         kept: dict[str, Any] = {what: None if what in names else source for what, source in self._sources.items()}
-        return PredictedCase(self.name, **kept, properties=self._properties, num_experts=self.num_experts)
+        return PredictedCase(
+            self.name, **kept, properties=self._properties, num_experts=self.num_experts, mask_of=self._mask_of
+        )
 
     @cached_property
     def model(self) -> np.ndarray:
@@ -196,7 +202,10 @@ class PredictedCase:
         """float32 (K, *S): the model's probabilities of classes, or of regions with region-based training."""
         softmax = self._read("softmax")
         self._check_shape("softmax", softmax, (*softmax.shape[:1], *self.model.shape))
-        return self._within("softmax", softmax, 1)
+        self._within("softmax", softmax, 1)
+        if self._mask_of is not None:
+            self._check_mask(softmax, self._mask_of)
+        return softmax
 
     @cached_property
     def routing(self) -> np.ndarray:
@@ -260,6 +269,18 @@ class PredictedCase:
         if source is None:
             raise InputError(f"{self._named(what)} is missing")
         return tuple(map(np.asarray, source.read() if isinstance(source, Stored) else source))
+
+    def _check_mask(self, softmax: np.ndarray, mask_of: Callable[[np.ndarray], np.ndarray]) -> None:
+        try:
+            number = np.count_nonzero(mask_of(softmax) != self.model)
+        except InputError as error:
+            raise InputError(f"{self._named('softmax')}: {error}") from error
+        if number:
+            raise InputError(
+                f"{self._named('softmax')} does not belong to {self._named('model')}: {number} of {self.model.size} "
+                "voxels have another label. Has the mask been changed, or were the probabilities left by an earlier "
+                "prediction? Predict with --save_probabilities, or validate with --val --npz"
+            )
 
     def _map(self, what: str) -> np.ndarray:
         found = self._read(what)

@@ -144,6 +144,23 @@ class DatasetFiles:
         """All labels with background, without the ignore label."""
         return tuple(int(value) for value in self.label_manager.all_labels)
 
+    def mask_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """The label map that nnU-Net makes of a model's probabilities.
+
+        Args:
+            probabilities: Of K classes or regions, float (K, *S).
+
+        Returns:
+            Integer of shape S.
+
+        Raises:
+            InputError: If the dataset has another number of classes or regions.
+        """
+        expected = self.label_manager.num_segmentation_heads
+        if len(probabilities) != expected:
+            raise InputError(f"probabilities of {len(probabilities)} classes or regions instead of {expected}")
+        return np.asarray(self.label_manager.convert_probabilities_to_segmentation(probabilities))
+
     @property
     def unit(self) -> str:
         """The unit of spacings: `"mm"`, or `"pixels"` for .png, .tif and .bmp, which have no physical size."""

@@ -67,6 +67,7 @@ class MaskFolder:
             model=Stored(file=self.mask_file(case), read=lambda: mask()[0]),
             softmax=Stored(file=self.softmax_file(case), read=lambda: read_probabilities(self.softmax_file(case))),
             properties=lambda: mask()[1],
+            mask_of=self.files.mask_of,
         )
 
     def check_softmax(self) -> None:
@@ -349,6 +350,7 @@ class StockFolder(MaskFolder):
             routing=Stored(file=self.softmax_file(name), read=lambda: self._routing(probabilities())),
             properties=lambda: mask()[1],
             num_experts=len(self.experts),
+            mask_of=self.files.mask_of,
         )
 
     def _routing(self, probabilities: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -870,6 +871,12 @@ class TestStockNetworks:
         stock.write_plans(**stock.plans | block)
         (stock.validation("e") / "e.npz").unlink()
         assert "e.npz" in stock.refused(capsys)
+
+    def test_need_the_probabilities_of_their_masks(self, stock, capsys):
+        with np.load(file := stock.validation("e") / "e.npz") as content:
+            earlier = content["probabilities"][::-1]
+        np.savez(file, probabilities=earlier)
+        assert re.search(r"e\.npz does not belong to \S+: \d+ of \d+ voxels", stock.refused(capsys))
 
     def test_without_a_calibration_are_not_routed(self, stock):
         with pytest.raises(InputError, match=r"plans\.json has no calibration of a stock network"):

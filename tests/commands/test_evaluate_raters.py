@@ -107,6 +107,17 @@ def test_maps_of_another_model_than_the_masks_are_refused(tmp_path, capsys):
     assert "according to plans.json, of a model without such maps" in here.refused(capsys)
 
 
+def test_probabilities_of_another_prediction_than_the_masks_are_refused(tmp_path, capsys):
+    here = Folders(tmp_path)
+    file = tmp_path / "out" / "y.npz"
+    with np.load(file) as content:
+        found = content["probabilities"]
+    np.savez(file, probabilities=found[[0, 2, 1]])
+    assert f"{file} does not belong to {tmp_path / 'out' / 'y.nii.gz'}" in here.refused(capsys)
+    np.savez(file, probabilities=found[:2])
+    assert f"{file}: probabilities of 2 classes or regions instead of 3" in here.refused(capsys)
+
+
 def test_what_is_missing_is_said_before_anything_is_computed(tmp_path, capsys):
     here = Folders(tmp_path)
     assert "the folder of raters" in here.refused(capsys, "-raters", tmp_path / "nowhere")
