@@ -29,6 +29,11 @@ def evidence_3d() -> str:
     return _evidence("004_3d_fullres", ("standard", "correlated", "missed_components"), BUDGETS[1:4])
 
 
+def evidence_readers_3d() -> str:
+    """The same for volumes that four people read."""
+    return _evidence("505_3d_fullres", ("readers",), BUDGETS[1:4])
+
+
 def _evidence(of: str, kinds: Iterable[str], budgets: Sequence[float]) -> str:
     rows, sources = [], set()
     for key in kinds:
@@ -47,4 +52,4 @@ def _evidence_cell(row: Mapping[str, Any]) -> str:
     return f"{row['Dice']['estimate']:.3f} ({part}) {percent(row['questions'])}"
 
 
-TABLES = (evidence, evidence_3d)
+TABLES = (evidence, evidence_3d, evidence_readers_3d)
