@@ -65,6 +65,20 @@ def memory() -> str:
     return markdown_table(header, rows)
 
 
+def large_case() -> str:
+    """What one large case takes in an evaluation and in the review."""
+    content, rows = read_json("large_case.json"), []
+    for shape, found in content["sizes"].items():
+        evaluation, review = found["evaluate"], found["review"]
+        took = (review["seconds"][what] for what in ("case", "next save", "submit"))
+        peaks = (f"{each['peak_mib'] / 1024:.1f} GiB" for each in (evaluation, review))
+        rows.append((shape.replace("x", "×"), f"{evaluation['seconds']:.0f} s", *map("{:.1f} s".format, took), *peaks))
+    header = ("voxels", "evaluation", "opened", "saved", "submitted", "memory, evaluation", "memory, review")
+    machine = content["machine"]
+    line = f"{machine['device']}, numpy {machine['numpy']}, {content['date']}"
+    return f"{markdown_table(header, rows)}\n\n{small_print(line)}"
+
+
 def export() -> str:
     """What the export of a resampled case takes, relative to stock."""
     content = read_json("export.json")
@@ -118,4 +132,4 @@ def _rounded(value: float) -> str:
     return str(Decimal(str(value)).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
-TABLES = (overhead, networks, memory, export, many_cases, archive)
+TABLES = (overhead, networks, memory, large_case, export, many_cases, archive)
