@@ -72,7 +72,7 @@ def large_case() -> str:
         evaluation, review = found["evaluate"], found["review"]
         took = (review["seconds"][what] for what in ("case", "next save", "submit"))
         peaks = (f"{each['peak_mib'] / 1024:.1f} GiB" for each in (evaluation, review))
-        rows.append((shape.replace("x", "×"), f"{evaluation['seconds']:.0f} s", *map("{:.1f} s".format, took), *peaks))
+        rows.append((shape.replace("x", "×"), f"{evaluation['seconds']:.0f} s", *map("{:.2g} s".format, took), *peaks))
     header = ("voxels", "evaluation", "opened", "saved", "submitted", "memory, evaluation", "memory, review")
     machine = content["machine"]
     line = f"{machine['device']}, numpy {machine['numpy']}, {content['date']}"
