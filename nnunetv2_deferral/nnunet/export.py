@@ -270,15 +270,16 @@ def remarks_on_calibration(
     if calibration is None:
         return []
     remarks = []
+    worse = "agree less well with observed frequencies, and budgets over a dataset are kept worse"
     if num_networks > 1:
         remarks.append(
             f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
-            f"{num_networks} agree less well with observed frequencies, and budgets over a dataset are kept worse"
+            f"{num_networks} {worse}"
         )
     if unusual:
         remarks.append(
             f"the calibration was fitted on final validations: unless these predicted {' and '.join(unusual)}, too, "
-            "the probabilities agree less well with observed frequencies, and budgets over a dataset are kept worse"
+            f"the probabilities {worse}"
         )
     if calibration.combination is not None and calibration.ranking_statement is not None:
         remarks.append(calibration.ranking_statement)

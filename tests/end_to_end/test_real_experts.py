@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
+from torch.nn.functional import max_pool2d
 from workplace import LABELS, SOLID, Workplace, predictor_of, preprocess, read, variant_of_flat, write_dataset
 
 from nnunetv2_deferral.decision.decide import RoutingMaps
@@ -195,7 +196,10 @@ class TestPanels:
                     missing += int((seen == MISSING).sum())
                 else:
                     # Where three labels meet, a voxel between them may go to another than where two of them are one.
-                    assert (seen != expected.clamp(max=1)).float().mean() < 0.005
+                    background, core = (
+                        max_pool2d((expected == label)[None].float(), 3, stride=1, padding=1)[0] > 0 for label in (0, 2)
+                    )
+                    assert ((seen == expected.clamp(max=1)) | (background & core)).all()
         assert missing > 0
         with torch.no_grad():
             counts = trainer.validation_step(next(trainer.dataloader_val))
