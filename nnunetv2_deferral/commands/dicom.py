@@ -49,6 +49,7 @@ def import_series(given: argparse.Namespace) -> list[str]:
 def export(given: argparse.Namespace) -> list[str]:
     """Write predictions as DICOM objects; returns lines for the terminal."""
     from nnunetv2_deferral.dicom.exporting import export_predictions
+    from nnunetv2_deferral.maps import other_masks_text
 
     time, fitted = chosen_time(given.times_from, given.minutes_per_region, given.minutes_per_cm)
     done = export_predictions(
@@ -69,6 +70,8 @@ def export(given: argparse.Namespace) -> list[str]:
         lines.append(f"working time: {fitted}")
     if done.unasked:
         lines.append(f"nothing to ask, no review.dcm: {listed(done.unasked)}")
+    if done.other_masks:
+        lines.append(f"CAUTION: {other_masks_text(done.other_masks)}")
     lines.append("All say that they are for investigational use only.")
     return lines
 
@@ -95,4 +98,9 @@ def answers(given: argparse.Namespace) -> list[str]:
         )
         if answer.changed_outside:
             lines.append(f"    left out: {answer.changed_outside} voxels changed outside of {given.expert}'s regions")
+        if not answer.tracked:
+            lines.append(
+                "    CAUTION: its segments have no tracking IDs of the export. Whether they were edited from these "
+                "predictions is not known"
+            )
     return lines

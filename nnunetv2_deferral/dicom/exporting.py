@@ -51,10 +51,12 @@ class Written:
     Attributes:
         files: The files of each case, relative to the output folder.
         unasked: Cases without regions, which have no review.dcm.
+        other_masks: Cases of :meth:`.PredictionFolder.has_other_mask`.
     """
 
     files: Mapping[str, tuple[str, ...]]
     unasked: tuple[str, ...]
+    other_masks: tuple[str, ...]
 
 
 def export_predictions(
@@ -126,7 +128,8 @@ def export_predictions(
         if source.is_dir() and {"mask", "review"} <= set(what):
             write_json(mitk_task_list(_tasks(folder, listed, first)), scratch / TASKS_NAME)
     unasked = tuple(case for case in folder.cases if "review" in what and case not in listed)
-    return Written(files=files, unasked=unasked)
+    others = tuple(filter(folder.has_other_mask, folder.cases))
+    return Written(files=files, unasked=unasked, other_masks=others)
 
 
 def _sources(cases: Sequence[str], origins: CaseMap, images: Path) -> Iterator[tuple[str, Series]]:

@@ -42,6 +42,8 @@ class Answer:
         answered_voxels: How many of them have an answer.
         changed_voxels: How many answers are other labels than the model's.
         changed_outside: How many voxels outside of the regions were changed; these changes are left out.
+        tracked: Whether any segment has the tracking ID with which it was exported. Without, as some programs save,
+            nothing tells whether it was edited from these predictions.
     """
 
     segmentation: str
@@ -51,6 +53,7 @@ class Answer:
     answered_voxels: int
     changed_voxels: int
     changed_outside: int
+    tracked: bool
 
 
 def read_answers(
@@ -209,7 +212,8 @@ def _answer(
         raise InputError(f"{found.file} has no segments")
     if unknown := sorted(set(masks := found.masks(case.orientation, case.model.shape)) - set(found.segments)):
         raise InputError(f"{found.file} has voxels of segments that it does not describe: {listed(map(str, unknown))}")
-    if {segment.route for segment in found.segments.values()} - {None, route_name(case.route)}:
+    routes = {segment.route for segment in found.segments.values()} - {None}
+    if routes - {route_name(case.route)}:
         raise InputError(
             f"{found.file} was exported when other regions of case {case.name} were asked about than in "
             f"{folder.folder}. Give the predictions that were exported, or export these and edit anew"
@@ -244,6 +248,7 @@ def _answer(
         answered_voxels=int(answered.sum()),
         changed_voxels=int((answered & differs).sum()),
         changed_outside=int(np.sum(changed_outside)),
+        tracked=bool(routes),
     )
 
 

@@ -55,6 +55,8 @@ class CaseList:
             ]
             if person.expert is None or experts[0]["voxels"]:
                 entry = _entry(info, experts, info.rate if person.expert is None else experts[0]["share"])
+                if person.expert is None:
+                    entry["other_mask"] = info.other_mask
                 if person.expert is None and self.settling:
                     entry["readings"] = readings_summary(self.settling.regions(info.name))
                     if self.is_to_be_decided(info.name):

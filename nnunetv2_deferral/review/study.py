@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import threading
 import time
@@ -19,11 +20,14 @@ from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation
 from nnunetv2_deferral.labels import unknown_labels
+from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.recent import RecentlyUsed
 from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, numbered, numbered_by_gain, second_reader
 from nnunetv2_deferral.worklist.reading import Worklist
+
+logger = logging.getLogger(__name__)
 
 KEPT_CASES, KEPT_BYTES = 3, 2**30
 """Cases, and images, that were used last are kept in memory up to this size, and at least so many of each."""
@@ -53,6 +57,7 @@ class CaseInfo:
             been read, empty.
         images: The files of the image, one per channel, or one for an RGB picture.
         reference: The file of the reference, or None.
+        other_mask: See :meth:`.PredictionFolder.has_other_mask`; False before the case has been read.
     """
 
     name: str
@@ -68,6 +73,7 @@ class CaseInfo:
     listings: tuple[str, ...]
     images: tuple[Path, ...]
     reference: Path | None
+    other_mask: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +91,7 @@ class ReviewedCase:
         readers: For each region the numbers of the experts who are asked, first the one to whom it is routed.
         ranks: For each region its rank on the worklist; None without a worklist.
         left_out: See :attr:`CaseInfo.left_out`.
+        other_mask: See :attr:`CaseInfo.other_mask`.
         questions: What was found of :meth:`Study.questions`, by the numbers of the regions.
     """
 
@@ -98,6 +105,7 @@ class ReviewedCase:
     readers: tuple[tuple[int, ...], ...]
     ranks: tuple[int | None, ...]
     left_out: tuple[int, ...]
+    other_mask: bool
     questions: dict[tuple[int, ...], Asked] = field(default_factory=dict, repr=False)
 
     @property
@@ -333,6 +341,8 @@ class Study:
         return len(self.info(name).images) == 1 and self.image(name).shape[0] == 3
 
     def _note(self, case: ReviewedCase) -> None:
+        if case.other_mask:
+            logger.warning("%s", other_masks_text([case.name]))
         self.then(case)
         self._infos[case.name] = self._inspect(case)
         self._read.add(case.name)
@@ -383,6 +393,7 @@ class Study:
             listings=tuple(each.digest if self.is_bound else "" for each in asked),
             images=self._images[name],
             reference=self._reference(name),
+            other_mask=case.other_mask,
         )
 
     def _read_case(self, name: str) -> ReviewedCase:
@@ -423,6 +434,7 @@ class Study:
             readers=tuple(self._readers(name, region, int(firsts[region])) for region in range(1, len(firsts))),
             ranks=ranks,
             left_out=left_out,
+            other_mask=self.predictions.has_other_mask(name),
         )
 
     def _rank(self, case: str, expert: int, label: int) -> int | None:

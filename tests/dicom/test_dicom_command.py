@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+import SimpleITK as sitk
+from small_prediction import deferral_folder
 
 from nnunetv2_deferral.commands.dicom import EXTRA, main
 
@@ -42,8 +44,34 @@ def test_from_a_series_to_the_experts_masks(tmp_path, capsys):
     mask = tmp_path / "objects" / case / "mask.dcm"
     main(["answers", *predictions, "-seg", str(mask), "-expert", "ann", "-o", str(tmp_path / "expertsTr")])
     said = capsys.readouterr().out
-    assert f"  {case}: 21 of 21 voxels in 2 regions answered, 0 changed" in said
+    assert f"  {case}: 21 of 21 voxels in 2 regions answered, 0 changed" in said and "CAUTION" not in said
     assert (tmp_path / "expertsTr" / "ann" / f"{case}.nii.gz").is_file()
     assert "answers exist" in fails(
         capsys, "answers", *predictions, "-seg", mask, "-expert", "ann", "-o", tmp_path / "expertsTr"
     )
+
+
+def test_segments_without_tracking_ids_and_masks_that_were_not_predicted_with_the_maps_are_cautioned_about(
+    tmp_path, capsys
+):
+    small = pytest.importorskip("small_series", reason="the extra [dicom] is not installed")
+    walked = small.walk(tmp_path, small.make_series("axial"), what=["mask"])
+    deferral_folder(walked.predictions, ".nii.gz", ("ann", "bob")).note_mask(walked.case, with_probabilities=False)
+    given = ["-i", str(walked.predictions), "-map", str(walked.images)]
+    export = ["export", *given, "-dicom", str(walked.source), "-what", "mask", "-o"]
+    main([*export, str(tmp_path / "same")])
+    assert "CAUTION" not in capsys.readouterr().out
+    file = walked.predictions / f"{walked.case}.nii.gz"
+    mask = sitk.ReadImage(str(file))
+    mask[12, 9, 1] = 1
+    sitk.WriteImage(mask, str(file))
+    main([*export, str(tmp_path / "other")])
+    assert (
+        f"CAUTION: 1 case has another mask than was predicted with the maps ({walked.case})" in capsys.readouterr().out
+    )
+    edited = small.dcmread(tmp_path / "other" / walked.case / "mask.dcm")
+    for item in edited.SegmentSequence:
+        del item.TrackingID
+    edited.save_as(tmp_path / "edited.dcm")
+    main(["answers", *given, "-seg", str(tmp_path / "edited.dcm"), "-expert", "ann", "-o", str(tmp_path / "answers")])
+    assert "CAUTION: its segments have no tracking IDs" in capsys.readouterr().out

@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from made_once import made_once
-from small_review import free_port, open_review, write_pictures, write_volumes
+from small_prediction import deferral_folder
+from small_review import EXPERTS, free_port, open_review, write_pictures, write_volumes
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands.fuse import fuse_folder
@@ -107,6 +109,21 @@ def test_the_regions_of_a_case_are_numbered_by_expected_gain(folders, serve):
         assert [region["gain"] for region in regions] == pytest.approx([gain for _, gain in expected], abs=1e-6)
         assert [region["rank"] for region in regions] == [None, None]
         assert voxels_of(ann, case, 1).size == expected[0][0]
+
+
+def test_the_coordinator_sees_of_which_cases_the_mask_was_not_predicted_with_the_maps(folders, serve, caplog):
+    for case in GAINS:
+        deferral_folder(folders.predictions, ".nii.gz", EXPERTS).note_mask(case, with_probabilities=False)
+    file = folders.predictions / "case_b.nii.gz"
+    mask = sitk.ReadImage(str(file))
+    mask[0, 0, 0] = 1 - mask[0, 0, 0]
+    sitk.WriteImage(mask, str(file))
+    served = serve(folders)
+    listing = served.browser("coordinator").get("/api/cases").json()
+    assert [entry["case"] for entry in listing if entry["other_mask"]] == ["case_b"]
+    assert "other_mask" not in served.browser("ann").get("/api/cases").json()[0]
+    (said,) = [each.message for each in caplog.records if "another mask" in each.message]
+    assert said.startswith("1 case has another mask than was predicted with the maps (case_b)")
 
 
 def test_cases_of_the_same_gain_come_by_name(tmp_path, serve):

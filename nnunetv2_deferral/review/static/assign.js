@@ -85,6 +85,13 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
     entry.left_out
       ? h("p.note", {}, `${plural(entry.left_out, "voxel")} not on the worklist: the model's label is kept.`)
       : null,
+    entry.other_mask
+      ? h(
+          "p.note",
+          {},
+          "Caution: this mask is not the one that was predicted with the maps. Routing and gain are about another mask.",
+        )
+      : null,
     isExpert
       ? h("p.note", {}, `Priority: ${priority(gain)}. Your answers are ${expected(gain)}.`)
       : null,
