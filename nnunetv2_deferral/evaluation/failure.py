@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from nnunetv2_deferral.arrays import check_bool, check_same_shape
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.evaluation.bootstrap import bootstrap_interval
+from nnunetv2_deferral.evaluation.bootstrap import Interval, bootstrap_interval
 from nnunetv2_deferral.evaluation.overlap import Region, overlap
 from nnunetv2_deferral.evaluation.risk_coverage import RiskCoverageArea, risk_coverage_of_cases
 
@@ -161,6 +161,7 @@ def agreement_intervals(
 
     Returns:
         `mean_absolute_error`, `pearson` and `spearman`, each with `estimate`, `low` and `high`; NaN where undefined.
+        Intervals lie within what an error of values in [0, 1] and a correlation can be.
     """
     known = ~np.isnan(values).any(1)
     # Negative, because intervals of values in [0, 1] are kept within it, which correlations need not be.
@@ -173,7 +174,10 @@ def agreement_intervals(
             return agreement(sample[:, 0], sample[:, 1])[name]
 
         interval = bootstrap_interval(rows, statistic, generator=generator, groups=of_rows, num_resamples=num_resamples)
-        found[name] = interval.to_dict()
+        # A percentile interval is widened about the estimate, also beyond these.
+        lowest = 0.0 if name == "mean_absolute_error" else -1.0
+        low, high = (float(np.clip(bound, lowest, 1.0)) for bound in (interval.low, interval.high))
+        found[name] = Interval(interval.estimate, low, high).to_dict()
     return found
 
 

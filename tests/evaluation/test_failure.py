@@ -108,6 +108,18 @@ def test_the_agreement_of_a_predicted_dice_has_intervals_that_may_be_negative():
     assert error["low"] < error["estimate"] < error["high"]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_intervals_of_the_agreement_stay_within_what_is_possible(sign):
+    random = np.random.default_rng(0)
+    for number in (5, 8, 12):
+        dice = random.uniform(0.5, 1, number)
+        values = np.stack([0.5 + sign * (dice + random.normal(0, 0.03, number) - 0.75), dice], axis=1)
+        found = agreement_intervals(values, generator=random, num_resamples=200)
+        for name in ("pearson", "spearman"):
+            assert -1 <= found[name]["low"] <= found[name]["high"] <= 1
+        assert found["mean_absolute_error"]["low"] >= 0
+
+
 @pytest.mark.parametrize(
     ("masks", "expected"),
     [
