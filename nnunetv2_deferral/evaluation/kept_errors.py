@@ -128,15 +128,20 @@ class CertificateCheck:
         """What was promised and found.
 
         Returns:
-            `statement`, and `unchecked`, the reason why it was not compared, or None. If it was: `groups`,
-            `violations`, `rate`; `p_violations`, the probability of as many or more if the promise holds; `p_scores`,
-            of as different scores if the cases are exchangeable with those tested (two-sample Kolmogorov-Smirnov); and
-            `verdict`: `"void"` if that is below 0.05, else `"broken"` if `p_violations` is, else `"kept"`.
+            `statement`, its `unit` and `alpha`, the share that it promises, and `unchecked`, the reason why it was not
+            compared, or None. If it was: `groups`, `violations`, `rate`; `p_violations`, the probability of as many or
+            more if the promise holds; `p_scores`, of as different scores if the cases are exchangeable with those
+            tested (two-sample Kolmogorov-Smirnov); and `verdict`: `"void"` if that is below 0.05, else `"broken"` if
+            `p_violations` is, else `"kept"`, which few groups can hardly fail to be.
         """
         from scipy.stats import binomtest, ks_2samp  # imported here because it is slow to import
 
         certificate = self._certificate
-        found: dict[str, Any] = {"statement": certificate.statement, "unit": certificate.unit}
+        found: dict[str, Any] = {
+            "statement": certificate.statement,
+            "unit": certificate.unit,
+            "alpha": certificate.alpha,
+        }
         if self._reason:
             return found | {"unchecked": self._reason}
         (errors,) = self._errors.values(certificate.median_foreground)
@@ -162,8 +167,12 @@ def outcome(found: Mapping[str, Any]) -> str:
     """
     if found["unchecked"]:
         return f"not compared with these cases: {found['unchecked']}"
+    more = found["rate"] > found["alpha"]
+    alike = "expected gains are not shown to differ from those of the cases it was tested on"
     verdict = {
-        "kept": "the promise is kept, by cases like those it was tested on",
+        "kept": f"more than promised, but not more than chance explains (p = {found['p_violations']:.2g}); {alike}"
+        if more
+        else f"the promise is kept; {alike}",
         "broken": f"more than promised (p = {found['p_violations']:.2g})",
         "void": "the certificate is void here: other gains are expected in these cases than in those it was tested on",
     }[found["verdict"]]

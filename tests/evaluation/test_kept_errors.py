@@ -87,6 +87,16 @@ class TestCheck:
         assert found["p_violations"] < 0.001
         assert self.check(6, np.linspace(1, 2, 40))["verdict"] == "kept"  # 15 %, p = 0.2
 
+    def test_more_violations_than_promised_are_not_called_kept(self):
+        found = self.check(6, np.linspace(1, 2, 40))
+        said = outcome(found)
+        assert found["rate"] > found["alpha"] == 0.1
+        assert said.startswith("here 6 of 40 cases (15.0%) do; more than promised, but not more than chance explains")
+        assert f"(p = {found['p_violations']:.2g})" in said
+        assert "kept" not in said
+        assert "more than promised" in outcome(self.check(1, [1.0]))  # the only case there is
+        assert "promise is kept" in outcome(self.check(4, np.linspace(1, 2, 40)))
+
     @pytest.mark.parametrize("violations", [0, 12])
     def test_promise_is_void_for_cases_with_other_gains(self, violations):
         found = self.check(violations, np.linspace(4, 6, 40))
