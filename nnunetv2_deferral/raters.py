@@ -117,6 +117,11 @@ class ExpertMasks:
         """
         return ReadingRules.of(self.folder)
 
+    @property
+    def is_review(self) -> bool:
+        """Whether the masks are of the review page: where an expert was not asked, they have the model's labels."""
+        return (self.folder / REVIEW_NAME).is_file()
+
     def check_answers(self, asked: Mapping[str, Sequence[str]]) -> None:
         """Refuse a folder that does not have the answers to the questions of a prediction.
 
@@ -134,7 +139,7 @@ class ExpertMasks:
             raise InputError(f"experts' files that would not be used ({len(unused)}): {listed(unused, 10)}")
         experts = [expert for expert in self.experts if any(expert in names for names in asked.values())]
         empty = [str(self.folder / expert) for expert in experts if not self.cases(expert)]
-        if empty and not (self.folder / REVIEW_NAME).is_file():
+        if empty and not self.is_review:
             there = sorted(path.name for path in self.folder.glob("*") if path.is_dir())
             raise InputError(
                 f"voxels are routed to experts without masks: no *{self.file_ending} in {', '.join(empty)} "

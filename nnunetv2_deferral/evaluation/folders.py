@@ -264,13 +264,12 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
     Raises:
         InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
     """
-    index = masks.folder / REVIEW_NAME
-    if not index.is_file():
+    if not masks.is_review:
         return None
     rules = masks.rules
     if rules is not None and rules.adjudicator is not None:
         names = [*names, rules.adjudicator]
-    records = read_validated_json(index, ReviewIndex)["cases"]
+    records = read_validated_json(masks.folder / REVIEW_NAME, ReviewIndex)["cases"]
     made = {name: {case: records[case][name] for case in cases if name in records.get(case, {})} for name in names}
     keys = ("regions", "voxels", "changed_voxels", "cannot_tell_voxels", "minutes")
     return {

@@ -17,6 +17,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, with_error_model
 from nnunetv2_deferral.experts import Rater, profiles_of, raters_of
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.routing import ONE_VS_ALL
@@ -61,15 +62,27 @@ class EvaluationInputs:
         reference, *fold_masks = (
             self._read_like(folder, prediction) for folder in (self.references, *self.fold_folders)
         )
+        answers = self.experts.answers(case, reference, prediction.properties)
         return EvaluatedCase(
             prediction=prediction,
             reference=reference,
-            answers=self.experts.answers(case, reference, prediction.properties),
+            answers=self._only_where_asked(answers, prediction.route),
             ignore_label=self.predictions.files.label_manager.ignore_label,
             fold_masks=np.stack(fold_masks) if fold_masks else None,
             mutual_information=self._information(prediction.name) if self.has_information else None,
             evidence=self.evidence,
         )
+
+    def _only_where_asked(self, answers: np.ndarray, route: np.ndarray) -> np.ndarray:
+        """The answers without the labels in masks of a review that are the model's, where nobody was asked."""
+        masks = self.experts.masks
+        if masks is None or not masks.is_review:
+            return answers
+        for number, (expert, labels) in enumerate(zip(self.experts.experts, answers, strict=True), start=1):
+            if isinstance(expert, Rater):
+                # All have what two readers settled.
+                labels[route != number if masks.rules is None else route == 0] = MISSING
+        return answers
 
     def _information(self, case: str) -> np.ndarray:
         files = self.predictions.files

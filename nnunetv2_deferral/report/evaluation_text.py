@@ -12,7 +12,7 @@ from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.report.domain_tables import domains_text
-from nnunetv2_deferral.report.statements import sanity
+from nnunetv2_deferral.report.statements import review_text, sanity
 from nnunetv2_deferral.report.tables import share_text
 
 
@@ -70,6 +70,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         )
     lines += _reliability_lines(summary["reliability"])
     lines += [f"  {text}" for text in (sanity(summary),) if text]
+    lines += [f"  {text}" for text in (review_text(summary),) if text]
     lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
     lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))

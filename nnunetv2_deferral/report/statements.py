@@ -254,9 +254,15 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
             "If the reference was made from these raters' own labels, their agreement with it is partly by "
             "construction."
         )
+    if review := review_text(summary):
+        found.append(review)
+    else:
+        found.append(
+            "An expert alone labels every voxel of every image: a point of comparison, not an alternative with the "
+            "same effort."
+        )
     found += [
-        "An expert alone labels every voxel of every image: a point of comparison, not an alternative with the same "
-        "effort. The share of voxels does not measure working time.",
+        "The share of voxels does not measure working time.",
         "Matched budgets rank the voxels of all cases together, which requires all cases before any expert is asked.",
         "If training, settings or thresholds were selected on these cases, all results are optimistic.",
     ]
@@ -265,6 +271,17 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
         numbers = ", ".join(f"{region}: {scores['n_undefined']}" for region, scores in undefined.items())
         found.append(f"Cases excluded from the model's mean because the Dice is undefined, by label: {numbers}.")
     return found
+
+
+def review_text(summary: Mapping[str, Any]) -> str:
+    """What answers of the review page cannot show; empty for other answers."""
+    if not summary.get("review"):
+        return ""
+    return (
+        "Experts answered only what they were asked about on the review page. They are scored there. No ranking, nor "
+        "the oracle, can gain anything elsewhere: rankings are compared, and the oracle's gain is counted, within the "
+        "model's own choice of voxels."
+    )
 
 
 def model_text(summary: Mapping[str, Any]) -> str:
@@ -324,6 +341,8 @@ def _against_rankings(summary: Mapping[str, Any]) -> str:
 
 
 def _against_experts(summary: Mapping[str, Any]) -> str:
+    if summary.get("review"):  # nobody segmented alone
+        return ""
     dice = summary["intervals"]["Dice"]
     alone = {name: dice[name]["estimate"] for name in summary["expert_everywhere"] if name in dice}
     defined = {name: value for name, value in alone.items() if not math.isnan(value)}

@@ -530,10 +530,34 @@ def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folde
     assert ["x", "1, 2, 3", "bob", "<missed>"] in Reader(report.read_text()).rows
 
 
+def test_the_models_labels_in_masks_of_a_review_are_no_answers(folders, capsys):
+    for case, predicted in folders.predicted.items():
+        for number, expert in enumerate(folders.experts, start=1):
+            labels = np.where(predicted.route == number, folders.answers[case, expert], predicted.model)
+            write_mask(folders.file("experts", expert, case), labels.astype(np.uint8))
+    record = {"regions": 1, "voxels": 1, "changed_voxels": 1, "minutes": 1}
+    write_review(folders, {case: {"ann": record, "bob": record} for case in folders.predicted})
+    report = folders.root / "report.html"
+    summary = folders.evaluate("-budgets", 0.5, 1, "--report", report)
+    for number, expert in enumerate(folders.experts, start=1):
+        for row in summary["expert_everywhere"][expert]["metric_per_case"]:
+            predicted, reference = folders.predicted[row["case"]], folders.reference[row["case"]].astype(int)
+            labels = folders.answers[row["case"], expert].astype(int)
+            assert row["metrics"] == overlap(reference, labels, [1, 2], predicted.route == number)
+    for rows in summary["budgets"].values():  # nobody has answered more
+        assert rows[1]["budget"] == 1
+        assert rows[1]["rate"] <= summary["deferral"]["rate"]
+    said = "Experts answered only what they were asked about on the review page."
+    assert said in capsys.readouterr().out
+    assert said in report.read_text()
+    assert "best single expert" not in report.read_text()
+
+
 def test_without_a_review_nothing_is_said_of_one(folders):
     report = folders.root / "report.html"
     assert folders.evaluate("--report", report)["review"] is None
-    assert "Effort on the review page" not in report.read_text()
+    assert "review page" not in report.read_text()
+    assert "best single expert" in report.read_text()
 
 
 def test_experts_that_were_simulated_beforehand_are_called_simulated(folders, capsys):
