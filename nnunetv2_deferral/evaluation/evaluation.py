@@ -27,7 +27,7 @@ from nnunetv2_deferral.evaluation.budgets import BudgetResult, recovered_gain
 from nnunetv2_deferral.evaluation.deferred import DeferralCounts, add_counts, count_deferred
 from nnunetv2_deferral.evaluation.domains import Domain, summarize_domain
 from nnunetv2_deferral.evaluation.location import LocationStatistics
-from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evaluation.overlap import CaseMetrics, Region
 from nnunetv2_deferral.evaluation.rankings import (
     CURVE_BUDGETS,
     ENTROPY,
@@ -221,7 +221,7 @@ class Evaluation:
         first = 2 + len(budgets)
         return {
             **summary,
-            "intervals": _intervals(dice, seed, draw)
+            "intervals": _intervals(dice, self._system_beside(dice), seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
             "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
             "budgets": self._budget_rows({name: found[:first] for name, found in at.items()}, seed, draw),
@@ -316,9 +316,18 @@ class Evaluation:
 
     def _dice(self, part: Mapping[str, Any]) -> np.ndarray:
         """Dice (N, R) of a part of the summary; NaN for missing cases."""
-        rows = {row["case"]: [scores["Dice"] for scores in row["metrics"].values()] for row in part["metric_per_case"]}
+        return self._dice_of({row["case"]: row["metrics"] for row in part["metric_per_case"]})
+
+    def _dice_of(self, metrics: Mapping[str, CaseMetrics]) -> np.ndarray:
+        rows = {case: [scores["Dice"] for scores in found.values()] for case, found in metrics.items()}
         nothing = [float("nan")] * len(self.regions)
         return np.array([rows.get(case, nothing) for case in self._deferred], dtype=np.float64)
+
+    def _system_beside(self, dice: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Dice (N, R) of the system where each of these has labels."""
+        return {
+            name: self._dice_of(self._summary.beside(name)) if name in self.experts else dice["system"] for name in dice
+        }
 
     def _budget_rows(
         self, results: Mapping[str, Sequence[BudgetResult]], seed: int, draw: Mapping[str, Any]
@@ -377,15 +386,24 @@ class Evaluation:
         return found
 
 
-def _intervals(dice: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any]) -> dict[str, Any]:
-    """Foreground mean Dice with interval, of the model, the system and each expert, and of differences from these."""
+def _intervals(
+    dice: Mapping[str, np.ndarray], system: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Foreground mean Dice with interval, of the model, the system and each expert, and of differences from these.
+
+    Args:
+        dice: Dice (N, R) of each.
+        system: Dice (N, R) of the system where each of these has labels.
+        seed: Seed of the bootstrap.
+        draw: Arguments of the bootstrap.
+    """
     found = {
         name: bootstrap_interval(values, generator=np.random.default_rng(seed), **draw).to_dict()
         for name, values in dice.items()
     }
     less = {
         f"system - {name}": bootstrap_difference(
-            dice["system"], values, generator=np.random.default_rng(seed), **draw
+            system[name], values, generator=np.random.default_rng(seed), **draw
         ).to_dict()
         for name, values in dice.items()
         if name != "system"

@@ -37,6 +37,8 @@ class SummaryStatistics:
         self.experts = tuple(experts)
         self.surface_tolerance = surface_tolerance
         self._scores: dict[str, dict[str, CaseMetrics]] = {part: {} for part in (*_PARTS, REPLACED, *experts)}
+        # By expert the system on the voxels that the expert labelled, in cases with others.
+        self._beside: dict[str, dict[str, CaseMetrics]] = {name: {} for name in experts}
         self._per_case: dict[str, dict[str, Any]] = {}
         self._routed = np.zeros(len(experts) + 1, dtype=np.int64)
         self._num_unanswered = 0
@@ -77,6 +79,10 @@ class SummaryStatistics:
                 )
                 for region, scores in surfaces.items():
                     found[region] |= scores
+        for name, mask in zip(self.experts, case.answers, strict=True):
+            labelled = valid & (mask != MISSING)
+            if (mask != MISSING).any() and not np.array_equal(labelled, valid):
+                self._beside[name][case.name] = overlap(case.reference, system, self.regions, labelled)
         routed = count_values(case.route[valid], len(self.experts) + 1)
         missed = int((without_answer & valid).sum())
         self._per_case[case.name] = deferral_rates(case.route[valid], self.experts) | {
@@ -97,6 +103,8 @@ class SummaryStatistics:
         merged = cls(parts[0].regions, parts[0].experts, surface_tolerance=parts[0].surface_tolerance)
         for name in merged._scores:
             merged._scores[name] = in_order([part._scores[name] for part in parts], cases)
+        for name in merged._beside:
+            merged._beside[name] = in_order([part._beside[name] for part in parts], cases)
         merged._per_case = in_order([part._per_case for part in parts], cases)
         merged._routed = np.sum([part._routed for part in parts], axis=0)
         merged._num_unanswered = sum(part._num_unanswered for part in parts)
@@ -121,6 +129,11 @@ class SummaryStatistics:
                 "disagreement": self._mean_disagreement(),
             },
         }
+
+    def beside(self, expert: str) -> dict[str, CaseMetrics]:
+        """The scores of the system on the cases and voxels that an expert labelled."""
+        system, beside = self._scores["system"], self._beside[expert]
+        return {case: beside.get(case, system[case]) for case in self._scores[expert]}
 
     def _mean_disagreement(self) -> dict[str, float | None] | None:
         if not self._disagreement.any():

@@ -63,7 +63,8 @@ def scores_table(summary: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        caption="Overlap with the reference, mean over cases and labels, with 95 % intervals",
+        caption="Overlap with the reference, mean over cases and labels, with 95 % intervals; that of an expert, and "
+        "system − this, over the cases and voxels that the expert labelled",
         head=["source", "Dice", "system − this", "IoU", "sensitivity", *surfaces, "cases"],
         rows=rows,
         highlighted=SYSTEM,

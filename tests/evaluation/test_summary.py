@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
+from nnunetv2_deferral.evaluation.evaluation import Evaluation
 from nnunetv2_deferral.evaluation.summary import cautions, summarize_deferral
+from nnunetv2_deferral.labels import MISSING
 
 
 def make_case(name="a"):
@@ -63,3 +65,35 @@ def test_results_that_say_little_about_deferral_are_cautioned_about(model, route
     found = cautions(summarize_deferral([case], [1], ["ann", "bob"]))
     assert len(found) == len(said)
     assert all(text.startswith(words) for text, words in zip(found, said, strict=True))
+
+
+def test_the_system_is_compared_with_an_expert_where_the_expert_has_labels():
+    """An expert who labelled the harder case alone, and half of it, and of whom the system has all labels."""
+    easy, hard = np.array([[0, 1, 1, 1, 0, 0, 0, 0]]), np.array([[0, 1, 1, 0, 1, 1, 0, 0]])
+    reference = np.array([[0, 1, 1, 1, 0, 0, 0, 0]])
+    labels = {"easy": np.full((1, 8), MISSING), "hard": np.array([[0, 1, 0, 1, *[MISSING] * 4]])}
+    cases = [
+        EvaluatedCase(
+            prediction=PredictedCase(
+                name,
+                model=model,
+                **dict.fromkeys(("gain", "probability"), np.zeros((1, 8), np.float32)),
+                expert=np.ones((1, 8), np.uint8),
+                route=(labels[name] != MISSING).astype(np.uint8),
+            ),
+            reference=reference,
+            answers=np.stack([labels[name], reference]),
+        )
+        for name, model in (("easy", easy), ("hard", hard))
+    ]
+    evaluation = Evaluation([1], ["ann", "bob"])
+    for case in cases:
+        evaluation.update(case)
+    parts = [Evaluation([1], ["ann", "bob"]) for _ in cases]
+    for part, case in zip(parts, cases, strict=True):
+        part.update(case)
+    for found in (evaluation, Evaluation.merged(parts, ["easy", "hard"])):
+        dice = found.summary(num_resamples=10)["intervals"]["Dice"]
+        assert dice["ann"]["estimate"] == pytest.approx(4 / 5)
+        assert dice["system - ann"]["estimate"] == 0
+        assert dice["system - bob"]["estimate"] == pytest.approx(dice["system"]["estimate"] - 1)
