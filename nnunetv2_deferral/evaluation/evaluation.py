@@ -56,6 +56,7 @@ class Evaluation:
         regions: Sequence[Region],
         experts: Sequence[str],
         *,
+        unavailable: Sequence[str] = (),
         has_regions: bool = False,
         calibration: Sequence[Calibrator] | None = None,
         confidence: ConfidenceRule | None = None,
@@ -66,6 +67,7 @@ class Evaluation:
         Args:
             regions: The foreground labels or regions to score.
             experts: The names of the J experts in routing order.
+            unavailable: Those who cannot be asked.
             has_regions: Whether the model's probabilities are those of regions.
             calibration: The J + 1 calibrators that the route was computed with, the model's first, or None.
             confidence: The rule that asks by the model's own confidence, fitted on other cases; or None.
@@ -77,6 +79,7 @@ class Evaluation:
         self.experts = tuple(experts)
         self.regions = tuple(regions)
         self.has_regions = has_regions
+        self._unavailable = tuple(unavailable)
         self._confidence = confidence
         self._summary = SummaryStatistics(regions, experts, surface_tolerance=surface_tolerance)
         self._deferred: dict[str, DeferralCounts] = {}
@@ -155,6 +158,7 @@ class Evaluation:
         merged = cls(
             first.regions,
             first.experts,
+            unavailable=first._unavailable,
             has_regions=first.has_regions,
             calibration=first._heads,
             confidence=first._confidence,
@@ -302,7 +306,7 @@ class Evaluation:
 
     def _new_domain(self) -> Domain:
         return Domain(
-            Rankings(self.regions, self.experts, confidence=self._confidence),
+            Rankings(self.regions, self.experts, unavailable=self._unavailable, confidence=self._confidence),
             ReliabilityStatistics((MODEL, *self.experts), self._heads),
         )
 

@@ -131,6 +131,7 @@ def _evaluate_one_by_one(
     evaluation = Evaluation(
         folder.files.regions,
         inputs.experts.names,
+        unavailable=folder.settings.unavailable,
         has_regions=folder.files.label_manager.has_regions,
         calibration=None if calibration is None else calibration.heads,
         confidence=None if calibration is None else calibration.confidence,

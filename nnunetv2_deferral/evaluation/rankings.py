@@ -41,17 +41,24 @@ class Rankings:
     """Statistics of all rankings, accumulated over cases one at a time."""
 
     def __init__(
-        self, regions: Sequence[Region], experts: Sequence[str], *, confidence: ConfidenceRule | None = None
+        self,
+        regions: Sequence[Region],
+        experts: Sequence[str],
+        *,
+        unavailable: Sequence[str] = (),
+        confidence: ConfidenceRule | None = None,
     ) -> None:
         """Start without cases.
 
         Args:
             regions: The foreground labels or regions to score.
             experts: The names of the J experts in routing order.
+            unavailable: Those who cannot be asked, whatever their labels; neither can the oracle.
             confidence: The rule that asks by the model's own confidence, fitted on other cases; or None.
         """
         self._regions = tuple(regions)
         self._experts = tuple(experts)
+        self._unavailable = tuple(unavailable)
         self._confidence = confidence
         self._found: dict[str, Any] = {}
 
@@ -83,13 +90,22 @@ class Rankings:
         self._of(PRIOR_MAP, PriorErrors, self._regions).update(case, cells, asked, group or case.name)
         del cells
         rankings = {RANDOM: (np.ones(case.route.shape, np.uint8), asked)}
-        for name, labels in zip(self._experts, case.answers, strict=True):
+        can = {
+            name: labels
+            for name, labels in zip(self._experts, case.answers, strict=True)
+            if name not in self._unavailable
+        }
+        for name, labels in can.items():
             rankings[f"{LEARNED}, always {name}"] = (gain, labels)
             if MAX_SOFTMAX in scores:
                 rankings[f"{MAX_SOFTMAX}, always {name}"] = (scores[MAX_SOFTMAX], labels)
         self._rank(case, rankings)
         self._of(ORACLE, OracleStatistics, self._regions).update(
-            case.name, reference=case.reference, model=case.before, answers=case.answers, valid=case.valid
+            case.name,
+            reference=case.reference,
+            model=case.before,
+            answers=case.answers if len(can) == len(case.answers) else np.stack([*can.values()]),
+            valid=case.valid,
         )
 
     def _rank(self, case: EvaluatedCase, rankings: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -134,7 +150,7 @@ class Rankings:
         first = parts[0]
         if len(parts) == 1:
             return first
-        merged = cls(first._regions, first._experts, confidence=first._confidence)
+        merged = cls(first._regions, first._experts, unavailable=first._unavailable, confidence=first._confidence)
         for name, statistics in first._found.items():
             of_parts: list[Any] = [part._found[name] for part in parts]
             merged._found[name] = type(statistics).merged(of_parts, cases)

@@ -1,8 +1,10 @@
 """Evaluations of parts of the cases, merged, are the evaluation of all cases."""
 
 import pickle
+from dataclasses import replace
 from functools import reduce
 
+import numpy as np
 import pytest
 from close_to import assert_close
 from square_cases import CASES, DOMAINS
@@ -10,6 +12,7 @@ from square_cases import CASES, DOMAINS
 from nnunetv2_deferral.decision.calibrators import Temperature
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
+from nnunetv2_deferral.labels import MISSING
 
 BUDGETS = (0.02, 0.1)
 
@@ -57,3 +60,23 @@ def test_a_part_without_routing_probabilities_is_refused():
     )
     with pytest.raises(InputError, match="cases case_0 and case_1 do not have the same"):
         Evaluation.merged([evaluated([0], domains=False), stripped], NAMES)
+
+
+def test_who_cannot_be_asked_answers_neither_rankings_nor_the_oracle():
+    def found(*, bob_answers=True, **options):
+        evaluation = Evaluation((1,), ("ann", "bob"), **options)
+        for case in CASES:
+            bob = case.reference if bob_answers else np.full_like(case.reference, MISSING)
+            evaluation.update(replace(case, answers=np.stack([case.answers[0], bob])))
+        return evaluation
+
+    without = found(unavailable=["bob"])
+    budgets = summary(without)["budgets"]
+    assert "learned, always ann" in budgets
+    assert not any("bob" in name for name in budgets)
+    alone = summary(found(bob_answers=False))["budgets"]["oracle"]
+    everybody = summary(found())["budgets"]["oracle"]
+    for place in range(len(BUDGETS)):
+        assert budgets["oracle"][place]["Dice"] == pytest.approx(alone[place]["Dice"])
+    assert budgets["oracle"][-2]["Dice"] < everybody[-2]["Dice"]
+    assert_close(summary(Evaluation.merged([without], NAMES))["budgets"], budgets)
