@@ -392,7 +392,9 @@ def _check(
             # Nothing was predicted where the model's probability is NaN.
             calibrated = fitted[part].apply(np.nan_to_num(case.prediction.routing), case.prediction.softmax)
             said = np.where(~case.prediction.predicted, np.nan, calibrated)
-            after.update(case.name, said, case.right, case.known, nobody)
+            # The same voxels as before: calibrated probabilities are less spread, and others would be the lowest.
+            uncalibrated = case.prediction.routing[0]
+            after.update(case.name, said, case.right, case.known, nobody, uncalibrated=uncalibrated)
     return before, after
 
 

@@ -60,7 +60,14 @@ class ReliabilityStatistics:
         self._asked, self._promised, self._kept = 0, 0.0, 0
 
     def update(
-        self, case: str, probabilities: np.ndarray, right: np.ndarray, known: np.ndarray, route: np.ndarray
+        self,
+        case: str,
+        probabilities: np.ndarray,
+        right: np.ndarray,
+        known: np.ndarray,
+        route: np.ndarray,
+        *,
+        uncalibrated: np.ndarray | None = None,
     ) -> None:
         """Add a case.
 
@@ -71,6 +78,8 @@ class ReliabilityStatistics:
             right: Bool (J + 1, *S), whether the model, and each expert, is right.
             known: Bool (J + 1, *S), the voxels to count: those with a label of the expert and a valid reference.
             route: Integers in [0, J] of shape S: 0 the model, j expert j.
+            uncalibrated: Of shape S, the model's probability by which the least certain voxels are chosen; None for
+                that of `probabilities`, which is right if these are not calibrated.
 
         Raises:
             InputError: If shapes differ, `right` or `known` is not bool, a probability is outside [0, 1], or a route is
@@ -79,6 +88,7 @@ class ReliabilityStatistics:
         num_heads = len(self.names)
         try:
             check_same_shape(probabilities=probabilities, right=right, known=known)
+            check_same_shape(route=route, uncalibrated=uncalibrated)
             check_bool(right=right, known=known)
             if probabilities.shape != (num_heads, *route.shape):
                 raise InputError(
@@ -87,12 +97,13 @@ class ReliabilityStatistics:
                 )
             if route.size and not 0 <= route.min() <= route.max() < num_heads:
                 raise InputError(f"routes must lie in [0, {num_heads - 1}], got {route.min()} to {route.max()}")
-            for some in in_chunks(*probabilities, *right, *known, route):
+            order = probabilities[0] if uncalibrated is None else uncalibrated
+            for some in in_chunks(*probabilities, *right, *known, route, order):
                 inside = ~np.isnan(some[0])
                 said, was_right = some[:num_heads], some[num_heads : 2 * num_heads]
-                is_known = [each & inside for each in some[2 * num_heads : -1]]
-                self._count(said, was_right, is_known, np.flatnonzero(inside))
-                self._compare(said, was_right, is_known, some[-1])
+                is_known = [each & inside for each in some[2 * num_heads : -2]]
+                self._count(said, was_right, is_known, np.flatnonzero(inside), some[-1])
+                self._compare(said, was_right, is_known, some[-2])
         except InputError as error:
             raise InputError(f"case {case}: {error}") from error
 
@@ -139,13 +150,14 @@ class ReliabilityStatistics:
         right: Sequence[np.ndarray],
         known: Sequence[np.ndarray],
         inside: np.ndarray,
+        order: np.ndarray,
     ) -> None:
-        """Add the voxels with indices `inside` of all heads (n,), by coarse bin of the model's logit."""
-        bins = _coarse_bins(said[0][inside])
-        order = inside[np.argsort(bins, kind="stable")]
+        """Add the voxels with indices `inside` of all heads (n,), by coarse bin of the logit of `order` (n,)."""
+        bins = _coarse_bins(order[inside])
+        by_bin = inside[np.argsort(bins, kind="stable")]
         ends = np.cumsum(np.bincount(bins, minlength=_NUM_COARSE))
         for statistics, *arrays in zip(self._counted, said, right, known, strict=True):
-            pieces = zip(*(np.split(array[order], ends[:-1]) for array in arrays), strict=True)
+            pieces = zip(*(np.split(array[by_bin], ends[:-1]) for array in arrays), strict=True)
             for number, piece in enumerate(pieces):
                 if piece[0].size:
                     statistics.update(_group(number), *piece)

@@ -32,6 +32,7 @@ from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelC
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.evaluation.rankings import CURVE_BUDGETS
+from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
@@ -290,6 +291,16 @@ class TestProbabilities:
                 assert report["least_certain"]["after"]["ece"] < report["least_certain"]["before"]["ece"]
             else:
                 assert report["map"] == {"kind": "none"}
+
+    def test_are_checked_on_the_same_least_certain_voxels_before_and_after(self, workplace, monkeypatch):
+        found, summary = [], ReliabilityStatistics.summary
+        monkeypatch.setattr(ReliabilityStatistics, "summary", lambda each: found.append(summary(each)) or found[-1])
+        workplace.calibrate()
+        before, after = found
+        assert before["least_certain"] == after["least_certain"]
+        for name, head in before["heads"].items():
+            numbers = [sum(each["least_certain"]["before"]["voxels"]) for each in (head, after["heads"][name])]
+            assert numbers[0] == numbers[1]
 
     def test_say_in_which_direction_they_were_wrong(self, workplace):
         heads = workplace.calibrate().report["heads"]

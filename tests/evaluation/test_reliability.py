@@ -329,3 +329,26 @@ def test_without_routing_probabilities_an_evaluation_has_no_reliability():
 def test_routing_probabilities_of_some_cases_only_are_refused(first):
     with pytest.raises(ValueError, match="case b and earlier cases do not all have routing probabilities"):
         evaluated(scored("a", routing=first), scored("b", routing=not first))
+
+
+def test_the_least_certain_voxels_are_the_same_after_calibration():
+    """Calibration by a high temperature brings nearly all voxels into the lowest bins."""
+    generator = np.random.default_rng(0)
+    said = generator.beta(8, 1, (1, 5000)).astype(np.float32)
+    right, known, route = generator.random(said.shape) < 0.9, np.ones(said.shape, bool), np.zeros(5000, np.uint8)
+    calibrated = Temperature(20.0)(said)
+    before, after, together = (
+        ReliabilityStatistics(["m"]),
+        ReliabilityStatistics(["m"]),
+        ReliabilityStatistics(["m"], [Temperature(20.0)]),
+    )
+    before.update("a", said, right, known, route)
+    together.update("a", said, right, known, route)
+    after.update("a", calibrated, right, known, route, uncalibrated=said[0])
+    chosen = [each.summary()["least_certain"] for each in (before, together, after)]
+    assert chosen[0] == chosen[1] == chosen[2]
+    (expected, found) = (each.summary()["heads"]["m"]["least_certain"] for each in (together, after))
+    assert sum(found["before"]["voxels"]) == sum(expected["after"]["voxels"]) < 0.05 * 5000
+    assert found["before"]["ece"] == pytest.approx(expected["after"]["ece"], abs=0.01)
+    with pytest.raises(ValueError, match="shapes differ"):
+        after.update("b", calibrated, right, known, route, uncalibrated=said)
