@@ -51,7 +51,7 @@ def rater_text(summary: Mapping[str, Any]) -> str:
             rows = (
                 (f"ECE of {reading}, whole image", found[IMAGE]["ece"]),
                 (f"ECE of {reading}, box of the foreground", found[BOX]["ece"]),
-                (f"ECE of {reading}, as in CURVAS", found["curvas_ece"]),
+                (f"ECE of {reading}, box, by rater", found["curvas_ece"]),
                 (f"Brier score of {reading}, box", found[BOX]["brier"]),
             )
             lines += [f"  {words:<44} {_interval(interval)}" for words, interval in rows]

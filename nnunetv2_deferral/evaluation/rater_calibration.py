@@ -7,9 +7,10 @@ with all of them: every voxel counts once for each rater r who saw it, with that
     - \frac{1}{n_b} \sum_{(v, r) \in b} y_r(v) \right|
 
 over bins b of p, with n_b of N pairs. It is 0 for the share of raters who mark the voxel. It is computed over whole
-images, most of which is background that nobody doubts, and in the joint box of all raters' foreground. The second form
-is that of the challenge CURVAS: in this box, for each rater by itself, then averaged over raters and cases, which the
-share of raters does not bring to 0.
+images, most of which is background that nobody doubts, and in the joint box of all raters' foreground. A second form is
+for each rater by itself in this box, averaged over raters and cases, which the share of raters does not bring to 0. The
+challenge CURVAS averages so, too, but compares the highest probability of all classes with whether that class is the
+rater's. For a single structure that is at most as large.
 """
 
 from __future__ import annotations

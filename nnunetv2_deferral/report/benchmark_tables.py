@@ -141,14 +141,14 @@ AGAINST_RATERS = (
     "class",
     "Dice, mean of raters",
     "ECE in the box",
-    "ECE as in CURVAS",
+    "ECE by rater in the box",
     "ECE of the agreement in the box",
 )
 AGAINST_RATERS_NOTE = (
     "Scores as fractions, with 95 % intervals. Dice of the mask with each rater's, and the calibration error of the "
-    "probabilities to the raters in the box of all raters' foreground: lower is better. The agreement is the share of "
-    "raters that a network of nnUNetTrainerMultiRater, or with _MR, expects. Only methods that were validated with "
-    "--npz are listed."
+    "probabilities in the box of all raters' foreground, to all raters together and to each by itself: lower is "
+    "better. The agreement is the share of raters that a network of nnUNetTrainerMultiRater, or with _MR, expects. "
+    "Only methods that were validated with --npz are listed."
 )
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.commands.evaluate_raters import rater_text
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.rater_calibration import RaterCalibration, joint_box, multi_rater_ece
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.report.benchmark_tables import AGAINST_RATERS
 
 RATERS = ("ann", "bob", "eve", "max")
 
@@ -53,6 +55,22 @@ def test_the_error_equals_a_loop_over_pairs(missing):
     assert found["curvas_ece"]["estimate"] == pytest.approx(np.mean(each))
     pairs = [(p - y) ** 2 for p, given in zip(probabilities.ravel(), labels_of(masks), strict=True) for y in given]
     assert found["image"]["brier"]["estimate"] == pytest.approx(np.mean(pairs), rel=1e-5)
+
+
+def test_the_error_by_rater_is_not_that_of_the_challenge_curvas_and_is_not_called_so():
+    masks, probabilities, model = make_case(0)
+    statistics = RaterCalibration([1], RATERS)
+    statistics.update("x", {"probability": probabilities}, masks, model=model)
+    summary = statistics.summary(num_resamples=10)
+    inside = joint_box(masks == 1)
+    p = probabilities[0][inside].astype(np.float64)
+    # Of the more probable of two classes the probability, and whether it is the rater's.
+    right = [[[int((p > 0.5).flat[place] == label)] for place, label in enumerate(mask[inside].flat)] for mask in masks]
+    challenge = np.mean([slow_ece(np.maximum(p, 1 - p), each, 50) for each in right])
+    assert challenge < 0.95 * summary["calibration"]["1"]["probability"]["curvas_ece"]["estimate"]
+    said = rater_text(summary)
+    assert "ECE of probability, box, by rater" in said
+    assert "CURVAS" not in said + " ".join(AGAINST_RATERS)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.4])

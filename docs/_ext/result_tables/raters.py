@@ -46,7 +46,7 @@ def several_raters() -> str:
         "Dice, mean of raters",
         "ECE, image",
         "ECE, box",
-        "ECE as in CURVAS",
+        "ECE by rater, box",
         "Brier score, box",
     )
     return markdown_table(header, rows) + f"\n\n{small_print('. '.join(notes))}"
