@@ -141,9 +141,5 @@ def _kept_errors(
 
 def _earlier_attempts(cases: ValidationCases) -> int:
     """How often a certificate was tried on any of these cases, according to the model's present calibration."""
-    try:
-        current = cases.calibration
-    except InputError:  # it is about to be replaced
-        return 0
-    tried = {} if current is None else current.report.get("certification", {})
-    return int(tried.get("attempts", 1)) if {case for _, case in cases.cases} & {*tried.get("cases", ())} else 0
+    tried = cases.attempted.get("attempted")
+    return int(tried["attempts"]) if tried is not None and {*cases.names} & {*tried["cases"]} else 0

@@ -168,7 +168,7 @@ def calibrate(
         )
     names = ("model", *cases.settings.expert_names)
     first = read_first(cases, forecast=forecast) if first is None else first
-    report = _origin(cases) | {"heads": {}}
+    report = _origin(cases) | {"heads": {}} | cases.attempted
     rule = _uncalibrated(cases)
     if has_heads:
         can_be_asked = (True, *cases.settings.available)
@@ -224,7 +224,7 @@ def leave_uncalibrated(
     return replace(
         rule,
         thresholds=_fit_thresholds(cases, rule, limits, ranked),
-        report=without_nan(_origin(cases) | {"heads": {}}),
+        report=without_nan(_origin(cases) | {"heads": {}} | cases.attempted),
     )
 
 
@@ -252,13 +252,16 @@ def fit_thresholds(
         return leave_uncalibrated(cases, limits, ranked)
     fitted = _fit_thresholds(cases, current, limits, ranked)
     others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
-    certificate = current.certificate
+    certificate, report = current.certificate, dict(current.report)
+    if certificate is not None and certificate.over == DATASET:
+        certificate, report = None, report | cases.attempted
+        report.pop("certification", None)
     return replace(
         current,
         thresholds=(*fitted, *others),
-        certificate=None if certificate is None or certificate.over == DATASET else certificate,
+        certificate=certificate,
         # Retraining any of these folds removes the calibration.
-        report={**current.report, "folds": sorted({*current.report.get("folds", []), *cases.experiment.folds})},
+        report={**report, "folds": sorted({*current.report.get("folds", []), *cases.experiment.folds})},
     )
 
 

@@ -167,6 +167,20 @@ class ValidationCases:
         return None if content is None else ModelCalibration.from_dict(content, self.settings.expert_names)
 
     @property
+    def attempted(self) -> dict[str, Any]:
+        """For the report of a further calibration, the `attempts` at a certificate, and on which `cases`.
+
+        As `attempted`; empty without any, or if the model's calibration cannot be read and is about to be replaced.
+        """
+        try:
+            current = self.calibration
+        except InputError:
+            return {}
+        report = {} if current is None else current.report
+        found = report.get("certification") or report.get("attempted")
+        return {"attempted": {"attempts": found.get("attempts", 1), "cases": found.get("cases", [])}} if found else {}
+
+    @property
     def decided(self) -> dict[str, Any]:
         """What the deferral folders of the folds say of their cases; nothing for a stock network."""
         return {

@@ -65,6 +65,8 @@ def text(calibration: ModelCalibration) -> str:
         )
     if "certification" in report:
         lines += _certification_text(calibration)
+    elif "attempted" in report:
+        lines.append("  without a certificate: what was tried before (-certify) was of the former calibration")
     for each in calibration.thresholds:
         limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
         if each.capacities is not None:

@@ -723,6 +723,26 @@ class TestCertificate:
             said = f"this is attempt {number} on these cases: only the first has the stated confidence"
             assert (said in capsys.readouterr().out) == (number > 1)
 
+    def test_attempts_are_counted_across_calibrations_without_one(self, workplace, capsys):
+        options = ("-certify", 0.9, 0.6, "-confidence", 0.5)
+        workplace.calibrate(*options)
+        for between in ((), ("--thresholds_only", "-budgets", 0.1), ()):
+            capsys.readouterr()
+            workplace.calibrate(*between)
+        assert "without a certificate: what was tried before" in capsys.readouterr().out
+        assert workplace.calibrate(*options).report["certification"]["attempts"] == 2
+        assert "this is attempt 2 on these cases" in capsys.readouterr().out
+
+    def test_that_is_removed_with_its_thresholds_is_not_told_as_one_that_could_not_be_given(self, workplace, capsys):
+        options = ("-certify", 0.9, 0.6, "-confidence", 0.5, "-budgets", 0.3)
+        assert workplace.calibrate(*options).certificate is not None
+        capsys.readouterr()
+        workplace.calibrate("--thresholds_only", "-budgets", 0.1)
+        said = capsys.readouterr().out
+        assert "without a certificate" in said
+        assert "nothing can be certified" not in said
+        assert workplace.calibrate(*options).report["certification"]["attempts"] == 2
+
     def test_does_not_change_which_maps_are_of_this_model(self, workplace):
         calibration = workplace.calibrate("-certify", 0.9, 0.6, "-confidence", 0.5)
         assert calibration.certificate is not None
