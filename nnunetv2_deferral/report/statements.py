@@ -370,7 +370,7 @@ def _collapse(summary: Mapping[str, Any]) -> str:
 
 
 def _verdict(difference: Mapping[str, float]) -> str:
-    if abs(difference["estimate"]) < _NO_DIFFERENCE:
+    if all(abs(difference[key]) < _NO_DIFFERENCE for key in ("estimate", "low", "high")):  # not without an interval
         return "equal to"
     if difference["low"] > 0:
         return "better than"

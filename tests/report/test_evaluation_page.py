@@ -92,6 +92,25 @@ def test_matched_budgets_are_those_of_the_summary(make_summary, quick):
             assert cell.split("\n")[2] == f"{found['recovered']:.0%}".replace("%", " %").replace("-", "−")
 
 
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        ((0.0, 0.0, 0.0), "equal to"),
+        ((0.0001, -0.0003, 0.0004), "equal to"),
+        ((0.0001, -0.08, 0.09), "not shown to differ from"),
+        ((0.0, NAN, NAN), "not shown to differ from"),
+        ((0.02, 0.01, 0.03), "better than"),
+        ((-0.02, -0.03, -0.01), "worse than"),
+    ],
+)
+def test_rankings_are_called_equal_only_if_the_interval_says_so(make_summary, difference, said):
+    summary = make_summary()
+    for row in summary["budgets"]["random"]:
+        row["learned_minus_this"] = dict(zip(("estimate", "low", "high"), difference, strict=True))
+    (found,) = (text for text in remarks(summary) if "the ranking by expected gain reaches" in text)
+    assert f"{said} random order" in found
+
+
 def test_load_is_that_of_the_summary(make_summary):
     summary = make_summary(rate=0.4)
     counts = summary["deferred"]["experts"]["ann"]
