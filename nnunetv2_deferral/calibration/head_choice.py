@@ -114,7 +114,8 @@ def choose_ranking(
         dice = {kind: (of_kind[place].foreground_mean, of_kind[0].foreground_mean) for kind, of_kind in at.items()}
         recovered = {kind: recovered_gain(*pair, oracle.foreground_mean) for kind, pair in dice.items()}
         rows.append({"budget": oracle.budget, **recovered})
-    means = {kind: float(np.mean([row[kind] for row in rows])) for kind in RANKINGS}
+    told = [row for row in rows if not np.isnan([*row.values()]).any()]  # where the oracle gains anything
+    means = {kind: float(np.mean([row[kind] for row in told])) if told else np.nan for kind in RANKINGS}
     enough = max(means.values()) - CLEARLY
     return {"chosen": next((kind for kind in RANKINGS if means[kind] >= enough), HEADS), "budgets": rows}
 

@@ -36,6 +36,8 @@ from nnunetv2_deferral.evaluation.score_bins import NUM_BINS, BinCounter, Occupi
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.parts import in_order
 
+_LEAST_GAIN = 0.0005  # of the oracle, in Dice
+
 
 def dice_at_budgets(
     scores: Sequence[np.ndarray],
@@ -106,11 +108,11 @@ def recovered_gain(dice: float, dice_without: float, dice_oracle: float) -> floa
         dice_oracle: Dice of the oracle at the budget.
 
     Returns:
-        (dice - dice_without) / (dice_oracle - dice_without): negative if deferral harms, NaN if the oracle gains
-        nothing or a Dice is NaN.
+        (dice - dice_without) / (dice_oracle - dice_without): negative if deferral harms, NaN if a Dice is NaN or the
+        oracle gains less than 0.0005, which is shown as 0.000 and of which a fraction means nothing.
     """
     gain = dice_oracle - dice_without
-    return (dice - dice_without) / gain if gain > 0 else float("nan")
+    return (dice - dice_without) / gain if gain >= _LEAST_GAIN else float("nan")
 
 
 def check_budgets(budgets: Iterable[float]) -> np.ndarray:

@@ -162,6 +162,8 @@ def test_without_positive_only_a_score_of_zero_is_deferred_last():
         (0.6, 0.7, 0.9, -0.5),
         (0.9, 0.7, 0.9, 1),
         (0.8, 0.8, 0.8, math.nan),
+        (0.75, 0.8, 0.8001, math.nan),  # not -500
+        (0.8, 0.7994, 0.8, 1),
         (0.9, 0.8, 0.7, math.nan),
         (0.9, math.nan, 0.7, math.nan),
     ],
