@@ -97,7 +97,10 @@ def domains_text(summary: Mapping[str, Any]) -> str:
             beaten.append(f"{name} ({score_text(learned)}; {ranking_name(best)}: {score_text(defined[best])})")
     at = f"At {share_text(budget)} of the voxels of each domain"
     if not beaten:
-        return f"{at}, the learned ranking has a higher Dice than all rankings that need no training, in every domain."
+        return (
+            f"{at}, the learned ranking has a higher Dice than all rankings that need no training, in every domain. "
+            "These are means: their differences have no intervals."
+        )
     return f"{at}, the learned ranking has no higher Dice than one that needs no training in {', '.join(beaten)}."
 
 
