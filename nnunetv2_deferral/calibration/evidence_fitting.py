@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,11 @@ _PARTS = 3
 
 
 def fit_gated_evidence(
-    cases: ValidationCases, rule: ModelCalibration, *, exchangeable: bool = False
+    cases: ValidationCases,
+    rule: ModelCalibration,
+    rule_without: Callable[[Collection[str]], ModelCalibration],
+    *,
+    exchangeable: bool = False,
 ) -> tuple[FittedEvidence | None, dict[str, Any]]:
     """Fit an evidence model, and keep it if it does not do worse than replacement on patients held back.
 
@@ -42,6 +46,7 @@ def fit_gated_evidence(
     Args:
         cases: The cases to fit on.
         rule: The calibration of the heads, without evidence.
+        rule_without: Given groups that are held back, the same fitted on the others.
         exchangeable: See :func:`.fit_tables`.
 
     Returns:
@@ -61,8 +66,9 @@ def fit_gated_evidence(
         held_back = set(groups[part::_PARTS])
         others = [pair for pair in cases.cases if cases.group(pair[1]) not in held_back]
         own = [pair for pair in cases.cases if cases.group(pair[1]) in held_back]
-        model, seen = _fit_on(cases, others, structures, rule, finest, exchangeable=exchangeable)
-        unseen = _answered_cases(cases, own, structures, model.prior, rule)
+        of_others = rule_without(held_back)
+        model, seen = _fit_on(cases, others, structures, of_others, finest, exchangeable=exchangeable)
+        unseen = _answered_cases(cases, own, structures, model.prior, of_others)
         voxels += sum(case.num_voxels for case, _ in unseen)
         available = np.array(cases.settings.available)
         values = [[_values(model, case, available) for case, _ in each] for each in (seen, unseen)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,7 @@ def calibrate(
     first = read_first(cases, forecast=forecast) if first is None else first
     report = _origin(cases) | {"heads": {}} | cases.attempted
     rule = _uncalibrated(cases)
+    rule_without: Callable[[Collection[str]], ModelCalibration] = partial(_as_it_is, rule)
     if has_heads:
         can_be_asked = (True, *cases.settings.available)
         fits = _fits(names, first.heads, can_be_asked)
@@ -185,6 +186,7 @@ def calibrate(
         if chosen != HEADS:
             rule = _combined(cases, [*first.rows.values()], can_be_asked, chosen)
             fits = [Selection(each, {}) for each in rule.heads]
+        rule_without = partial(_rule_without, cases, names, first, can_be_asked, chosen, rule)
         report["heads"] = {
             name: {
                 "map": fit.calibrator.to_dict(),
@@ -201,7 +203,7 @@ def calibrate(
         forests, report["predicted_dice"] = first.forecast.forecast()
     fitted = None
     if evidence:
-        fitted, report["evidence"] = fit_gated_evidence(cases, rule, exchangeable=exchangeable)
+        fitted, report["evidence"] = fit_gated_evidence(cases, rule, rule_without, exchangeable=exchangeable)
     rule = replace(rule, evidence=fitted)
     return replace(
         rule,
@@ -348,6 +350,26 @@ def _fitted_without(
             {kind: as_they_are if kind == HEADS else _combined(cases, rows, can_be_asked, kind) for kind in rankings}
         )
     return found
+
+
+def _as_it_is(rule: ModelCalibration, held_back: Collection[str]) -> ModelCalibration:
+    """A calibration that nothing was fitted for."""
+    del held_back
+    return rule
+
+
+def _rule_without(
+    cases: ValidationCases,
+    names: Sequence[str],
+    first: FirstReading,
+    can_be_asked: Sequence[bool],
+    ranking: str,
+    rule: ModelCalibration,
+    held_back: Collection[str],
+) -> ModelCalibration:
+    """The calibration for a ranking fitted without some groups; `rule`, that of all, if too few others have labels."""
+    found = _fitted_without([set(held_back)], cases, names, first, can_be_asked, (ranking,))
+    return found[0][ranking] if found else rule
 
 
 def _combined(

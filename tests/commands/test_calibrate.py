@@ -843,6 +843,30 @@ def declare_experts(here):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"experts": list(EXPERTS)}))
 
 
+@pytest.mark.parametrize("ranking", [False, True])
+def test_replacement_is_compared_with_evidence_by_heads_fitted_on_other_patients(another, monkeypatch, ranking):
+    workplace, used = another(), []
+
+    def fit_on(cases, pairs, structures, rule, finest, **how):
+        used.append(([case for _, case in pairs], rule))
+        raise InputError("this is enough")
+
+    monkeypatch.setattr("nnunetv2_deferral.calibration.evidence_fitting._fit_on", fit_on)
+    with pytest.raises(SystemExit):
+        workplace.calibrate(evidence=True, ranking=ranking)
+    ((others, rule),) = used
+    assert set(others) < set(CASES)
+    splits = json.loads(json.dumps(SPLITS))
+    for fold in splits:
+        fold["val"] = [case for case in fold["val"] if case in others]
+    (workplace.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    alone = workplace.calibrate()
+    if rule.combination is None:
+        assert rule.heads == alone.heads
+    else:
+        assert ranking
+
+
 class TestThePapersObjective:
     @pytest.mark.slow
     def test_reads_answers_as_evidence_and_leaves_the_heads_as_they_are(self, another, capsys):
