@@ -97,10 +97,11 @@ class CertificateCheck:
 
         Args:
             certificate: The certificate.
-            groups: For each case its group, or None if no groups are known.
+            groups: For each case its group, or None if no groups are known. A certificate that was tested on single
+                cases is compared with single cases nevertheless.
         """
         self._certificate = certificate
-        self._groups = groups
+        self._groups = groups if certificate.grouped else None
         self._errors = KeptErrors()
         self._reason = ""
         if certificate.grouped and groups is None:

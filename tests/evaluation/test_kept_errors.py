@@ -113,6 +113,13 @@ class TestCheck:
             void += check.summary()["verdict"] == "void"
         assert void / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
+    def test_counts_cases_if_it_was_tested_on_cases_whatever_their_groups(self):
+        check = CertificateCheck(ungrouped(), {"a": "p", "b": "p"})
+        for name in ("a", "b"):
+            check.update(case(name, [0, 0], [0, 1]), WITHIN)
+        found = CertificateCheck.merged([check]).summary()
+        assert (found["unit"], found["groups"], found["violations"]) == ("cases", 2, 2)
+
     def test_counts_groups_and_needs_them_if_it_was_tested_on_them(self):
         check = CertificateCheck(ungrouped(grouped=True), {"a": "p", "b": "p"})
         for name in ("a", "b"):
