@@ -109,3 +109,25 @@ def test_what_rankings_of_readers_reach_in_hindsight_is_told_apart():
     assert "no ranking that could be chosen beforehand reaches much more than a seventh" in said
     assert "(at best 0.16 was recovered)" in said
     assert "Asking rater 3 alone would have recovered up to 0.24" in said
+
+
+def test_where_the_expected_share_of_raters_is_no_closer_to_them_is_said():
+    closer = {}
+    for name in ("501_2d", "504_2d", "505_3d_fullres"):
+        (readings,) = content(f"multi_rater_{name}.json")["methods"]["ordinal"]["calibration"].values()
+        agreement, own = readings["agreement"]["box"], readings["probability"]["box"]
+        closer[name] = [agreement[score]["estimate"] < own[score]["estimate"] for score in ("ece", "brier")]
+    assert closer == {"501_2d": [True, True], "504_2d": [False, False], "505_3d_fullres": [False, False]}
+    said = page("raters")
+    assert "On slices, the share of four readers that an ordinal network expects is closer" in said
+    assert "on cells and volumes, in the box of the foreground, it was not" in said
+
+
+def test_one_round_of_evidence_is_not_said_to_gain_in_volumes():
+    for name in ("004_3d_fullres_standard", "004_3d_fullres_missed_components", "505_3d_fullres_readers"):
+        one, two = (content(f"evidence_{name}.json")["policies"][way] for way in ("R1 k1", "R2 k2"))
+        assert not any(row["minus_confidence"]["low"] > 0 for row in one[:3])
+        gains = [row["minus_confidence"]["low"] > 0 for row in two]
+        assert any(gains) == ("missed" not in name)
+    guide = re.sub(r"\s+", " ", (ROOT / "docs" / "how-to" / "evidence.md").read_text())
+    assert "In volumes it took a second round with a second expert, and against experts who miss whole" in guide
