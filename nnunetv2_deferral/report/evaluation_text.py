@@ -68,7 +68,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
             f"  predicted Dice: wrong by {_interval(predicted['mean_absolute_error'])} on average, Spearman "
             f"{_interval(predicted['spearman'])}"
         )
-    lines += _reliability_lines(summary["reliability"])
+    lines += _reliability_lines(summary["reliability"], evidence=REPLACED in summary)
     lines += [f"  {text}" for text in (sanity(summary),) if text]
     lines += [f"  {text}" for text in (review_text(summary),) if text]
     lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
@@ -110,7 +110,7 @@ def budget_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
+def _reliability_lines(reliability: Mapping[str, Any] | None, *, evidence: bool) -> list[str]:
     """One line per head over the least certain voxels, and one about the gain; empty without reliability."""
     if reliability is None:
         return []
@@ -126,9 +126,10 @@ def _reliability_lines(reliability: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"    {name:<32} {' -> '.join(errors)}")
     gain = reliability["gain"]
     if gain["voxels"]:
+        replaced = " by answers that replace labels" if evidence else ""
         lines.append(
-            f"  fixed minus worsened among the deferred voxels with an answer: predicted {gain['promised']:.2%}, "
-            f"observed {gain['kept']:.2%}"
+            f"  fixed minus worsened{replaced} among the deferred voxels with an answer: predicted "
+            f"{gain['promised']:.2%}, observed {gain['kept']:.2%}"
         )
     return lines
 

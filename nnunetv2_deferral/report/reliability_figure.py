@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from nnunetv2_deferral.evaluation.reliability import MODEL
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.style import (
     FONT_SIZE,
     INK,
@@ -88,9 +89,11 @@ def reliability_texts(summary: Mapping[str, Any]) -> list[str]:
         )
     if gain["voxels"]:
         voxels = f"{gain['voxels']:,} voxels" if gain["voxels"] > 1 else "one voxel"
+        # With evidence the system's label need not be the answer.
+        replaced = " by answers that replace labels" if REPLACED in summary else ""
         texts.append(
-            f"Of the {voxels} deferred and answered, the difference between the shares fixed and worsened was "
-            f"predicted as {_points(gain['promised'])} and observed as {_points(gain['kept'])}."
+            f"Of the {voxels} deferred and answered, the difference between the shares fixed and worsened{replaced} "
+            f"was predicted as {_points(gain['promised'])} and observed as {_points(gain['kept'])}."
         )
     return texts
 

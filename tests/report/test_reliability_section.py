@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.evaluation_page import evaluation_page
 from nnunetv2_deferral.report.evaluation_tables import reliability_table
 from nnunetv2_deferral.report.figures import to_png
@@ -149,6 +150,8 @@ def test_what_asking_was_to_gain_and_gained_is_said_where_anything_was_asked(mak
         "as 17.6 % and observed as −3.1 %."
     )
     assert len(reliability_texts(make_reliable(rate=0))) == 1
+    # Read as evidence, an answer need not be the system's label, of which "fixed" is said elsewhere.
+    assert "fixed and worsened by answers that replace labels was" in reliability_texts(summary | {REPLACED: {}})[1]
 
 
 def test_the_table_has_error_and_bias_of_both_parts_before_and_after(make_reliable):
