@@ -127,7 +127,7 @@ def _draw_panel(
     band = [row for row in band_points(summary) if row["budget"] <= furthest * 1.001]
     _draw_band(axes, band)
     alone = {"model alone": dice["model_everywhere"]["estimate"]}
-    if closer:
+    if closer and not summary.get("review"):  # where nobody segmented whole images
         alone |= {
             f"{plain(name, longest=18)} alone": dice[name]["estimate"]
             for name in summary["deferral"]["share"]

@@ -67,7 +67,7 @@ def _numbers(summary: Mapping[str, Any]) -> Section:
     parts.append(
         Note(
             f"Model alone: the network without experts. System: {statements.system_text(summary)}. "
-            "Expert alone: the expert's labels of whole images, scored on the cases that the expert labelled. "
+            "Expert alone: the expert's labels, scored on the cases and voxels that the expert labelled. "
             f"{num_cases} {'case' if num_cases == 1 else 'cases'}. Numbers in brackets are 95 % intervals. "
             "Definitions, experts and methods are described at the end of this page."
         )

@@ -24,6 +24,7 @@ from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.folds import EnsembleIdentity, FoldsFolder
 from nnunetv2_deferral.fusion import fuse_masks
 from nnunetv2_deferral.labels import MISSING
+from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.settings import resolve_settings
 
 
@@ -551,6 +552,10 @@ def test_the_models_labels_in_masks_of_a_review_are_no_answers(folders, capsys):
     assert said in capsys.readouterr().out
     assert said in report.read_text()
     assert "best single expert" not in report.read_text()
+    assert "labels of whole images" not in report.read_text()
+    lines = [line.get_label() for axes in draw_curves(summary).axes for line in axes.lines]
+    assert "model alone" in lines
+    assert "ann alone" not in lines
 
 
 def test_without_a_review_nothing_is_said_of_one(folders):
