@@ -131,3 +131,37 @@ def test_one_round_of_evidence_is_not_said_to_gain_in_volumes():
         assert any(gains) == ("missed" not in name)
     guide = re.sub(r"\s+", " ", (ROOT / "docs" / "how-to" / "evidence.md").read_text())
     assert "In volumes it took a second round with a second expert, and against experts who miss whole" in guide
+
+
+def test_what_more_experts_gain_is_not_said_to_be_the_choice_among_them():
+    found = {}
+    for file in ("dataset501_2d_experts/budgets_one_vs_all_1", "dataset501_2d_frozen_5epochs/budgets_one_vs_all",
+                 "dataset501_2d_experts/budgets_one_vs_all_5"):  # fmt: skip
+        with (RESULTS / f"{file}.csv").open(newline="") as content_of_file:
+            rows = list(csv.DictReader(content_of_file))
+        learned = {row["budget"]: float(row["Dice"]) for row in rows if row["ranking"].startswith("learned")}
+        chosen = {row["budget"]: float(row["Dice"]) for row in rows if row["ranking"] == "learned"}
+        best = {
+            budget: max(
+                float(row["Dice"])
+                for row in rows
+                if row["ranking"].startswith("learned, always") and row["budget"] == budget
+            )
+            for budget in learned
+        }
+        assert all(chosen[budget] - best[budget] < 0.0005 for budget in chosen)
+        found[file] = (
+            chosen["0.01"],
+            [
+                float(row["Dice"])
+                for row in rows
+                if row["ranking"].startswith("learned, always") and row["budget"] == "0.01"
+            ],
+        )
+    (one, _), (three, _), (five, each) = found.values()
+    assert (round(three, 3), round(five, 3)) == (0.980, 0.991)
+    assert min(each) > one
+    assert (
+        "always asking the best one alone gives the same at every budget, of three (0.980) and of five (0.991)"
+        in page("losses")
+    )
