@@ -266,6 +266,11 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
         "Matched budgets rank the voxels of all cases together, which requires all cases before any expert is asked.",
         "If training, settings or thresholds were selected on these cases, all results are optimistic.",
     ]
+    if summary["deferral"]["unanswered"] and not summary.get("review"):
+        found.append(
+            "Rankings at matched budgets pass over voxels without an answer, which costs them nothing; the system has "
+            f"asked about them ({share_text(summary['deferral']['unanswered'])} of the deferred voxels)."
+        )
     undefined = summary["model_everywhere"]["mean"]
     if any(scores["n_undefined"] for scores in undefined.values()):
         numbers = ", ".join(f"{region}: {scores['n_undefined']}" for region, scores in undefined.items())

@@ -111,6 +111,16 @@ def test_rankings_are_called_equal_only_if_the_interval_says_so(make_summary, di
     assert f"{said} random order" in found
 
 
+def test_that_rankings_pass_over_voxels_without_an_answer_is_said_where_there_are_any(make_summary):
+    summary = make_summary()
+    said = "Rankings at matched budgets pass over voxels without an answer"
+    summary["deferral"]["unanswered"] = 0.25
+    (found,) = (text for text in limits(summary) if said in text)
+    assert "(25.0 % of the deferred voxels)" in found
+    summary["deferral"]["unanswered"] = 0
+    assert not any(said in text for text in limits(summary))
+
+
 def test_load_is_that_of_the_summary(make_summary):
     summary = make_summary(rate=0.4)
     counts = summary["deferred"]["experts"]["ann"]
