@@ -160,8 +160,8 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if dice < HARDLY_ANY_DICE:
         found.append(
-            f"The model segments hardly anything (Dice {dice:.3f}): it may need more epochs, or labels and images may "
-            "not belong together. Results of deferral mean little until it does"
+            f"The model segments hardly anything right (Dice {dice:.3f}): it may need more epochs, or labels and "
+            "images may not belong together. Results of deferral mean little until it does"
         )
     if rate == 0:
         found.append(

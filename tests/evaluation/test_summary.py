@@ -54,8 +54,8 @@ def test_the_rate_is_over_all_voxels_of_all_cases():
         ([1, 1, 0, 0], [0, 0, 1, 0], []),
         ([1, 1, 0, 0], [0, 0, 0, 0], ["Nothing was deferred"]),
         ([1, 1, 0, 0], [1, 1, 2, 1], ["100.0% of the voxels were deferred: the model answers almost nothing itself"]),
-        ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything (Dice 0.000)"]),
-        ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything", "Nothing was deferred"]),
+        ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything right (Dice 0.000)"]),
+        ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything right", "Nothing was deferred"]),
     ],
 )
 def test_results_that_say_little_about_deferral_are_cautioned_about(model, route, said):
