@@ -253,7 +253,7 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
 
 
 def remarks_on_calibration(
-    plans_manager: DeferralPlansManager, num_networks: int, unusual: Sequence[str] = ()
+    plans_manager: DeferralPlansManager, num_networks: int, unusual: Sequence[str] = (), folds: Sequence[str] = ()
 ) -> list[str]:
     """What is to be known of the calibration before a prediction with the effective limits.
 
@@ -261,10 +261,12 @@ def remarks_on_calibration(
         plans_manager: The model's plans.
         num_networks: The number of networks (folds) whose predictions are averaged.
         unusual: How the prediction differs from the final validation of a training, see :func:`.unlike_validation`.
+        folds: The names of these networks' folds; empty if they are not known.
 
     Returns:
-        Lines for the terminal: whether the model's certificate holds, that an ensemble or a prediction in another
-        manner is not what was calibrated, and that heads are combined with the model's confidence.
+        Lines for the terminal: whether the model's certificate holds, that an ensemble, networks of other folds or a
+        prediction in another manner are not what was calibrated, and that heads are combined with the model's
+        confidence.
     """
     calibration = plans_manager.calibration
     if calibration is None:
@@ -276,6 +278,13 @@ def remarks_on_calibration(
             f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
             f"{num_networks} {worse}"
         )
+    fitted = [str(fold) for fold in calibration.report.get("folds", [])]
+    others = [fold for fold in folds if fold not in fitted] if fitted else []
+    if others:
+        remarks.append(
+            f"the calibration was fitted on predictions of fold {', '.join(fitted)}, not of fold {', '.join(others)}: "
+            f"the probabilities of {'another network' if len(others) == 1 else 'other networks'} {worse}"
+        )
     if unusual:
         remarks.append(
             f"the calibration was fitted on final validations: unless these predicted {' and '.join(unusual)}, too, "
@@ -285,7 +294,12 @@ def remarks_on_calibration(
         remarks.append(calibration.ranking_statement)
     if calibration.certificate is not None:
         statement = calibration.certificate.statement_for(effective_limits(plans_manager.settings))
-        remarks.append(f"only if the validations predicted in this manner: {statement}" if unusual else statement)
+        if unusual:
+            statement = f"only if the validations predicted in this manner: {statement}"
+        tested = [str(fold) for fold in calibration.certificate.folds]
+        if untested := [fold for fold in folds if fold not in tested]:
+            statement = f"not tested for fold {', '.join(untested)}: {statement}"
+        remarks.append(statement)
     return remarks
 
 

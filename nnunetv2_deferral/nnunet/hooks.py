@@ -111,10 +111,11 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
                 _check_all_at_once(asked, self.deferral_outputs, self.dataset_json["file_ending"], limits)
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
             networks, unusual = len(self.list_of_parameters), unlike_validation(self)
-            for remark in remarks_on_calibration(self.plans_manager, networks, unusual):
+            self.plans_manager.prediction = prediction_of(self)
+            predicted_by = self.plans_manager.prediction.get("folds", [])
+            for remark in remarks_on_calibration(self.plans_manager, networks, unusual, predicted_by):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
-            self.plans_manager.prediction = prediction_of(self)
             for folder in folders:
                 agreement_maps.check_folder(folder, raters, beside_deferral=True)
                 maps.check_folder(folder, model)

@@ -209,6 +209,24 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
         assert certified == f"only if the validations predicted in this manner: {words}"
 
 
+def test_networks_of_other_folds_are_told_to_be_others_than_those_that_were_calibrated_and_tested(monkeypatch):
+    plans = small_predictor().plans_manager
+    experts = plans.settings.expert_names
+    promise = certificate(folds=(0,))
+    calibration = ModelCalibration(
+        experts=experts, heads=(IDENTITY,) * (len(experts) + 1), certificate=promise, report={"folds": [0, 1]}
+    )
+    plans.plans[CALIBRATION_KEY] = calibration.to_dict()
+    monkeypatch.setenv(ENVIRONMENT, "0.02")
+    assert remarks_on_calibration(plans, 1, folds=["0"]) == [promise.statement]
+    assert remarks_on_calibration(plans, 1, folds=["1"]) == [f"not tested for fold 1: {promise.statement}"]
+    (remark, certified) = remarks_on_calibration(plans, 1, folds=["2"])
+    assert "predictions of fold 0, 1, not of fold 2: the probabilities of another network agree less well" in remark
+    assert certified == f"not tested for fold 2: {promise.statement}"
+    (_, remark, _) = remarks_on_calibration(plans, 3, folds=["0", "all", "2"])
+    assert "not of fold all, 2: the probabilities of other networks" in remark
+
+
 def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
     plans = small_predictor().plans_manager
     experts = plans.settings.expert_names
