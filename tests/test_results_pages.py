@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_deferral.decision.gains import gain_unit
-from nnunetv2_deferral.settings import resolve_settings
-
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "measurements" / "results"
 
@@ -168,11 +165,3 @@ def test_what_more_experts_gain_is_not_said_to_be_the_choice_among_them():
         "always asking the best one alone gives the same at every budget, of three (0.980) and of five (0.991)"
         in page("losses")
     )
-
-
-def test_the_readme_does_not_call_the_gain_of_its_own_commands_a_gain_in_dice():
-    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
-    assert "nnUNetv2_train 501 2d 0 -tr nnUNetTrainerDeferral3Experts nnUNetv2_predict" in readme
-    settings = resolve_settings({}, num_experts=3)  # as with nnU-Net's own plans
-    assert gain_unit(settings.objective, evidence=False) == "score"
-    assert "a score with the paper's objective, which is that of these commands" in readme
