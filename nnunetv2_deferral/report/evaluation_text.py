@@ -59,7 +59,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"  {name}: {number} {'case' if number == 1 else 'cases'}, model "
             f"{dice['model_everywhere']['estimate']:.3f}, system - model {gain}, deferred {domain['rate']:.2%}, kept "
-            f"error {domain['kept_error']:.3f}"
+            f"error {_number(domain['kept_error'], '.3f')}"
         )
     if summary.get("domains"):
         lines.append(f"  {domains_text(summary)}")
@@ -75,7 +75,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
     lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
     for name, rows in summary["budgets"].items():
-        cells = (f"{row['Dice']:.3f} ({_number(row['recovered'], '.2f')})" for row in rows)
+        cells = (f"{_number(row['Dice'], '.3f')} ({_number(row['recovered'], '.2f')})" for row in rows)
         lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
     head = [f"CAUTION: {caution}." for caution in cautions(summary)]
     return "\n".join([*head, "Dice, mean over foreground, with 95 % intervals", *lines])

@@ -52,6 +52,12 @@ def test_every_evaluation_has_a_page_without_nan_and_with_all_figures(make_summa
     assert not re.search(r"\bnan\b|\binf\b|None", page.text)
 
 
+def test_the_text_of_cases_without_a_dice_has_no_nan(make_summary):
+    said = evaluation_text(make_summary(empty=True) | {"review": None})
+    assert re.search(r"– \(–\).* learned", said)
+    assert not re.search(r"\bnan\b", said)
+
+
 def test_the_page_is_self_contained(make_summary):
     html = render_page(evaluation_page(make_summary()))
     tags = Reader(html).tags
