@@ -186,8 +186,8 @@ class RaterCalibration:
             found = bootstrap_interval(
                 np.asarray(values), statistic, generator=generator, groups=by_case, num_resamples=num_resamples
             )
-            # A percentile interval is widened about the estimate, and no error is below 0.
-            return Interval(found.estimate, max(found.low, 0.0), found.high).to_dict()
+            # A percentile interval is widened about the estimate, and no error is below 0 or above 1.
+            return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0)).to_dict()
 
         calibration: dict[str, Any] = {}
         for (structure, reading, place), tallies in self._tallies.items():

@@ -57,6 +57,18 @@ def test_the_error_equals_a_loop_over_pairs(missing):
     assert found["image"]["brier"]["estimate"] == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
+def test_intervals_of_errors_stay_within_what_is_possible():
+    masks, _, model = make_case(0)
+    statistics = RaterCalibration([1], RATERS)
+    marked = np.where(np.arange(9) < 5, 1, 0) * np.ones_like(masks)
+    for number in range(4):  # three cases that are all wrong, and one that is in doubt
+        said = np.where(marked[0] == 1, 0.02, 0.98) if number else np.full(model.shape, 0.5)
+        statistics.update(f"case_{number}", {"p": said[None]}, marked, model=model)
+    found = statistics.summary(num_resamples=300)["calibration"]["1"]["p"]
+    for interval in (found[place][score] for place in ("image", "box") for score in ("ece", "brier")):
+        assert 0 <= interval["low"] < interval["estimate"] < interval["high"] <= 1
+
+
 def test_the_error_by_rater_is_not_that_of_the_challenge_curvas_and_is_not_called_so():
     masks, probabilities, model = make_case(0)
     statistics = RaterCalibration([1], RATERS)
