@@ -115,16 +115,18 @@ class SummaryStatistics:
     def summary(self) -> dict[str, Any]:
         """See :func:`summarize_deferral`."""
         summaries = {part: summarize(metrics) for part, metrics in self._scores.items()}
-        share = self._routed / max(self._routed.sum(), 1)
+        number, deferred = max(int(self._routed.sum()), 1), int(self._routed[1:].sum())
+        share = self._routed / number
         return {
             "surface_tolerance": self.surface_tolerance,
             **{part: summaries[part] for part in (*_PARTS, REPLACED) if part in _PARTS or self._scores[part]},
             "expert_everywhere": {name: summaries[name] for name in self.experts if self._scores[name]},
             "deferral": {
-                "rate": float(share[1:].sum()),
-                "questions": float((self._routed[1:].sum() + self._num_earlier) / max(self._routed.sum(), 1)),
+                # Not the sum of the shares, whose rounding would tell it from the questions of a single round.
+                "rate": deferred / number,
+                "questions": (deferred + self._num_earlier) / number,
                 "share": {name: float(value) for name, value in zip(self.experts, share[1:], strict=True)},
-                "unanswered": self._num_unanswered / max(int(self._routed[1:].sum()), 1),
+                "unanswered": self._num_unanswered / max(deferred, 1),
                 "per_case": self._per_case,
                 "disagreement": self._mean_disagreement(),
             },

@@ -48,6 +48,17 @@ def test_the_rate_is_over_all_voxels_of_all_cases():
     assert summary["deferral"]["per_case"]["b"]["deferral_rate"] == 0
 
 
+def test_in_a_single_round_the_questions_are_the_deferred_voxels_whatever_their_number():
+    for size in range(3, 60):
+        for to_bob in range(1, size - 1):
+            route = np.zeros(size, np.uint8)
+            route[:1], route[1 : 1 + to_bob] = 1, 2
+            predicted = PredictedCase("a", model=np.ones(size, int), route=route)
+            case = EvaluatedCase(prediction=predicted, reference=np.ones(size, int), answers=np.ones((2, size), int))
+            found = summarize_deferral([case], [1], ["ann", "bob"])["deferral"]
+            assert found["questions"] == found["rate"] == (1 + to_bob) / size
+
+
 @pytest.mark.parametrize(
     ("model", "route", "said"),
     [
