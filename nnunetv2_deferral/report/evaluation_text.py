@@ -27,7 +27,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         scored = {name: summary[name] for name in ("model_everywhere", "system")} | summary["expert_everywhere"]
         for name, part in scored.items():
             mean = part["foreground_mean"]
-            lines.append(f"    {_named(name):<32} {mean['HD95']:.2f}, {mean['NSD']:.4f}")
+            lines.append(f"    {_named(name):<32} {_number(mean['HD95'], '.2f')}, {_number(mean['NSD'], '.4f')}")
     rounds = f", {deferral['questions']:.2%} in all rounds" if deferral["questions"] > deferral["rate"] else ""
     lines += [
         f"  deferred {deferral['rate']:.2%} of the voxels{rounds}; of these the model had "
@@ -58,8 +58,8 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         gain = _interval(dice["system - model_everywhere"])
         lines.append(
             f"  {name}: {number} {'case' if number == 1 else 'cases'}, model "
-            f"{dice['model_everywhere']['estimate']:.3f}, system - model {gain}, deferred {domain['rate']:.2%}, kept "
-            f"error {_number(domain['kept_error'], '.3f')}"
+            f"{_number(dice['model_everywhere']['estimate'], '.3f')}, system - model {gain}, deferred "
+            f"{domain['rate']:.2%}, kept error {_number(domain['kept_error'], '.3f')}"
         )
     if summary.get("domains"):
         lines.append(f"  {domains_text(summary)}")

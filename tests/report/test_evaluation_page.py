@@ -212,6 +212,17 @@ def test_without_any_dice_nothing_is_said_about_rankings(make_summary):
     assert statements.sanity(make_summary(empty=True)) == ""
 
 
+def test_what_is_undefined_is_a_dash_in_the_terminal(make_summary):
+    summary = make_summary(empty=True)
+    for part in (summary["model_everywhere"], summary["system"], *summary["expert_everywhere"].values()):
+        part["foreground_mean"] |= {"HD95": NAN, "NSD": NAN}
+    text = evaluation_text(summary | {"review": None, "surface_tolerance": 2.0, "unit": "mm"})
+    assert "nan" not in text
+    assert f"    {'model alone':<32} –, –" in text
+    (oracle,) = (line for line in text.splitlines() if line.endswith("  oracle"))
+    assert oracle.split()[:2] == ["–", "(–)"]
+
+
 def test_everything_deferred_is_said(make_summary):
     summary = make_summary(rate=1)
     assert headline(summary).startswith("Deferring all voxels")
