@@ -138,7 +138,8 @@ def _evaluate_one_by_one(
         surface_tolerance=surface_tolerance,
     )
     certificate = None if calibration is None else calibration.certificate
-    check = None if certificate is None else CertificateCheck(certificate, groups)
+    folds = folder.index.get("prediction", {}).get("folds", [])
+    check = None if certificate is None else CertificateCheck(certificate, groups, folds)
     for name in tqdm(cases, desc="Evaluating", unit="case", disable=not shown):
         case = inputs.read(name)
         evaluation.update(

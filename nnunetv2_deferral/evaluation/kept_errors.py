@@ -92,13 +92,16 @@ def case_score(gain: np.ndarray) -> float:
 class CertificateCheck:
     """Compares a certificate with cases that have a reference."""
 
-    def __init__(self, certificate: Certificate, groups: Mapping[str, Hashable] | None) -> None:
+    def __init__(
+        self, certificate: Certificate, groups: Mapping[str, Hashable] | None, folds: Sequence[str] = ()
+    ) -> None:
         """Start without cases.
 
         Args:
             certificate: The certificate.
             groups: For each case its group, or None if no groups are known. A certificate that was tested on single
                 cases is compared with single cases nevertheless.
+            folds: The folds whose networks predicted the cases; empty if that is not known.
         """
         self._certificate = certificate
         self._groups = groups if certificate.grouped else None
@@ -106,6 +109,9 @@ class CertificateCheck:
         self._reason = ""
         if certificate.grouped and groups is None:
             self._reason = "it was tested on groups of cases, and none are given here (-groups)"
+        tested = [str(fold) for fold in certificate.folds]
+        if others := [fold for fold in folds if fold not in tested]:
+            self._reason = f"it was tested on networks of fold {', '.join(tested)}, not of fold {', '.join(others)}"
 
     def update(self, case: EvaluatedCase, limits: Limits) -> None:
         """Add a case that was decided with these limits."""

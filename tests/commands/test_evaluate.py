@@ -487,6 +487,11 @@ class TestCertificates:
         limit(certified, "x", {"budget": 0.02, "over": "case"})
         assert "'budget': 0.02" in certified.evaluate()["certificate"]["unchecked"]
 
+    def test_are_not_for_other_folds(self, certified):
+        index = maps.index_file(certified.root / "out")
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": {"folds": ["7"]}}))
+        assert "not of fold 7" in certified.evaluate()["certificate"]["unchecked"]
+
     @pytest.mark.parametrize("limits", [{"budget": 2}, {"bugdet": 0.1}, ["budget"], {"capacities": 1}])
     def test_need_limits_that_can_be_read(self, certified, capsys, limits):
         limit(certified, "y", limits)

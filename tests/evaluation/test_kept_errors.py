@@ -130,6 +130,15 @@ class TestCheck:
         assert "-groups" in check.summary()["unchecked"]
         assert "not compared with these cases: it was tested on groups" in outcome(check.summary())
 
+    def test_is_not_made_for_networks_of_folds_that_were_not_tested(self):
+        for folds, tested in ((["0"], True), ([], True), (["1"], False), (["0", "1"], False)):
+            check = CertificateCheck(ungrouped(folds=(0,)), None, folds)
+            check.update(case("a", [0, 1], [0, 1]), WITHIN)
+            if tested:
+                assert check.summary()["unchecked"] is None
+            else:
+                assert check.summary()["unchecked"] == "it was tested on networks of fold 0, not of fold 1"
+
     def test_is_not_made_for_other_limits_or_a_later_round(self):
         check = CertificateCheck(ungrouped(), None)
         check.update(case("a", [0, 1], [0, 1]), WITHIN)
