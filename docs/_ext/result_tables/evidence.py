@@ -41,13 +41,16 @@ def evidence_vessels() -> str:
 
 
 def errors_deferred() -> str:
-    """The share of the model's errors in the voxels that are deferred first, beside what was published."""
+    """The share of the model's errors in the voxels that are deferred first."""
     content = read_json("errors_deferred_502_2d.json")
     rows = [
         (
             row["score"],
             row["part"],
-            *(f"{each['estimate']:.0%} [{each['low']:.0%}, {each['high']:.0%}]" for each in row["shares"]),
+            *(
+                "{:.0f} [{:.0f}, {:.0f}] %".format(*(100 * each[key] for key in ("estimate", "low", "high")))
+                for each in row["shares"]
+            ),
         )
         for row in content["gone"]
     ]
