@@ -299,6 +299,8 @@ def remarks_on_calibration(
         tested = [str(fold) for fold in calibration.certificate.folds]
         if untested := [fold for fold in folds if fold not in tested]:
             statement = f"not tested for fold {', '.join(untested)}: {statement}"
+        elif num_networks > 1:
+            statement = f"not tested for an ensemble: {statement}"
         remarks.append(statement)
     return remarks
 

@@ -223,6 +223,7 @@ def test_networks_of_other_folds_are_told_to_be_others_than_those_that_were_cali
     (remark, certified) = remarks_on_calibration(plans, 1, folds=["2"])
     assert "predictions of fold 0, 1, not of fold 2: the probabilities of another network agree less well" in remark
     assert certified == f"not tested for fold 2: {promise.statement}"
+    assert remarks_on_calibration(plans, 2)[-1] == f"not tested for an ensemble: {promise.statement}"
     (_, remark, _) = remarks_on_calibration(plans, 3, folds=["0", "all", "2"])
     assert "not of fold all, 2: the probabilities of other networks" in remark
 
