@@ -101,7 +101,10 @@ def select_by_statistics(statistics: HeadStatistics, *, folds: int = 5) -> Selec
     groups = statistics.groups
     if len(groups) < 2:
         got = ", ".join(groups) or "none"
-        raise InputError(f"calibration requires at least two cases (patients) for cross-validation, got {got}")
+        raise InputError(
+            f"calibration requires labels in at least two cases (patients) for cross-validation, got {got}; more folds "
+            "(-f) have more"
+        )
     if folds < 2:
         raise InputError(f"folds must be at least 2, got {folds}")
     total = dict.fromkeys((each.kind for each in KINDS), 0.0)

@@ -1075,7 +1075,7 @@ class TestRefusals:
     def test_a_single_case(self, workplace, capsys):
         validate_one_case(workplace)
         said = workplace.refused(capsys, folds=(0,))
-        assert "at least two cases (patients) for cross-validation, got a" in said
+        assert "labels in at least two cases (patients) for cross-validation, got a; more folds (-f)" in said
 
     def test_a_single_group(self, workplace, capsys):
         file = workplace.root / "groups.json"
