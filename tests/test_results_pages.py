@@ -113,13 +113,17 @@ def test_what_rankings_of_readers_reach_in_hindsight_is_told_apart():
 
 def test_where_the_expected_share_of_raters_is_no_closer_to_them_is_said():
     closer = {}
-    for name in ("501_2d", "504_2d", "505_3d_fullres"):
+    for name in ("501_2d", "502_2d", "504_2d", "505_3d_fullres"):
         (readings,) = content(f"multi_rater_{name}.json")["methods"]["ordinal"]["calibration"].values()
         agreement, own = readings["agreement"]["box"], readings["probability"]["box"]
         closer[name] = [agreement[score]["estimate"] < own[score]["estimate"] for score in ("ece", "brier")]
-    assert closer == {"501_2d": [True, True], "504_2d": [False, False], "505_3d_fullres": [False, False]}
+    assert {name for name, found in closer.items() if all(found)} == {"501_2d", "502_2d"}
+    assert {name for name, found in closer.items() if any(found)} == {"501_2d", "502_2d"}
     said = page("raters")
-    assert "On slices, the share of four readers that an ordinal network expects is closer" in said
+    assert (
+        "On slices of nodules and on retinal vessels, the share of raters that an ordinal network expects is clos"
+        in said
+    )
     assert "on cells and volumes, in the box of the foreground, it was not" in said
 
 

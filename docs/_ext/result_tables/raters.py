@@ -19,7 +19,7 @@ _METHODS = {
 def several_raters() -> str:
     """Ways to learn from several raters: Dice, and calibration to all of them."""
     rows, notes = [], []
-    for name, units in (("501_2d", "patients"), ("504_2d", "images"), ("505_3d_fullres", "patients")):
+    for name in ("501_2d", "502_2d", "504_2d", "505_3d_fullres"):
         content, dataset = read_json(f"multi_rater_{name}.json"), name[:3]
         for method, words in _METHODS.items():
             if method not in content["methods"]:
@@ -34,7 +34,7 @@ def several_raters() -> str:
                 rows.append((dataset, words, reading, *cells, *estimates))
         first = next(iter(content["methods"].values()))
         notes.append(
-            f"{dataset}: {first['cases']} cases of {first['groups']} {units}, "
+            f"{dataset}: {first['cases']} cases of {first['groups']} {'images' if dataset == '504' else 'patients'}, "
             f"{len(first['raters'])} raters, fold {content['fold']}, {content['epochs']} epochs of "
             f"{content['iterations']} steps, plans {content['plans']}; {content['machine']}, {content['date']}"
         )
