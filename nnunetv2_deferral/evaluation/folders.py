@@ -260,8 +260,10 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
 
     Returns:
         For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
-        `changed_voxels`, `cannot_tell_voxels`, the `minutes` worked, and `flags`, the places that the expert flagged
-        outside of their regions (`case`, `voxel` [x, y, z], `comment`); None if the folder has no review.json.
+        `changed_voxels`, `cannot_tell_voxels`, `assumed_voxels`, the `minutes` worked, and `flags`, the places that the
+        expert flagged outside of their regions (`case`, `voxel` [x, y, z], `comment`). Assumed are the voxels that the
+        expert could not tell or that were not on the worklist, if the dataset has no ignore label: the masks have the
+        model's labels there, which count as answers. None if the folder has no review.json.
 
     Raises:
         InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
@@ -274,10 +276,12 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
     records = read_validated_json(masks.folder / REVIEW_NAME, ReviewIndex)["cases"]
     made = {name: {case: records[case][name] for case in cases if name in records.get(case, {})} for name in names}
     keys = ("regions", "voxels", "changed_voxels", "cannot_tell_voxels", "minutes")
+    assumed = ("cannot_tell_voxels", "left_out_voxels") if masks.ignore_label is None else ()
     return {
         name: {
             "cases": len(found),
             **{key: sum(record.get(key, 0) for record in found.values()) for key in keys},
+            "assumed_voxels": sum(record.get(key, 0) for record in found.values() for key in assumed),
             "flags": [
                 {"case": case, "voxel": flag["voxel"], "comment": flag["comment"]}
                 for case, record in found.items()

@@ -282,11 +282,17 @@ def review_text(summary: Mapping[str, Any]) -> str:
     """What answers of the review page cannot show; empty for other answers."""
     if not summary.get("review"):
         return ""
-    return (
+    said = (
         "Experts answered only what they were asked about on the review page. They are scored there. No ranking, nor "
         "the oracle, can gain anything elsewhere: rankings are compared, and the oracle's gain is counted, within the "
         "model's own choice of voxels."
     )
+    if assumed := sum(effort["assumed_voxels"] for effort in summary["review"].values()):
+        said += (
+            f" In {assumed:,} of these voxels, which were not on the worklist or about which an expert could not tell, "
+            "the masks have the model's labels, because the dataset has no ignore label. They count as answers."
+        )
+    return said
 
 
 def model_text(summary: Mapping[str, Any]) -> str:

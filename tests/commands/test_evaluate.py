@@ -519,17 +519,19 @@ def write_review(folders, cases):
 def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folders, capsys):
     ann = {"regions": 2, "voxels": 40, "changed_voxels": 10, "minutes": 1.5, "revisions": 3}
     flag = {"voxel": [1, 2, 3], "mm": None, "comment": "<missed>"}
-    bob = ann | {"minutes": 0.25, "cannot_tell_voxels": 7, "flags": [flag]}
+    bob = ann | {"minutes": 0.25, "cannot_tell_voxels": 7, "left_out_voxels": 5, "flags": [flag]}
     elsewhere = {"regions": 9, "voxels": 9, "changed_voxels": 9, "minutes": 9}
     write_review(folders, {"x": {"ann": ann, "bob": bob}, "y": {"ann": ann}, "another": {"ann": elsewhere}})
     report = folders.root / "report.html"
     summary = folders.evaluate("--report", report)
     assert summary["review"]["ann"] == {
         "cases": 2, "regions": 4, "voxels": 80, "changed_voxels": 20, "cannot_tell_voxels": 0,
-        "minutes": 3.0, "flags": [],
+        "assumed_voxels": 0, "minutes": 3.0, "flags": [],
     }  # fmt: skip
     assert summary["review"]["bob"]["minutes"] == 0.25
     assert summary["review"]["bob"]["cannot_tell_voxels"] == 7
+    assert summary["review"]["bob"]["assumed_voxels"] == 12
+    assert "In 12 of these voxels, which were not on the worklist" in report.read_text()
     assert summary["review"]["bob"]["flags"] == [{"case": "x", "voxel": [1, 2, 3], "comment": "<missed>"}]
     assert "ann answered 4 regions of 2 cases in 3.0 minutes and changed 20 of 80 voxels" in capsys.readouterr().out
     assert "Effort on the review page" in report.read_text()
