@@ -270,7 +270,9 @@ class PredictionFolder(MaskFolder):
     def calibration(self) -> ModelCalibration | None:
         """The calibration applied to the maps, or None."""
         content = self.index.get("calibration")
-        return None if content is None else ModelCalibration.from_dict(content, self.experts)
+        if content is None:
+            return None
+        return ModelCalibration.from_dict(content, self.experts, f"{maps.index_file(self.folder)}: calibration")
 
     def _map(self, case: str, kind: str, read: Callable[[Path], np.ndarray]) -> Stored:
         file, kinds = maps.MAP_FILES[kind](self.folder, case, self.files.file_ending), maps.kinds_of(self.index)

@@ -24,6 +24,7 @@ from nnunetv2_deferral.text import fingerprint
 
 # The entry of the plans in the model folder.
 CALIBRATION_KEY = "deferral_calibration"
+_ENTRY = f'the "{CALIBRATION_KEY}" entry of the plans'
 COMBINATION_KEY, FORECAST_KEY = "combination", "forecast"  # within it
 _WITHOUT_EFFECT = ("certificate", "confidence", FORECAST_KEY, "report")  # on maps
 
@@ -199,13 +200,22 @@ class ModelCalibration:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], experts: Sequence[str]) -> ModelCalibration:
+    def from_dict(
+        cls,
+        content: Mapping[str, Any],
+        experts: Sequence[str],
+        entry: str = f'the "{CALIBRATION_KEY}" entry of the plans',
+    ) -> ModelCalibration:
         """Restore the calibration of a model with these experts from the entry of its plans.
+
+        Args:
+            content: The entry.
+            experts: The names of the J experts in routing order.
+            entry: What messages call it.
 
         Raises:
             InputError: If the entry belongs to another model or is not of the form of :meth:`to_dict`.
         """
-        entry = f'the "{CALIBRATION_KEY}" entry of the plans'
         try:
             found = cls(
                 experts=tuple(content["experts"]),

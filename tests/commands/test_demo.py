@@ -184,7 +184,7 @@ def test_scripts_beside_the_running_python_come_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_whole_demo(tmp_path, capsys):
+def test_the_whole_demo(tmp_path, capsys, full_resolution):
     out = tmp_path / "out"
     command.main(["-o", str(out), "-device", "cpu"])
     table = json.loads((out / "table.json").read_text())

@@ -32,8 +32,12 @@ def test_one_prediction_writes_what_each_fold_predicts(
     workplace.predict(FLAT, "2d", TRAINER, tmp_path / "plain", folds=(0, 1))
     workplace.predict(FLAT, "2d", TRAINER, tmp_path / "out", folds=(0, 1), nnUNet_deferral_folds="1")
     compared(workplace, tmp_path / "out", alone, tmp_path / "plain")
-    done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "one", fails=True, nnUNet_deferral_folds="1")
-    assert done.stdout.splitlines()[-1].startswith("nnUNetv2_predict: error: the masks of folds")
+    workplace.predict(FLAT, "2d", TRAINER, tmp_path / "one", nnUNet_deferral_folds="1")
+    mirrored = sorted(folder.name for folder in (tmp_path / "one" / "deferral" / "folds").iterdir())
+    assert mirrored == ["mirrored_0", "mirrored_0_1", "mirrored_1", "unmirrored"]
+    unmirrored = {"fails": True, "nnUNet_deferral_folds": "1"}
+    done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "none", "--disable_tta", **unmirrored)
+    assert done.stdout.splitlines()[-1].startswith("nnUNetv2_predict: error: ")
 
 
 def test_our_command_does_it_for_a_stock_model(
