@@ -14,7 +14,7 @@ Source: Angelopoulos et al. 2021, "Learn then Test" (fixed sequence testing, exa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -100,6 +100,11 @@ class Certificate:
             f"over {'each case' if self.over == 'case' else 'a dataset'} or more ({self.violations} of {self.groups} "
             f"{self.unit} did, held out from {networks} of fold {', '.join(map(str, self.folds))} and from calibration)"
         )
+
+    def untested(self, folds: Iterable[str]) -> list[str]:
+        """Those of these folds, by name, whose networks it was not tested on."""
+        tested = {str(fold) for fold in self.folds}
+        return [fold for fold in folds if fold not in tested]
 
     def statement_for(self, limits: Limits) -> str:
         """The guarantee in a sentence, if it holds for predictions with these limits; else that it does not."""

@@ -200,12 +200,7 @@ class ModelCalibration:
         }
 
     @classmethod
-    def from_dict(
-        cls,
-        content: Mapping[str, Any],
-        experts: Sequence[str],
-        entry: str = f'the "{CALIBRATION_KEY}" entry of the plans',
-    ) -> ModelCalibration:
+    def from_dict(cls, content: Mapping[str, Any], experts: Sequence[str], entry: str = _ENTRY) -> ModelCalibration:
         """Restore the calibration of a model with these experts from the entry of its plans.
 
         Args:

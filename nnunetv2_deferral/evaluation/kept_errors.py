@@ -109,8 +109,8 @@ class CertificateCheck:
         self._reason = ""
         if certificate.grouped and groups is None:
             self._reason = "it was tested on groups of cases, and none are given here (-groups)"
-        tested = [str(fold) for fold in certificate.folds]
-        if others := [fold for fold in folds if fold not in tested]:
+        if others := certificate.untested(folds):
+            tested = map(str, certificate.folds)
             self._reason = f"it was tested on networks of fold {', '.join(tested)}, not of fold {', '.join(others)}"
 
     def update(self, case: EvaluatedCase, limits: Limits) -> None:

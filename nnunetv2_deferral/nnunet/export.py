@@ -296,8 +296,7 @@ def remarks_on_calibration(
         statement = calibration.certificate.statement_for(effective_limits(plans_manager.settings))
         if unusual:
             statement = f"only if the validations predicted in this manner: {statement}"
-        tested = [str(fold) for fold in calibration.certificate.folds]
-        if untested := [fold for fold in folds if fold not in tested]:
+        if untested := calibration.certificate.untested(folds):
             statement = f"not tested for fold {', '.join(untested)}: {statement}"
         elif num_networks > 1:
             statement = f"not tested for an ensemble: {statement}"
