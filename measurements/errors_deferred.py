@@ -25,6 +25,7 @@ from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_interval
+from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.risk_coverage import risk_coverage_of_cases
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
@@ -69,18 +70,17 @@ def main() -> None:
     gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     dice, wrong_share, shown, groups = [], [], [], []
     for case in cases:
-        (channels,) = cases.files.images(experiment.raw / "imagesTr", [case.name]).values()
-        image = cases.files.read_image(channels).max(0)
+        image = cases.files.read_image(cases.files.image_files(experiment.raw / "imagesTr", case.name)).max(0)
         parts = {WHOLE: case.valid, NOT_BLACK: case.valid & (image > BLACK * image.max())}
-        both = np.count_nonzero(case.valid & (case.model > 0) & (case.reference > 0))
-        dice.append(2 * both / np.count_nonzero(case.valid & np.stack([case.model > 0, case.reference > 0])))
-        wrong_share.append((case.model != case.reference)[case.valid].mean())
+        wrong = (case.model != case.reference).astype(np.float64)
+        scored = overlap(case.reference, case.model, cases.files.regions, case.valid)
+        dice.append(np.mean([scores["Dice"] for scores in scored.values()]))
+        wrong_share.append(wrong[case.valid].mean())
         shown.append(np.count_nonzero(parts[NOT_BLACK]) / np.count_nonzero(case.valid))
         groups.append(cases.group(case.name))
         for name, scores in scores_of(case, has_regions=cases.files.label_manager.has_regions).items():
             for part, inside in parts.items():
-                errors = (case.model != case.reference)[inside]
-                gone[name, part].append(errors_gone(scores[inside], errors.astype(np.float64)))
+                gone[name, part].append(errors_gone(scores[inside], wrong[inside]))
     generator = np.random.default_rng(0)
     content = {
         "dataset": experiment.dataset,
