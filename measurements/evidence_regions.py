@@ -32,6 +32,7 @@ from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference
 from nnunetv2_deferral.evaluation.overlap import Region
+from nnunetv2_deferral.evidence.expected_dice import best_labels
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 
@@ -61,7 +62,11 @@ def measure(
     fused = model.fuse(answered.model, candidates, given, asked)
     features = model.features(candidates, given, asked)
     near = asked.any(0) | (features[:, 3] != 0).any(0)
-    around = np.where(near, model.structures.to_labels(model.posterior(candidates, given, asked)), answered.model)
+    around = np.where(
+        near,
+        best_labels(model.structures, model.posterior(candidates, given, asked), candidates.weights),
+        answered.model,
+    )
 
     def mean(found: np.ndarray) -> float:
         return float(np.nanmean(answered.dice(found)))

@@ -404,12 +404,11 @@ def fuse_evidence(
         Of the shape and dtype of the model's label map, which is kept where nobody answered.
     """
     route = prediction.route if route is None else route
-    structures, earlier = model.structures, prediction.answered
+    earlier = prediction.answered
     wanted = route > 0  # regions may include voxels about which the model is certain
     if earlier is not None:
         wanted |= earlier.where(route.shape)
-    weights = np.ones((len(structures.members), 2))
-    case = Candidates.of(prediction.prior.logits, prediction.spacing, structures, weights, including=wanted)
+    case = Candidates.of(prediction.prior, prediction.spacing, model.structures, including=wanted)
     asked, given = asked_experts(case.take(route), len(answers)), case.take(answers)
     if earlier is not None:
         given, asked = earlier.added_to(case.index, given, asked)

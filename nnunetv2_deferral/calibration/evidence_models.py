@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2_deferral.arrays import highest
 from nnunetv2_deferral.calibration.regression import logistic_weights, sample_voxels
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, fit_tables, zones
@@ -222,9 +221,7 @@ def candidates_of(
     """The valid voxels of a case with saved probabilities that experts may be asked about."""
     inside = structures.probabilities(case.prediction.softmax)
     found = prior.map_of(inside, case.prediction.spacing)
-    weights = structure_weights(found, structures)
-    found.logits[:, ~case.valid] = -np.inf  # ignored voxels are no candidates
-    return Candidates.of(found.logits, case.prediction.spacing, structures, weights, including=including)
+    return Candidates.of(found, case.prediction.spacing, structures, where=case.valid, including=including)
 
 
 def _sample(

@@ -17,7 +17,6 @@ from nnunetv2_deferral import maps
 from nnunetv2_deferral.answers import evidence_of, who_answered
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.commands import parsers
-from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.limits import check_budget
 from nnunetv2_deferral.errors import InputError
@@ -130,8 +129,7 @@ def _value(case: PredictedCase, labels: np.ndarray, model: EvidenceModel, most: 
     if before is not None:
         given, asked = before.added_to(voxels, given, asked)
     answered = EarlierAnswers(voxels, asked, given)
-    weights = structure_weights(case.prior, model.structures)
-    candidates = Candidates.of(case.prior.logits, case.spacing, model.structures, weights, including=wanted)
+    candidates = Candidates.of(case.prior, case.spacing, model.structures, including=wanted)
     nobody = np.full((len(labels), candidates.index.size), MISSING, dtype=np.int16)
     given, asked = answered.added_to(candidates.index, nobody, np.zeros(nobody.shape, dtype=bool))
     values = model.values(candidates, given, asked, most=most, available=available)

@@ -15,14 +15,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
 
 from nnunetv2_deferral.arrays import chunks_of, highest
-from nnunetv2_deferral.evidence.prior import PriorMap
-from nnunetv2_deferral.evidence.structures import Structures
+from nnunetv2_deferral.evidence.expected_dice import dice_steps
 
-# Lower bound of the areas, which are near 0 if there is hardly anything; it bounds the weights.
-SMALLEST_AREA = 10.0
 _CERTAIN = 1e-12  # where all classes are certain, all others are as probable
 
 
@@ -67,7 +63,7 @@ def dice_weight(probabilities: np.ndarray, *, has_regions: bool) -> VoxelWeight:
 
     both divided by the number of foreground classes. Regions are predicted where p > 1/2, and wrong voxels are wrong in
     one of them, with a probability in proportion to min(p, 1 - p); wrong answers to right voxels in any.
-    A + B counts as at least 2 `SMALLEST_AREA`.
+    A + B counts as at least 2 :data:`.expected_dice.SMALLEST_AREA`.
 
     Args:
         probabilities: float32 (K, *S), at the resolution at which Dice is computed, of classes, background first, or of
@@ -90,46 +86,6 @@ def dice_weight(probabilities: np.ndarray, *, has_regions: bool) -> VoxelWeight:
     for where, part in _chunks(flat):
         right[where], wrong[where] = weigh(part, missed, false)
     return VoxelWeight(right.reshape(shape), wrong.reshape(shape))
-
-
-def structure_weights(prior: PriorMap, structures: Structures) -> np.ndarray:
-    """What a missed and a false voxel of each structure are worth in the mean Dice of a case.
-
-    As for :func:`dice_weight`, with the labels and the Dice that the prior expects.
-
-    Args:
-        prior: The prior of the case.
-        structures: Its S structures.
-
-    Returns:
-        float64 (S, 2), 0 for structures without a Dice.
-    """
-    flat = prior.logits.reshape(len(prior.logits), -1)
-    predicted, hit = np.zeros(len(flat)), np.zeros(len(flat))
-    for _, part in _chunks(flat):
-        inside = structures.contain(structures.to_labels(part))
-        predicted += inside.sum(1)
-        hit += np.sum(expit(part), axis=1, dtype=np.float64, where=inside)
-    # The prior may expect more in there than the model does in all.
-    steps = np.stack(dice_steps(predicted, prior.areas, np.minimum(hit, prior.areas)), axis=1)
-    return np.where(structures.scored[:, None], steps / max(int(structures.scored.sum()), 1), 0.0)
-
-
-def dice_steps(predicted: np.ndarray, expected: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a missed and a false voxel of each class are worth in the Dice of that class.
-
-    Args:
-        predicted: Real (K,), the areas A of the prediction in voxels.
-        expected: Real (K,), the expected areas B of the reference.
-        hit: Real (K,), the expected true positives.
-
-    Returns:
-        (2 - D) / (A + B) and D / (A + B), float64 (K,), with A + B of at least 2 `SMALLEST_AREA`.
-    """
-    total = np.asarray(predicted, dtype=np.float64) + expected
-    dice = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
-    total = np.maximum(total, 2 * SMALLEST_AREA)
-    return (2 - dice) / total, dice / total
 
 
 def _flat(weight: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunetv2_deferral.decision.area import VoxelWeight, structure_weights
+from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import PriorMap
@@ -130,7 +130,7 @@ def find_candidates(
         (array([1, 2, 3]), array([[-0.85, -0.2 ,  0.41]], dtype=float32))
         >>> nobody = np.zeros((1, 3), dtype=bool)
         >>> model.values(case, np.zeros((1, 3), dtype=int), nobody).round(3)  # expected gains in Dice
-        array([[0.014, 0.024, 0.009]], dtype=float32)
+        array([[0.014, 0.015, 0.009]], dtype=float32)
     """
     if not (probabilities.min(initial=0) >= 0 and probabilities.max(initial=0) <= 1):  # false for NaN
         raise InputError("probabilities must be numbers in [0, 1]")
@@ -143,8 +143,7 @@ def find_candidates(
 
 def _candidates(model: EvidenceModel, prior: PriorMap, unknown: np.ndarray, spacing_mm: Sequence[float]) -> Candidates:
     """The candidates of a case where something was predicted."""
-    logits = np.where(unknown, -np.inf, prior.logits) if unknown.any() else prior.logits
-    return Candidates.of(logits, spacing_mm, model.structures, structure_weights(prior, model.structures))
+    return Candidates.of(prior, spacing_mm, model.structures, where=~unknown)
 
 
 def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:

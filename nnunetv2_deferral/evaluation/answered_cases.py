@@ -117,14 +117,12 @@ class EvidenceBudgets:
             scores: Shape S, not negative; high scores are asked about first.
             experts: Integers in [1, J], whom to ask.
         """
-        structures = self._model.structures
-        prior = np.where(case.valid, case.prediction.prior.logits, np.inf)  # ignored voxels are no candidates
         earlier = None if case.prediction.answered is None else case.prediction.answered.only(case.valid)
         candidates = Candidates.of(
-            prior,
+            case.prediction.prior,
             case.prediction.spacing,
-            structures,
-            np.ones((len(structures.members), 2)),
+            self._model.structures,
+            where=case.valid,
             including=None if earlier is None else earlier.where(case.model.shape),
         )
         answered = AnsweredCase.of(case, candidates, self._regions)

@@ -7,6 +7,7 @@ instead. For each *structure* (a class, or a region of region-based training), w
     answers         llr = log P(answers | inside) / P(answers | outside)                :mod:`answer_tables`
     neighbourhood   S, how far answers around deviated from what the prior expected     :mod:`neighbourhood`
     posterior       c_0 + c_1 L + c_2 llr + c_3 S, at the voxels that were answered     :mod:`posterior`
+    labels          those that are expected to add most to the Dice                     :mod:`expected_dice`
     value           the expected gain in Dice of asking an expert next                  :mod:`value`
     questions       which voxels to ask which expert about, in rounds                   :mod:`questions`
 

@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 from nnunetv2_deferral.arrays import check_bool
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import NUM_ZONES, AnswerTables, zones
+from nnunetv2_deferral.evidence.expected_dice import best_labels, structure_weights
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
 from nnunetv2_deferral.evidence.prior import NUM_WEIGHTS, Prior, PriorMap, in_voxels
 from nnunetv2_deferral.evidence.structures import Structures
@@ -33,7 +34,7 @@ class Candidates:
         index: int64 (n,), flat indices, ascending.
         prior: float32 (S, n), logits.
         weights: float64 (S, 2), what a missed and what a false voxel are worth in the mean Dice of the case, see
-            :func:`.area.structure_weights`.
+            :func:`.expected_dice.structure_weights`.
     """
 
     shape: tuple[int, ...]
@@ -45,34 +46,39 @@ class Candidates:
     @classmethod
     def of(
         cls,
-        prior: np.ndarray,
+        prior: PriorMap,
         spacing: Sequence[float],
         structures: Structures,
-        weights: np.ndarray,
         *,
+        where: np.ndarray | None = None,
         including: np.ndarray | None = None,
     ) -> Candidates:
         """The candidates of a case.
 
         Args:
-            prior: float32 (S, *shape), the prior logits.
+            prior: The prior of the case.
             spacing: Size of a voxel along each axis.
             structures: The structures.
-            weights: float (S, 2), see :attr:`weights`.
+            where: Bool of the shape, voxels that may be candidates, as those that are not ignored; None for all.
             including: Bool of the shape, voxels that are candidates in any case; None for none.
         """
-        uncertain = np.zeros(prior.shape[1:], dtype=bool) if including is None else including.copy()
-        for logits, scored in zip(prior, structures.scored, strict=True):
+        shape = prior.logits.shape[1:]
+        uncertain = np.zeros(shape, dtype=bool)
+        for logits, scored in zip(prior.logits, structures.scored, strict=True):
             if scored:
                 uncertain |= (logits > -CERTAIN) & (logits < CERTAIN)
+        if where is not None:
+            uncertain &= where
+        if including is not None:
+            uncertain |= including
         index = np.flatnonzero(uncertain)
-        flat = prior.reshape(len(prior), -1)
+        flat = prior.logits.reshape(len(prior.logits), -1)
         return cls(
-            shape=prior.shape[1:],
+            shape=shape,
             spacing=tuple(spacing),
             index=index,
             prior=flat[:, index],
-            weights=np.where(structures.scored[:, None], weights, 0.0),
+            weights=structure_weights(prior, structures),
         )
 
     def take(self, values: np.ndarray) -> np.ndarray:
@@ -149,15 +155,15 @@ class EvidenceModel:
         >>> import numpy as np
         >>> from nnunetv2_deferral import EvidenceModel, find_candidates
         >>> model = EvidenceModel.simple({"ann": 0.95, "bob": 0.6})
-        >>> foreground = np.array([[0.2, 0.2, 0.2]], dtype=np.float32)
+        >>> foreground = np.array([[0.8, 0.8, 0.8]], dtype=np.float32)
         >>> case = find_candidates(model, np.stack([1 - foreground, foreground]))
-        >>> answers = np.ones((2, 3), dtype=int)
+        >>> answers = np.zeros((2, 3), dtype=int)
         >>> asked = np.array([[True, False, False], [False, True, False]])  # the third voxel of nobody
         >>> posterior = 1 / (1 + np.exp(-model.posterior(case, answers, asked)))
         >>> posterior.round(2)
-        array([[0.83, 0.27, 0.2 ]], dtype=float32)
-        >>> model.fuse(np.zeros(3, dtype=int), case, answers, asked)
-        array([1, 0, 0])
+        array([[0.17, 0.73, 0.8 ]], dtype=float32)
+        >>> model.fuse(np.ones(3, dtype=int), case, answers, asked)
+        array([0, 1, 1])
     """
 
     structures: Structures
@@ -310,7 +316,10 @@ class EvidenceModel:
         )
 
     def fuse(self, model: np.ndarray, case: Candidates, answers: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        """The labels of the candidates: the posterior's where somebody answered, the model's elsewhere.
+        """The labels of the candidates: the best for Dice where somebody answered, the model's elsewhere.
+
+        A voxel is best labelled as inside from a probability somewhat below 1/2 on, see
+        :func:`.expected_dice.best_labels`.
 
         Args:
             model: Integer (n,), the model's labels.
@@ -328,7 +337,7 @@ class EvidenceModel:
             raise InputError(
                 f"the model's labels must be integers of shape {case.index.shape} (n,), got {model.dtype} {model.shape}"
             )
-        labels = self.structures.to_labels(self.posterior(case, answers, asked))
+        labels = best_labels(self.structures, self.posterior(case, answers, asked), case.weights)
         answered = (asked & (answers != MISSING)).any(0)
         return np.where(answered, labels, model).astype(model.dtype)
 

@@ -1,14 +1,18 @@
 r"""The value of information: the expected gain in Dice of asking an expert next.
 
 Of a structure, a missed voxel is worth M in the mean Dice of a case, and a false one F. With the current probability q
-of being inside and the answers b that are already known, a voxel is labelled y = [q > 1/2]. If the experts in T answer
-a, it is labelled y_a = [q P(a | 1, b) > (1 - q) P(a | 0, b)], which is expected to add
+of being inside and the answers b that are already known, a voxel is labelled y = [q > t], with the threshold t of
+:func:`.expected_dice.thresholds`. If the experts in T answer a, its probability is
+
+.. math:: q_a = \frac{q P(a \mid 1, b)}{q P(a \mid 1, b) + (1 - q) P(a \mid 0, b)}
+
+and it is labelled y_a = [q_a > t], which is expected to add
 
 .. math:: \sum_a (y_a - y) \, (q P(a \mid 1, b) M - (1 - q) P(a \mid 0, b) F)
 
-This is 0 where no answer could change the label, and counts as 0 where it is negative: for Dice, voxels that are
-somewhat more probably outside may better stay inside. An expert is valued by the best set T of experts left, the expert
-included, per question: two answers may turn a label that one cannot.
+This is 0 where no answer could change the label, and counts as 0 where it is negative, since t looks ahead to a better
+mask than M and F. An expert is valued by the best set T of experts left, the expert included, per question: two answers
+may turn a label that one cannot.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from itertools import combinations
 import numpy as np
 
 from nnunetv2_deferral.evidence.answer_tables import AnswerTables, by_combination, pattern_of
+from nnunetv2_deferral.evidence.expected_dice import thresholds
 
 
 def values_of_information(
@@ -52,7 +57,7 @@ def values_of_information(
     experts, voxels = asked.shape
     can = np.ones(experts, dtype=bool) if available is None else available
     found = np.zeros((experts, voxels), dtype=np.float32)
-    weighted = np.flatnonzero(weights.any(1))
+    weighted, least = np.flatnonzero(weights.any(1)), thresholds(weights)
     done = asked.sum(0)
     for knowing, together in by_combination(answered):
         for questioned, place in by_combination(asked[:, together]):
@@ -67,6 +72,7 @@ def values_of_information(
                             tables,
                             int(structure),
                             weights[structure],
+                            float(least[structure]),
                             probability[structure, where].astype(np.float64),
                             zone[structure, where],
                             pattern_of(inside[structure][list(knowing)][:, where]),
@@ -86,6 +92,7 @@ def _gain(
     tables: AnswerTables,
     structure: int,
     weights: np.ndarray,
+    threshold: float,
     probability: np.ndarray,
     zone: np.ndarray,
     known: np.ndarray,
@@ -97,5 +104,5 @@ def _gain(
     likelihood = joint.reshape(*joint.shape[:2], 1 << len(knowing), 1 << len(chosen))[zone, :, known]  # (n, 2, 2^T)
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
     inside, outside = probability[:, None] * likelihood[:, 1], (1 - probability)[:, None] * likelihood[:, 0]
-    turned = (inside > outside).astype(np.int8) - (probability > 0.5)[:, None]
+    turned = (inside * (1 - threshold) > outside * threshold).astype(np.int8) - (probability > threshold)[:, None]
     return np.asarray((turned * (weights[0] * inside - weights[1] * outside)).sum(-1))

@@ -69,7 +69,7 @@ def root(tmp_path):
             calibration=calibration,
             softmax=softmax,
         )
-        deferral.write(case, decision.maps, GEOMETRY, prior=decision.prior)
+        deferral.write(case, decision.maps, GEOMETRY, gains=decision.gains, prior=decision.prior)
         write_mask(folder / f"{case}.nii.gz", softmax.argmax(0).astype(np.uint8))
         write_mask(tmp_path / "labels" / f"{case}.nii.gz", truth.astype(np.uint8))
         for expert, share in zip(EXPERTS, (0.85, 0.8), strict=True):
@@ -167,10 +167,12 @@ def test_on_the_review_page_the_experts_word_is_final_unless_chosen_otherwise(ro
 
 
 def test_the_review_says_how_many_answers_would_be_overruled(root):
-    report = fuse.fuse_folder(root / "in", root / "experts", root / "fused")["cases"]
+    # Few questions are those that every answer decides.
+    route.route_folder(root / "in", root / "more", limits=Limits(budget=0.5))
+    report = fuse.fuse_folder(root / "more", root / "experts", root / "fused")["cases"]
     for case in CASES:
         write_mask(root / "images" / f"{case}_0000.nii.gz", np.zeros(SHAPE, np.uint8))
-    study = Study(PredictionFolder.open(root / "in"), root / "images", None)
+    study = Study(PredictionFolder.open(root / "more"), root / "images", None)
     study.read(study.waiting)
     store = ReviewStore(root / "experts", ".nii.gz")
     found = {case: case_result(study, store, study.case(case), scores=False)["overruled_voxels"] for case in CASES}

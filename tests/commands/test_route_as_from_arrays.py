@@ -186,7 +186,14 @@ def test_with_evidence_the_questions_are_those_of_ask(tmp_path, saved):
         case = find_candidates(model, softmax, spacing_mm=spacing)
         (asked,) = ask(model, [(case, case.take(given))], Policy(), budget=int(0.05 * softmax[0].size))[0]
         expected = case.put(np.where(asked[0].any(0), asked[0].argmax(0) + 1, 0), 0)
-        np.testing.assert_array_equal(found.case(name).route, expected)
+        route = found.case(name).route
+        if saved:
+            np.testing.assert_array_equal(route, expected)
+        else:  # gains are kept as 16-bit integers, so that values next to each other may tie
+            values = case.put(model.values(case, case.take(given), np.zeros((2, case.index.size), bool)).max(0), 0)
+            np.testing.assert_allclose(
+                np.sort(values[route > 0]), np.sort(values[expected > 0]), atol=values.max() / 32767
+            )
         assert found.case(name).has("prior")
         assert np.count_nonzero(expected) == int(0.05 * softmax[0].size)
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / f"{name}.nii.gz"), softmax.argmax(0))

@@ -8,9 +8,10 @@ from scipy import ndimage
 from scipy.special import ndtr
 
 from nnunetv2_deferral import arrays
-from nnunetv2_deferral.decision.area import SMALLEST_AREA, VoxelWeight, dice_weight
+from nnunetv2_deferral.decision.area import VoxelWeight, dice_weight
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.evidence.expected_dice import SMALLEST_AREA
 from nnunetv2_deferral.routing import OneVsAllRule
 
 REGIONS = ((1, 2), (2,))  # nested

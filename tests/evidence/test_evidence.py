@@ -11,7 +11,6 @@ from scipy import ndimage
 from scipy.special import expit, logit, ndtr
 
 from nnunetv2_deferral.calibration.evidence_models import fit_evidence_model
-from nnunetv2_deferral.decision.area import structure_weights
 from nnunetv2_deferral.decision.gains import find_candidates
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.answer_tables import (
@@ -24,6 +23,7 @@ from nnunetv2_deferral.evidence.answer_tables import (
     pattern_of,
     zones,
 )
+from nnunetv2_deferral.evidence.expected_dice import best_labels, structure_weights, thresholds
 from nnunetv2_deferral.evidence.neighbourhood import SIGMA, neighbour_residuals
 from nnunetv2_deferral.evidence.posterior import CERTAIN, Candidates, EvidenceModel
 from nnunetv2_deferral.evidence.prior import LARGEST_LOGIT, Prior, PriorMap, from_steps, smoothed_logits, to_steps
@@ -72,7 +72,7 @@ def test_marginal_tables_and_log_ratios_equal_sums_over_all_answers() -> None:
     assert tables.of((2, 0))[0, 3, 1, 2] == pytest.approx(probability(tables, 0, 3, 1, {2: 1, 0: 0}))
 
 
-@pytest.mark.parametrize("weights", [((0.3, 0.3), (0.1, 0.1)), ((0.3, 0.1), (0.2, 0.05))])
+@pytest.mark.parametrize("weights", [((0.3, 0.3), (0.1, 0.1)), ((0.3, 0.2), (0.2, 0.05))])
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_value_of_information_equals_enumeration(most: int, weights: tuple[tuple[float, float], ...]) -> None:
     tables, generator, voxels = random_tables(2, 3), np.random.default_rng(2), 30
@@ -103,14 +103,15 @@ def test_the_value_of_information_equals_enumeration(most: int, weights: tuple[t
                 for s, (missed, false) in enumerate(weights):
                     known = {int(e): int(inside[s, e, voxel]) for e in np.flatnonzero(answered[:, voxel])}
                     before = [probability(tables, s, zone[s, voxel], y, known) for y in (0, 1)]
-                    stays = chance[s, voxel] > 0.5
+                    least = (2 * false / (missed + false) + 1) / 4  # half of a Dice halfway to 1
+                    stays = chance[s, voxel] > least
                     for answers in product((0, 1), repeat=int(size)):
                         more = known | dict(zip(chosen, answers, strict=True))
                         after = [probability(tables, s, zone[s, voxel], y, more) / before[y] for y in (0, 1)]
                         hit, miss = chance[s, voxel] * after[1], (1 - chance[s, voxel]) * after[0]
                         # A right voxel inside adds what it would have missed, a wrong one takes what it is false.
                         worth = hit * missed - miss * false
-                        gain += ((hit > miss) - int(stays)) * worth
+                        gain += ((hit / (hit + miss) > least) - int(stays)) * worth
                 for expert in chosen:
                     best[expert] = max(best[expert], gain / size)
         np.testing.assert_allclose(found[:, voxel], best, atol=1e-6)
@@ -131,20 +132,50 @@ def test_nobody_is_asked_where_no_answer_can_change_the_label() -> None:
     np.testing.assert_allclose(found, [[0, 0.4, 0]], atol=1e-6)
 
 
-def test_turning_a_label_is_worth_nothing_where_dice_prefers_the_less_probable_one() -> None:
-    joint = np.tile([[0.6, 0.4], [0.4, 0.6]], (1, NUM_ZONES, 1, 1))  # the answer "outside" makes 0.52 to 0.42
-    for weights, worth in (((0.01, 0.01), True), ((0.019, 0.01), False), ((0.01, 0.019), True)):
-        found = values_of_information(
-            AnswerTables(joint),
-            probability=np.array([[0.52]]),
-            zone=np.array([[2]]),
-            inside=np.zeros((1, 1, 1), dtype=bool),
-            answered=np.zeros((1, 1), dtype=bool),
-            asked=np.zeros((1, 1), dtype=bool),
-            weights=np.array([weights]),
-            most=1,
-        )
-        assert (found[0, 0] > 0) == worth, weights
+def test_labels_are_those_that_add_most_at_a_dice_halfway_to_1() -> None:
+    generator, total = np.random.default_rng(13), np.array([0.5, 0.3, 0.7])
+    logits = generator.normal(0, 1.5, (3, 200))
+    for structures in (BINARY, CLASSES, REGIONS):
+        number = len(structures.members)
+        dice = np.array([0.5, 0.8, 0.3])[:number]
+        scored, halfway = structures.scored * total[:number], (dice + 1) / 2
+        weights = np.stack([1 - dice / 2, dice / 2], axis=1) * scored[:, None]
+        found = best_labels(structures, logits[:number], weights)
+        chance = expit(logits[:number])
+        if structures is CLASSES:
+            chance /= chance.sum(0)
+        missed, false = ((1 - halfway / 2) * scored)[:, None], (halfway / 2 * scored)[:, None]
+        gains = chance * missed - (1 - chance) * false  # from labelling a voxel as inside
+        if structures is REGIONS:  # the second lies within the first
+            np.testing.assert_array_equal(structures.contain(found)[1], gains[1] > 0)
+            np.testing.assert_array_equal(structures.contain(found)[0], (gains > 0).any(0))
+        else:
+            added = [(gains * structures.contain(np.full(200, label))).sum(0) for label in structures.labels]
+            np.testing.assert_array_equal(found, np.argmax(added, axis=0))
+        assert (found != structures.to_labels(logits[:number])).any()
+
+
+def test_half_of_the_dice_is_the_best_threshold() -> None:
+    """That from which the thresholds follow."""
+    generator = np.random.default_rng(14)
+    chance = generator.beta(0.3, 0.6, 20_000)
+    truths = generator.random((20, chance.size)) < chance
+
+    def mean_dice(least: float) -> float:
+        labels = chance > least
+        return float(np.mean([2 * (labels & truth).sum() / (labels.sum() + truth.sum()) for truth in truths]))
+
+    places = np.arange(0.1, 0.9, 0.02)
+    found = np.array([mean_dice(least) for least in places])
+    assert places[found.argmax()] == pytest.approx(found.max() / 2, abs=0.03)
+    assert found.max() > mean_dice(0.5) + 0.003
+
+
+def test_thresholds_are_between_a_quarter_and_a_half() -> None:
+    missed = structure_weights(PriorMap(np.full((1, 3, 3), -2, dtype=np.float32), np.ones(1)), BINARY)
+    assert missed[0, 1] == 0, "a mask that misses everything"
+    np.testing.assert_array_equal(thresholds(missed), [0.25])
+    np.testing.assert_allclose(thresholds(np.array([[0.0, 0.0], [0.3, 0.3], [0.3, 0.2]])), [0.5, 0.5, 0.45])
 
 
 def test_structures_weigh_with_the_labels_and_the_dice_that_the_prior_expects() -> None:
@@ -185,7 +216,7 @@ def test_the_value_that_is_promised_is_the_gain_on_average(
         prior=Prior(((0.0, 1.0, 0.0, 0.0),), 1.0),
         tables=AnswerTables(np.tile(joint, (1, NUM_ZONES, 1, 1))),
     )
-    case = Candidates.of(logits, (1.0, 1.0, 1.0), BINARY, structure_weights(prior, BINARY))
+    case = Candidates.of(prior, (1.0, 1.0, 1.0), BINARY)
     nobody = np.full((1, case.index.size), MISSING, dtype=np.int16)
     values = model.values(case, nobody, np.zeros(nobody.shape, dtype=bool))
     asked = np.zeros(values.shape, dtype=bool)
@@ -317,9 +348,8 @@ def toy(structures: Structures, experts: int, shape: tuple[int, ...] = (1, 16, 1
         neighbourhood=((0.0, 1.0, 0.9, 0.8),) * number,
     )
     inside = np.random.default_rng(8).beta(0.4, 0.4, (number, *shape)).astype(np.float32)
-    prior = model.prior.logits(inside, (1.0, 1.0, 1.0))
-    weights = structure_weights(model.prior.map_of(inside, (1.0, 1.0, 1.0)), structures)
-    return model, Candidates.of(prior, (1.0, 1.0, 1.0), structures, weights)
+    spacing = (1.0, 1.0, 1.0)
+    return model, Candidates.of(model.prior.map_of(inside, spacing), spacing, structures)
 
 
 @pytest.mark.parametrize("structures", [BINARY, CLASSES, REGIONS])
@@ -355,9 +385,14 @@ def test_voxels_that_nobody_answered_keep_the_models_labels() -> None:
 
 def test_candidates_are_the_uncertain_voxels() -> None:
     prior = np.array([[[-9.0, 0.0, CERTAIN, 2.0]]], dtype=np.float32)
-    case = Candidates.of(prior, (1.0, 1.0), BINARY, np.ones((1, 2)))
+    found = PriorMap(prior, np.ones(1))
+    case = Candidates.of(found, (1.0, 1.0), BINARY)
     np.testing.assert_array_equal(case.index, [1, 3])
     np.testing.assert_array_equal(case.put(case.take(prior[0]), np.float32(7)), [[7, 0, 7, 2]])
+    where, including = np.array([[True, False, True, True]]), np.array([[True, False, False, False]])
+    np.testing.assert_array_equal(Candidates.of(found, (1.0, 1.0), BINARY, where=where).index, [3])
+    both = Candidates.of(found, (1.0, 1.0), BINARY, where=where, including=including)
+    np.testing.assert_array_equal(both.index, [0, 3])
 
 
 def test_a_model_survives_json_and_refuses_parts_that_do_not_fit() -> None:
