@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ def benchmark(given: argparse.Namespace) -> dict[str, Any]:
     return compare(experiment, scores, times, studies=studies, resampling=resampling, against_raters=of_raters)
 
 
-def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
+def write_report(results: Mapping[str, Any], given: argparse.Namespace, file: Path) -> None:
     """Write the HTML report of a benchmark, with the groups used for its intervals.
 
     Raises:
@@ -136,7 +137,7 @@ def write_report(results: Mapping[str, Any], given: argparse.Namespace) -> None:
     """
     cases = [case for names in results["cases"].values() for case in names]
     groups = None if given.groups is None else read_groups(given.groups, cases)
-    write_benchmark_page(results, given.report, groups=groups)
+    write_benchmark_page(results, file, groups=groups)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,13 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         with ended_by_signals():
-            if given.report is not None:
-                check_report(given.report)
+            report = parsers.report_of(given)
+            if report is not None:
+                check_report(report)
             results = benchmark(given)
             files = write_tables(results, given.o)
-            if given.report is not None:
-                write_report(results, given)
-                files.append(given.report)
+            if report is not None:
+                write_report(results, given, report)
+                files.append(report)
     except InputError as error:
         parser.error(str(error))
     except TrainingError as error:

@@ -80,8 +80,8 @@ def remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     if drawn < FEW_GROUPS:
         text += f" With only {drawn} cases or groups, intervals are rough."
     texts = [text]
-    if any(not isinstance(expert, str) for panel in panels(results) for expert in panel["experts"]):
-        texts.append("Experts are simulated: this shows whether routing works, not the gain with real experts.")
+    if remark := simulated_text(results):
+        texts.append(remark)
     busy, collapsed = [], []
     for name, method in zip(names, results["methods"], strict=True):
         rate, shares = method["deferral"].get("rate", 0), method["deferral"].get("share", {})
@@ -98,6 +98,13 @@ def remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
             f"{'; '.join(collapsed)}."
         )
     return texts
+
+
+def simulated_text(results: Mapping[str, Any]) -> str:
+    """A remark if experts are simulated, else empty."""
+    if all(isinstance(expert, str) for panel in panels(results) for expert in panel["experts"]):
+        return ""
+    return "Experts are simulated: this shows whether routing works, not the gain with real experts."
 
 
 def panels(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES
 from nnunetv2_deferral.files import without_nan, written_whole
-from nnunetv2_deferral.report.statements import interval_text
+from nnunetv2_deferral.report.benchmark_statements import panels, simulated_text
+from nnunetv2_deferral.report.statements import experts_text, interval_text
 from nnunetv2_deferral.report.tables import DASH
 from nnunetv2_deferral.text import markdown_table
 
@@ -69,6 +70,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts = [
         f"# {results['dataset']}, {results['configuration']}",
         _introduction(results),
+        *_experts(results),
         "## Deferral",
         markdown_table(_deferral_rows(methods)),
         f"## Difference in Dice from {methods[0]['trainer']}, in percentage points",
@@ -101,6 +103,12 @@ def _introduction(results: Mapping[str, Any]) -> str:
         "Cases with an undefined score are excluded from means, so expert and model refer to other voxels, and "
         f"possibly other cases, than the system. {DASH}: undefined in all cases."
     )
+
+
+def _experts(results: Mapping[str, Any]) -> Iterator[str]:
+    """What simulated experts show, and who answered, for each group of experts."""
+    yield simulated_text(results)
+    yield from (f"Experts: {experts_text({'experts': panel})}" for panel in panels(results))
 
 
 def _score_rows(methods: Sequence[Mapping[str, Any]], region: str) -> Iterator[list[str]]:

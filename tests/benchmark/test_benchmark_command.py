@@ -302,6 +302,13 @@ def test_the_report_has_the_numbers_of_the_results_and_replaces_an_older_one(tra
     assert [file.name for file in report.parent.iterdir()] == ["report.html"]
 
 
+def test_a_report_without_a_folder_is_placed_in_the_output_folder(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained.root)
+    main([*trained.arguments, *TRAINERS, "--report", "report.html"])
+    assert str(trained.root / "out" / "report.html") in capsys.readouterr().out
+    assert (trained.root / "out" / "report.html").is_file() and not (trained.root / "report.html").exists()
+
+
 def test_the_report_has_a_section_for_each_table_of_the_paper(workplace):
     workplace.write_model(STOCK)
     for number, trainer in (

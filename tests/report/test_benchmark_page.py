@@ -22,6 +22,7 @@ from nnunetv2_deferral.nnunet.experiment import Method
 from nnunetv2_deferral.report import benchmark_page as module
 from nnunetv2_deferral.report.benchmark_figures import Block, Line, Load, draw_forest, draw_loads
 from nnunetv2_deferral.report.benchmark_page import benchmark_page, check_report, write_benchmark_page
+from nnunetv2_deferral.report.benchmark_tables import markdown
 from nnunetv2_deferral.report.page import Picture, Table, render_page
 from nnunetv2_deferral.report.statements import interval_text
 from nnunetv2_deferral.report.style import expert_fill
@@ -331,6 +332,13 @@ def test_simulated_experts_and_raters_are_told_apart(quick):
     raters, simulated = read(make()).text, read(make(answering=[SIMULATED, "bob"])).text
     assert "Experts are simulated" in simulated and "seed 3" in simulated
     assert "Experts are simulated" not in raters and "Raters, with labels read from files: ann, bob" in raters
+
+
+def test_the_markdown_says_who_answered_and_that_experts_are_simulated(quick):
+    raters, simulated = markdown(make()), markdown(make(answering=[SIMULATED, "bob"]))
+    assert "Experts are simulated: this shows whether routing works, not the gain with real experts." in simulated
+    assert "Experts: Raters, with labels read from files: bob. Simulated from the reference with seed 3: " in simulated
+    assert "imulated" not in raters and "Experts: Raters, with labels read from files: ann, bob." in raters
 
 
 def test_a_collapse_of_routing_is_said(quick):

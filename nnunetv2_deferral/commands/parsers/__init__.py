@@ -12,7 +12,7 @@ from nnunetv2_deferral.commands.parsers.evaluation import benchmark, evaluate, e
 from nnunetv2_deferral.commands.parsers.first_steps import demo, doctor
 from nnunetv2_deferral.commands.parsers.prediction import calibrate, fuse, next_round, route, run, uncertainty
 from nnunetv2_deferral.commands.parsers.reviewing import dicom, review, worklist
-from nnunetv2_deferral.commands.parsers.shared import PREFIX, part_of
+from nnunetv2_deferral.commands.parsers.shared import PREFIX, part_of, report_of
 
 __all__ = [
     "PREFIX",
@@ -31,6 +31,7 @@ __all__ = [
     "plan_experiment",
     "preprocess_experts",
     "query",
+    "report_of",
     "review",
     "route",
     "run",

@@ -11,6 +11,7 @@ from nnunetv2_deferral.commands.parsers.shared import (
     add_evidence,
     add_parts,
     add_predictions,
+    add_report,
     add_resampling,
     new_parser,
 )
@@ -49,8 +50,7 @@ def evaluate() -> argparse.ArgumentParser:
     add_evidence(parser)
     words = "shares of voxels in [0, 1]"
     add("-budgets", metavar="B", type=float, nargs="+", default=list(defaults.BUDGETS), help=words)
-    words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
-    add("--report", metavar="HTML", type=Path, help=words)
+    add_report(parser)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
     words = "also write the figures of the report to OUT/figures in these formats, with its tables in LaTeX"
     add("-figures", metavar="FORMAT", nargs="+", choices=("png", "svg", "pdf"), default=[], help=words)
@@ -97,7 +97,7 @@ def benchmark() -> argparse.ArgumentParser:
     words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"
     add("-epochs", type=int, metavar="N", help=words)
     add("-o", metavar="OUT", type=Path, required=True, help="output folder")
-    add("--report", metavar="HTML", type=Path, help="also write a self-contained HTML report with figures")
+    add_report(parser)
     tables = parser.add_argument_group("tables of the paper, on plans derived from -p where their settings differ")
     tables.add_argument("--ablation", action="store_true", help="Table 6: losses, with one and three experts")
     words = "Table C.8: weights of SC and LB. Default: 0.1 1 5 10"

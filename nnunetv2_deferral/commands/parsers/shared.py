@@ -112,6 +112,18 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     add("--merge", action="store_true", help=words)
 
 
+def add_report(parser: argparse._ActionsContainer) -> None:
+    """The HTML report, `--report`."""
+    words = "also write a self-contained HTML report with figures; a name without a folder is placed in -o"
+    parser.add_argument("--report", metavar="HTML", type=Path, help=words)
+
+
+def report_of(given: argparse.Namespace) -> Path | None:
+    """Where the report is written, None for none: a name without a folder is placed in the output folder."""
+    file: Path | None = given.report
+    return file if file is None or file.parent != Path() else Path(given.o) / file
+
+
 def part_of(given: argparse.Namespace) -> Part:
     """The part of the cases that a command is for.
 
