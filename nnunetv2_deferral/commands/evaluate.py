@@ -101,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bootstrap_seed=given.bootstrap_seed,
         )
         files = write_results(summary, given.o)
-        if given.report is not None:
-            report = given.report if given.report.parent != Path() else given.o / given.report
+        if (report := parsers.report_of(given)) is not None:
             write_report(summary, inputs, report, given.images)
             files.append(report)
         if given.figures:
@@ -110,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(evaluation_text(summary))
-    if profiles := profiles_of(inputs.experts.experts):
-        print(f"  simulated experts: {', '.join(profile.name for profile in profiles)}")
+    if profiles := profiles_of(inputs.experts.identities):
+        print(f"  simulated experts: {', '.join(f'{each.name} ({each.error_model})' for each in profiles)}")
     if not inputs.has_probabilities:
         print("  max softmax and entropy omitted: not all cases have probabilities (--save_probabilities, --npz)")
     if folds.read_folds(given.i) and not inputs.has_information:

@@ -372,7 +372,7 @@ class DeferralTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self._finish_plans(plans_file, {} if kept is None else {CALIBRATION_KEY: kept}, labels)
         names = ", ".join(
-            f"{expert.name} ({'rater' if isinstance(expert, Rater) else expert.error_model}"
+            f"{expert.name} ({'rater' if isinstance(expert, Rater) else f'simulated, {expert.error_model}'}"
             f"{'' if available else ', unavailable'})"
             for expert, available in zip(self.settings.experts, self.settings.available, strict=True)
         )

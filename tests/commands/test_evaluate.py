@@ -231,7 +231,7 @@ class TestSimulatedBesideAFolder:
         summary = folders.evaluate("-simulated", "expert2", experts=folders.root / "some")
         assert summary["experts"]["experts"][0] == "expert1"
         assert summary["experts"]["experts"][1]["name"] == "expert2"
-        assert "  simulated experts: expert2\n" in capsys.readouterr().out
+        assert "  simulated experts: expert2 (independent)\n" in capsys.readouterr().out
         other = folders.evaluate("-simulated", "expert2", "-seed", 3, experts=folders.root / "some")
         assert other["expert"] != summary["expert"]
 
@@ -585,6 +585,7 @@ def test_experts_that_were_simulated_beforehand_are_called_simulated(folders, ca
     assert "The experts are simulated: this shows whether routing works" in text
     assert "Simulated from the reference with seed 77" in text
     assert "Raters, with labels" not in text
+    assert "  simulated experts: ann (independent), bob (independent)\n" in capsys.readouterr().out
 
 
 def fields(profile):

@@ -124,7 +124,8 @@ class TestTraining:
         assert picture.std() > 0
         log = next(flat_deferral.glob("training_log_*.txt")).read_text()
         for line in (
-            "Deferral to 3 experts: expert1 (independent), expert2 (independent), expert3 (independent)",
+            "Deferral to 3 experts: expert1 (simulated, independent), expert2 (simulated, independent), "
+            "expert3 (simulated, independent)",
             "train losses: segmentation ",
             "pseudo Dice of the system ",
             "Dice of the model ",
