@@ -21,7 +21,7 @@ ENVIRONMENT_MINUTES = f"{_PREFIX}minutes"
 ENVIRONMENT_FOLDS = f"{_PREFIX}folds"
 ENVIRONMENT_MAPS = f"{_PREFIX}maps"
 ENVIRONMENT_SIMULATE_ON = f"{_PREFIX}simulate_on"
-_VARIABLES = (
+VARIABLES = (
     ENVIRONMENT,
     ENVIRONMENT_OVER,
     ENVIRONMENT_CAPACITIES,
@@ -40,10 +40,10 @@ def check_names(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         InputError: Naming the variable and those that are known.
     """
-    known = [os.path.normcase(name) for name in _VARIABLES]  # Windows has all names in upper case
+    known = [os.path.normcase(name) for name in VARIABLES]  # Windows has all names in upper case
     for name in sorted(environment):
         if name.lower().startswith(_PREFIX.lower()) and os.path.normcase(name) not in known:
-            raise InputError(f"unknown environment variable {name}; known are {', '.join(_VARIABLES)}")
+            raise InputError(f"unknown environment variable {name}; known are {', '.join(VARIABLES)}")
 
 
 def folds_wanted(environment: Mapping[str, str] = os.environ) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from nnunetv2_deferral import __version__
 from nnunetv2_deferral.commands import parsers
+from nnunetv2_deferral.environment import VARIABLES, check_names
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
 
@@ -33,7 +34,7 @@ def examine() -> list[Finding]:
     Imports are checked in order of dependency; after the first failure the remaining checks, which depend on it, are
     skipped.
     """
-    findings = [*_versions(), *(_folder(name) for name in _FOLDERS), _workers(), _external_trainers()]
+    findings = [*_versions(), *(_folder(name) for name in _FOLDERS), _workers(), _external_trainers(), _variables()]
     for check in (_torchvision, _nnunet_version, _hooks, _lookup, _raters):
         findings.append(_guarded(check))
         if findings[-1].advice is not None:
@@ -96,6 +97,17 @@ def _external_trainers() -> Finding:
     if folder not in listed:
         return Finding("nnUNet_extTrainer", f"{value} does not include our trainers", advice)
     return Finding("nnUNet_extTrainer", value)
+
+
+def _variables() -> Finding:
+    """Look for misspelt environment variables of this package, with which trainings and predictions do not start."""
+    name = "nnUNet_deferral_*"
+    try:
+        check_names()
+    except InputError as error:
+        return Finding(name, str(error), "unset it, or correct its name")
+    values = [f"{each}={os.environ[each]}" for each in VARIABLES if each in os.environ]
+    return Finding(name, ", ".join(values) or "not set")
 
 
 def _guarded(check: Callable[[], Finding]) -> Finding:

@@ -48,6 +48,14 @@ def test_other_external_trainers_are_kept_in_the_advice(monkeypatch, tmp_path):
     assert f"{tmp_path.resolve()}{os.pathsep}{doctor.trainers_folder()}" in advice
 
 
+def test_a_misspelt_variable_of_ours_is_a_fault_and_the_others_are_listed(monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_deferral_budget", "0.01")
+    doctor.main([])
+    assert "ok    nnUNet_deferral_*: nnUNet_deferral_budget=0.01\n" in capsys.readouterr().out
+    monkeypatch.setenv("nnUNet_deferral_budgets", "0.01")
+    assert "unknown environment variable nnUNet_deferral_budgets" in faults()["nnUNet_deferral_*"].found
+
+
 @pytest.mark.parametrize("value", ["0", "many"])
 def test_a_number_of_workers_that_nnunet_cannot_use_is_a_fault(monkeypatch, value):
     monkeypatch.setenv("nnUNet_n_proc_DA", value)
