@@ -38,6 +38,7 @@ from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
 
 PARTS = "calibration"  # folder in that of the model
+_OF_ALL = "; predictions with -f all use the calibration of these folds of the same model, too, and say so"
 
 
 def text(calibration: ModelCalibration) -> str:
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         confidence, limits, part = _checked_confidence(given), _limits(given), parsers.part_of(given)
-        experiment = Experiment.find(given.d, given.c, fold_numbers(given.f))
+        experiment = Experiment.find(given.d, given.c, fold_numbers(given.f, instead=_OF_ALL))
         method = Method(trainer=given.tr, plans=given.p)
         names = [case for found in experiment.cases().values() for case in found]
         groups = None if given.groups is None else read_groups(given.groups, names)

@@ -162,8 +162,12 @@ class Experiment:
         return cases
 
 
-def fold_numbers(words: Sequence[str | int]) -> list[int]:
+def fold_numbers(words: Sequence[str | int], *, instead: str = "") -> list[int]:
     """The folds of an option `-f`.
+
+    Args:
+        words: The words of the option.
+        instead: What numbers of folds are good for, for who gives "all"; empty for nothing more.
 
     Raises:
         InputError: If one is "all", which has no validation cases of its own, or not a number.
@@ -171,7 +175,7 @@ def fold_numbers(words: Sequence[str | int]) -> list[int]:
     if "all" in words:
         raise InputError(
             'fold "all" has no validation of its own: its network is trained on all cases. Give numbers of folds (-f '
-            "0 1 2 3 4), which are validated on cases that they were not trained on"
+            f"0 1 2 3 4), which are validated on cases that they were not trained on{instead}"
         )
     try:
         return [int(word) for word in words]

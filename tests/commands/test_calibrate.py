@@ -1067,7 +1067,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("folds", [("all",), (0, "all")])
     def test_fold_all_has_no_validation_of_its_own(self, workplace, capsys, folds):
-        assert 'fold "all" has no validation of its own' in workplace.refused(capsys, folds=folds)
+        said = workplace.refused(capsys, folds=folds)
+        assert 'fold "all" has no validation of its own' in said
+        assert "predictions with -f all use the calibration of these folds of the same model" in said
 
     def test_a_fold_that_is_not_a_number(self, workplace, capsys):
         assert "folds (-f) must be numbers, got 0 one" in workplace.refused(capsys, folds=(0, "one"))
