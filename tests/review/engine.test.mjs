@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { mock, test } from "node:test";
 
 import { labelsBetween } from "./between.js";
+import { cutter } from "./names.js";
 import { outlinesOf } from "./outline.js";
 import { PaintSession } from "./paint.js";
 import { columnRow, extractSlice, indexOf, planesOf, voxelAt } from "./planes.js";
@@ -35,6 +36,22 @@ function stroke(session, work) {
   session.commit();
   return touched;
 }
+
+test("of long names the part that tells them apart is shown", () => {
+  const cut = (...names) => names.map(cutter(names));
+  const study = ["study_of_lungs_patient_0001_portal_a", "study_of_lungs_patient_0002_portal_b"];
+  assert.deepEqual(cut(...study), [
+    ["study_of_lungs_patient_0", "001_portal_a"],
+    ["study_of_lungs_patient_0", "002_portal_b"],
+  ]);
+  const venous = ["study_patient_0001_portal_venous_a", "study_patient_0002_portal_venous_b"];
+  assert.deepEqual(cut(...venous)[0], ["study_patient_000", "1_portal_venous_a"]);
+  const same = ["sub-001_session-01_run-1_FLAIR_space", "sub-012_session-01_run-1_FLAIR_space"];
+  assert.deepEqual(cut(...same)[1], ["sub-0", "12_session-01_run…"]);
+  assert.deepEqual(cut("only_one_case_with_a_long_name"), [["only_one_case_with", "_a_long_name"]]);
+  assert.deepEqual(cut("a", "b"), [["", "a"], ["", "b"]]);
+  assert.deepEqual(cut(), []);
+});
 
 const painted = (session, label = 1) => [...session.labels.keys()].filter((i) => session.labels[i] === label);
 

@@ -350,6 +350,7 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
 def test_the_card_of_the_first_visit_is_closed_by_a_key_and_does_not_come_back(tmp_path, sit_down):
     with running(write_volumes(tmp_path)) as links:
         bob = sit_down(links["bob"])
+        playwright.expect(bob.page.locator(".card")).to_contain_text("orange: open; green, dashed: answered")
         playwright.expect(bob.page.locator(".card")).to_contain_text("What is asked of you")
         bob.press("Escape")
         playwright.expect(bob.page.locator(".card")).to_have_count(0)
@@ -376,6 +377,61 @@ def test_long_names_of_experts_cut_no_numbers_on_a_small_screen(tmp_path, sit_do
                 ends = [box["x"] + box["width"] for box in (each.bounding_box() for each in numbers)]
                 assert ends
                 assert max(ends) <= place["x"] + place["width"], (step, column)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1024, 768), (1280, 720), (2560, 1440)])
+def test_with_two_channels_and_long_names_nothing_is_cut(tmp_path, sit_down, monkeypatch, width, height):
+    names = ("dr_anna_mueller_of_munich", "dr_anna_mueller_of_vienna")
+    start = "study_of_the_university_hospital_patient"
+    monkeypatch.setattr("small_review.EXPERTS", names)
+    folders = write_volumes(tmp_path, cases=[f"{start}_{number}_portal_venous" for number in ("0001", "0002")])
+    for file in folders.images.iterdir():
+        shutil.copy(file, file.with_name(file.name.replace("_0000.nii", "_0001.nii")))
+    content = json.loads((folders.predictions / "dataset.json").read_text())
+    content["channel_names"] = {"0": "CT of the arterial phase", "1": "CT of the venous phase"}
+    (folders.predictions / "dataset.json").write_text(json.dumps(content))
+
+    def inside(outer, inner):
+        """Whether some elements lie within another one."""
+        place, ends = outer.bounding_box(), [each.bounding_box() for each in inner.all()]
+        return ends and max(each["x"] + each["width"] for each in ends) <= place["x"] + place["width"] + 0.5
+
+    with running(folders) as links:
+        for name in (names[0], "coordinator"):
+            page = sit_down(links[name], width, height).page
+            assert inside(page.locator(".viewer-bar"), page.locator(".viewer-bar > *"))
+            assert page.locator(".readout").evaluate("each => each.scrollWidth <= each.clientWidth")
+            for number, telling in enumerate(("1_portal_venous", "2_portal_venous")):
+                case = page.locator(".case-name").nth(number)
+                playwright.expect(case.locator("span").last).to_have_text(telling)
+                assert inside(page.locator(".cases"), case.locator("span").last)
+            page.get_by_role("button", name="Coronal").click()
+            playwright.expect(page.locator(".segmented .on").first).to_have_attribute("aria-label", "Coronal")
+        experts = page.locator("aside.panel td.name")
+        for number, telling in enumerate(("f_munich", "f_vienna")):
+            playwright.expect(experts.nth(number).locator("span").last).to_have_text(telling)
+            assert inside(experts.nth(number), experts.nth(number).locator("span").last)
+
+
+def test_a_box_and_a_slider_that_were_reached_with_the_tab_key_keep_their_keys(tmp_path, sit_down):
+    with running(write_volumes(tmp_path, cases=("case_a",))) as links:
+        page = sit_down(links["ann"]).page
+        page.keyboard.press("Escape")
+        ball, size = page.get_by_label("Through slices, as a ball"), page.get_by_title("Brush size ([ and ])")
+        shown = page.locator(".region.current").inner_text()
+        ball.focus()
+        page.keyboard.press("Space")
+        playwright.expect(ball).to_be_checked()
+        assert page.locator(".region.current").inner_text() == shown
+        before = size.input_value()
+        size.focus()
+        page.keyboard.press("ArrowUp")
+        assert int(size.input_value()) == int(before) + 1
+        ball.click()  # after a click keys refer to the image again
+        playwright.expect(ball).not_to_be_checked()
+        page.keyboard.press("Space")
+        playwright.expect(ball).not_to_be_checked()
+        playwright.expect(page.locator(".region.current")).not_to_have_text(shown)
 
 
 def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_without_an_answer(tmp_path, sit_down):

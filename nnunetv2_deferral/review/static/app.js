@@ -7,6 +7,7 @@ import { css, expertColour } from "./colours.js";
 import { showKeys, toast } from "./dialogs.js";
 import { bar, count, expected, h, minutes, nameCell, percent, plural, priority, setGainUnit } from "./dom.js";
 import { createFusion } from "./fusion.js";
+import { cutter } from "./names.js";
 import { Scene } from "./scene.js";
 
 const STEPS = [
@@ -14,7 +15,6 @@ const STEPS = [
   [2, "Annotation"],
   [3, "Fusion"],
 ];
-const NAME_END = 12;
 /** Time between looks at the list while cases are being read. */
 const READING_MS = 1500;
 /** Size of an image up to which the next one is loaded ahead. */
@@ -48,7 +48,7 @@ class App {
         this.steps,
         h("span.fill"),
         this.state,
-        h("span.person", {}, role),
+        h("span.person", { title: role }, role),
         h("button.help", { title: "Keys and mouse (?)", on: { click: showKeys } }, "?"),
       ),
       this.banner,
@@ -278,12 +278,13 @@ class App {
 
   _drawList(current) {
     const finished = this.cases.filter(isFinished).length;
+    const cut = cutter(this.cases.map((entry) => entry.case));
     this.list.replaceChildren(
       h("h2", {}, `Cases  ${finished} / ${this.cases.length}`),
       this.progress ? h("p.reading", {}, this.progress) : "",
       this.me.role === "expert" && this.cases.length > 1 ? this._orderButton(current) : "",
       ...this.cases.map((entry) => {
-        const item = h("a.case", { href: `#/${encodeURIComponent(entry.case)}` }, ...this._caseLines(entry));
+        const item = h("a.case", { href: `#/${encodeURIComponent(entry.case)}` }, ...this._caseLines(entry, cut));
         item.classList.toggle("on", entry.case === current.case);
         return item;
       }),
@@ -302,15 +303,9 @@ class App {
     return h("button.quiet.order", { title: "Change the order of the cases", on: { click: change } }, `${text} ⇅`);
   }
 
-  _caseLines(entry) {
-    // Of a name that does not fit, the end is shown too, by which cases are told apart.
-    const end = entry.case.slice(-NAME_END);
-    const name = h(
-      "span.case-name",
-      { title: entry.case },
-      h("span.start", {}, entry.case.slice(0, -NAME_END)),
-      h("span", {}, end),
-    );
+  _caseLines(entry, cut) {
+    const [start, telling] = cut(entry.case);
+    const name = h("span.case-name", { title: entry.case }, h("span.start", {}, start), h("span", {}, telling));
     if (this.me.role === "expert") {
       const [{ done, regions, submitted, gain }] = entry.experts;
       const text = submitted ? "Submitted" : `${done} of ${regions}`;
@@ -372,10 +367,12 @@ class App {
   _onKey(event) {
     if (document.querySelector("dialog[open]") || event.altKey) return;
     const isTyping = event.target.matches?.("select, textarea, input:not([type=checkbox]):not([type=range])");
-    // Buttons that were focused with the Tab key keep their keys.
+    // What was focused with the Tab key keeps its keys.
     const isPressing =
       ["Enter", " "].includes(event.key) && event.target.matches?.(":is(button, a, summary):focus-visible");
-    if (isTyping || isPressing) return;
+    const isTicking = event.key === " " && event.target.matches?.("input[type=checkbox]");
+    const isSliding = /^(Arrow|Page)/.test(event.key) && event.target.matches?.("input[type=range]");
+    if (isTyping || isPressing || isTicking || isSliding) return;
     if (event.key === "?") {
       showKeys();
       event.preventDefault();

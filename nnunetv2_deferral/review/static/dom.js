@@ -26,8 +26,15 @@ export function swatch(colour) {
   return element;
 }
 
-/** The cell of a table with somebody's name and colour; a name that does not fit is cut and shown under the pointer. */
-export const nameCell = (name, colour) => h("td.name", { title: name }, swatch(colour), name);
+/** Characters at the end of somebody's name that are always shown. */
+const NAME_END = 8;
+/** The cell of a table with somebody's name and colour; one that does not fit is cut before its end. */
+export const nameCell = (name, colour) =>
+  h(
+    "td.name",
+    { title: name },
+    h("span.cut", {}, swatch(colour), h("span.start", {}, name.slice(0, -NAME_END)), h("span", {}, name.slice(-NAME_END))),
+  );
 
 /** A progress bar filled to a share between 0 and 1. */
 export function bar(share, colour) {

@@ -40,8 +40,13 @@ export class Viewer {
     this.planeButtons = PLANES.map((name) =>
       h(
         "button",
-        { title: `${name} (${name[0].toUpperCase()})`, on: { click: () => this.setPlane(name) } },
-        name[0].toUpperCase() + name.slice(1),
+        {
+          title: `${name} (${name[0].toUpperCase()})`,
+          aria: { label: name[0].toUpperCase() + name.slice(1) },
+          on: { click: () => this.setPlane(name) },
+        },
+        name[0].toUpperCase(),
+        h("span.rest", {}, name.slice(1)),
       ),
     );
     this.element = h("section.viewer", {}, this._bar(), this._grid());
@@ -176,6 +181,8 @@ export class Viewer {
     const view = this.views.find((each) => each.pointer);
     const value = view ? view.valueUnderPointer() : null;
     const shown = value === null ? "" : `Value ${value}   `;
-    this.readout.textContent = `${shown}W ${width.toFixed(digits)}  L ${centre.toFixed(digits)}`;
+    // In a narrow bar the line breaks before the window.
+    const window = `W ${width.toFixed(digits)}  L ${centre.toFixed(digits)}`.replaceAll(" ", "\u00a0");
+    this.readout.textContent = `${shown}${window}`;
   }
 }
