@@ -29,6 +29,11 @@ def counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in sorted(numbers.items()))
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """A number of things: `1 case`, `2 cases`; the plural is the singular with an s, if no other is given."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def listed(items: Iterable[str], most: int = 5) -> str:
     """The first `most` names and the number of the rest: `a, b, c and 4 more`."""
     names = list(items)

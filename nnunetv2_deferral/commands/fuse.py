@@ -38,7 +38,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import OUTCOMES, readings_summary
-from nnunetv2_deferral.text import fingerprint, listed
+from nnunetv2_deferral.text import fingerprint, listed, plural
 
 REPORT_NAME = "fusion.json"
 
@@ -233,10 +233,13 @@ def summary(report: dict[str, Any], output: Path) -> str:
     deferred, changed, overruled = (
         sum(case[key] for case in cases.values()) for key in ("deferred", "changed", "overruled")
     )
-    lines = [f"{len(cases)} cases fused into {output}: {deferred} voxels deferred, {changed} changed"]
+    lines = [
+        f"{plural(len(cases), 'case')} fused into {output}: {plural(deferred, 'voxel')} deferred, {changed} changed"
+    ]
     if report["answers"] == "evidence":
         lines.append(
-            f"  answers were read as evidence and overruled at {overruled} voxels; with --replace they are final"
+            f"  answers were read as evidence and overruled at {plural(overruled, 'voxel')}; with --replace they are "
+            "final"
         )
     if others := [name for name, case in cases.items() if case.get("other_mask")]:
         lines.append(f"  CAUTION: {other_masks_text(others)}")
@@ -249,8 +252,8 @@ def summary(report: dict[str, Any], output: Path) -> str:
         if missed:
             names = ", ".join(list(missed)[:5]) + (", ..." if len(missed) > 5 else "")
             lines.append(
-                f"  {expert} has no label for {sum(missed.values())} voxels of {len(missed)} cases ({names}); the "
-                "model's labels are kept"
+                f"  {expert} has no label for {plural(sum(missed.values()), 'voxel')} of {plural(len(missed), 'case')} "
+                f"({names}); the model's labels are kept"
             )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.experts import names_of, remark_on_simulated
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.readings import ReadingRules
+from nnunetv2_deferral.text import plural
 
 if TYPE_CHECKING:
     from nnunetv2_deferral.review.study import Study
@@ -105,8 +106,8 @@ def review(
         )
         if not opened.asked():
             raise InputError(
-                f"nothing was deferred in the {len(opened.cases)} cases of {opened.folder}, nothing to review. "
-                "Predict or route with a larger budget or capacity"
+                f"nothing was deferred in the {plural(len(opened.cases), 'case')} of {opened.folder}, nothing to "
+                "review. Predict or route with a larger budget or capacity"
             )
         listed = Worklist.open(Path(worklist), opened) if worklist else None
         readers = 1 if rules is None else 2
@@ -147,10 +148,13 @@ def _summary(study: Study) -> str:
 
 def _cases(study: Study) -> list[str]:
     if study.worklist is None:
-        return [f"{len(study.predictions.cases)} cases, which can be reviewed as soon as they have been read."]
+        cases = len(study.predictions.cases)
+        been = "it has" if cases == 1 else "they have"
+        return [f"{plural(cases, 'case')}, which can be reviewed as soon as {been} been read."]
     infos = study.infos.values()
     asked, regions = sum(any(info.voxels) for info in infos), sum(sum(info.regions) for info in infos)
-    lines = [f"{len(infos)} cases, {regions} regions of {asked} cases listed in {study.worklist.folder}."]
+    found = f"{plural(regions, 'region')} of {plural(asked, 'case')}"
+    lines = [f"{plural(len(infos), 'case')}, {found} listed in {study.worklist.folder}."]
     for place, expert in enumerate(study.experts):
         if not any(info.voxels[place] for info in infos):
             lines.append(f"Nothing is listed for {expert}.")

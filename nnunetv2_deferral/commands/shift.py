@@ -30,6 +30,7 @@ from nnunetv2_deferral.image_shifts import LEVELS, SHIFTS, shift_image
 from nnunetv2_deferral.processes import check_processes, map_cases
 from nnunetv2_deferral.raters import ExpertMasks, expert_folders
 from nnunetv2_deferral.readings import ReadingRules
+from nnunetv2_deferral.text import plural
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".bmp")  # which SimpleITK reads and writes with their geometry
 
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except InputError as error:
         parser.error(str(error))
-    print(f"{len(cases)} cases in {given.o / 'images'}. Predict them and compare the domains:")
+    print(f"{plural(len(cases), 'case')} in {given.o / 'images'}. Predict them and compare the domains:")
     print(f"  nnUNetv2_predict -i {given.o / 'images'} -o predictions ...")
     more = f" -experts {given.o / 'experts'}" if given.experts is not None else ""
     labels = given.o / "labels" if given.ref is not None else "LABELS"

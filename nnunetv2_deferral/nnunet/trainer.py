@@ -73,6 +73,7 @@ from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
 from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import PLANS_KEY, check_place, resolve_settings
+from nnunetv2_deferral.text import plural
 
 hooks.install()
 
@@ -386,7 +387,8 @@ class DeferralTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {remark}")
         self._log_head()
         if self.warmup_epochs:
-            self.print_to_log_file(f"The first {self.warmup_epochs} epochs train the segmentation network only")
+            first = "epoch trains" if self.warmup_epochs == 1 else f"{self.warmup_epochs} epochs train"
+            self.print_to_log_file(f"The first {first} the segmentation network only")
 
     def _log_head(self) -> None:
         """Log where the head is, and warn if there is little for it to see."""
@@ -485,8 +487,8 @@ class DeferralTrainer(nnUNetTrainer):
             without = min(epochs_since_best(dice), epochs_since_best(rate, lowest=True))
             if without >= patience:
                 self.print_to_log_file(
-                    f"The training ends: for {without} epochs neither was the validation Dice of the system higher nor "
-                    "the deferral rate lower"
+                    f"The training ends: for {plural(without, 'epoch')} neither was the validation Dice of the "
+                    "system higher nor the deferral rate lower"
                 )
                 raise _NoImprovementError
         super().on_epoch_start()

@@ -14,6 +14,7 @@ from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.report.domain_tables import domains_text
 from nnunetv2_deferral.report.statements import review_text, sanity
 from nnunetv2_deferral.report.tables import share_text
+from nnunetv2_deferral.text import plural
 
 
 def evaluation_text(summary: Mapping[str, Any]) -> str:
@@ -36,12 +37,15 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     ]
     lines += [f"  {limits}" for limits in summary.get("limits", ()) if limits != WITHOUT_LIMITS]
     for name, effort in (summary["review"] or {}).items():
-        answered = f"{effort['regions']} regions of {effort['cases']} cases in {effort['minutes']:.1f} minutes"
+        answered = f"{plural(effort['regions'], 'region')} of {plural(effort['cases'], 'case')}"
         lines.append(
-            f"  {name} answered {answered} and changed {effort['changed_voxels']} of {effort['voxels']} voxels"
+            f"  {name} answered {answered} in {effort['minutes']:.1f} minutes and changed {effort['changed_voxels']} "
+            f"of {plural(effort['voxels'], 'voxel')}"
         )
         if effort.get("flags"):
-            lines.append(f"  {name} flagged {len(effort['flags'])} places outside of the regions, see the report")
+            lines.append(
+                f"  {name} flagged {plural(len(effort['flags']), 'place')} outside of the regions, see the report"
+            )
     if (readings := summary.get("readings")) is not None:
         read = readings["all"]
         numbers = ", ".join(f"{number} {outcome}" for outcome, number in read["outcomes"].items())
@@ -54,10 +58,10 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     if (certificate := summary.get("certificate")) is not None:
         lines += [f"  {certificate['statement']}", f"    {outcome(certificate)}"]
     for name, domain in (summary.get("domains") or {}).items():
-        number, dice = domain["cases"], domain["Dice"]
+        dice = domain["Dice"]
         gain = _interval(dice["system - model_everywhere"])
         lines.append(
-            f"  {name}: {number} {'case' if number == 1 else 'cases'}, model "
+            f"  {name}: {plural(domain['cases'], 'case')}, model "
             f"{_number(dice['model_everywhere']['estimate'], '.3f')}, system - model {gain}, deferred "
             f"{domain['rate']:.2%}, kept error {_number(domain['kept_error'], '.3f')}"
         )

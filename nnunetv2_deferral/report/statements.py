@@ -23,6 +23,7 @@ from nnunetv2_deferral.evaluation.rankings import (
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
 from nnunetv2_deferral.report.tables import DASH, per_cent_text, ratio, score_text, share_text, signed_text
+from nnunetv2_deferral.text import plural
 
 FEW_GROUPS = 20
 COLLAPSED = 0.9
@@ -241,7 +242,7 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if summary["intervals"]["num_groups"] < FEW_GROUPS:
         found.append(
-            f"With only {_counted(summary['intervals']['num_groups'], 'case or group', 'cases or groups')}, intervals "
+            f"With only {plural(summary['intervals']['num_groups'], 'case or group', 'cases or groups')}, intervals "
             "are rough."
         )
     if any(not isinstance(expert, str) for expert in who):
@@ -403,7 +404,3 @@ def _profile_text(expert: Mapping[str, Any]) -> str:
         border = f"{100 * expert['edge_boost']:+.0f} points at borders".replace("-", "−")
     how = _ERROR_MODELS.get(expert["error_model"], expert["error_model"])
     return f"{expert['name']}, right in {accuracies} and {border}, {how}".replace("%", " %")
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

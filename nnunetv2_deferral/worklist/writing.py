@@ -36,7 +36,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
 from nnunetv2_deferral.report.overlays import RegionView, draw_region
 from nnunetv2_deferral.schema import Text, validate
-from nnunetv2_deferral.text import fingerprint
+from nnunetv2_deferral.text import fingerprint, plural
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist import viewers as desktop
 from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, Place
@@ -168,15 +168,15 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines += [f"{'...':>5}"] * (len(rows) > ROWS_SHOWN)
     if deferred["regions"]:
         lines.append(
-            f"{listed['regions']} of {deferred['regions']} regions in {listed['minutes']:.1f} of "
+            f"{listed['regions']} of {plural(deferred['regions'], 'region')} in {listed['minutes']:.1f} of "
             f"{deferred['minutes']:.1f} minutes, for {listed['expected_gain']:.4f} of {deferred['expected_gain']:.4f} "
-            f"{content['gain_unit']}, summed over {sums['predicted_cases']} cases"
+            f"{content['gain_unit']}, summed over {plural(sums['predicted_cases'], 'case')}"
         )
         for name, of in sums["experts"].items():
-            numbers = f"{of['listed']['regions']} of {of['deferred']['regions']} regions"
+            numbers = f"{of['listed']['regions']} of {plural(of['deferred']['regions'], 'region')}"
             lines.append(f"  {name}: {numbers}, {of['listed']['minutes']:.1f} minutes")
     else:
-        lines.append(f"nothing is deferred in {sums['predicted_cases']} cases; the worklist is empty")
+        lines.append(f"nothing is deferred in {plural(sums['predicted_cases'], 'case')}; the worklist is empty")
     if remark := remark_on_simulated(content["simulated"]):
         lines.append(remark)
     if others := content["other_masks"]:
@@ -257,7 +257,7 @@ def _write_case(
         region = each.item.region
         depth = int(regions.to_canonical([region.centre], case)[0, 0])
         gain = f"{gain_text(row['expected_gain'], folder.gain_unit)} in {row['minutes']:.1f} minutes"
-        size = f"{row['voxels']} voxels, {_size_text(row, folder.files.unit)}"
+        size = f"{plural(row['voxels'], 'voxel')}, {_size_text(row, folder.files.unit)}"
         view = RegionView(
             image=image[depth],
             model=model[depth],

@@ -81,7 +81,7 @@ def test_where_nothing_was_deferred_there_are_no_links(tmp_path, capsys):
         ending=".nii.gz", writer=SimpleITKIO(), properties=GEOMETRY,
     )  # fmt: skip
     write_dataset_json(folders, ".nii.gz")
-    printed = fails(capsys, options(folders), "nothing was deferred in the 1 cases")
+    printed = fails(capsys, options(folders), "nothing was deferred in the 1 case of ")
     assert "#enter=" not in printed.out
     assert not folders.reviews.exists()
 

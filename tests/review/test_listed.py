@@ -471,7 +471,7 @@ def test_it_says_how_much_is_listed_and_for_whom_nothing_is(tmp_path, start, cap
     worklist, _ = write_list(folders, max_regions=1)
     start(folders, worklist)
     printed = capsys.readouterr().out
-    assert f"3 cases, 1 regions of 1 cases listed in {worklist}" in printed
+    assert f"3 cases, 1 region of 1 case listed in {worklist}" in printed
     assert "Nothing is listed for ann." in printed
     assert "no ignore label" in printed
 
