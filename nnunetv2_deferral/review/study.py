@@ -25,6 +25,7 @@ from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.edits import RefusedError
 from nnunetv2_deferral.review.recent import RecentlyUsed
 from nnunetv2_deferral.review.visits import MAX_REGIONS, describe_visits, numbered, numbered_by_gain, second_reader
+from nnunetv2_deferral.review.windows import check_windows
 from nnunetv2_deferral.worklist.reading import Worklist
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,9 @@ class Study:
         found = predictions.files.images(images, predictions.cases)
         if missing := next((case for case, channels in found.items() if not channels), None):
             raise InputError(f"the image {predictions.files.image_file(images, missing)} does not exist")
+        content = predictions.files.content
+        most = max(len(content.get("channel_names", {})), *map(len, found.values()))
+        check_windows(content.get("windows", {}), most)
         self._images = {case: tuple(channels) for case, channels in found.items()}
         self._references = references
         self._read: set[str] = set()

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnunetv2_deferral.errors import InputError
+
 HOUNSFIELD = {
     "Lung": (-600, 1500),
     "Mediastinum": (40, 400),
@@ -19,6 +21,30 @@ PERCENTILES = ((0.5, 99.5), (2, 98), (5, 95), (0, 100))
 """The first is the one that an image is opened with, unless it has 8 bits."""
 
 EIGHT_BITS: dict[str, Any] = {"name": "Full range 0–255", "centre": 127.5, "width": 255}
+
+
+def check_windows(chosen: Mapping[str, Mapping[str, Sequence[float]]], channels: int) -> None:
+    """Refuse windows of dataset.json that could not be shown.
+
+    Args:
+        chosen: The key `windows` of dataset.json.
+        channels: The number of channels.
+
+    Raises:
+        InputError: If a key is not the number of a channel, or a width is not positive.
+    """
+    for number, windows in chosen.items():
+        if number not in map(str, range(channels)):
+            raise InputError(
+                f'"windows" in dataset.json: there is no channel {number!r}; windows are listed by number of the '
+                f"channel, {', '.join(map(repr, map(str, range(channels))))}"
+            )
+        for name, (_, width) in windows.items():
+            if width <= 0:
+                raise InputError(
+                    f'"windows" in dataset.json: {name!r} has the width {width:g}; a window is [level, width], with a '
+                    "width above 0"
+                )
 
 
 def windows_of(

@@ -350,7 +350,9 @@ def test_a_case_of_one_region_is_answered_and_submitted_with_three_keys_and_the_
 def test_the_card_of_the_first_visit_is_closed_by_a_key_and_does_not_come_back(tmp_path, sit_down):
     with running(write_volumes(tmp_path)) as links:
         bob = sit_down(links["bob"])
-        playwright.expect(bob.page.locator(".card")).to_contain_text("orange: open; green, dashed: answered")
+        playwright.expect(bob.page.locator(".card")).to_contain_text(
+            "White: this one; orange: open; dashed green: answered"
+        )
         playwright.expect(bob.page.locator(".card")).to_contain_text("What is asked of you")
         bob.press("Escape")
         playwright.expect(bob.page.locator(".card")).to_have_count(0)

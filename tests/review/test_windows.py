@@ -1,8 +1,12 @@
 """The grey-level windows of each channel."""
 
-import pytest
+import json
 
-from nnunetv2_deferral.review.windows import EIGHT_BITS, windows_of
+import pytest
+from small_review import open_review, write_volumes
+
+from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.review.windows import EIGHT_BITS, check_windows, windows_of
 
 
 def names(channels, chosen=(), *, colour=False, eight_bits=False):
@@ -31,3 +35,26 @@ def test_each_channel_has_its_own_windows_and_dataset_json_has_the_last_word():
 def test_pictures_are_shown_as_they_are():
     assert windows_of(["RGB"], {}, colour=True, eight_bits=True) == [[EIGHT_BITS]]
     assert names(["0"], eight_bits=True)[0][:2] == ["Full range 0–255", "Percentiles 0.5–99.5"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"CT": {"Lung": [-600, 1500]}}, "no channel 'CT'; windows are listed by number of the channel, '0', '1'"),
+        ({"2": {}}, "there is no channel '2'"),
+        ({"0": {"Lung": [-600, 0]}}, "'Lung' has the width 0; a window is [level, width]"),
+    ],
+)
+def test_windows_that_could_not_be_shown_are_refused(chosen, words):
+    check_windows({"0": {"Lung": [-600, 1500]}}, 2)
+    with pytest.raises(InputError) as refused:
+        check_windows(chosen, 2)
+    assert words in str(refused.value)
+
+
+def test_a_review_with_such_windows_does_not_start(tmp_path):
+    folders = write_volumes(tmp_path)
+    file = folders.predictions / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"windows": {"CT": {"Lung": [-600, 1500]}}}))
+    with pytest.raises(InputError, match="there is no channel 'CT'"):
+        open_review(folders)

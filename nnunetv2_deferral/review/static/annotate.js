@@ -19,7 +19,7 @@ import { Viewer } from "./viewer.js";
 const CANNOT_TELL = "cannot tell";
 const CONFIDENCES = ["high", "medium", "low"];
 const [ASKED, SUBMIT] = [
-  "The model asks about the outlined regions and nothing else. White: the current one; orange: open; green, dashed: answered.",
+  "The model asks about the outlined regions only. White: this one; orange: open; dashed green: answered.",
   "When all regions are answered, Ctrl+Enter submits the case. Press ? for all keys.",
 ];
 const BLIND_VISIT = [
