@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -20,6 +19,7 @@ from nnunetv2_deferral.report.reliability_figure import draw_reliability
 
 TABLES_NAME = "tables.tex"
 _DPI = 300  # of png
+_LONG, _MANY, _NAMES = 24, 7, "2.4cm"  # from so many characters of names and columns on, names are broken to this width
 _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,7 +30,7 @@ _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "→": r"$\rightarrow$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
-    "\n": " ",
+    "\n": r" \\ {}",  # without {}, what follows were an argument of the line break if it begins with [
     "\N{NO-BREAK SPACE}": "~",
 }
 
@@ -74,23 +74,33 @@ def write_paper(summary: Mapping[str, Any], folder: Path, formats: Sequence[str]
 
 
 def to_latex(table: Table, label: str) -> str:
-    """A table with its caption, for LaTeX with booktabs; line breaks in cells become spaces.
+    """A table with its caption, for LaTeX with booktabs, small enough for a page of A4.
 
     Args:
         table: The table.
         label: The label for references.
     """
     columns = len(table.rows[0])
-    frame = pd.DataFrame([[_escaped(cell) for cell in row] for row in table.rows])
-    return frame.to_latex(
-        index=False,
-        header=[_escaped(cell) for cell in table.head] if table.head else False,
-        column_format="l" + "r" * (columns - 1),
-        caption=_escaped(table.caption),
-        label=label,
-        escape=False,
-        position="htbp",
-    )
+    names = max(len(row[0]) for row in table.rows)
+    is_broken = names > _LONG and columns >= _MANY
+    first, ragged = (f"p{{{_NAMES}}}", r"\raggedright ") if is_broken else ("l", "")
+    space = r" \addlinespace" if any("\n" in cell for row in table.rows for cell in row) else ""
+    rows = [ragged + " & ".join(map(_cell, row)) + rf" \\{space}" for row in table.rows]
+    head = [" & ".join(map(_cell, table.head)) + r" \\", r"\midrule"] if table.head else []
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
+        rf"\caption{{{_escaped(table.caption)}}}",
+        rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{{first}{'r' * (columns - 1)}}}",
+        r"\toprule",
+        *head,
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _tables(summary: Mapping[str, Any]) -> dict[str, Table]:
@@ -103,6 +113,12 @@ def _tables(summary: Mapping[str, Any]) -> dict[str, Table]:
         "domains": domain_tables.domains_table(summary) if summary.get("domains") else None,
     }
     return {name: table for name, table in found.items() if table is not None}
+
+
+def _cell(text: str) -> str:
+    """A cell, its lines one below the other."""
+    lines = _escaped(text)
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{lines}\end{{tabular}}" if "\n" in text else lines
 
 
 def _escaped(text: str) -> str:
