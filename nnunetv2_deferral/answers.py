@@ -265,6 +265,7 @@ class _ReviewRecord(TypedDict):
     changed_voxels: Count
     minutes: NonNegative
     cannot_tell_voxels: NotRequired[Count]
+    confidence: NotRequired[dict[Text, Text]]
     flags: NotRequired[list[_ReviewFlag]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -26,6 +27,8 @@ from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import RegionReadings, readings_summary
 from nnunetv2_deferral.schema import read_validated_json
 from nnunetv2_deferral.text import fingerprint
+
+_CONFIDENCES = ("high", "medium", "low")  # that experts state on the review page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +263,9 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
 
     Returns:
         For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
-        `changed_voxels`, `cannot_tell_voxels`, `assumed_voxels`, the `minutes` worked, and `flags`, the places that the
-        expert flagged outside of their regions (`case`, `voxel` [x, y, z], `comment`). Assumed are the voxels that the
+        `changed_voxels`, `cannot_tell_voxels`, `assumed_voxels`, the `minutes` worked, in how many regions the expert
+        stated which `confidence`, and `flags`, the places that the expert flagged outside of their regions (`case`,
+        `voxel` [x, y, z], `comment`). Assumed are the voxels that the
         expert could not tell or that were not on the worklist, if the dataset has no ignore label: the masks have the
         model's labels there, which count as answers. None if the folder has no review.json.
 
@@ -282,6 +286,7 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
             "cases": len(found),
             **{key: sum(record.get(key, 0) for record in found.values()) for key in keys},
             "assumed_voxels": sum(record.get(key, 0) for record in found.values() for key in assumed),
+            "confidence": _stated(record.get("confidence", {}) for record in found.values()),
             "flags": [
                 {"case": case, "voxel": flag["voxel"], "comment": flag["comment"]}
                 for case, record in found.items()
@@ -290,3 +295,9 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
         }
         for name, found in made.items()
     }
+
+
+def _stated(confidences: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """The number of regions with each confidence, given it by region for each case."""
+    stated = Counter(value for by_region in confidences for value in by_region.values())
+    return {each: stated[each] for each in _CONFIDENCES}

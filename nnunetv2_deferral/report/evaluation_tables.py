@@ -156,16 +156,23 @@ def effort_table(summary: Mapping[str, Any]) -> Table | None:
     if not summary.get("review"):
         return None
     return Table(
-        caption="Effort on the review page: submitted cases, answered regions and voxels, and working time",
-        head=["expert", "cases", "regions", "voxels", "changed", "cannot tell", "minutes", "minutes per case"],
+        caption="Effort on the review page: submitted cases, answered regions and voxels, in how many regions which "
+        "confidence was stated, and working time",
+        head=["expert", "cases", "regions", "voxels", "changed", "cannot tell", "confidence", "minutes",
+              "minutes per case"],
         rows=[
             [name, str(effort["cases"]), str(effort["regions"]), f"{effort['voxels']:,}",
              f"{effort['changed_voxels']:,}\n{share_text(ratio(effort['changed_voxels'], effort['voxels']))}",
-             f"{effort.get('cannot_tell_voxels', 0):,}", f"{effort['minutes']:.1f}",
+             f"{effort.get('cannot_tell_voxels', 0):,}", _confidence_text(effort), f"{effort['minutes']:.1f}",
              f"{effort['minutes'] / effort['cases']:.1f}" if effort["cases"] else DASH]
             for name, effort in summary["review"].items()
         ],
     )  # fmt: skip
+
+
+def _confidence_text(effort: Mapping[str, Any]) -> str:
+    stated = [f"{number} {confidence}" for confidence, number in effort.get("confidence", {}).items() if number]
+    return "\n".join(stated) or DASH
 
 
 def readings_table(summary: Mapping[str, Any]) -> Table | None:

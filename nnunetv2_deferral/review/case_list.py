@@ -9,7 +9,7 @@ import numpy as np
 
 from nnunetv2_deferral.readings import readings_summary
 from nnunetv2_deferral.review.access import Person
-from nnunetv2_deferral.review.remarks import regions_not_told
+from nnunetv2_deferral.review.remarks import regions_in_doubt, regions_not_told
 from nnunetv2_deferral.review.results import total_of, total_result
 from nnunetv2_deferral.review.settling import Settling
 from nnunetv2_deferral.review.store import ReviewStore
@@ -119,6 +119,7 @@ class CaseList:
             "done": len(draft.done) if draft else 0,
             "flags": len(draft.remarks["flags"]) if draft else 0,
             "cannot_tell": len(regions_not_told(draft.remarks)) if draft else 0,
+            "in_doubt": regions_in_doubt(draft.remarks) if draft else 0,
             "minutes": draft.seconds / 60 if draft else 0.0,
             "submitted": self.store.is_submitted(expert, name),
         }

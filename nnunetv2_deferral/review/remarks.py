@@ -75,6 +75,11 @@ def regions_not_told(remarks: Remarks) -> list[int]:
     return [int(number) for number, confidence in remarks["confidence"].items() if confidence == CANNOT_TELL]
 
 
+def regions_in_doubt(remarks: Remarks) -> int:
+    """The number of regions in whose answer the expert has a low confidence."""
+    return sum(confidence == "low" for confidence in remarks["confidence"].values())
+
+
 def flags_in_file(flags: Iterable[Flag], orientation: Orientation, shape: Sequence[int]) -> list[dict[str, Any]]:
     """Flags for review.json: the `voxel` [x, y, z] of the file, its `mm` (LPS; None without orientation), `comment`."""
     found = []

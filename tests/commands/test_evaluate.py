@@ -520,13 +520,14 @@ def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folde
     ann = {"regions": 2, "voxels": 40, "changed_voxels": 10, "minutes": 1.5, "revisions": 3}
     flag = {"voxel": [1, 2, 3], "mm": None, "comment": "<missed>"}
     bob = ann | {"minutes": 0.25, "cannot_tell_voxels": 7, "left_out_voxels": 5, "flags": [flag]}
+    bob["confidence"] = {"1": "low", "2": "cannot tell", "3": "high", "4": "low"}
     elsewhere = {"regions": 9, "voxels": 9, "changed_voxels": 9, "minutes": 9}
     write_review(folders, {"x": {"ann": ann, "bob": bob}, "y": {"ann": ann}, "another": {"ann": elsewhere}})
     report = folders.root / "report.html"
     summary = folders.evaluate("--report", report)
     assert summary["review"]["ann"] == {
         "cases": 2, "regions": 4, "voxels": 80, "changed_voxels": 20, "cannot_tell_voxels": 0,
-        "assumed_voxels": 0, "minutes": 3.0, "flags": [],
+        "assumed_voxels": 0, "minutes": 3.0, "confidence": {"high": 0, "medium": 0, "low": 0}, "flags": [],
     }  # fmt: skip
     assert summary["review"]["bob"]["minutes"] == 0.25
     assert summary["review"]["bob"]["cannot_tell_voxels"] == 7
@@ -535,7 +536,10 @@ def test_what_the_answers_cost_on_the_review_page_is_in_summary_and_report(folde
     assert summary["review"]["bob"]["flags"] == [{"case": "x", "voxel": [1, 2, 3], "comment": "<missed>"}]
     assert "ann answered 4 regions of 2 cases in 3.0 minutes and changed 20 of 80 voxels" in capsys.readouterr().out
     assert "Effort on the review page" in report.read_text()
-    assert ["x", "1, 2, 3", "bob", "<missed>"] in Reader(report.read_text()).rows
+    assert summary["review"]["bob"]["confidence"] == {"high": 1, "medium": 0, "low": 2}
+    rows = Reader(report.read_text()).rows
+    assert ["x", "1, 2, 3", "bob", "<missed>"] in rows
+    assert [row[6] for row in rows if row[:2] in (["ann", "2"], ["bob", "1"])] == ["–", "1 high\n2 low"]
 
 
 def test_the_models_labels_in_masks_of_a_review_are_no_answers(folders, capsys):

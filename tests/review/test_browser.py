@@ -441,7 +441,7 @@ def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_withou
     with running(folders) as links:
         ann = sit_down(links["ann"])
         page = ann.page
-        ann.press("l", "l", "Enter", "x")
+        ann.press("l", "l", "l", "Enter", "x")
         page.mouse.click(*ann.point(60, 0))
         playwright.expect(page.locator("dialog input")).to_be_focused()
         page.keyboard.type("second lesion")
@@ -451,7 +451,9 @@ def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_withou
         ann.wait_saved()
         assert page.locator(".region .state").all_inner_texts() == ["✓", "?"]
         chief = sit_down(links["coordinator"])
-        playwright.expect(chief.page.locator(".case-rate")).to_contain_text("1 flag · 1 not told")
+        playwright.expect(chief.page.locator(".case-rate")).to_contain_text(
+            "1 flag · 1 not told · 1 with low confidence"
+        )
         canvas = chief.page.locator(".grid > .cell canvas").first
         chief.page.locator(".flags .region-name").click()
         playwright.expect(chief.page.locator(".flags .comment")).to_have_text("ann: second lesion")
@@ -463,7 +465,7 @@ def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_withou
         assert page.locator(".region .state").all_inner_texts() == ["✓", "✓"]
         ann.submit()
     record = json.loads((folders.reviews / "review.json").read_text())["cases"]["case_a"]["ann"]
-    assert record["confidence"] == {"1": "medium"}
+    assert record["confidence"] == {"1": "low"}
     assert [flag["comment"] for flag in record["flags"]] == ["second lesion"]
     assert record["cannot_tell_voxels"] == 0
 

@@ -88,10 +88,11 @@ def test_a_region_that_the_expert_cannot_tell_has_no_answer_and_keeps_the_label_
     ann = served.browser("ann")
     regions, model = ann.volume(CASE, "regions", np.uint16), ann.volume(CASE, "model")
     runs = [[int(voxel), 1, 1] for voxel in own_voxels(ann)]
-    remarks = {"confidence": {"1": "high", "2": "cannot tell"}, "flags": []}
+    remarks = {"confidence": {"1": "low", "2": "cannot tell"}, "flags": []}
     content = GOOD | {"runs": runs, "done": [1, 2], "remarks": remarks}
     assert ann.post(SAVE, json=content).status_code == 200
     assert ann.get("/api/cases").json()[0]["experts"][0]["cannot_tell"] == 1
+    assert ann.get("/api/cases").json()[0]["experts"][0]["in_doubt"] == 1
     assert ann.post(f"/api/cases/{CASE}/submit", json={"revision": 1}).status_code == 200
     fused = ann.volume(CASE, "fused")
     assert np.array_equal(fused, np.where(regions == 1, 1, model))
@@ -100,7 +101,7 @@ def test_a_region_that_the_expert_cannot_tell_has_no_answer_and_keeps_the_label_
         untold if ignore else 0
     )  # 96 of bob
     record = json.loads((served.folders.reviews / "review.json").read_text())["cases"][CASE]["ann"]
-    assert record["confidence"] == {"1": "high", "2": "cannot tell"}
+    assert record["confidence"] == {"1": "low", "2": "cannot tell"}
     assert record["cannot_tell_voxels"] == untold
     assert record["changed_voxels"] == int((model[regions == 1] != 1).sum())
 

@@ -328,11 +328,13 @@ class App {
     );
     const flags = entry.experts.reduce((sum, each) => sum + each.flags, 0);
     const untold = entry.experts.reduce((sum, each) => sum + each.cannot_tell, 0);
+    const doubtful = entry.experts.reduce((sum, each) => sum + each.in_doubt, 0);
     const disputed = entry.readings?.disputed ?? 0;
     const undecided = disputed && !entry.adjudication?.submitted;
     const remarks = [
       flags ? `⚑ ${plural(flags, "flag")}` : "",
       untold ? `${untold} not told` : "",
+      doubtful ? `${doubtful} with low confidence` : "",
       disputed ? `${disputed} disputed${undecided ? "" : ", decided"}` : "",
     ].filter(Boolean);
     const state = h(`span.case-state${isFinished(entry) ? ".done" : ""}`, {}, `${submitted}/${asked.length}`);
