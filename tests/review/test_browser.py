@@ -436,6 +436,18 @@ def test_a_box_and_a_slider_that_were_reached_with_the_tab_key_keep_their_keys(t
         playwright.expect(page.locator(".region.current")).not_to_have_text(shown)
 
 
+def test_what_is_reached_with_the_tab_key_is_not_under_the_button_that_submits(tmp_path, sit_down):
+    with running(write_volumes(tmp_path, cases=("case_a",))) as links:
+        page = sit_down(links["ann"], 1024, 768).page
+        page.keyboard.press("Escape")
+        bar = page.locator(".submit").bounding_box()
+        page.get_by_title("Brush size ([ and ])").focus()
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            box = page.locator("aside.panel :focus").bounding_box()
+            assert box["y"] + box["height"] <= bar["y"]
+
+
 def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_without_an_answer(tmp_path, sit_down):
     folders = write_volumes(tmp_path, cases=("case_a",))
     with running(folders) as links:
