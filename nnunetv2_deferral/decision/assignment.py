@@ -135,8 +135,9 @@ def check_capacities(
     """
     each = (None,) * num_experts if capacities is None else tuple(capacities)
     can = (True,) * num_experts if available is None else tuple(available)
-    if len(each) != num_experts or len(can) != num_experts:
-        raise InputError(f"{named} must have one entry for each of {num_experts} experts, got {each}, available {can}")
+    for what, entries in ((named, each), ("available", can)):
+        if len(entries) != num_experts:
+            raise InputError(f"{what} must have one entry for each of {num_experts} experts, got {entries}")
     for index, share in enumerate(each):
         if share is not None:
             check_budget(share, named=f"{named}[{index}]")
