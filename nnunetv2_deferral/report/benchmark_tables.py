@@ -107,7 +107,8 @@ def _introduction(results: Mapping[str, Any]) -> str:
 
 def _experts(results: Mapping[str, Any]) -> Iterator[str]:
     """What simulated experts show, and who answered, for each group of experts."""
-    yield simulated_text(results)
+    if remark := simulated_text(results):
+        yield remark
     yield from (f"Experts: {experts_text({'experts': panel})}" for panel in panels(results))
 
 
