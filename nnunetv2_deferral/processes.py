@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -61,9 +61,9 @@ def map_cases(
     Args:
         work: The function. With several processes it is pickled once for each, the cases and the results for each case.
         cases: Its arguments; may be empty.
-        num_processes: 1 runs in this process, more in as many spawned processes (at most one per case).
+        num_processes: 1 runs in this process, more in this one and spawned ones (at most one process per case).
         description: Label of the progress bar.
-        initializer: Called first in every spawned process.
+        initializer: Called first in each of several processes.
         size: The number of cases that the progress bar counts for each of `cases`.
 
     Yields:
@@ -74,10 +74,13 @@ def map_cases(
             results: Iterator[Result] = map(work, cases)
         else:
             spawn = multiprocessing.get_context("spawn")
-            number = min(num_processes, len(cases))
-            pool = ProcessPoolExecutor(number, spawn, initializer=_begin, initargs=(work, initializer))
+            others = min(num_processes, len(cases)) - 1
+            pool = ProcessPoolExecutor(others, spawn, initializer=_begin, initargs=(work, initializer))
             stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(_apply, cases)
+            elsewhere = [pool.submit(_apply, case) for case in cases]
+            if initializer is not None:
+                initializer()
+            results = _with_this_process(work, cases, elsewhere)
         yield from _shown(results, cases, description, size)
 
 
@@ -91,7 +94,7 @@ class Workers:
         """Start nothing yet.
 
         Args:
-            number: 1 runs in this process, more in as many spawned ones.
+            number: 1 runs in this process, more in this one and spawned ones.
 
         Raises:
             InputError: If the number is less than 1.
@@ -122,9 +125,35 @@ class Workers:
         results: Iterator[Result] = map(work, cases)
         if min(self.number, len(cases)) > 1:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(self.number, multiprocessing.get_context("spawn"))
-            results = self._pool.map(work, cases)
+                self._pool = ProcessPoolExecutor(self.number - 1, multiprocessing.get_context("spawn"))
+            results = _with_this_process(work, cases, [self._pool.submit(work, case) for case in cases])
         yield from _shown(results, cases, description, size)
+
+
+def _with_this_process(
+    work: Callable[[Case], Result], cases: Sequence[Case], elsewhere: Iterable[Future[Result]]
+) -> Iterator[Result]:
+    """The results of other processes, which take seconds to start, and of this one, which has begun by then.
+
+    Others take the cases from the first on, this one from the last, until they meet.
+    """
+    futures = dict(enumerate(elsewhere))
+    last = len(cases)
+    for place in range(len(cases)):
+        while not futures[place].done() and last > place:
+            last -= 1
+            if futures[last].cancel():
+                futures[last] = _done_here(work, cases[last])
+        yield futures.pop(place).result()
+
+
+def _done_here(work: Callable[[Case], Result], case: Case) -> Future[Result]:
+    done: Future[Result] = Future()
+    try:
+        done.set_result(work(case))
+    except Exception as error:  # raised when it is the turn of its case, as those of other processes
+        done.set_exception(error)
+    return done
 
 
 def _shown(

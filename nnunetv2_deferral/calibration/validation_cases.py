@@ -116,6 +116,8 @@ class ValidationCases:
         if len(found) == 1:
             found[0]._doing = doing
             return [work(found[0])]
+        for piece in found:  # each of which stays in one process
+            piece.workers = Workers()
         return list(self.workers.map(work, found, description=doing, size=lambda piece: len(piece.cases)))
 
     def read(self, fold: int, case: str) -> EvaluatedCase:

@@ -65,7 +65,7 @@ def fuse_folder(
         overwrite: Replace existing masks in `output`.
         evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
             :func:`.evidence_of`.
-        num_processes: 1 runs in this process, more in as many spawned ones.
+        num_processes: 1 runs in this process, more in this one and spawned ones.
         merge: Put together what all parts made (:func:`fuse_part`), with the same arguments, instead of fusing.
 
     Returns:

@@ -77,7 +77,7 @@ def query_folders(
         annotated: The folders of earlier rounds.
         dataset_json: The dataset.json of the model; None for the one in the first folder.
         overwrite: Replace a round in `output`.
-        num_processes: 1 runs in this process, more in as many spawned ones.
+        num_processes: 1 runs in this process, more in this one and spawned ones.
         merge: Choose from what the parts in `output` found, which the round replaces.
 
     Returns:

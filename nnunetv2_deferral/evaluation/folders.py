@@ -84,7 +84,7 @@ def evaluate(
         domains: For each case its domain, such as its hospital; None for no comparison of domains.
         bootstrap_seed: Seed of the bootstrap.
         surface_tolerance: See :func:`.summarize_deferral`.
-        num_processes: 1 runs in this process, more in as many spawned ones.
+        num_processes: 1 runs in this process, more in this one and spawned ones.
 
     Returns:
         The content of `deferral_summary.json`, see docs/reference/evaluation.md.

@@ -167,7 +167,7 @@ def find_candidates(
         query: What to ask for.
         annotated: Earlier rounds, whose boxes are not asked about again.
         cases: The cases.
-        num_processes: 1 runs in this process, more in as many spawned ones.
+        num_processes: 1 runs in this process, more in this one and spawned ones.
 
     Raises:
         InputError: For files that cannot be read or do not match, and boxes that do not fit.

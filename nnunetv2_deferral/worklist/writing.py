@@ -82,7 +82,7 @@ def write_worklist(
             none.
         overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
             left of one is replaced in any case.
-        num_processes: 1 runs in this process, more in as many spawned ones.
+        num_processes: 1 runs in this process, more in this one and spawned ones.
         find: Gives what :func:`.find_regions` found in all cases of the folder, in parts; None to find it.
 
     Returns:
