@@ -34,7 +34,14 @@ def import_series(given: argparse.Namespace) -> list[str]:
     """Write series as images; returns lines for the terminal."""
     from nnunetv2_deferral.dicom.importing import import_series
 
-    done = import_series(given.i, given.o, wanted=given.series, prefix=given.prefix, file_ending=given.ending)
+    done = import_series(
+        given.i,
+        given.o,
+        wanted=given.series,
+        prefix=given.prefix,
+        file_ending=given.ending,
+        skip_refused=given.skip_refused,
+    )
     lines = [f"{len(done.cases)} series in {given.o}, mapped in {given.o / 'dicom.json'}"]
     for case, series in sorted(done.cases.items()):
         spacing = " x ".join(f"{size:.4g}" for size in series.properties["spacing"])
@@ -43,6 +50,9 @@ def import_series(given: argparse.Namespace) -> list[str]:
             lines.append(f"    of {series.acquisitions} acquisitions (AcquisitionNumber): check that it is one volume")
     if done.left_out:
         lines.append(f"left out: {counted(done.left_out)}")
+    if done.refused:
+        lines.append(f"CAUTION: {len(done.refused)} series are refused and left out:")
+        lines += [f"  {why}" for why in done.refused]
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,6 +18,8 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder
 from nnunetv2_deferral.image_files import reason_of, write_itk
 
+_MOST_REFUSALS = 20  # in one message
+
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
@@ -25,14 +28,22 @@ class Imported:
     Attributes:
         cases: The series of each case.
         left_out: How many files were no images of a volume, by what they are.
+        refused: Why series are no volumes, if these were to be skipped.
     """
 
     cases: Mapping[str, Series]
     left_out: Mapping[str, int]
+    refused: tuple[str, ...] = ()
 
 
 def import_series(
-    source: Path, output: Path, *, wanted: Sequence[str] = (), prefix: str = DICOM_PREFIX, file_ending: str = ".nii.gz"
+    source: Path,
+    output: Path,
+    *,
+    wanted: Sequence[str] = (),
+    prefix: str = DICOM_PREFIX,
+    file_ending: str = ".nii.gz",
+    skip_refused: bool = False,
 ) -> Imported:
     """Write the series of a folder as images for nnU-Net, `<case>_0000<file_ending>`, and dicom.json.
 
@@ -42,10 +53,11 @@ def import_series(
         wanted: SeriesInstanceUIDs of the series to import; empty for all.
         prefix: First part of the names of cases, see :func:`.case_name`.
         file_ending: One of :data:`.defaults.DICOM_ENDINGS`.
+        skip_refused: Import the others if some series are no volumes.
 
     Raises:
         InputError: If the prefix or ending is invalid, series cannot be found (:func:`.find_series`) or are no volumes
-            (:func:`.read_series`), or the output folder is not empty. Nothing is left in it then.
+            (:func:`.read_series`; all are named), or the output folder is not empty. Nothing is left in it then.
     """
     if not PREFIX_PATTERN.fullmatch(prefix):
         raise InputError(f"the prefix of cases must consist of letters, digits, - and _, got {prefix!r}")
@@ -53,14 +65,30 @@ def import_series(
         raise InputError(f"the file ending must be one of {', '.join(DICOM_ENDINGS)}, got {file_ending!r}")
     with opened(source) as folder:
         found = find_series(folder, wanted)
-        cases = {case_name(prefix, uid): read_series(uid, files) for uid, files in found.files.items()}
-        if len(cases) < len(found.files):
+        read: list[Series] = []
+        refused: list[str] = []
+        for uid, files in found.files.items():
+            try:
+                read.append(read_series(uid, files))
+            except InputError as error:
+                refused.append(str(error))
+        if refused and not (skip_refused and read):
+            _refuse(refused, len(found.files))
+        cases = {case_name(prefix, series.uid): series for series in read}
+        if len(cases) < len(read):
             raise InputError(f"{source} has series whose cases would have the same name; choose some of them (-series)")
         with new_folder(output) as scratch:
             for case, series in cases.items():
                 write_itk(read_volume(series), scratch / f"{case}_0000{file_ending}")
             write_map(cases, scratch)
-    return Imported(cases=cases, left_out=found.left_out)
+    return Imported(cases=cases, left_out=found.left_out, refused=tuple(refused))
+
+
+def _refuse(refused: Sequence[str], of: int) -> NoReturn:
+    if len(refused) == 1:
+        raise InputError(refused[0])
+    more = f"; and {len(refused) - _MOST_REFUSALS} more" if len(refused) > _MOST_REFUSALS else ""
+    raise InputError(f"{len(refused)} of {of} series are refused: {'; '.join(refused[:_MOST_REFUSALS])}{more}")
 
 
 def read_volume(series: Series) -> sitk.Image:

@@ -38,7 +38,7 @@ IMAGES = {
     "1.2.840.10008.5.1.4.1.1.128.1": "Legacy Converted Enhanced PET",
     "1.2.840.10008.5.1.4.1.1.130": "Enhanced PET",
 }
-_UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
+_TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def opened(source: Path) -> Iterator[Path]:
 
 
 def find_series(folder: Path, wanted: Sequence[str] = ()) -> FoundSeries:
-    """Find the series of images in a folder and its subfolders; only the headers' UIDs are read.
+    """Find the series of images in a folder and its subfolders; only the headers' UIDs and words for them are read.
 
     Args:
         folder: A folder with a subfolder for each series, or with one series.
@@ -147,9 +147,10 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> FoundSeries:
     """
     files: dict[str, list[Path]] = {}
     left_out: Counter[str] = Counter()
+    words: dict[str, str] = {}
     for file in sorted(each for each in folder.rglob("*") if each.is_file() and not each.name.startswith(".")):
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_UIDS))
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         except (InvalidDicomError, EOFError):
             left_out["not DICOM"] += 1
             continue
@@ -159,7 +160,9 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> FoundSeries:
         if kind not in IMAGES:
             left_out[UID(kind).name if kind else "no image"] += 1
         elif not wanted or str(header.get("SeriesInstanceUID")) in wanted:
-            files.setdefault(str(header.SeriesInstanceUID), []).append(file)
+            uid = str(header.SeriesInstanceUID)
+            files.setdefault(uid, []).append(file)
+            words.setdefault(uid, f"{header.get('Modality', '')} {header.get('SeriesDescription', '')}".strip())
         else:
             left_out["of another series"] += 1
     if missing := sorted(set(wanted) - set(files)):
@@ -174,9 +177,10 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> FoundSeries:
         folders.setdefault(places[0], set()).add(uid)
     for place, uids in folders.items():
         if len(uids) > 1 and not wanted:
+            each = [f"{uid} ({words[uid]}, {len(files[uid])} files)" for uid in sorted(uids)]
             raise InputError(
-                f"{place} has the files of {len(uids)} series, where one is expected: {listed(sorted(uids))}. Choose "
-                "some of them (-series), or put each in a folder of its own"
+                f"{place} has the files of {len(uids)} series, where one is expected: {listed(each, 20)}. Choose some "
+                "of them (-series), or put each in a folder of its own"
             )
     return FoundSeries(files={uid: tuple(files[uid]) for uid in sorted(files)}, left_out=dict(left_out))
 

@@ -77,7 +77,8 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
     Returns:
         The content of run.json in the output folder, which is written after every attempt: `steps`, `num_parts`,
         `versions`, `complete`, and under `jobs` by name the `state` (`"done"`, `"failed"`), `words`, the number of
-        `attempts` in this call, `begun`, `seconds`, `log` and the `problem` of the last failed attempt.
+        `attempts` in this call, `begun`, `seconds`, `log` and the `problem` of the last attempt that failed, also if a
+        later one ended well.
 
     Raises:
         JobError: Listing the jobs of a step that failed three times; later steps are not begun.
@@ -110,6 +111,7 @@ def run_plan(plan: Plan, execute: Executor) -> dict[str, Any]:
 
 def _run_group(jobs: Sequence[Job], execute: Executor, manifest: dict[str, Any], plan: Plan) -> None:
     failures: dict[Job, str] = {}
+    problems: dict[Job, str] = {}  # also of those that ended well later
     attempts = dict.fromkeys(jobs, 0)
 
     def enter() -> None:
@@ -122,7 +124,7 @@ def _run_group(jobs: Sequence[Job], execute: Executor, manifest: dict[str, Any],
                 "begun": record and record["begun"],
                 "seconds": record and record["seconds"],
                 "log": str(job.log.relative_to(plan.output)),
-                "problem": failures.get(job),
+                "problem": problems.get(job),
             }
         write_json(manifest, plan.output / MANIFEST)
 
@@ -139,6 +141,7 @@ def _run_group(jobs: Sequence[Job], execute: Executor, manifest: dict[str, Any],
             for job in missing:
                 attempts[job] += 1
             failures = execute(missing, watch)
+            problems |= failures
             missing = list(failures)
             watch()
             enter()

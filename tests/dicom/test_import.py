@@ -120,11 +120,15 @@ def test_a_zip_file_of_folders_gives_a_case_for_each(tmp_path):
 
 def test_of_series_in_one_folder_those_chosen_are_imported(tmp_path):
     first, second = make_series(seed=0), make_series(seed=1)
+    for dataset in second.datasets:
+        dataset.SeriesDescription = "Thorax 2.5"
     write_series(first, tmp_path / "in")
     for file in write_series(second, tmp_path / "other").iterdir():
         shutil.copy(file, tmp_path / "in" / f"2_{file.name}")
-    with pytest.raises(InputError, match=r"has the files of 2 series, where one is expected: .*\(-series\)"):
+    with pytest.raises(InputError, match=r"has the files of 2 series, where one is expected: .*\(-series\)") as error:
         import_series(tmp_path / "in", tmp_path / "out")
+    assert f"{first.uid} (CT, 6 files)" in str(error.value)
+    assert f"{second.uid} (CT Thorax 2.5, 6 files)" in str(error.value)
     done = import_series(tmp_path / "in", tmp_path / "out", wanted=[second.uid])
     assert [each.uid for each in done.cases.values()] == [second.uid]
     assert done.left_out == {"of another series": 6}
@@ -145,6 +149,25 @@ def test_a_missing_slice_is_refused(tmp_path):
     refused(
         tmp_path, made, r"lacks slices: between those at \(.*\) and \(.*\) there are 5 mm, otherwise 2.5 mm, so about 1"
     )
+
+
+def test_all_series_that_are_refused_are_named_and_the_others_can_be_imported(tmp_path, capsys):
+    whole, *gaps = (make_series(seed=seed) for seed in range(3))
+    for place, made in enumerate([whole, *gaps]):
+        if made is not whole:
+            del made.datasets[3]
+        write_series(made, tmp_path / "in" / str(place))
+    with pytest.raises(InputError, match="2 of 3 series are refused: series .* lacks slices.*; series .* lacks slices"):
+        import_series(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    command.main(["import", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--skip_refused"])
+    said = capsys.readouterr().out
+    assert "1 series in " in said and "CAUTION: 2 series are refused and left out:" in said
+    assert all(f"  series {made.uid} lacks slices" in said for made in gaps)
+    assert list(CaseMap.read(tmp_path / "out").cases) == [case_name("dcm", whole.uid)]
+    shutil.rmtree(tmp_path / "in" / "0")
+    with pytest.raises(InputError, match="2 of 2 series are refused"):
+        import_series(tmp_path / "in", tmp_path / "none", skip_refused=True)
 
 
 def test_a_gantry_tilt_is_refused(tmp_path):

@@ -126,7 +126,9 @@ def test_a_job_that_is_killed_is_repeated(tmp_path):
     plan = MadeUpPlan(tmp_path, [job(tmp_path, f"{WRITES.format(file=str(file))}; {kill}", outputs=(file,))])
     manifest = run(plan)
     assert file.read_text() == "xx"
-    assert manifest["jobs"]["evaluate"]["attempts"] == 2
+    entry = manifest["jobs"]["evaluate"]
+    assert (entry["state"], entry["attempts"]) == ("done", 2)
+    assert "evaluate failed with exit code -9" in entry["problem"]
 
 
 def test_children_of_a_job_that_is_killed_alone_do_not_keep_it_from_being_repeated(tmp_path):

@@ -105,6 +105,7 @@ def dicom() -> argparse.ArgumentParser:
     add("-prefix", default=defaults.DICOM_PREFIX, help=words)
     endings = defaults.DICOM_ENDINGS
     add("-ending", choices=endings, default=endings[0], help="format of the images. Default: %(default)s")
+    add("--skip_refused", action="store_true", help="leave out series that are no even volume, and list them")
 
     words = "write OUT/<case>/mask.dcm, review.dcm, probability.dcm and gain.dcm"
     task = tasks.add_parser("export", help=words, description=_sentence(words))
