@@ -16,6 +16,7 @@ from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.names import spelling
 from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import (
+    OUTCOMES,
     ReadingRules,
     RegionReadings,
     Settled,
@@ -128,9 +129,12 @@ class Settling:
     def _renew(self, case: ReviewedCase) -> None:
         settled, masks, basis = self._recalled(case.name), self._digests(case.name), self._basis(case)
         if settled is None or (settled.masks, settled.basis) != (masks, basis):
+            before = [] if settled is None else settled.regions
             settled = self._settle(case, masks, basis)
             if self._reopen_if_stale(case, settled):
                 settled = self._settle(case, self._digests(case.name), basis)
+            if settled.regions != before and any(map(_is_answered, (*before, *settled.regions))):
+                self._store.note_settled(case.name, settled.regions)
             settled.write(self._store.folder, case.name)
         self._regions[case.name] = settled.regions
 
@@ -252,3 +256,7 @@ class Settling:
                 f"{self._store.mask_file(name, case.name)} was submitted for other predictions or another worklist. "
                 "Restore these, or choose another folder (-o)"
             )
+
+
+def _is_answered(region: RegionReadings) -> bool:
+    return region["outcome"] != OUTCOMES[0] or region["disputed"]

@@ -28,7 +28,7 @@ import json
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -358,6 +358,14 @@ class ReviewStore:
         except OSError as error:  # the masks are in place and logged, and the index follows from the log
             logger.warning("%s is out of date until the next submission or start: %s", REVIEW_NAME, error)
 
+    def note_settled(self, case: str, regions: Sequence[Mapping[str, Any]]) -> None:
+        """Log what became of the regions that two read.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        self.log.append({"time": _now(), "event": "settled", "case": case, "regions": list(regions)})
+
     def _append(self, event: str, expert: str, case: str, entry: Mapping[str, Any]) -> None:
         self.log.append({"time": _now(), "event": event, "expert": expert, "case": case, **entry})
 
@@ -368,6 +376,8 @@ class ReviewStore:
         aside: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # by the kind of event
         before: dict[tuple[str, str], dict[str, Any] | None] = {}  # the records of reopened cases
         for number, entry in enumerate(self.log.entries(), start=1):
+            if isinstance(entry, dict) and entry.get("event") == "settled":  # which follows from the masks
+                continue
             kind = _Submitted if isinstance(entry, dict) and entry.get("event") == "submitted" else _Changed
             validate(entry, kind, f"{self.log.file}, line {number}")
             of = entry["expert"], entry["case"]

@@ -237,7 +237,8 @@ class Study:
             InputError: If a mask or map is missing or inconsistent, or a mask of the worklist; the message names the
                 file.
         """
-        for case in tqdm(list(cases), desc="Reading the maps", unit="case"):
+        cases = list(cases)
+        for case in tqdm(cases, desc="Reading the maps", unit="case", disable=not cases):
             if not wanted():
                 return
             if case not in self._read:

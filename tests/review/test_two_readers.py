@@ -118,6 +118,27 @@ def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_dec
     assert total[0] == "all"
 
 
+def test_the_log_has_the_agreement_of_each_region_whenever_it_changes(folders, serve, capsys):
+    served = serve(folders, rules=RULES)
+    assert "0case" not in capsys.readouterr().err  # there are no answers to settle yet
+    answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
+    answer(served.browser("bob"), {1: 1, 2: 0, 3: 1})
+    answer(served.browser("eve"), {1: 1, 2: 1})
+    served.browser("coordinator").get("/api/cases")
+    served.review.store.close()
+    served = serve(folders, rules=RULES)
+    entries = [entry for entry in served.review.store.log.entries() if entry["event"] == "settled"]
+    assert [sorted(each["outcome"] for each in entry["regions"]) for entry in entries] == [
+        ["single", "single", "single"],
+        ["agreed", "open", "open"],
+        ["adjudicated", "adjudicated", "agreed"],
+    ]
+    last = entries[-1]
+    assert last["case"] == CASE and {"number", "readers", "difference", "dice", "kappa"} <= last["regions"][0].keys()
+    assert sorted(each["dice"] for each in last["regions"]) == [0, 0, 1]
+    assert {entry["time"] for entry in entries}
+
+
 def test_without_an_adjudicator_disputes_stay_open_and_keep_the_label_of_the_model(folders, serve):
     served = serve(folders, rules=ReadingRules(max_difference=0.5))
     answer(served.browser("ann"), {1: 1, 2: 1, 3: 1})
