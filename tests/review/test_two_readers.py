@@ -120,7 +120,7 @@ def test_where_they_agree_the_answer_is_theirs_and_elsewhere_the_adjudicator_dec
 
 def test_the_log_has_the_agreement_of_each_region_whenever_it_changes(folders, serve, capsys):
     served = serve(folders, rules=RULES)
-    assert "0case" not in capsys.readouterr().err  # there are no answers to settle yet
+    assert "maps: 0case" not in capsys.readouterr().err  # there are no answers to settle yet
     answer(served.browser("ann"), {1: 1, 2: 1, 3: 0})
     answer(served.browser("bob"), {1: 1, 2: 0, 3: 1})
     answer(served.browser("eve"), {1: 1, 2: 1})
