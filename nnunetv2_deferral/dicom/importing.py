@@ -113,7 +113,7 @@ def _read_slices(series: Series) -> np.ndarray:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in series.files])
     # ITK takes the type from the first slice; in PET, for example, each has its own slope.
-    if len({plane.rescale for plane in series.planes}) > 1:
+    if not series.stored_alike:
         reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
         image = sitk.GetArrayFromImage(reader.Execute())

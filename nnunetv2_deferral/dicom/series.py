@@ -38,6 +38,7 @@ IMAGES = {
     "1.2.840.10008.5.1.4.1.1.128.1": "Legacy Converted Enhanced PET",
     "1.2.840.10008.5.1.4.1.1.130": "Enhanced PET",
 }
+_STORED = ("BitsStored", "PixelRepresentation")
 _TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription")
 
 
@@ -68,6 +69,7 @@ class Series:
         files: The file of each slice; that of a multi-frame object repeatedly.
         step: From a slice to the next, float64 (3,), in mm.
         acquisitions: How many values of AcquisitionNumber its files have.
+        stored_alike: Whether its files have one slope, intercept, number of bits and sign.
     """
 
     uid: str
@@ -78,6 +80,7 @@ class Series:
     files: tuple[Path, ...]
     step: np.ndarray
     acquisitions: int
+    stored_alike: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -227,6 +230,8 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         files=tuple(file for _, file in slices),
         step=_step(where, planes),
         acquisitions=len({header.get("AcquisitionNumber") for header in headers}),
+        stored_alike=len({plane.rescale for plane in planes}) == 1
+        and len({tuple(header.get(keyword) for keyword in _STORED) for header in headers}) == 1,
     )
 
 

@@ -78,6 +78,16 @@ def test_slices_with_slopes_of_their_own_keep_their_values(tmp_path):
     np.testing.assert_allclose(sitk.GetArrayFromImage(image), (made.values + 1024.0) * slopes - 1024, rtol=1e-5)
 
 
+def test_slices_with_more_bits_than_the_first_keep_their_values(tmp_path):
+    made = make_series()
+    for number, dataset in enumerate(made.datasets):
+        bits = 16 if number == 3 else 12
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, 0
+        dataset.PixelData = np.full(SHAPE[1:], 60000 if number == 3 else 900, np.uint16).tobytes()
+    _, image = imported(tmp_path, made)
+    assert [image[0, 0, number] for number in range(SHAPE[0])] == [-124, -124, -124, 58976, -124, -124]
+
+
 def test_a_single_slice_has_its_thickness(tmp_path):
     made = make_series("oblique")
     _, image = imported(tmp_path, made._replace(datasets=made.datasets[2:3]))
