@@ -54,7 +54,8 @@ def call(*words):
 @pytest.fixture
 def node(tmp_path, monkeypatch):
     """A cluster of this machine, ended with the test."""
-    if subprocess.run(["pgrep", "-x", "munged"], stdout=subprocess.DEVNULL, check=False).returncode:
+    has_munge = not subprocess.run(["pgrep", "-x", "munged"], stdout=subprocess.DEVNULL, check=False).returncode
+    if not has_munge:
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge")
         call("runuser", "-u", "munge", "--", shutil.which("munged"))
@@ -71,9 +72,14 @@ def node(tmp_path, monkeypatch):
         assert time.monotonic() < end, (folder / "slurmctld.log").read_text()
         time.sleep(0.5)
     yield
+    end = time.monotonic() + 60
+    while call("squeue", "--noheader") and time.monotonic() < end:  # processes of jobs wait for the daemons otherwise
+        time.sleep(0.5)
     for daemon in daemons:
         daemon.terminate()
         daemon.wait(timeout=30)
+    if not has_munge:
+        call("runuser", "-u", "munge", "--", shutil.which("munged"), "--stop")
 
 
 @pytest.fixture
