@@ -135,15 +135,16 @@ def _with_this_process(
 ) -> Iterator[Result]:
     """The results of other processes, which take seconds to start, and of this one, which has begun by then.
 
-    Others take the cases from the first on, this one from the last, until they meet.
+    This process takes the first case that no other has begun whenever the result whose turn it is has to be waited for,
+    so that few results wait for their turn.
     """
-    futures = dict(enumerate(elsewhere))
-    last = len(cases)
+    futures, first = dict(enumerate(elsewhere)), 0
     for place in range(len(cases)):
-        while not futures[place].done() and last > place:
-            last -= 1
-            if futures[last].cancel():
-                futures[last] = _done_here(work, cases[last])
+        first = max(first, place)
+        while not futures[place].done() and first < len(cases):
+            if futures[first].cancel():
+                futures[first] = _done_here(work, cases[first])
+            first += 1
         yield futures.pop(place).result()
 
 

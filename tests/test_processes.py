@@ -35,8 +35,9 @@ both = pytest.mark.parametrize("call", [by_map_cases, by_workers])
 def test_this_process_works_while_others_start_and_results_keep_their_order(call):
     found = list(call(in_process, range(8), 2))
     assert [case for case, _ in found] == list(range(8))
-    assert found[-1][1] == os.getpid()
-    assert len({process for _, process in found}) <= 2
+    processes = {process for _, process in found}
+    assert os.getpid() in processes
+    assert len(processes) <= 2
 
 
 @both
