@@ -34,8 +34,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.fitting import calibrate, leave_uncalibrated
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits
@@ -87,7 +87,7 @@ class Tally:
 class Confidence:
     """The fair baseline, fitted on validation cases: ranking by confidence, expert by accuracy on deferred voxels."""
 
-    def __init__(self, cases: ValidationCases, has_regions: bool) -> None:
+    def __init__(self, cases: CalibrationCases, has_regions: bool) -> None:
         self.has_regions = has_regions
         scores, right = [], []
         for fold, name in cases.cases:
@@ -106,9 +106,11 @@ class Confidence:
 
 def open_cases(
     experiment: Experiment, folds: Sequence[int], method: Method, groups: Mapping[str, Any] | None, errors: str | None
-) -> ValidationCases:
+) -> CalibrationCases:
     """The cases of some folds, optionally with another error model of the simulated experts than in training."""
-    cases = ValidationCases(Experiment.find(experiment.dataset, experiment.configuration, folds), method, groups=groups)
+    cases = CalibrationCases.of_validations(
+        Experiment.find(experiment.dataset, experiment.configuration, folds), method, groups=groups
+    )
     if errors is not None:
         experts = tuple(e if isinstance(e, Rater) else replace(e, error_model=errors) for e in cases.experts.experts)
         cases.experts = replace(cases.experts, experts=experts)
@@ -121,7 +123,7 @@ def held_out(
     groups: Mapping[str, Any] | None,
     budgets: Sequence[float],
     errors: str | None,
-) -> Iterator[tuple[int, ValidationCases, ModelCalibration, ModelCalibration, ValidationCases]]:
+) -> Iterator[tuple[int, CalibrationCases, ModelCalibration, ModelCalibration, CalibrationCases]]:
     """For each fold its cases, the fits on the other folds with and without calibrators, and the cases of these."""
     limits = [Limits(budget=budget, over="dataset") for budget in budgets]
     for fold in experiment.folds:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_interval
@@ -66,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     experiment, method = Experiment.find(given.d, given.c, given.f), Method(trainer=given.tr, plans=given.p)
     names = [case for found in experiment.cases().values() for case in found]
-    cases = ValidationCases(experiment, method, groups=read_groups(given.groups, names))
+    cases = CalibrationCases.of_validations(experiment, method, groups=read_groups(given.groups, names))
     gone: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     dice, wrong_share, shown, groups = [], [], [], []
     for case in cases:

@@ -36,10 +36,10 @@ import numpy as np
 
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.arrays import of_experts
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains, structures_of
 from nnunetv2_deferral.calibration.evidence_models import candidates_of, fit_evidence, fit_prior
 from nnunetv2_deferral.calibration.fitting import calibrate
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.evaluation.answered_cases import AnsweredCase
@@ -72,9 +72,9 @@ class Folds:
         self.groups = None if given.groups is None else read_groups(given.groups, names)
         self.raters = tuple(sorted(each.name for each in (experiment.raw / FOLDER).glob("*") if each.is_dir()))
 
-    def open(self, folds: Sequence[int], seed: int | None = None) -> ValidationCases:
+    def open(self, folds: Sequence[int], seed: int | None = None) -> CalibrationCases:
         experiment = Experiment.find(self.experiment.dataset, self.experiment.configuration, folds)
-        cases = ValidationCases(experiment, self.method, experts=self.given.experts, groups=self.groups)
+        cases = CalibrationCases.of_validations(experiment, self.method, experts=self.given.experts, groups=self.groups)
         if self.given.raters or self.given.leave_one_out:
             cases.experts = ExpertAnswers(
                 experts=tuple(map(Rater, self.raters)),
@@ -95,11 +95,11 @@ class Folds:
         every = self.open(self.experiment.folds)
         if self.given.parts is None:
             folds = self.experiment.folds
-            return [{every.group(case) for fold, case in every.cases if fold == own} for own in folds]
+            return [{every.group(case) for fold, case in every.cases if fold == str(own)} for own in folds]
         groups = sorted({every.group(case) for case in every.names})
         return [set(groups[part :: self.given.parts]) for part in range(self.given.parts)]
 
-    def read(self, cases: ValidationCases) -> Iterator[EvaluatedCase]:
+    def read(self, cases: CalibrationCases) -> Iterator[EvaluatedCase]:
         """The cases, or with `--leave_one_out` each as often as there are raters, one of whom is the only expert."""
         for case in cases:
             if not self.given.leave_one_out:
@@ -111,7 +111,7 @@ class Folds:
                 yield replace(case, answers=case.answers[place : place + 1], reference=reference.astype(np.int64))
 
 
-def _with_seed(cases: ValidationCases, seed: int) -> ValidationCases:
+def _with_seed(cases: CalibrationCases, seed: int) -> CalibrationCases:
     cases.experts = replace(cases.experts, seed=seed)
     return cases
 
@@ -152,7 +152,7 @@ def most_uncertain(cases: Sequence[AnsweredCase], scores: Sequence[np.ndarray], 
 
 
 def reduced(
-    case: EvaluatedCase, structures: Structures, prior: Prior, cases: ValidationCases
+    case: EvaluatedCase, structures: Structures, prior: Prior, cases: CalibrationCases
 ) -> tuple[AnsweredCase, np.ndarray]:
     """The candidates of a case, and the model's doubt at them over the expected area, (n,)."""
     candidates = candidates_of(case, structures, prior)

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains, structures_of
 from nnunetv2_deferral.calibration.evidence_models import candidates_of, fit_evidence, fit_prior
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.model_calibration import FittedEvidence, ModelCalibration
@@ -41,7 +41,7 @@ BUDGETS, SIZES = (0.005, 0.01, 0.02), (2.0, 4.0, 8.0)
 PARTS = 3
 
 
-def fitted_on(cases: ValidationCases) -> EvidenceModel:
+def fitted_on(cases: CalibrationCases) -> EvidenceModel:
     """An evidence model fitted on these cases."""
     structures = structures_of(cases.files)
     size = float(np.median([min(case.prediction.spacing) for case in cases]))
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("-f", nargs="+", default=["0"])
     given = parser.parse_args()
     experiment = Experiment.find(given.dataset, given.configuration, fold_numbers(given.f))
-    cases = ValidationCases(experiment, Method(trainer=given.trainer, plans=given.plans))
+    cases = CalibrationCases.of_validations(experiment, Method(trainer=given.trainer, plans=given.plans))
     groups, rows = sorted({cases.group(case) for case in cases.names}), []
     found: dict[tuple[float, float], list[tuple[dict[str, float], list[tuple[int, float, float]]]]] = {}
     heads = (IDENTITY,) * (cases.settings.num_experts + 1)

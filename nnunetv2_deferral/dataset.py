@@ -6,7 +6,7 @@ import contextlib
 import glob
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -338,13 +338,14 @@ def same_cases(what: str, cases: Sequence[str], others: Sequence[str]) -> None:
         raise InputError(f"{what} ({len(missing)}): {listed(missing, _CASES_LISTED)}")
 
 
-def read_groups(file: Path, cases: Sequence[str], *, kind: str = "group") -> dict[str, Any]:
+def read_groups(file: Path, cases: Sequence[str], *, kind: str = "group", also: Collection[str] = ()) -> dict[str, Any]:
     """A JSON file that maps each case to its group, such as its patient.
 
     Args:
         file: The file.
         cases: The cases that must have a group.
         kind: What a group is called in messages.
+        also: Cases whose groups are returned, too, where the file has them.
 
     Raises:
         InputError: If it is not such a file or lacks cases.
@@ -354,4 +355,4 @@ def read_groups(file: Path, cases: Sequence[str], *, kind: str = "group") -> dic
         raise InputError(f"{file} must map cases to {kind}s, got a {type(groups).__name__}")
     validate(groups, _Groups, str(file))
     same_cases(f"cases without a {kind} in {file}", cases, list(groups))
-    return {case: groups[case] for case in cases}
+    return {case: groups[case] for case in [*cases, *(case for case in also if case in groups)]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnunetv2_deferral.decision.certificate import Certificate
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 
 
 def certificate(**other: Any) -> Certificate:
@@ -18,7 +19,7 @@ def certificate(**other: Any) -> Certificate:
         "violations": 1,
         "grouped": True,
         "median_foreground": 55.0,
-        "folds": (0,),
+        "predicted_by": PredictedBy(folds=("0",)),
         "scores": (0.5, 0.25),
     }
     return Certificate(**values | other)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases, Pair
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, route_within_limits
 from nnunetv2_deferral.decision.certificate import (
     Certificate,
@@ -30,7 +30,7 @@ _FEWEST = 4  # groups: two to fit, two to certify
 _MOST_VIOLATIONS = 3  # for which the number of groups needed is said
 
 
-def split_for_certification(cases: ValidationCases, *, seed: int = 0) -> tuple[ValidationCases, ValidationCases]:
+def split_for_certification(cases: CalibrationCases, *, seed: int = 0) -> tuple[CalibrationCases, CalibrationCases]:
     """Split the groups of cases at random into halves: one to fit everything on, one to certify.
 
     Raises:
@@ -45,7 +45,7 @@ def split_for_certification(cases: ValidationCases, *, seed: int = 0) -> tuple[V
 
 
 def certify(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     calibration: ModelCalibration,
     *,
     kept_error: float,
@@ -114,17 +114,17 @@ def certify(
             violations=violations[place],
             grouped=grouped,
             median_foreground=errors.median_foreground,
-            folds=tuple(cases.experiment.folds),
+            predicted_by=cases.predicted_by,
             scores=errors.scores,
         )
     return replace(calibration, certificate=certificate, report={**calibration.report, "certification": report})
 
 
 def _kept_errors(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     calibration: ModelCalibration,
     at: Sequence[tuple[float, Sequence[float] | None]],
-    pair: tuple[int, str],
+    pair: Pair,
 ) -> KeptErrors:
     """The kept errors of a case at budgets with thresholds, or with None at budgets of each case."""
     case, found = cases.read(*pair), KeptErrors()
@@ -139,7 +139,7 @@ def _kept_errors(
     return found
 
 
-def _earlier_attempts(cases: ValidationCases) -> int:
+def _earlier_attempts(cases: CalibrationCases) -> int:
     """How often a certificate was tried on any of these cases, according to the model's present calibration."""
     tried = cases.attempted.get("attempted")
     return int(tried["attempts"]) if tried is not None and {*cases.names} & {*tried["cases"]} else 0

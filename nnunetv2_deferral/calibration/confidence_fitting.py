@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.evaluation.budgets import BudgetStatistics
@@ -18,7 +18,7 @@ from nnunetv2_deferral.uncertainty import one_minus_max
 class ConfidenceFit:
     """Accumulates, case by case, what the rule is chosen by."""
 
-    def __init__(self, cases: ValidationCases) -> None:
+    def __init__(self, cases: CalibrationCases) -> None:
         """Start without cases; those to come are of these, with saved probabilities and answers of all experts."""
         self._has_regions = cases.files.label_manager.has_regions
         self._every = {

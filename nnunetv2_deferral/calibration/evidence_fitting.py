@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases, Pair
 from nnunetv2_deferral.calibration.evidence_models import Rows, candidates_of, fit_evidence, prior_of, prior_rows
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.decision.assignment import route_by_thresholds, thresholds_within_limits
@@ -31,7 +31,7 @@ _PARTS = 3
 
 
 def fit_gated_evidence(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     rule: ModelCalibration,
     rule_without: Callable[[Collection[str]], ModelCalibration],
     *,
@@ -95,7 +95,7 @@ def fit_gated_evidence(
         report["reason"] = f"at {', '.join(worse)} it was worse on patients held back"
         return None, report
     model, _ = _fit_on(cases, cases.cases, structures, rule, finest, exchangeable=exchangeable)
-    return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.experts))), report
+    return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.identities))), report
 
 
 def structures_of(files: DatasetFiles) -> Structures:
@@ -107,7 +107,7 @@ def structures_of(files: DatasetFiles) -> Structures:
     return Structures(files.label_values, regions, tuple(manager.regions_class_order))
 
 
-def predicted_gains(cases: ValidationCases, prediction: PredictedCase, calibration: ModelCalibration) -> np.ndarray:
+def predicted_gains(cases: CalibrationCases, prediction: PredictedCase, calibration: ModelCalibration) -> np.ndarray:
     """The expected gains of asking in a case, float32 (J, *S), as in a prediction with this calibration."""
     unknown, weight, rule = ~prediction.predicted, cases.voxel_weight(prediction), cases.settings.rule
     evidence = calibration.evidence
@@ -129,11 +129,11 @@ _Found = list[tuple[int, np.ndarray]]  # for each case the number of questions a
 
 
 def _fit_on(
-    cases: ValidationCases,
-    pairs: Sequence[tuple[int, str]],
+    cases: CalibrationCases,
+    pairs: Sequence[Pair],
     structures: Structures,
     rule: ModelCalibration,
-    finest: Mapping[tuple[int, str], float],
+    finest: Mapping[Pair, float],
     *,
     exchangeable: bool,
 ) -> tuple[EvidenceModel, list[_Answered]]:
@@ -147,19 +147,19 @@ def _fit_on(
     return model, seen
 
 
-def _finest(cases: ValidationCases, pair: tuple[int, str]) -> float:
+def _finest(cases: CalibrationCases, pair: Pair) -> float:
     return min(cases.prediction(*pair).spacing)
 
 
 def _read_prior_rows(
-    cases: ValidationCases, number: int, structures: Structures, voxel_size: float, pair: tuple[int, str]
+    cases: CalibrationCases, number: int, structures: Structures, voxel_size: float, pair: Pair
 ) -> list[Rows]:
     return prior_rows(cases.read(*pair), number, structures, voxel_size)
 
 
 def _answered_cases(
-    cases: ValidationCases,
-    pairs: Sequence[tuple[int, str]],
+    cases: CalibrationCases,
+    pairs: Sequence[Pair],
     structures: Structures,
     prior: Prior,
     rule: ModelCalibration,
@@ -168,7 +168,7 @@ def _answered_cases(
 
 
 def _answered(
-    cases: ValidationCases, structures: Structures, prior: Prior, rule: ModelCalibration, pair: tuple[int, str]
+    cases: CalibrationCases, structures: Structures, prior: Prior, rule: ModelCalibration, pair: Pair
 ) -> _Answered:
     case = cases.read(*pair)
     gains = predicted_gains(cases, case.prediction, rule)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases, Pair
 from nnunetv2_deferral.calibration.confidence_fitting import ConfidenceFit
 from nnunetv2_deferral.calibration.evidence_fitting import fit_gated_evidence, predicted_gains
 from nnunetv2_deferral.calibration.forecast_fitting import ForecastFit
 from nnunetv2_deferral.calibration.head_choice import Rows, choose_ranking, fit_combined, rows_of
 from nnunetv2_deferral.calibration.region_thresholds import Trial, routed_voxels, thresholds_for_regions
 from nnunetv2_deferral.calibration.selection import Selection, select_by_statistics
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.decision.assignment import thresholds_within_limits
 from nnunetv2_deferral.decision.calibrators import IDENTITY
 from nnunetv2_deferral.decision.combination import CONFIDENCE, HEADS, RANKINGS
@@ -26,6 +26,7 @@ from nnunetv2_deferral.decision.model_calibration import (
     FittedThresholds,
     ModelCalibration,
 )
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.head_statistics import HeadStatistics
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
@@ -58,7 +59,7 @@ class FirstReading:
     forecast: ForecastFit | None
 
     @classmethod
-    def merged(cls, parts: Sequence[FirstReading], cases: ValidationCases) -> FirstReading:
+    def merged(cls, parts: Sequence[FirstReading], cases: CalibrationCases) -> FirstReading:
         """What was found in all parts, equal up to rounding to what is found in all these cases."""
         forecasts = [part.forecast for part in parts if part.forecast is not None]
         return cls(
@@ -82,7 +83,7 @@ class RankedGains:
     voxels: int
 
     @classmethod
-    def merged(cls, parts: Sequence[RankedGains], cases: ValidationCases) -> RankedGains:
+    def merged(cls, parts: Sequence[RankedGains], cases: CalibrationCases) -> RankedGains:
         """The gains of the cases of all parts, which are these, in their order."""
         return cls(
             of_cases=in_order([part.of_cases for part in parts], cases.names),
@@ -90,18 +91,18 @@ class RankedGains:
         )
 
 
-def read_first(cases: ValidationCases, *, forecast: bool = False) -> FirstReading:
+def read_first(cases: CalibrationCases, *, forecast: bool = False) -> FirstReading:
     """Read each case once, for what is needed before anything is fitted; see :func:`calibrate`."""
     return FirstReading.merged(cases.in_pieces(partial(_read_piece, forecast), "Reading"), cases)
 
 
-def rank_gains(cases: ValidationCases) -> RankedGains:
+def rank_gains(cases: CalibrationCases) -> RankedGains:
     """The gains of all cases with the calibration that the model has, for :func:`fit_thresholds`."""
     current = cases.calibration
     return _rank(cases, _uncalibrated(cases) if current is None else current)
 
 
-def same_for_all_parts(cases: ValidationCases, *, thresholds_only: bool, forecast: bool) -> dict[str, Any]:
+def same_for_all_parts(cases: CalibrationCases, *, thresholds_only: bool, forecast: bool) -> dict[str, Any]:
     """What parts of :func:`read_first`, or of :func:`rank_gains`, must have in common, as JSON.
 
     Args:
@@ -124,7 +125,7 @@ def same_for_all_parts(cases: ValidationCases, *, thresholds_only: bool, forecas
 
 
 def calibrate(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     limits: Sequence[Limits] = (),
     *,
     evidence: bool = True,
@@ -215,7 +216,7 @@ def calibrate(
 
 
 def leave_uncalibrated(
-    cases: ValidationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
+    cases: CalibrationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
 ) -> ModelCalibration:
     """Fit thresholds for limits over a dataset only; probabilities are unchanged, with any objective.
 
@@ -231,7 +232,7 @@ def leave_uncalibrated(
 
 
 def fit_thresholds(
-    cases: ValidationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
+    cases: CalibrationCases, limits: Sequence[Limits], ranked: RankedGains | None = None
 ) -> ModelCalibration:
     """Fit thresholds for limits over a dataset, and keep the calibration that the model has.
 
@@ -247,11 +248,17 @@ def fit_thresholds(
         dataset is removed, because it was of its own thresholds.
 
     Raises:
-        InputError: If the model's calibration cannot be read.
+        InputError: If the model's calibration cannot be read, or is of final validations and the cases of predictions,
+            or the other way round.
     """
     current = cases.calibration
     if current is None:
         return leave_uncalibrated(cases, limits, ranked)
+    kept, own = PredictedBy.noted(current.report), cases.predicted_by
+    if kept.prediction != own.prediction:
+        raise InputError(
+            f"the calibration that is kept (--thresholds_only) was fitted on {kept.words}, not on {own.words}"
+        )
     fitted = _fit_thresholds(cases, current, limits, ranked)
     others = [each for each in current.thresholds if not any(each.are_for(new) for new in fitted)]
     certificate, report = current.certificate, dict(current.report)
@@ -263,11 +270,11 @@ def fit_thresholds(
         thresholds=(*fitted, *others),
         certificate=certificate,
         # Retraining any of these folds removes the calibration.
-        report={**report, "folds": sorted({*current.report.get("folds", []), *cases.experiment.folds})},
+        report={**report, **replace(own, folds=tuple(sorted({*kept.folds, *own.folds}))).to_dict()},
     )
 
 
-def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> Path:
+def write_calibration(calibration: ModelCalibration, cases: CalibrationCases) -> Path:
     """Write a calibration to the plans in the folder of its model, atomically; returns the file."""
     file = cases.model / "plans.json"
     stock = {STOCK_KEY: cases.settings.to_dict()} if cases.is_stock else {}
@@ -275,7 +282,7 @@ def write_calibration(calibration: ModelCalibration, cases: ValidationCases) -> 
     return file
 
 
-def _read_piece(forecast: bool, cases: ValidationCases) -> FirstReading:
+def _read_piece(forecast: bool, cases: CalibrationCases) -> FirstReading:
     every = [HeadStatistics() for _ in range(cases.settings.num_experts + 1)]
     confidence, dice = ConfidenceFit(cases), ForecastFit(cases.files) if forecast else None
     rows: dict[str, list[Rows]] = {}
@@ -292,17 +299,17 @@ def _read_piece(forecast: bool, cases: ValidationCases) -> FirstReading:
     return FirstReading(heads=every, rows=rows, confidence=confidence, forecast=dice)
 
 
-def _uncalibrated(cases: ValidationCases) -> ModelCalibration:
+def _uncalibrated(cases: CalibrationCases) -> ModelCalibration:
     """A calibration that changes nothing."""
     heads = (IDENTITY,) * (cases.settings.num_experts + 1)
     return ModelCalibration(experts=cases.settings.expert_names, heads=heads)
 
 
-def _origin(cases: ValidationCases) -> dict[str, Any]:
+def _origin(cases: CalibrationCases) -> dict[str, Any]:
     """What a calibration was fitted on, for its report."""
     return {
-        "dataset": cases.experiment.dataset,
-        "folds": list(cases.experiment.folds),
+        "dataset": cases.dataset,
+        **cases.predicted_by.to_dict(),
         "cases": [case for _, case in cases.cases],
         "experts": cases.experts.to_dict(),
     }
@@ -319,7 +326,7 @@ def _fits(names: Sequence[str], every: Sequence[HeadStatistics], can_be_asked: S
     return fits
 
 
-def _parts(cases: ValidationCases) -> list[set[str]]:
+def _parts(cases: CalibrationCases) -> list[set[str]]:
     """The groups that are held back together."""
     groups = sorted({cases.group(case) for case in cases.names})
     return [set(groups[part::_PARTS]) for part in range(min(_PARTS, len(groups)))]
@@ -327,7 +334,7 @@ def _parts(cases: ValidationCases) -> list[set[str]]:
 
 def _fitted_without(
     parts: Sequence[set[str]],
-    cases: ValidationCases,
+    cases: CalibrationCases,
     names: Sequence[str],
     first: FirstReading,
     can_be_asked: Sequence[bool],
@@ -359,7 +366,7 @@ def _as_it_is(rule: ModelCalibration, held_back: Collection[str]) -> ModelCalibr
 
 
 def _rule_without(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     names: Sequence[str],
     first: FirstReading,
     can_be_asked: Sequence[bool],
@@ -373,7 +380,7 @@ def _rule_without(
 
 
 def _combined(
-    cases: ValidationCases, rows: Sequence[Sequence[Rows]], can_be_asked: Sequence[bool], kind: str
+    cases: CalibrationCases, rows: Sequence[Sequence[Rows]], can_be_asked: Sequence[bool], kind: str
 ) -> ModelCalibration:
     """The calibration for a ranking other than that of the heads as they are."""
     combination, heads = fit_combined(
@@ -386,7 +393,7 @@ def _combined(
 
 
 def _reliability(
-    cases: ValidationCases, names: Sequence[str], fitted: Sequence[ModelCalibration], parts: Sequence[set[str]]
+    cases: CalibrationCases, names: Sequence[str], fitted: Sequence[ModelCalibration], parts: Sequence[set[str]]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The reliability of all heads before and after calibration, the latter None if nothing could be fitted.
 
@@ -405,7 +412,7 @@ def _check(
     names: Sequence[str],
     fitted: Sequence[ModelCalibration],
     parts: Sequence[set[str]],
-    cases: ValidationCases,
+    cases: CalibrationCases,
 ) -> tuple[ReliabilityStatistics, ReliabilityStatistics]:
     """The reliability before and after calibration, the latter without cases if nothing could be fitted."""
     before, after = ReliabilityStatistics(names), ReliabilityStatistics(names)
@@ -424,7 +431,7 @@ def _check(
 
 
 def _fit_thresholds(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     calibration: ModelCalibration,
     limits: Sequence[Limits],
     ranked: RankedGains | None = None,
@@ -450,7 +457,7 @@ def _fit_thresholds(
     )
 
 
-def _rank(cases: ValidationCases, calibration: ModelCalibration) -> RankedGains:
+def _rank(cases: CalibrationCases, calibration: ModelCalibration) -> RankedGains:
     found = [*cases.map(partial(_positive_gains, cases, calibration), "Ranking")]
     return RankedGains(
         of_cases={name: gains for name, (gains, _) in zip(cases.names, found, strict=True)},
@@ -458,9 +465,7 @@ def _rank(cases: ValidationCases, calibration: ModelCalibration) -> RankedGains:
     )
 
 
-def _positive_gains(
-    cases: ValidationCases, calibration: ModelCalibration, pair: tuple[int, str]
-) -> tuple[np.ndarray, int]:
+def _positive_gains(cases: CalibrationCases, calibration: ModelCalibration, pair: Pair) -> tuple[np.ndarray, int]:
     """The gains (J, m) in a case where one is positive, and its number of voxels."""
     gained = predicted_gains(cases, cases.prediction(*pair), calibration)
     flat = gained.reshape(len(gained), -1)
@@ -468,10 +473,10 @@ def _positive_gains(
 
 
 def _route(
-    cases: ValidationCases,
+    cases: CalibrationCases,
     calibration: ModelCalibration,
     trials: Sequence[Trial],
-    pair: tuple[int, str],
+    pair: Pair,
 ) -> np.ndarray:
     prediction = cases.prediction(*pair)
     return routed_voxels(predicted_gains(cases, prediction, calibration), prediction.spacing, trials)

@@ -15,10 +15,10 @@ import numpy as np
 from scipy.special import expit
 
 from nnunetv2_deferral.arrays import highest, of_experts, to_logits
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.evidence_fitting import predicted_gains
 from nnunetv2_deferral.calibration.regression import logistic_weights, sample_voxels
 from nnunetv2_deferral.calibration.selection import fit_isotonic
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Calibrator
 from nnunetv2_deferral.decision.combination import (
@@ -92,7 +92,7 @@ def fit_combined(
 
 
 def choose_ranking(
-    cases: ValidationCases, fitted: Sequence[Mapping[str, ModelCalibration]], parts: Sequence[set[str]]
+    cases: CalibrationCases, fitted: Sequence[Mapping[str, ModelCalibration]], parts: Sequence[set[str]]
 ) -> dict[str, Any]:
     """The ranking that recovers most in the mean over budgets, or an earlier one of :data:`RANKINGS` close to it.
 
@@ -121,7 +121,7 @@ def choose_ranking(
 
 
 def _rank(
-    fitted: Sequence[Mapping[str, ModelCalibration]], parts: Sequence[set[str]], cases: ValidationCases
+    fitted: Sequence[Mapping[str, ModelCalibration]], parts: Sequence[set[str]], cases: CalibrationCases
 ) -> tuple[dict[str, BudgetStatistics], OracleStatistics]:
     """What each ranking and the oracle gain in these cases."""
     regions, rule = cases.files.regions, cases.settings.rule

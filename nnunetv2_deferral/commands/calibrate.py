@@ -1,7 +1,8 @@
-"""`nnUNetv2_deferral_calibrate`: fit a model's calibrators and budget thresholds on its validation cases.
+"""`nnUNetv2_deferral_calibrate`: fit a model's calibrators and budget thresholds on cases it was not trained on.
 
 They are fitted to the outputs that the final validation saved with `--npz`, on cases held out from each fold's training
-set, and written to plans.json in the model folder, where prediction reads them.
+set, or to predictions of other cases with a reference, and written to plans.json in the model folder, where prediction
+reads them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.certification import certify, split_for_certification
 from nnunetv2_deferral.calibration.fitting import (
     FirstReading,
@@ -23,28 +25,34 @@ from nnunetv2_deferral.calibration.fitting import (
     write_calibration,
 )
 from nnunetv2_deferral.calibration.forecast_fitting import text as forecast_text
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.certificate import check_risk
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
+from nnunetv2_deferral.text import plural
 
+FOLDS = 5  # of a cross-validation, as nnU-Net's
 PARTS = "calibration"  # folder in that of the model
-_OF_ALL = "; predictions with -f all use the calibration of these folds of the same model, too, and say so"
+_OF_ALL = "; or calibrate on predictions of cases that it was not trained on (-i PREDICTIONS -ref LABELS)"
 
 
 def text(calibration: ModelCalibration) -> str:
     """A summary of the fit for the terminal."""
     report = calibration.report
-    lines = [f"{len(report['cases'])} validation cases of fold {', '.join(map(str, report['folds']))}"]
+    fitted_on, number = PredictedBy.noted(report), len(report["cases"])
+    if fitted_on.prediction is None:
+        lines = [f"{number} validation cases of fold {', '.join(fitted_on.folds)}"]
+    else:
+        lines = [f"{plural(number, 'case')} in {fitted_on.words}"]
     if report["heads"]:
         lines.append(f"  {'calibration':<40} calibrator   ECE of the {LEAST_CERTAIN:.0%} least certain voxels   of all")
     for name, head in report["heads"].items():
@@ -141,8 +149,8 @@ def _limits(given: argparse.Namespace) -> list[Limits]:
 
 
 def _split(
-    given: argparse.Namespace, cases: ValidationCases, limits: Sequence[Limits]
-) -> tuple[ValidationCases, ValidationCases | None]:
+    given: argparse.Namespace, cases: CalibrationCases, limits: Sequence[Limits]
+) -> tuple[CalibrationCases, CalibrationCases | None]:
     """The cases to fit on, and those held back for a certificate."""
     if given.certify is None:
         return cases, None
@@ -156,8 +164,31 @@ def _split(
     return split_for_certification(cases)
 
 
+def _cases(given: argparse.Namespace, workers: Workers) -> CalibrationCases:
+    """The cases to calibrate on: of final validations, or of a folder of predictions."""
+    if (given.i is None) != (given.ref is None):
+        raise InputError("-i PREDICTIONS and -ref LABELS are given together")
+    method = Method(trainer=given.tr, plans=given.p)
+    if given.i is not None:
+        if given.f is not None:
+            raise InputError("-f is of final validations; predictions (-i) note which folds predicted them")
+        return CalibrationCases.of_predictions(
+            Experiment.find(given.d, given.c, None),
+            method,
+            given.i,
+            given.ref,
+            experts=given.experts,
+            groups_file=given.groups,
+            workers=workers,
+        )
+    experiment = Experiment.find(given.d, given.c, fold_numbers(given.f or range(FOLDS), instead=_OF_ALL))
+    names = [case for found in experiment.cases().values() for case in found]
+    groups = None if given.groups is None else read_groups(given.groups, names)
+    return CalibrationCases.of_validations(experiment, method, experts=given.experts, groups=groups, workers=workers)
+
+
 def _fit(
-    given: argparse.Namespace, cases: ValidationCases, limits: Sequence[Limits], found: Sequence[Any] | None
+    given: argparse.Namespace, cases: CalibrationCases, limits: Sequence[Limits], found: Sequence[Any] | None
 ) -> ModelCalibration:
     """Fit to the cases, which parts have found this in, or None."""
     if given.thresholds_only:
@@ -179,12 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         confidence, limits, part = _checked_confidence(given), _limits(given), parsers.part_of(given)
-        experiment = Experiment.find(given.d, given.c, fold_numbers(given.f, instead=_OF_ALL))
-        method = Method(trainer=given.tr, plans=given.p)
-        names = [case for found in experiment.cases().values() for case in found]
-        groups = None if given.groups is None else read_groups(given.groups, names)
         with Workers(given.np) as workers:
-            cases = ValidationCases(experiment, method, experts=given.experts, groups=groups, workers=workers)
+            cases = _cases(given, workers)
             check_capacities(given.capacities, cases.settings.num_experts, named="-capacities")
             regions = [cases.settings.min_region_mm] if given.min_region_mm is None else given.min_region_mm
             limits = [replace(each, min_region_mm=region) for region in regions for each in limits]
@@ -206,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     kept_error=kept_error,
                     alpha=alpha,
                     confidence=confidence,
-                    grouped=groups is not None,
+                    grouped=given.groups is not None,
                 )
         file = write_calibration(calibration, cases)
         if given.merge:

@@ -14,15 +14,16 @@ Source: Angelopoulos et al. 2021, "Learn then Test" (fixed sequence testing, exa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Share, Text, validate
@@ -38,8 +39,12 @@ class _Stored(TypedDict):
     violations: Count
     grouped: Boolean
     median_foreground: NonNegative
-    folds: list[Integer]
+    folds: list[Integer | Text]
+    prediction: NotRequired[dict[Text, Any]]
     scores: list[NonNegative]
+
+
+_KEYS = tuple(key for key in _Stored.__annotations__ if key not in ("folds", "prediction"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Certificate:
         grouped: Whether groups of cases (patients) were given; otherwise each case is a group.
         median_foreground: The median number of foreground voxels of a group with any, by which the wrong voxels of a
             group without are divided.
-        folds: The folds whose networks predicted these cases, each one's own validation cases.
+        predicted_by: The networks that predicted these cases.
         scores: For each group the mean score of its cases, see :func:`.kept_errors.case_score`, with which new cases
             are compared.
     """
@@ -71,7 +76,7 @@ class Certificate:
     violations: int
     grouped: bool
     median_foreground: float
-    folds: tuple[int, ...]
+    predicted_by: PredictedBy
     scores: tuple[float, ...]
 
     def covers(self, limits: Limits) -> bool:
@@ -93,18 +98,12 @@ class Certificate:
     @property
     def statement(self) -> str:
         """The guarantee in a sentence."""
-        networks = "the network" if len(self.folds) == 1 else "the networks (one for each case, not their ensemble)"
         return (
             f"certified: with {_percent(self.confidence)} confidence, at most {_percent(self.alpha)} of {self.unit} "
             f"like those tested have a kept error above {self.kept_error:g}, at a budget of {_percent(self.budget)} "
             f"over {'each case' if self.over == 'case' else 'a dataset'} or more ({self.violations} of {self.groups} "
-            f"{self.unit} did, held out from {networks} of fold {', '.join(map(str, self.folds))} and from calibration)"
+            f"{self.unit} did, held out from {self.predicted_by.networks} and from calibration)"
         )
-
-    def untested(self, folds: Iterable[str]) -> list[str]:
-        """Those of these folds, by name, whose networks it was not tested on."""
-        tested = {str(fold) for fold in self.folds}
-        return [fold for fold in folds if fold not in tested]
 
     def statement_for(self, limits: Limits) -> str:
         """The guarantee in a sentence, if it holds for predictions with these limits; else that it does not."""
@@ -114,7 +113,8 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """The certificate as JSON-ready data."""
-        return asdict(self) | {"folds": list(self.folds), "scores": list(self.scores)}
+        values = {key: getattr(self, key) for key in _KEYS} | {"scores": list(self.scores)}
+        return values | self.predicted_by.to_dict()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str) -> Certificate:
@@ -124,8 +124,8 @@ class Certificate:
             InputError: Naming `where`, if a value is missing, of another type or out of range.
         """
         validate(content, _Stored, where)
-        values = {key: content[key] for key in _Stored.__annotations__}
-        return cls(**values | {"folds": tuple(content["folds"]), "scores": tuple(content["scores"])})
+        values = {key: content[key] for key in _KEYS}
+        return cls(**values | {"scores": tuple(content["scores"])}, predicted_by=PredictedBy.noted(content))
 
 
 def _percent(share: float) -> str:

@@ -16,6 +16,7 @@ from nnunetv2_deferral.decision.certificate import Certificate
 from nnunetv2_deferral.decision.combination import Combination, choice_text
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.files import without_nan
@@ -179,6 +180,12 @@ class ModelCalibration:
         return None if choice is None else choice_text(choice)
 
     @property
+    def seen(self) -> frozenset[str]:
+        """The names of the cases that anything was fitted on or certified with."""
+        found = {*self.report.get("cases", ()), *self.report.get("certification", {}).get("cases", ())}
+        return frozenset(found)
+
+    @property
     def fingerprint(self) -> str:
         """A short hash of everything that affects the maps, i.e. without certificate, baseline, forecast and report."""
         fitted = {key: value for key, value in self.to_dict().items() if key not in _WITHOUT_EFFECT}
@@ -271,7 +278,7 @@ def calibration_of_other_folds(plans_file: Path, fold: int | str) -> dict[str, A
         content = json.loads(plans_file.read_text()).get(CALIBRATION_KEY)
     except (OSError, ValueError):
         return None  # missing or truncated; nnU-Net writes them again
-    return None if content is None or fold in content.get("report", {}).get("folds", []) else content
+    return None if content is None or str(fold) in PredictedBy.noted(content.get("report", {})).folds else content
 
 
 def _words(limits: Limits | FittedThresholds) -> str:

@@ -141,8 +141,9 @@ def _evaluate_one_by_one(
         surface_tolerance=surface_tolerance,
     )
     certificate = None if calibration is None else calibration.certificate
-    folds = folder.index.get("prediction", {}).get("folds", [])
-    check = None if certificate is None else CertificateCheck(certificate, groups, folds)
+    prediction = folder.index.get("prediction")
+    seen = () if calibration is None else calibration.seen
+    check = None if certificate is None else CertificateCheck(certificate, groups, prediction, seen)
     for name in tqdm(cases, desc="Evaluating", unit="case", disable=not shown):
         case = inputs.read(name)
         evaluation.update(
@@ -183,6 +184,7 @@ def summarize(
         "readings": None if experts.masks is None else readings_of(experts.masks, folder.cases),
         "model_identity": folder.index["model"],
         "other_masks": sorted(found.other_masks),
+        "calibrated_on": [] if folder.calibration is None else sorted(folder.calibration.seen & {*folder.cases}),
         "unit": folder.files.unit,
         "members": _members(inputs),
         "limits": sorted({limits_text(folder.limits(case), folder.experts) for case in folder.cases}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,11 @@ class CertificateCheck:
     """Compares a certificate with cases that have a reference."""
 
     def __init__(
-        self, certificate: Certificate, groups: Mapping[str, Hashable] | None, folds: Sequence[str] = ()
+        self,
+        certificate: Certificate,
+        groups: Mapping[str, Hashable] | None,
+        prediction: Mapping[str, Any] | None = None,
+        seen: Collection[str] = (),
     ) -> None:
         """Start without cases.
 
@@ -101,17 +105,18 @@ class CertificateCheck:
             certificate: The certificate.
             groups: For each case its group, or None if no groups are known. A certificate that was tested on single
                 cases is compared with single cases nevertheless.
-            folds: The folds whose networks predicted the cases; empty if that is not known.
+            prediction: How the cases were predicted, as far as it is known, see :attr:`.PredictedBy.prediction`.
+            seen: The cases that the calibration was fitted on or the certificate tested on.
         """
         self._certificate = certificate
         self._groups = groups if certificate.grouped else None
+        self._seen = seen
         self._errors = KeptErrors()
         self._reason = ""
         if certificate.grouped and groups is None:
             self._reason = "it was tested on groups of cases, and none are given here (-groups)"
-        if others := certificate.untested(folds):
-            tested = map(str, certificate.folds)
-            self._reason = f"it was tested on networks of fold {', '.join(tested)}, not of fold {', '.join(others)}"
+        if unlike := certificate.predicted_by.unlike(prediction or {}):
+            self._reason = f"it was tested on {certificate.predicted_by.networks}, not on {unlike}"
 
     def update(self, case: EvaluatedCase, limits: Limits) -> None:
         """Add a case that was decided with these limits."""
@@ -119,6 +124,8 @@ class CertificateCheck:
             self._reason = f"it is not for the limits that the cases were predicted with ({limits.to_dict() or 'none'})"
         if case.prediction.answered is not None:
             self._reason = "it is for one round of questions"
+        if case.name in self._seen:
+            self._reason = "these cases are among those that it was tested on, or that the calibration was fitted on"
         if not self._reason:
             group = case.name if self._groups is None else self._groups[case.name]
             self._errors.update(group, case, case.prediction.gain, case.route[None] > 0)

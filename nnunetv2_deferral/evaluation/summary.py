@@ -15,6 +15,7 @@ from nnunetv2_deferral.fusion import unanswered
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.maps import deferral_rates, other_masks_text
 from nnunetv2_deferral.parts import in_order
+from nnunetv2_deferral.text import listed
 
 SUMMARY_NAME = "deferral_summary.json"
 REPLACED = "system_replaced"
@@ -149,7 +150,7 @@ class SummaryStatistics:
 def cautions(summary: Mapping[str, Any]) -> list[str]:
     """Sentences on results that say little about deferral: nothing or all deferred, a model that segments nothing.
 
-    Also if masks are not those that were predicted with the maps.
+    Also if masks are not those that were predicted with the maps, or cases those of the calibration.
 
     Args:
         summary: See :func:`summarize_deferral` and :func:`.folders.summarize`.
@@ -177,6 +178,10 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
         )
     if others := summary.get("other_masks"):
         found.append(f"{other_masks_text(others)}. What is said of the model is about these masks")
+    if seen := summary.get("calibrated_on"):
+        found.append(
+            f"The calibration was fitted on {len(seen)} of these cases ({listed(seen)}): expect less of others"
+        )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,13 @@ class Experiment:
     results: Path
 
     @classmethod
-    def find(cls, dataset: str | int, configuration: str, folds: Sequence[int]) -> Experiment:
+    def find(cls, dataset: str | int, configuration: str, folds: Sequence[int] | None) -> Experiment:
         """The experiment on a dataset in nnU-Net's folders.
+
+        Args:
+            dataset: Its id or name.
+            configuration: The configuration.
+            folds: The folds; None if they do not matter.
 
         Raises:
             InputError: If a variable of nnU-Net is not set, the dataset is unknown or not preprocessed, or folds are
@@ -69,13 +74,13 @@ class Experiment:
         roots = {"nnUNet_raw": nnUNet_raw, "nnUNet_preprocessed": nnUNet_preprocessed, "nnUNet_results": nnUNet_results}
         if unset := [name for name, path in roots.items() if not path.is_set()]:
             raise InputError(f"{', '.join(unset)} must be set, as for nnU-Net's own commands")
-        if not folds or len(set(folds)) != len(folds) or min(folds) < 0:
+        if folds is not None and (not folds or len(set(folds)) != len(folds) or min(folds) < 0):
             raise InputError(f"folds (-f) must be distinct numbers >= 0, got {list(folds)}")
         name = full_dataset_name(dataset)
         here = cls(
             dataset=name,
             configuration=configuration,
-            folds=tuple(folds),
+            folds=tuple(folds or ()),
             raw=Path(nnUNet_raw, name),
             preprocessed=Path(nnUNet_preprocessed, name),
             results=Path(nnUNet_results, name),
@@ -118,7 +123,12 @@ class Experiment:
 
     def reference(self, case: str) -> Path:
         """The label file of a case."""
-        return self.preprocessed / "gt_segmentations" / f"{case}{self.file_ending}"
+        return self.references / f"{case}{self.file_ending}"
+
+    @property
+    def references(self) -> Path:
+        """The folder of the label files of all cases of the training set."""
+        return self.preprocessed / "gt_segmentations"
 
     @cached_property
     def dataset_json(self) -> dict[str, Any]:
@@ -141,6 +151,17 @@ class Experiment:
         if lacking := [str(fold) for fold in self.folds if fold >= len(splits)]:
             raise InputError(f"{file} has {len(splits)} folds, but not fold {', '.join(lacking)}")
         return splits
+
+    def training_cases(self, fold: str) -> list[str]:
+        """The cases that the network of a fold, or of `all`, is trained on, sorted.
+
+        Raises:
+            InputError: See :meth:`splits`.
+        """
+        if fold == "all":
+            files = self.references.glob(f"*{self.file_ending}")
+            return sorted(file.name.removesuffix(self.file_ending) for file in files)
+        return sorted(replace(self, folds=(int(fold),)).splits()[int(fold)]["train"])
 
     def cases(self) -> dict[int, list[str]]:
         """The validation cases of each fold, sorted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nnunetv2_deferral.decision.limits import (
     limits_of_environment,
     warn_of_full_budget,
 )
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.environment import ENVIRONMENT_CAPACITIES, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import (
@@ -253,55 +254,60 @@ def check_limits(plans_manager: DeferralPlansManager, limits: Limits | None = No
 
 
 def remarks_on_calibration(
-    plans_manager: DeferralPlansManager, num_networks: int, unusual: Sequence[str] = (), folds: Sequence[str] = ()
+    plans_manager: DeferralPlansManager, num_networks: int, unusual: Sequence[str] = ()
 ) -> list[str]:
     """What is to be known of the calibration before a prediction with the effective limits.
 
     Args:
-        plans_manager: The model's plans.
+        plans_manager: The model's plans; its `prediction` is how the model is used now.
         num_networks: The number of networks (folds) whose predictions are averaged.
         unusual: How the prediction differs from the final validation of a training, see :func:`.unlike_validation`.
-        folds: The names of these networks' folds; empty if they are not known.
 
     Returns:
-        Lines for the terminal: whether the model's certificate holds, that an ensemble, networks of other folds or a
-        prediction in another manner are not what was calibrated, and that heads are combined with the model's
-        confidence.
+        Lines for the terminal: that other networks predict than those that were calibrated, or in another manner; that
+        heads are combined with the model's confidence; and whether the model's certificate holds.
     """
     calibration = plans_manager.calibration
     if calibration is None:
         return []
-    remarks = []
-    worse = "agree less well with observed frequencies, and budgets over a dataset are kept worse"
-    if num_networks > 1:
-        remarks.append(
-            f"the calibration was fitted on predictions of single networks: the probabilities of an ensemble of "
-            f"{num_networks} {worse}"
-        )
-    fitted = [str(fold) for fold in calibration.report.get("folds", [])]
-    others = [fold for fold in folds if fold not in fitted] if fitted else []
-    if others:
-        remarks.append(
-            f"the calibration was fitted on predictions of fold {', '.join(fitted)}, not of fold {', '.join(others)}: "
-            f"the probabilities of {'another network' if len(others) == 1 else 'other networks'} {worse}"
-        )
-    if unusual:
-        remarks.append(
-            f"the calibration was fitted on final validations: unless these predicted {' and '.join(unusual)}, too, "
-            f"the probabilities {worse}"
-        )
+    fitted_on = PredictedBy.noted(calibration.report)
+    remarks = [
+        f"the calibration was fitted on {difference} agree less well with observed frequencies, and budgets over a "
+        "dataset are kept worse"
+        for difference in _differences(fitted_on, plans_manager.prediction, num_networks, unusual)
+    ]
     if calibration.combination is not None and calibration.ranking_statement is not None:
         remarks.append(calibration.ranking_statement)
-    if calibration.certificate is not None:
-        statement = calibration.certificate.statement_for(effective_limits(plans_manager.settings))
-        if unusual:
+    if (certificate := calibration.certificate) is not None:
+        statement = certificate.statement_for(effective_limits(plans_manager.settings))
+        tested = certificate.predicted_by
+        untested = tested.unlike(plans_manager.prediction)
+        if unusual and tested.prediction is None:
             statement = f"only if the validations predicted in this manner: {statement}"
-        if untested := calibration.certificate.untested(folds):
-            statement = f"not tested for fold {', '.join(untested)}: {statement}"
-        elif num_networks > 1:
-            statement = f"not tested for an ensemble: {statement}"
+        if untested or (num_networks > 1 and tested.prediction is None):
+            statement = f"not tested for {untested or 'an ensemble'}: {statement}"
         remarks.append(statement)
     return remarks
+
+
+def _differences(
+    fitted_on: PredictedBy, prediction: Mapping[str, Any], num_networks: int, unusual: Sequence[str]
+) -> list[str]:
+    """How a prediction differs from those that a calibration was fitted on: on what it was, and whose probabilities."""
+    if fitted_on.prediction is not None:
+        unlike = fitted_on.unlike(prediction)
+        return [f"predictions by {fitted_on.networks}: the probabilities of {unlike}"] if unlike else []
+    found = []
+    if num_networks > 1:
+        found.append(f"predictions of single networks: the probabilities of an ensemble of {num_networks}")
+    if others := fitted_on.others(prediction.get("folds", ())):
+        found.append(
+            f"predictions of fold {', '.join(fitted_on.folds)}, not of fold {', '.join(others)}: the probabilities of "
+            f"{'another network' if len(others) == 1 else 'other networks'}"
+        )
+    if unusual:
+        found.append(f"final validations: unless these predicted {' and '.join(unusual)}, too, the probabilities")
+    return found
 
 
 def model_identity(plans_manager: DeferralPlansManager, configuration_manager: ConfigurationManager) -> ModelIdentity:

@@ -112,8 +112,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
             networks, unusual = len(self.list_of_parameters), unlike_validation(self)
             self.plans_manager.prediction = prediction_of(self)
-            predicted_by = self.plans_manager.prediction.get("folds", [])
-            for remark in remarks_on_calibration(self.plans_manager, networks, unusual, predicted_by):
+            for remark in remarks_on_calibration(self.plans_manager, networks, unusual):
                 print(remark)
             model = model_identity(self.plans_manager, self.configuration_manager)
             for folder in folders:

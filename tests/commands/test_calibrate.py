@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -17,9 +18,10 @@ from scipy.special import expit, logit
 from small_prediction import GEOMETRY, LABELS, read_mask, reader_of, write_mask
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.answers import SIMULATION_NAME, who_answered
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.evidence_fitting import TOLERANCE, predicted_gains
 from nnunetv2_deferral.calibration.selection import select_calibrator
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.calibrate import main
 from nnunetv2_deferral.commands.route import main as route_main
@@ -28,11 +30,18 @@ from nnunetv2_deferral.decision.area import dice_weight
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
-from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
+from nnunetv2_deferral.decision.model_calibration import (
+    CALIBRATION_KEY,
+    ModelCalibration,
+    calibration_of_other_folds,
+)
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.evaluation.rankings import CURVE_BUDGETS
 from nnunetv2_deferral.evaluation.reliability import ReliabilityStatistics
+from nnunetv2_deferral.expert_sim.profiles import expert_set
+from nnunetv2_deferral.experts import experts_to_json
+from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.settings import resolve_settings
@@ -95,15 +104,43 @@ class Workplace:
         )
         np.savez_compressed(folder / f"{case}.npz", probabilities=softmax)
         maps.save_routing(folder, case, probabilities)
+        self._decide(folder, case, probabilities)
+
+    def _decide(self, folder, case, probabilities, prediction=None):
         made = decide(probabilities, np.ones((1, 1, 1), np.float32), rule=self.settings.rule, limits=Limits(),
                       spacing_mm=GEOMETRY["spacing"])  # fmt: skip
         identity = maps.ModelIdentity(
             dataset=DATASET, plans="nnUNetPlans", configuration="2d", trainer=TRAINER, experts=EXPERTS
         )
         deferral = maps.DeferralFolder(
-            folder=folder, file_ending=".nii.gz", writer=reader_of(".nii.gz"), model=identity, settings=self.settings
-        )
+            folder=folder, file_ending=".nii.gz", writer=reader_of(".nii.gz"), model=identity, settings=self.settings,
+            prediction=prediction or {},
+        )  # fmt: skip
         deferral.write(case, made.maps, GEOMETRY)
+
+    def predict(self, name="predictions", **prediction):
+        """A folder of predictions with --save_probabilities, of cases that are as the validation cases."""
+        folder = self.root / name
+        files = {
+            "labelsTs": [self.preprocessed / "gt_segmentations" / f"{case}.nii.gz" for case in CASES],
+            **{f"expertsTs/{e}": [self.raw / "expertsTr" / e / f"{case}.nii.gz" for case in CASES] for e in EXPERTS},
+            name: [self.validation(case) / f"{case}{end}" for case in CASES for end in (".nii.gz", ".npz")],
+            f"{name}/deferral/routing": [maps.routing_file(self.validation(case), case) for case in CASES],
+        }
+        for place, copied in files.items():
+            (self.root / place).mkdir(parents=True, exist_ok=True)
+            for file in copied:
+                shutil.copy(file, self.root / place / f"new_{file.name}")
+        shutil.copy(self.model / "dataset.json", folder)
+        how = {"folds": ["all"], "mirroring": True, "step_size": 0.5, "checkpoint": "checkpoint_final.pth"} | prediction
+        for case in CASES:
+            self._decide(folder, f"new_{case}", self.said[case], {key: each for key, each in how.items() if each})
+        return folder
+
+    def of_predictions(self, folder, *more):
+        """Options of the command for a folder of predictions."""
+        options = ("-d", 903, "-c", "2d", "-tr", TRAINER, "-i", folder, "-ref", self.root / "labelsTs")
+        return [str(word) for word in (*options, "-experts", self.root / "expertsTs", *more)]
 
     def validation(self, case):
         return self.model / f"fold_{CASES.index(case) // 3}" / "validation"
@@ -130,9 +167,12 @@ class Workplace:
 
     def refused(self, capsys, *more, **how):
         """The one line that the command says when it leaves everything as it was."""
+        return self.refused_with(capsys, self.options(*more, **how))
+
+    def refused_with(self, capsys, options):
         before = {file: file.read_bytes() for file in self.root.rglob("*") if file.is_file()}
         with pytest.raises(SystemExit) as ended:
-            main(self.options(*more, **how))
+            main(options)
         assert ended.value.code == 2
         assert {file: file.read_bytes() for file in self.root.rglob("*") if file.is_file()} == before
         out, err = capsys.readouterr()
@@ -187,6 +227,12 @@ def calibration_error(said, right, num_bins=15):
     order = np.argsort(said, kind="stable")
     bins = zip(np.array_split(said[order], num_bins), np.array_split(right[order], num_bins), strict=True)
     return sum(abs(each.mean() - happened.mean()) * each.size for each, happened in bins) / said.size
+
+
+def opened():
+    """The validation cases of both folds."""
+    method = Method(trainer=TRAINER, plans="nnUNetPlans")
+    return CalibrationCases.of_validations(Experiment.find(903, "2d", (0, 1)), method)
 
 
 @pytest.fixture(scope="module")
@@ -353,9 +399,7 @@ class TestProbabilities:
         reference[1, :10] = 3
         write_mask(file, reference)
         (workplace.raw / "expertsTr" / "bob" / "a.nii.gz").unlink()
-        case = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans")).read(
-            0, "a"
-        )
+        case = opened().read("0", "a")
         expected = ~np.isnan(workplace.said["a"][0]) & (reference != 3)
         assert np.array_equal(case.prediction.predicted, ~np.isnan(workplace.said["a"][0]))
         known = case.known & case.prediction.predicted
@@ -436,10 +480,10 @@ class TestThresholds:
         assert prices == sorted(prices, reverse=True)
 
     def test_are_fitted_on_what_was_predicted_whatever_the_maps_say_elsewhere(self, workplace):
-        cases = ValidationCases(Experiment.find(903, "2d", (0, 1)), Method(trainer=TRAINER, plans="nnUNetPlans"))
+        cases = opened()
         bob_is_always_right = (IDENTITY, IDENTITY, Isotonic((-16.5,), (0.9,)))
         calibration = ModelCalibration(experts=EXPERTS, heads=bob_is_always_right)
-        gains = predicted_gains(cases, cases.prediction(0, "a"), calibration)
+        gains = predicted_gains(cases, cases.prediction("0", "a"), calibration)
         known = ~np.isnan(workplace.said["a"][0])
         assert np.isneginf(gains[:, ~known]).all()
         calibrated = [head(each[known]) for head, each in zip(bob_is_always_right, workplace.said["a"], strict=True)]
@@ -707,7 +751,7 @@ class TestCertificate:
         certificate = calibration.certificate
         certified = [row["budget"] for row in report["budgets"] if row["violations"] <= 1]
         assert certificate.budget == min(certified)
-        assert (certificate.over, certificate.groups, certificate.folds) == (over, 3, (0, 1))
+        assert (certificate.over, certificate.groups, certificate.predicted_by.folds) == (over, 3, ("0", "1"))
         assert certificate.statement in capsys.readouterr().out
 
     def test_that_cannot_be_given_is_not_and_says_what_it_takes(self, workplace, capsys):
@@ -968,6 +1012,117 @@ class TestRoutingAnew:
         assert [file.name for file in output.iterdir()] == ["mine.txt"]
 
 
+def test_evidence_of_experts_who_were_simulated_beforehand_is_of_simulated_experts(workplace, monkeypatch):
+    """As evaluations take who answered from such a folder."""
+    profiles = tuple(replace(each, name=name) for each, name in zip(expert_set("standard", 2), EXPERTS, strict=True))
+    record = {"experts": experts_to_json(profiles), "seed": 0}
+    (workplace.raw / "expertsTr" / SIMULATION_NAME).write_text(json.dumps(record))
+    monkeypatch.setattr("nnunetv2_deferral.calibration.evidence_fitting.TOLERANCE", 1)  # it is kept whatever it gains
+    evidence = workplace.calibrate(evidence=True).evidence
+    assert evidence.applies_to(experts_to_json(who_answered(workplace.raw / "expertsTr", EXPERTS)))
+    assert not evidence.applies_to(list(EXPERTS))
+
+
+class TestPredictions:
+    """In place of final validations: predictions of cases that the networks were not trained on."""
+
+    def calibrated(self, workplace, folder, *more):
+        main(workplace.of_predictions(folder, "--replace", "--keep_heads", *more))
+        return ModelCalibration.from_dict(workplace.plans[CALIBRATION_KEY], EXPERTS)
+
+    def test_are_calibrated_on_as_validations_are(self, workplace, capsys):
+        of_validations = workplace.calibrate("-budgets", 0.05)
+        made = self.calibrated(workplace, workplace.predict(), "-budgets", 0.05)
+        assert (made.heads, made.thresholds) == (of_validations.heads, of_validations.thresholds)
+        assert made.confidence == of_validations.confidence
+        assert made.report["cases"] == [f"new_{case}" for case in CASES]
+        assert made.report["folds"] == ["all"]
+        assert made.report["prediction"]["folds"] == ["all"]
+        said = capsys.readouterr().out
+        how = "checkpoint checkpoint_final.pth, mirroring True, step_size 0.5"
+        assert f"6 cases in predictions by the network of fold all ({how})" in said
+
+    def test_of_an_ensemble_certify_the_ensemble(self, another):
+        workplace = another(said=mostly_right)
+        others = [{"train": ["x"], "val": ["y"]}, {"train": ["y"], "val": ["x"]}]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(others))
+        made = self.calibrated(workplace, workplace.predict(folds=["0", "1"]), "-certify", 0.9, 0.6, "-confidence", 0.5)
+        assert made.report["folds"] == [0, 1]
+        assert "held out from the ensemble of fold 0, 1 and from calibration" in made.certificate.statement
+        assert made.certificate.predicted_by.unlike({"folds": ["1", "0"], "mirroring": True}) == ""
+        assert made.certificate.predicted_by.unlike({"folds": ["0"]}) == "the network of fold 0"
+
+    def test_of_a_fold_are_forgotten_when_it_is_trained_again(self, workplace):
+        self.calibrated(workplace, workplace.predict())
+        assert calibration_of_other_folds(workplace.plans_file, 0) is not None
+        assert calibration_of_other_folds(workplace.plans_file, "all") is None
+
+    def test_in_parts_are_those_of_one_call(self, workplace):
+        folder = workplace.predict()
+        whole = self.calibrated(workplace, folder)
+        for part in range(2):
+            main(workplace.of_predictions(folder, "--replace", "--keep_heads", "-num_parts", 2, "-part_id", part))
+        merged = self.calibrated(workplace, folder, "--merge")
+        said = np.linspace(0.01, 0.99, 50)
+        for one, other in zip(whole.heads, merged.heads, strict=True):
+            assert one(said) == pytest.approx(other(said), abs=1e-6)
+
+    def test_give_thresholds_to_their_own_calibration_only(self, workplace, capsys):
+        folder = workplace.predict()
+        before = self.calibrated(workplace, folder)
+        main(workplace.of_predictions(folder, "--thresholds_only", "-budgets", 0.05))
+        after = ModelCalibration.from_dict(workplace.plans[CALIBRATION_KEY], EXPERTS)
+        assert (after.heads, after.report, len(after.thresholds)) == (before.heads, before.report, 1)
+        capsys.readouterr()
+        said = workplace.refused(capsys, "--thresholds_only", "-budgets", 0.05)
+        assert "was fitted on predictions by the network of fold all (" in said
+        assert "not on final validations of fold 0, 1" in said
+
+    def test_of_a_newer_network_are_doubted(self, workplace, caplog):
+        folder, checkpoint = workplace.predict(), workplace.model / "fold_all" / "checkpoint_final.pth"
+        checkpoint.parent.mkdir()
+        checkpoint.touch()
+        self.calibrated(workplace, folder)
+        assert f"{checkpoint} is newer than predictions in {folder}" in caplog.text
+        caplog.clear()
+        os.utime(checkpoint, (0, 0))
+        self.calibrated(workplace, folder)
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        ("spoil", "prediction", "words"),
+        [
+            (lambda here: None, {"folds": None}, "does not note which folds predicted"),
+            (lambda here: (here.preprocessed / "gt_segmentations" / "new_b.nii.gz").touch(), {},
+             "contains cases that the network of fold all was trained on (1): new_b. Calibrate on others"),
+            (lambda here: (here.root / "predictions" / "new_c.npz").unlink(), {},
+             "new_c.npz is missing: calibration requires the masks and probabilities of all cases. Predict with"),
+            (lambda here: (here.root / "labelsTs" / "new_c.nii.gz").unlink(), {}, "without a reference"),
+            (lambda here: (here.root / "expertsTs" / REVIEW_NAME).write_text('{"cases": {}}'), {},
+             "has the answers of a review, which are of what the model asked only"),
+            (make_stock, {}, "Deferral"),
+            (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
+        ],
+    )  # fmt: skip
+    def test_that_cannot_be_calibrated_on_are_refused(self, workplace, capsys, spoil, prediction, words):
+        folder = workplace.predict(**prediction)
+        spoil(workplace)
+        assert words in workplace.refused_with(capsys, workplace.of_predictions(folder))
+
+    def test_of_patients_of_the_training_are_refused(self, workplace, capsys):
+        folder, file = workplace.predict(), workplace.root / "groups.json"
+        groups = {f"new_{case}": f"patient_{case}" for case in CASES}
+        file.write_text(json.dumps(groups | {"a": "patient_a", "b": "somebody"}))
+        said = workplace.refused_with(capsys, workplace.of_predictions(folder, "-groups", file))
+        assert "of groups (patients) that the network of fold all was trained on (1): new_a of patient_a" in said
+
+    def test_are_given_with_references_and_without_folds(self, workplace, capsys):
+        folder = workplace.predict()
+        assert "given together" in workplace.refused(capsys, "-i", folder)
+        said = workplace.refused(capsys, "-i", folder, "-ref", workplace.root / "labelsTs")
+        assert "predictions (-i) note which folds predicted them" in said
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("spoil", "words"),
@@ -1069,7 +1224,7 @@ class TestRefusals:
     def test_fold_all_has_no_validation_of_its_own(self, workplace, capsys, folds):
         said = workplace.refused(capsys, folds=folds)
         assert 'fold "all" has no validation of its own' in said
-        assert "predictions with -f all use the calibration of these folds of the same model" in said
+        assert "or calibrate on predictions of cases that it was not trained on (-i PREDICTIONS -ref LABELS)" in said
 
     def test_a_fold_that_is_not_a_number(self, workplace, capsys):
         assert "folds (-f) must be numbers, got 0 one" in workplace.refused(capsys, folds=(0, "one"))

@@ -460,6 +460,17 @@ class TestCertificates:
             limit(folders, case, {"budget": 0.2, "over": "case"})
         return folders
 
+    def test_are_not_compared_with_cases_of_the_calibration(self, certified, capsys):
+        index = maps.index_file(certified.root / "out")
+        content = json.loads(index.read_text())
+        content["calibration"]["report"] = {"cases": ["x", "somebody else"]}
+        index.write_text(json.dumps(content))
+        found = certified.evaluate()
+        assert found["calibrated_on"] == ["x"]
+        assert "among those that it was tested on" in found["certificate"]["unchecked"]
+        said = capsys.readouterr().out
+        assert "CAUTION: The calibration was fitted on 1 of these cases (x): expect less of others" in said
+
     def test_are_compared_with_what_was_kept(self, certified, capsys):
         report = certified.root / "report.html"
         found = certified.evaluate("--report", report)["certificate"]
@@ -490,7 +501,7 @@ class TestCertificates:
     def test_are_not_for_other_folds(self, certified):
         index = maps.index_file(certified.root / "out")
         index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": {"folds": ["7"]}}))
-        assert "not of fold 7" in certified.evaluate()["certificate"]["unchecked"]
+        assert "not on the network of fold 7" in certified.evaluate()["certificate"]["unchecked"]
 
     @pytest.mark.parametrize("limits", [{"budget": 2}, {"bugdet": 0.1}, ["budget"], {"capacities": 1}])
     def test_need_limits_that_can_be_read(self, certified, capsys, limits):

@@ -16,6 +16,7 @@ from nnunetv2_deferral.decision.certificate import (
     last_certified,
 )
 from nnunetv2_deferral.decision.limits import Limits
+from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 
 AT = {"alpha": 0.1, "confidence": 0.9}
@@ -80,7 +81,7 @@ class TestCertificate:
             "a budget of 1 % over each case or more (1 of 40 groups did, held out from the network of fold 0 and from "
             "calibration)"
         )
-        assert "not their ensemble" in certificate(folds=(0, 1)).statement
+        assert "not their ensemble" in certificate(predicted_by=PredictedBy(folds=("0", "1"))).statement
 
     def test_is_restored(self):
         assert Certificate.from_dict(certificate().to_dict(), "here") == certificate()

@@ -15,10 +15,10 @@ import pytest
 from connected import connected_pieces
 from workplace import FLAT, Workplace, predictor_of
 
+from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
 from nnunetv2_deferral.calibration.evidence_fitting import structures_of
 from nnunetv2_deferral.calibration.evidence_models import candidates_of, fit_evidence, fit_prior
 from nnunetv2_deferral.calibration.forecast_fitting import fit_forest
-from nnunetv2_deferral.calibration.validation_cases import ValidationCases
 from nnunetv2_deferral.commands.calibrate import main as calibrate
 from nnunetv2_deferral.commands.route import route_folder
 from nnunetv2_deferral.decision.limits import Limits
@@ -359,7 +359,7 @@ class TestPredictedDice:
 @pytest.fixture(scope="module")
 def reading(workplace: Workplace, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the model with an evidence model in its calibration."""
-    cases = ValidationCases(Experiment.find("901", "2d", (0,)), Method(trainer=TRAINER, plans=PLANS))
+    cases = CalibrationCases.of_validations(Experiment.find("901", "2d", (0,)), Method(trainer=TRAINER, plans=PLANS))
     structures = structures_of(cases.files)
     prior = fit_prior(cases, len(cases.cases), structures, voxel_size=1.0)
     regions = cases.files.regions

@@ -132,12 +132,22 @@ class TestCheck:
 
     def test_is_not_made_for_networks_of_folds_that_were_not_tested(self):
         for folds, tested in ((["0"], True), ([], True), (["1"], False), (["0", "1"], False)):
-            check = CertificateCheck(ungrouped(folds=(0,)), None, folds)
+            check = CertificateCheck(ungrouped(), None, {"folds": folds})
             check.update(case("a", [0, 1], [0, 1]), WITHIN)
             if tested:
                 assert check.summary()["unchecked"] is None
             else:
-                assert check.summary()["unchecked"] == "it was tested on networks of fold 0, not of fold 1"
+                assert (
+                    check.summary()["unchecked"]
+                    == "it was tested on the network of fold 0, not on the network of fold 1"
+                )
+
+    def test_is_not_made_with_cases_that_it_was_tested_on(self):
+        check = CertificateCheck(ungrouped(), None, seen={"b"})
+        check.update(case("a", [0, 1], [0, 1]), WITHIN)
+        assert check.summary()["unchecked"] is None
+        check.update(case("b", [0, 1], [0, 1]), WITHIN)
+        assert "among those that it was tested on" in check.summary()["unchecked"]
 
     def test_is_not_made_for_other_limits_or_a_later_round(self):
         check = CertificateCheck(ungrouped(), None)

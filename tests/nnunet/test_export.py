@@ -212,19 +212,24 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
 def test_networks_of_other_folds_are_told_to_be_others_than_those_that_were_calibrated_and_tested(monkeypatch):
     plans = small_predictor().plans_manager
     experts = plans.settings.expert_names
-    promise = certificate(folds=(0,))
+    promise = certificate()
     calibration = ModelCalibration(
         experts=experts, heads=(IDENTITY,) * (len(experts) + 1), certificate=promise, report={"folds": [0, 1]}
     )
     plans.plans[CALIBRATION_KEY] = calibration.to_dict()
     monkeypatch.setenv(ENVIRONMENT, "0.02")
-    assert remarks_on_calibration(plans, 1, folds=["0"]) == [promise.statement]
-    assert remarks_on_calibration(plans, 1, folds=["1"]) == [f"not tested for fold 1: {promise.statement}"]
-    (remark, certified) = remarks_on_calibration(plans, 1, folds=["2"])
+    plans.prediction = {"folds": ["0"]}
+    assert remarks_on_calibration(plans, 1) == [promise.statement]
+    plans.prediction = {"folds": ["1"]}
+    assert remarks_on_calibration(plans, 1) == [f"not tested for the network of fold 1: {promise.statement}"]
+    plans.prediction = {"folds": ["2"]}
+    (remark, certified) = remarks_on_calibration(plans, 1)
     assert "predictions of fold 0, 1, not of fold 2: the probabilities of another network agree less well" in remark
-    assert certified == f"not tested for fold 2: {promise.statement}"
+    assert certified == f"not tested for the network of fold 2: {promise.statement}"
+    plans.prediction = {}
     assert remarks_on_calibration(plans, 2)[-1] == f"not tested for an ensemble: {promise.statement}"
-    (_, remark, _) = remarks_on_calibration(plans, 3, folds=["0", "all", "2"])
+    plans.prediction = {"folds": ["0", "all", "2"]}
+    (_, remark, _) = remarks_on_calibration(plans, 3)
     assert "not of fold all, 2: the probabilities of other networks" in remark
 
 

@@ -25,16 +25,23 @@ def calibrate() -> argparse.ArgumentParser:
         "calibrate",
         "Calibrate the probabilities that model and experts are right, and fit thresholds that keep a "
         "budget over a dataset, on the model's validation cases; prediction then uses both. Requires a final "
-        "validation with --npz.",
+        "validation with --npz, or predictions of other cases with a reference (-i, -ref).",
         "-d 501 -c 2d -f 0 1 2 3 4 -tr nnUNetTrainerDeferral3Experts_OvA -groups groups.json -budgets 0.01",
     )
     add = parser.add_argument
     add("-d", required=True, metavar="DATASET", help="dataset id or name")
     add("-c", required=True, metavar="CONFIGURATION", help="configuration")
-    add("-f", nargs="+", default=[0, 1, 2, 3, 4], metavar="FOLD", help="folds. Default: 0 1 2 3 4")
+    add("-f", nargs="+", metavar="FOLD", help="folds. Default: 0 1 2 3 4")
     add("-tr", required=True, metavar="TRAINER", help="trainer")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans. Default: %(default)s")
-    add("-experts", metavar="SET", help="set of simulated experts. Default: those used in training")
+    words = "in place of validations: folder that the model predicted with --save_probabilities, by any folds (also "
+    words += "all, or an ensemble), of cases that they were not trained on"
+    add("-i", metavar="PREDICTIONS", type=Path, help=words)
+    add("-ref", metavar="LABELS", type=Path, help="folder of the references of PREDICTIONS")
+    words = (
+        "set of simulated experts, or with -i also the folder of the experts' masks. Default: those used in training"
+    )
+    add("-experts", metavar="EXPERTS", help=words)
     add("-groups", metavar="JSON", type=Path, help="maps each case to its group (patient), held out as a whole")
     add("-budgets", metavar="B", type=float, nargs="+", default=[], help="shares of all voxels to fit thresholds for")
     add(
