@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -252,6 +252,9 @@ def evidence_of(
     if reviewed and answers is not None:
         check_all_shown(folder, answers)
     return fitted.model
+
+
+Confidence: TypeAlias = Literal["high", "medium", "low"]  # that experts state on the review page
 
 
 class _ReviewFlag(TypedDict):

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
-from nnunetv2_deferral.answers import ReviewIndex
+from nnunetv2_deferral.answers import Confidence, ReviewIndex
 from nnunetv2_deferral.decision.limits import limits_text
 from nnunetv2_deferral.defaults import BUDGETS
 from nnunetv2_deferral.evaluation.evaluation import Evaluation
@@ -27,8 +27,6 @@ from nnunetv2_deferral.raters import ExpertMasks
 from nnunetv2_deferral.readings import RegionReadings, readings_summary
 from nnunetv2_deferral.schema import read_validated_json
 from nnunetv2_deferral.text import fingerprint
-
-_CONFIDENCES = ("high", "medium", "low")  # that experts state on the review page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +265,9 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
         For each expert the number of these `cases` submitted, their `regions`, the `voxels` asked about,
         `changed_voxels`, `cannot_tell_voxels`, `assumed_voxels`, the `minutes` worked, in how many regions the expert
         stated which `confidence`, and `flags`, the places that the expert flagged outside of their regions (`case`,
-        `voxel` [x, y, z], `comment`). Assumed are the voxels that the
-        expert could not tell or that were not on the worklist, if the dataset has no ignore label: the masks have the
-        model's labels there, which count as answers. None if the folder has no review.json.
+        `voxel` [x, y, z], `comment`). Assumed are the voxels that the expert could not tell or that were not on the
+        worklist, if the dataset has no ignore label: the masks have the model's labels there, which count as answers.
+        None if the folder has no review.json.
 
     Raises:
         InputError: If review.json cannot be read or is not as :class:`ReviewIndex`.
@@ -302,4 +300,4 @@ def review_effort(masks: ExpertMasks, names: Sequence[str], cases: Sequence[str]
 def _stated(confidences: Iterable[Mapping[str, str]]) -> dict[str, int]:
     """The number of regions with each confidence, given it by region for each case."""
     stated = Counter(value for by_region in confidences for value in by_region.values())
-    return {each: stated[each] for each in _CONFIDENCES}
+    return {each: stated[each] for each in get_args(Confidence)}

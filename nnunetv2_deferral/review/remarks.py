@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Strict
 from typing_extensions import TypedDict
 
+from nnunetv2_deferral.answers import Confidence
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.geometry import Orientation
 from nnunetv2_deferral.review.edits import RefusedError, place_text
@@ -37,9 +38,7 @@ class Remarks(TypedDict):
         flags: Places outside of the regions.
     """
 
-    confidence: dict[
-        Annotated[str, Strict(), Field(pattern="^[1-9][0-9]{0,4}$")], Literal["high", "medium", "low", "cannot tell"]
-    ]
+    confidence: dict[Annotated[str, Strict(), Field(pattern="^[1-9][0-9]{0,4}$")], Confidence | Literal["cannot tell"]]
     flags: Annotated[list[Flag], Field(max_length=MAX_FLAGS)]
 
 
