@@ -481,3 +481,25 @@ class TestTheStockCommands:
         assert PredictionFolder.open(folder / "fold_1" / "validation").calibration is None
         workplace.train(FLAT, "2d", 0, TRAINER, plans=plans)
         assert json.loads((folder / "plans.json").read_text()) == before
+
+    def test_a_network_of_all_cases_is_calibrated_on_predictions_of_others(
+        self, workplace: Workplace, model: Path, tmp_path: Path
+    ) -> None:
+        """Of fold `all`, which has no validation; predictions then say that it is what was calibrated."""
+        plans = workplace.derive_plans(FLAT, "nnUNetAllPlans", lambda plans: plans.update(deferral=settings_in(model)))
+        folder, output = workplace.train(FLAT, "2d", "all", TRAINER, plans=plans).parent, tmp_path / "out"
+        how: dict[str, Any] = {"folds": ("all",), "plans": plans}
+        workplace.predict(FLAT, "2d", TRAINER, output, "--save_probabilities", **how)
+        words = ["-d", FLAT, "-c", "2d", "-tr", TRAINER, "-p", plans]
+        assert 'fold "all"' in workplace.command("nnUNetv2_deferral_calibrate", *words, "-f", "all", fails=True).stdout
+        references = workplace.raw / FLAT / "labelsTs"
+        given = ["-i", output, "-ref", references, "-budgets", BUDGET]
+        done = workplace.command("nnUNetv2_deferral_calibrate", *words, *given)
+        assert "2 cases in predictions by the network of fold all (checkpoint checkpoint_final.pth, mir" in done.stdout
+        assert calibration_in(folder)["report"]["cases"] == list(TESTED)
+        limits = {ENVIRONMENT: str(BUDGET), ENVIRONMENT_OVER: "dataset"}
+        done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "again", **how, **limits)
+        assert "the calibration was fitted on" not in done.stdout
+        done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "other", "-step_size", 0.7, **how, **limits)
+        said = "the probabilities of predictions of which step_size is 0.5, not 0.7 agree less"
+        assert f"the calibration was fitted on predictions by the network of fold all: {said}" in done.stdout
