@@ -21,7 +21,7 @@ from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.files import state_of
-from nnunetv2_deferral.nnunet.experiment import Experiment, Method
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
 from nnunetv2_deferral.nnunet.fold_export import FINAL_CHECKPOINT
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY
 from nnunetv2_deferral.parts import pieces
@@ -227,6 +227,12 @@ class CalibrationCases:
                 contains cases or patients of their training; if a case lacks saved probabilities, a reference or an
                 expert's mask; or if answers are those of a review, which are of what was asked only.
         """
+        experiment.check_trained(method)
+        if not is_deferral_model(experiment.model(method)):
+            raise InputError(
+                f"{experiment.model(method)} is a stock network, which is calibrated on its final validations (-f), "
+                "not on predictions (-i)"
+            )
         model = _Model.of(experiment, method, None)
         inputs = open_inputs(predictions, references, experts=experts, evidence=False)
         folder, answers = inputs.predictions, inputs.experts

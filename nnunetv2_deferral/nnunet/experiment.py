@@ -104,16 +104,25 @@ class Experiment:
         """The folder of a fold's validation masks."""
         return self.fold(method, fold) / "validation"
 
+    def check_trained(self, method: Method) -> None:
+        """Refuse a model that does not exist.
+
+        Raises:
+            InputError: Naming the models that exist.
+        """
+        model = self.model(method)
+        if not model.is_dir():
+            models = sorted(folder.name for folder in self.results.glob(f"*__*__{self.configuration}"))
+            raise InputError(f"{model} does not exist; trained are {', '.join(models) or 'no models'}")
+
     def check_validated(self, method: Method) -> None:
         """Refuse a model without a validation of all folds.
 
         Raises:
             InputError: Naming the folds that have one, or the models that exist.
         """
+        self.check_trained(method)
         model = self.model(method)
-        if not model.is_dir():
-            models = sorted(folder.name for folder in self.results.glob(f"*__*__{self.configuration}"))
-            raise InputError(f"{model} does not exist; trained are {', '.join(models) or 'no models'}")
         there = sorted(folder.parent.name.removeprefix("fold_") for folder in model.glob("fold_*/validation"))
         if lacking := [str(fold) for fold in self.folds if str(fold) not in there]:
             raise InputError(

@@ -1100,7 +1100,8 @@ class TestPredictions:
             (lambda here: (here.root / "labelsTs" / "new_c.nii.gz").unlink(), {}, "without a reference"),
             (lambda here: (here.root / "expertsTs" / REVIEW_NAME).write_text('{"cases": {}}'), {},
              "has the answers of a review, which are of what the model asked only"),
-            (make_stock, {}, "Deferral"),
+            (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
+            (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
         ],
     )  # fmt: skip
