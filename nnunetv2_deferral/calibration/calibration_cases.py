@@ -21,6 +21,7 @@ from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.files import state_of
+from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
 from nnunetv2_deferral.nnunet.fold_export import FINAL_CHECKPOINT
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY
@@ -244,6 +245,8 @@ class CalibrationCases:
                 f"{folder.index_file} does not note which folds predicted, so that it is not known whether these cases "
                 "are of their training: predict again"
             )
+        if others := [case for case in folder.cases if folder.has_other_mask(case)]:
+            raise InputError(f"{folder.folder}: {other_masks_text(others)}. Calibrate on predictions as they were made")
         trained_on = {fold: experiment.training_cases(fold) for fold in folds}
         groups = None
         if groups_file is not None:

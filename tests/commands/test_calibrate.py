@@ -1023,6 +1023,18 @@ def test_evidence_of_experts_who_were_simulated_beforehand_is_of_simulated_exper
     assert not evidence.applies_to(list(EXPERTS))
 
 
+def mask_postprocessed(here):
+    """Masks note what was predicted, and one is another one since."""
+    folder = maps.DeferralFolder(
+        folder=here.root / "predictions", file_ending=".nii.gz", writer=reader_of(".nii.gz"), settings=here.settings,
+        model=maps.ModelIdentity(dataset=DATASET, plans="nnUNetPlans", configuration="2d", trainer=TRAINER,
+                                 experts=EXPERTS),
+    )  # fmt: skip
+    for case in CASES:
+        folder.note_mask(f"new_{case}", with_probabilities=True)
+    write_mask(folder.folder / "new_a.nii.gz", np.zeros(SHAPE, np.uint8))
+
+
 class TestPredictions:
     """In place of final validations: predictions of cases that the networks were not trained on."""
 
@@ -1100,6 +1112,7 @@ class TestPredictions:
             (lambda here: (here.root / "labelsTs" / "new_c.nii.gz").unlink(), {}, "without a reference"),
             (lambda here: (here.root / "expertsTs" / REVIEW_NAME).write_text('{"cases": {}}'), {},
              "has the answers of a review, which are of what the model asked only"),
+            (mask_postprocessed, {}, "predictions: 1 case has another mask than was predicted with the maps (new_a)"),
             (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
             (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
