@@ -173,8 +173,8 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
         )
     if rate >= NEARLY_ALL:
         found.append(
-            f"{rate:.1%} of the voxels were deferred: the model answers almost nothing itself, and the system is as "
-            "good as its experts. Set a budget, or train for more epochs"
+            f"{_nearly_all(rate)} were deferred: the model answers {'' if rate == 1 else 'almost '}nothing itself, and "
+            "the system is as good as its experts. Set a budget, or train for more epochs"
         )
     if others := summary.get("other_masks"):
         found.append(f"{other_masks_text(others)}. What is said of the model is about these masks")
@@ -183,6 +183,10 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
             f"The calibration was fitted on {len(seen)} of these cases ({listed(seen)}): expect less of others"
         )
     return found
+
+
+def _nearly_all(rate: float) -> str:
+    return "All voxels" if rate == 1 else f"{min(rate, 0.999):.1%}".replace("%", " %") + " of the voxels"
 
 
 def summarize_deferral(

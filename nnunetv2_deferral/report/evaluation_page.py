@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nnunetv2_deferral.decision.limits import WITHOUT_LIMITS
+from nnunetv2_deferral.evaluation.summary import cautions
 from nnunetv2_deferral.report import domain_tables, evaluation_tables, statements
 from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.report.figures import to_png
@@ -42,6 +43,7 @@ def evaluation_page(summary: Mapping[str, Any], *, cases: Sequence[Picture] | No
     model = summary["model_identity"]
     return Page(
         title=f"Evaluation of deferral: {model['dataset']}, {model['configuration']}",
+        cautions=[f"{caution}." for caution in cautions(summary)],
         headline=f"{statements.headline(summary)} {statements.sanity(summary)}".strip(),
         introduction=statements.remarks(summary),
         sections=(

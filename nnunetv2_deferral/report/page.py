@@ -102,12 +102,14 @@ class Page:
 
     Attributes:
         title: Title of the page.
+        cautions: Sentences that are to be read before the result; mostly none.
         headline: The main result in one or two sentences; may be empty.
         introduction: Paragraphs below the headline.
         sections: The sections.
     """
 
     title: str
+    cautions: Sequence[str] = ()
     headline: str = ""
     introduction: Sequence[str] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
@@ -123,6 +125,7 @@ def render_page(page: Page) -> str:
     """The page as HTML. All text is escaped, so names of cases and experts may contain any character."""
     body = [
         f"<h1>{escape(page.title)}</h1>",
+        *(f'<p class="caution"><strong>Caution:</strong> {escape(text)}</p>' for text in page.cautions),
         *([f'<p class="headline">{escape(page.headline)}</p>'] if page.headline else []),
         *(f"<p>{escape(text)}</p>" for text in page.introduction),
     ]
@@ -179,6 +182,8 @@ h3 { font-size: 1rem; margin: 0 0 .5rem; font-weight: 600; overflow-wrap: anywhe
 p { max-width: 46rem; margin: 0 0 .8rem; }
 p.headline { font-size: 1.2rem; line-height: 1.45; font-weight: 600; border-left: .3rem solid #222;
   padding-left: .9rem; margin: 0 0 1.1rem; }
+p.caution { border: 2px solid #b3261e; background: #fdf1ef; padding: .6rem .9rem; margin: 0 0 1.1rem; }
+p.caution strong { color: #b3261e; }
 p.note { font-size: .88rem; color: #555; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.3rem; max-width: 56rem; margin: 0 0 1rem;
   font-size: .95rem; }

@@ -21,7 +21,7 @@ from nnunetv2_deferral.evaluation.rankings import (
     RANDOM,
 )
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
-from nnunetv2_deferral.evaluation.summary import REPLACED, cautions
+from nnunetv2_deferral.evaluation.summary import REPLACED
 from nnunetv2_deferral.report.tables import DASH, per_cent_text, ratio, score_text, share_text, signed_text
 from nnunetv2_deferral.text import plural
 
@@ -169,9 +169,8 @@ def sanity(summary: Mapping[str, Any]) -> str:
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """Remarks on the headline: cautions, simulated experts, other rankings at the budget, the best expert, collapse."""
+    """Remarks on the headline: simulated experts, other rankings at the budget, the best expert, collapse."""
     found = (
-        *(f"{caution}." for caution in cautions(summary)),
         _who(summary),
         _against_rankings(summary),
         _against_experts(summary),

@@ -64,7 +64,7 @@ def test_in_a_single_round_the_questions_are_the_deferred_voxels_whatever_their_
     [
         ([1, 1, 0, 0], [0, 0, 1, 0], []),
         ([1, 1, 0, 0], [0, 0, 0, 0], ["Nothing was deferred"]),
-        ([1, 1, 0, 0], [1, 1, 2, 1], ["100.0% of the voxels were deferred: the model answers almost nothing itself"]),
+        ([1, 1, 0, 0], [1, 1, 2, 1], ["All voxels were deferred: the model answers nothing itself"]),
         ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything right (Dice 0.000)"]),
         ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything right", "Nothing was deferred"]),
     ],

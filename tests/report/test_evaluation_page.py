@@ -223,10 +223,17 @@ def test_what_is_undefined_is_a_dash_in_the_terminal(make_summary):
     assert oracle.split()[:2] == ["–", "(–)"]
 
 
-def test_everything_deferred_is_said(make_summary):
+@pytest.mark.usefixtures("quick")
+def test_that_everything_was_deferred_is_said_before_the_result(make_summary):
     summary = make_summary(rate=1)
     assert headline(summary).startswith("Deferring all voxels")
-    assert any("the model answers almost nothing itself" in text for text in remarks(summary))
+    before, _, _ = read(summary).text.partition("Deferring all voxels")
+    assert "Caution: All voxels were deferred: the model answers nothing itself" in before
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_ordinary_result_has_no_caution(make_summary):
+    assert evaluation_page(make_summary()).cautions == []
 
 
 def test_a_collapse_of_routing_is_said(make_summary):
