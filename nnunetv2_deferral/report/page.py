@@ -146,15 +146,21 @@ def _part(part: Part) -> str:
     if isinstance(part, Commands):
         return f"<pre>{escape(part.text)}</pre>"
     if isinstance(part, Definitions):
-        lines = (f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in part.meanings)
+        lines = (f"<dt>{_wrapped(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in part.meanings)
         return "\n".join(["<dl>", *lines, "</dl>"])
     return f"<p>{escape(part)}</p>"
 
 
+def _wrapped(name: str) -> str:
+    """A name as HTML that is wrapped at an underscore if it is long, as those of trainers are."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def _table(table: Table) -> str:
-    head = [_row(table.head, "th")] if table.head else []
+    head = ["<thead>", _row(table.head, "th"), "</thead>"] if table.head else []
     rows = [_row(row, "td", marked=bool(row) and row[0] == table.highlighted) for row in table.rows]
-    return "\n".join([f"<table><caption>{escape(table.caption)}</caption>", *head, *rows, "</table>"])
+    caption = f"<caption>{escape(table.caption)}</caption>"
+    return "\n".join([f"<table>{caption}", *head, "<tbody>", *rows, "</tbody></table>"])
 
 
 def _row(cells: Sequence[str], tag: str, *, marked: bool = False) -> str:
@@ -187,7 +193,7 @@ p.caution strong { color: #b3261e; }
 p.note { font-size: .88rem; color: #555; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.3rem; max-width: 56rem; margin: 0 0 1rem;
   font-size: .95rem; }
-dt { font-weight: 600; max-width: 14rem; }
+dt { font-weight: 600; max-width: 14rem; overflow-wrap: anywhere; }
 dd { margin: 0; white-space: pre-line; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
 table { border-collapse: collapse; font-size: .92rem; margin: .4rem 0 1rem; line-height: 1.4; }
@@ -201,11 +207,13 @@ figure { margin: 1.4rem 0 2.2rem; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .88rem; margin-top: .4rem; max-width: 52rem; }
 pre { background: #f6f6f4; border: 1px solid #e2e2de; padding: .8rem 1rem; white-space: pre-wrap;
-  font: 13.5px/1.5 Consolas, "DejaVu Sans Mono", Menlo, monospace; }
+  overflow-wrap: anywhere; font: 13.5px/1.5 Consolas, "DejaVu Sans Mono", Menlo, monospace; }
 @page { size: A4; margin: 15mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } h2, h3, caption, h2 + p { break-after: avoid; }
   h2 { margin-top: 1.6rem; } table { font-size: 8.5pt; } th, td { padding-left: .6rem; }
-  tr { break-inside: avoid; } tr.marked td { background: none; } }
+  .tables { display: block; } tr, thead, caption { break-inside: avoid; }
+  thead, tbody tr:first-child { break-after: avoid; } tbody tr:last-child { break-before: avoid; }
+  tr.marked td { background: none; } }
 """
 
 _FRAME = """<!DOCTYPE html>

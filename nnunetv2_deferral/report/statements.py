@@ -345,9 +345,11 @@ def _against_rankings(summary: Mapping[str, Any]) -> str:
             )
     nothing = summary["deferral"]["rate"] == 0
     budget = f"At a budget of {share_text(learned['budget'])}" if nothing else "At the same budget"
+    recovered = per_cent_text(learned["recovered"])
+    share = "" if recovered == DASH else f" It recovers {recovered} of the oracle's gain."
     return (
         f"{budget}, the ranking by expected gain reaches a Dice of {score_text(learned['Dice'])}: "
-        f"{', and '.join(parts)}. It recovers {per_cent_text(learned['recovered'])} of the oracle's gain."
+        f"{', and '.join(parts)}.{share}"
     )
 
 

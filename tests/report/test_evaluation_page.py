@@ -117,6 +117,14 @@ def test_rankings_are_called_equal_only_if_the_interval_says_so(make_summary, di
     assert f"{said} random order" in found
 
 
+def test_an_undefined_share_of_the_oracles_gain_is_left_out(make_summary):
+    summary = make_summary()
+    assert any("of the oracle's gain." in text for text in remarks(summary))
+    for row in summary["budgets"]["learned"]:
+        row["recovered"] = NAN
+    assert not any("oracle" in text for text in remarks(summary))
+
+
 def test_that_rankings_pass_over_voxels_without_an_answer_is_said_where_there_are_any(make_summary):
     summary = make_summary()
     said = "Rankings at matched budgets pass over voxels without an answer"
