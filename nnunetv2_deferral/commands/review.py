@@ -110,6 +110,11 @@ def review(
                 "review. Predict or route with a larger budget or capacity"
             )
         listed = Worklist.open(Path(worklist), opened) if worklist else None
+        if listed and not listed.rows:
+            raise InputError(
+                f"no region is listed in {listed.folder}, nothing to review. Write a list with a larger -max_regions "
+                "or -max_minutes"
+            )
         readers = 1 if rules is None else 2
         study = Study(opened, Path(images), Path(references) if references else None, listed, readers)
         if listed:  # is checked before anything is written

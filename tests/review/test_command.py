@@ -13,6 +13,7 @@ from waiting import wait_for
 
 from nnunetv2_deferral.commands import review as command
 from nnunetv2_deferral.commands.review import main
+from nnunetv2_deferral.commands.worklist import write_worklist
 from nnunetv2_deferral.review import server
 
 
@@ -82,6 +83,14 @@ def test_where_nothing_was_deferred_there_are_no_links(tmp_path, capsys):
     )  # fmt: skip
     write_dataset_json(folders, ".nii.gz")
     printed = fails(capsys, options(folders), "nothing was deferred in the 1 case of ")
+    assert "#enter=" not in printed.out
+    assert not folders.reviews.exists()
+
+
+def test_where_no_region_is_listed_there_are_no_links(tmp_path, capsys):
+    folders, listed = write_volumes(tmp_path), tmp_path / "list"
+    write_worklist(folders.predictions, listed, images=None, max_minutes=0.001)
+    printed = fails(capsys, [*options(folders), "-worklist", str(listed)], f"no region is listed in {listed}, ")
     assert "#enter=" not in printed.out
     assert not folders.reviews.exists()
 
