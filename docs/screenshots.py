@@ -1,10 +1,11 @@
-"""Takes the pictures of the review page in the documentation.
+"""Takes the pictures of the review page in the documentation, and of a report.
 
-    python docs/screenshots.py DATA        (make screenshots DATA=...)
+    python docs/screenshots.py DATA              (make screenshots DATA=...)
+    python docs/screenshots.py --report HTML     the first page of this report
 
 DATA has two datasets in nnU-Net's raw layout with masks of raters in `expertsTr`: Dataset505_LIDCnodule3D (volumes) and
 Dataset501_LIDCnodule2D (pictures), made from LIDC-IDRI. The masks of a model, its questions and their gains are made
-from the masks of the raters. Requires Chromium and the extra [dev].
+from the masks of the raters. demo_overview.png is the overview.png of the demo. Requires Chromium and the extra [dev].
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ IMAGES = Path(__file__).parent / "images"
 EXPERTS = ("rater1", "rater2")
 OTHERS = ("rater3", "rater4")
 SIZE = {"width": 1440, "height": 900}
+SIZE_OF_REPORT = {"width": 1080, "height": 1540}
 COMMAND = shutil.which("nnUNetv2_deferral_review", path=Path(sys.executable).parent)
 
 
@@ -104,12 +106,28 @@ def take(page: Page, name: str) -> None:
     page.screenshot(path=IMAGES / f"review_{name}.png")
 
 
-def main(data: Path) -> None:
-    """Take all pictures."""
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as started:
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Chromium, with WebGL."""
+    with sync_playwright() as started:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         webgl = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         browser = started.chromium.launch(executable_path=chromium, args=webgl)
+        yield browser
+        browser.close()
+
+
+def take_report(report: Path) -> None:
+    """Take the picture of a report."""
+    with open_browser() as browser:
+        page = browser.new_page(viewport=SIZE_OF_REPORT)  # type: ignore[arg-type]
+        page.goto(report.resolve().as_uri())
+        page.screenshot(path=IMAGES / "evaluation_report.png")
+
+
+def main(data: Path) -> None:
+    """Take all pictures of the review page."""
+    with tempfile.TemporaryDirectory() as scratch, open_browser() as browser:
         root = Path(scratch)
         (root / "3d").mkdir()
         (root / "2d").mkdir()
@@ -130,7 +148,6 @@ def main(data: Path) -> None:
             take(chief, "fusion")
         with review(data / "Dataset501_LIDCnodule2D", 12, root / "2d", 8902) as links:
             take(visit(browser, links[EXPERTS[0]]), "annotation_2d")
-        browser.close()
 
 
 def submit(page: Page, answers: Path) -> None:
@@ -151,4 +168,7 @@ def submit(page: Page, answers: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--report":
+        take_report(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))
