@@ -15,6 +15,7 @@ from nnunetv2_deferral.report import benchmark_figures as figures
 from nnunetv2_deferral.report import statements
 from nnunetv2_deferral.report.benchmark_statements import (
     MOST_IN_HEADLINE,
+    cautions,
     headline,
     method_names,
     panels,
@@ -111,6 +112,7 @@ def benchmark_page(results: Mapping[str, Any], *, groups: Mapping[str, Any] | No
             sections += [Section(heading=heading, parts=found) for heading, found in zip(headings, parts, strict=True)]
     return Page(
         title=f"Comparison of trainings: {results['dataset']}, {results['configuration']}",
+        cautions=cautions(results),
         headline=headline(results, verdicts),
         introduction=remarks(results, names),
         sections=(

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND
+from nnunetv2_deferral.evaluation.summary import HARDLY_ANY_DICE, NEARLY_ALL
 from nnunetv2_deferral.report.benchmark_figures import SCORE
 from nnunetv2_deferral.report.statements import COLLAPSED, FEW_GROUPS, interval_text
-from nnunetv2_deferral.report.tables import share_text
+from nnunetv2_deferral.report.tables import score_text, share_text
 
 MOST_IN_HEADLINE = 3
 _SAME = 0.0005  # in Dice; shown as 0.000
@@ -69,6 +70,31 @@ def verdict(results: Mapping[str, Any], place: int) -> str:
     return f"{text}; its system, with {share_text(rate)} of the voxels deferred, {word} ({number})."
 
 
+def cautions(results: Mapping[str, Any]) -> list[str]:
+    """Sentences on methods whose results say little about deferral, as those of an evaluation."""
+    methods = results["methods"]
+    busy, poor = [], []
+    for name, method in zip(method_names(methods), methods, strict=True):
+        rate = method["deferral"].get("rate", 0)
+        dice = method["scores"]["model_everywhere"][FOREGROUND][SCORE]["estimate"]
+        if rate >= NEARLY_ALL:
+            busy.append(f"{name} ({share_text(rate)})")
+        if dice < HARDLY_ANY_DICE:
+            poor.append(f"{name} (Dice {score_text(dice)})")
+    found = []
+    if poor:
+        found.append(
+            f"Hardly anything is segmented right: {'; '.join(poor)}. More epochs may be needed, or labels and "
+            "images may not belong together. Results of deferral mean little until then."
+        )
+    if busy:
+        found.append(
+            f"Nearly all voxels were deferred: {'; '.join(busy)}. Such a system is as good as its experts. Set a "
+            "budget, or train for more epochs."
+        )
+    return found
+
+
 def remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Remarks on the headline: number of cases, simulated experts, collapsed routing."""
     folds, number, drawn = results["folds"], results["num_cases"], results["intervals"]["num_groups"]
@@ -82,16 +108,12 @@ def remarks(results: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     texts = [text]
     if remark := simulated_text(results):
         texts.append(remark)
-    busy, collapsed = [], []
+    collapsed = []
     for name, method in zip(names, results["methods"], strict=True):
         rate, shares = method["deferral"].get("rate", 0), method["deferral"].get("share", {})
-        if rate >= COLLAPSED:
-            busy.append(f"{name} ({share_text(rate)})")
         most = max(shares, key=lambda expert: shares[expert], default="")
         if len(shares) > 1 and rate and shares[most] / rate >= COLLAPSED:
             collapsed.append(f"{name} ({share_text(shares[most] / rate)} to {most})")
-    if busy:
-        texts.append(f"Nearly all voxels were deferred: {'; '.join(busy)}.")
     if collapsed:
         texts.append(
             "Nearly all deferred voxels were routed to one of several experts, so routing may have collapsed: "

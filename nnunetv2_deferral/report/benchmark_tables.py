@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES
 from nnunetv2_deferral.files import without_nan, written_whole
-from nnunetv2_deferral.report.benchmark_statements import panels, simulated_text
+from nnunetv2_deferral.report.benchmark_statements import cautions, panels, simulated_text
 from nnunetv2_deferral.report.statements import experts_text, interval_text
 from nnunetv2_deferral.report.tables import DASH
 from nnunetv2_deferral.text import markdown_table
@@ -69,6 +69,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     regions = [FOREGROUND, *names]
     parts = [
         f"# {results['dataset']}, {results['configuration']}",
+        *(f"CAUTION: {caution}" for caution in cautions(results)),
         _introduction(results),
         *_experts(results),
         "## Deferral",

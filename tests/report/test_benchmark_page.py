@@ -345,7 +345,27 @@ def test_a_collapse_of_routing_is_said(quick):
     assert "routing has collapsed unless" not in read(make()).text
     assert f"{ONE} (100 % to bob)" in read(make(to=2)).text
     assert "routing has collapsed unless" not in read(make([(STOCK, 30, ()), (ONE, 30, ("ann",))])).text
-    assert "Nearly all voxels were deferred" in read(make(asked=1)).text
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"asked": 1}, f"Nearly all voxels were deferred: {ONE} (100 %). Such a system is as good as its experts."),
+        (
+            {"methods": ((STOCK, 30, ()), (ONE, 256, ("ann", "bob")))},
+            f"Hardly anything is segmented right: {ONE} (Dice 0.000).",
+        ),
+    ],
+)
+def test_methods_that_say_little_about_deferral_are_named_before_the_result(quick, made, said):
+    results = make(**made)
+    before, _, _ = read(results).text.partition("Differences in Dice from")
+    assert f"Caution: {said}" in before
+    assert f"CAUTION: {said}" in markdown(results)
+
+
+def test_ordinary_methods_have_no_caution(quick):
+    assert "aution" not in read(make()).text and "CAUTION" not in markdown(make())
 
 
 def test_load_is_that_of_the_results(quick):
