@@ -259,6 +259,17 @@ class TestValidationOptions:
         assert again["model_everywhere"] == summary["model_everywhere"]
         assert again["system"] == summary["system"]
 
+    def test_a_training_whose_experts_cost_too_much_says_at_its_end_that_nothing_was_deferred(
+        self, workplace: Workplace
+    ) -> None:
+        plans = workplace.derive_plans(
+            FLAT, "nnUNetDearPlans", lambda plans: plans.update(deferral={"num_experts": 3, "costs": [1, 1, 1]})
+        )
+        fold = workplace.train(FLAT, "2d", 0, "TinyDeferral3Experts", plans=plans)
+        (log,) = fold.glob("training_log_*.txt")
+        _, _, end = log.read_text().partition(", deferred 0.00%")
+        assert "CAUTION: Nothing was deferred: the system's masks are the model's." in end
+
     def test_all_cases_as_one_fold(self, workplace: Workplace) -> None:
         fold = workplace.train(FLAT, "2d", "all", "TinyDeferral1Expert")
         assert_maps(fold / "validation", tuple(f"train_{index}" for index in range(6)), ".png", num_experts=1)
