@@ -21,17 +21,17 @@ def query() -> argparse.ArgumentParser:
     words = "folders of predictions of the same cases, one per fold, by nnUNetv2_predict --save_probabilities"
     add("-i", metavar="PREDICTIONS", type=Path, nargs="+", required=True, help=words)
     add("-o", metavar="ROUND", type=Path, required=True, help="new folder for query.json and masks of the boxes")
-    add("-n", metavar="N", type=int, help="number of boxes; with -max_minutes at most so many, and by default no limit")
+    add("-n", metavar="N", type=int, help="number of boxes; with -max_minutes an upper limit, by default none")
     words = "with -strategy gain: working time for all boxes. Default: no limit"
     add("-max_minutes", metavar="M", type=float, help=words)
     add_work_time(parser)
     add("-round", metavar="T", type=int, default=0, help="number of this round, from 0. Default: %(default)s")
-    words = "number of rounds that are planned, over which noise decays. Default: %(default)s"
+    words = "planned number of rounds, over which the noise decays. Default: %(default)s"
     add("-rounds", metavar="T", type=int, default=defaults.QUERY_ROUNDS, help=words)
     words = "how boxes are chosen; gain needs a folder with deferral maps. Default: %(default)s"
     add("-strategy", choices=defaults.QUERY_STRATEGIES, default=defaults.QUERY_STRATEGIES[0], help=words)
     words = (
-        "with -strategy gain: boxes of one size, those of the deferred regions, or whole cases. Default: %(default)s"
+        "with -strategy gain: boxes of one size, of the deferred regions, or whole cases. Default: %(default)s"
     )
     add("-per", choices=defaults.QUERY_UNITS, default=defaults.QUERY_UNITS[0], help=words)
     size = parser.add_mutually_exclusive_group()
@@ -46,7 +46,7 @@ def query() -> argparse.ArgumentParser:
     add_dataset_json(parser)
     add("--overwrite", action="store_true", help="replace a round in the output folder")
     add_parts(parser)
-    answered = parser.add_argument_group("studies in which the images are annotated already")
+    answered = parser.add_argument_group("studies with images that are already annotated")
     words = (
         "also write the dataset DatasetXXX_Name of this and all -annotated rounds, as nnUNetv2_deferral_next_dataset"
     )
@@ -60,8 +60,8 @@ def next_dataset() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_next_dataset`."""
     parser = new_parser(
         "next_dataset",
-        "Make answers the training data of a new dataset in nnUNet_raw: the labels of the voxels that were "
-        "asked about and answered, and the ignore label elsewhere, with splits and a record of who answered what.",
+        "Create a dataset in nnUNet_raw from answers. Its labels are the answers at the voxels that were asked about "
+        "and answered, and the ignore label elsewhere; splits and a record of who answered what are also written.",
         "-i round_0 round_1 -answers labels -images imagesPool -o Dataset512_Round2",
     )
     add = parser.add_argument
@@ -71,7 +71,7 @@ def next_dataset() -> argparse.ArgumentParser:
     add("-answers", metavar="ANSWERS", type=Path, required=True, help=words)
     add("-images", metavar="IMAGES", type=Path, required=True, help="folder of the images (<case>_0000)")
     add("-o", metavar="DATASET", required=True, help="name of the new dataset, DatasetXXX_Name")
-    words = "a dataset whose cases are taken over; answers replace its labels"
+    words = "a dataset whose cases are included; answers replace its labels"
     add("-base", metavar="DATASET", help=words)
     words = "maps each case to its group (patient), which is not divided between training and validation"
     add("-groups", metavar="JSON", type=Path, help=words)

@@ -94,9 +94,9 @@ def simulate_experts() -> argparse.ArgumentParser:
     parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
     add_processes(parser)
     add_separate_parts(parser, "simulate")
-    width = f"depth of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
+    width = f"width of the boundary band on each side of a label change. Default: {defaults.BOUNDARY_WIDTH}"
     parser.add_argument("-boundary_width", metavar="VOXELS", type=int, default=defaults.BOUNDARY_WIDTH, help=width)
-    voxel = "edge of the voxels that band and correlation of errors are measured in. Default: those of the label files"
+    voxel = "edge of the voxels in which band and correlation of errors are measured. Default: those of the label files"
     parser.add_argument("-voxel_mm", dest="expert_voxel_mm", metavar="MM", type=float, help=voxel)
     error_model = "error model of all experts. Default: those of their profiles"
     parser.add_argument("-error_model", choices=ERROR_MODEL_NAMES, help=error_model)
@@ -108,8 +108,8 @@ def shift() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_shift`."""
     parser = new_parser(
         "shift",
-        "Copy images as another scanner or protocol might have taken them, to test a model under shift. Writes the "
-        "images and their shifted copies to OUT/images, with the references and experts' masks under the same names, "
+        "Create copies of images as another scanner or protocol might have produced them, to test a model under shift. "
+        "Writes the images and their shifted copies to OUT/images, references and experts' masks under the same names, "
         "and domains.json and groups.json for nnUNetv2_deferral_evaluate.",
         "-i imagesTs -ref labelsTs -o shifted -kinds noise blur gamma -levels 1 3",
     )

@@ -38,7 +38,7 @@ def evaluate() -> argparse.ArgumentParser:
         choices=ERROR_MODEL_NAMES,
         help="error model of all simulated experts. Default: those of their profiles",
     )
-    words = "with a folder of masks: simulate these experts of the training, who have no masks"
+    words = "with a folder of masks: simulate these experts of the training, who have no masks in it"
     add("-simulated", metavar="EXPERT", nargs="+", default=[], help=words)
     add_dataset_json(parser)
     add_resampling(parser)
@@ -48,7 +48,7 @@ def evaluate() -> argparse.ArgumentParser:
     words += "PREDICTIONS, if it was predicted with nnUNet_deferral_folds=1"
     add("-folds", metavar="FOLDER", type=Path, nargs="+", default=[], help=words)
     add_evidence(parser)
-    words = "shares of voxels in [0, 1]"
+    words = "budgets at which rankings are compared, shares of voxels in [0, 1]"
     add("-budgets", metavar="B", type=float, nargs="+", default=list(defaults.BUDGETS), help=words)
     add_report(parser)
     add("-images", metavar="IMAGES", type=Path, help="folder of the images, to show some cases in the report")
@@ -110,7 +110,7 @@ def benchmark() -> argparse.ArgumentParser:
     tables.add_argument("-expert_set", choices=EXPERT_SETS, default="scalability", help=words)
     running = parser.add_argument_group("running")
     running.add_argument("--run", action="store_true", help="run missing and unfinished trainings")
-    words = "let trainings save the probabilities of their validation, which comparing with all raters takes"
+    words = "save the probabilities of the validations, as needed for the comparison with all raters"
     running.add_argument("--npz", action="store_true", help=words)
     words = "default: cuda if a GPU is available, else cpu"
     running.add_argument("-device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help=words)

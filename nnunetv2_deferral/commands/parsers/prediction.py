@@ -53,21 +53,21 @@ def calibrate() -> argparse.ArgumentParser:
         help="smallest region that is deferred, as an equivalent diameter, or none for single voxels; several values "
         "fit thresholds for each. Default: that of the plans",
     )  # fmt: skip
-    words = "answers replace the model's labels; do not fit how to read them as evidence"
+    words = "answers replace the model's labels; do not fit an evidence model"
     add("--replace", action="store_true", help=words)
-    words = "the experts are anonymous readers, so that a name is a slot and not a person"
+    words = "the experts are anonymous readers: a name is not the same person in all cases"
     add("--exchangeable", action="store_true", help=words)
-    words = "do not try whether the heads rank voxels better combined with the model's confidence"
+    words = "rank voxels by the heads; do not compare with the model's confidence and with both combined"
     add("--keep_heads", action="store_true", help=words)
-    words = "also fit what predicts the Dice of each case and class without a reference; takes at least 10 cases"
+    words = "also fit a prediction of the Dice of each case and class without a reference; needs at least 10 cases"
     add("--predict_dice", action="store_true", help=words)
     words = "fit thresholds only; keep the calibration that the model has, and its thresholds for other budgets"
     add("--thresholds_only", action="store_true", help=words)
     add(
         "-certify", metavar=("X", "ALPHA"), type=float, nargs=2,
-        help="hold half of the cases (patients) back from all fitting, and certify on them the smallest budget at "
-        "which at most a share ALPHA of cases has a kept error (wrong voxels that nobody is asked about, per voxel of "
-        "the reference's foreground) above X",
+        help="hold half of the cases (patients) out of all fitting, and certify on them the smallest budget at which "
+        "at most a share ALPHA of cases has a kept error (wrong voxels that are not deferred, divided by the "
+        "foreground voxels of the reference) above X",
     )  # fmt: skip
     add("-confidence", metavar="C", type=float, help=f"confidence of the certificate. Default: {defaults.CONFIDENCE}")
     add_parts(parser)
@@ -80,8 +80,8 @@ def uncertainty() -> argparse.ArgumentParser:
         "uncertainty",
         "Predict with an ensemble of folds of any model, as nnUNetv2_predict does and with its options, and also "
         "write the mask of each fold (OUT/deferral/folds/<fold>) and the mutual information of the folds "
-        "(OUT/deferral/mutual_information), without predicting more than once. With a single fold, those of its "
-        "mirrored predictions, which takes twice the time.",
+        "(OUT/deferral/mutual_information), without predicting more than once. With a single fold, its mirrored "
+        "predictions take the place of the folds, and prediction takes twice the time.",
         "-d 501 -c 2d -f 0 1 2 3 4 -i imagesTs -o predictions",
     )
     add = parser.add_argument
@@ -117,9 +117,9 @@ def route() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_route`."""
     parser = new_parser(
         "route",
-        "Decide what to ask about without another prediction: within other limits for a deferral model, or for a stock "
-        "network that was calibrated, which requires saved probabilities (--save_probabilities), as a decision without "
-        "a budget or capacities does.",
+        "Decide what to defer without another prediction: within other limits for a deferral model, or for a "
+        "calibrated stock network. The latter, and decisions without a budget or capacities, require saved probabilities "
+        "(--save_probabilities).",
         "-i predictions -o predictions2 -budget 0.02",
     )
     add = parser.add_argument
@@ -129,9 +129,9 @@ def route() -> argparse.ArgumentParser:
     add("-budget", metavar="B", type=float, help="share of the voxels that may be deferred. Default: no limit")
     words = "maximum share of the voxels for each expert, or none; one value per expert"
     add("-capacities", metavar="C", type=limit, nargs="+", help=words)
-    add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all. Default: %(default)s")
+    add("-over", choices=OVER, default=OVER[0], help="shares of each case, or of all cases. Default: %(default)s")
     add("-min_region_mm", metavar="D", type=float, help="equivalent diameter of the smallest region")
-    words = "working time for all cases: of what the other limits allow, the regions with the most gain per minute"
+    words = "working time for all cases: within the other limits, regions with the highest gain per minute"
     add("-minutes", metavar="M", type=float, help=words)
     add_work_time(parser)
     add_dataset_json(parser)
@@ -169,7 +169,7 @@ def next_round() -> argparse.ArgumentParser:
     add("-answers", metavar="EXPERTS", type=Path, required=True, help="folder of the masks of the experts who answered")
     add("-o", metavar="OUT", type=Path, required=True, help="new folder for the predictions with the next questions")
     add("-budget", metavar="B", type=float, required=True, help="share of all voxels to ask about in this round")
-    words = "number of experts that may be asked about a voxel in all rounds together. Default: %(default)s"
+    words = "maximum number of experts asked about a voxel in all rounds together. Default: %(default)s"
     add("-most", metavar="K", type=int, default=1, help=words)
     add_dataset_json(parser)
     return parser
@@ -179,8 +179,8 @@ def run() -> argparse.ArgumentParser:
     """Of `nnUNetv2_deferral_run`."""
     parser = new_parser(
         "run",
-        "Predict, evaluate and list an archive in parts that run as jobs of this machine or of a SLURM cluster. "
-        "A repeated call does only what is missing.",
+        "Predict and evaluate an archive and write its worklist, in parts that run as jobs on this machine or on a "
+        "SLURM cluster. A repeated call does only what is missing.",
         "-i imagesTs -o archive -steps predict worklist -num_parts 8",
         '-predict "-d 501 -c 2d -f 0 -tr nnUNetTrainerDeferral3Experts" -worklist "--no_pictures -max_regions 500"',
         "-executor slurm -job slurm_partition=gpu gpus_per_node=1",
@@ -197,7 +197,7 @@ def run() -> argparse.ArgumentParser:
         words = f"options of {command} as one quoted text, without -i and -o"
         add(f"-{step}", metavar="OPTIONS", default="", help=words)
     executors = ("local", "slurm", "submitit_local")
-    words = "where jobs run: as processes of this machine, or through submitit. Default: %(default)s"
+    words = "where jobs run: as processes on this machine, or through submitit. Default: %(default)s"
     add("-executor", choices=executors, default="local", help=words)
     add("-jobs", metavar="K", type=int, default=1, help="with -executor local: jobs at the same time. Default: 1")
     words = "with the other executors: submitit's parameters, such as slurm_partition=gpu mem_gb=32 timeout_min=600"

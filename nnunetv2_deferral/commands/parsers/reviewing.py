@@ -34,7 +34,7 @@ def worklist() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing worklist")
     add("--no_pictures", action="store_true", help="write no pictures; images are then not needed")
     add_parts(parser)
-    words = "also write points for 3D Slicer (.mrk.json) and a task list for MITK to LIST/viewers; takes -images"
+    words = "also write points for 3D Slicer (.mrk.json) and a task list for MITK to LIST/viewers; needs -images"
     add("--viewers", action="store_true", help=words)
     return parser
 
@@ -63,23 +63,23 @@ def review() -> argparse.ArgumentParser:
     parser.add_argument("-adjudicator", metavar="NAME", help=words)
     words = "with two readers: largest difference of readers who agree, in [0, 1]. Default: %(default)s"
     parser.add_argument("-max_difference", metavar="D", type=float, default=defaults.MAX_DIFFERENCE, help=words)
-    words = "its measure: share of the region's voxels, or 1 - Dice. Default: %(default)s"
+    words = "measure of this difference: share of the region's voxels, or 1 - Dice. Default: %(default)s"
     parser.add_argument(
         "-difference", choices=defaults.READING_MEASURES, default=defaults.READING_MEASURES[0], help=words
     )
     parser.add_argument("--port", type=int, default=defaults.PORT, help=f"port on 127.0.0.1. Default: {defaults.PORT}")
     words = "address under which a proxy on this machine serves the page, such as https://review.example.org/lung"
     parser.add_argument("--public_url", metavar="URL", help=words)
-    words = "address of the proxy, such as 127.0.0.1, whose X-Forwarded-For is believed in the log. Default: nobody's"
+    words = "address of the proxy, such as 127.0.0.1, whose X-Forwarded-For the log trusts. Default: none"
     parser.add_argument("--proxy", metavar="ADDRESS", help=words)
     words = "links expire after this number of days; the next start makes new ones. Default: never"
     parser.add_argument("--valid_days", metavar="DAYS", type=float, help=words)
-    words = "make new links for these people; those that they have, and sessions begun with them, end"
+    words = "replace the links of these people; their old links, and sessions begun with them, become invalid"
     parser.add_argument("--revoke", metavar="NAME", nargs="+", default=[], help=words)
     words = "file to which one JSON line is added for each request, without names of cases"
     parser.add_argument("--access_log", metavar="FILE", type=Path, help=words)
-    parser.add_argument("--show_scores", action="store_true", help="show reference and scores to experts, too")
-    words = "hide the model's mask from an expert until they have submitted the case; painting starts from nothing"
+    parser.add_argument("--show_scores", action="store_true", help="also show reference and scores to experts")
+    words = "hide the model's mask from an expert until they have submitted the case; painting starts empty"
     parser.add_argument("--blind_start", action="store_true", help=words)
     return parser
 
@@ -99,13 +99,13 @@ def dicom() -> argparse.ArgumentParser:
     add = tasks.add_parser("import", help=words, description=_sentence(words)).add_argument
     add("-i", metavar="SERIES", type=Path, required=True, help="folder or zip file with a subfolder for each series")
     add("-o", metavar="IMAGES", type=Path, required=True, help="new folder for the images")
-    words = "SeriesInstanceUIDs of the series to import. Default: all, which must be one in a folder"
+    words = "SeriesInstanceUIDs of the series to import. Default: all, with a single series in each folder"
     add("-series", metavar="UID", nargs="+", default=[], help=words)
     words = "cases are named PREFIX_ and ten digits that depend on the series' UID. Default: %(default)s"
     add("-prefix", default=defaults.DICOM_PREFIX, help=words)
     endings = defaults.DICOM_ENDINGS
     add("-ending", choices=endings, default=endings[0], help="format of the images. Default: %(default)s")
-    add("--skip_refused", action="store_true", help="leave out series that are no even volume, and list them")
+    add("--skip_refused", action="store_true", help="skip series that are not one evenly spaced volume, and list them")
 
     words = "write OUT/<case>/mask.dcm, review.dcm, probability.dcm and gain.dcm"
     task = tasks.add_parser("export", help=words, description=_sentence(words))

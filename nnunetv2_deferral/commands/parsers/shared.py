@@ -71,7 +71,7 @@ def add_resampling(parser: argparse._ActionsContainer) -> None:
 def add_evidence(parser: argparse.ArgumentParser) -> None:
     """Whether answers are read as evidence."""
     how = parser.add_mutually_exclusive_group()
-    words = "read answers as evidence. Default: if the calibration has an evidence model of the experts who answered, "
+    words = "read answers as evidence. Default: if the calibration has an evidence model for the experts who answered, "
     words += "unless they answered on the review page"
     how.add_argument("--evidence", action="store_const", const=True, help=words)
     words = "an answer replaces the model's label"
@@ -86,11 +86,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_work_time(parser: argparse.ArgumentParser) -> None:
     """How long people work for a region."""
     add = parser.add_argument
-    words = f"working time for a look at a region. Default: {defaults.MINUTES_PER_REGION}"
+    words = f"working time for looking at a region. Default: {defaults.MINUTES_PER_REGION}"
     add("-minutes_per_region", type=float, metavar="M", help=words)
-    words = f"working time for drawing a cm of border that is wrong. Default: {defaults.MINUTES_PER_CM}"
+    words = f"working time for drawing a cm of wrong border. Default: {defaults.MINUTES_PER_CM}"
     add("-minutes_per_cm", type=float, metavar="M", help=words)
-    words = "folder of nnUNetv2_deferral_review with at least 30 answered regions, to whose times both are fitted"
+    words = "output of nnUNetv2_deferral_review with at least 30 answered regions: fit both to its working times"
     add("-times_from", metavar="REVIEWS", type=Path, help=words)
 
 
@@ -105,10 +105,10 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     """Of a command whose parts are put together by `--merge`."""
     add = parser.add_argument
     add_processes(parser)
-    words = "only do one of N parts of the cases, in a job of its own; see --merge"
+    words = "process only one of N parts of the cases, in a separate job; see --merge"
     add("-num_parts", metavar="N", type=int, default=1, help=words)
     add("-part_id", metavar="I", type=int, default=0, help="with -num_parts: the part, 0 to N-1")
-    words = "with the other options as for the parts: put together what all parts found, instead of reading cases"
+    words = "merge the results of all parts instead of reading cases; the other options must be those of the parts"
     add("--merge", action="store_true", help=words)
 
 
