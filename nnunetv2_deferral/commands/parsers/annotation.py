@@ -30,9 +30,7 @@ def query() -> argparse.ArgumentParser:
     add("-rounds", metavar="T", type=int, default=defaults.QUERY_ROUNDS, help=words)
     words = "how boxes are chosen; gain needs a folder with deferral maps. Default: %(default)s"
     add("-strategy", choices=defaults.QUERY_STRATEGIES, default=defaults.QUERY_STRATEGIES[0], help=words)
-    words = (
-        "with -strategy gain: boxes of one size, of the deferred regions, or whole cases. Default: %(default)s"
-    )
+    words = "with -strategy gain: boxes of one size, of the deferred regions, or whole cases. Default: %(default)s"
     add("-per", choices=defaults.QUERY_UNITS, default=defaults.QUERY_UNITS[0], help=words)
     size = parser.add_mutually_exclusive_group()
     words = f"edges of a box in voxels, z y x or y x. Default: {defaults.QUERY_EDGE_VOXELS} along each axis"
@@ -75,5 +73,6 @@ def next_dataset() -> argparse.ArgumentParser:
     add("-base", metavar="DATASET", help=words)
     words = "maps each case to its group (patient), which is not divided between training and validation"
     add("-groups", metavar="JSON", type=Path, help=words)
-    add("-djfile", metavar="DATASET_JSON", type=Path, help="the dataset.json of the questions. Default: beside them")
+    words = "the dataset.json of the questions. Default: in their folder"
+    add("-djfile", metavar="DATASET_JSON", type=Path, help=words)
     return parser

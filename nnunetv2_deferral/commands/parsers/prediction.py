@@ -118,8 +118,8 @@ def route() -> argparse.ArgumentParser:
     parser = new_parser(
         "route",
         "Decide what to defer without another prediction: within other limits for a deferral model, or for a "
-        "calibrated stock network. The latter, and decisions without a budget or capacities, require saved probabilities "
-        "(--save_probabilities).",
+        "calibrated stock network. The latter, and decisions without a budget or capacities, require saved "
+        "probabilities (--save_probabilities).",
         "-i predictions -o predictions2 -budget 0.02",
     )
     add = parser.add_argument

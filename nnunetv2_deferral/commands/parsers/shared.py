@@ -56,7 +56,7 @@ def add_predictions(parser: argparse.ArgumentParser, what: str = "folder of mask
 
 def add_dataset_json(parser: argparse.ArgumentParser) -> None:
     """The model's dataset.json, `-djfile`."""
-    words = "the model's dataset.json. Default: beside PREDICTIONS"
+    words = "the model's dataset.json. Default: in PREDICTIONS, for a validation in its model folder"
     parser.add_argument("-djfile", metavar="DATASET_JSON", type=Path, help=words)
 
 
