@@ -166,7 +166,10 @@ def test_one_round_of_evidence_is_not_said_to_gain_much_in_volumes_of_hippocampi
         gains = [row["minus_confidence"]["low"] > 0 for row in two]
         assert any(gains) == ("missed" not in name)
     guide = re.sub(r"\s+", " ", (ROOT / "docs" / "how-to" / "evidence.md").read_text())
-    assert "On hippocampi in 3D, a second round with a second expert was needed for a gain, and with experts who miss" in guide
+    assert (
+        "On hippocampi in 3D, a second round with a second expert was needed for a gain, and with experts who miss"
+        in guide
+    )
 
 
 def test_what_more_experts_gain_is_not_said_to_be_the_choice_among_them():
