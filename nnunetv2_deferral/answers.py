@@ -310,8 +310,8 @@ def check_all_shown(folder: PredictionFolder, answers: Path, *, use: str = "read
             untold = records.get(expert, {}).get("cannot_tell_voxels", 0)
             if untold and without_ignore_label:
                 raise InputError(
-                    f"{index}: {expert} could not tell {untold} voxels of {case}, which have the model's label "
-                    f"because the dataset has no ignore label, so the answers cannot be {use}"
+                    f'{index}: {expert} marked {untold} voxels of {case} as "cannot tell". They have the model\'s '
+                    f"label because the dataset has no ignore label, so the answers cannot be {use}"
                 )
 
 
@@ -328,8 +328,8 @@ def _check_all_read(folder: PredictionFolder, answers: Path, use: str) -> None:
         route = folder.case(case).route
         if route.shape != settled.route.shape or (route != settled.route).any():
             raise InputError(
-                f"{settled_file(answers, case)}: the readers were asked about other voxels than those that "
-                f"{folder.folder} routes to experts, so the answers cannot be {use}. Review without a worklist"
+                f"{settled_file(answers, case)}: the readers were asked about other voxels than {folder.folder} routes "
+                f"to experts, so the answers cannot be {use}. Review without a worklist"
             )
 
 

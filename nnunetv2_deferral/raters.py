@@ -280,7 +280,7 @@ class ExpertMasks:
         if now != (dict(settled.masks) if settled else {}):
             changed = [name for name in names if now.get(name) != (settled.masks.get(name) if settled else None)]
             raise InputError(
-                f"{self.file(changed[0], case)} was written after its regions were settled. Start the review again to "
-                "settle them anew"
+                f"{self.file(changed[0], case)} was written after its regions were settled. Restart the review to "
+                "settle them again"
             )
         return settled

@@ -72,7 +72,7 @@ class ReadingRules:
         if self.adjudicator is not None:
             check_expert_name(self.adjudicator, "the adjudicator")
         if not 0 <= self.max_difference <= 1:
-            raise InputError(f"the difference of readers who agree must be in [0, 1], got {self.max_difference}")
+            raise InputError(f"the maximum difference of readers must be in [0, 1], got {self.max_difference}")
         if self.measure not in READING_MEASURES:
             raise InputError(f"readers are compared by {' or '.join(READING_MEASURES)}, got {self.measure!r}")
 
@@ -91,7 +91,7 @@ class ReadingRules:
         if begun is not None and begun != self:
             differences = [f"{key} {vars(begun)[key]!r}, now {now!r}" for key, now in vars(self).items()
                            if vars(begun)[key] != now]  # fmt: skip
-            raise InputError(f"{folder}: this review was begun with {'; '.join(differences)}")
+            raise InputError(f"{folder}: this review was started with {'; '.join(differences)}")
         if begun is None or not file.is_file():
             write_json_durably(vars(self), file)
 
@@ -287,13 +287,13 @@ def read_settled(folder: Path, case: str) -> Settled | None:
     except MemoryError:
         raise
     except Exception as error:  # zip files fail in many ways: struct.error, zlib.error, EOFError, BadZipFile, ...
-        raise InputError(f"{file} is damaged: {error}. Start the review again to write it anew") from error
+        raise InputError(f"{file} is damaged: {error}. Restart the review to rewrite it") from error
     validate(meta, _Meta, str(file))
     kinds = [(labels, np.int16), (outcomes, np.uint8), (route, np.uint8)]
     if any(array.dtype != kind or array.shape != labels.shape for array, kind in kinds) or (
         max(outcomes.max(initial=0), 0) > max(Outcome) or route.max(initial=0) > len(meta["experts"])
     ):
-        raise InputError(f"{file} is damaged. Start the review again to write it anew")
+        raise InputError(f"{file} is damaged. Restart the review to rewrite it")
     return Settled(
         experts=tuple(meta["experts"]),
         labels=labels,

@@ -120,7 +120,7 @@ def test_a_review_goes_on_with_its_own_rules_only(tmp_path):
     rules.begin(tmp_path)
     rules.begin(tmp_path)
     assert ReadingRules.of(tmp_path) == rules
-    with pytest.raises(InputError, match=r": this review was begun with max_difference 0.2, now 0.1"):
+    with pytest.raises(InputError, match=r": this review was started with max_difference 0.2, now 0.1"):
         ReadingRules(adjudicator="eve").begin(tmp_path)
 
 

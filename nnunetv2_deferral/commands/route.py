@@ -126,13 +126,13 @@ def _has_probabilities(
         absent = _first_missing(maps.gains_file(folder.folder, case) for case in folder.cases)
         if absent is not None:
             raise InputError(
-                f"{absent} is missing, which predictions before version 0.3 do not have, nor volumes where asking "
-                f"helps nearly everywhere, but capacities require it or probabilities: {advice}"
+                f"{absent} is missing (predictions before version 0.3, and volumes where asking helps nearly "
+                f"everywhere, have none), but capacities require it or probabilities: {advice}"
             )
     if calibration is not None and calibration.evidence is not None:
         absent = _first_missing(map(folder.prior_file, folder.cases))
         if absent is not None:
-            raise InputError(f"{absent} is missing, by which answers are read as evidence: {advice}")
+            raise InputError(f"{absent} is missing, but is needed to read answers as evidence: {advice}")
     return False
 
 
@@ -179,7 +179,7 @@ def _kept_gains(folder: PredictionFolder | StockFolder, case: PredictedCase) -> 
     gains = case.gains
     if not np.array_equal(of_experts(gains, case.expert) > 0, case.gain > 0):
         file = maps.gains_file(folder.folder, case.name)
-        raise InputError(f"{file} is positive elsewhere than the gain map of the case: it is of another prediction")
+        raise InputError(f"{file} belongs to another prediction: it is positive in other places than the gain map")
     return gains
 
 
@@ -203,8 +203,8 @@ def _opened(
         found = PredictionFolder.open(predictions, dataset_json, undecided=True)  # all is decided anew
         if (number := found.index.get("round", 1)) != 1:
             raise InputError(
-                f"{found.index_file} is of round {number} of questions, which follow from answers. To ask other "
-                "questions in it, repeat nnUNetv2_deferral_next_round from the round before, with another -budget"
+                f"{found.index_file} belongs to round {number} of questions, which follow from answers. To ask other "
+                "questions in this round, repeat nnUNetv2_deferral_next_round on the previous one, with another -budget"
             )
         return found, found.calibration, found.identity
     plans_file = model / "plans.json"
@@ -237,7 +237,7 @@ def _check_predicted_by(plans: Mapping[str, Any], model: Path, predictions: Path
     if maps.index_file(predictions).is_file():
         raise InputError(
             f"{predictions} has the maps of a deferral model, not predictions of the stock network {model} (-m). To "
-            "decide anew about them, leave out -m"
+            "decide on them again, leave out -m"
         )
     file = predictions / "plans.json"
     there = read_plans_json(file) if file.is_file() else plans

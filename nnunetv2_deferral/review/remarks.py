@@ -62,7 +62,7 @@ def parse_remarks(content: Any, shape: Sequence[int], regions: int) -> Remarks:
         raise RefusedError(400, str(error)[:180]) from None
     remarks: Remarks = content
     if unknown := [number for number in remarks["confidence"] if int(number) > regions]:
-        raise RefusedError(422, f"There are {regions} regions, but there is a confidence in region {unknown[0]}.")
+        raise RefusedError(422, f"There are {regions} regions, but a confidence is given for region {unknown[0]}.")
     for flag in remarks["flags"]:
         if any(at >= size for at, size in zip(flag["at"], shape, strict=True)):
             raise RefusedError(422, f"The flag at {place_text(flag['at'])} lies outside the volume.")

@@ -270,7 +270,7 @@ class _Handlers:
         content = _parse_json(await _read_body(request, 4096))
         expert, reason = content.get("expert"), content.get("reason")
         if not isinstance(expert, str) or not isinstance(reason, str):
-            raise RefusedError(400, "expert and reason must be texts.")
+            raise RefusedError(400, "expert and reason must be strings.")
         return await self._answer(self._review.reopen, person, request.path_params["case"], expert, reason)
 
     def _person(self, request: Request, *, named: bool = True) -> Person:

@@ -279,7 +279,7 @@ class Review:
             draft = self._draft(expert, case)
             if edit.revision + 1 == draft.revision and edit.key == draft.key:
                 if draft.request not in ("", edit.digest):
-                    raise RefusedError(409, "Something else has been saved with the key of this save. Reload the page.")
+                    raise RefusedError(409, "Something else was saved under the key of this save. Reload the page.")
                 return _receipt(draft)  # a repeated request whose first response was lost
             self._check_open(expert, name, edit.revision, draft)
             labels = apply_edit(

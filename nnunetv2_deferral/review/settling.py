@@ -64,11 +64,13 @@ class Settling:
             return None
         rules = rules or ReadingRules()
         if rules.adjudicator == COORDINATOR.name:
-            raise InputError(f"{rules.adjudicator} is the name of the link that shows all; choose another -adjudicator")
+            raise InputError(
+                f"{rules.adjudicator} is the name of the link that shows everything; choose another -adjudicator"
+            )
         if rules.adjudicator is not None and spelling(rules.adjudicator) in map(spelling, study.experts):
             raise InputError(
                 f"the adjudicator {rules.adjudicator} is one of the readers ({', '.join(study.experts)}); name "
-                "somebody else, who then gets a link of their own (-adjudicator)"
+                "someone else, who then gets a link of their own (-adjudicator)"
             )
         if begun is None and store.has_answers():
             raise InputError(

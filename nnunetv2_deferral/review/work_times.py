@@ -73,12 +73,12 @@ class FittedTimes:
     remarks: tuple[str, ...]
 
     def __str__(self) -> str:
-        explained = "all took as long" if self.r_squared is None else f"R2 {self.r_squared:.2f}"
+        explained = "all took equally long" if self.r_squared is None else f"R2 {self.r_squared:.2f}"
         return "; ".join(
             [
-                f"{self.time.minutes_per_region:.3g} minutes for a look and {self.time.minutes_per_cm:.3g} for a cm of "
-                f"border, fitted to {self.regions} regions in {self.answers} answers ({explained}, off by "
-                f"{self.mean_error:.2g} minutes of an answer on average)",
+                f"{self.time.minutes_per_region:.3g} minutes per region and {self.time.minutes_per_cm:.3g} per cm of "
+                f"border, fitted to {self.regions} regions in {self.answers} answers ({explained}, mean absolute error "
+                f"{self.mean_error:.2g} minutes per answer)",
                 *self.remarks,
             ]
         )
@@ -167,7 +167,7 @@ def fit_times(reviews: Path) -> FittedTimes:
     if regions < FEWEST_REGIONS:
         left_out = ", ".join(f"{number} {what}" for what, number in others.items() if number)
         raise InputError(
-            f"{index}: working times take at least {FEWEST_REGIONS} answered regions, and there are {regions}"
+            f"{index}: working times require at least {FEWEST_REGIONS} answered regions, but there are {regions}"
             + (f" (answers left out: {left_out})" if left_out else "")
         )
     return _fitted([answer for answer in usable if answer.regions])
@@ -196,20 +196,20 @@ def _fitted(answers: list[_Answer]) -> FittedTimes:
     learned = False
     if not edited.any():
         look, edit = one(looks, spent), usual.minutes_per_cm
-        remarks.append("no region was edited, so that the time for a cm is the default")
+        remarks.append("no region was edited, so the time per cm is the default")
     elif each.std() <= _ALIKE * each.mean():
         edit = usual.minutes_per_cm
         look = one(looks, spent - edit * edits)
-        remarks.append("all borders are about as long, so that the time for a cm is the default")
+        remarks.append("all borders are about equally long, so the time per cm is the default")
     else:
         look, edit = (float(figure) for figure in nnls(np.stack([looks, edits], axis=1), spent)[0])
         learned = True
     if look <= _NOTHING:
         look = usual.minutes_per_region
         edit = one(edits, spent - look * looks) if learned else edit
-        remarks.append("the lengths explain all of the time, so that the time for a look is the default")
+        remarks.append("the lengths explain all of the time, so the time per region is the default")
     if len(answers) < FEW_ANSWERS:
-        remarks.append("of so few answers the figures are rough")
+        remarks.append("with so few answers, the figures are rough")
     error = minutes - look * regions - edit * length
     spread = float(((minutes - minutes.mean()) ** 2).sum())
     return FittedTimes(

@@ -162,7 +162,7 @@ def test_on_the_review_page_the_experts_word_is_final_unless_chosen_otherwise(ro
         fuse.fuse_folder(root / "in", root / "experts", root / "c", evidence=True)
     records["x"]["ann"] |= {"voxels": routed["x"]["ann"], "cannot_tell_voxels": 3}
     review.write_text(json.dumps({"cases": records}))
-    with pytest.raises(Exception, match="ann could not tell 3 voxels of x"):
+    with pytest.raises(Exception, match='ann marked 3 voxels of x as "cannot tell"'):
         fuse.fuse_folder(root / "in", root / "experts", root / "c", evidence=True)
 
 
@@ -256,7 +256,7 @@ class TestRefusals:
         run(root)
         with pytest.raises(SystemExit):
             route.main(["-i", str(root / "out"), "-o", str(root / "routed"), "-budget", "0.1"])
-        assert "deferral.json is of round 2 of questions" in capsys.readouterr().err
+        assert "deferral.json belongs to round 2 of questions" in capsys.readouterr().err
         assert not (root / "routed").exists()
 
     def test_predictions_without_evidence(self, root, capsys):

@@ -163,7 +163,7 @@ def test_gains_of_another_case_are_refused(tmp_path, capsys):
     file.write_bytes(file.with_name("y.npz").read_bytes())
     with pytest.raises(SystemExit):
         main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-budget", "0.1"])
-    assert f"{file} is positive elsewhere than the gain map of the case" in capsys.readouterr().err
+    assert f"{file} belongs to another prediction: it is positive in other places" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -464,7 +464,7 @@ def test_what_was_overlooked_is_flagged_where_it_is_and_a_region_may_stay_withou
         assert page.locator(".region .state").all_inner_texts() == ["✓", "?"]
         chief = sit_down(links["coordinator"])
         playwright.expect(chief.page.locator(".case-rate")).to_contain_text(
-            "1 flag · 1 not told · 1 with low confidence"
+            '1 flag · 1 marked "cannot tell" · 1 with low confidence'
         )
         canvas = chief.page.locator(".grid > .cell canvas").first
         chief.page.locator(".flags .region-name").click()
@@ -690,7 +690,7 @@ def test_with_a_blind_start_the_reader_paints_from_nothing_and_cannot_take_the_m
     with running(folders, blind_start=True) as links:
         bob = sit_down(links["bob"])
         page = bob.page
-        playwright.expect(page.locator(".card")).to_contain_text("The model's mask is shown after you have submitted")
+        playwright.expect(page.locator(".card")).to_contain_text("The model's mask is shown once the case is submitted")
         assert page.get_by_label("The model's outline").count() == 0
         assert not page.get_by_role("button", name="The model is right here").is_visible()
         bob.press("m")
@@ -756,7 +756,7 @@ def test_an_adjudicator_decides_between_two_readings_and_the_coordinator_reopens
             desk.wait_saved()
             desk.submit()
         eve = sit_down(links["eve"])
-        playwright.expect(eve.page.locator(".card")).to_contain_text("Two readers differ")
+        playwright.expect(eve.page.locator(".card")).to_contain_text("Two readers disagree")
         eve.page.get_by_role("button", name="Got it").click()
         playwright.expect(eve.page.locator(".figure")).to_contain_text("0 of 1")
         eve.page.screenshot(path=tmp_path / "eve.png")

@@ -122,8 +122,8 @@ def test_the_coordinator_sees_of_which_cases_the_mask_was_not_predicted_with_the
     listing = served.browser("coordinator").get("/api/cases").json()
     assert [entry["case"] for entry in listing if entry["other_mask"]] == ["case_b"]
     assert "other_mask" not in served.browser("ann").get("/api/cases").json()[0]
-    (said,) = [each.message for each in caplog.records if "another mask" in each.message]
-    assert said.startswith("1 case has another mask than was predicted with the maps (case_b)")
+    (said,) = [each.message for each in caplog.records if "a mask other than" in each.message]
+    assert said.startswith("1 case has a mask other than the one predicted with the maps (case_b)")
 
 
 def test_cases_of_the_same_gain_come_by_name(tmp_path, serve):

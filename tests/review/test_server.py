@@ -406,7 +406,7 @@ GOOD = {"revision": 0, "runs": [], "done": [], "key": "k" * 16, "seconds": 1}
         ({"done": ["1"]}, 400, "done must be"),
         ({"remarks": {"confidence": {"1": "sure"}, "flags": []}}, 400, "remarks: confidence.1 must be"),
         ({"remarks": {"confidence": {"0": "high"}, "flags": []}}, 400, "remarks: confidence.0"),
-        ({"remarks": {"confidence": {"3": "high"}, "flags": []}}, 422, "a confidence in region 3"),
+        ({"remarks": {"confidence": {"3": "high"}, "flags": []}}, 422, "a confidence is given for region 3"),
         ({"remarks": {"confidence": {}}}, 400, "remarks: flags is missing"),
         ({"remarks": {"confidence": {}, "flags": [{"at": [1, 2], "comment": ""}]}}, 400, "remarks: flags[0].at"),
         ({"remarks": {"confidence": {}, "flags": [{"at": [1, 2, -1], "comment": ""}]}}, 400, "remarks: flags[0].at[2]"),
@@ -569,7 +569,7 @@ def test_the_key_of_an_earlier_save_with_other_content_is_refused(served, snapsh
     other = content | {"runs": {"runs": [[first, 1, 1]]}, "done": {"done": [1]}, "seconds": {"seconds": 0}}[change]
     refused = ann.post(SAVE, json=other)
     assert refused.status_code == 409
-    assert "Something else has been saved" in refused.json()["reason"]
+    assert "Something else was saved" in refused.json()["reason"]
     assert snapshot(served.folders.reviews) == before
     assert ann.post(SAVE, json=content).json()["revision"] == 1
 

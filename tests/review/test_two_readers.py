@@ -232,9 +232,7 @@ def test_without_its_folder_of_what_was_settled_a_review_is_refused_until_it_is_
     settled = folders.reviews / "settled"
     before = (settled / f"{CASE}.npz").read_bytes()
     shutil.rmtree(settled)
-    with pytest.raises(
-        InputError, match=f"{CASE}.* was written after its regions were settled. Start the review again"
-    ):
+    with pytest.raises(InputError, match=f"{CASE}.* was written after its regions were settled. Restart the review"):
         fuse_folder(folders.predictions, folders.reviews, tmp_path / "fused")
     with pytest.raises(InputError, match="2 readers for each region"):
         open_review(folders)
@@ -276,9 +274,9 @@ def test_a_mask_that_was_replaced_is_refused_until_it_is_settled_anew(folders, s
     [
         (None, RULES, "is a review with one reader for each region"),
         (RULES, None, "is a review with 2 readers for each region"),
-        (RULES, ReadingRules(adjudicator="zoe"), "begun with adjudicator 'eve', now 'zoe'"),
+        (RULES, ReadingRules(adjudicator="zoe"), "started with adjudicator 'eve', now 'zoe'"),
         (None, ReadingRules(adjudicator="Bob"), "the adjudicator Bob is one of the readers"),
-        (None, ReadingRules(adjudicator="coordinator"), "is the name of the link that shows all"),
+        (None, ReadingRules(adjudicator="coordinator"), "is the name of the link that shows everything"),
     ],
 )
 def test_a_review_cannot_change_its_readers(folders, serve, begun, now, message):

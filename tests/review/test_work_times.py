@@ -54,7 +54,7 @@ def test_an_answer_records_the_border_that_was_expected_and_what_was_edited(tmp_
     # The small prediction is certain of all that it defers.
     length = border_lengths_mm((case.route == 1).astype(np.int32), case.spacing).item() / 10
     assert record["effort"] == {"expected_edit_cm": round(length, 2), "edited_regions": 1}
-    with pytest.raises(InputError, match=r"review\.json: working times take at least 30 .* there are 2$"):
+    with pytest.raises(InputError, match=r"review\.json: working times require at least 30 .* there are 2$"):
         fit_times(served.folders.reviews)
 
 
@@ -64,7 +64,7 @@ def test_exact_times_are_found_again(tmp_path):
     assert (fitted.r_squared, fitted.mean_error) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
     assert (fitted.answers, fitted.remarks) == (20, ())
     assert str(fitted).startswith(
-        "0.3 minutes for a look and 0.07 for a cm of border, fitted to 65 regions in 20 answers ("
+        "0.3 minutes per region and 0.07 per cm of border, fitted to 65 regions in 20 answers ("
     )
 
 
@@ -90,7 +90,7 @@ def test_where_all_borders_are_as_long_the_time_for_a_cm_is_the_default(tmp_path
     answers = [(0.5 * regions + 0.04 * 10 * regions, regions, 10.0 * regions, 1) for regions in (2, 3, 4) * 5]
     fitted = fit_times(write_index(tmp_path, answers))
     assert asdict(fitted.time) == pytest.approx({"minutes_per_region": 0.5, "minutes_per_cm": 0.04})
-    assert "all borders are about as long" in str(fitted)
+    assert "all borders are about equally long" in str(fitted)
 
 
 def test_where_lengths_explain_all_the_time_for_a_look_is_the_default(tmp_path):
@@ -152,7 +152,7 @@ def test_a_worklist_says_what_its_minutes_are_fitted_to(tmp_path, capsys):
     assert (content["times"]["from"], content["times"]["answers"]) == (str(tmp_path / "old"), 20)
     for row in content["regions"]:
         assert row["minutes"] == pytest.approx(0.3 + 0.07 * row["probability"] * row["border_mm"] / 10, abs=1e-3)
-    assert "working time: 0.3 minutes for a look and 0.07 for a cm of border" in capsys.readouterr().out
+    assert "working time: 0.3 minutes per region and 0.07 per cm of border" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*map(str, call), "--overwrite", "-minutes_per_region", "1"])
     assert "-times_from fits the working time" in capsys.readouterr().err

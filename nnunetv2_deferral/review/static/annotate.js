@@ -24,20 +24,20 @@ const [ASKED, SUBMIT] = [
 ];
 const BLIND_VISIT = [
   ASKED,
-  "Paint inside it what you see: brush B, eraser E. The model's mask is shown after you have submitted the case.",
-  "Enter: right as it is painted now. T: you cannot tell.",
+  "Paint what you see inside the region: brush B, eraser E. The model's mask is shown once the case is submitted.",
+  "Enter: the region is right as painted. T: you cannot tell.",
   SUBMIT,
 ];
 const DECISION_VISIT = [
-  "Two readers differ about the outlined regions; the order in which they are shown says nothing about who read.",
+  "Two readers disagree about the outlined regions; the order of the readings does not reveal who made which.",
   "Q takes the first reading, W the second. Or correct the coloured mask yourself, and accept it with Enter.",
   "U and I show or hide the readings. T: you cannot tell, and the region stays open.",
   SUBMIT,
 ];
 const FIRST_VISIT = [
   ASKED,
-  "Correct the coloured mask inside it: brush B, eraser E. Dotted: the model's mask.",
-  "Enter: right as it is now. M: the model is right. T: you cannot tell.",
+  "Correct the coloured mask inside the region: brush B, eraser E. Dotted: the model's mask.",
+  "Enter: the region is right as it is now. M: the model is right. T: you cannot tell.",
   SUBMIT,
 ];
 
@@ -205,7 +205,7 @@ export class Annotation {
     const changed = this.session.fillBetween(this.current, this.viewer.main.plane, this.scene.shape);
     this.session.commit();
     if (changed) this._repainted();
-    else if (changed === null) toast("Draw this region in two slices that are apart, then press Z to fill those between.");
+    else if (changed === null) toast("Draw this region in two slices with a gap between them, then press Z to fill it.");
   }
 
   async _flag(voxel) {

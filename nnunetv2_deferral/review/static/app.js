@@ -333,7 +333,7 @@ class App {
     const undecided = disputed && !entry.adjudication?.submitted;
     const remarks = [
       flags ? `⚑ ${plural(flags, "flag")}` : "",
-      untold ? `${untold} not told` : "",
+      untold ? `${untold} marked "cannot tell"` : "",
       doubtful ? `${doubtful} with low confidence` : "",
       disputed ? `${disputed} disputed${undecided ? "" : ", decided"}` : "",
     ].filter(Boolean);

@@ -89,7 +89,7 @@ export function createAssignment({ me, entry, details, scene, model, route }) {
       ? h(
           "p.note",
           {},
-          "Caution: this mask is not the one that was predicted with the maps. Routing and gain are about another mask.",
+          "Caution: this mask is not the one predicted with the maps. Routing and gain refer to a different mask.",
         )
       : null,
     isExpert

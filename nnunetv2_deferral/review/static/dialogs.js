@@ -79,7 +79,7 @@ const KEYS = [
       ["Wheel, ↑ ↓, Page ↑ ↓", "Slices"],
       ["Ctrl+wheel, + −", "Zoom"],
       ["Shift+drag, middle drag", "Pan"],
-      ["Shift+1 … 5", "Windows in the order of their list"],
+      ["Shift+1 … 5", "Windows in the order listed"],
       ["Right drag", "Window (left–right) and level (up–down)"],
       ["J", "Move all planes to the pointer"],
       ["A  C  S", "Axial, coronal, sagittal"],

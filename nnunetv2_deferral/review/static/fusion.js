@@ -101,7 +101,7 @@ export function createFusion({ details, scene, model, fused, reference, result, 
       ? h(
           "p.note",
           {},
-          `Against the answer to ${plural(result.overruled_voxels, "voxel")} speak the model and the answers around. `,
+          `At ${plural(result.overruled_voxels, "voxel")}, the model and nearby answers contradict the answer given. `,
           "Answers given on this page are final; nnUNetv2_deferral_fuse --evidence would overrule them.",
         )
       : null,
@@ -176,12 +176,17 @@ function readingTable({ regions, dice, kappa, rules }) {
     ),
   );
   const measure = rules.measure === "dice" ? "1 − Dice" : "the share of differing voxels";
-  const decides = rules.adjudicator ? `${rules.adjudicator} decides` : "it stays open";
+  const decides = rules.adjudicator ? `${rules.adjudicator} decides` : "the region stays open";
   return h(
     "div.readings",
     {},
     h("h2", {}, "Two readers"),
-    h("p.note", {}, `Mean Dice ${number(dice)}, κ ${number(kappa)}. Above ${rules.max_difference} (${measure}) ${decides}.`),
+    h(
+      "p.note",
+      {},
+      `Mean Dice ${number(dice)}, κ ${number(kappa)}. `,
+      `Where readers differ by more than ${rules.max_difference} (${measure}), ${decides}.`,
+    ),
     h(
       "table",
       {},
@@ -194,7 +199,7 @@ function readingTable({ regions, dice, kappa, rules }) {
 /** Who has submitted the case; the coordinator can reopen it with a reason. */
 function submissions(name, people, onReopened) {
   const reopen = async (person) => {
-    const text = `${person} can then change this case. The submitted mask is kept aside, and the reason is logged.`;
+    const text = `${person} can then change this case. A copy of the submitted mask is kept, and the reason is logged.`;
     const reason = await askText(`Reopen ${name}?`, text, "Reopen", api.limits.comment);
     if (reason === null) return;
     try {
