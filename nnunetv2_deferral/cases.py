@@ -278,7 +278,7 @@ class PredictedCase:
         if number:
             raise InputError(
                 f"{self._named('softmax')} does not belong to {self._named('model')}: {number} of {self.model.size} "
-                "voxels have another label. Has the mask been changed, or were the probabilities left by an earlier "
+                "voxels have a different label. Was the mask changed, or were the probabilities left by an earlier "
                 "prediction? Predict with --save_probabilities, or validate with --val --npz"
             )
 

@@ -199,7 +199,7 @@ def read_index(folder: Path, *, undecided: bool = False) -> dict[str, Any]:
     if waiting and not undecided:
         raise InputError(
             f"{folder} does not keep its limit of minutes in {len(waiting)} cases ({listed(waiting)}): the prediction "
-            "goes on, was stopped, or was not one of nnUNetv2_predict. Predict again, or choose by "
+            "is still running, was stopped, or was not made by nnUNetv2_predict. Predict again, or choose with "
             "nnUNetv2_deferral_route -minutes"
         )
     for named, entry in entries.values():
@@ -281,7 +281,7 @@ def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
 def in_another_manner(folder: Path, differing: Sequence[str]) -> InputError:
     """What to say of a folder whose cases were predicted in another manner, given the differences."""
     return InputError(
-        f"{folder} already contains cases that were predicted in another manner ({'; '.join(differing)}). Use another "
+        f"{folder} already contains cases that were predicted in a different way ({'; '.join(differing)}). Use another "
         f"folder, or remove {folder / FOLDER}"
     )
 
@@ -529,8 +529,9 @@ def other_masks_text(cases: Sequence[str]) -> str:
     """A sentence on cases whose mask is not the one that was predicted with their maps."""
     number = len(cases)
     return (
-        f"{number} {'case has' if number == 1 else 'cases have'} another mask than was predicted with the maps "
-        f"({listed(cases)}), as after postprocessing, or if an ensemble or another model has written to the folder"
+        f"{number} {'case has' if number == 1 else 'cases have'} a mask other than the one predicted with the maps "
+        f"({listed(cases)}), for example after postprocessing, or because an ensemble or another model has written to "
+        "the folder"
     )
 
 

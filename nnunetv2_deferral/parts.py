@@ -58,7 +58,7 @@ class Part:
         if self.of < 1:
             raise InputError(f"the number of parts must be at least 1, got {self.of}")
         if not 0 <= self.number < self.of:
-            raise InputError(f"of {self.of} parts, the number of one is 0 to {self.of - 1}, got {self.number}")
+            raise InputError(f"{self.of} parts are numbered 0 to {self.of - 1}, got {self.number}")
 
     def cases(self, cases: Sequence[Value]) -> tuple[Value, ...]:
         """Its cases; none if there are fewer cases than parts."""
@@ -119,7 +119,7 @@ def read_parts(output: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
     numbers = sorted({int(match[2]) for match, _ in found})
     if len(numbers) != 1:
         what = f"parts of {' and of '.join(map(str, numbers))}" if numbers else "no parts"
-        raise InputError(f"{folder} has {what}; make all parts of one number (-num_parts N -part_id 0 ... N-1)")
+        raise InputError(f"{folder} has {what}; make all parts with the same N (-num_parts N -part_id 0 ... N-1)")
     parts = [Part(number=number, of=numbers[0]) for number in range(numbers[0])]
     if missing := [str(part.number) for part in parts if not part.file(output).is_file()]:
         raise InputError(f"{folder} lacks {len(missing)} of {numbers[0]} parts: {listed(missing, 10)}")
@@ -133,7 +133,7 @@ def read_parts(output: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
             raise InputError(f"{file} cannot be read: {error}; make this part again") from error
         if made_with != dict(arguments):
             which = "; ".join(differences(made_with, arguments))
-            raise InputError(f"{file} was made with other arguments than are given now ({which}); make it again")
+            raise InputError(f"{file} was made with different arguments ({which}); make it again")
         yield content
 
 

@@ -402,7 +402,7 @@ def _copy(file: Path, folder: Path, output: Path) -> None:
 def absent_text(file: Path) -> str:
     """What is to be said of a file of probabilities that a prediction does not have."""
     if file.is_file():
-        return f"{file} is of an earlier prediction, as the last one saved no probabilities"
+        return f"{file} is from an earlier prediction; the last one saved no probabilities"
     return f"{file} is missing"
 
 

@@ -72,7 +72,7 @@ def test_no_parts_and_parts_of_two_numbers_are_refused(tmp_path):
 
 def test_a_part_made_with_other_arguments_is_refused_by_name(tmp_path):
     write_all(tmp_path, 0, 1)
-    with pytest.raises(InputError, match=r"part_0_of_2.pkl.gz .* other arguments .*\(seed is 1, not 2\)"):
+    with pytest.raises(InputError, match=r"part_0_of_2.pkl.gz .* different arguments .*\(seed is 1, not 2\)"):
         list(read_parts(tmp_path, {"seed": 2}))
 
 

@@ -77,7 +77,7 @@ class TestReading:
             assert (opened.has_softmax(case), opened.has_routing(case)) == (there, there)
             assert (opened.case(case).has("softmax"), opened.case(case).has("routing")) == (there, there)
         with pytest.raises(
-            InputError, match=r"routing.x.npz is of an earlier prediction, as the last one saved no prob"
+            InputError, match=r"routing.x.npz is from an earlier prediction; the last one saved no prob"
         ):
             route_folder(tmp_path, tmp_path.with_name("routed"), limits=Limits())
 

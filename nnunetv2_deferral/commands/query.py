@@ -152,9 +152,9 @@ def summary(content: dict[str, Any], output: Path) -> str:
         numbers = [f"{'all classes' if name is None else name}: {number}" for name, number in chosen.items()]
         lines.append(f"  chosen for {', '.join(numbers)}")
     for name, number in content["missing_of_class"].items():
-        lines.append(f"  {name} has {number} boxes fewer than its share; others were chosen over all classes instead")
+        lines.append(f"  {name} has {number} boxes fewer than its share; others were chosen from all classes instead")
     if content["single_network"] and content["strategy"] in ("claspe", "entropy"):
-        lines.append("  of one network only: several folds (-i FOLD_0 FOLD_1 ...) show more of what is uncertain")
+        lines.append("  from one network only: several folds (-i FOLD_0 FOLD_1 ...) show more of the uncertainty")
     return "\n".join([*lines, f"  {output / JSON_NAME}", f"  {output / MASKS}"])
 
 
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = given.n
         if number is None:
             if given.max_minutes is None:
-                raise InputError("say how many boxes to ask for: -n, or with the strategy gain -max_minutes")
+                raise InputError("specify the number of boxes (-n), or with the strategy gain -max_minutes")
             check_work_limits(None, given.max_minutes)
             number = sys.maxsize  # the minutes are the limit
         asked = Query(

@@ -100,9 +100,9 @@ class Certificate:
         """The guarantee in a sentence."""
         return (
             f"certified: with {_percent(self.confidence)} confidence, at most {_percent(self.alpha)} of {self.unit} "
-            f"like those tested have a kept error above {self.kept_error:g}, at a budget of {_percent(self.budget)} "
-            f"over {'each case' if self.over == 'case' else 'a dataset'} or more ({self.violations} of {self.groups} "
-            f"{self.unit} did, held out from {self.predicted_by.networks} and from calibration)"
+            f"like those tested have a kept error above {self.kept_error:g}, at a budget of at least "
+            f"{_percent(self.budget)} over {'each case' if self.over == 'case' else 'a dataset'} ({self.violations} of "
+            f"{self.groups} {self.unit} did, held out from {self.predicted_by.networks} and from calibration)"
         )
 
     def statement_for(self, limits: Limits) -> str:
@@ -175,23 +175,24 @@ def certified_budget(
     """The smallest budget at which kept errors are certified to be rarely large, from arrays.
 
     Args:
-        kept_errors: Real (G, B), for each of G groups (patients) and each budget the wrong voxels that nobody is asked
-            about, divided by the foreground voxels of the reference. Nothing may have been fitted on these groups.
+        kept_errors: Real (G, B), for each of G groups (patients) and each budget the wrong voxels that no expert is
+            asked about, divided by the foreground voxels of the reference. Nothing may have been fitted on these
+            groups.
         budgets: The B budgets, from large to small, chosen without looking at the errors.
-        kept_error: The kept error that is rarely to be exceeded, in (0, 1).
+        kept_error: The kept error that should rarely be exceeded, in (0, 1).
         alpha: The share of groups that may exceed it, in (0, 1).
         confidence: Of the guarantee, in (0, 1).
 
     Returns:
         The last budget of a walk that ends at the first that cannot be certified, or None if not even the first can;
-        :func:`groups_needed` then tells how many groups it takes.
+        :func:`groups_needed` then tells how many groups are needed.
 
     Raises:
         InputError: If the shape is not (G, B), budgets do not fall, or a value is outside its range.
 
     Example:
-        Forty patients; at 1 % of the voxels two of them keep too many errors, which is certified not to be more than
-        15 % of patients, at 0.5 % five:
+        Forty patients. At 1 % of the voxels two of them keep too many errors, which certifies that at most 15 % of
+        patients do; at 0.5 % it is five, which is too many:
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import certified_budget
@@ -216,7 +217,7 @@ def certified_budget(
 
 
 def groups_needed(violations: int, *, alpha: float, confidence: float) -> int:
-    """The smallest number of groups that certifies with so many violations.
+    """The smallest number of groups with which a certificate allows this number of violations.
 
     Args:
         violations: How many groups may exceed the kept error.

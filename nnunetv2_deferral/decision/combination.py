@@ -29,7 +29,7 @@ HEADS, COMBINED, CONFIDENCE = RANKINGS = ("heads", "combined", "confidence")
 _DONE = {
     HEADS: "the heads are kept as they are",
     COMBINED: "both are combined",
-    CONFIDENCE: "the confidence takes the place of the heads",
+    CONFIDENCE: "the confidence replaces the heads",
 }
 _TOLD = 0.01  # the budget of the statement
 
@@ -116,6 +116,6 @@ def choice_text(choice: Mapping[str, Any]) -> str:
     row = next(row for row in choice["budgets"] if row["budget"] == _TOLD)
     heads, combined, confidence = ("-" if row[name] is None else f"{row[name]:.2f}" for name in RANKINGS)
     return (
-        f"on patients held back, ranking by the heads recovers {heads} of the oracle's gain at {_TOLD:.0%}, by the "
-        f"model's confidence {confidence}, by both combined {combined}: {_DONE[choice['chosen']]}"
+        f"on held-out patients, ranking by the heads recovers {heads} of the oracle's gain at {_TOLD:.0%}, ranking by "
+        f"the model's confidence {confidence}, and by both combined {combined}: {_DONE[choice['chosen']]}"
     )

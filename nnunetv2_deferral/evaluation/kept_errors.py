@@ -121,11 +121,11 @@ class CertificateCheck:
     def update(self, case: EvaluatedCase, limits: Limits) -> None:
         """Add a case that was decided with these limits."""
         if not self._certificate.covers(limits):
-            self._reason = f"it is not for the limits that the cases were predicted with ({limits.to_dict() or 'none'})"
+            self._reason = f"it does not hold for the limits of these predictions ({limits.to_dict() or 'none'})"
         if case.prediction.answered is not None:
-            self._reason = "it is for one round of questions"
+            self._reason = "it holds for one round of questions only"
         if case.name in self._seen:
-            self._reason = "these cases are among those that it was tested on, or that the calibration was fitted on"
+            self._reason = "it was tested, or the calibration was fitted, on some of these cases"
         if not self._reason:
             group = case.name if self._groups is None else self._groups[case.name]
             self._errors.update(group, case, case.prediction.gain, case.route[None] > 0)
@@ -188,7 +188,7 @@ def outcome(found: Mapping[str, Any]) -> str:
         if more
         else f"the promise is kept; {alike}",
         "broken": f"more than promised (p = {found['p_violations']:.2g})",
-        "void": "the certificate is void here: other gains are expected in these cases than in those it was tested on",
+        "void": "the certificate is void here: expected gains differ from those of the cases it was tested on",
     }[found["verdict"]]
     return (
         f"here {found['violations']} of {found['groups']} {found['unit']} ({found['rate']:.1%}) do; {verdict} "

@@ -163,13 +163,13 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if dice < HARDLY_ANY_DICE:
         found.append(
-            f"The model segments hardly anything right (Dice {dice:.3f}): it may need more epochs, or labels and "
-            "images may not belong together. Results of deferral mean little until it does"
+            f"The model segments hardly anything correctly (Dice {dice:.3f}): it may need more epochs, or the labels "
+            "may not match the images. Until this is resolved, results of deferral mean little"
         )
     if rate == 0:
         found.append(
-            "Nothing was deferred: the system's masks are the model's. The head may need more epochs, or limits, costs "
-            "or experts no better than the model may leave nothing to gain"
+            "Nothing was deferred: the system's masks are the model's. The head may need more epochs, or there may be "
+            "nothing to gain because of limits, costs, or experts no better than the model"
         )
     if rate >= NEARLY_ALL:
         found.append(
@@ -177,10 +177,10 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
             "the system is as good as its experts. Set a budget, or train for more epochs"
         )
     if others := summary.get("other_masks"):
-        found.append(f"{other_masks_text(others)}. What is said of the model is about these masks")
+        found.append(f"{other_masks_text(others)}. What is reported of the model refers to these masks")
     if seen := summary.get("calibrated_on"):
         found.append(
-            f"The calibration was fitted on {len(seen)} of these cases ({listed(seen)}): expect less of others"
+            f"The calibration was fitted on {len(seen)} of these cases ({listed(seen)}): expect worse results on others"
         )
     return found
 

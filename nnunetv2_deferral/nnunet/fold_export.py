@@ -211,7 +211,7 @@ def lists_with_folds(
 
     places = [place for place, file in enumerate(everything[1]) if file in missing or incomplete(Path(file))]
     if again := len(places) - len(missing):
-        print(f"{again} cases have a mask, but lack masks of their folds: they are predicted, too")
+        print(f"{again} cases have a mask but lack masks of single folds: they are predicted as well")
     return tuple([each[place] for place in places] for each in everything)
 
 
@@ -278,11 +278,11 @@ def ensemble_of(predictor: nnUNetPredictor) -> EnsembleIdentity:
     if number < 2 and len(mirrorings) < 2:
         raise InputError(
             f"the masks of folds and their mutual information ({ENVIRONMENT_FOLDS}=1, nnUNetv2_deferral_uncertainty) "
-            f"take at least two folds (-f), or one that is mirrored, got {' '.join(names) or number} "
-            "without mirroring, which agrees with itself"
+            "require at least two folds (-f), or one with mirroring, got "
+            f"{' '.join(names) or number} without mirroring, which always agrees with itself"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"each fold can be given once (-f), but {', '.join(twice)} was given several times")
+        raise InputError(f"each fold can be given only once (-f), but {', '.join(twice)} was given several times")
     if len(names) != number:
         raise InputError(
             f"the predictor has {number} folds, but their names are {', '.join(names) or 'unknown'}. In Python, call "

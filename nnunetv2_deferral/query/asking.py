@@ -394,7 +394,7 @@ def _within_minutes(candidates: Sequence[Candidate], number: int, most: float) -
     ranks = -np.arange(len(useful), dtype=np.float64)
     chosen = best_within_limits(ranks, minutes, max_regions=number, max_minutes=most)
     if not chosen:
-        least = f"the shortest takes {minutes.min():.2g}" if useful else "nothing is deferred or to be gained anywhere"
+        least = f"the shortest takes {minutes.min():.2g}" if useful else "no box has an expected gain"
         raise InputError(f"no box fits in {most:g} minutes: {least}")
     return Choice(tuple(useful[place] for place in chosen), ())
 

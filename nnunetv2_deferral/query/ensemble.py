@@ -66,7 +66,7 @@ class Ensemble:
             if is_of_one_fold(folder):
                 raise InputError(
                     f"{folder} has the masks of a fold only: a prediction of all folds does not keep the probabilities "
-                    "of each. Predict with each fold by itself (-f) and --save_probabilities"
+                    "of each. Predict with each fold separately (-f) and --save_probabilities"
                 )
             files = files_of_masks(folder, dataset_json_of(folders[0], dataset_json))
             opened.append(MaskFolder(folder=folder, files=files, cases=tuple(files.cases(folder))))

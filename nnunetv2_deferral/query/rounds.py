@@ -109,7 +109,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     if present:
         old = output / JSON_NAME
         if not old.is_file():
-            raise InputError(f"{output} has files but no {JSON_NAME}, so it is no round and is not replaced")
+            raise InputError(f"{output} has files but no {JSON_NAME}, so it is not a round and is not replaced")
         content = read_json(old)
         validate(content, _Files, f"{old} is not a valid round and is not replaced")
         own = {old, *(output / name for name in content["files"])}

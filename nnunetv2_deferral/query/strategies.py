@@ -78,7 +78,7 @@ def maps_of(name: str, probabilities: np.ndarray, files: DatasetFiles) -> tuple[
         InputError: If the strategy is unknown or reads something else.
     """
     if name not in STRATEGIES or STRATEGIES[name].reads != "probabilities":
-        raise InputError(f"{name!r} is no strategy that reads probabilities")
+        raise InputError(f"{name!r} is not a strategy that reads probabilities")
     has_regions = files.label_manager.has_regions
     if name in ("claspe", "entropy"):
         uncertainty = entropy(probabilities, has_regions=has_regions)

@@ -40,7 +40,7 @@ _COLUMNS = {
 _WORDS = (
     ("alone", "The network's mask of the whole image, as of a stock model, or an expert's labels of the whole image."),
     ("system", "Model and experts together: the expert's label where a voxel was deferred, the model's elsewhere."),
-    ("deferred", "Labelled by an expert instead of the model; the deferral rate is the share of all voxels."),
+    ("deferred", "Voxels labelled by an expert, not by the model; the deferral rate is their share of all voxels."),
     ("kept voxels, deferred voxels", "Scores over the voxels that the model keeps and over those that it defers. As "
      "the voxels differ, these scores are not comparable with each other or with the others."),
     ("unanswered", "Deferred voxels where the expert has no label; the model's label is kept."),
@@ -160,9 +160,8 @@ def _compared(results: Mapping[str, Any], group: _Group, resampling: Resampling 
     first = method_names(results["methods"])[0]
     caption = (
         f"Paired differences in Dice from {first} on the same cases, with 95 % intervals; positive is better, and "
-        "intervals that cross the line are inconclusive. Hollow markers have no interval. Arrows stand for experts "
-        f"outside the scale. Models and experts are compared with the mask of {first}, systems with its system, if it "
-        "has one."
+        "intervals that cross the line are inconclusive. Hollow markers have no interval. Arrows mark experts outside "
+        f"the scale. Models and experts are compared with the mask of {first}, systems with its system if it has one."
     )
     drawn = regions
     if len(regions) > _MOST_PANELS:

@@ -50,7 +50,7 @@ def verdict(results: Mapping[str, Any], place: int) -> str:
     found = method["minus_first"]["model_everywhere"][FOREGROUND][SCORE]
     number, sign = interval_text(found, signed=True), _sign(found)
     if math.isnan(found["low"]):
-        text = f"For its mask no difference is shown ({number}, without an interval)"
+        text = f"No difference is shown for its mask ({number}, without an interval)"
     elif max(abs(found["low"]), abs(found["high"])) < _SAME:
         text = f"Its mask is equally good ({number})"
     elif sign:
@@ -84,8 +84,8 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
     found = []
     if poor:
         found.append(
-            f"Hardly anything is segmented right: {'; '.join(poor)}. More epochs may be needed, or labels and "
-            "images may not belong together. Results of deferral mean little until then."
+            f"Hardly anything is segmented correctly: {'; '.join(poor)}. More epochs may be needed, or the labels may "
+            "not match the images. Until this is resolved, results of deferral mean little."
         )
     if busy:
         found.append(

@@ -155,10 +155,10 @@ AGAINST_RATERS = (
     "ECE of the agreement in the box",
 )
 AGAINST_RATERS_NOTE = (
-    "Scores as fractions, with 95 % intervals. Dice of the mask with each rater's, and the calibration error of the "
-    "probabilities in the box of all raters' foreground, to all raters together and to each by itself: lower is "
-    "better. The agreement is the share of raters that a network of nnUNetTrainerMultiRater, or with _MR, expects. "
-    "Only methods that were validated with --npz are listed."
+    "Scores as fractions, with 95 % intervals. Dice is between the mask and each rater's mask. ECE is the calibration "
+    "error of the probabilities in the box around all raters' foreground, against all raters together and against "
+    "each rater separately; lower is better. The agreement is the share of raters that a network of "
+    "nnUNetTrainerMultiRater, or with _MR, expects to mark a voxel. Only methods validated with --npz are listed."
 )
 
 

@@ -53,8 +53,8 @@ def domains_table(summary: Mapping[str, Any]) -> Table:
         )
     return Table(
         caption="Domains, the one with the smallest gain last, with 95 % intervals. Deferred: share of the voxels, and "
-        "the budget if there was one. Kept error: wrong voxels that nobody was asked about, divided by the foreground. "
-        "ECE: largest calibration error of model and experts on the least certain voxels",
+        "the budget if there was one. Kept error: wrong voxels that no expert was asked about, divided by the "
+        "foreground. ECE: largest calibration error of model and experts on the least certain voxels",
         head=["domain", "cases", "model", "system", "system − model", "deferred", "kept\nerror", "ECE"],
         rows=rows,
     )
@@ -77,7 +77,7 @@ def rankings_table(summary: Mapping[str, Any]) -> Table:
         rows.append([ranking_name(ranking), *cells])
     return Table(
         caption=f"Gain in Dice over the model alone if {share_text(budget)} of the voxels of each domain are deferred, "
-        "with 95 % intervals, and the recovered part of the oracle's gain",
+        "with 95 % intervals, and the fraction of the oracle's gain that is recovered",
         head=["ranking", *names],
         rows=rows,
         highlighted=ranking_name(LEARNED),
@@ -99,9 +99,11 @@ def domains_text(summary: Mapping[str, Any]) -> str:
     if not beaten:
         return (
             f"{at}, the learned ranking has a higher Dice than all rankings that need no training, in every domain. "
-            "These are means: their differences have no intervals."
+            "These are means, whose differences have no intervals."
         )
-    return f"{at}, the learned ranking has no higher Dice than one that needs no training in {', '.join(beaten)}."
+    return (
+        f"{at}, the learned ranking has no higher Dice than the best one that needs no training in {', '.join(beaten)}."
+    )
 
 
 def _budget(summary: Mapping[str, Any]) -> float:

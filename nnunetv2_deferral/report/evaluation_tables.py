@@ -142,8 +142,8 @@ def load_table(summary: Mapping[str, Any]) -> Table:
              _signed(found["fixed"] - found["worsened"])]
         )  # fmt: skip
     return Table(
-        caption="Load and effect in numbers of voxels. Below: for routed voxels the share of all voxels, else the "
-        "share of the voxels routed to this expert",
+        caption="Load and effect as numbers of voxels. Below each number is its share: for routed voxels, of all "
+        "voxels; otherwise, of the voxels routed to this expert",
         head=["expert", "routed", "share of\ndeferred", "model\nwrong", "fixed", "no change", "worsened",
               "unanswered", "fixed −\nworsened"],
         rows=rows,
@@ -156,8 +156,8 @@ def effort_table(summary: Mapping[str, Any]) -> Table | None:
     if not summary.get("review"):
         return None
     return Table(
-        caption="Effort on the review page: submitted cases, answered regions and voxels, in how many regions which "
-        "confidence was stated, and working time",
+        caption="Effort on the review page: submitted cases, answered regions and voxels, number of regions by stated "
+        "confidence, and working time",
         head=["expert", "cases", "regions", "voxels", "changed", "cannot tell", "confidence", "minutes",
               "minutes per case"],
         rows=[

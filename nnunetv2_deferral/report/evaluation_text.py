@@ -75,7 +75,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     lines += _reliability_lines(summary["reliability"], evidence=REPLACED in summary)
     lines += [f"  {text}" for text in (sanity(summary),) if text]
     lines += [f"  {text}" for text in (review_text(summary),) if text]
-    lines.append("  System Dice (recovered part of the oracle's gain) at matched budgets:")
+    lines.append("  System Dice (recovered fraction of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
     lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
     for name, rows in summary["budgets"].items():

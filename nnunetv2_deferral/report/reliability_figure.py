@@ -92,8 +92,8 @@ def reliability_texts(summary: Mapping[str, Any]) -> list[str]:
         # With evidence the system's label need not be the answer.
         replaced = " by answers that replace labels" if REPLACED in summary else ""
         texts.append(
-            f"Of the {voxels} deferred and answered, the difference between the shares fixed and worsened{replaced} "
-            f"was predicted as {_points(gain['promised'])} and observed as {_points(gain['kept'])}."
+            f"Of the {voxels} deferred and answered, the share fixed minus the share worsened{replaced} was predicted "
+            f"to be {_points(gain['promised'])} and observed to be {_points(gain['kept'])}."
         )
     return texts
 

@@ -68,13 +68,13 @@ _ERROR_MODELS = {
 def definitions(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The terms of an evaluation page; they depend on whether answers replace labels or are read as evidence."""
     evidence = REPLACED in summary
-    deferred = "About which an expert was asked" if evidence else "Labelled by an expert instead of the model"
+    deferred = "Voxels that an expert was asked about" if evidence else "Voxels labelled by an expert, not by the model"
     who = "system" if evidence else "expert"
     return (
         ("model", "The network's segmentation, without experts."),
         ("expert", "A rater, whose labels were read from files, or a simulated expert."),
         ("system", f"Model and experts together: {system_text(summary)}."),
-        ("deferred", f"{deferred}; the deferral rate is the share of all voxels."),
+        ("deferred", f"{deferred}; the deferral rate is their share of all voxels."),
         ("matched budgets", "Rankings of voxels are compared at the same share of voxels deferred."),
         (
             "oracle",
@@ -95,7 +95,7 @@ def _surfaces(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         return ()
     unit = summary.get("unit", "mm")
     missing = sum(found["n_undefined_HD95"] for found in summary["system"]["mean"].values())
-    left_out = f" Left out where only one of system and reference has a label, or none: {missing}." if missing else ""
+    left_out = f" Left out because system or reference lacks the label, or both do: {missing}." if missing else ""
     return (
         ("HD95", f"95th percentile of the distances between the surfaces, in {unit}, mean over cases.{left_out}"),
         (
@@ -137,8 +137,8 @@ def headline(summary: Mapping[str, Any]) -> str:
     change_text = f"difference {interval_text(change, signed=True)}"
     if math.isnan(change["low"]):
         return (
-            f"{_deferring(deferral)} changed {how} ({change_text}). There is no interval for a single case or group: "
-            "no gain was shown."
+            f"{_deferring(deferral)} changed {how} ({change_text}). A single case or group has no interval, so no gain "
+            "was shown."
         )
     if change["low"] > 0:
         return f"{_deferring(deferral)} raised {how} ({change_text})."
@@ -198,7 +198,7 @@ def _disagreement(summary: Mapping[str, Any]) -> str:
         return ""
     return (
         f"According to the model, raters disagree about deferred voxels with a probability of {found['deferred']:.2f} "
-        f"(about the others {found['kept']:.3f}): where it is high, one answer is one opinion of several."
+        f"({found['kept']:.3f} for the others). Where it is high, one answer is only one of several opinions."
     )
 
 
@@ -268,8 +268,8 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
     ]
     if summary["deferral"]["unanswered"] and not summary.get("review"):
         found.append(
-            "Rankings at matched budgets pass over voxels without an answer, which costs them nothing; the system has "
-            f"asked about them ({share_text(summary['deferral']['unanswered'])} of the deferred voxels)."
+            "Rankings at matched budgets skip voxels without an answer at no cost, whereas the system asked about "
+            f"them ({share_text(summary['deferral']['unanswered'])} of the deferred voxels)."
         )
     undefined = summary["model_everywhere"]["mean"]
     if any(scores["n_undefined"] for scores in undefined.values()):
@@ -283,14 +283,14 @@ def review_text(summary: Mapping[str, Any]) -> str:
     if not summary.get("review"):
         return ""
     said = (
-        "Experts answered only what they were asked about on the review page. They are scored there. No ranking, nor "
-        "the oracle, can gain anything elsewhere: rankings are compared, and the oracle's gain is counted, within the "
-        "model's own choice of voxels."
+        "Experts answered only what they were asked about on the review page. They are scored only there. Neither the "
+        "rankings nor the oracle can gain anything elsewhere: rankings are compared, and the oracle's gain is "
+        "computed, within the voxels that the model itself chose."
     )
     if assumed := sum(effort["assumed_voxels"] for effort in summary["review"].values()):
         said += (
-            f" In {assumed:,} of these voxels, which were not on the worklist or about which an expert could not tell, "
-            "the masks have the model's labels, because the dataset has no ignore label. They count as answers."
+            f' In {assumed:,} of these voxels, which were not on the worklist or which an expert marked as "cannot '
+            "tell\", the masks have the model's labels, because the dataset has no ignore label. They count as answers."
         )
     return said
 

@@ -226,7 +226,7 @@ def reason(item: WorkItem, expert: str, names: Mapping[int, str], objective: str
     if item.disagreement is not None:
         text += f"; mean probability that raters disagree: {item.disagreement:.2f}"
         if item.disagreement >= OFTEN:
-            text += ", so that no single answer is the right one: ask two"
+            text += ", so no single answer is right: ask two experts"
     return f"{text}."
 
 

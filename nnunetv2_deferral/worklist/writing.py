@@ -100,7 +100,7 @@ def write_worklist(
         folder.files.check_images(images, folder.cases)
     if viewers is not None:
         if folder.files.unit != "mm":
-            raise InputError(f"viewers take images with a size in mm, which {folder.files.file_ending} does not have")
+            raise InputError(f"viewers require images with sizes in mm, which {folder.files.file_ending} does not have")
         folder.files.check_images(viewers, folder.cases)
     replaced = _replaced(output, overwrite=overwrite)
     if find is None:
@@ -183,7 +183,7 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(f"CAUTION: {other_masks_text(others)}")
     if first := content["check_first"][:CASES_SHOWN]:
         cases = ", ".join(f"{each['case']} ({each['mean']:.2f})" for each in first)
-        lines.append(f"check these cases first, whose predicted Dice is lowest: {cases}")
+        lines.append(f"check these cases first (lowest predicted Dice): {cases}")
     folders = sorted({Path(file).parts[0] for file in content["files"]})
     return "\n".join([*lines, *(f"  {output / name}" for name in (CSV_NAME, JSON_NAME, *folders))])
 

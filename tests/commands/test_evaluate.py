@@ -105,7 +105,7 @@ def test_masks_that_were_not_predicted_with_the_maps_are_cautioned_about(folders
         deferral_folder(folders.root / "out", ".nii.gz", folders.experts).note_mask(case, with_probabilities=False)
     write_mask(folders.file("out", "x"), np.roll(folders.predicted["x"].model, 1))
     assert folders.evaluate()["other_masks"] == ["x"]
-    assert "CAUTION: 1 case has another mask than was predicted with the maps (x)" in capsys.readouterr().out
+    assert "CAUTION: 1 case has a mask other than the one predicted with the maps (x)" in capsys.readouterr().out
 
 
 def test_at_budget_0_of_nothing_and_at_1_of_everything_the_rankings_agree(folders):
@@ -423,13 +423,13 @@ class TestParts:
         groups.write_text('{"x": "p", "y": "p"}')
         with pytest.raises(SystemExit):
             main(folders.options("--merge", "-groups", str(groups)))
-        message = "part_0_of_2.pkl.gz was made with other arguments than are given now (groups is null, not"
+        message = "part_0_of_2.pkl.gz was made with different arguments (groups is null, not"
         assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["-num_parts", "2", "-part_id", "2"], "of 2 parts, the number of one is 0 to 1, got 2"),
+            (["-num_parts", "2", "-part_id", "2"], "2 parts are numbered 0 to 1, got 2"),
             (["-np", "0"], "the number of processes must be at least 1, got 0"),
             (["--merge", "-num_parts", "2"], "--merge puts all parts together"),
             (["--merge"], "evaluation/parts has no parts"),
@@ -467,9 +467,9 @@ class TestCertificates:
         index.write_text(json.dumps(content))
         found = certified.evaluate()
         assert found["calibrated_on"] == ["x"]
-        assert "among those that it was tested on" in found["certificate"]["unchecked"]
+        assert "on some of these cases" in found["certificate"]["unchecked"]
         said = capsys.readouterr().out
-        assert "CAUTION: The calibration was fitted on 1 of these cases (x): expect less of others" in said
+        assert "CAUTION: The calibration was fitted on 1 of these cases (x): expect worse results on others" in said
 
     def test_are_compared_with_what_was_kept(self, certified, capsys):
         report = certified.root / "report.html"

@@ -69,7 +69,7 @@ class TestRule:
         write_mask(tmp_path / "in" / "y.nii.gz", np.roll(written["y"].model, 1))
         report = fuse_folder(tmp_path / "in", tmp_path / "experts", tmp_path / "out")
         assert [case.get("other_mask") for case in report["cases"].values()] == [None, True]
-        assert "CAUTION: 1 case has another mask than was predicted with the maps (y)" in summary(report, tmp_path)
+        assert "CAUTION: 1 case has a mask other than the one predicted with the maps (y)" in summary(report, tmp_path)
 
     @pytest.mark.distributed
     def test_processes_write_what_one_does(self, tmp_path):

@@ -182,7 +182,7 @@ class TestList:
             deferral_folder(tmp_path / "in", ".nii.gz", EXPERTS).note_mask(case, with_probabilities=False)
         write_mask(tmp_path / "in" / "y.nii.gz", np.roll(written["y"].model, 1))
         main(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--no_pictures"])
-        assert "CAUTION: 1 case has another mask than was predicted with the maps (y)" in capsys.readouterr().out
+        assert "CAUTION: 1 case has a mask other than the one predicted with the maps (y)" in capsys.readouterr().out
         assert json.loads((tmp_path / "out" / "worklist.json").read_text())["other_masks"] == ["y"]
 
     def test_none_at_all_may_be_listed(self, tmp_path, ending):
@@ -226,9 +226,7 @@ class TestParts:
         entry.write_text(entry.read_text().replace('"largest_gain": 0.00', '"largest_gain": 0.01'))
         with pytest.raises(SystemExit):
             main([*call, "--merge"])
-        assert (
-            "part_0_of_2.pkl.gz was made with other arguments than are given now (cases is" in capsys.readouterr().err
-        )
+        assert "part_0_of_2.pkl.gz was made with different arguments (cases is" in capsys.readouterr().err
 
     @pytest.mark.distributed
     def test_processes_write_what_one_does(self, tmp_path, full_resolution):
@@ -514,7 +512,7 @@ class TestKilled:
         Part().write(np.zeros(0, ROW), tmp_path / "out", before | {"time": asdict(WorkTime())})
         with pytest.raises(SystemExit):
             main([*call, "--merge"])
-        assert "was made with other arguments than are given now" in capsys.readouterr().err
+        assert "was made with different arguments" in capsys.readouterr().err
 
 
 class TestCommand:
@@ -628,7 +626,7 @@ class TestViewers:
 
     def test_pictures_without_a_size_and_missing_images_are_refused(self, tmp_path, capsys):
         write_input(tmp_path / "png", ".png")
-        with pytest.raises(InputError, match="viewers take images with a size in mm, which .png does not have"):
+        with pytest.raises(InputError, match="viewers require images with sizes in mm, which .png does not have"):
             make(tmp_path / "png", viewers=tmp_path / "png" / "images")
         with pytest.raises(SystemExit):
             main(["-i", str(tmp_path / "png" / "in"), "-o", str(tmp_path / "out"), "--no_pictures", "--viewers"])

@@ -78,7 +78,7 @@ class TestCertificate:
     def test_says_what_it_promises(self):
         assert certificate().statement == (
             "certified: with 90 % confidence, at most 10 % of groups like those tested have a kept error above 0.2, at "
-            "a budget of 1 % over each case or more (1 of 40 groups did, held out from the network of fold 0 and from "
+            "a budget of at least 1 % over each case (1 of 40 groups did, held out from the network of fold 0 and from "
             "calibration)"
         )
         assert "not their ensemble" in certificate(predicted_by=PredictedBy(folds=("0", "1"))).statement

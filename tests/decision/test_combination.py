@@ -111,8 +111,8 @@ def test_heads_and_probabilities_must_belong_together():
 
 def test_it_is_said_what_was_found_and_done():
     assert choice_text(CHOICE) == (
-        "on patients held back, ranking by the heads recovers 0.52 of the oracle's gain at 1%, by the model's "
-        "confidence -, by both combined 0.63: both are combined"
+        "on held-out patients, ranking by the heads recovers 0.52 of the oracle's gain at 1%, ranking by the model's "
+        "confidence -, and by both combined 0.63: both are combined"
     )
     assert replace(FITTED, report={"ranking": CHOICE}).ranking_statement == choice_text(CHOICE)
     assert FITTED.ranking_statement is None

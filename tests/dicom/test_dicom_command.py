@@ -67,7 +67,8 @@ def test_segments_without_tracking_ids_and_masks_that_were_not_predicted_with_th
     sitk.WriteImage(mask, str(file))
     main([*export, str(tmp_path / "other")])
     assert (
-        f"CAUTION: 1 case has another mask than was predicted with the maps ({walked.case})" in capsys.readouterr().out
+        f"CAUTION: 1 case has a mask other than the one predicted with the maps ({walked.case})"
+        in capsys.readouterr().out
     )
     edited = small.dcmread(tmp_path / "other" / walked.case / "mask.dcm")
     for item in edited.SegmentSequence:

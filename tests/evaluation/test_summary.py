@@ -65,8 +65,8 @@ def test_in_a_single_round_the_questions_are_the_deferred_voxels_whatever_their_
         ([1, 1, 0, 0], [0, 0, 1, 0], []),
         ([1, 1, 0, 0], [0, 0, 0, 0], ["Nothing was deferred"]),
         ([1, 1, 0, 0], [1, 1, 2, 1], ["All voxels were deferred: the model answers nothing itself"]),
-        ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything right (Dice 0.000)"]),
-        ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything right", "Nothing was deferred"]),
+        ([0, 0, 1, 0], [0, 0, 1, 0], ["The model segments hardly anything correctly (Dice 0.000)"]),
+        ([0, 0, 0, 0], [0, 0, 0, 0], ["The model segments hardly anything correctly", "Nothing was deferred"]),
     ],
 )
 def test_results_that_say_little_about_deferral_are_cautioned_about(model, route, said):

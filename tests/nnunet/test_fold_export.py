@@ -183,7 +183,7 @@ def test_a_continued_prediction_makes_up_for_missing_masks_of_folds(predictors, 
     lost.unlink()
     kept = (output / "c1.nii.gz").stat().st_mtime_ns
     predict(predictor, images, output, overwrite=False)
-    assert "1 cases have a mask, but lack masks of their folds" in capsys.readouterr().out
+    assert "1 cases have a mask but lack masks of single folds" in capsys.readouterr().out
     assert lost.read_bytes() == there
     assert (output / "c1.nii.gz").stat().st_mtime_ns == kept
     predict(predictor, images, output, overwrite=False)
@@ -203,11 +203,11 @@ def test_what_cannot_be_recorded_is_refused_before_a_case_is_predicted(predictor
     monkeypatch.setenv(ENVIRONMENT_FOLDS, "1")
     single = alone(predictor, 0)
     monkeypatch.setattr(single, "use_mirroring", False)
-    refused("take at least two folds .-f., or one that is mirrored, got 0 1 all without mirroring", single)
+    refused("require at least two folds .-f., or one with mirroring, got 0 1 all without mirroring", single)
     monkeypatch.setattr(predictor, "deferral_folds", ("0", "1"))
     refused("has 3 folds, but their names are 0, 1. In Python, call")
     monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "1"))
-    refused("each fold can be given once .-f., but 1 was given several times")
+    refused("each fold can be given only once .-f., but 1 was given several times")
     monkeypatch.delattr(predictor, "deferral_folds")
     refused("their names are unknown")
     monkeypatch.setattr("sys.argv", ["nnUNetv2_predict", "-device", "cpu", "-f", "3", "02", "all", "-npp", "1"])
@@ -260,7 +260,7 @@ def test_a_folder_is_not_continued_by_other_networks_or_in_another_manner(
                 continued()
     if model != "stock":
         monkeypatch.setattr(predictor, "deferral_folds", ("0", "1", "2"))
-        with pytest.raises(InputError, match=r'another manner .folds is \["0", "1", "all"\], not \["0", "1", "2"\]'):
+        with pytest.raises(InputError, match=r'a different way .folds is \["0", "1", "all"\], not \["0", "1", "2"\]'):
             continued()
     # A folder of an earlier version does not say how it was predicted, and is not made to.
     content = json.loads(index.read_text())

@@ -118,7 +118,7 @@ def test_a_class_that_is_never_predicted_gives_its_share_to_all_and_says_so(tmp_
 def test_one_folder_works_and_is_said_to_be_one(tmp_path, capsys):
     content = ask(tmp_path, write_ensemble(tmp_path, folds=["fold_0"]))
     assert content["single_network"] is True
-    assert "of one network only" in capsys.readouterr().out
+    assert "from one network only" in capsys.readouterr().out
 
 
 def test_regions_are_asked_about_like_classes(tmp_path):
@@ -276,14 +276,12 @@ class TestParts:
         main([*words, "-num_parts", "2", "-part_id", "0"])
         assert "lacks 1 of 2 parts: 1" in refusal("--merge")
         main([*words, "-num_parts", "2", "-part_id", "1"])
-        assert "part_0_of_2.pkl.gz was made with other arguments than are given now (seed is 0" in refusal(
-            "--merge", "-seed", 1
-        )
+        assert "part_0_of_2.pkl.gz was made with different arguments (seed is 0" in refusal("--merge", "-seed", 1)
         file = tmp_path / "round" / "parts" / "part_1_of_2.pkl.gz"
         file.write_bytes(file.read_bytes()[:-20])
         assert f"{file} cannot be read" in refusal("--merge")
         assert "--merge puts all parts together" in refusal("--merge", "-num_parts", 2)
-        assert "of 2 parts, the number of one is 0 to 1" in refusal("-num_parts", 2, "-part_id", 2)
+        assert "2 parts are numbered 0 to 1, got 2" in refusal("-num_parts", 2, "-part_id", 2)
 
 
 class TestRefused:
@@ -318,7 +316,7 @@ class TestRefused:
         ("more", "n", "fault"),
         [
             (["-strategy", "entropy", "-max_minutes", "9"], 3, "-max_minutes is for the strategy gain"),
-            (["-strategy", "gain"], None, "say how many boxes to ask for: -n, or"),
+            (["-strategy", "gain"], None, "specify the number of boxes (-n), or"),
             (["-strategy", "gain", "-max_minutes", "nan"], None, "max_minutes must be finite and at least 0, got nan"),
             (["-per", "case"], 3, "-per case is for the strategy gain"),
             (["-strategy", "gain", "-per", "region"], 3, "without a size or stride of boxes"),

@@ -267,8 +267,8 @@ def test_other_groups_than_those_of_the_results_are_refused(quick):
         ((0.05, 0.03, 0.07), 24, "its mask is better (+0.050 [+0.030, +0.070])", "no worse"),
         ((-0.05, -0.07, -0.03), 24, "its mask is worse (−0.050 [−0.070, −0.030])", "better"),
         ((0.0, 0.0, 0.0), 24, "its mask is equally good", "no worse"),
-        ((0.05, NAN, NAN), 24, "For its mask no difference is shown (+0.050, without an interval)", "better"),
-        ((NAN, NAN, NAN), 24, "For its mask no difference is shown (–, without an interval)", "better"),
+        ((0.05, NAN, NAN), 24, "No difference is shown for its mask (+0.050, without an interval)", "better"),
+        ((NAN, NAN, NAN), 24, "No difference is shown for its mask (–, without an interval)", "better"),
     ],
 )  # fmt: skip
 def test_the_headline_says_plainly_whether_the_mask_is_as_good(quick, change, num_groups, said, not_said):
@@ -353,7 +353,7 @@ def test_a_collapse_of_routing_is_said(quick):
         ({"asked": 1}, f"Nearly all voxels were deferred: {ONE} (100 %). Such a system is as good as its experts."),
         (
             {"methods": ((STOCK, 30, ()), (ONE, 256, ("ann", "bob")))},
-            f"Hardly anything is segmented right: {ONE} (Dice 0.000).",
+            f"Hardly anything is segmented correctly: {ONE} (Dice 0.000).",
         ),
     ],
 )

@@ -16,8 +16,8 @@ def domain(learned, entropy):
 @pytest.mark.parametrize(
     ("far", "said"),
     [
-        (domain(0.8001, 0.8), "in every domain. These are means: their differences have no intervals."),
-        (domain(0.8, 0.8), "no higher Dice than one that needs no training in far (0.800; "),
+        (domain(0.8001, 0.8), "in every domain. These are means, whose differences have no intervals."),
+        (domain(0.8, 0.8), "no higher Dice than the best one that needs no training in far (0.800; "),
     ],
 )
 def test_a_higher_mean_is_not_told_as_a_difference_that_was_shown(far, said):

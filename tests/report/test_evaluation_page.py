@@ -127,7 +127,7 @@ def test_an_undefined_share_of_the_oracles_gain_is_left_out(make_summary):
 
 def test_that_rankings_pass_over_voxels_without_an_answer_is_said_where_there_are_any(make_summary):
     summary = make_summary()
-    said = "Rankings at matched budgets pass over voxels without an answer"
+    said = "Rankings at matched budgets skip voxels without an answer"
     summary["deferral"]["unanswered"] = 0.25
     (found,) = (text for text in limits(summary) if said in text)
     assert "(25.0 % of the deferred voxels)" in found

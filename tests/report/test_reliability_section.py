@@ -146,12 +146,12 @@ def test_what_asking_was_to_gain_and_gained_is_said_where_anything_was_asked(mak
     summary = make_reliable()
     summary["reliability"]["gain"] = {"promised": 0.176, "kept": -0.031, "voxels": 2996}
     assert reliability_texts(summary)[1] == (
-        "Of the 2,996 voxels deferred and answered, the difference between the shares fixed and worsened was predicted "
-        "as 17.6 % and observed as −3.1 %."
+        "Of the 2,996 voxels deferred and answered, the share fixed minus the share worsened was predicted to be "
+        "17.6 % and observed to be −3.1 %."
     )
     assert len(reliability_texts(make_reliable(rate=0))) == 1
     # Read as evidence, an answer need not be the system's label, of which "fixed" is said elsewhere.
-    assert "fixed and worsened by answers that replace labels was" in reliability_texts(summary | {REPLACED: {}})[1]
+    assert "the share worsened by answers that replace labels was" in reliability_texts(summary | {REPLACED: {}})[1]
 
 
 def test_the_table_has_error_and_bias_of_both_parts_before_and_after(make_reliable):

@@ -445,7 +445,7 @@ def test_where_raters_often_disagree_two_are_to_be_asked():
     first, second = find(case(route, properties=PIXELS, disagreement=disagreement))
     assert (first.disagreement, second.disagreement) == (pytest.approx(0.3), pytest.approx(0.625))
     assert reason(first, "ann", {}, None).endswith("; mean probability that raters disagree: 0.30.")
-    assert reason(second, "bob", {}, None).endswith("0.62, so that no single answer is the right one: ask two.")
+    assert reason(second, "bob", {}, None).endswith("0.62, so no single answer is right: ask two experts.")
     (without,) = find(case([[[1]]]))
     assert without.disagreement is None
     assert "disagree" not in reason(without, "ann", {}, None)
