@@ -86,9 +86,9 @@ def remark_on_band(width: int, voxel_mm: float | None, spacing_mm: Sequence[floa
     if spacing is None or voxel_mm is None or width == 0 or max(widths_in_voxels(width, spacing)) > 0:
         return ""
     return (
-        f"simulated experts know no border where voxels are larger than {2 * width * voxel_mm:g} mm along each axis: "
-        f"a band of {width} voxels (boundary_width) of {voxel_mm:g} mm (expert_voxel_mm) is less than half a voxel "
-        "there"
+        f"simulated experts have no border zone where voxels are larger than {2 * width * voxel_mm:g} mm along each "
+        f"axis: a band of {width} voxels (boundary_width) of {voxel_mm:g} mm (expert_voxel_mm) is less than half a "
+        "voxel there"
     )
 
 

@@ -198,7 +198,7 @@ class DeferralSettings:
         if None not in (self.segmentation_layer, self.features_from):
             raise InputError(
                 f'{_WHERE}: "segmentation_layer" ({self.segmentation_layer}) and "features_from" '
-                f"({self.features_from}) exclude each other"
+                f"({self.features_from}) are mutually exclusive"
             )
         self._check_raters()
         _check_bounds(self.lower, self.upper, self.num_experts)
@@ -216,9 +216,9 @@ class DeferralSettings:
         if self.profiles or self.num_experts < 2:
             simulated = f" (simulated: {', '.join(names_of(self.profiles))})" if self.profiles else ""
             raise InputError(
-                f'{_WHERE}: "multi_rater" (the trainer option _MR) learns how far raters agree, which takes at least '
-                f"two with masks in expertsTr and nobody simulated, but the experts are {', '.join(self.expert_names)}"
-                f"{simulated}"
+                f'{_WHERE}: "multi_rater" (the trainer option _MR) learns how far raters agree, which requires at '
+                "least two with masks in expertsTr and no simulated expert, but the experts are "
+                f"{', '.join(self.expert_names)}{simulated}"
             )
         if self.features_from is not None:
             raise InputError(

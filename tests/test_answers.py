@@ -123,7 +123,7 @@ def test_a_band_of_less_than_half_a_voxel_is_said_once(caplog):
         answers = experts.answers(case, reference(), {"spacing": spacing})[0]
         assert np.array_equal(answers, reference()) == (case != "x")
     (said,) = [record.message for record in caplog.records]
-    assert "know no border where voxels are larger than 0.6 mm along each axis: a band of 3 voxels" in said
+    assert "have no border zone where voxels are larger than 0.6 mm along each axis: a band of 3 voxels" in said
 
 
 def test_of_answers_simulated_before_the_voxels_are_those_recorded(tmp_path):

@@ -116,7 +116,7 @@ def test_a_block_that_is_no_object_is_refused(block):
 
 
 def test_a_segmentation_layer_and_features_exclude_each_other():
-    with pytest.raises(InputError, match='"segmentation_layer" .out. and "features_from" .up. exclude each other'):
+    with pytest.raises(InputError, match='"segmentation_layer" .out. and "features_from" .up. are mutually exclusive'):
         resolve_settings({"segmentation_layer": "out", "features_from": "up"})
 
 
@@ -278,8 +278,8 @@ def test_load_balancing_cannot_be_left_out_where_there_is_none():
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"experts": ["ann"]}, "takes at least two .* but the experts are ann"),
-        ({"experts": "standard"}, r"nobody simulated, but the experts are .* \(simulated: "),
+        ({"experts": ["ann"]}, "requires at least two .* but the experts are ann"),
+        ({"experts": "standard"}, r"no simulated expert, but the experts are .* \(simulated: "),
         ({"experts": ["ann", "bob"], "features_from": "decoder"}, r"replaces the segmentation layer .* \(decoder\)"),
     ],
 )

@@ -42,8 +42,8 @@ def fit_evidence_model(
 ) -> EvidenceModel:
     """Fit how answers are read as evidence, from arrays.
 
-    The network must not have been trained on these cases. Whether evidence is better than replacing labels is to be
-    seen on others; `nnUNetv2_deferral_calibrate` does all of this on the validation cases of a model.
+    The network must not have been trained on these cases. Whether evidence is better than replacing labels must be
+    checked on other cases; `nnUNetv2_deferral_calibrate` does all of this on the validation cases of a model.
 
     Args:
         probabilities: For each case the model's probabilities of K classes, float32 (K, *S), summing to 1.
@@ -58,7 +58,7 @@ def fit_evidence_model(
 
     Raises:
         InputError: If there are no cases, numbers of cases, classes or experts or shapes differ, names are not valid
-            or not distinct, probabilities are not in [0, 1], or a label of a reference or an answer is none of a class.
+            or not distinct, probabilities are not in [0, 1], or a reference or an answer has a label of no class.
 
     Example:
         Discs whose border the model does not see well, and an expert who is right in nine of ten voxels:
@@ -95,9 +95,9 @@ def fit_evidence_model(
         if not (said.min(initial=0) >= 0 and said.max(initial=0) <= 1):  # false for NaN
             raise InputError(f"case {place}: probabilities must be numbers in [0, 1]")
         if reference.min(initial=0) < 0 or reference.max(initial=0) >= len(said):
-            raise InputError(f"case {place}: the reference has labels that are none of {len(said)} classes")
+            raise InputError(f"case {place}: the reference has labels that are not among the {len(said)} classes")
         if unknown := unknown_labels(given, (*structures.labels, MISSING)):
-            raise InputError(f"case {place}: answers have the labels {unknown}, which are none of {len(said)} classes")
+            raise InputError(f"case {place}: answers have labels that are not among the {len(said)} classes: {unknown}")
         spacing = [1.0] * reference.ndim if spacing_mm is None else list(spacing_mm[place])
         prediction = PredictedCase(f"case {place}", model=highest(said), softmax=said, properties={"spacing": spacing})
         cases.append(EvaluatedCase(prediction=prediction, reference=reference, answers=given))

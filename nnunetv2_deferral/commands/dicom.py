@@ -110,7 +110,7 @@ def answers(given: argparse.Namespace) -> list[str]:
             lines.append(f"    left out: {answer.changed_outside} voxels changed outside of {given.expert}'s regions")
         if not answer.tracked:
             lines.append(
-                "    CAUTION: its segments have no tracking IDs of the export. Whether they were edited from these "
-                "predictions is not known"
+                "    CAUTION: its segments have no tracking IDs of the export, so it is not known whether they were "
+                "edited from these predictions"
             )
     return lines

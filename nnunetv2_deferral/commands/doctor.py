@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(_render(finding) for finding in findings))
     faults = [finding for finding in findings if finding.advice is not None]
     if faults:
-        print(f"\n{len(faults)} fault(s): a training would not start. Follow the advice after the arrows.")
+        print(f"\n{len(faults)} fault(s): training would not start. Follow the advice after the arrows.")
         sys.exit(1)
-    print(f"\n{describe_trainers()}\n\nA training would start, for example:")
+    print(f"\n{describe_trainers()}\n\nTraining would start, for example with:")
     print("  nnUNetv2_train DATASET 2d 0 -tr nnUNetTrainerDeferral3Experts")

@@ -98,14 +98,14 @@ def shift_images(
     files = DatasetFiles.of(file, first or images)
     if files.file_ending not in ENDINGS:
         can = ", ".join(ENDINGS)
-        raise InputError(f"{file}: images with the ending {files.file_ending} cannot be shifted, {can} can")
+        raise InputError(f"{file}: images with the ending {files.file_ending} cannot be shifted, only {can}")
     cases = sorted({name[: -len("_0000")] for name in files.cases(images) if name[-5:] == "_0000"})
     if not cases:
         raise InputError(f"{images} has no images <case>_0000{files.file_ending}")
     job = _Job(images, files, tuple(dict.fromkeys(kinds)), tuple(dict.fromkeys(levels)), seed)
     made = {f"{case}{suffix}": case for case in cases for suffix in job.domains()}
     if len(made) != len(cases) * len(job.domains()):
-        raise InputError(f"{images} has cases whose names are those of shifted ones, such as <case>_{job.kinds[0]}1")
+        raise InputError(f"{images} has cases with the names of shifted ones, such as <case>_{job.kinds[0]}1")
     if references is not None:
         same_cases(f"cases without a reference in {references}", cases, files.cases(references))
     group = {case: case for case in cases} if groups is None else read_groups(groups, cases)

@@ -88,8 +88,8 @@ def decide(
 
     Raises:
         InputError: If the limits are over a dataset and the calibration has no thresholds for them, `softmax` is
-            missing, or there is a limit of minutes, which takes all cases. Without a calibration, limits over a dataset
-            are ignored, as in the validation on which thresholds are fitted.
+            missing, or there is a limit of minutes, which requires all cases. Without a calibration, limits over a
+            dataset are ignored, as in the validation on which thresholds are fitted.
 
     Example:
         Four voxels and two experts; a is the probability that the model, and each expert, is right:

@@ -38,8 +38,8 @@ class Limits:
             cases, met on average by thresholds fitted on validation cases (`nnUNetv2_deferral_calibrate`).
         min_region_mm: Equivalent diameter of the smallest connected piece that is deferred to one expert. None decides
             voxel by voxel.
-        minutes: Working time for the regions of all cases together; None for no limit. It takes all cases, so that
-            decisions for single cases do not keep it; :func:`.keep_minutes` does once there are all.
+        minutes: Working time for the regions of all cases together; None for no limit. Decisions for single cases do
+            not apply it; :func:`.keep_minutes` does once all cases are decided.
 
     Raises:
         InputError: If a value is out of range, the budget exceeds the sum of the capacities, or limits are over a
@@ -171,9 +171,9 @@ def refuse_minutes(limits: Limits) -> None:
     """
     if limits.minutes is not None:
         raise InputError(
-            f"a limit of minutes ({ENVIRONMENT_MINUTES}) takes all cases at once, predicted by one call of "
-            "nnUNetv2_predict into a folder of their own. Otherwise, and for trainings, unset it; predict with "
-            f"--save_probabilities, and choose by nnUNetv2_deferral_route -minutes {limits.minutes:g}"
+            f"a limit of minutes ({ENVIRONMENT_MINUTES}) requires all cases at once, predicted by one call of "
+            "nnUNetv2_predict into a folder of their own. Otherwise, and for training, unset it, predict with "
+            f"--save_probabilities, and choose with nnUNetv2_deferral_route -minutes {limits.minutes:g}"
         )
 
 

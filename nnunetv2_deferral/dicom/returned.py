@@ -122,7 +122,7 @@ def _files(given: Sequence[Path]) -> list[Path]:
             raise InputError(f"{path} does not exist")
         inside = sorted(each for each in path.rglob("*.dcm") if each.is_file() and not each.name.startswith("."))
         if path.is_dir() and not inside:
-            raise InputError(f"{path} has no files *.dcm")
+            raise InputError(f"{path} has no .dcm files")
         found += inside if path.is_dir() else [path]
     return found
 
@@ -188,7 +188,7 @@ class _Labels:
             name = self.name_of(segment)
             if name is None:
                 raise InputError(
-                    f"{found.file}: segment {number} {segment.label!r} is none of the labels {', '.join(self.names)}"
+                    f"{found.file}: segment {number} {segment.label!r} is not one of the labels {', '.join(self.names)}"
                 )
             mask = masks.get(number, np.zeros(shape, dtype=bool))
             by_name[name] = by_name[name] | mask if name in by_name else mask
@@ -196,7 +196,7 @@ class _Labels:
         for name, value in self.values.items():
             mask = by_name.get(name, np.zeros(shape, dtype=bool))
             if not self.overlap and (both := int((mask & (labels > 0)).sum())):
-                raise InputError(f"{found.file}: {both} voxels of {name!r} are in segments of other labels, too")
+                raise InputError(f"{found.file}: {both} voxels of {name!r} are also in segments of other labels")
             labels[mask] = value
         return labels
 
@@ -216,7 +216,7 @@ def _answer(
     if routes - {route_name(case.route)}:
         raise InputError(
             f"{found.file} was exported when other regions of case {case.name} were asked about than in "
-            f"{folder.folder}. Give the predictions that were exported, or export these and edit anew"
+            f"{folder.folder}. Give the predictions that were exported, or export these and edit again"
         )
     drawn = labels.merged(found, masks, case.model.shape)
     left = np.zeros_like(asked)
@@ -232,8 +232,8 @@ def _answer(
     answered = asked & ~(left & (drawn == 0))
     if not answered.any():
         raise InputError(
-            f"{found.file} answers none of the regions of {expert} in case {case.name}: nothing was drawn in them and "
-            "nothing removed"
+            f"{found.file} answers none of the regions of {expert} in case {case.name}: nothing was drawn or removed "
+            "in them"
         )
     differs = drawn != case.model
     changed_outside = differs & ~asked & ((drawn > 0) if is_review else True)

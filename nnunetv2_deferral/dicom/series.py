@@ -209,7 +209,7 @@ def read_series(uid: str, files: Sequence[Path]) -> Series:
         if colour != "MONOCHROME2":
             raise InputError(f"{file}: PhotometricInterpretation must be MONOCHROME2, got {colour}")
         if "ModalityLUTSequence" in header:
-            raise InputError(f"{file}: real values by a table (ModalityLUTSequence) and not a slope are not supported")
+            raise InputError(f"{file}: real values by a table (ModalityLUTSequence), not a slope, are not supported")
     if not slices:
         raise InputError(f"{where} has no frames")
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):

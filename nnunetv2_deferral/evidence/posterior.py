@@ -150,7 +150,7 @@ class EvidenceModel:
         InputError: If the parts do not agree on the numbers of structures and experts.
 
     Example:
-        Two answers against the model: one from an expert who is mostly right turns the label, the other does not.
+        Two answers contradict the model: one from an expert who is mostly right changes the label, the other does not.
 
         >>> import numpy as np
         >>> from nnunetv2_deferral import EvidenceModel, find_candidates

@@ -24,7 +24,7 @@ class Policy:
 
     Attributes:
         rounds: The number R of rounds.
-        most: The number k of experts that may be asked about a voxel in all.
+        most: The number k of experts that may be asked about a voxel in total.
 
     Raises:
         InputError: If a number is not at least 1.

@@ -273,7 +273,7 @@ def remarks_on_calibration(
     fitted_on = PredictedBy.noted(calibration.report)
     remarks = [
         f"the calibration was fitted on {difference} agree less well with observed frequencies, and budgets over a "
-        "dataset are kept worse"
+        "dataset are met less closely"
         for difference in _differences(fitted_on, plans_manager.prediction, num_networks, unusual)
     ]
     if calibration.combination is not None and calibration.ranking_statement is not None:
@@ -283,7 +283,7 @@ def remarks_on_calibration(
         tested = certificate.predicted_by
         untested = tested.unlike(plans_manager.prediction)
         if unusual and tested.prediction is None:
-            statement = f"only if the validations predicted in this manner: {statement}"
+            statement = f"only if the validations were predicted in the same way: {statement}"
         if untested or (num_networks > 1 and tested.prediction is None):
             statement = f"not tested for {untested or 'an ensemble'}: {statement}"
         remarks.append(statement)
@@ -306,7 +306,7 @@ def _differences(
             f"{'another network' if len(others) == 1 else 'other networks'}"
         )
     if unusual:
-        found.append(f"final validations: unless these predicted {' and '.join(unusual)}, too, the probabilities")
+        found.append(f"final validations: unless these were also predicted {' and '.join(unusual)}, the probabilities")
     return found
 
 

@@ -65,5 +65,5 @@ class FiniteLosses:
             return ""
         return (
             f"WARNING: in {self._left_out} of {self._iterations} iterations of this epoch the loss was not finite; the "
-            "gradient scaler has left out these steps, but the mean losses of the epoch are not finite"
+            "gradient scaler has skipped these steps, but the mean losses of the epoch are not finite"
         )

@@ -87,7 +87,7 @@ class MultiRaterTrainer(nnUNetTrainer):
         if len(self.raters) < 2:
             named = f"only {self.raters[0]}" if self.raters else "none"
             raise InputError(
-                f"{type(self).__name__} learns how far raters agree, which takes at least two, but dataset.json of "
+                f"{type(self).__name__} learns how far raters agree, which requires at least two, but dataset.json of "
                 f'{plans["dataset_name"]} declares {named} under "experts". For one rater, train nnUNetTrainer on that '
                 "rater's masks as labelsTr"
             )

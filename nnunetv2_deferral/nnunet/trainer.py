@@ -487,8 +487,8 @@ class DeferralTrainer(nnUNetTrainer):
             without = min(epochs_since_best(dice), epochs_since_best(rate, lowest=True))
             if without >= patience:
                 self.print_to_log_file(
-                    f"The training ends: for {plural(without, 'epoch')} neither was the validation Dice of the "
-                    "system higher nor the deferral rate lower"
+                    f"Training ends: for {plural(without, 'epoch')}, neither has the validation Dice of the system "
+                    "risen nor the deferral rate fallen"
                 )
                 raise _NoImprovementError
         super().on_epoch_start()

@@ -120,7 +120,7 @@ def test_what_cannot_be_shifted_is_refused_and_nothing_is_written(tmp_path, caps
     assert "labelsTs has no images" in refused(capsys, "-i", root / "labelsTs", "-o", out)
     assert "is not empty" in refused(capsys, "-i", images, "-o", root)
     save(np.zeros((20, 24), np.uint8), images / "a_noise1_0000.png")
-    assert "cases whose names are those of shifted ones" in refused(capsys, "-i", images, "-o", out)
+    assert "cases with the names of shifted ones" in refused(capsys, "-i", images, "-o", out)
     (images / "a_noise1_0000.png").unlink()
     cut = images / "b_1_0000.png"
     cut.write_bytes(cut.read_bytes()[:-30])

@@ -289,7 +289,7 @@ def test_two_multi_frame_objects_and_missing_uids_are_refused(tmp_path):
 def test_real_values_by_a_table_are_refused(tmp_path):
     made = make_series()
     made.datasets[2].ModalityLUTSequence = [Dataset()]
-    refused(tmp_path, made, r"IM\d+: real values by a table \(ModalityLUTSequence\) and not a slope")
+    refused(tmp_path, made, r"IM\d+: real values by a table \(ModalityLUTSequence\), not a slope")
 
 
 def test_slices_of_two_acquisitions_are_named(tmp_path, capsys):

@@ -445,7 +445,7 @@ def test_a_simple_model_has_experts_who_are_right_as_often_as_said_everywhere() 
         ({"answers": []}, "probabilities has 1 cases, but answers has 0"),
         ({"probabilities": [], "references": [], "answers": []}, "no cases to fit on"),
         ({"answers": [np.zeros((2, 4, 5), dtype=int)]}, r"case 0: .* got \(2, 4, 5\) and \(2, 4, 5\)"),
-        ({"references": [np.full((4, 5), 2)]}, "none of 2 classes"),
+        ({"references": [np.full((4, 5), 2)]}, "not among the 2 classes"),
         ({"probabilities": [np.full((2, 4, 5), np.nan, dtype=np.float32)]}, r"case 0: .* numbers in \[0, 1\]"),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_certificate_is_told_with_the_limits_it_holds_for(monkeypatch):
         monkeypatch.setenv(ENVIRONMENT, budget)
         assert remarks_on_calibration(plans, 1) == [words]
         (_, certified) = remarks_on_calibration(plans, 1, ["without mirroring"])
-        assert certified == f"only if the validations predicted in this manner: {words}"
+        assert certified == f"only if the validations were predicted in the same way: {words}"
 
 
 def test_networks_of_other_folds_are_told_to_be_others_than_those_that_were_calibrated_and_tested(monkeypatch):
@@ -242,4 +242,4 @@ def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
     (remark,) = remarks_on_calibration(plans, 5)
     assert "an ensemble of 5" in remark
     (remark,) = remarks_on_calibration(plans, 1, ["by checkpoint_best.pth", "without mirroring"])
-    assert "unless these predicted by checkpoint_best.pth and without mirroring, too, the probabilities" in remark
+    assert "unless these were also predicted by checkpoint_best.pth and without mirroring, the" in remark

@@ -104,11 +104,11 @@ def test_a_folder_with_other_cases_is_refused(tmp_path, predictor, monkeypatch):
 
 def test_arrays_and_parts_of_an_archive_are_not_all_cases(tmp_path, predictor, monkeypatch, capsys):
     monkeypatch.setenv(ENVIRONMENT_MINUTES, "30")
-    with pytest.raises(InputError, match="takes all cases at once"):
+    with pytest.raises(InputError, match="requires all cases at once"):
         predict_array(predictor, np.zeros((1, 1, 32, 32), np.float32), {"spacing": [1.0, 1.0, 1.0]})
     with pytest.raises(SystemExit):
         run.main(["-i", str(tmp_path / "images"), "-o", str(tmp_path / "run"), "-steps", "predict"])
-    assert "takes all cases at once" in capsys.readouterr().err
+    assert "requires all cases at once" in capsys.readouterr().err
 
 
 def test_a_number_of_minutes_that_makes_no_sense_is_named(tmp_path, predictor, monkeypatch):
