@@ -242,8 +242,8 @@ class CalibrationCases:
         folds = tuple(map(str, prediction.get("folds", ())))
         if not folds:
             raise InputError(
-                f"{folder.index_file} does not note which folds predicted, so that it is not known whether these cases "
-                "are of their training: predict again"
+                f"{folder.index_file} does not record which folds made the predictions, so it is not known whether "
+                "they were trained on these cases: predict again"
             )
         if others := [case for case in folder.cases if folder.has_other_mask(case)]:
             raise InputError(f"{folder.folder}: {other_masks_text(others)}. Calibrate on predictions as they were made")
@@ -255,8 +255,8 @@ class CalibrationCases:
             _check_unseen(folder, fold, cases, groups or {})
         if answers.masks is not None and answers.masks.is_review:
             raise InputError(
-                f"{answers.masks.folder} has the answers of a review, which are of what the model asked only: "
-                "calibration takes labels of whole cases"
+                f"{answers.masks.folder} has the answers of a review, which cover only what the model asked: "
+                "calibration requires labels of whole cases"
             )
         _warn_of_newer_networks(model, folder, prediction)
         together = ", ".join(folds)
@@ -419,13 +419,13 @@ def _check_unseen(
     if seen := sorted({*predictions.cases} & {*trained_on}):
         raise InputError(
             f"{predictions.folder} contains cases that the network of fold {fold} was trained on ({len(seen)}): "
-            f"{listed(seen)}. Calibrate on others"
+            f"{listed(seen)}. Calibrate on other cases"
         )
     patients = {groups[case] for case in trained_on if case in groups}
     if seen := [case for case in predictions.cases if case in groups and groups[case] in patients]:
         raise InputError(
             f"{predictions.folder} contains cases of groups (patients) that the network of fold {fold} was trained on "
-            f"({len(seen)}): {listed(f'{case} of {groups[case]}' for case in seen)}. Calibrate on others"
+            f"({len(seen)}): {listed(f'{case} of {groups[case]}' for case in seen)}. Calibrate on other cases"
         )
 
 

@@ -92,7 +92,7 @@ def fit_gated_evidence(
     worse = [f"{row['budget']:.1%}" for row in rows if row[EVIDENCE] < row[REPLACED] - TOLERANCE]
     report = {"kept": not worse, "reason": "", "budgets": rows}
     if worse:
-        report["reason"] = f"at {', '.join(worse)} it was worse on patients held back"
+        report["reason"] = f"at {', '.join(worse)} it was worse on held-out patients"
         return None, report
     model, _ = _fit_on(cases, cases.cases, structures, rule, finest, exchangeable=exchangeable)
     return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.identities))), report

@@ -64,8 +64,8 @@ class ForecastFit:
             features, dice = (np.array([each[row] for each in known]) for row in range(2))
             if len(dice) < FEWEST_CASES:
                 raise InputError(
-                    f"the Dice of {name} is defined in {len(dice)} validation cases, but predicting it takes at least "
-                    f"{FEWEST_CASES}"
+                    f"the Dice of {name} is defined in {len(dice)} validation cases, but predicting it requires at "
+                    f"least {FEWEST_CASES}"
                 )
             forests[name] = fit_forest(features, dice)
             report[name] = held_back(features, dice, [group for *_, group in known])
@@ -85,7 +85,7 @@ def fit_forest(features: np.ndarray, dice: np.ndarray) -> Forest:
     from sklearn.ensemble import RandomForestRegressor  # imported here because it is slow to import
 
     if len(dice) < FEWEST_CASES:
-        raise InputError(f"predicting the Dice takes at least {FEWEST_CASES} cases, got {len(dice)}")
+        raise InputError(f"predicting the Dice requires at least {FEWEST_CASES} cases, got {len(dice)}")
     mean, scale = features.mean(0), features.std(0)
     scale[scale == 0] = 1.0
     standardised = ((features - mean) / scale).astype(np.float32)
@@ -121,10 +121,10 @@ def text(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     def line(name: str, found: Mapping[str, Any]) -> str:
         if not found["cases"]:
-            return f"  predicted Dice of {name}: not checked, because too few cases are left if patients are held back"
-        found_in = f"in {found['cases']} cases of patients held back"
+            return f"  predicted Dice of {name}: not checked, because too few cases are left if patients are held out"
+        found_in = f"in {found['cases']} cases of held-out patients"
         if not (found["spearman"] or 0) > 0:  # NaN, too
-            found_in += ": it does not tell good masks from bad ones"
+            found_in += ": it does not distinguish good masks from bad ones"
         return (
             f"  predicted Dice of {name}: wrong by {shown(found['mean_absolute_error'])} on average, Spearman "
             f"{shown(found['spearman'])}, {found_in}"

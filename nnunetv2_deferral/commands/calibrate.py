@@ -69,13 +69,13 @@ def text(calibration: ModelCalibration) -> str:
         lines += _evidence_text(report["evidence"])
     if (rule := calibration.confidence) is not None:
         lines.append(
-            f"  to compare with, the model's own confidence: best with {rule.expert}, for at most {rule.most:.2%} of "
+            f"  for comparison, the model's own confidence: best with {rule.expert}, for at most {rule.most:.2%} of "
             "voxels"
         )
     if "certification" in report:
         lines += _certification_text(calibration)
     elif "attempted" in report:
-        lines.append("  without a certificate: what was tried before (-certify) was of the former calibration")
+        lines.append("  no certificate: the earlier attempt (-certify) concerned the previous calibration")
     for each in calibration.thresholds:
         limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
         if each.capacities is not None:
@@ -92,7 +92,7 @@ def _evidence_text(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"  budget {row['budget']:>5.1%}: Dice {row['evidence']:.3f} if answers are read as evidence "
         f"({row['rate_evidence']:.2%} of voxels), {row['replaced']:.3f} if they replace labels "
-        f"({row['rate_replaced']:.2%}), on patients held back"
+        f"({row['rate_replaced']:.2%}), on held-out patients"
         for row in found["budgets"]
     ]
     if found["kept"]:
@@ -103,19 +103,19 @@ def _evidence_text(found: Mapping[str, Any]) -> list[str]:
 def _certification_text(calibration: ModelCalibration) -> list[str]:
     found = calibration.report["certification"]
     rows = ", ".join(f"{row['violations']} at {row['budget']:.4g}" for row in found["budgets"])
-    lines = [f"  of {found['groups']} held back for the certificate, kept error above {found['kept_error']:g}: {rows}"]
+    lines = [f"  of {found['groups']} held out for the certificate, kept error above {found['kept_error']:g}: {rows}"]
     if found["attempts"] > 1:
         lines.append(
             f"  this is attempt {found['attempts']} on these cases: only the first has the stated confidence, because "
-            "of many attempts some succeed by chance"
+            "some of many attempts succeed by chance"
         )
     if calibration.certificate is not None:
         return [*lines, f"  {calibration.certificate.statement}"]
-    needed = ", ".join(f"{number} with {place}" for place, number in enumerate(found["groups_needed"]))
+    needed = ", ".join(f"{number} if {place}" for place, number in enumerate(found["groups_needed"]))
     return [
         *lines,
-        f"  nothing can be certified: for a share of {found['alpha']:.4g} with confidence {found['confidence']:.4g} it "
-        f"takes {needed} above it",
+        f"  nothing can be certified: a share of {found['alpha']:.4g} with confidence {found['confidence']:.4g} "
+        f"requires this many cases (patients): {needed} of them exceed the kept error",
     ]
 
 
@@ -123,7 +123,7 @@ def _checked_confidence(given: argparse.Namespace) -> float:
     """The confidence of the certificate, after the options of certificates were checked."""
     if given.certify is None:
         if given.confidence is not None:
-            raise InputError("-confidence is that of a certificate: -certify X ALPHA")
+            raise InputError("-confidence is the confidence of a certificate and requires -certify X ALPHA")
         return CONFIDENCE
     confidence = CONFIDENCE if given.confidence is None else float(given.confidence)
     kept_error, alpha = given.certify
@@ -158,8 +158,8 @@ def _split(
         raise InputError("-certify is for budgets of single voxels: -min_region_mm none")
     if given.thresholds_only and cases.calibration is not None:
         raise InputError(
-            "-certify needs cases that nothing was fitted on, but --thresholds_only keeps a calibration that "
-            "was fitted on all: certify without --thresholds_only"
+            "-certify requires cases that nothing was fitted on, but --thresholds_only keeps a calibration fitted on "
+            "all of them: certify without --thresholds_only"
         )
     return split_for_certification(cases)
 
@@ -167,11 +167,11 @@ def _split(
 def _cases(given: argparse.Namespace, workers: Workers) -> CalibrationCases:
     """The cases to calibrate on: of final validations, or of a folder of predictions."""
     if (given.i is None) != (given.ref is None):
-        raise InputError("-i PREDICTIONS and -ref LABELS are given together")
+        raise InputError("-i PREDICTIONS and -ref LABELS must be given together")
     method = Method(trainer=given.tr, plans=given.p)
     if given.i is not None:
         if given.f is not None:
-            raise InputError("-f is of final validations; predictions (-i) note which folds predicted them")
+            raise InputError("-f selects final validations; predictions (-i) record which folds made them")
         return CalibrationCases.of_predictions(
             Experiment.find(given.d, given.c, None),
             method,

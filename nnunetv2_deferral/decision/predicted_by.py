@@ -76,7 +76,7 @@ class PredictedBy:
             return _named(folds, "ensemble")
         common = (self.prediction.keys() & prediction.keys()) - {_FOLDS}
         found = differences(*({key: each[key] for key in common} for each in (self.prediction, prediction)))
-        return f"predictions of which {' and '.join(found)}" if found else ""
+        return f"predictions whose {' and '.join(found)}" if found else ""
 
 
 def _named(folds: Sequence[str], several: str) -> str:

@@ -51,21 +51,22 @@ def test_the_dice_of_cases_held_back_is_predicted(fit_of):
     assert report["core"]["mean_absolute_error"] < 0.05
     (line,) = text(report)
     assert line.startswith("  predicted Dice of core: wrong by 0.0")
-    assert line.endswith("in 30 cases of patients held back")
+    assert line.endswith("in 30 cases of held-out patients")
     report["core"]["spearman"] = -0.5
-    assert text(report)[0].endswith("Spearman -0.50, in 30 cases of patients held back: it does not tell good masks "
-                                    "from bad ones")  # fmt: skip
+    assert text(report)[0].endswith(
+        "Spearman -0.50, in 30 cases of held-out patients: it does not distinguish good masks from bad ones"
+    )
 
 
 def test_with_few_cases_one_after_the_other_is_held_back(fit_of):
     _, report = fit_of(11).forecast()
     assert report["core"]["cases"] == 11
     (line,) = text(report)
-    assert " in 11 cases of patients held back" in line
+    assert " in 11 cases of held-out patients" in line
     _, report = fit_of(10).forecast()
     assert report["core"]["cases"] == 0
     assert text(report) == [
-        "  predicted Dice of core: not checked, because too few cases are left if patients are held back"
+        "  predicted Dice of core: not checked, because too few cases are left if patients are held out"
     ]
 
 

@@ -705,7 +705,7 @@ class TestParts:
         capsys.readouterr()
         file = workplace.model / "calibration" / "parts" / "part_1_of_2.pkl.gz"
         said = workplace.refused(capsys, "--replace", "--merge")
-        assert "part_0_of_2.pkl.gz was made with other arguments than are given now (--thresholds_only is " in said
+        assert "part_0_of_2.pkl.gz was made with different arguments (--thresholds_only is " in said
         assert "(cases is" in refused("--merge", folds=(0,))
         file.write_bytes(file.read_bytes()[:-20])
         assert f"{file} cannot be read" in refused("--merge")
@@ -728,7 +728,7 @@ class TestCertificate:
             fold["val"] = [case for case in fold["val"] if case in fitted]
         (workplace.preprocessed / "splits_final.json").write_text(json.dumps(alone))
         assert workplace.calibrate().heads == calibration.heads
-        assert "of 3 held back for the certificate" in capsys.readouterr().out
+        assert "of 3 held out for the certificate" in capsys.readouterr().out
 
     @pytest.mark.parametrize("over", ["case", "dataset"])
     def test_counts_what_predictions_keep(self, workplace, capsys, over):
@@ -758,7 +758,7 @@ class TestCertificate:
         calibration = workplace.calibrate("-certify", 0.1, 0.1)
         assert calibration.certificate is None
         said = capsys.readouterr().out
-        assert "nothing can be certified: for a share of 0.1 with confidence 0.9 it takes 22 with 0, 38 with 1" in said
+        assert "a share of 0.1 with confidence 0.9 requires this many cases (patients): 22 if 0, 38 if 1" in said
 
     def test_that_is_tried_again_until_it_succeeds_says_so(self, workplace, capsys):
         for number, kept_error in enumerate((0.1, 0.3, 0.9), 1):
@@ -773,7 +773,7 @@ class TestCertificate:
         for between in ((), ("--thresholds_only", "-budgets", 0.1), ()):
             capsys.readouterr()
             workplace.calibrate(*between)
-        assert "without a certificate: what was tried before" in capsys.readouterr().out
+        assert "no certificate: the earlier attempt" in capsys.readouterr().out
         assert workplace.calibrate(*options).report["certification"]["attempts"] == 2
         assert "this is attempt 2 on these cases" in capsys.readouterr().out
 
@@ -783,7 +783,7 @@ class TestCertificate:
         capsys.readouterr()
         workplace.calibrate("--thresholds_only", "-budgets", 0.1)
         said = capsys.readouterr().out
-        assert "without a certificate" in said
+        assert "no certificate" in said
         assert "nothing can be certified" not in said
         assert workplace.calibrate(*options).report["certification"]["attempts"] == 2
 
@@ -818,7 +818,7 @@ class TestCertificate:
             (["-certify", 0, 0.1], "the kept error of a certificate must be in (0, 1), got 0"),
             (["-certify", 0.1, 1.5], "the share of a certificate must be in (0, 1), got 1.5"),
             (["-certify", 0.1, 0.1, "-confidence", 1], "the confidence of a certificate must be in (0, 1), got 1"),
-            (["-confidence", 0.9], "-confidence is that of a certificate: -certify X ALPHA"),
+            (["-confidence", 0.9], "-confidence is the confidence of a certificate and requires -certify X ALPHA"),
             (["-certify", 0.1, 0.1, "-capacities", 0.1, 0.1], "-certify is for budgets without -capacities"),
             (["-certify", 0.1], "expected 2 arguments"),
             (
@@ -1104,15 +1104,15 @@ class TestPredictions:
     @pytest.mark.parametrize(
         ("spoil", "prediction", "words"),
         [
-            (lambda here: None, {"folds": None}, "does not note which folds predicted"),
+            (lambda here: None, {"folds": None}, "does not record which folds made the predictions"),
             (lambda here: (here.preprocessed / "gt_segmentations" / "new_b.nii.gz").touch(), {},
-             "contains cases that the network of fold all was trained on (1): new_b. Calibrate on others"),
+             "contains cases that the network of fold all was trained on (1): new_b. Calibrate on other cases"),
             (lambda here: (here.root / "predictions" / "new_c.npz").unlink(), {},
              "new_c.npz is missing: calibration requires the masks and probabilities of all cases. Predict with"),
             (lambda here: (here.root / "labelsTs" / "new_c.nii.gz").unlink(), {}, "without a reference"),
             (lambda here: (here.root / "expertsTs" / REVIEW_NAME).write_text('{"cases": {}}'), {},
-             "has the answers of a review, which are of what the model asked only"),
-            (mask_postprocessed, {}, "predictions: 1 case has another mask than was predicted with the maps (new_a)"),
+             "has the answers of a review, which cover only what the model asked"),
+            (mask_postprocessed, {}, ": 1 case has a mask other than the one predicted with the maps (new_a)"),
             (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
             (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
@@ -1134,7 +1134,7 @@ class TestPredictions:
         folder = workplace.predict()
         assert "given together" in workplace.refused(capsys, "-i", folder)
         said = workplace.refused(capsys, "-i", folder, "-ref", workplace.root / "labelsTs")
-        assert "predictions (-i) note which folds predicted them" in said
+        assert "predictions (-i) record which folds made them" in said
 
 
 class TestRefusals:
