@@ -811,6 +811,11 @@ class TestCertificate:
         for name, budget, words in (("some", 0.3, ""), ("few", certificate.budget / 2, "not for these limits: ")):
             route_main(["-i", str(source), "-o", str(workplace.root / name), "-budget", str(budget)])
             assert f"  {words}{certificate.statement}\n" in capsys.readouterr().out
+        prediction = {"folds": ["0", "1"], "mirroring": True}
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": prediction}))
+        route_main(["-i", str(source), "-o", str(workplace.root / "ensemble"), "-budget", "0.3"])
+        assert f"  not tested for an ensemble: {certificate.statement}\n" in capsys.readouterr().out
+        assert PredictionFolder.open(workplace.root / "ensemble").prediction == prediction
 
     @pytest.mark.parametrize(
         ("options", "words"),
