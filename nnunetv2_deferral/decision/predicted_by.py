@@ -75,7 +75,7 @@ class PredictedBy:
         if folds and sorted(folds) != sorted(self.folds):
             return _named(folds, "ensemble")
         common = (self.prediction.keys() & prediction.keys()) - {_FOLDS}
-        found = differences(*({key: each[key] for key in common} for each in (self.prediction, prediction)))
+        found = differences(*({key: each[key] for key in common} for each in (prediction, self.prediction)))
         return f"predictions of which {' and '.join(found)}" if found else ""
 
 

@@ -501,5 +501,5 @@ class TestTheStockCommands:
         done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "again", **how, **limits)
         assert "the calibration was fitted on" not in done.stdout
         done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "other", "-step_size", 0.7, **how, **limits)
-        said = "the probabilities of predictions of which step_size is 0.5, not 0.7 agree less"
+        said = "the probabilities of predictions of which step_size is 0.7, not 0.5 agree less"
         assert f"the calibration was fitted on predictions by the network of fold all: {said}" in done.stdout
