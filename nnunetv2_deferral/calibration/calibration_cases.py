@@ -350,7 +350,7 @@ class CalibrationCases:
 
     @property
     def attempted(self) -> dict[str, Any]:
-        """For the report of a further calibration, the `attempts` at a certificate, and on which `cases`.
+        """For the report of a further calibration, the `attempts` at a certificate on some `cases`, the last first.
 
         As `attempted`; empty without any, or if the model's calibration cannot be read and is about to be replaced.
         """
@@ -359,8 +359,11 @@ class CalibrationCases:
         except InputError:
             return {}
         report = {} if current is None else current.report
-        found = report.get("certification") or report.get("attempted")
-        return {"attempted": {"attempts": found.get("attempts", 1), "cases": found.get("cases", [])}} if found else {}
+        found: list[dict[str, Any]] = []
+        for each in (report.get("certification"), *report.get("attempted", ())):
+            if each and not any({*each.get("cases", ())} <= {*later["cases"]} for later in found):
+                found.append({"attempts": each.get("attempts", 1), "cases": each.get("cases", [])})
+        return {"attempted": found} if found else {}
 
     @property
     def decided(self) -> dict[str, Any]:
