@@ -424,8 +424,8 @@ def _check_unseen(
             f"{predictions.folder} contains cases that the network of fold {fold} was trained on ({len(seen)}): "
             f"{listed(seen)}. Calibrate on others"
         )
-    patients = {groups[case] for case in trained_on if case in groups}
-    if seen := [case for case in predictions.cases if case in groups and groups[case] in patients]:
+    patients = {str(groups[case]) for case in trained_on if case in groups}
+    if seen := [case for case in predictions.cases if case in groups and str(groups[case]) in patients]:
         raise InputError(
             f"{predictions.folder} contains cases of groups (patients) that the network of fold {fold} was trained on "
             f"({len(seen)}): {listed(f'{case} of {groups[case]}' for case in seen)}. Calibrate on others"

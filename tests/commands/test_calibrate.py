@@ -1128,12 +1128,13 @@ class TestPredictions:
         spoil(workplace)
         assert words in workplace.refused_with(capsys, workplace.of_predictions(folder))
 
-    def test_of_patients_of_the_training_are_refused(self, workplace, capsys):
+    @pytest.mark.parametrize(("patient", "same"), [("patient_a", "patient_a"), (1, "1")])
+    def test_of_patients_of_the_training_are_refused(self, workplace, capsys, patient, same):
         folder, file = workplace.predict(), workplace.root / "groups.json"
-        groups = {f"new_{case}": f"patient_{case}" for case in CASES}
-        file.write_text(json.dumps(groups | {"a": "patient_a", "b": "somebody"}))
+        groups = {f"new_{case}": f"patient_{case}" for case in CASES} | {"new_a": patient}
+        file.write_text(json.dumps(groups | {"a": same, "b": "somebody"}))
         said = workplace.refused_with(capsys, workplace.of_predictions(folder, "-groups", file))
-        assert "of groups (patients) that the network of fold all was trained on (1): new_a of patient_a" in said
+        assert f"of groups (patients) that the network of fold all was trained on (1): new_a of {patient}" in said
 
     def test_are_given_with_references_and_without_folds(self, workplace, capsys):
         folder = workplace.predict()
