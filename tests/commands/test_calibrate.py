@@ -1040,6 +1040,11 @@ def mask_postprocessed(here):
     write_mask(folder.folder / "new_a.nii.gz", np.zeros(SHAPE, np.uint8))
 
 
+def note_folds_as_a_word(here):
+    index = maps.index_file(here.root / "predictions")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": {"folds": "all"}}))
+
+
 class TestPredictions:
     """In place of final validations: predictions of cases that the networks were not trained on."""
 
@@ -1121,6 +1126,10 @@ class TestPredictions:
             (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
             (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
+            (lambda here: None, {"folds": ["x"]}, "a fold must be a number or \"all\", got 'x'"),
+            (note_folds_as_a_word, {}, "deferral.json: prediction.folds must be a list, got 'all'"),
+            (lambda here: shutil.rmtree(here.preprocessed / "gt_segmentations"), {},
+             'by which it is known what the network of fold "all" was trained on'),
         ],
     )  # fmt: skip
     def test_that_cannot_be_calibrated_on_are_refused(self, workplace, capsys, spoil, prediction, words):
