@@ -1128,6 +1128,8 @@ class TestPredictions:
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
             (lambda here: None, {"folds": ["x"]}, "a fold must be a number or \"all\", got 'x'"),
             (note_folds_as_a_word, {}, "deferral.json: prediction.folds must be a list, got 'all'"),
+            (lambda here: [(here.root / "predictions" / f"new_{case}.nii.gz").unlink() for case in CASES[1:]], {},
+             "labels in at least two cases (patients) for cross-validation, got new_a; more folds (-f) or predictions"),
             (lambda here: shutil.rmtree(here.preprocessed / "gt_segmentations"), {},
              'by which it is known what the network of fold "all" was trained on'),
         ],

@@ -322,7 +322,7 @@ class TestPredictedDice:
         with pytest.raises(SystemExit):
             calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "--replace", "--predict_dice"])
         error = capsys.readouterr().err.splitlines()[-1]
-        assert "the Dice of rim is defined in 2 validation cases, but predicting it takes at least 10" in error
+        assert "the Dice of rim is defined in 2 cases, but predicting it takes at least 10" in error
         assert (model / "plans.json").read_bytes() == before
 
     def test_is_in_the_entry_of_each_case_and_orders_the_worklist(
