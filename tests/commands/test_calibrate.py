@@ -1152,6 +1152,8 @@ class TestPredictions:
         assert "given together" in workplace.refused(capsys, "-i", folder)
         said = workplace.refused(capsys, "-i", folder, "-ref", workplace.root / "labelsTs")
         assert "predictions (-i) note which folds predicted them" in said
+        said = workplace.refused(capsys, "-experts", workplace.root / "expertsTs")
+        assert "a folder of masks is for predictions (-i); of validation cases, masks are read from expertsTr" in said
 
 
 class TestRefusals:
