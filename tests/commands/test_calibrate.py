@@ -1100,6 +1100,47 @@ class TestPredictions:
         assert "was fitted on predictions by the network of fold all (" in said
         assert "not on final validations of fold 0, 1" in said
 
+    def test_that_only_thresholds_were_fitted_on_are_known_to_have_been_seen(self, workplace):
+        folder = workplace.predict()
+        self.calibrated(workplace, folder)
+        other = workplace.root / "other"
+        shutil.copytree(folder, other)
+        for file in [*other.rglob("new_*"), *workplace.root.glob("labelsTs/*"), *workplace.root.glob("expertsTs/*/*")]:
+            if file.is_relative_to(other):
+                file.rename(file.with_name(file.name.replace("new_", "newer_")))
+            else:
+                shutil.copy(file, file.with_name(file.name.replace("new_", "newer_")))
+        main(workplace.of_predictions(other, "--thresholds_only", "-budgets", 0.05))
+        seen = ModelCalibration.from_dict(workplace.plans[CALIBRATION_KEY], EXPERTS).seen
+        assert seen == {f"{new}_{case}" for new in ("new", "newer") for case in CASES}
+
+    def test_are_not_certified_anew_because_others_were_in_between(self, another, capsys):
+        workplace, options = another(said=mostly_right), ("-certify", 0.9, 0.6, "-confidence", 0.5)
+        folder = workplace.predict()
+        for number in (1, 2):
+            assert workplace.calibrate(*options).report["certification"]["attempts"] == number
+            assert self.calibrated(workplace, folder, *options).report["certification"]["attempts"] == number
+
+    def test_need_neither_all_maps_nor_a_dataset_json(self, workplace):
+        folder = workplace.predict()
+        expected = self.calibrated(workplace, folder)
+        index = maps.index_file(folder)
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"maps": ["route"]}))
+        for kind in ("probability", "expert", "gain"):
+            shutil.rmtree(folder / maps.FOLDER / kind)
+        (folder / "dataset.json").unlink()
+        assert self.calibrated(workplace, folder) == expected
+
+    def test_by_which_a_network_was_chosen_are_named(self, workplace, caplog):
+        splits = [{"train": ["x"], "val": ["y", "new_b"]}]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+        for checkpoint in ("checkpoint_final.pth", "checkpoint_best.pth"):
+            assert not caplog.records
+            self.calibrated(workplace, workplace.predict(checkpoint, folds=["0"], checkpoint=checkpoint))
+        (record,) = caplog.records
+        assert "checkpoint_best.pth of fold 0 was chosen as the best one on validation cases" in record.getMessage()
+        assert "(1: new_b)" in record.getMessage()
+
     def test_of_a_newer_network_are_doubted(self, workplace, caplog):
         folder, checkpoint = workplace.predict(), workplace.model / "fold_all" / "checkpoint_final.pth"
         checkpoint.parent.mkdir()
