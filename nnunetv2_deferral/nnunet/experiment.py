@@ -171,7 +171,7 @@ class Experiment:
             files = self.references.glob(f"*{self.file_ending}")
             if not (cases := sorted(file.name.removesuffix(self.file_ending) for file in files)):
                 raise InputError(
-                    f"there are no *{self.file_ending} in {self.references}, by which it is known what the network of "
+                    f"{self.references} has no *{self.file_ending}, so that it is not known which cases the network of "
                     'fold "all" was trained on'
                 )
             return cases

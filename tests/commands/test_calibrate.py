@@ -1172,7 +1172,7 @@ class TestPredictions:
             (lambda here: [(here.root / "predictions" / f"new_{case}.nii.gz").unlink() for case in CASES[1:]], {},
              "labels in at least two cases (patients) for cross-validation, got new_a; more folds (-f) or predictions"),
             (lambda here: shutil.rmtree(here.preprocessed / "gt_segmentations"), {},
-             'by which it is known what the network of fold "all" was trained on'),
+             'gt_segmentations has no *.nii.gz, so that it is not known which cases the network of fold "all" was'),
         ],
     )  # fmt: skip
     def test_that_cannot_be_calibrated_on_are_refused(self, workplace, capsys, spoil, prediction, words):
