@@ -37,6 +37,7 @@ from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.kept_gains import KeptGains, are_few
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.decision.predicted_by import NotedPrediction
 from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
@@ -153,7 +154,7 @@ class Index(TypedDict):
     model: _Model
     settings: dict[Text, Any]
     maps: NotRequired[list[Literal["route", "probability", "expert", "gain"]]]  # not in those of earlier versions
-    prediction: NotRequired[dict[Text, Any]]  # likewise
+    prediction: NotRequired[NotedPrediction]  # likewise
     calibration: NotRequired[dict[Text, Any] | None]
     cases: NotRequired[dict[Text, _CaseEntry]]  # of earlier versions
 

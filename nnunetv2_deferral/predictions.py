@@ -169,6 +169,11 @@ class PredictionFolder(MaskFolder):
         """The deferral.json of the folder."""
         return maps.index_file(self.folder)
 
+    @property
+    def prediction(self) -> dict[str, Any]:
+        """How the cases were predicted, as far as it is known, see :func:`.maps.check_prediction`."""
+        return dict(self.index.get("prediction", {}))
+
     def limits(self, case: str) -> Limits:
         """The limits on deferral in a case, according to its entry.
 

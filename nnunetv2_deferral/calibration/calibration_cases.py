@@ -23,7 +23,7 @@ from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
-from nnunetv2_deferral.nnunet.fold_export import FINAL_CHECKPOINT
+from nnunetv2_deferral.nnunet.fold_export import BEST_CHECKPOINT, FINAL_CHECKPOINT
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text
@@ -235,11 +235,15 @@ class CalibrationCases:
                 "not on predictions (-i)"
             )
         model = _Model.of(experiment, method, None)
-        inputs = open_inputs(predictions, references, experts=experts, evidence=False)
+        dataset_json = model.folder / "dataset.json"
+        if (predictions / dataset_json.name).is_file():
+            dataset_json = predictions / dataset_json.name
+        inputs = open_inputs(
+            predictions, references, experts=experts, dataset_json=dataset_json, evidence=False, needed=()
+        )
         folder, answers = inputs.predictions, inputs.experts
         model.check_made(folder)
-        prediction = dict(folder.index.get("prediction", {}))
-        folds = tuple(map(str, prediction.get("folds", ())))
+        prediction, folds = folder.prediction, tuple(map(str, folder.prediction.get("folds", ())))
         if not folds:
             raise InputError(
                 f"{folder.index_file} does not record which folds made the predictions, so it is not known whether "
@@ -259,6 +263,7 @@ class CalibrationCases:
                 "calibration requires labels of whole cases"
             )
         _warn_of_newer_networks(model, folder, prediction)
+        _warn_of_chosen_networks(experiment, folder, prediction)
         together = ", ".join(folds)
         return cls(
             model,
@@ -350,7 +355,7 @@ class CalibrationCases:
 
     @property
     def attempted(self) -> dict[str, Any]:
-        """For the report of a further calibration, the `attempts` at a certificate, and on which `cases`.
+        """For the report of a further calibration, the `attempts` at a certificate on some `cases`, the last first.
 
         As `attempted`; empty without any, or if the model's calibration cannot be read and is about to be replaced.
         """
@@ -359,8 +364,11 @@ class CalibrationCases:
         except InputError:
             return {}
         report = {} if current is None else current.report
-        found = report.get("certification") or report.get("attempted")
-        return {"attempted": {"attempts": found.get("attempts", 1), "cases": found.get("cases", [])}} if found else {}
+        found: list[dict[str, Any]] = []
+        for each in (report.get("certification"), *report.get("attempted", ())):
+            if each and not any({*each.get("cases", ())} <= {*later["cases"]} for later in found):
+                found.append({"attempts": each.get("attempts", 1), "cases": each.get("cases", [])})
+        return {"attempted": found} if found else {}
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -421,8 +429,8 @@ def _check_unseen(
             f"{predictions.folder} contains cases that the network of fold {fold} was trained on ({len(seen)}): "
             f"{listed(seen)}. Calibrate on other cases"
         )
-    patients = {groups[case] for case in trained_on if case in groups}
-    if seen := [case for case in predictions.cases if case in groups and groups[case] in patients]:
+    patients = {str(groups[case]) for case in trained_on if case in groups}
+    if seen := [case for case in predictions.cases if case in groups and str(groups[case]) in patients]:
         raise InputError(
             f"{predictions.folder} contains cases of groups (patients) that the network of fold {fold} was trained on "
             f"({len(seen)}): {listed(f'{case} of {groups[case]}' for case in seen)}. Calibrate on other cases"
@@ -440,4 +448,23 @@ def _warn_of_newer_networks(model: _Model, predictions: PredictionFolder, predic
                 "%s is newer than predictions in %s: if the fold was trained again since, predict again",
                 checkpoint,
                 predictions.folder,
+            )
+
+
+def _warn_of_chosen_networks(
+    experiment: Experiment, predictions: PredictionFolder, prediction: Mapping[str, Any]
+) -> None:
+    """Say if a network was chosen by how it does on some of the cases."""
+    if prediction.get("checkpoint") != BEST_CHECKPOINT:
+        return
+    for fold in prediction["folds"]:
+        if fold != "all" and (seen := sorted({*predictions.cases} & {*experiment.validation_cases(fold)})):
+            logger.warning(
+                "%s of fold %s was chosen as the best one on validation cases that are in %s (%d: %s): expect more "
+                "errors in others, and certify on others only",
+                BEST_CHECKPOINT,
+                fold,
+                predictions.folder,
+                len(seen),
+                listed(seen),
             )

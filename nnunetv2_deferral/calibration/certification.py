@@ -141,5 +141,5 @@ def _kept_errors(
 
 def _earlier_attempts(cases: CalibrationCases) -> int:
     """How often a certificate was tried on any of these cases, according to the model's present calibration."""
-    tried = cases.attempted.get("attempted")
-    return int(tried["attempts"]) if tried is not None and {*cases.names} & {*tried["cases"]} else 0
+    tried = cases.attempted.get("attempted", [])
+    return max((int(each["attempts"]) for each in tried if {*cases.names} & {*each["cases"]}), default=0)

@@ -265,13 +265,10 @@ def fit_thresholds(
     if certificate is not None and certificate.over == DATASET:
         certificate, report = None, report | cases.attempted
         report.pop("certification", None)
-    return replace(
-        current,
-        thresholds=(*fitted, *others),
-        certificate=certificate,
-        # Retraining any of these folds removes the calibration.
-        report={**report, **replace(own, folds=tuple(sorted({*kept.folds, *own.folds}))).to_dict()},
-    )
+    # Retraining any of these folds removes the calibration, and evaluations say that they see these cases again.
+    report |= replace(own, folds=tuple(sorted({*kept.folds, *own.folds}))).to_dict()
+    report["cases"] = [*dict.fromkeys([*report.get("cases", ()), *cases.names])]
+    return replace(current, thresholds=(*fitted, *others), certificate=certificate, report=report)
 
 
 def write_calibration(calibration: ModelCalibration, cases: CalibrationCases) -> Path:

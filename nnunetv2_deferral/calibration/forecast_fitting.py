@@ -64,8 +64,8 @@ class ForecastFit:
             features, dice = (np.array([each[row] for each in known]) for row in range(2))
             if len(dice) < FEWEST_CASES:
                 raise InputError(
-                    f"the Dice of {name} is defined in {len(dice)} validation cases, but predicting it requires at "
-                    f"least {FEWEST_CASES}"
+                    f"the Dice of {name} is defined in {len(dice)} cases, but predicting it requires at least "
+                    f"{FEWEST_CASES}"
                 )
             forests[name] = fit_forest(features, dice)
             report[name] = held_back(features, dice, [group for *_, group in known])

@@ -103,7 +103,7 @@ def select_by_statistics(statistics: HeadStatistics, *, folds: int = 5) -> Selec
         got = ", ".join(groups) or "none"
         raise InputError(
             f"calibration requires labels in at least two cases (patients) for cross-validation, got {got}; more folds "
-            "(-f) have more"
+            "(-f) or predictions (-i) have more"
         )
     if folds < 2:
         raise InputError(f"folds must be at least 2, got {folds}")

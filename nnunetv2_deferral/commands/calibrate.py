@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_deferral.calibration.calibration_cases import CalibrationCases
@@ -35,9 +36,11 @@ from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
+from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
+from nnunetv2_deferral.raters import FOLDER as RATERS
 from nnunetv2_deferral.text import plural
 
 FOLDS = 5  # of a cross-validation, as nnU-Net's
@@ -180,6 +183,11 @@ def _cases(given: argparse.Namespace, workers: Workers) -> CalibrationCases:
             experts=given.experts,
             groups_file=given.groups,
             workers=workers,
+        )
+    if given.experts is not None and Path(given.experts).is_dir() and given.experts not in EXPERT_SETS:
+        raise InputError(
+            f"-experts {given.experts}: a folder of masks is for predictions (-i); of validation cases, masks are read "
+            f"from {RATERS} of the raw dataset"
         )
     experiment = Experiment.find(given.d, given.c, fold_numbers(given.f or range(FOLDS), instead=_OF_ALL))
     names = [case for found in experiment.cases().values() for case in found]

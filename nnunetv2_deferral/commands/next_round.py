@@ -105,6 +105,7 @@ def next_round(
             model=folder.identity,
             settings=folder.settings,
             calibration=folder.calibration,
+            prediction=folder.prediction,
         )
         for name, found in tqdm(valued.items(), desc="Asking", unit="case"):
             case = folder.case(name)

@@ -79,6 +79,7 @@ def route_folder(
             model=identity,
             settings=settings,
             calibration=calibration,
+            prediction=folder.prediction if isinstance(folder, PredictionFolder) else {},
         )
         for name in tqdm(folder.cases, desc="Deciding", unit="case"):
             case = folder.case(name)
@@ -265,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         parser.error(str(error))
     print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
-    calibration = PredictionFolder.open(given.o, given.djfile).calibration
-    if calibration is not None and calibration.certificate is not None:
-        print(f"  {calibration.certificate.statement_for(limits)}")
+    written = PredictionFolder.open(given.o, given.djfile)
+    if written.calibration is not None and (certificate := written.calibration.certificate) is not None:
+        untested = certificate.predicted_by.unlike(written.prediction)
+        print(f"  {f'not tested for {untested}: ' if untested else ''}{certificate.statement_for(limits)}")

@@ -23,7 +23,7 @@ import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.decision.limits import Limits
-from nnunetv2_deferral.decision.predicted_by import PredictedBy
+from nnunetv2_deferral.decision.predicted_by import NotedPrediction, PredictedBy
 from nnunetv2_deferral.defaults import CONFIDENCE
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.schema import Boolean, Count, Integer, NonNegative, Share, Text, validate
@@ -40,7 +40,7 @@ class _Stored(TypedDict):
     grouped: Boolean
     median_foreground: NonNegative
     folds: list[Integer | Text]
-    prediction: NotRequired[dict[Text, Any]]
+    prediction: NotRequired[NotedPrediction]
     scores: list[NonNegative]
 
 

@@ -6,9 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
+from nnunetv2_deferral.schema import Boolean, Integer, Number, Text
 from nnunetv2_deferral.text import differences
 
 _FOLDS = "folds"  # in what a prediction notes
+
+
+class NotedPrediction(TypedDict):
+    """Types of what is noted of a prediction; other keys are not checked."""
+
+    folds: NotRequired[list[Integer | Text]]
+    checkpoint: NotRequired[Text]
+    mirroring: NotRequired[Boolean]
+    step_size: NotRequired[Number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +61,7 @@ class PredictedBy:
     def words(self) -> str:
         """Such as `final validations of fold 0, 1`; of predictions also how they were made."""
         if self.prediction is None:
-            return f"final validations of fold {', '.join(self.folds)}"
+            return f"final validations{' of fold ' if self.folds else ''}{', '.join(self.folds)}"
         how = ", ".join(f"{key} {value}" for key, value in sorted(self.prediction.items()) if key != _FOLDS)
         return f"predictions by {self.networks}{f' ({how})' if how else ''}"
 
@@ -75,7 +87,7 @@ class PredictedBy:
         if folds and sorted(folds) != sorted(self.folds):
             return _named(folds, "ensemble")
         common = (self.prediction.keys() & prediction.keys()) - {_FOLDS}
-        found = differences(*({key: each[key] for key in common} for each in (self.prediction, prediction)))
+        found = differences(*({key: each[key] for key in common} for each in (prediction, self.prediction)))
         return f"predictions whose {' and '.join(found)}" if found else ""
 
 

@@ -139,9 +139,8 @@ def _evaluate_one_by_one(
         surface_tolerance=surface_tolerance,
     )
     certificate = None if calibration is None else calibration.certificate
-    prediction = folder.index.get("prediction")
     seen = () if calibration is None else calibration.seen
-    check = None if certificate is None else CertificateCheck(certificate, groups, prediction, seen)
+    check = None if certificate is None else CertificateCheck(certificate, groups, folder.prediction, seen)
     for name in tqdm(cases, desc="Evaluating", unit="case", disable=not shown):
         case = inputs.read(name)
         evaluation.update(

@@ -105,6 +105,7 @@ def open_inputs(
     dataset_json: Path | None = None,
     fold_folders: Sequence[Path] = (),
     evidence: bool | None = None,
+    needed: Sequence[str] = MAPS,
 ) -> EvaluationInputs:
     """Find all inputs of an evaluation and check them before anything is computed.
 
@@ -121,12 +122,13 @@ def open_inputs(
             predicted with the ensemble, if all cases have them.
         evidence: Whether answers are read as evidence or replace the model's labels; None for the default, see
             :func:`.evidence_of`.
+        needed: Maps that are read, besides the route.
 
     Raises:
         InputError: For predictions without maps, cases without a reference or any expert's mask, or experts that do
             not match the model's.
     """
-    folder = PredictionFolder.open(predictions, dataset_json, needed=MAPS)
+    folder = PredictionFolder.open(predictions, dataset_json, needed=needed)
     if not references.is_dir():
         raise InputError(f"the folder of references {references} does not exist")
     same_cases(f"predicted cases without a reference in {references}", folder.cases, folder.files.cases(references))

@@ -165,12 +165,27 @@ class Experiment:
         """The cases that the network of a fold, or of `all`, is trained on, sorted.
 
         Raises:
-            InputError: See :meth:`splits`.
+            InputError: See :meth:`splits`; also if there are no references of training cases, or no such fold.
         """
         if fold == "all":
             files = self.references.glob(f"*{self.file_ending}")
-            return sorted(file.name.removesuffix(self.file_ending) for file in files)
+            if not (cases := sorted(file.name.removesuffix(self.file_ending) for file in files)):
+                raise InputError(
+                    f"{self.references} has no *{self.file_ending}, so that it is not known which cases the network of "
+                    'fold "all" was trained on'
+                )
+            return cases
+        if not fold.isdecimal():
+            raise InputError(f'a fold must be a number or "all", got {fold!r}')
         return sorted(replace(self, folds=(int(fold),)).splits()[int(fold)]["train"])
+
+    def validation_cases(self, fold: str) -> list[str]:
+        """The validation cases of a fold with a number, sorted.
+
+        Raises:
+            InputError: See :meth:`splits`.
+        """
+        return replace(self, folds=(int(fold),)).cases()[int(fold)]
 
     def cases(self) -> dict[int, list[str]]:
         """The validation cases of each fold, sorted.

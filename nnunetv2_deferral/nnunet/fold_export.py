@@ -42,6 +42,7 @@ from nnunetv2_deferral.uncertainty import MutualInformation
 
 # How nnU-Net's trainers predict in their final validation, along all axes that they mirror.
 FINAL_CHECKPOINT = "checkpoint_final.pth"
+BEST_CHECKPOINT = "checkpoint_best.pth"  # the best one on the validation cases of its fold
 VALIDATION_STEP = 0.5  # in tiles
 
 

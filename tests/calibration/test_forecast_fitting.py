@@ -71,7 +71,7 @@ def test_with_few_cases_one_after_the_other_is_held_back(fit_of):
 
 
 def test_cases_without_the_class_do_not_count(fit_of):
-    with pytest.raises(InputError, match="the Dice of core is defined in 9 validation cases, but .* at least 10"):
+    with pytest.raises(InputError, match="the Dice of core is defined in 9 cases, but .* at least 10"):
         fit_of(12, empty=3).forecast()
 
 

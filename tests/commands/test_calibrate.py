@@ -811,6 +811,11 @@ class TestCertificate:
         for name, budget, words in (("some", 0.3, ""), ("few", certificate.budget / 2, "not for these limits: ")):
             route_main(["-i", str(source), "-o", str(workplace.root / name), "-budget", str(budget)])
             assert f"  {words}{certificate.statement}\n" in capsys.readouterr().out
+        prediction = {"folds": ["0", "1"], "mirroring": True}
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": prediction}))
+        route_main(["-i", str(source), "-o", str(workplace.root / "ensemble"), "-budget", "0.3"])
+        assert f"  not tested for an ensemble: {certificate.statement}\n" in capsys.readouterr().out
+        assert PredictionFolder.open(workplace.root / "ensemble").prediction == prediction
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -1035,6 +1040,11 @@ def mask_postprocessed(here):
     write_mask(folder.folder / "new_a.nii.gz", np.zeros(SHAPE, np.uint8))
 
 
+def note_folds_as_a_word(here):
+    index = maps.index_file(here.root / "predictions")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": {"folds": "all"}}))
+
+
 class TestPredictions:
     """In place of final validations: predictions of cases that the networks were not trained on."""
 
@@ -1090,6 +1100,47 @@ class TestPredictions:
         assert "was fitted on predictions by the network of fold all (" in said
         assert "not on final validations of fold 0, 1" in said
 
+    def test_that_only_thresholds_were_fitted_on_are_known_to_have_been_seen(self, workplace):
+        folder = workplace.predict()
+        self.calibrated(workplace, folder)
+        other = workplace.root / "other"
+        shutil.copytree(folder, other)
+        for file in [*other.rglob("new_*"), *workplace.root.glob("labelsTs/*"), *workplace.root.glob("expertsTs/*/*")]:
+            if file.is_relative_to(other):
+                file.rename(file.with_name(file.name.replace("new_", "newer_")))
+            else:
+                shutil.copy(file, file.with_name(file.name.replace("new_", "newer_")))
+        main(workplace.of_predictions(other, "--thresholds_only", "-budgets", 0.05))
+        seen = ModelCalibration.from_dict(workplace.plans[CALIBRATION_KEY], EXPERTS).seen
+        assert seen == {f"{new}_{case}" for new in ("new", "newer") for case in CASES}
+
+    def test_are_not_certified_anew_because_others_were_in_between(self, another, capsys):
+        workplace, options = another(said=mostly_right), ("-certify", 0.9, 0.6, "-confidence", 0.5)
+        folder = workplace.predict()
+        for number in (1, 2):
+            assert workplace.calibrate(*options).report["certification"]["attempts"] == number
+            assert self.calibrated(workplace, folder, *options).report["certification"]["attempts"] == number
+
+    def test_need_neither_all_maps_nor_a_dataset_json(self, workplace):
+        folder = workplace.predict()
+        expected = self.calibrated(workplace, folder)
+        index = maps.index_file(folder)
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"maps": ["route"]}))
+        for kind in ("probability", "expert", "gain"):
+            shutil.rmtree(folder / maps.FOLDER / kind)
+        (folder / "dataset.json").unlink()
+        assert self.calibrated(workplace, folder) == expected
+
+    def test_by_which_a_network_was_chosen_are_named(self, workplace, caplog):
+        splits = [{"train": ["x"], "val": ["y", "new_b"]}]
+        (workplace.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+        for checkpoint in ("checkpoint_final.pth", "checkpoint_best.pth"):
+            assert not caplog.records
+            self.calibrated(workplace, workplace.predict(checkpoint, folds=["0"], checkpoint=checkpoint))
+        (record,) = caplog.records
+        assert "checkpoint_best.pth of fold 0 was chosen as the best one on validation cases" in record.getMessage()
+        assert "(1: new_b)" in record.getMessage()
+
     def test_of_a_newer_network_are_doubted(self, workplace, caplog):
         folder, checkpoint = workplace.predict(), workplace.model / "fold_all" / "checkpoint_final.pth"
         checkpoint.parent.mkdir()
@@ -1116,6 +1167,12 @@ class TestPredictions:
             (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
             (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
+            (lambda here: None, {"folds": ["x"]}, "a fold must be a number or \"all\", got 'x'"),
+            (note_folds_as_a_word, {}, "deferral.json: prediction.folds must be a list, got 'all'"),
+            (lambda here: [(here.root / "predictions" / f"new_{case}.nii.gz").unlink() for case in CASES[1:]], {},
+             "labels in at least two cases (patients) for cross-validation, got new_a; more folds (-f) or predictions"),
+            (lambda here: shutil.rmtree(here.preprocessed / "gt_segmentations"), {},
+             'gt_segmentations has no *.nii.gz, so that it is not known which cases the network of fold "all" was'),
         ],
     )  # fmt: skip
     def test_that_cannot_be_calibrated_on_are_refused(self, workplace, capsys, spoil, prediction, words):
@@ -1123,18 +1180,21 @@ class TestPredictions:
         spoil(workplace)
         assert words in workplace.refused_with(capsys, workplace.of_predictions(folder))
 
-    def test_of_patients_of_the_training_are_refused(self, workplace, capsys):
+    @pytest.mark.parametrize(("patient", "same"), [("patient_a", "patient_a"), (1, "1")])
+    def test_of_patients_of_the_training_are_refused(self, workplace, capsys, patient, same):
         folder, file = workplace.predict(), workplace.root / "groups.json"
-        groups = {f"new_{case}": f"patient_{case}" for case in CASES}
-        file.write_text(json.dumps(groups | {"a": "patient_a", "b": "somebody"}))
+        groups = {f"new_{case}": f"patient_{case}" for case in CASES} | {"new_a": patient}
+        file.write_text(json.dumps(groups | {"a": same, "b": "somebody"}))
         said = workplace.refused_with(capsys, workplace.of_predictions(folder, "-groups", file))
-        assert "of groups (patients) that the network of fold all was trained on (1): new_a of patient_a" in said
+        assert f"of groups (patients) that the network of fold all was trained on (1): new_a of {patient}" in said
 
     def test_are_given_with_references_and_without_folds(self, workplace, capsys):
         folder = workplace.predict()
         assert "given together" in workplace.refused(capsys, "-i", folder)
         said = workplace.refused(capsys, "-i", folder, "-ref", workplace.root / "labelsTs")
         assert "predictions (-i) record which folds made them" in said
+        said = workplace.refused(capsys, "-experts", workplace.root / "expertsTs")
+        assert "a folder of masks is for predictions (-i); of validation cases, masks are read from expertsTr" in said
 
 
 class TestRefusals:

@@ -182,9 +182,12 @@ def test_the_review_says_how_many_answers_would_be_overruled(root):
 
 
 def test_the_next_round_asks_others_within_the_budget_and_keeps_the_answers(root, capsys):
+    index = maps.index_file(root / "in")
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"prediction": {"folds": ["1"]}}))
     run(root, "-most", 2)
     first, second = PredictionFolder.open(root / "in"), PredictionFolder.open(root / "out")
     assert second.index["round"] == 2
+    assert second.prediction == {"folds": ["1"]}
     asked = 0
     for case in CASES:
         before, after = first.case(case), second.case(case)

@@ -322,7 +322,7 @@ class TestPredictedDice:
         with pytest.raises(SystemExit):
             calibrate(["-d", "901", "-c", "2d", "-f", "0", "-tr", TRAINER, "-p", PLANS, "--replace", "--predict_dice"])
         error = capsys.readouterr().err.splitlines()[-1]
-        assert "the Dice of rim is defined in 2 validation cases, but predicting it requires at least 10" in error
+        assert "the Dice of rim is defined in 2 cases, but predicting it requires at least 10" in error
         assert (model / "plans.json").read_bytes() == before
 
     def test_is_in_the_entry_of_each_case_and_orders_the_worklist(
@@ -501,5 +501,5 @@ class TestTheStockCommands:
         done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "again", **how, **limits)
         assert "the calibration was fitted on" not in done.stdout
         done = workplace.predict(FLAT, "2d", TRAINER, tmp_path / "other", "-step_size", 0.7, **how, **limits)
-        said = "the probabilities of predictions whose step_size is 0.5, not 0.7 agree less"
+        said = "the probabilities of predictions whose step_size is 0.7, not 0.5 agree less"
         assert f"the calibration was fitted on predictions by the network of fold all: {said}" in done.stdout

@@ -233,6 +233,18 @@ def test_networks_of_other_folds_are_told_to_be_others_than_those_that_were_cali
     assert "not of fold all, 2: the probabilities of other networks" in remark
 
 
+def test_another_manner_is_told_as_it_is_and_then_as_it_was_calibrated():
+    plans = small_predictor().plans_manager
+    experts, how = plans.settings.expert_names, {"folds": ["all"], "mirroring": True}
+    calibration = ModelCalibration(
+        experts=experts, heads=(IDENTITY,) * (len(experts) + 1), report={"folds": ["all"], "prediction": how}
+    )
+    plans.plans[CALIBRATION_KEY] = calibration.to_dict()
+    plans.prediction = how | {"mirroring": False}
+    (remark,) = remarks_on_calibration(plans, 1, ["without mirroring"])
+    assert "the probabilities of predictions of which mirroring is false, not true agree less" in remark
+
+
 def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
     plans = small_predictor().plans_manager
     experts = plans.settings.expert_names
