@@ -242,7 +242,7 @@ def test_another_manner_is_told_as_it_is_and_then_as_it_was_calibrated():
     plans.plans[CALIBRATION_KEY] = calibration.to_dict()
     plans.prediction = how | {"mirroring": False}
     (remark,) = remarks_on_calibration(plans, 1, ["without mirroring"])
-    assert "the probabilities of predictions of which mirroring is false, not true agree less" in remark
+    assert "the probabilities of predictions whose mirroring is false, not true agree less" in remark
 
 
 def test_an_ensemble_is_told_to_be_another_than_what_was_calibrated():
