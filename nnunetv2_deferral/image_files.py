@@ -26,6 +26,7 @@ from nnunetv2_deferral.files import written_whole
 from nnunetv2_deferral.labels import unknown_labels
 
 _CHUNK_BYTES = 2**22
+_GZIP_HEADER_BYTES = 2**16  # more than its names and comments take
 _MAX_TRAILING_BYTES = 2**20
 _MAX_HEADER_BYTES = 2**24  # NIfTI extensions may hold whole DICOM headers
 _GIPL_HEADER_BYTES = 256
@@ -306,6 +307,9 @@ def _read(file: Path, read: Callable[[], tuple[np.ndarray, dict[str, Any]]]) -> 
 
 def _nifti_fault(file: Path, finite: bool) -> str:
     is_compressed = file.name.lower().endswith(".gz")
+    if is_compressed:
+        with file.open("rb") as raw:  # compares the checksum of the gzip header, if it has one, as ITK does
+            zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(raw.read(_GZIP_HEADER_BYTES), 1)
     with file.open("rb") as raw, gzip.GzipFile(fileobj=raw) if is_compressed else raw as stream:
         try:
             header = _nifti_header(stream)

@@ -186,6 +186,17 @@ def test_a_header_that_refers_to_another_file_is_refused(tmp_path, kind, old, ne
         check_file(file)
 
 
+def test_a_gzip_header_with_a_wrong_checksum_is_refused(tmp_path):
+    """As by ITK: nnU-Net would read this file and all others of the folder by another reader."""
+    file = tmp_path / "a.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((2, 3, 4), np.uint8)), str(file))
+    check_file(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:3] + b"\x02\x00" + whole[3:])
+    with pytest.raises(InputError, match=r"a.nii.gz cannot be read; .* \(.*header crc mismatch"):
+        check_file(file)
+
+
 def test_a_nifti_header_whose_voxels_are_elsewhere_is_refused(tmp_path):
     file = tmp_path / "x.nii"
     KINDS["x.nii"](file, LABELS)
