@@ -80,13 +80,14 @@ class _Model:
         Raises:
             InputError: Naming the folder and all differences.
         """
-        identity = predictions.index["model"]
+        identity = predictions.index["model"] | {"objective": predictions.settings.objective}
         expected = {
             "dataset": self.experiment.dataset,
             "plans": self.method.plans,
             "configuration": self.experiment.configuration,
             "trainer": self.method.trainer,
             "experts": list(self.settings.expert_names),
+            "objective": self.settings.objective,
         }
         differing = [f"{key}: {identity.get(key)}" for key, value in expected.items() if identity.get(key) != value]
         if differing:

@@ -863,6 +863,11 @@ def make_stock(here):
 def make_collaborating(here):
     plans = here.plans
     here.write_plans(**plans | {"deferral": plans["deferral"] | {"objective": "collaboration"}})
+    for folder in here.model.glob("fold_*/validation"):
+        index = maps.index_file(folder)
+        content = json.loads(index.read_text())
+        content["settings"]["objective"] = "collaboration"
+        index.write_text(json.dumps(content))
 
 
 def take_maps_of_another_model(here):
@@ -1164,6 +1169,7 @@ class TestPredictions:
             (lambda here: (here.root / "expertsTs" / REVIEW_NAME).write_text('{"cases": {}}'), {},
              "has the answers of a review, which cover only what the model asked"),
             (mask_postprocessed, {}, ": 1 case has a mask other than the one predicted with the maps (new_a)"),
+            (make_collaborating, {}, "contains the deferral maps of another model (objective: one_vs_all)"),
             (make_stock, {}, "is a stock network, which is calibrated on its final validations (-f)"),
             (remove_model, {}, "does not exist; trained are no models"),
             (lambda here: None, {"folds": ["7"]}, "has 2 folds, but not fold 7"),
