@@ -235,8 +235,8 @@ def test_undo_redo_eraser_fill_polygon_and_keys_do_what_they_say(tmp_path, sit_d
             """How many of the expert's voxels have label 1 in the saved draft."""
             page.wait_for_timeout(200)
             ann.wait_saved()
-            draft = np.load(folders.reviews / ".review" / "drafts" / "ann" / "case_a.npz")
-            return int((draft["labels"] == 1).sum())
+            with np.load(folders.reviews / ".review" / "drafts" / "ann" / "case_a.npz") as draft:
+                return int((draft["labels"] == 1).sum())
 
         predictions = PredictionFolder.open(folders.predictions)
         model = int((predictions.case("case_a").model[predictions.case("case_a").route == 1] == 1).sum())
