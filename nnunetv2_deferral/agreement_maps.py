@@ -24,6 +24,7 @@ from filelock import FileLock
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.decision.predicted_by import differing_predictions
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json, written_whole
 from nnunetv2_deferral.image_files import MaskWriter, write_values
@@ -133,7 +134,7 @@ def check_prediction(folder: Path, prediction: Mapping[str, Any]) -> None:
     file = index_file(folder)
     if not file.is_file():
         return
-    if differing := maps.differing_predictions(read_validated_json(file, _Index).get("prediction"), prediction):
+    if differing := differing_predictions(read_validated_json(file, _Index).get("prediction"), prediction):
         raise maps.in_another_manner(folder, differing)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 """Shares of the voxels at which rankings are compared."""
 
+FOLDS = 5
+"""Of a cross-validation, as nnU-Net's."""
+
 CONFIDENCE = 0.9
 """Confidence of a certificate."""
 

@@ -24,6 +24,7 @@ from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral import maps
+from nnunetv2_deferral.decision.predicted_by import differing_predictions
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import read_json, write_json
 from nnunetv2_deferral.image_files import MaskWriter, write_labels, write_values
@@ -155,7 +156,7 @@ def check_folder(folder: Path, ensemble: EnsembleIdentity | None) -> None:
     differing = ["these are predicted without"]
     if ensemble is not None:
         differing = differences(theirs["ensemble"], ensemble.to_dict())
-        differing += maps.differing_predictions(theirs.get("prediction"), ensemble.prediction)
+        differing += differing_predictions(theirs.get("prediction"), ensemble.prediction)
     if differing:
         raise InputError(
             f"{folder} already contains the masks of folds of another prediction ({'; '.join(differing)}). Use another "

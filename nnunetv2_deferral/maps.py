@@ -37,7 +37,7 @@ from nnunetv2_deferral.decision.decide import RoutingMaps
 from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.kept_gains import KeptGains, are_few
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
-from nnunetv2_deferral.decision.predicted_by import NotedPrediction
+from nnunetv2_deferral.decision.predicted_by import NotedPrediction, differing_predictions
 from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
@@ -50,7 +50,7 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import Boolean, NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import differences, fingerprint, listed
+from nnunetv2_deferral.text import fingerprint, listed
 
 FOLDER = "deferral"
 PREDICTED_DICE = "predicted_dice"  # in the entry of a case
@@ -244,13 +244,6 @@ def check_folder(folder: Path, model: ModelIdentity) -> None:
             f"{folder} already contains the deferral maps of another model ({'; '.join(differing)}). Use another "
             f"folder, or remove {file.parent}"
         )
-
-
-def differing_predictions(there: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """One phrase for each entry that two predictions both have and that differs; others are not known of one."""
-    there = there or {}
-    common = there.keys() & now.keys()
-    return differences({key: there[key] for key in common}, {key: now[key] for key in common})
 
 
 def noted_prediction(there: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:

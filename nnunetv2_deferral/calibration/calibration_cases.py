@@ -62,15 +62,19 @@ class _Model:
         return self.experiment.model(self.method)
 
     @property
+    def dataset_json(self) -> Path:
+        return self.folder / "dataset.json"
+
+    @property
     def is_stock(self) -> bool:
         return MODEL_KEY not in self.plans
 
     def validation(self, fold: int) -> PredictionFolder | StockFolder:
         """The final validation of a fold."""
-        folder, dataset_json = self.experiment.validation(self.method, fold), self.folder / "dataset.json"
+        folder = self.experiment.validation(self.method, fold)
         if self.is_stock:
-            return StockFolder.open(folder, dataset_json, self.settings)
-        opened = PredictionFolder.open(folder, dataset_json)
+            return StockFolder.open(folder, self.dataset_json, self.settings)
+        opened = PredictionFolder.open(folder, self.dataset_json)
         self.check_made(opened)
         return opened
 
@@ -236,15 +240,12 @@ class CalibrationCases:
                 "not on predictions (-i)"
             )
         model = _Model.of(experiment, method, None)
-        dataset_json = model.folder / "dataset.json"
-        if (predictions / dataset_json.name).is_file():
-            dataset_json = predictions / dataset_json.name
         inputs = open_inputs(
-            predictions, references, experts=experts, dataset_json=dataset_json, evidence=False, needed=()
+            predictions, references, experts=experts, dataset_json=model.dataset_json, evidence=False, needed=()
         )
         folder, answers = inputs.predictions, inputs.experts
         model.check_made(folder)
-        prediction, folds = folder.prediction, tuple(map(str, folder.prediction.get("folds", ())))
+        folds = tuple(map(str, folder.prediction.get("folds", ())))
         if not folds:
             raise InputError(
                 f"{folder.index_file} does not record which folds made the predictions, so it is not known whether "
@@ -263,14 +264,14 @@ class CalibrationCases:
                 f"{answers.masks.folder} has the answers of a review, which cover only what the model asked: "
                 "calibration requires labels of whole cases"
             )
-        _warn_of_newer_networks(model, folder, prediction)
-        _warn_of_chosen_networks(experiment, folder, prediction)
+        _warn_of_newer_networks(model, folder)
+        _warn_of_chosen_networks(experiment, folder)
         together = ", ".join(folds)
         return cls(
             model,
             {together: folder},
             {together: folder.cases},
-            predicted_by=PredictedBy(folds=folds, prediction=prediction),
+            predicted_by=PredictedBy(folds=folds, prediction=folder.prediction),
             references=references,
             experts=answers,
             groups=groups,
@@ -438,11 +439,11 @@ def _check_unseen(
         )
 
 
-def _warn_of_newer_networks(model: _Model, predictions: PredictionFolder, prediction: Mapping[str, Any]) -> None:
+def _warn_of_newer_networks(model: _Model, predictions: PredictionFolder) -> None:
     """Say if a network was written after it is said to have predicted."""
-    name = prediction.get("checkpoint", FINAL_CHECKPOINT)
+    name = predictions.prediction.get("checkpoint", FINAL_CHECKPOINT)
     made = min(predictions.mask_file(case).stat().st_mtime for case in predictions.cases)
-    for fold in prediction["folds"]:
+    for fold in predictions.prediction["folds"]:
         checkpoint = model.folder / f"fold_{fold}" / name
         if checkpoint.is_file() and checkpoint.stat().st_mtime > made:
             logger.warning(
@@ -452,13 +453,11 @@ def _warn_of_newer_networks(model: _Model, predictions: PredictionFolder, predic
             )
 
 
-def _warn_of_chosen_networks(
-    experiment: Experiment, predictions: PredictionFolder, prediction: Mapping[str, Any]
-) -> None:
+def _warn_of_chosen_networks(experiment: Experiment, predictions: PredictionFolder) -> None:
     """Say if a network was chosen by how it does on some of the cases."""
-    if prediction.get("checkpoint") != BEST_CHECKPOINT:
+    if predictions.prediction.get("checkpoint") != BEST_CHECKPOINT:
         return
-    for fold in prediction["folds"]:
+    for fold in predictions.prediction["folds"]:
         if fold != "all" and (seen := sorted({*predictions.cases} & {*experiment.validation_cases(fold)})):
             logger.warning(
                 "%s of fold %s was chosen as the best one on validation cases that are in %s (%d: %s): expect more "

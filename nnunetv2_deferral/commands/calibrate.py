@@ -33,7 +33,7 @@ from nnunetv2_deferral.decision.certificate import check_risk
 from nnunetv2_deferral.decision.limits import Limits, warn_of_full_budget
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.decision.predicted_by import PredictedBy
-from nnunetv2_deferral.defaults import CONFIDENCE
+from nnunetv2_deferral.defaults import CONFIDENCE, FOLDS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.reliability import LEAST_CERTAIN
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS
@@ -43,7 +43,6 @@ from nnunetv2_deferral.processes import Workers
 from nnunetv2_deferral.raters import FOLDER as RATERS
 from nnunetv2_deferral.text import plural
 
-FOLDS = 5  # of a cross-validation, as nnU-Net's
 PARTS = "calibration"  # folder in that of the model
 _OF_ALL = "; or calibrate on predictions of cases that it was not trained on (-i PREDICTIONS -ref LABELS)"
 

@@ -86,9 +86,15 @@ class PredictedBy:
             return "an ensemble" if len(folds) > 1 else ""
         if folds and sorted(folds) != sorted(self.folds):
             return _named(folds, "ensemble")
-        common = (self.prediction.keys() & prediction.keys()) - {_FOLDS}
-        found = differences(*({key: each[key] for key in common} for each in (prediction, self.prediction)))
+        found = differing_predictions({key: prediction[key] for key in prediction.keys() - {_FOLDS}}, self.prediction)
         return f"predictions whose {' and '.join(found)}" if found else ""
+
+
+def differing_predictions(there: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """One phrase for each entry that two predictions both have and that differs; others are not known of one."""
+    there = there or {}
+    common = there.keys() & now.keys()
+    return differences({key: there[key] for key in common}, {key: now[key] for key in common})
 
 
 def _named(folds: Sequence[str], several: str) -> str:

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import permutations, product
 
+from nnunetv2_deferral.defaults import FOLDS
 from nnunetv2_deferral.errors import InputError
-
-FOLDS = 5
 
 
 def splits_with_classes(

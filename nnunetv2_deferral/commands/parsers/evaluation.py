@@ -91,7 +91,7 @@ def benchmark() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("-d", metavar="DATASET", required=True, help="dataset id or name")
     add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
-    add("-f", metavar="FOLD", nargs="+", default=list(range(5)), help="folds. Default: 0 1 2 3 4")
+    add("-f", metavar="FOLD", nargs="+", default=list(range(defaults.FOLDS)), help="folds. Default: 0 1 2 3 4")
     add("-tr", metavar="TRAINER", nargs="+", default=[], help="trainers. Default if a table is given: nnUNetTrainer")
     add("-p", metavar="PLANS", default="nnUNetPlans", help="plans of all trainers. Default: %(default)s")
     words = "append _Nepochs to trainer names (with --frozen, only in the tables); nnU-Net's default is 1000"

@@ -92,7 +92,7 @@ def uncertainty() -> argparse.ArgumentParser:
     add("-tr", metavar="TRAINER", default="nnUNetTrainer", help="trainer. Default: %(default)s")
     add("-c", metavar="CONFIGURATION", required=True, help="configuration, for example 2d")
     words = "folds; a single one is compared with itself mirrored. Default: 0 1 2 3 4"
-    add("-f", metavar="FOLD", nargs="+", default=[str(fold) for fold in range(5)], help=words)
+    add("-f", metavar="FOLD", nargs="+", default=[str(fold) for fold in range(defaults.FOLDS)], help=words)
     add("-step_size", metavar="S", type=float, default=0.5, help="step of the sliding window. Default: %(default)s")
     add("--disable_tta", action="store_true", help="predict without mirroring")
     add("--verbose", action="store_true", help="print more")
