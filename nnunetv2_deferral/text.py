@@ -40,6 +40,19 @@ def listed(items: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def named_folds(folds: Sequence[object]) -> str:
+    """Folds by their names, for none `no fold`.
+
+    Example:
+        >>> named_folds([0, 1, 2]), named_folds(["all"])
+        ('folds 0, 1 and 2', 'fold all')
+    """
+    if not folds:
+        return "no fold"
+    *others, last = map(str, folds)
+    return f"folds {', '.join(others)} and {last}" if others else f"fold {last}"
+
+
 def shown(value: object) -> str:
     """A value of any size and type for a message, abbreviated if necessary."""
     try:

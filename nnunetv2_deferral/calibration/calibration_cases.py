@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -13,8 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 from tqdm import tqdm
 
 from nnunetv2_deferral.answers import ExpertAnswers, experts_of_set
+from nnunetv2_deferral.calibration.calibrated_model import CalibratedModel
+from nnunetv2_deferral.calibration.unseen import check_unseen, warn_of_chosen_networks, warn_of_newer_networks
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.dataset import read_groups, read_plans_json
+from nnunetv2_deferral.dataset import read_groups
 from nnunetv2_deferral.decision.area import VoxelWeight, dice_weight
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.decision.predicted_by import PredictedBy
@@ -22,82 +22,14 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.files import state_of
 from nnunetv2_deferral.maps import other_masks_text
-from nnunetv2_deferral.nnunet.experiment import Experiment, Method, is_deferral_model
-from nnunetv2_deferral.nnunet.fold_export import BEST_CHECKPOINT, FINAL_CHECKPOINT
-from nnunetv2_deferral.nnunet.managers import MODEL_KEY
+from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text
 from nnunetv2_deferral.processes import Workers
-from nnunetv2_deferral.raters import FOLDER, declared_raters
-from nnunetv2_deferral.routing import ONE_VS_ALL
-from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import listed
-
-logger = logging.getLogger(__name__)
+from nnunetv2_deferral.raters import FOLDER
 
 Found = TypeVar("Found")
 Pair: TypeAlias = tuple[str, str]  # fold (or folds, of an ensemble) and name of a case
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """A trained model: a deferral network, or a stock network with experts."""
-
-    experiment: Experiment
-    method: Method
-    plans: Mapping[str, Any]
-    settings: DeferralSettings
-
-    @classmethod
-    def of(cls, experiment: Experiment, method: Method, experts: str | None) -> _Model:
-        plans = read_plans_json(experiment.model(method) / "plans.json")
-        if MODEL_KEY in plans:
-            settings = resolve_settings(plans[PLANS_KEY])
-        else:  # which may have been trained with the plans of a deferral network
-            settings = _settings_of_stock(experiment, method, experts)
-        return cls(experiment=experiment, method=method, plans=plans, settings=settings)
-
-    @property
-    def folder(self) -> Path:
-        return self.experiment.model(self.method)
-
-    @property
-    def dataset_json(self) -> Path:
-        return self.folder / "dataset.json"
-
-    @property
-    def is_stock(self) -> bool:
-        return MODEL_KEY not in self.plans
-
-    def validation(self, fold: int) -> PredictionFolder | StockFolder:
-        """The final validation of a fold."""
-        folder = self.experiment.validation(self.method, fold)
-        if self.is_stock:
-            return StockFolder.open(folder, self.dataset_json, self.settings)
-        opened = PredictionFolder.open(folder, self.dataset_json)
-        self.check_made(opened)
-        return opened
-
-    def check_made(self, predictions: PredictionFolder) -> None:
-        """Refuse the predictions of another model.
-
-        Raises:
-            InputError: Naming the folder and all differences.
-        """
-        identity = predictions.index["model"] | {"objective": predictions.settings.objective}
-        expected = {
-            "dataset": self.experiment.dataset,
-            "plans": self.method.plans,
-            "configuration": self.experiment.configuration,
-            "trainer": self.method.trainer,
-            "experts": list(self.settings.expert_names),
-            "objective": self.settings.objective,
-        }
-        differing = [f"{key}: {identity.get(key)}" for key, value in expected.items() if identity.get(key) != value]
-        if differing:
-            raise InputError(
-                f"{predictions.folder} contains the deferral maps of another model ({'; '.join(differing)})"
-            )
 
 
 class CalibrationCases:
@@ -117,7 +49,7 @@ class CalibrationCases:
 
     def __init__(
         self,
-        model: _Model,
+        model: CalibratedModel,
         folders: Mapping[str, PredictionFolder | StockFolder],
         cases: Mapping[str, Sequence[str]],
         *,
@@ -189,7 +121,7 @@ class CalibrationCases:
                 no group, or there is nobody to ask about the predictions of a stock network.
         """
         experiment.check_validated(method)
-        model = _Model.of(experiment, method, experts)
+        model = CalibratedModel.of(experiment, method, experts)
         folders = {str(fold): model.validation(fold) for fold in experiment.folds}
         asked = model.settings.experts if experts is None else experts_of_set(model.settings, experts)
         return cls(
@@ -234,12 +166,7 @@ class CalibrationCases:
                 expert's mask; or if answers are those of a review, which are of what was asked only.
         """
         experiment.check_trained(method)
-        if not is_deferral_model(experiment.model(method)):
-            raise InputError(
-                f"{experiment.model(method)} is a stock network, which is calibrated on its final validations (-f), "
-                "not on predictions (-i)"
-            )
-        model = _Model.of(experiment, method, None)
+        model = CalibratedModel.of(experiment, method, may_be_stock=False)
         inputs = open_inputs(
             predictions, references, experts=experts, dataset_json=model.dataset_json, evidence=False, needed=()
         )
@@ -258,14 +185,14 @@ class CalibrationCases:
         if groups_file is not None:
             groups = read_groups(groups_file, folder.cases, also={*chain.from_iterable(trained_on.values())})
         for fold, cases in trained_on.items():
-            _check_unseen(folder, fold, cases, groups or {})
+            check_unseen(folder, fold, cases, groups or {})
         if answers.masks is not None and answers.masks.is_review:
             raise InputError(
                 f"{answers.masks.folder} has the answers of a review, which cover only what the model asked: "
                 "calibration requires labels of whole cases"
             )
-        _warn_of_newer_networks(model, folder)
-        _warn_of_chosen_networks(experiment, folder)
+        warn_of_newer_networks(model, folder)
+        warn_of_chosen_networks(experiment, folder)
         together = ", ".join(folds)
         return cls(
             model,
@@ -401,18 +328,7 @@ class CalibrationCases:
         return self._references / f"{case}{self.files.file_ending}"
 
 
-def _settings_of_stock(experiment: Experiment, method: Method, experts: str | None) -> DeferralSettings:
-    raters = declared_raters(experiment.dataset_json)
-    if experts is None and not raters:
-        raise InputError(
-            f"{experiment.model(method)} is a stock network, and the dataset.json of {experiment.dataset} declares no "
-            "experts: declare raters with masks in expertsTr, or name a set of simulated experts (-experts)"
-        )
-    block = {"objective": ONE_VS_ALL, **({} if experts is None else {"experts": experts})}
-    return resolve_settings(block, raters=raters)
-
-
-def _how_to_write(model: _Model, fold: str, predicted_by: PredictedBy) -> str:
+def _how_to_write(model: CalibratedModel, fold: str, predicted_by: PredictedBy) -> str:
     """What to do about missing masks or probabilities."""
     if predicted_by.prediction is not None:
         return "Predict with --save_probabilities"
@@ -420,51 +336,3 @@ def _how_to_write(model: _Model, fold: str, predicted_by: PredictedBy) -> str:
         f"Write them with nnUNetv2_train {model.experiment.dataset} {model.experiment.configuration} {fold} "
         f"-tr {model.method.trainer} -p {model.method.plans} --val --npz"
     )
-
-
-def _check_unseen(
-    predictions: PredictionFolder, fold: str, trained_on: Collection[str], groups: Mapping[str, Any]
-) -> None:
-    """Refuse predictions of cases, or of the groups of cases, that the network of a fold was trained on."""
-    if seen := sorted({*predictions.cases} & {*trained_on}):
-        raise InputError(
-            f"{predictions.folder} contains cases that the network of fold {fold} was trained on ({len(seen)}): "
-            f"{listed(seen)}. Calibrate on other cases"
-        )
-    patients = {str(groups[case]) for case in trained_on if case in groups}
-    if seen := [case for case in predictions.cases if case in groups and str(groups[case]) in patients]:
-        raise InputError(
-            f"{predictions.folder} contains cases of groups (patients) that the network of fold {fold} was trained on "
-            f"({len(seen)}): {listed(f'{case} of {groups[case]}' for case in seen)}. Calibrate on other cases"
-        )
-
-
-def _warn_of_newer_networks(model: _Model, predictions: PredictionFolder) -> None:
-    """Say if a network was written after it is said to have predicted."""
-    name = predictions.prediction.get("checkpoint", FINAL_CHECKPOINT)
-    made = min(predictions.mask_file(case).stat().st_mtime for case in predictions.cases)
-    for fold in predictions.prediction["folds"]:
-        checkpoint = model.folder / f"fold_{fold}" / name
-        if checkpoint.is_file() and checkpoint.stat().st_mtime > made:
-            logger.warning(
-                "%s is newer than predictions in %s: if the fold was trained again since, predict again",
-                checkpoint,
-                predictions.folder,
-            )
-
-
-def _warn_of_chosen_networks(experiment: Experiment, predictions: PredictionFolder) -> None:
-    """Say if a network was chosen by how it does on some of the cases."""
-    if predictions.prediction.get("checkpoint") != BEST_CHECKPOINT:
-        return
-    for fold in predictions.prediction["folds"]:
-        if fold != "all" and (seen := sorted({*predictions.cases} & {*experiment.validation_cases(fold)})):
-            logger.warning(
-                "%s of fold %s was chosen as the best one on validation cases that are in %s (%d: %s): expect more "
-                "errors in others, and certify on others only",
-                BEST_CHECKPOINT,
-                fold,
-                predictions.folder,
-                len(seen),
-                listed(seen),
-            )

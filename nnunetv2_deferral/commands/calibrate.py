@@ -41,7 +41,7 @@ from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
 from nnunetv2_deferral.raters import FOLDER as RATERS
-from nnunetv2_deferral.text import plural
+from nnunetv2_deferral.text import named_folds, plural
 
 PARTS = "calibration"  # folder in that of the model
 _OF_ALL = "; or calibrate on predictions of cases that it was not trained on (-i PREDICTIONS -ref LABELS)"
@@ -52,7 +52,7 @@ def text(calibration: ModelCalibration) -> str:
     report = calibration.report
     fitted_on, number = PredictedBy.noted(report), len(report["cases"])
     if fitted_on.prediction is None:
-        lines = [f"{number} validation cases of fold {', '.join(fitted_on.folds)}"]
+        lines = [f"{number} validation cases of {named_folds(fitted_on.folds)}"]
     else:
         lines = [f"{plural(number, 'case')} in {fitted_on.words}"]
     if report["heads"]:

@@ -268,5 +268,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
     written = PredictionFolder.open(given.o, given.djfile)
     if written.calibration is not None and (certificate := written.calibration.certificate) is not None:
-        untested = certificate.predicted_by.unlike(written.prediction)
-        print(f"  {f'not tested for {untested}: ' if untested else ''}{certificate.statement_for(limits)}")
+        print(f"  {certificate.statement_for(limits, written.prediction)}")

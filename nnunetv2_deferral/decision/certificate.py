@@ -105,11 +105,19 @@ class Certificate:
             f"{self.groups} {self.unit} did, held out from {self.predicted_by.networks} and from calibration)"
         )
 
-    def statement_for(self, limits: Limits) -> str:
-        """The guarantee in a sentence, if it holds for predictions with these limits; else that it does not."""
-        if self.covers(limits):
-            return self.statement
-        return f"not for these limits: {self.statement}"
+    def statement_for(
+        self, limits: Limits, prediction: Mapping[str, Any] | None = None, *, ensemble: bool = False
+    ) -> str:
+        """The guarantee in a sentence, if it holds for these predictions; else that it does not.
+
+        Args:
+            limits: Their limits.
+            prediction: How they were made, as far as it is known, see :meth:`.PredictedBy.unlike`.
+            ensemble: Whether they are those of an ensemble, even if `prediction` has no folds.
+        """
+        untested = self.predicted_by.unlike(prediction or {}, ensemble=ensemble)
+        statement = self.statement if self.covers(limits) else f"not for these limits: {self.statement}"
+        return f"not tested for {untested}: {statement}" if untested else statement
 
     def to_dict(self) -> dict[str, Any]:
         """The certificate as JSON-ready data."""

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from nnunetv2_deferral.schema import Boolean, Integer, Number, Text
-from nnunetv2_deferral.text import differences
+from nnunetv2_deferral.text import differences, named_folds
 
 _FOLDS = "folds"  # in what a prediction notes
 
@@ -42,7 +42,7 @@ class PredictedBy:
 
         Example:
             >>> PredictedBy.noted({"folds": [0, 1]}).networks
-            'the networks (one for each case, not their ensemble) of fold 0, 1'
+            'the networks (one for each case, not their ensemble) of folds 0 and 1'
         """
         return cls(folds=tuple(map(str, content.get(_FOLDS, ()))), prediction=content.get("prediction"))
 
@@ -53,15 +53,15 @@ class PredictedBy:
 
     @property
     def networks(self) -> str:
-        """Such as `the network of fold 0` or `the ensemble of fold 0, 1`."""
+        """Such as `the network of fold 0` or `the ensemble of folds 0 and 1`."""
         several = "networks (one for each case, not their ensemble)" if self.prediction is None else "ensemble"
         return _named(self.folds, several)
 
     @property
     def words(self) -> str:
-        """Such as `final validations of fold 0, 1`; of predictions also how they were made."""
+        """Such as `final validations of folds 0 and 1`; of predictions also how they were made."""
         if self.prediction is None:
-            return f"final validations{' of fold ' if self.folds else ''}{', '.join(self.folds)}"
+            return f"final validations of {named_folds(self.folds)}" if self.folds else "final validations"
         how = ", ".join(f"{key} {value}" for key, value in sorted(self.prediction.items()) if key != _FOLDS)
         return f"predictions by {self.networks}{f' ({how})' if how else ''}"
 
@@ -69,21 +69,22 @@ class PredictedBy:
         """Those of these folds that are not among its own; none if its own are not known."""
         return [fold for fold in folds if self.folds and fold not in self.folds]
 
-    def unlike(self, prediction: Mapping[str, Any]) -> str:
+    def unlike(self, prediction: Mapping[str, Any], *, ensemble: bool = False) -> str:
         """What other networks made a prediction, or in what other manner, in words; empty if no difference is known.
 
         Args:
             prediction: As far as it is known, as :attr:`prediction`.
+            ensemble: Whether it is that of an ensemble, even if its folds are not known.
 
         Example:
             >>> PredictedBy(folds=("all",), prediction={}).unlike({"folds": ["0", "1"]})
-            'the ensemble of fold 0, 1'
+            'the ensemble of folds 0 and 1'
         """
         folds = tuple(map(str, prediction.get(_FOLDS, ())))
         if self.prediction is None:
             if others := self.others(folds):
                 return _named(others, "networks")
-            return "an ensemble" if len(folds) > 1 else ""
+            return "an ensemble" if ensemble or len(folds) > 1 else ""
         if folds and sorted(folds) != sorted(self.folds):
             return _named(folds, "ensemble")
         found = differing_predictions({key: prediction[key] for key in prediction.keys() - {_FOLDS}}, self.prediction)
@@ -98,4 +99,4 @@ def differing_predictions(there: Mapping[str, Any] | None, now: Mapping[str, Any
 
 
 def _named(folds: Sequence[str], several: str) -> str:
-    return f"the {'network' if len(folds) == 1 else several} of fold {', '.join(folds)}"
+    return f"the {'network' if len(folds) == 1 else several} of {named_folds(folds)}"

@@ -16,6 +16,7 @@ from nnunetv2_deferral.dataset import read_dataset_json, read_plans_json
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet.managers import MODEL_KEY
 from nnunetv2_deferral.schema import Text, read_validated_json
+from nnunetv2_deferral.text import named_folds
 
 SPLITS = "splits_final.json"
 
@@ -126,8 +127,7 @@ class Experiment:
         there = sorted(folder.parent.name.removeprefix("fold_") for folder in model.glob("fold_*/validation"))
         if lacking := [str(fold) for fold in self.folds if str(fold) not in there]:
             raise InputError(
-                f"{model} has no validation of fold {', '.join(lacking)} (-f); there is one of fold "
-                f"{', '.join(there) or 'none'}"
+                f"{model} has no validation of {named_folds(lacking)} (-f); there is one of {named_folds(there)}"
             )
 
     def reference(self, case: str) -> Path:
@@ -158,7 +158,7 @@ class Experiment:
         file = self.preprocessed / SPLITS
         splits: list[Split] = read_validated_json(file, list[Split])
         if lacking := [str(fold) for fold in self.folds if fold >= len(splits)]:
-            raise InputError(f"{file} has {len(splits)} folds, but not fold {', '.join(lacking)}")
+            raise InputError(f"{file} has {len(splits)} folds, but not {named_folds(lacking)}")
         return splits
 
     def training_cases(self, fold: str) -> list[str]:

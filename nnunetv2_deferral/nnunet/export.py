@@ -41,6 +41,7 @@ from nnunetv2_deferral.nnunet.managers import DeferralLabelManager, DeferralPlan
 from nnunetv2_deferral.nnunet.multi_rater_export import agreement_model, write_agreement
 from nnunetv2_deferral.nnunet.multi_rater_plans import MultiRaterPlansManager
 from nnunetv2_deferral.settings import DeferralSettings
+from nnunetv2_deferral.text import named_folds
 
 
 def export_prediction_from_logits(
@@ -279,13 +280,10 @@ def remarks_on_calibration(
     if calibration.combination is not None and calibration.ranking_statement is not None:
         remarks.append(calibration.ranking_statement)
     if (certificate := calibration.certificate) is not None:
-        statement = certificate.statement_for(effective_limits(plans_manager.settings))
-        tested = certificate.predicted_by
-        untested = tested.unlike(plans_manager.prediction)
-        if unusual and tested.prediction is None:
+        limits, how = effective_limits(plans_manager.settings), plans_manager.prediction
+        statement = certificate.statement_for(limits, how, ensemble=num_networks > 1)
+        if unusual and certificate.predicted_by.prediction is None and statement == certificate.statement:
             statement = f"only if the validations were predicted in the same way: {statement}"
-        if untested or (num_networks > 1 and tested.prediction is None):
-            statement = f"not tested for {untested or 'an ensemble'}: {statement}"
         remarks.append(statement)
     return remarks
 
@@ -302,7 +300,7 @@ def _differences(
         found.append(f"predictions of single networks: the probabilities of an ensemble of {num_networks}")
     if others := fitted_on.others(prediction.get("folds", ())):
         found.append(
-            f"predictions of fold {', '.join(fitted_on.folds)}, not of fold {', '.join(others)}: the probabilities of "
+            f"predictions of {named_folds(fitted_on.folds)}, not of {named_folds(others)}: the probabilities of "
             f"{'another network' if len(others) == 1 else 'other networks'}"
         )
     if unusual:

@@ -285,7 +285,7 @@ class TestPlans:
         assert calibration.report["experts"]["experts"] == list(EXPERTS)
         said = capsys.readouterr().out
         for words in (
-            "6 validation cases of fold 0, 1",
+            "6 validation cases of folds 0 and 1",
             "model",
             "ann",
             "bob",
@@ -1075,7 +1075,7 @@ class TestPredictions:
         (workplace.preprocessed / "splits_final.json").write_text(json.dumps(others))
         made = self.calibrated(workplace, workplace.predict(folds=["0", "1"]), "-certify", 0.9, 0.6, "-confidence", 0.5)
         assert made.report["folds"] == [0, 1]
-        assert "held out from the ensemble of fold 0, 1 and from calibration" in made.certificate.statement
+        assert "held out from the ensemble of folds 0 and 1 and from calibration" in made.certificate.statement
         assert made.certificate.predicted_by.unlike({"folds": ["1", "0"], "mirroring": True}) == ""
         assert made.certificate.predicted_by.unlike({"folds": ["0"]}) == "the network of fold 0"
 
@@ -1103,7 +1103,7 @@ class TestPredictions:
         capsys.readouterr()
         said = workplace.refused(capsys, "--thresholds_only", "-budgets", 0.05)
         assert "was fitted on predictions by the network of fold all (" in said
-        assert "not on final validations of fold 0, 1" in said
+        assert "not on final validations of folds 0 and 1" in said
 
     def test_that_only_thresholds_were_fitted_on_are_known_to_have_been_seen(self, workplace):
         folder = workplace.predict()
