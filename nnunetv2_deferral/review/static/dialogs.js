@@ -50,7 +50,7 @@ const KEYS = [
     "Regions",
     [
       ["Enter", "Accept the region as painted, go to the first open one"],
-      ["M", "The model is right here"],
+      ["M", "The model is right here (if its mask is shown)"],
       ["T", "I cannot tell: no answer"],
       ["Q and W", "Adjudicator: the first, the second reading is right"],
       ["L", "Confidence: high, medium, low"],
