@@ -1,7 +1,7 @@
 """Measures what rounds of queries bring: Dice on other patients after each round, by strategy.
 
     python measurements/query_rounds.py -work FOLDER [-strategies claspe entropy random_foreground gain] [-seeds 0 1]
-        [-rounds 3] [-n 6] [-patch 10 10 10] [-start_epochs 8] [-epochs 4]
+        [-rounds 3] [-n 6] [-patch 10 10 10] [-start_epochs 8] [-epochs 4] [-o RESULTS]
 
 Works on Dataset004_Hippocampus of nnUNet_raw with the plans nnUNetDeferralCPUPlans, which must be there:
 
@@ -17,8 +17,8 @@ checkpoint with -pretrained_weights. All networks are trained with a deferral he
 are stock commands and those of this package.
 
 Dice is the mean over classes and test cases. Differences from random_foreground are of the mean over seeds, paired by
-case, with bootstrap intervals over patients, which do not include the chance of single trainings. Results go to
-measurements/results/ after every round.
+case, with bootstrap intervals over patients, which do not include the chance of single trainings. Results are written
+after every round, to measurements/results/query_rounds_004_2d.json or to the file after -o.
 """
 
 from __future__ import annotations
@@ -234,13 +234,13 @@ def write(rows: Sequence[dict[str, Any]], study: Study, given: argparse.Namespac
         "dataset": SOURCE,
         "pool": len(study.cases["pool"]),
         "test": len(study.cases["test"]),
-        "arguments": {key: value for key, value in vars(given).items() if key != "work"},
+        "arguments": {key: value for key, value in vars(given).items() if key not in ("work", "o")},
         "machine": f"{cpu} cores of a shared {platform.machine().replace('_', '-')} server",
         "date": date.today().isoformat(),
         "compared": compared,
         "rows": [dict(row) | {"mean": float(np.mean(list(row["dice"].values())))} for row in rows],
     }
-    write_json(content, RESULTS / f"query_rounds_004_{CONFIGURATION}.json")
+    write_json(content, given.o)
 
 
 def main() -> None:
@@ -255,6 +255,7 @@ def main() -> None:
     add("-start_epochs", type=int, default=8)
     add("-epochs", type=int, default=4)
     add("-first_id", type=int, default=700, help="ids of the datasets that are made begin here")
+    add("-o", type=Path, default=RESULTS / f"query_rounds_004_{CONFIGURATION}.json", help="file of the results")
     given = parser.parse_args()
     server = preloaded.start()
     try:
