@@ -14,7 +14,7 @@ from nnunetv2_deferral.decision.regions import region_labels
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.table import choose_rows, find_regions
+from nnunetv2_deferral.worklist.table import choose_rows, region_rows
 
 TIME = WorkTime(minutes_per_region=0.5, minutes_per_cm=0.3)
 CASES = ("x", "y", "z")
@@ -51,7 +51,7 @@ def state_of(folder):
 def test_the_regions_are_those_of_a_worklist_of_so_many_minutes(tmp_path, ending, budget):
     folder = write_decided(tmp_path / "in", budget, ending)
     opened, before = PredictionFolder.open(folder, undecided=True), routes_of(folder, ending)
-    table = find_regions(opened, opened.cases, TIME, num_processes=1)
+    table = region_rows(opened, opened.cases, TIME, num_processes=1)
     rows = choose_rows(table, max_regions=None, max_minutes=budget)
     kept = keep_minutes(folder, budget, TIME)
     assert 3 < len(rows) == kept.regions < kept.of_regions == len(table)

@@ -10,7 +10,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.parts import read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.review.work_times import chosen_time
-from nnunetv2_deferral.worklist.table import find_regions
+from nnunetv2_deferral.worklist.table import region_rows
 from nnunetv2_deferral.worklist.writing import same_for_all_parts, summary, write_worklist
 
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         part = parsers.part_of(given)
         if part.of > 1:
             folder = PredictionFolder.open(given.i, given.djfile, needed=MEASURED_BY)
-            found = find_regions(folder, part.cases(folder.cases), time, num_processes=given.np)
+            found = region_rows(folder, part.cases(folder.cases), time, num_processes=given.np)
             print(part.write(found, given.o, same_for_all_parts(folder, time)))
             return
         if given.images is None and given.viewers:

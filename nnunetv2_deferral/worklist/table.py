@@ -27,7 +27,7 @@ ROW = np.dtype(
 )
 
 
-def find_regions(folder: PredictionFolder, cases: Sequence[str], time: WorkTime, *, num_processes: int) -> np.ndarray:
+def region_rows(folder: PredictionFolder, cases: Sequence[str], time: WorkTime, *, num_processes: int) -> np.ndarray:
     """All regions of some cases of a folder, with one case in memory at a time and process.
 
     Returns:

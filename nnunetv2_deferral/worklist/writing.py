@@ -40,7 +40,7 @@ from nnunetv2_deferral.text import fingerprint, plural
 from nnunetv2_deferral.worklist import items as regions
 from nnunetv2_deferral.worklist import viewers as desktop
 from nnunetv2_deferral.worklist.items import JSON_NAME, MASKS, ListedRegion, Place
-from nnunetv2_deferral.worklist.table import choose_rows, find_regions, totals
+from nnunetv2_deferral.worklist.table import choose_rows, region_rows, totals
 
 
 class _Files(TypedDict):
@@ -83,7 +83,7 @@ def write_worklist(
         overwrite: Replace an existing worklist in `output`: the files that it names, no others. What a killed process
             left of one is replaced in any case.
         num_processes: 1 runs in this process, more in this one and spawned ones.
-        find: Gives what :func:`.find_regions` found in all cases of the folder, in parts; None to find it.
+        find: Gives what :func:`.region_rows` found in all cases of the folder, in parts; None to find it.
 
     Returns:
         The content of worklist.json, see docs/reference/files.md.
@@ -104,7 +104,7 @@ def write_worklist(
         folder.files.check_images(viewers, folder.cases)
     replaced = _replaced(output, overwrite=overwrite)
     if find is None:
-        table = find_regions(folder, folder.cases, time, num_processes=num_processes)
+        table = region_rows(folder, folder.cases, time, num_processes=num_processes)
     else:
         table = np.concatenate(list(find(folder)))
     chosen = choose_rows(table, max_regions=max_regions, max_minutes=max_minutes)

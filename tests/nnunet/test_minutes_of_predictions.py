@@ -13,7 +13,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
 from nnunetv2_deferral.nnunet.in_memory import predict_array
 from nnunetv2_deferral.predictions import PredictionFolder
-from nnunetv2_deferral.worklist.table import find_regions
+from nnunetv2_deferral.worklist.table import region_rows
 
 CASES = ("c0", "c1")
 
@@ -48,7 +48,7 @@ def lists_of(predictor, root, output="out", **how):
 
 
 def minutes_of(folder):
-    return find_regions(folder, folder.cases, WorkTime(), num_processes=1)["minutes"]
+    return region_rows(folder, folder.cases, WorkTime(), num_processes=1)["minutes"]
 
 
 def test_a_prediction_keeps_them_over_all_cases_and_so_does_routing_its_probabilities(
