@@ -50,7 +50,7 @@ from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.schema import Boolean, NonNegative, Share, Text, read_validated_json
 from nnunetv2_deferral.settings import DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import fingerprint, listed
+from nnunetv2_deferral.text import fingerprint, listed, plural, rate_text
 
 FOLDER = "deferral"
 PREDICTED_DICE = "predicted_dice"  # in the entry of a case
@@ -512,10 +512,9 @@ def deferred_text(folder: Path, cases: Iterable[str]) -> str:
         name: sum(entry["share"].get(name, 0.0) for entry in entries) / number
         for name in read_model(folder)["model"]["experts"]
     }
-    asked = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    asked = ", ".join(f"{name} {rate_text(share)}" for name, share in shares.items())
     return (
-        f"Deferred {rate:.2%} of the voxels ({asked}), mean of {number} {'case' if number == 1 else 'cases'}. Maps: "
-        f"{folder / FOLDER}"
+        f"Deferred {rate_text(rate)} of the voxels ({asked}), mean of {plural(number, 'case')}. Maps: {folder / FOLDER}"
     )
 
 

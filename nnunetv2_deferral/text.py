@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,18 @@ def listed(items: Iterable[str], most: int = 5) -> str:
     """The first `most` names and the number of the rest: `a, b, c and 4 more`."""
     names = list(items)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def rate_text(share: float) -> str:
+    """A share of the voxels in per cent with two decimals; below 0.01 % with two significant digits.
+
+    Example:
+        >>> rate_text(0.0298), rate_text(0.000012), rate_text(0)
+        ('2.98%', '0.0012%', '0.00%')
+    """
+    percent = 100 * share
+    decimals = 1 - math.floor(math.log10(percent)) if 0 < percent < 0.01 else 2
+    return f"{percent:.{decimals}f}%"
 
 
 def named_folds(folds: Sequence[object]) -> str:

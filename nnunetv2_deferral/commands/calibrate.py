@@ -41,7 +41,7 @@ from nnunetv2_deferral.nnunet.experiment import Experiment, Method, fold_numbers
 from nnunetv2_deferral.parts import read_parts, remove_parts
 from nnunetv2_deferral.processes import Workers
 from nnunetv2_deferral.raters import FOLDER as RATERS
-from nnunetv2_deferral.text import named_folds, plural
+from nnunetv2_deferral.text import named_folds, plural, rate_text
 
 PARTS = "calibration"  # folder in that of the model
 _OF_ALL = "; or calibrate on predictions of cases that it was not trained on (-i PREDICTIONS -ref LABELS)"
@@ -71,7 +71,8 @@ def text(calibration: ModelCalibration) -> str:
         lines += _evidence_text(report["evidence"])
     if (rule := calibration.confidence) is not None:
         lines.append(
-            f"  for comparison, the model's own confidence: best with {rule.expert}, for at most {rule.most:.2%} of "
+            f"  for comparison, the model's own confidence: best with {rule.expert}, for at most "
+            f"{rate_text(rule.most)} of "
             "voxels"
         )
     if "certification" in report:
@@ -79,22 +80,23 @@ def text(calibration: ModelCalibration) -> str:
     elif "attempted" in report:
         lines.append("  no certificate: the earlier attempt (-certify) concerned the previous calibration")
     for each in calibration.thresholds:
-        limits = [] if each.budget is None else [f"budget {each.budget:.2%}"]
+        limits = [] if each.budget is None else [f"budget {rate_text(each.budget)}"]
         if each.capacities is not None:
-            words = ("no limit" if capacity is None else f"{capacity:.2%}" for capacity in each.capacities)
+            words = ("no limit" if capacity is None else rate_text(capacity) for capacity in each.capacities)
             limits.append(f"capacities {', '.join(words)}")
         if each.min_region_mm is not None:
             limits.append(f"regions of {each.min_region_mm:g} mm")
         prices = ", ".join(f"{value:.3g}" for value in each.thresholds)
-        lines.append(f"  {' and '.join(limits)} over the dataset: gain > {prices}; {each.rate:.2%} of voxels deferred")
+        rate = rate_text(each.rate)
+        lines.append(f"  {' and '.join(limits)} over the dataset: gain > {prices}; {rate} of voxels deferred")
     return "\n".join(lines)
 
 
 def _evidence_text(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"  budget {row['budget']:>5.1%}: Dice {row['evidence']:.3f} if answers are read as evidence "
-        f"({row['rate_evidence']:.2%} of voxels), {row['replaced']:.3f} if they replace labels "
-        f"({row['rate_replaced']:.2%}), on held-out patients"
+        f"({rate_text(row['rate_evidence'])} of voxels), {row['replaced']:.3f} if they replace labels "
+        f"({rate_text(row['rate_replaced'])}), on held-out patients"
         for row in found["budgets"]
     ]
     if found["kept"]:

@@ -29,7 +29,7 @@ from nnunetv2_deferral.minutes import keep_minutes
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text, copied_predictions, noted_mask
 from nnunetv2_deferral.review.work_times import chosen_time
 from nnunetv2_deferral.settings import STOCK_KEY, DeferralSettings, resolve_settings
-from nnunetv2_deferral.text import differences
+from nnunetv2_deferral.text import differences, rate_text
 
 
 def route_folder(
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rate = route_folder(given.i, given.o, limits=limits, model=given.m, dataset_json=given.djfile, time=time)
     except InputError as error:
         parser.error(str(error))
-    print(f"{rate:.2%} of the voxels deferred\n  {given.o}")
+    print(f"{rate_text(rate)} of the voxels deferred\n  {given.o}")
     written = PredictionFolder.open(given.o, given.djfile)
     if written.calibration is not None and (certificate := written.calibration.certificate) is not None:
         print(f"  {certificate.statement_for(limits, written.prediction)}")

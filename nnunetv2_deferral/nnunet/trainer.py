@@ -73,7 +73,7 @@ from nnunetv2_deferral.nnunet.transforms import add_experts
 from nnunetv2_deferral.nnunet.validation import discard_maps_of_another_model, summarize_validation
 from nnunetv2_deferral.routing import close_routes
 from nnunetv2_deferral.settings import PLANS_KEY, check_place, resolve_settings
-from nnunetv2_deferral.text import plural
+from nnunetv2_deferral.text import plural, rate_text
 
 hooks.install()
 
@@ -518,11 +518,11 @@ class DeferralTrainer(nnUNetTrainer):
             self.save_checkpoint(str(self._best_file()))
         value = {key: self.logger.get_value(key, -1) for key in KEYS}
         terms = ", ".join(f"{term} {value[f'train_loss_{term}']:.4f}" for term in TERMS)
-        shares = ", ".join(f"{share:.2%}" for share in value["deferral_share"])
+        shares = ", ".join(map(rate_text, value["deferral_share"]))
         self.print_to_log_file(f"train losses: {terms}")
         self.print_to_log_file(
-            f"pseudo Dice of the system {value['mean_fg_dice_system']:.4f}; deferred {value['deferral_rate']:.2%} of "
-            f"the voxels (by expert: {shares})"
+            f"pseudo Dice of the system {value['mean_fg_dice_system']:.4f}; deferred "
+            f"{rate_text(value['deferral_rate'])} of the voxels (by expert: {shares})"
             + (" [warm-up, routing is not trained yet]" if epoch < self.warmup_epochs else "")
         )
         super().on_epoch_end()
@@ -551,7 +551,8 @@ class DeferralTrainer(nnUNetTrainer):
                 return
             self.print_to_log_file(
                 f"Dice of the model {summary['model_everywhere']['foreground_mean']['Dice']:.4f}, of the system "
-                f"{summary['system']['foreground_mean']['Dice']:.4f}, deferred {summary['deferral']['rate']:.2%}",
+                f"{summary['system']['foreground_mean']['Dice']:.4f}, deferred "
+                f"{rate_text(summary['deferral']['rate'])}",
                 also_print_to_console=True,
             )
             for caution in cautions(summary):

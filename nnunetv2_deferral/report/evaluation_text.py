@@ -14,7 +14,7 @@ from nnunetv2_deferral.maps import PREDICTED_DICE
 from nnunetv2_deferral.report.domain_tables import domains_text
 from nnunetv2_deferral.report.statements import review_text, sanity
 from nnunetv2_deferral.report.tables import share_text
-from nnunetv2_deferral.text import plural
+from nnunetv2_deferral.text import plural, rate_text
 
 
 def evaluation_text(summary: Mapping[str, Any]) -> str:
@@ -29,9 +29,9 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         for name, part in scored.items():
             mean = part["foreground_mean"]
             lines.append(f"    {_named(name):<32} {_number(mean['HD95'], '.2f')}, {_number(mean['NSD'], '.4f')}")
-    rounds = f", {deferral['questions']:.2%} in all rounds" if deferral["questions"] > deferral["rate"] else ""
+    rounds = f", {rate_text(deferral['questions'])} in all rounds" if deferral["questions"] > deferral["rate"] else ""
     lines += [
-        f"  deferred {deferral['rate']:.2%} of the voxels{rounds}; of these the model had "
+        f"  deferred {rate_text(deferral['rate'])} of the voxels{rounds}; of these the model had "
         f"{_share(total['deferred_model_wrong'], total['deferred'])} wrong, experts fixed "
         f"{_share(total['fixed'], total['deferred'])} and worsened {_share(total['worsened'], total['deferred'])}",
     ]
@@ -63,7 +63,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
         lines.append(
             f"  {name}: {plural(domain['cases'], 'case')}, model "
             f"{_number(dice['model_everywhere']['estimate'], '.3f')}, system - model {gain}, deferred "
-            f"{domain['rate']:.2%}, kept error {_number(domain['kept_error'], '.3f')}"
+            f"{rate_text(domain['rate'])}, kept error {_number(domain['kept_error'], '.3f')}"
         )
     if summary.get("domains"):
         lines.append(f"  {domains_text(summary)}")
@@ -77,7 +77,7 @@ def evaluation_text(summary: Mapping[str, Any]) -> str:
     lines += [f"  {text}" for text in (review_text(summary),) if text]
     lines.append("  System Dice (recovered fraction of the oracle's gain) at matched budgets:")
     budgets = [row["budget"] for row in summary["budgets"]["learned"]]
-    lines.append("    " + "".join(f"{f'{budget:.2%}':>16}" for budget in budgets))
+    lines.append("    " + "".join(f"{rate_text(budget):>16}" for budget in budgets))
     for name, rows in summary["budgets"].items():
         cells = (f"{_number(row['Dice'], '.3f')} ({_number(row['recovered'], '.2f')})" for row in rows)
         lines.append("    " + "".join(f"{cell:>16}" for cell in cells) + f"  {name}")
@@ -133,7 +133,7 @@ def _reliability_lines(reliability: Mapping[str, Any] | None, *, evidence: bool)
         replaced = " by answers that replace labels" if evidence else ""
         lines.append(
             f"  fixed minus worsened{replaced} among the deferred voxels with an answer: predicted "
-            f"{gain['promised']:.2%}, observed {gain['kept']:.2%}"
+            f"{rate_text(gain['promised'])}, observed {rate_text(gain['kept'])}"
         )
     return lines
 

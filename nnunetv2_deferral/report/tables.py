@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_deferral.report.page import Table
-from nnunetv2_deferral.text import markdown_table
+from nnunetv2_deferral.text import markdown_table, rate_text
 
 SCORES = ("Dice", "IoU", "Sensitivity")
 DASH = "–"
@@ -122,8 +122,8 @@ def signed_text(value: float) -> str:
 
 
 def percent_text(value: float) -> str:
-    """Per cent with two decimals, a dash for NaN."""
-    return DASH if math.isnan(value) else f"{value:.2%}".replace("%", " %")
+    """Per cent as :func:`.rate_text`, a dash for NaN."""
+    return DASH if math.isnan(value) else rate_text(value).replace("%", " %")
 
 
 def share_text(value: float) -> str:
