@@ -23,9 +23,9 @@ from nnunetv2_deferral.query.asking import (
     Query,
     ask_gain,
     ask_probabilities,
-    find_candidates,
     open_rounds,
     same_for_all_parts,
+    scored_boxes,
 )
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.next_dataset import check_new_dataset
@@ -52,7 +52,7 @@ def query_part(
     """
     check_output(output, overwrite=overwrite)
     source, rounds = _open(folders, query, dataset_json), open_rounds(annotated)
-    found = find_candidates(source, query, rounds, part.cases(source.cases), num_processes=num_processes)
+    found = scored_boxes(source, query, rounds, part.cases(source.cases), num_processes=num_processes)
     return part.write(found, output, same_for_all_parts(source, folders, query, rounds))
 
 
@@ -92,7 +92,7 @@ def query_folders(
         parts = read_parts(output, same_for_all_parts(source, folders, query, rounds))
         candidates = [each for found in parts for each in found]
     else:
-        candidates = find_candidates(source, query, rounds, source.cases, num_processes=num_processes)
+        candidates = scored_boxes(source, query, rounds, source.cases, num_processes=num_processes)
     files = source.files
     if isinstance(source, PredictionFolder):
         asked = ask_gain(source, query, candidates)

@@ -25,7 +25,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredCase:
+class AnsweredQuestions:
     """The answers to the questions about a case.
 
     Attributes:
@@ -56,7 +56,7 @@ class Answers(Protocol):
     def cases(self) -> tuple[str, ...]:
         """The cases with questions, sorted."""
 
-    def read(self, case: str) -> AnsweredCase:
+    def read(self, case: str) -> AnsweredQuestions:
         """The answers for a case."""
 
 
@@ -126,7 +126,7 @@ class RoundAnswers:
         """The cases with boxes, sorted."""
         return tuple(sorted({case for each in self.rounds for case in each.boxes}))
 
-    def read(self, case: str) -> AnsweredCase:
+    def read(self, case: str) -> AnsweredQuestions:
         """The answers within the boxes of a case.
 
         Raises:
@@ -205,7 +205,7 @@ class RoutedAnswers:
         """The cases with deferred voxels, sorted."""
         return tuple(case for case in self.folder.cases if self.folder.asked(case))
 
-    def read(self, case: str) -> AnsweredCase:
+    def read(self, case: str) -> AnsweredQuestions:
         """The answers for the deferred voxels of a case.
 
         Raises:
@@ -219,7 +219,7 @@ class RoutedAnswers:
             name: int(((predicted.route == place) & (labels != MISSING)).sum())
             for place, name in enumerate(self.folder.experts, start=1)
         }
-        return AnsweredCase(
+        return AnsweredQuestions(
             labels=labels,
             properties=predicted.properties,
             by={name: number for name, number in counts.items() if number},
@@ -231,13 +231,13 @@ class RoutedAnswers:
 
 def _agreed(
     given: np.ndarray, names: Sequence[str], asked: int, properties: dict[str, Any], sources: tuple[str, ...]
-) -> AnsweredCase:
+) -> AnsweredQuestions:
     """What all experts (J, *S) who answered a voxel agree on."""
     labels = given.max(0)  # MISSING is below all labels
     differs = ((given != MISSING) & (given != labels)).any(0)
     labels[differs] = MISSING
     counts = {name: int((each != MISSING).sum()) for name, each in zip(names, given, strict=True)}
-    return AnsweredCase(
+    return AnsweredQuestions(
         labels=labels,
         properties=properties,
         by={name: number for name, number in counts.items() if number},

@@ -33,7 +33,7 @@ from nnunetv2_deferral.forecast.features import predicted_classes
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.processes import map_cases
-from nnunetv2_deferral.query.choice import Candidate, Choice, by_value, candidates_of, choose_boxes
+from nnunetv2_deferral.query.choice import Candidate, Choice, by_value, choose_boxes, disjoint_boxes
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.patches import Box, Grid
 from nnunetv2_deferral.query.rounds import QueryRound, boxes_of_rounds, place_of
@@ -136,7 +136,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedBoxes:
     """The boxes of a query.
 
     Attributes:
@@ -150,7 +150,7 @@ class Asked:
     choice: Choice
 
 
-def find_candidates(
+def scored_boxes(
     source: Ensemble | PredictionFolder,
     query: Query,
     annotated: Sequence[QueryRound],
@@ -211,7 +211,7 @@ def _score_probabilities(
     found = ensemble.read(case)
     by_class, overall = maps_of(query.strategy, found.probabilities, ensemble.files)
     grid, taken = query.grid(found.prediction), _boxes_within(annotated, found.prediction)
-    return candidates_of(
+    return disjoint_boxes(
         case,
         grid,
         map(grid.means, by_class),
@@ -232,7 +232,7 @@ def _score_gain(folder: PredictionFolder, query: Query, annotated: Sequence[Quer
     minutes = _minutes(grid.means(case.probability), grid.size, case, files, query.time)
     # Sums of float64 leave tiny negative numbers where all is 0.
     gains = np.maximum(grid.means(case.gain), 0) * math.prod(grid.size) / minutes
-    found = candidates_of(
+    found = disjoint_boxes(
         name, grid, [], gains, number=query.number, beta=query.beta, random=query.random(name), taken=taken
     )
     return [replace(each, minutes=_minutes_of_box(each.box, case, files, query.time)) for each in found]
@@ -240,13 +240,13 @@ def _score_gain(folder: PredictionFolder, query: Query, annotated: Sequence[Quer
 
 def ask_probabilities(
     ensemble: Ensemble, query: Query, candidates: Sequence[Candidate], annotated: Sequence[QueryRound] = ()
-) -> Asked:
+) -> AskedBoxes:
     """Choose boxes by a strategy that reads probabilities.
 
     Args:
         ensemble: The predictions.
         query: What to ask for.
-        candidates: Those of all cases, see :func:`find_candidates`.
+        candidates: Those of all cases, see :func:`scored_boxes`.
         annotated: Earlier rounds. A first round without any is a start set, see :func:`.choose_boxes`.
 
     Raises:
@@ -270,7 +270,7 @@ def ask_probabilities(
     return _described(choice, described)
 
 
-def ask_gain(folder: PredictionFolder, query: Query, candidates: Sequence[Candidate]) -> Asked:
+def ask_gain(folder: PredictionFolder, query: Query, candidates: Sequence[Candidate]) -> AskedBoxes:
     """Choose the boxes with the highest expected gain per minute, by the maps of a deferral model.
 
     With a limit of minutes, a box that no longer fits is skipped, shorter ones after it may still be chosen, and boxes
@@ -320,7 +320,7 @@ def open_rounds(folders: Sequence[Path]) -> list[QueryRound]:
 
 def _described(
     choice: Choice, describe: Callable[[str, Sequence[Candidate]], tuple[PredictedCase, list[dict[str, Any]]]]
-) -> Asked:
+) -> AskedBoxes:
     """Rows of the chosen boxes, in the order of the choice, with what `describe` says of those of a case."""
     by_case: dict[str, list[int]] = {}
     for place, each in enumerate(choice.chosen):
@@ -342,7 +342,7 @@ def _described(
                 "noisy_log_score": each.value if math.isfinite(each.value) else None,
                 **more,
             }
-    return Asked([rows[place] for place in range(len(choice.chosen))], predictions, choice)
+    return AskedBoxes([rows[place] for place in range(len(choice.chosen))], predictions, choice)
 
 
 def _minutes(

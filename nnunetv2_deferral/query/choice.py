@@ -91,7 +91,7 @@ def beta_of_round(number: int, rounds: int) -> float:
     return float(LAST_BETA ** (number / (rounds - 1))) if rounds > 1 else 1.0
 
 
-def candidates_of(
+def disjoint_boxes(
     case: str,
     grid: Grid,
     by_class: Iterable[np.ndarray],
@@ -168,7 +168,7 @@ def choose_boxes(
     """Choose from the candidates of all images.
 
     Args:
-        candidates: From :func:`candidates_of`, of any number of images.
+        candidates: From :func:`disjoint_boxes`, of any number of images.
         number: How many boxes to choose, n.
         classes: The number C of classes; 0 for a strategy without classes.
         random: The generator, for the remainder of equal shares.

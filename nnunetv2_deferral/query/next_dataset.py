@@ -26,7 +26,7 @@ from nnunetv2_deferral.files import new_folder, write_json
 from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.installed import versions
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.query.answered import AnsweredCase, Answers
+from nnunetv2_deferral.query.answered import AnsweredQuestions, Answers
 from nnunetv2_deferral.query.rounds import with_reader
 from nnunetv2_deferral.query.splits import folds_with, splits_with_classes
 from nnunetv2_deferral.raters import DATASET_KEY
@@ -206,7 +206,7 @@ def _dataset_json(files: DatasetFiles, name: str) -> tuple[dict[str, Any], int]:
     return content | {"name": name, "labels": dict(content["labels"]) | {"ignore": value}}, value
 
 
-def _with_base(found: AnsweredCase, base: BaseDataset | None, case: str, ignore: int) -> tuple[np.ndarray, int]:
+def _with_base(found: AnsweredQuestions, base: BaseDataset | None, case: str, ignore: int) -> tuple[np.ndarray, int]:
     """The labels of a case with the ignore label elsewhere, and how many labels of the base were replaced by others."""
     answered = found.labels != MISSING
     if base is None or case not in base.cases:
@@ -242,7 +242,7 @@ def _classes_in(labels: np.ndarray, files: DatasetFiles) -> list[str]:
     return found
 
 
-def _provenance(found: AnsweredCase, replaced: int) -> dict[str, Any]:
+def _provenance(found: AnsweredQuestions, replaced: int) -> dict[str, Any]:
     answered = found.labels[found.labels != MISSING]
     values, numbers = np.unique(answered, return_counts=True)
     return {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_deferral.errors import InputError
-from nnunetv2_deferral.query.choice import beta_of_round, candidates_of, choose_boxes, shares_of_classes
+from nnunetv2_deferral.query.choice import beta_of_round, choose_boxes, disjoint_boxes, shares_of_classes
 from nnunetv2_deferral.query.patches import Box, Grid
 
 SHAPE, SIZE, STRIDE = (6, 12, 12), (2, 4, 4), (1, 2, 2)
@@ -22,7 +22,7 @@ def draw(seed=0, *, number=8, classes=2, cases=("a", "b", "c"), beta=1.0, taken=
     for case in cases:
         by_class = [maps.random(SHAPE) * (place not in absent) for place in range(classes)]
         means = [grid.means(of) for of in [*by_class, maps.random(SHAPE)]]
-        candidates += candidates_of(
+        candidates += disjoint_boxes(
             case, grid, means[:-1], means[-1], number=number, beta=beta, random=random, taken=taken
         )
     return candidates, choose_boxes(candidates, number=number, classes=classes, random=random, start=start)
@@ -88,7 +88,8 @@ def test_a_box_is_drawn_with_a_probability_that_is_proportional_to_a_power_of_it
     grid, random = Grid((3,), (1,), (1,)), np.random.default_rng(0)
     scores, number = np.array([1.0, 2.0, 4.0]), 1500
     first = [
-        candidates_of("a", grid, [], scores, number=1, beta=beta, random=random)[0].box.starts[0] for _ in range(number)
+        disjoint_boxes("a", grid, [], scores, number=1, beta=beta, random=random)[0].box.starts[0]
+        for _ in range(number)
     ]
     expected = scores**beta / (scores**beta).sum()
     shares = np.bincount(first, minlength=3) / number
@@ -100,7 +101,7 @@ def test_a_start_set_has_each_class_in_two_images():
     grid, random, candidates = Grid((1, 12), (1, 2), (1, 1)), np.random.default_rng(0), []
     for case, scale in (("a", 1e6), ("b", 1.0), ("c", 1e-6)):
         maps = [np.full(grid.positions, scale)] * 3
-        candidates += candidates_of(case, grid, maps[:2], maps[2], number=9, beta=np.inf, random=random)
+        candidates += disjoint_boxes(case, grid, maps[:2], maps[2], number=9, beta=np.inf, random=random)
     for start, images in ((True, {"a", "b"}), (False, {"a"})):
         choice = choose_boxes(candidates, number=9, classes=2, random=np.random.default_rng(0), start=start)
         assert len(choice.chosen) == 9
@@ -124,13 +125,13 @@ def test_scores_that_are_no_scores_are_refused():
     grid = Grid((3,), (1,), (1,))
     for wrong in (-1.0, np.nan, np.inf):
         with pytest.raises(InputError, match="scores of a must be finite and not negative"):
-            candidates_of("a", grid, [], np.array([0, 1, wrong]), number=1, beta=1, random=np.random.default_rng(0))
+            disjoint_boxes("a", grid, [], np.array([0, 1, wrong]), number=1, beta=1, random=np.random.default_rng(0))
 
 
 def test_an_image_without_scores_still_gives_boxes():
     """A network that is certain everywhere leaves the choice to chance."""
     grid = Grid((4,), (1,), (1,))
-    found = candidates_of("a", grid, [], np.zeros(4), number=4, beta=1, random=np.random.default_rng(0))
+    found = disjoint_boxes("a", grid, [], np.zeros(4), number=4, beta=1, random=np.random.default_rng(0))
     assert sorted(each.box.starts[0] for each in found) == [0, 1, 2, 3]
 
 
