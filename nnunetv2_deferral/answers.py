@@ -305,7 +305,8 @@ def check_all_shown(folder: PredictionFolder, answers: Path, *, use: str = "read
             if expert in records and records[expert]["voxels"] != routed:
                 raise InputError(
                     f"{index}: {expert} was shown {records[expert]['voxels']} voxels of {case}, but {routed} are "
-                    f"routed to this expert, so the answers cannot be {use}. Review without a worklist"
+                    f"routed to this expert, so the answers cannot be {use}. The review must be of all regions "
+                    "(without a worklist) of these very predictions, and of their round of questions"
                 )
             untold = records.get(expert, {}).get("cannot_tell_voxels", 0)
             if untold and without_ignore_label:

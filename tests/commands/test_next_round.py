@@ -277,6 +277,42 @@ class TestRefusals:
         more = options.pop("more", ())
         assert message in refused(capsys, root, *more, **options)
 
+    def test_predictions_that_changed(self, root, capsys):
+        file = maps.index_file(root / "in").parent / "cases" / "x.json"
+        noted = {"mask": maps.mask_checksum(root / "in" / "x.nii.gz")}
+        file.write_text(json.dumps(json.loads(file.read_text()) | noted))
+        run(root, output="before")
+        write_mask(root / "in" / "x.nii.gz", np.zeros(SHAPE, np.uint8))
+        assert "in: 1 case has a mask other than the one predicted with the maps (x)" in refused(capsys, root)
+        assert not (root / "out").exists()
+
+    def test_answers_of_a_review_of_another_round(self, root, capsys):
+        """What it asked about are other voxels than those of the open round."""
+        run(root, "-most", 2)
+        first = PredictionFolder.open(root / "in")
+        shown = {
+            case: {
+                expert: {
+                    "voxels": int((first.case(case).route == number).sum()),
+                    "regions": 1,
+                    "changed_voxels": 0,
+                    "minutes": 0.5,
+                }
+                for number, expert in enumerate(EXPERTS, 1)
+            }
+            for case in CASES
+        }
+        (root / "experts" / "review.json").write_text(json.dumps({"cases": shown}))
+        run(root, output="again")
+        said = refused(capsys, root, source="out", output="third")
+        assert "was shown" in said
+        assert "of these very predictions, and of their round of questions" in said
+        assert not (root / "third").exists()
+
+    def test_answers_of_a_folder_without_masks(self, root, capsys):
+        (root / "experts").rename(root / "elsewhere")
+        assert "voxels are routed to experts without masks" in refused(capsys, root)
+
     def test_an_output_folder_with_files(self, root, capsys):
         (root / "out").mkdir()
         (root / "out" / "mine.txt").write_text("mine")
