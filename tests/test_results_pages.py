@@ -172,6 +172,41 @@ def test_one_round_of_evidence_is_not_said_to_gain_much_in_volumes_of_hippocampi
     )
 
 
+def test_goals_of_evidence_that_are_missed_are_named(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    from result_tables.evidence import evidence_goals
+    from result_tables.shared import percents
+
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in evidence_goals().splitlines()[2:]]
+    missed = [row for row in cells if float(row[4]) < float(row[3])]
+    assert missed == [["missed components", "R2 k2", percents([0.01])[0], "0.55", "0.52"]]
+    said = page("evidence")
+    assert "One goal is missed: against experts who miss whole components" in said
+    found = content("evidence_501_2d_missed_components.json")
+    others = content("evidence_501_2d_two_networks/missed_components.json")
+    reached = [each["policies"][way][1]["recovered"] for each, way in ((found, "R4 k3"), (others, "R2 k2"))]
+    assert "all experts it is {:.2f}; with the two networks".format(reached[0]) in said
+    assert "two rounds recovered {:.2f}.".format(reached[1]) in said
+    for name, policies in found["policies"].items():
+        if name[0] == "R":
+            assert min(row["Dice"]["estimate"] for row in policies) > found["model"]["estimate"]
+
+
+def test_where_rounds_are_below_the_confidence_with_evidence_is_said():
+    below = {}
+    for file in sorted(RESULTS.glob("evidence_[05]0*_*d_*.json")):
+        policies = content(file.name)["policies"]
+        for name, rows in policies.items():
+            for row, fair in zip(rows, policies["confidence, evidence"], strict=True):
+                less_by = fair["Dice"]["estimate"] - row["Dice"]["estimate"]
+                if name[0] == "R" and less_by > 0.01:
+                    below[file.stem, name, row["budget"]] = less_by
+    assert {key[0] for key in below} == {"evidence_004_3d_fullres_missed_components"}
+    assert {key[1][:2] for key in below} == {"R2", "R4"}
+    assert min(key[2] for key in below) == 0.02
+    assert f"by up to {max(below.values()):.3f} from 2 % on" in page("evidence")
+
+
 def test_what_more_experts_gain_is_not_said_to_be_the_choice_among_them():
     found = {}
     for file in ("dataset501_2d_experts/budgets_one_vs_all_1", "dataset501_2d_frozen_5epochs/budgets_one_vs_all",

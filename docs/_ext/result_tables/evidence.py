@@ -16,6 +16,21 @@ _EVIDENCE = {
     "readers": "four readers, reference at least 2 of them",
     "leave_one_out": "one reader, reference the other three",
 }
+_GOALS = (
+    ("standard", "R1 k1", 0.01, 0.80),
+    ("standard", "R2 k2", 0.01, 0.86),
+    ("standard", "R4 k3", 0.01, 0.90),
+    ("correlated", "R1 k1", 0.01, 0.78),
+    ("complementary", "R1 k1", 0.01, 0.80),
+    ("complementary", "R2 k2", 0.01, 0.84),
+    ("boundary_bias", "R1 k1", 0.01, 0.66),
+    ("boundary_bias", "R2 k2", 0.01, 0.72),
+    ("missed_components", "R1 k1", 0.01, 0.35),
+    ("missed_components", "R2 k2", 0.01, 0.55),
+    ("readers", "R2 k2", 0.01, 0.40),
+    ("readers", "R4 k4", 0.01, 0.60),
+    ("readers", "R4 k4", 0.02, 0.75),
+)
 _POLICIES = ("rule", "confidence", "confidence, evidence", "R1 k1", "R2 k2", "R4 k2", "R4 k3", "R4 k4")
 
 
@@ -38,6 +53,16 @@ def evidence_vessels() -> str:
     """The same for retinal vessels, which two observers outlined."""
     names = _EVIDENCE | {"leave_one_out": "one observer, reference the other"}
     return _evidence("502_2d", ("standard", "leave_one_out"), BUDGETS[1:4], names)
+
+
+def evidence_goals() -> str:
+    """What was aimed at before it was measured, and what was found."""
+    rows = []
+    for kind, policy, budget, goal in _GOALS:
+        each = read_json(f"evidence_501_2d_{kind}.json")["policies"][policy]
+        (found,) = (row["recovered"] for row in each if row["budget"] == budget)
+        rows.append((_EVIDENCE[kind], policy, *percents([budget]), f"{goal:.2f}", f"{found:.2f}"))
+    return markdown_table(("experts", "policy", "budget", "goal", "recovered"), rows)
 
 
 def errors_deferred() -> str:
@@ -79,4 +104,4 @@ def _evidence_cell(row: Mapping[str, Any]) -> str:
     return f"{row['Dice']['estimate']:.3f} ({part}) {percent(row['questions'])}"
 
 
-TABLES = (evidence, evidence_3d, evidence_readers_3d, evidence_vessels, errors_deferred)
+TABLES = (evidence, evidence_goals, evidence_3d, evidence_readers_3d, evidence_vessels, errors_deferred)
