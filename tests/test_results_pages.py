@@ -185,8 +185,8 @@ def test_goals_of_evidence_that_are_missed_are_named(monkeypatch):
     found = content("evidence_501_2d_missed_components.json")
     others = content("evidence_501_2d_two_networks/missed_components.json")
     reached = [each["policies"][way][1]["recovered"] for each, way in ((found, "R4 k3"), (others, "R2 k2"))]
-    assert "all experts it is {:.2f}; with the two networks".format(reached[0]) in said
-    assert "two rounds recovered {:.2f}.".format(reached[1]) in said
+    assert f"all experts it is {reached[0]:.2f}; with the two networks" in said
+    assert f"two rounds recovered {reached[1]:.2f}." in said
     for name, policies in found["policies"].items():
         if name[0] == "R":
             assert min(row["Dice"]["estimate"] for row in policies) > found["model"]["estimate"]
