@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.budgets import BudgetResult
 from nnunetv2_deferral.evaluation.overlap import Region, overlap, region_key, region_mask
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
+from nnunetv2_deferral.evidence.questions import Policy, ask
+from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.parts import in_order
 
 
@@ -144,7 +147,7 @@ class EvidenceBudgets:
         rank = np.full(scores.size, scores.size, dtype=np.int64)
         rank[order] = np.arange(order.size)
         ends = np.cumsum([each.scores.size for each in self._cases.values()])[:-1]
-        voxels = sum(each.case.num_voxels for each in self._cases.values())
+        voxels = self._num_voxels
         found = []
         for budget in budgets:
             number = int(budget * voxels)
@@ -165,10 +168,69 @@ class EvidenceBudgets:
             )
         return found
 
+    @property
+    def _num_voxels(self) -> int:
+        return sum(each.case.num_voxels for each in self._cases.values())
+
     @classmethod
     def merged(cls, parts: Sequence[EvidenceBudgets], cases: Sequence[str]) -> EvidenceBudgets:
         """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
-        merged = cls(parts[0]._model, parts[0]._regions)
+        merged = copy.copy(parts[0])
         merged._has_earlier = any(part._has_earlier for part in parts)
         merged._cases = in_order([part._cases for part in parts], cases)
         return merged
+
+
+class RoundsBudgets(EvidenceBudgets):
+    """The same, if the questions are asked in rounds by the value of information, given the answers of the last round.
+
+    A voxel that several experts are asked about counts as often. Nobody is asked who has no label there.
+    """
+
+    def __init__(self, model: EvidenceModel, regions: Sequence[Region], policy: Policy, available: np.ndarray) -> None:
+        """Start without cases.
+
+        Args:
+            model: The evidence model.
+            regions: The foreground labels, or tuples of labels, to score.
+            policy: The rounds, and how many experts may be asked about a voxel.
+            available: Bool (J,), who can be asked.
+        """
+        super().__init__(model, regions)
+        self._policy, self._available = policy, available
+
+    def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
+        """The system at each budget; where values tie, slightly more may be asked, see :func:`.ask`."""
+        if not self._cases:
+            raise InputError("no cases were added")
+        model = self._model.in_round(self._policy.rounds)
+        cases = [each.case for each in self._cases.values()]
+        first = {id(case.candidates): self._values(model, case.candidates, case.answers) for case in cases}
+
+        def values(candidates: Candidates, answers: np.ndarray, asked: np.ndarray, _most: int) -> np.ndarray:
+            return self._values(model, candidates, answers, asked) if asked.any() else first[id(candidates)]
+
+        found = []
+        for budget in budgets:
+            number = int(budget * self._num_voxels)
+            rounds, _ = ask(
+                model, [(each.candidates, each.answers) for each in cases], self._policy, budget=number, score=values
+            )
+            dice = [case.dice(case.fused(model, asked)) for case, asked in zip(cases, rounds[-1], strict=True)]
+            found.append(
+                BudgetResult(
+                    budget=float(budget),
+                    rate=sum(int(asked.sum()) for asked in rounds[-1]) / max(self._num_voxels, 1),
+                    cases=tuple(self._cases),
+                    regions=tuple(region_key(region) for region in self._regions),
+                    dice=np.stack(dice),
+                )
+            )
+        return found
+
+    def _values(
+        self, model: EvidenceModel, candidates: Candidates, answers: np.ndarray, asked: np.ndarray | None = None
+    ) -> np.ndarray:
+        done = np.zeros(answers.shape, dtype=bool) if asked is None else asked
+        found = model.values(candidates, answers, done, most=self._policy.most, available=self._available)
+        return np.where(answers == MISSING, 0, found)

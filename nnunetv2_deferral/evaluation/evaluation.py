@@ -221,14 +221,17 @@ class Evaluation:
         budgets = list(budgets)
         everywhere = Domain.merged(list(self._domains.values()), cases)
         histograms = self._histograms | everywhere.rankings.risk_histograms()
-        at = everywhere.rankings.at([0.0, *budgets, own_rate, *CURVE_BUDGETS])
-        first = 2 + len(budgets)
+        rows = [0.0, *budgets, own_rate]
+        at = everywhere.rankings.at([*rows, *CURVE_BUDGETS])
+        first = len(rows)
+        at_rows = {name: found[:first] for name, found in at.items()}
+        at_rows = {LEARNED: at_rows[LEARNED], **everywhere.rankings.in_rounds(rows), **at_rows}
         return {
             **summary,
             "intervals": _intervals(dice, self._system_beside(dice), seed, draw)
             | {"num_groups": len(set(group or cases)), "level": 0.95, "num_resamples": num_resamples, "seed": seed},
             "deferred": dict(deferred) | {"per_case": {name: found["total"] for name, found in self._deferred.items()}},
-            "budgets": self._budget_rows({name: found[:first] for name, found in at.items()}, seed, draw),
+            "budgets": self._budget_rows(at_rows, seed, draw),
             "curve": self._curve({name: [found[0], *found[first:]] for name, found in at.items()}),
             "risk_coverage": {
                 name: {"AURC": found.aurc().to_dict(), "AUGRC": found.augrc().to_dict()}

@@ -7,7 +7,8 @@ random, each with the expert in the expert map; by the gain and by 1 - max softm
 max softmax with the expert and the stopping point that were fitted, if they were; and the oracle, an upper bound of
 these. If answers are read as evidence, those of the learned ranking are, and the ranking is also scored with answers
 that replace labels (`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as
-evidence`). After earlier rounds of questions, all rankings start from their answers.
+evidence`), and questions in two rounds with up to two experts a voxel (`two rounds`). After earlier rounds of
+questions, all rankings start from their answers, and there is no `two rounds`.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ import numpy as np
 from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
-from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets
+from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets, RoundsBudgets
 from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
 from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP, PriorErrors, mask_cells, position_cells
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
+from nnunetv2_deferral.evidence.questions import Policy
 
 LEARNED, PROBABILITY, RANDOM, ORACLE = "learned", "probability", "random", "oracle"
 MAX_SOFTMAX, ENTROPY, ENTROPY_TIMES_DOUBT = "max_softmax", "entropy", "entropy_times_doubt"
+IN_ROUNDS, _ROUNDS = "two rounds", Policy(rounds=2, most=2)
 CONFIDENCE, BEST_EXPERT = f"{MAX_SOFTMAX}, fitted", f"{MAX_SOFTMAX}, best expert"
 Found = TypeVar("Found")
 # Along a curve of Dice over budget, for the report.
@@ -81,6 +84,10 @@ class Rankings:
                 read[f"{MAX_SOFTMAX}, as evidence"] = scores[MAX_SOFTMAX]
             for name, values in read.items():
                 self._of(name, EvidenceBudgets, case.evidence, self._regions).update(case, values, expert)
+            if case.prediction.answered is None:
+                available = np.array([name not in self._unavailable for name in self._experts])
+                rounds = self._of(IN_ROUNDS, RoundsBudgets, case.evidence, self._regions, _ROUNDS, available)
+                rounds.update(case, gain, expert)
         self._rank(case, {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()})
         scores.pop(NEAR_CENTRE)
         cells = mask_cells(case.model, scores.pop(NEAR_BORDER))
@@ -131,18 +138,23 @@ class Rankings:
     def at(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
         """All rankings at budgets, also that of the confidence rule, which spends no more than its share.
 
-        Without those by errors of other cases, if there are no cases of other groups.
+        Without those by errors of other cases, if there are no cases of other groups, and without rounds.
         """
         found = {
             name: statistics.at(budgets)
             for name, statistics in self._found.items()
-            if not isinstance(statistics, PriorErrors) or statistics.is_defined
+            if not isinstance(statistics, RoundsBudgets)
+            and (not isinstance(statistics, PriorErrors) or statistics.is_defined)
         }
         rule = self._confidence
         if rule is not None and (always := f"{MAX_SOFTMAX}, always {rule.expert}") in found:
             spent = self._found[always].at([min(budget, rule.most) for budget in budgets])
             found[CONFIDENCE] = [replace(each, budget=budget) for each, budget in zip(spent, budgets, strict=True)]
         return found
+
+    def in_rounds(self, budgets: Sequence[float]) -> dict[str, list[BudgetResult]]:
+        """Questions in rounds at budgets, of which each takes as long as many of :meth:`at`; empty without evidence."""
+        return {IN_ROUNDS: self._found[IN_ROUNDS].at(budgets)} if IN_ROUNDS in self._found else {}
 
     @classmethod
     def merged(cls, parts: Sequence[Rankings], cases: Sequence[str]) -> Rankings:

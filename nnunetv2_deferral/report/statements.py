@@ -14,6 +14,7 @@ from nnunetv2_deferral.evaluation.rankings import (
     CONFIDENCE,
     ENTROPY,
     ENTROPY_TIMES_DOUBT,
+    IN_ROUNDS,
     LEARNED,
     MAX_SOFTMAX,
     ORACLE,
@@ -31,6 +32,7 @@ _NO_DIFFERENCE = 0.0005  # in Dice; shown as 0.000
 
 RANKING_NAMES = {
     LEARNED: "learned: expected gain (this model)",
+    IN_ROUNDS: "two rounds, up to two experts a voxel",
     PROBABILITY: "probability map (this model)",
     MAX_SOFTMAX: "model uncertainty (1 − max softmax)",
     CONFIDENCE: "model uncertainty, fitted expert and stopping point",
