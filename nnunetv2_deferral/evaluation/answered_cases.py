@@ -76,6 +76,46 @@ class AnsweredCase:
         return model.fuse(self.model, self.candidates, self.answers, asked)
 
 
+@dataclass(frozen=True)
+class Questioned:
+    """A case before further questions.
+
+    Attributes:
+        case: Its n candidates.
+        asked: Bool (J, n), what was asked in earlier rounds.
+        has_earlier: Whether there were any.
+    """
+
+    case: AnsweredCase
+    asked: np.ndarray
+    has_earlier: bool
+
+    @classmethod
+    def of(cls, case: EvaluatedCase, model: EvidenceModel, regions: Sequence[Region]) -> Questioned:
+        """Reduce a case with a prior to its candidates.
+
+        Args:
+            case: The case.
+            model: The evidence model.
+            regions: The foreground labels, or tuples of labels, to score.
+        """
+        before = case.prediction.answered
+        earlier = None if before is None else before.only(case.valid)
+        candidates = Candidates.of(
+            case.prediction.prior,
+            case.prediction.spacing,
+            model.structures,
+            where=case.valid,
+            including=None if earlier is None else earlier.where(case.model.shape),
+        )
+        answered = AnsweredCase.of(case, candidates, regions)
+        asked = np.zeros(answered.answers.shape, dtype=bool)
+        if earlier is not None:
+            answers, asked = earlier.added_to(candidates.index, answered.answers, asked)
+            answered = replace(answered, answers=answers)
+        return cls(answered, asked, earlier is not None)
+
+
 class _Ranked(NamedTuple):
     """A case of a ranking.
 
@@ -100,73 +140,56 @@ class EvidenceBudgets:
     every budget and do not count.
     """
 
-    def __init__(self, model: EvidenceModel, regions: Sequence[Region]) -> None:
-        """Start without cases.
-
-        Args:
-            model: The evidence model.
-            regions: The foreground labels, or tuples of labels, to score.
-        """
+    def __init__(self, model: EvidenceModel) -> None:
+        """Start without cases, given the evidence model."""
         self._model = model
-        self._regions = tuple(regions)
         self._cases: dict[str, _Ranked] = {}
         self._has_earlier = False
 
-    def update(self, case: EvaluatedCase, scores: np.ndarray, experts: np.ndarray) -> None:
-        """Add a case with a prior.
+    def update(self, case: Questioned, scores: np.ndarray, experts: np.ndarray) -> None:
+        """Add a case.
 
         Args:
             case: The case.
             scores: Shape S, not negative; high scores are asked about first.
             experts: Integers in [1, J], whom to ask.
         """
-        earlier = None if case.prediction.answered is None else case.prediction.answered.only(case.valid)
-        candidates = Candidates.of(
-            case.prediction.prior,
-            case.prediction.spacing,
-            self._model.structures,
-            where=case.valid,
-            including=None if earlier is None else earlier.where(case.model.shape),
-        )
-        answered = AnsweredCase.of(case, candidates, self._regions)
-        asked = np.zeros(answered.answers.shape, dtype=bool)
-        if earlier is not None:
-            answers, asked = earlier.added_to(candidates.index, answered.answers, asked)
-            answered, self._has_earlier = replace(answered, answers=answers), True
-        self._cases[case.name] = _Ranked(
-            answered, candidates.take(scores), candidates.take(experts).astype(np.int64) - 1, asked
-        )
+        take = case.case.candidates.take
+        self._has_earlier |= case.has_earlier
+        self._cases[case.case.name] = _Ranked(case.case, take(scores), take(experts).astype(np.int64) - 1, case.asked)
 
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget, a share of all valid voxels; see :meth:`.BudgetStatistics.at`."""
         if not self._cases:
             raise InputError("no cases were added")
-        model = self._model.in_round(2 if self._has_earlier else 1)
-        scores = np.concatenate([each.scores for each in self._cases.values()])
+        model, cases = self._model.in_round(2 if self._has_earlier else 1), self._cases.values()
+        scores = np.concatenate([each.scores for each in cases])
         order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
         rank = np.full(scores.size, scores.size, dtype=np.int64)
         rank[order] = np.arange(order.size)
-        ends = np.cumsum([each.scores.size for each in self._cases.values()])[:-1]
-        voxels = self._num_voxels
+        ends = np.cumsum([each.scores.size for each in cases])[:-1]
         found = []
         for budget in budgets:
-            number = int(budget * voxels)
-            dice = []
-            for each, ranks in zip(self._cases.values(), np.split(rank, ends), strict=True):
-                asked = each.asked.copy()
+            number = int(budget * self._num_voxels)
+            asked = [each.asked.copy() for each in cases]
+            for each, done, ranks in zip(cases, asked, np.split(rank, ends), strict=True):
                 where = np.flatnonzero(ranks < number)
-                asked[each.experts[where], where] = True
-                dice.append(each.case.dice(each.case.fused(model, asked)))
-            found.append(
-                BudgetResult(
-                    budget=float(budget),
-                    rate=min(number, order.size) / max(voxels, 1),
-                    cases=tuple(self._cases),
-                    regions=tuple(region_key(region) for region in self._regions),
-                    dice=np.stack(dice),
-                )
-            )
+                done[each.experts[where], where] = True
+            found.append(self._result(budget, model, asked, questions=min(number, order.size)))
         return found
+
+    def _result(
+        self, budget: float, model: EvidenceModel, asked: Sequence[np.ndarray], *, questions: int
+    ) -> BudgetResult:
+        """The system after these questions in each case, bool (J, n), of which so many count."""
+        cases = [each.case for each in self._cases.values()]
+        return BudgetResult(
+            budget=float(budget),
+            rate=questions / max(self._num_voxels, 1),
+            cases=tuple(self._cases),
+            regions=tuple(region_key(region) for region in cases[0].regions),
+            dice=np.stack([case.dice(case.fused(model, done)) for case, done in zip(cases, asked, strict=True)]),
+        )
 
     @property
     def _num_voxels(self) -> int:
@@ -187,16 +210,15 @@ class RoundsBudgets(EvidenceBudgets):
     A voxel that several experts are asked about counts as often. Nobody is asked who has no label there.
     """
 
-    def __init__(self, model: EvidenceModel, regions: Sequence[Region], policy: Policy, available: np.ndarray) -> None:
+    def __init__(self, model: EvidenceModel, policy: Policy, available: np.ndarray) -> None:
         """Start without cases.
 
         Args:
             model: The evidence model.
-            regions: The foreground labels, or tuples of labels, to score.
             policy: The rounds, and how many experts may be asked about a voxel.
             available: Bool (J,), who can be asked.
         """
-        super().__init__(model, regions)
+        super().__init__(model)
         self._policy, self._available = policy, available
 
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
@@ -213,19 +235,10 @@ class RoundsBudgets(EvidenceBudgets):
         found = []
         for budget in budgets:
             number = int(budget * self._num_voxels)
-            rounds, _ = ask(
+            (*_, asked), _ = ask(
                 model, [(each.candidates, each.answers) for each in cases], self._policy, budget=number, score=values
             )
-            dice = [case.dice(case.fused(model, asked)) for case, asked in zip(cases, rounds[-1], strict=True)]
-            found.append(
-                BudgetResult(
-                    budget=float(budget),
-                    rate=sum(int(asked.sum()) for asked in rounds[-1]) / max(self._num_voxels, 1),
-                    cases=tuple(self._cases),
-                    regions=tuple(region_key(region) for region in self._regions),
-                    dice=np.stack(dice),
-                )
-            )
+            found.append(self._result(budget, model, asked, questions=sum(int(done.sum()) for done in asked)))
         return found
 
     def _values(

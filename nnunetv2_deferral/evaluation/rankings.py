@@ -22,7 +22,7 @@ import numpy as np
 from nnunetv2_deferral.arrays import of_experts
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
-from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets, RoundsBudgets
+from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets, Questioned, RoundsBudgets
 from nnunetv2_deferral.evaluation.budgets import BudgetResult, BudgetStatistics
 from nnunetv2_deferral.evaluation.oracle import OracleStatistics
 from nnunetv2_deferral.evaluation.overlap import Region
@@ -82,12 +82,12 @@ class Rankings:
             read = {LEARNED: gain}
             if MAX_SOFTMAX in scores:
                 read[f"{MAX_SOFTMAX}, as evidence"] = scores[MAX_SOFTMAX]
+            questioned = Questioned.of(case, case.evidence, self._regions)
             for name, values in read.items():
-                self._of(name, EvidenceBudgets, case.evidence, self._regions).update(case, values, expert)
-            if case.prediction.answered is None:
+                self._of(name, EvidenceBudgets, case.evidence).update(questioned, values, expert)
+            if not questioned.has_earlier:
                 available = np.array([name not in self._unavailable for name in self._experts])
-                rounds = self._of(IN_ROUNDS, RoundsBudgets, case.evidence, self._regions, _ROUNDS, available)
-                rounds.update(case, gain, expert)
+                self._of(IN_ROUNDS, RoundsBudgets, case.evidence, _ROUNDS, available).update(questioned, gain, expert)
         self._rank(case, {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()})
         scores.pop(NEAR_CENTRE)
         cells = mask_cells(case.model, scores.pop(NEAR_BORDER))

@@ -7,7 +7,7 @@ import pytest
 
 from nnunetv2_deferral.calibration.evidence_models import fit_evidence_model
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
-from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets, RoundsBudgets
+from nnunetv2_deferral.evaluation.answered_cases import EvidenceBudgets, Questioned, RoundsBudgets
 from nnunetv2_deferral.evaluation.rankings import IN_ROUNDS, LEARNED, Rankings
 from nnunetv2_deferral.evaluation.sanity import sanity_scores
 from nnunetv2_deferral.evidence.posterior import Candidates, EarlierAnswers
@@ -57,17 +57,17 @@ def make_case(number, answered=None):
 
 
 def in_rounds(cases, policy=Policy(rounds=2, most=2), available=BOTH):  # noqa: B008 (not changed)
-    statistics = RoundsBudgets(fitted(), (1,), policy, available)
+    statistics = RoundsBudgets(fitted(), policy, available)
     for case in cases:
-        statistics.update(case, case.prediction.gain, case.prediction.expert)
+        statistics.update(Questioned.of(case, fitted(), (1,)), case.prediction.gain, case.prediction.expert)
     return statistics
 
 
 def test_one_round_is_the_ranking_by_the_value_of_information():
     cases = [make_case(number) for number in range(3)]
-    ranked = EvidenceBudgets(fitted(), (1,))
+    ranked = EvidenceBudgets(fitted())
     for case in cases:
-        ranked.update(case, case.prediction.gain, case.prediction.expert)
+        ranked.update(Questioned.of(case, fitted(), (1,)), case.prediction.gain, case.prediction.expert)
     one_round = in_rounds(cases, Policy()).at(BUDGETS)
     for found, expected in zip(one_round, ranked.at(BUDGETS), strict=True):
         assert found.rate == pytest.approx(expected.rate)

@@ -15,6 +15,11 @@ def query_rounds_short() -> str:
     return _table("query_rounds_004_2d_short.json")
 
 
+def query_rounds_shortest() -> str:
+    """The same after the shortest trainings."""
+    return _table("query_rounds_004_2d_shortest.json")
+
+
 def _table(file: str) -> str:
     """The mean over seeds, that of each seed, and the difference from random boxes, after each round."""
     content = read_json(file)
@@ -51,4 +56,4 @@ def _listed(values: list[float]) -> str:
     return ", ".join(f"{value:.3f}" for value in values)
 
 
-TABLES = (query_rounds, query_rounds_short)
+TABLES = (query_rounds, query_rounds_short, query_rounds_shortest)
