@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -244,3 +245,19 @@ def test_what_more_experts_gain_is_not_said_to_be_the_choice_among_them():
         "always asking the best one alone gives the same at every budget, of three (0.980) and of five (0.991)"
         in page("losses")
     )
+
+
+def test_which_queries_are_said_to_be_ahead():
+    def rows(file, number):
+        found = content(f"query_rounds_004_2d{file}.json")["compared"]
+        return {each["strategy"]: each.get("difference") for each in found if each["round"] == number}
+
+    for file in ("", "_short"):
+        after = rows(file, 2)
+        assert all(after[strategy]["low"] > 0 for strategy in ("entropy", "claspe"))
+    assert all(difference["high"] < 0 for name, difference in rows("_shortest", 2).items() if difference)
+    assert not is_clear(rows("", 2)["gain"])
+    first = [rows(file, 1) for file in ("", "_short", "_shortest")]
+    for strategy in ("entropy", "claspe", "gain"):
+        assert not all(found[strategy]["low"] > 0 for found in first)
+    assert "no strategy was ahead in every study" in page("queries")
