@@ -195,6 +195,15 @@ class PredictionFolder(MaskFolder):
         noted = self.index["cases"][case].get("mask")
         return noted is not None and noted != maps.mask_checksum(self.mask_file(case))
 
+    def check_masks(self, advice: str) -> None:
+        """Refuse masks that are not those predicted with the maps.
+
+        Raises:
+            InputError: Naming the folder and the cases, and what to do.
+        """
+        if others := [case for case in self.cases if self.has_other_mask(case)]:
+            raise InputError(f"{self.folder}: {maps.other_masks_text(others)}. {advice}")
+
     def asked(self, case: str | None = None) -> tuple[str, ...]:
         """The experts to whom any voxel of a case, or of all cases, was routed, according to their entries."""
         shares = [self.index["cases"][name]["share"] for name in (self.cases if case is None else (case,))]

@@ -21,7 +21,6 @@ from nnunetv2_deferral.decision.predicted_by import PredictedBy
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.inputs import open_inputs
 from nnunetv2_deferral.files import state_of
-from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
 from nnunetv2_deferral.parts import pieces
 from nnunetv2_deferral.predictions import PredictionFolder, StockFolder, absent_text
@@ -178,8 +177,7 @@ class CalibrationCases:
                 f"{folder.index_file} does not record which folds made the predictions, so it is not known whether "
                 "they were trained on these cases: predict again"
             )
-        if others := [case for case in folder.cases if folder.has_other_mask(case)]:
-            raise InputError(f"{folder.folder}: {other_masks_text(others)}. Calibrate on predictions as they were made")
+        folder.check_masks("Calibrate on predictions as they were made")
         trained_on = {fold: experiment.training_cases(fold) for fold in folds}
         groups = None
         if groups_file is not None:

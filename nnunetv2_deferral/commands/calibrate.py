@@ -72,8 +72,7 @@ def text(calibration: ModelCalibration) -> str:
     if (rule := calibration.confidence) is not None:
         lines.append(
             f"  for comparison, the model's own confidence: best with {rule.expert}, for at most "
-            f"{rate_text(rule.most)} of "
-            "voxels"
+            f"{rate_text(rule.most)} of voxels"
         )
     if "certification" in report:
         lines += _certification_text(calibration)

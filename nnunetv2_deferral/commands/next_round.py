@@ -25,7 +25,6 @@ from nnunetv2_deferral.evidence.questions import cut_at
 from nnunetv2_deferral.files import write_json
 from nnunetv2_deferral.fusion import asked_experts
 from nnunetv2_deferral.labels import MISSING
-from nnunetv2_deferral.maps import other_masks_text
 from nnunetv2_deferral.predictions import PredictionFolder, copied_predictions, noted_mask
 from nnunetv2_deferral.raters import ExpertMasks
 
@@ -78,8 +77,7 @@ def next_round(
     folder = PredictionFolder.open(predictions, dataset_json, needed=("probability", "expert"))
     if not 1 <= most <= len(folder.experts):
         raise InputError(f"the experts per voxel must be from 1 to {len(folder.experts)}, got {most}")
-    if others := [case for case in folder.cases if folder.has_other_mask(case)]:
-        raise InputError(f"{folder.folder}: {other_masks_text(others)}. Ask again about predictions as they were made")
+    folder.check_masks("Ask again about predictions as they were made")
     masks = ExpertMasks.of(answers, folder.experts, folder.files)
     masks.check_answers({case: folder.asked(case) for case in folder.cases})
     model = evidence_of(folder, answers, who_answered(answers, folder.experts), wanted=True)

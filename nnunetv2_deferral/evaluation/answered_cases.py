@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
 import numpy as np
+from typing_extensions import Self
 
 from nnunetv2_deferral.cases import EvaluatedCase
 from nnunetv2_deferral.defaults import BUDGETS
@@ -116,35 +117,68 @@ class Questioned:
         return cls(answered, asked, earlier is not None)
 
 
-class _Ranked(NamedTuple):
+@dataclass(frozen=True)
+class _Ranked(Questioned):
     """A case of a ranking.
 
     Attributes:
-        case: Its n candidates.
-        scores: Their scores, (n,).
+        scores: The scores of its candidates, (n,).
         experts: The indices of the experts to ask, int64 (n,), from 0.
-        asked: Bool (J, n), what was asked in earlier rounds.
     """
 
-    case: AnsweredCase
     scores: np.ndarray
     experts: np.ndarray
-    asked: np.ndarray
 
 
-class EvidenceBudgets:
+_Kept = TypeVar("_Kept", bound=Questioned)
+
+
+class _EvidenceStatistics(Generic[_Kept]):
+    """What is kept of each case to score the system at any budget if answers are read as evidence."""
+
+    def __init__(self, model: EvidenceModel) -> None:
+        """Start without cases, given the evidence model."""
+        self._model = model
+        self._found: dict[str, _Kept] = {}
+
+    @property
+    def _cases(self) -> list[_Kept]:
+        if not self._found:
+            raise InputError("no cases were added")
+        return [*self._found.values()]
+
+    @property
+    def _num_voxels(self) -> int:
+        return sum(each.case.num_voxels for each in self._cases)
+
+    def _result(
+        self, budget: float, model: EvidenceModel, asked: Sequence[np.ndarray], *, questions: int
+    ) -> BudgetResult:
+        """The system after these questions in each case, bool (J, n), of which so many count."""
+        cases = [each.case for each in self._cases]
+        return BudgetResult(
+            budget=float(budget),
+            rate=questions / max(self._num_voxels, 1),
+            cases=tuple(self._found),
+            regions=tuple(region_key(region) for region in cases[0].regions),
+            dice=np.stack([case.dice(case.fused(model, done)) for case, done in zip(cases, asked, strict=True)]),
+        )
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self], cases: Sequence[str]) -> Self:
+        """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
+        merged = copy.copy(parts[0])
+        merged._found = in_order([part._found for part in parts], cases)
+        return merged
+
+
+class EvidenceBudgets(_EvidenceStatistics[_Ranked]):
     """Accumulates, case by case, what is needed to score one ranking at any budget if answers are read as evidence.
 
     As :class:`.BudgetStatistics`, but what an answer does depends on the other answers. Voxels with the score 0 and
     voxels about which the evidence model is certain are never asked about. Questions of earlier rounds are asked at
     every budget and do not count.
     """
-
-    def __init__(self, model: EvidenceModel) -> None:
-        """Start without cases, given the evidence model."""
-        self._model = model
-        self._cases: dict[str, _Ranked] = {}
-        self._has_earlier = False
 
     def update(self, case: Questioned, scores: np.ndarray, experts: np.ndarray) -> None:
         """Add a case.
@@ -155,14 +189,14 @@ class EvidenceBudgets:
             experts: Integers in [1, J], whom to ask.
         """
         take = case.case.candidates.take
-        self._has_earlier |= case.has_earlier
-        self._cases[case.case.name] = _Ranked(case.case, take(scores), take(experts).astype(np.int64) - 1, case.asked)
+        self._found[case.case.name] = _Ranked(
+            case.case, case.asked, case.has_earlier, take(scores), take(experts).astype(np.int64) - 1
+        )
 
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget, a share of all valid voxels; see :meth:`.BudgetStatistics.at`."""
-        if not self._cases:
-            raise InputError("no cases were added")
-        model, cases = self._model.in_round(2 if self._has_earlier else 1), self._cases.values()
+        cases = self._cases
+        model = self._model.in_round(2 if any(each.has_earlier for each in cases) else 1)
         scores = np.concatenate([each.scores for each in cases])
         order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > 0)]
         rank = np.full(scores.size, scores.size, dtype=np.int64)
@@ -178,34 +212,9 @@ class EvidenceBudgets:
             found.append(self._result(budget, model, asked, questions=min(number, order.size)))
         return found
 
-    def _result(
-        self, budget: float, model: EvidenceModel, asked: Sequence[np.ndarray], *, questions: int
-    ) -> BudgetResult:
-        """The system after these questions in each case, bool (J, n), of which so many count."""
-        cases = [each.case for each in self._cases.values()]
-        return BudgetResult(
-            budget=float(budget),
-            rate=questions / max(self._num_voxels, 1),
-            cases=tuple(self._cases),
-            regions=tuple(region_key(region) for region in cases[0].regions),
-            dice=np.stack([case.dice(case.fused(model, done)) for case, done in zip(cases, asked, strict=True)]),
-        )
 
-    @property
-    def _num_voxels(self) -> int:
-        return sum(each.case.num_voxels for each in self._cases.values())
-
-    @classmethod
-    def merged(cls, parts: Sequence[EvidenceBudgets], cases: Sequence[str]) -> EvidenceBudgets:
-        """The statistics of all cases of several parts, in the order of `cases`, which must be these cases."""
-        merged = copy.copy(parts[0])
-        merged._has_earlier = any(part._has_earlier for part in parts)
-        merged._cases = in_order([part._cases for part in parts], cases)
-        return merged
-
-
-class RoundsBudgets(EvidenceBudgets):
-    """The same, if the questions are asked in rounds by the value of information, given the answers of the last round.
+class RoundsBudgets(_EvidenceStatistics[Questioned]):
+    """As :class:`EvidenceBudgets`, if questions are asked in rounds by the value of information.
 
     A voxel that several experts are asked about counts as often. Nobody is asked who has no label there.
     """
@@ -221,29 +230,31 @@ class RoundsBudgets(EvidenceBudgets):
         super().__init__(model)
         self._policy, self._available = policy, available
 
+    def update(self, case: Questioned) -> None:
+        """Add a case without earlier rounds."""
+        self._found[case.case.name] = case
+
     def at(self, budgets: Iterable[float] = BUDGETS) -> list[BudgetResult]:
         """The system at each budget; where values tie, slightly more may be asked, see :func:`.ask`."""
-        if not self._cases:
-            raise InputError("no cases were added")
         model = self._model.in_round(self._policy.rounds)
-        cases = [each.case for each in self._cases.values()]
-        first = {id(case.candidates): self._values(model, case.candidates, case.answers) for case in cases}
+        cases = [(each.case.candidates, each.case.answers) for each in self._cases]
 
-        def values(candidates: Candidates, answers: np.ndarray, asked: np.ndarray, _most: int) -> np.ndarray:
-            return self._values(model, candidates, answers, asked) if asked.any() else first[id(candidates)]
+        def value(candidates: Candidates, answers: np.ndarray, asked: np.ndarray, most: int) -> np.ndarray:
+            values = model.values(candidates, answers, asked, most=most, available=self._available)
+            return np.where(answers == MISSING, 0, values)
+
+        # The same for all budgets.
+        first = {
+            id(candidates): value(candidates, answers, np.zeros(answers.shape, dtype=bool), self._policy.most)
+            for candidates, answers in cases
+        }
+
+        def score(candidates: Candidates, answers: np.ndarray, asked: np.ndarray, most: int) -> np.ndarray:
+            return value(candidates, answers, asked, most) if asked.any() else first[id(candidates)]
 
         found = []
         for budget in budgets:
             number = int(budget * self._num_voxels)
-            (*_, asked), _ = ask(
-                model, [(each.candidates, each.answers) for each in cases], self._policy, budget=number, score=values
-            )
+            (*_, asked), _ = ask(model, cases, self._policy, budget=number, score=score)
             found.append(self._result(budget, model, asked, questions=sum(int(done.sum()) for done in asked)))
         return found
-
-    def _values(
-        self, model: EvidenceModel, candidates: Candidates, answers: np.ndarray, asked: np.ndarray | None = None
-    ) -> np.ndarray:
-        done = np.zeros(answers.shape, dtype=bool) if asked is None else asked
-        found = model.values(candidates, answers, done, most=self._policy.most, available=self._available)
-        return np.where(answers == MISSING, 0, found)

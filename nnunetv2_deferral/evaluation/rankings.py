@@ -87,7 +87,7 @@ class Rankings:
                 self._of(name, EvidenceBudgets, case.evidence).update(questioned, values, expert)
             if not questioned.has_earlier:
                 available = np.array([name not in self._unavailable for name in self._experts])
-                self._of(IN_ROUNDS, RoundsBudgets, case.evidence, _ROUNDS, available).update(questioned, gain, expert)
+                self._of(IN_ROUNDS, RoundsBudgets, case.evidence, _ROUNDS, available).update(questioned)
         self._rank(case, {learned: (gain, asked)} | {name: (values, asked) for name, values in scores.items()})
         scores.pop(NEAR_CENTRE)
         cells = mask_cells(case.model, scores.pop(NEAR_BORDER))

@@ -13,7 +13,7 @@ from nnunetv2_deferral.benchmark.comparison import FOREGROUND, SCORES
 from nnunetv2_deferral.files import without_nan, written_whole
 from nnunetv2_deferral.report.benchmark_statements import cautions, panels, simulated_text
 from nnunetv2_deferral.report.statements import experts_text, interval_text
-from nnunetv2_deferral.report.tables import DASH
+from nnunetv2_deferral.report.tables import DASH, percent_text
 from nnunetv2_deferral.text import markdown_table
 
 NAME = "benchmark"
@@ -125,13 +125,13 @@ def _deferral_rows(methods: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     yield ["trainer", "system Dice", "model everywhere Dice", "deferred", "routed to each expert", "unanswered"]
     for method in methods:
         deferral = method["deferral"]
-        shares = (f"{name} {_percent(share)}" for name, share in deferral.get("share", {}).items())
+        shares = (f"{name} {percent_text(share)}" for name, share in deferral.get("share", {}).items())
         yield [
             _name(method, methods),
             *(_interval(method["scores"].get(part), FOREGROUND, "Dice") for part in ("system", "model_everywhere")),
-            _percent(deferral["rate"]) if deferral else DASH,
+            percent_text(deferral["rate"]) if deferral else DASH,
             ", ".join(shares) or DASH,
-            _percent(deferral["unanswered"]) if deferral else DASH,
+            percent_text(deferral["unanswered"]) if deferral else DASH,
         ]
 
 
@@ -228,7 +228,7 @@ def _time_note(results: Mapping[str, Any]) -> str:
 
 def _more(method: Mapping[str, Any]) -> list[str]:
     rate = method["deferral"].get("rate", math.nan)
-    return [_score(method, "model_everywhere", FOREGROUND, "Dice"), _percent(rate)]
+    return [_score(method, "model_everywhere", FOREGROUND, "Dice"), percent_text(rate)]
 
 
 def _score(method: Mapping[str, Any], part: str, region: str, score: str) -> str:
@@ -245,10 +245,6 @@ def _interval(regions: Mapping[str, Any] | None, region: str, score: str, sign: 
 
 def _points(value: float, sign: str = "") -> str:
     return DASH if math.isnan(value) else format(100 * value, f"{sign}.2f")
-
-
-def _percent(value: float) -> str:
-    return DASH if math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def _number(value: float) -> str:

@@ -59,7 +59,7 @@ def make_case(number, answered=None):
 def in_rounds(cases, policy=Policy(rounds=2, most=2), available=BOTH):  # noqa: B008 (not changed)
     statistics = RoundsBudgets(fitted(), policy, available)
     for case in cases:
-        statistics.update(Questioned.of(case, fitted(), (1,)), case.prediction.gain, case.prediction.expert)
+        statistics.update(Questioned.of(case, fitted(), (1,)))
     return statistics
 
 

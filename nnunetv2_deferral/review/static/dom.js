@@ -45,10 +45,11 @@ export function bar(share, colour) {
 }
 
 /** A share with one or two decimals; below 0.01 % with two significant digits. */
-export const percent = (share) =>
-  share > 0 && share < 1e-4
-    ? `${(100 * share).toFixed(1 - Math.floor(Math.log10(100 * share)))} %`
-    : `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
+export function percent(share) {
+  const value = 100 * share;
+  const decimals = value > 0 && value < 0.01 ? 1 - Math.floor(Math.log10(value)) : value < 9.95 ? 2 : 1;
+  return `${value.toFixed(decimals)} %`;
+}
 let gainUnit = "Dice";
 /** Set what gains are in: Dice, or a score that ranks regions but does not say how much is gained. */
 export const setGainUnit = (unit) => {
