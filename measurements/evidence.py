@@ -1,7 +1,7 @@
 """Measures what it brings to read answers as evidence and to ask in rounds, on other patients than those fitted on.
 
     python measurements/evidence.py -d 501 -c 2d -f 0 1 -tr TRAINER -p PLANS [-groups groups.json] [-experts SET]
-        [-error_model MODEL | -raters | --leave_one_out] [-seeds N] [-parts N] -name NAME
+        [-error_model MODEL | -raters | --leave_one_out] [-seeds N] [-parts N] [-features FEATURES] -name NAME
 
 Each fold (with -parts, each of N parts of the patients) is held out in turn: prior, answer tables, neighbourhoods,
 calibrators and baselines are fitted on the validation cases of the others, which must have been validated with --npz.
@@ -15,8 +15,9 @@ At each budget, a share of all voxels in questions (a voxel that is asked of two
     oracle                  the upper bound of what asking experts who are right can reach
 
 with the experts of the training, another set or error model, the raters of the dataset (exchangeable), or each rater in
-turn with the majority of the others as reference. Results are written to measurements/results/ with the machine and the
-date.
+turn with the majority of the others as reference. With -features, all but `rule` start from probabilities that are
+combined with what the deferral head says (head_features.py). Results are written to measurements/results/ with the
+machine and the date.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from head_features import FEATURES, Stack
 
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.arrays import of_experts
@@ -177,19 +179,21 @@ def measure(folds: Folds, seeds: int) -> dict[str, Any]:
         names = own.experts.names[:1] if folds.given.leave_one_out else own.experts.names
         size = float(np.median([min(seen.prediction(*pair).spacing) for pair in seen.cases]))
         repeats = len(folds.raters) if folds.given.leave_one_out else 1
-        prior = fit_prior(folds.read(seen), repeats * len(seen.cases), structures, voxel_size=size)
+        wanted = folds.given.features
+        stack = Stack() if wanted is None else Stack.fit(folds.read(seen), wanted)
+        prior = fit_prior(map(stack, folds.read(seen)), repeats * len(seen.cases), structures, voxel_size=size)
 
         fitted_on: list[tuple[AnsweredCase, np.ndarray]] = []
         for seed in range(seeds if simulated else 1):
             opened = folds.open(folds.experiment.folds, seed if simulated else None).of_groups(others)
-            fitted_on += [reduced(case, structures, prior, seen) for case in folds.read(opened)]
+            fitted_on += [reduced(stack(case), structures, prior, seen) for case in folds.read(opened)]
         calibration = calibrate(seen, evidence=False) if simulated else None
         held_out: list[AnsweredCase] = []
         doubts: list[np.ndarray] = []
         oracle = OracleStatistics(regions)
         rule = BudgetStatistics(regions, positive_only=True)
         for place, case in enumerate(folds.read(own)):
-            answered, doubt = reduced(case, structures, prior, own)
+            answered, doubt = reduced(stack(case), structures, prior, own)
             held_out.append(answered)
             doubts.append(doubt)
             name = f"{case.name} {place}"
@@ -277,6 +281,7 @@ def main() -> None:
     who.add_argument("--leave_one_out", action="store_true")
     parser.add_argument("-seeds", type=int, default=3, help="seeds of simulated experts that are fitted on")
     parser.add_argument("-parts", type=int, help="hold out parts of the patients. Default: folds")
+    parser.add_argument("-features", choices=FEATURES, help="what the prior knows besides the model's probabilities")
     parser.add_argument("-name", required=True, help="of the file in measurements/results")
     given = parser.parse_args()
     experiment, method = Experiment.find(given.d, given.c, given.f), Method(trainer=given.tr, plans=given.p)
@@ -291,6 +296,7 @@ def main() -> None:
         "plans": given.p,
         "experts": described(folds.open(given.f[:1]).experts.experts),
         "leave_one_out": given.leave_one_out,
+        "features": given.features,
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU needed",
     }

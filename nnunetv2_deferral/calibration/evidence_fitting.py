@@ -67,7 +67,7 @@ def fit_gated_evidence(
         others = [pair for pair in cases.cases if cases.group(pair[1]) not in held_back]
         own = [pair for pair in cases.cases if cases.group(pair[1]) in held_back]
         of_others = rule_without(held_back)
-        model, seen = _fit_on(cases, others, structures, of_others, finest, exchangeable=exchangeable)
+        model, seen = _fit_on(cases, others, structures, of_others, finest, exchangeable=exchangeable, in_rounds=False)
         unseen = _answered_cases(cases, own, structures, model.prior, of_others)
         voxels += sum(case.num_voxels for case, _ in unseen)
         available = np.array(cases.settings.available)
@@ -94,7 +94,7 @@ def fit_gated_evidence(
     if worse:
         report["reason"] = f"at {', '.join(worse)} it was worse on held-out patients"
         return None, report
-    model, _ = _fit_on(cases, cases.cases, structures, rule, finest, exchangeable=exchangeable)
+    model, _ = _fit_on(cases, cases.cases, structures, rule, finest, exchangeable=exchangeable, in_rounds=True)
     return FittedEvidence(model=model, answered_by=tuple(experts_to_json(cases.experts.identities))), report
 
 
@@ -136,6 +136,7 @@ def _fit_on(
     finest: Mapping[Pair, float],
     *,
     exchangeable: bool,
+    in_rounds: bool,
 ) -> tuple[EvidenceModel, list[_Answered]]:
     """Fit a model on some of the cases, given the smallest edge of a voxel of each; also returns these cases."""
     size = float(np.median([finest[pair] for pair in pairs]))
@@ -143,7 +144,8 @@ def _fit_on(
     prior = prior_of([*rows], size)
     seen = _answered_cases(cases, pairs, structures, prior, rule)
     names = cases.experts.names
-    model = fit_evidence([case for case, _ in seen], prior, structures, names, exchangeable=exchangeable)
+    answered = [case for case, _ in seen]
+    model = fit_evidence(answered, prior, structures, names, exchangeable=exchangeable, in_rounds=in_rounds)
     return model, seen
 
 

@@ -170,11 +170,16 @@ def fit_neighbourhood(model: EvidenceModel, cases: Sequence[AnsweredCase], polic
     """Fit how the answers around count, on the voxels that this very policy asks about in all of its rounds."""
     voxels = sum(case.num_voxels for case in cases)
     given = [(case.candidates, case.answers) for case in cases]
-    for _ in range(_PASSES):
+    before = {id(case): model.values(case, answers, _nobody(answers), most=policy.most) for case, answers in given}
+
+    def score(case: Candidates, answers: np.ndarray, asked: np.ndarray, most: int) -> np.ndarray:
+        return model.values(case, answers, asked, most=most) if asked.any() else before[id(case)]
+
+    for _ in range(_PASSES if policy.rounds > 1 else 1):  # what is asked first does not depend on the answers
         features: list[np.ndarray] = []
         truth: list[np.ndarray] = []
         for share in FITTED_AT:
-            for asked in ask(model, given, policy, budget=int(share * voxels))[0]:
+            for asked in ask(model, given, policy, budget=int(share * voxels), score=score)[0]:
                 for case, questions in zip(cases, asked, strict=True):
                     answered = (questions & (case.answers != MISSING)).any(0)
                     features.append(model.features(case.candidates, case.answers, questions)[:, 1:, answered])
@@ -195,8 +200,12 @@ def fit_evidence(
     experts: Sequence[str],
     *,
     exchangeable: bool = False,
+    in_rounds: bool = True,
 ) -> EvidenceModel:
-    """Fit answer tables and neighbourhoods, for one round and for several, to cases with a fitted prior."""
+    """Fit answer tables and neighbourhoods, for one round and for several, to cases with a fitted prior.
+
+    Without `in_rounds` for one only, in a small part of the time.
+    """
     model = EvidenceModel(
         structures=structures,
         experts=tuple(experts),
@@ -209,10 +218,15 @@ def fit_evidence(
             for case in cases
             for shift in range(len(experts))
         ]
+    fitted = fit_neighbourhood(model, cases, ONE_ROUND)
+    if not in_rounds:
+        return fitted
     later = Policy(rounds=_LATER.rounds, most=min(_LATER.most, len(experts)))
-    return replace(
-        fit_neighbourhood(model, cases, ONE_ROUND), later=fit_neighbourhood(model, cases, later).neighbourhood
-    )
+    return replace(fitted, later=fit_neighbourhood(model, cases, later).neighbourhood)
+
+
+def _nobody(answers: np.ndarray) -> np.ndarray:
+    return np.zeros(answers.shape, dtype=bool)
 
 
 def candidates_of(

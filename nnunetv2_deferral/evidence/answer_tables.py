@@ -104,7 +104,7 @@ def by_combination(chosen: np.ndarray) -> list[tuple[tuple[int, ...], np.ndarray
     """Group voxels by the experts chosen at them: for bool (J, n), the experts' indices and the voxels' (m,)."""
     number = pattern_of(chosen)
     groups = []
-    for each in np.unique(number):
+    for each in np.flatnonzero(np.bincount(number)):
         where = np.flatnonzero(number == each)
         groups.append((tuple(int(expert) for expert in np.flatnonzero(chosen[:, where[0]])), where))
     return groups

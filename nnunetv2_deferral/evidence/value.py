@@ -101,8 +101,13 @@ def _gain(
 ) -> np.ndarray:
     """The expected gain from asking the chosen experts about one structure, (n,)."""
     joint = tables.of((*knowing, *chosen))[structure]
-    likelihood = joint.reshape(*joint.shape[:2], 1 << len(knowing), 1 << len(chosen))[zone, :, known]  # (n, 2, 2^T)
+    likelihood = joint.reshape(*joint.shape[:2], 1 << len(knowing), 1 << len(chosen))
     likelihood = likelihood / likelihood.sum(-1, keepdims=True)
-    inside, outside = probability[:, None] * likelihood[:, 1], (1 - probability)[:, None] * likelihood[:, 0]
-    turned = (inside * (1 - threshold) > outside * threshold).astype(np.int8) - (probability > threshold)[:, None]
-    return np.asarray((turned * (weights[0] * inside - weights[1] * outside)).sum(-1))
+    rows = likelihood.transpose(3, 1, 0, 2).reshape(1 << len(chosen), 2, -1)  # of zones and known answers
+    row = zone * np.intp(1 << len(knowing)) + known
+    labelled, found = probability > threshold, np.zeros(probability.shape)
+    for outside_row, inside_row in rows:  # one answer at a time: arrays of all are large, and slow along a short axis
+        inside, outside = probability * inside_row[row], (1 - probability) * outside_row[row]
+        turned = np.subtract(inside * (1 - threshold) > outside * threshold, labelled, dtype=np.int8)
+        found += turned * (weights[0] * inside - weights[1] * outside)
+    return found

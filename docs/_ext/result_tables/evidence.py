@@ -31,6 +31,12 @@ _GOALS = (
     ("readers", "R4 k4", 0.01, 0.60),
     ("readers", "R4 k4", 0.02, 0.75),
 )
+_FEATURES = {
+    "standard": "the model's probabilities",
+    "heads": "and those of the heads",
+    "aggregated": "and the aggregated predictor's",
+    "heads-aggregated": "and both",
+}
 _POLICIES = ("rule", "confidence", "confidence, evidence", "R1 k1", "R2 k2", "R4 k2", "R4 k3", "R4 k4")
 
 
@@ -63,6 +69,19 @@ def evidence_goals() -> str:
         (found,) = (row["recovered"] for row in each if row["budget"] == budget)
         rows.append((_EVIDENCE[kind], policy, *percents([budget]), f"{goal:.2f}", f"{found:.2f}"))
     return markdown_table(("experts", "policy", "budget", "goal", "recovered"), rows)
+
+
+def evidence_features() -> str:
+    """What a prior gains from what the deferral head says."""
+    rows, sources = [], set()
+    for policy in ("R1 k1", "R2 k2", "R4 k3"):
+        for key, name in _FEATURES.items():
+            content = read_json(f"evidence_501_2d_{key}.json")
+            sources.add(f"{content['groups']} patients, {content['machine']}, {content['date']}")
+            found = {row["budget"]: row for row in content["policies"][policy]}
+            rows.append((policy, name, *(_evidence_cell(found[budget]) for budget in BUDGETS[:3])))
+    table = markdown_table(("policy", "the prior knows", *percents(BUDGETS[:3])), rows)
+    return f"{table}\n\n{small_print('; '.join(sorted(sources)))}"
 
 
 def errors_deferred() -> str:
@@ -104,4 +123,12 @@ def _evidence_cell(row: Mapping[str, Any]) -> str:
     return f"{row['Dice']['estimate']:.3f} ({part}) {percent(row['questions'])}"
 
 
-TABLES = (evidence, evidence_goals, evidence_3d, evidence_readers_3d, evidence_vessels, errors_deferred)
+TABLES = (
+    evidence,
+    evidence_goals,
+    evidence_features,
+    evidence_3d,
+    evidence_readers_3d,
+    evidence_vessels,
+    errors_deferred,
+)
