@@ -56,6 +56,7 @@ class PredictedCase:
         expert: np.ndarray | Stored | None = None,
         gain: np.ndarray | Stored | None = None,
         gains: np.ndarray | Stored | None = None,
+        aggregated: np.ndarray | Stored | None = None,
         softmax: np.ndarray | Stored | None = None,
         routing: np.ndarray | Stored | None = None,
         prior: PriorMap | Stored | None = None,
@@ -75,6 +76,7 @@ class PredictedCase:
             expert: The expert map.
             gain: The gain map.
             gains: The gains of all experts.
+            aggregated: The map of the aggregated predictor.
             softmax: The model's probabilities.
             routing: The routing probabilities.
             prior: The prior of the evidence model.
@@ -96,6 +98,7 @@ class PredictedCase:
             "expert": expert,
             "gain": gain,
             "gains": gains,
+            "aggregated": aggregated,
             "softmax": softmax,
             "routing": routing,
             "prior": prior,
@@ -186,6 +189,11 @@ class PredictedCase:
         experts = gains.shape[:1] if self.num_experts is None else (self.num_experts,)
         self._check_shape("gains", gains, (*experts, *self.model.shape))
         return gains
+
+    @cached_property
+    def aggregated(self) -> np.ndarray:
+        """float32 of shape S in [0, 1]: the probability of the aggregated predictor that the voxel is deferred."""
+        return self._within("aggregated", self._map("aggregated"), 1)
 
     @cached_property
     def disagreement(self) -> np.ndarray | None:

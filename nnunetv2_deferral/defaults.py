@@ -63,5 +63,8 @@ ROUTE = "route"
 MAPS = (ROUTE, "probability", "expert", "gain")
 """The maps of a case, of which the route is always written."""
 
+AGGREGATED = "aggregated"
+"""A further map, of models with an aggregated deferral predictor, written on request and in final validations."""
+
 MEASURED_BY = ("probability", "gain")
 """The maps by which the minutes and the expected gain of a region are measured."""

@@ -59,11 +59,14 @@ def folds_wanted(environment: Mapping[str, str] = os.environ) -> bool:
     return text == "1"
 
 
-def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The maps that are written for each case, in the order of :data:`.MAPS`; the route always is.
+def maps_wanted(
+    planned: Sequence[str], known: Sequence[str] = MAPS, environment: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """The maps that are written for each case, in the order of those that are known; the route always is.
 
     Args:
         planned: Those of the settings, which `nnUNet_deferral_maps` (names separated by spaces) overrides.
+        known: Those that the model has, see :attr:`.DeferralSettings.known_maps`.
         environment: The environment variables.
 
     Raises:
@@ -71,9 +74,11 @@ def maps_wanted(planned: Sequence[str], environment: Mapping[str, str] = os.envi
     """
     check_names(environment)
     names = environment.get(ENVIRONMENT_MAPS, "").split()
-    if unknown := [name for name in names if name not in MAPS]:
-        raise InputError(f"{ENVIRONMENT_MAPS}: there is no map {', '.join(unknown)}; known are {' '.join(MAPS)}")
-    return tuple(name for name in MAPS if name == ROUTE or name in (names or planned))
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(
+            f"{ENVIRONMENT_MAPS}: there is no map {', '.join(unknown)} of this model; known are {' '.join(known)}"
+        )
+    return tuple(name for name in known if name == ROUTE or name in (names or planned))
 
 
 @contextmanager
@@ -89,12 +94,12 @@ def variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def all_maps() -> AbstractContextManager[None]:
-    """A context in which all maps are written.
+def all_maps(known: Sequence[str]) -> AbstractContextManager[None]:
+    """A context in which all maps of a model are written.
 
     Calibrations, benchmarks and the summary of a training take all maps of its validation.
     """
-    return variable(ENVIRONMENT_MAPS, " ".join(MAPS))
+    return variable(ENVIRONMENT_MAPS, " ".join(known))
 
 
 def simulates_on_device(device_type: str, environment: Mapping[str, str] = os.environ) -> bool:

@@ -5,7 +5,8 @@
     <folder>/deferral/probability/<case>.nii.gz   in [0, 1]: deferral score
     <folder>/deferral/expert/<case>.nii.gz        uint8: whom to ask if the voxel is deferred, j as above
     <folder>/deferral/gain/<case>.nii.gz          expected gain from asking that expert, in the Dice of the case
-    <folder>/deferral/gains/<case>.npz            with all of these maps: gains of all experts, where any is positive
+    <folder>/deferral/aggregated/<case>.nii.gz    on request, in [0, 1]: probability of the aggregated predictor
+    <folder>/deferral/gains/<case>.npz            with the first four: gains of all experts, where any is positive
     <folder>/deferral/prior/<case>.npz            if the calibration reads answers as evidence: prior logits, areas
     <folder>/deferral/answered/<case>.npz         from the second round of questions: the earlier questions and answers
     <folder>/deferral/routing/<case>.npz          with --save_probabilities or --npz: J + 1 probabilities, uncalibrated
@@ -13,8 +14,8 @@
     <folder>/deferral/deferral.json               model with experts, settings, calibration, how it predicted, versions
 
 The maps are in a subfolder because nnU-Net treats every file with the dataset's ending in the folder itself as a case.
-Of the first four, `maps` in deferral.json names those that the cases have.
-Probability and gain are stored as :func:`.image_files.write_values` does, the gain as a share of the case's
+Of the first five, `maps` in deferral.json names those that the cases have.
+Probabilities and gain are stored as :func:`.image_files.write_values` does, the gain as a share of the case's
 `largest_gain`.
 """
 
@@ -38,7 +39,7 @@ from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.kept_gains import KeptGains, are_few
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
 from nnunetv2_deferral.decision.predicted_by import NotedPrediction, differing_predictions
-from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.defaults import AGGREGATED, MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
@@ -89,8 +90,15 @@ def gain_file(folder: Path, case: str, file_ending: str) -> Path:
     return folder / FOLDER / "gain" / f"{case}{file_ending}"
 
 
+def aggregated_file(folder: Path, case: str, file_ending: str) -> Path:
+    """The probability of the aggregated deferral predictor of a case."""
+    return folder / FOLDER / AGGREGATED / f"{case}{file_ending}"
+
+
 # Functions of folder, case and file ending; which of these maps the cases of a folder have is in its deferral.json.
-MAP_FILES = dict(zip(MAPS, (route_file, probability_file, expert_file, gain_file), strict=True))
+MAP_FILES = dict(
+    zip((*MAPS, AGGREGATED), (route_file, probability_file, expert_file, gain_file, aggregated_file), strict=True)
+)
 
 
 def routing_file(folder: Path, case: str) -> Path:
@@ -153,7 +161,7 @@ class Index(TypedDict):
 
     model: _Model
     settings: dict[Text, Any]
-    maps: NotRequired[list[Literal["route", "probability", "expert", "gain"]]]  # not in those of earlier versions
+    maps: NotRequired[list[Literal["route", "probability", "expert", "gain", "aggregated"]]]  # not of earlier versions
     prediction: NotRequired[NotedPrediction]  # likewise
     calibration: NotRequired[dict[Text, Any] | None]
     cases: NotRequired[dict[Text, _CaseEntry]]  # of earlier versions
@@ -310,7 +318,7 @@ class DeferralFolder:
         model: The model behind the maps.
         settings: The effective settings of the model.
         calibration: The calibration applied to the maps, or None.
-        kinds: The maps to write, some of :data:`.MAPS` in their order.
+        kinds: The maps to write, some of :data:`MAP_FILES` in their order.
         prediction: How the cases are predicted, see :func:`check_prediction`; empty if that is not known.
     """
 
@@ -333,6 +341,7 @@ class DeferralFolder:
         gains: np.ndarray | None = None,
         prior: PriorMap | None = None,
         answered: EarlierAnswers | None = None,
+        aggregated: np.ndarray | None = None,
     ) -> None:
         """Write the maps of a case, and last its entry, which makes it one of the folder's.
 
@@ -344,8 +353,12 @@ class DeferralFolder:
             gains: The gains of all experts, real (J, *S), kept if they :func:`.are_few`; or None.
             prior: The prior, or None.
             answered: The questions and answers of earlier rounds, or None.
+            aggregated: The map of the aggregated predictor, in [0, 1] of the shape of the maps; None if it is not one
+                of those to write.
         """
-        if gains is not None and self.kinds == MAPS and are_few(gains):  # another decision needs all of these maps
+        if (
+            gains is not None and set(MAPS) <= set(self.kinds) and are_few(gains)
+        ):  # another decision needs all of these maps
             _save_arrays(KeptGains.of(gains)._asdict(), gains_file(self.folder, case))
         else:  # what an earlier decision about the case has left would pass for this one's
             gains_file(self.folder, case).unlink(missing_ok=True)
@@ -363,6 +376,8 @@ class DeferralFolder:
             write_values(maps.probability, 1, probability_file(*where), self.writer, properties)
         if "gain" in self.kinds:
             write_values(maps.gain, largest_gain, gain_file(*where), self.writer, properties, keep_positive=True)
+        if aggregated is not None:
+            write_values(aggregated, 1, aggregated_file(*where), self.writer, properties)
         rates = deferral_rates(maps.route, self.model.experts)
         self._enter(case, rates | {"largest_gain": largest_gain} | dict(statistics or {}))
 

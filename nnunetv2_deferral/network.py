@@ -285,7 +285,7 @@ def add_deferral_head(
         "has_regions": has_regions,
         "trains_decoder": settings.routing_trains_decoder,
         "initial_logit": settings.rule.initial_logit if settings.head_initialization == "undecided" else None,
-        "with_aggregated": settings.lambda_coherence > 0,
+        "with_aggregated": settings.has_aggregated,
         "sees_confidence": settings.head_sees_confidence,
         "ordinal": ordinal,
     }

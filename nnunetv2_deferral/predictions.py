@@ -21,7 +21,7 @@ from nnunetv2_deferral.decision.gains import gain_unit
 from nnunetv2_deferral.decision.kept_gains import KeptGains
 from nnunetv2_deferral.decision.limits import Limits
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
-from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.defaults import AGGREGATED, MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import EarlierAnswers
@@ -227,6 +227,7 @@ class PredictionFolder(MaskFolder):
             route=self._map(name, "route", self._values),
             probability=self._map(name, "probability", self.files.read_shares),
             expert=self._map(name, "expert", self._values),
+            aggregated=self._map(name, AGGREGATED, self.files.read_shares),
             gain=self._map(name, "gain", lambda file: self._gain(file, name)),
             gains=Stored(file=gains, read=lambda: _kept_gains(gains, mask()[0].shape)),
             softmax=Stored(file=softmax, read=lambda: read_probabilities(softmax)) if saved else None,

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.assignment import check_capacities
 from nnunetv2_deferral.decision.limits import CASE, Limits
-from nnunetv2_deferral.defaults import BOUNDARY_WIDTH, MAPS
+from nnunetv2_deferral.defaults import AGGREGATED, BOUNDARY_WIDTH, MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.expert_sim.profiles import EXPERT_SETS, ExpertProfile, default_expert_set, expert_set
 from nnunetv2_deferral.expert_sim.zones import remark_on_band, spacing_in_voxels_of
@@ -88,7 +88,7 @@ class SettingsBlock(TypedDict, total=False):
     capacities: list[Share | None] | None
     budget_over: Literal["case", "dataset"]
     min_region_mm: NonNegative | None
-    maps: list[Literal["route", "probability", "expert", "gain"]]
+    maps: list[Literal["route", "probability", "expert", "gain", "aggregated"]]
     evaluation_seed: Count
 
 
@@ -146,7 +146,8 @@ class DeferralSettings:
             for no limits.
         budget_over: `"case"` or `"dataset"`, the reference of budget and capacities, see :class:`.limits.Limits`.
         min_region_mm: Equivalent diameter of the smallest region that is deferred. None decides voxel by voxel.
-        maps: The maps that predictions write, of `"route"` (always written), `"probability"`, `"expert"` and `"gain"`.
+        maps: The maps that predictions write, of `"route"` (always written), `"probability"`, `"expert"`, `"gain"` and,
+            if there is an aggregated predictor, `"aggregated"`.
         evaluation_seed: Seed of the simulated experts in the final validation.
     """
 
@@ -200,6 +201,11 @@ class DeferralSettings:
                 f'{_WHERE}: "segmentation_layer" ({self.segmentation_layer}) and "features_from" '
                 f"({self.features_from}) are mutually exclusive"
             )
+        if AGGREGATED in self.maps and not self.has_aggregated:
+            raise InputError(
+                f'{_WHERE}: maps has "{AGGREGATED}", but without the spatial-coherence loss (lambda_coherence is 0, as '
+                "as with _noSC) there is no aggregated predictor"
+            )
         self._check_raters()
         _check_bounds(self.lower, self.upper, self.num_experts)
         if len(self.costs) != self.num_experts:
@@ -250,6 +256,16 @@ class DeferralSettings:
     def rule(self) -> RoutingRule:
         """The routing rule of the objective."""
         return routing_rule(self.objective, self.costs, self.available)
+
+    @property
+    def has_aggregated(self) -> bool:
+        """Whether there is an aggregated deferral predictor, which the spatial-coherence loss trains."""
+        return self.lambda_coherence > 0
+
+    @property
+    def known_maps(self) -> tuple[str, ...]:
+        """All maps that the model can write."""
+        return (*MAPS, AGGREGATED) if self.has_aggregated else MAPS
 
     @property
     def limits(self) -> Limits:

@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from small_prediction import write_mask, write_prediction, write_study
-from small_predictor import small_predictor
+from small_predictor import DATASET_JSON, small_predictor
 
 from nnunetv2_deferral import maps
 from nnunetv2_deferral.commands import evaluate, fuse, worklist
-from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.defaults import AGGREGATED, MAPS
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS, ENVIRONMENT_MINUTES, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.nnunet import trainer  # noqa: F401  # replaces functions of nnU-Net
@@ -23,17 +24,55 @@ TWO, MEASURED = ("route", "gain"), ("route", "probability", "gain")
 def test_the_variable_overrides_the_settings_and_the_route_is_always_written():
     assert resolve_settings(None).maps == MAPS
     planned = resolve_settings({"maps": ["gain"]}).maps
-    assert maps_wanted(planned, {}) == TWO
-    assert maps_wanted(planned, {ENVIRONMENT_MAPS: "expert  probability"}) == ("route", "probability", "expert")
-    assert maps_wanted((), {ENVIRONMENT_MAPS: " "}) == ("route",)
+    assert maps_wanted(planned, MAPS, {}) == TWO
+    assert maps_wanted(planned, MAPS, {ENVIRONMENT_MAPS: "expert  probability"}) == ("route", "probability", "expert")
+    assert maps_wanted((), MAPS, {ENVIRONMENT_MAPS: " "}) == ("route",)
     assert resolve_settings(resolve_settings({"maps": ["gain"]}).to_dict()).maps == ("gain",)
 
 
 def test_a_map_that_there_is_not_is_named():
-    with pytest.raises(InputError, match="nnUNet_deferral_maps: there is no map gains, all; known are route probab"):
-        maps_wanted(MAPS, {ENVIRONMENT_MAPS: "route gains all"})
-    with pytest.raises(InputError, match=r"maps\[0\] must be 'route', 'probability', 'expert' or 'gain', got 'gains'"):
+    with pytest.raises(
+        InputError, match="nnUNet_deferral_maps: there is no map gains, all of this model; known are route probab"
+    ):
+        maps_wanted(MAPS, MAPS, {ENVIRONMENT_MAPS: "route gains all"})
+    with pytest.raises(InputError, match=r"maps\[0\] must be 'route', .*'gain' or 'aggregated', got 'gains'"):
         resolve_settings({"maps": ["gains"]})
+
+
+def test_without_the_spatial_coherence_loss_there_is_no_aggregated_predictor():
+    wanted = {"maps": ["route", AGGREGATED]}
+    settings = resolve_settings(wanted)
+    assert maps_wanted(settings.maps, settings.known_maps, {}) == ("route", AGGREGATED)
+    with pytest.raises(InputError, match='maps has "aggregated", but without the spatial-coherence loss'):
+        resolve_settings(wanted, overrides={"lambda_coherence": 0.0})
+    with pytest.raises(InputError, match="no map aggregated of this model; known are route probability expert gain$"):
+        maps_wanted(MAPS, resolve_settings({"lambda_coherence": 0}).known_maps, {ENVIRONMENT_MAPS: AGGREGATED})
+
+
+def test_the_map_of_the_aggregated_predictor_is_its_probability(tmp_path, monkeypatch):
+    predictor = small_predictor()
+    (tmp_path / "out").mkdir()
+    image = np.random.default_rng(0).integers(1, 9, (2, 32, 32)).astype(np.uint8)
+    write_mask(tmp_path / "images" / "c_0000.nii.gz", image, spacing=(1.0, 1.0, 2.5))
+    files = [[str(tmp_path / "images" / "c_0000.nii.gz")]], [str(tmp_path / "out" / "c")]
+    logits = {}
+
+    def remembered(stock):
+        def predict(data, *args, **options):
+            logits["c"] = stock(data, *args, **options)
+            return logits["c"]
+
+        return predict
+
+    of_data = "predict_logits_from_preprocessed_data"
+    monkeypatch.setattr(predictor, of_data, remembered(getattr(predictor, of_data)))
+    monkeypatch.setenv(ENVIRONMENT_MAPS, f"route {AGGREGATED}")
+    predictor.predict_from_files_sequential(*files)
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    found = PredictionFolder.open(tmp_path / "out").case("c").aggregated
+    assert np.ptp(found) > 0.01
+    expected = torch.sigmoid(logits["c"][-1].float()).numpy()
+    assert found == pytest.approx(expected, abs=5e-4)  # half precision
 
 
 @pytest.mark.parametrize("kinds", [("route",), TWO])

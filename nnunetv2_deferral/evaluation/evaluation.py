@@ -19,7 +19,7 @@ import numpy as np
 from nnunetv2_deferral.cases import EvaluatedCase, PredictedCase
 from nnunetv2_deferral.decision.calibrators import Calibrator
 from nnunetv2_deferral.decision.confidence import ConfidenceRule
-from nnunetv2_deferral.defaults import BUDGETS
+from nnunetv2_deferral.defaults import AGGREGATED, BUDGETS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation import failure
 from nnunetv2_deferral.evaluation.bootstrap import bootstrap_difference, bootstrap_interval
@@ -275,6 +275,8 @@ class Evaluation:
     def _scores(self, prediction: PredictedCase) -> dict[str, np.ndarray]:
         """The scores by which voxels are ranked, except for gain, random and oracle."""
         scores = {PROBABILITY: prediction.probability}
+        if prediction.has(AGGREGATED):
+            scores[AGGREGATED] = prediction.aggregated
         if prediction.has("softmax"):
             scores[MAX_SOFTMAX] = one_minus_max(prediction.softmax, has_regions=self.has_regions)
             scores[ENTROPY] = entropy(prediction.softmax, has_regions=self.has_regions)

@@ -1,14 +1,14 @@
 """All rankings of voxels that an evaluation compares at matched budgets: :class:`Rankings`.
 
-By the learned expected gain (where positive), by the probability map, by the model's 1 - max softmax and entropy (if
-its probabilities were saved), by entropy times the calibrated probability that the model is wrong (if routing
-probabilities were saved, too), by scores that know nothing of the image (:mod:`sanity` and :mod:`prior_errors`), and at
-random, each with the expert in the expert map; by the gain and by 1 - max softmax with always the same expert; by 1 -
-max softmax with the expert and the stopping point that were fitted, if they were; and the oracle, an upper bound of
-these. If answers are read as evidence, those of the learned ranking are, and the ranking is also scored with answers
-that replace labels (`learned, replaced`) and 1 - max softmax with answers read as evidence (`max_softmax, as
-evidence`), and questions in two rounds with up to two experts a voxel (`two rounds`). After earlier rounds of
-questions, all rankings start from their answers, and there is no `two rounds`.
+By the learned expected gain (where positive), by the probability map and that of the aggregated predictor, by the
+model's 1 - max softmax and entropy (if its probabilities were saved), by entropy times the calibrated probability that
+the model is wrong (if routing probabilities were saved, too), by scores that know nothing of the image (:mod:`sanity`
+and :mod:`prior_errors`), and at random, each with the expert in the expert map; by the gain and by 1 - max softmax with
+always the same expert; by 1 - max softmax with the expert and the stopping point that were fitted, if they were; and
+the oracle, an upper bound of these. If answers are read as evidence, those of the learned ranking are, and the ranking
+is also scored with answers that replace labels (`learned, replaced`) and 1 - max softmax with answers read as evidence
+(`max_softmax, as evidence`), and questions in two rounds with up to two experts a voxel (`two rounds`). After earlier
+rounds of questions, all rankings start from their answers, and there is no `two rounds`.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from nnunetv2_deferral.decision.limits import (
     warn_of_full_budget,
 )
 from nnunetv2_deferral.decision.predicted_by import PredictedBy
+from nnunetv2_deferral.defaults import AGGREGATED
 from nnunetv2_deferral.environment import ENVIRONMENT_CAPACITIES, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.maps import (
@@ -101,7 +102,8 @@ def export_prediction_from_logits(
     if isinstance(plans_manager, DeferralPlansManager):
         model = model_identity(plans_manager, configuration_manager)
         check_folder(file.parent, model)
-        check_kinds(file.parent, maps_wanted(plans_manager.settings.maps))
+        kinds = maps_wanted(plans_manager.settings.maps, plans_manager.settings.known_maps)
+        check_kinds(file.parent, kinds)
         raters = agreement_model(plans_manager, configuration_manager)
         agreement_folder.check_folder(file.parent, raters, beside_deferral=True)
         labels = plans_manager.get_label_manager(dataset_json)
@@ -131,7 +133,7 @@ def export_prediction_from_logits(
             model=model,
             settings=plans_manager.settings,
             calibration=plans_manager.calibration,
-            kinds=maps_wanted(plans_manager.settings.maps),
+            kinds=kinds,
             prediction=plans_manager.prediction,
         )
         folder.write(
@@ -141,6 +143,7 @@ def export_prediction_from_logits(
             decision.statistics,
             gains=decision.gains,
             prior=decision.prior,
+            aggregated=aggregated_in_image(parts.aggregated, geometry) if AGGREGATED in kinds else None,
         )
         plans_manager = plans_manager.stock()
     stock_export(
@@ -216,6 +219,17 @@ def probabilities_in_image(
     if not labels.has_regions:
         outside[0] = 1.0
     return geometry.in_image(probabilities, outside)
+
+
+def aggregated_in_image(logit: Tensor, geometry: CaseGeometry) -> np.ndarray:
+    """The probability of the aggregated predictor in the image, float32 of shape S; 0 where nothing was predicted.
+
+    Args:
+        logit: Of the preprocessed case, (1, *S).
+        geometry: The geometry of the preprocessed case.
+    """
+    found: np.ndarray = geometry.in_image(geometry.resampled_fast(torch.sigmoid(logit)), [0.0])[0]
+    return found
 
 
 def effective_limits(settings: DeferralSettings) -> Limits:

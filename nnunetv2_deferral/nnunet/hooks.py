@@ -101,7 +101,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(self.plans_manager, DeferralPlansManager):
             check_limits(self.plans_manager)
             settings = self.plans_manager.settings
-            limits, kinds = effective_limits(settings), maps_wanted(settings.maps)
+            limits, kinds = effective_limits(settings), maps_wanted(settings.maps, settings.known_maps)
             if limits.minutes is not None and not set(MEASURED_BY) <= set(kinds):
                 raise InputError(
                     f"a limit of minutes requires the maps {' '.join(MEASURED_BY)}, but only {' '.join(kinds)} are to "

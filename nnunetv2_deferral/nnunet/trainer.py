@@ -539,7 +539,7 @@ class DeferralTrainer(nnUNetTrainer):
             discard_maps_of_another_model(self, self.plans_manager)
         if self.is_ddp:
             distributed.barrier()
-        with all_maps():
+        with all_maps(self.settings.known_maps):
             super().perform_actual_validation(save_probabilities)
         if self.local_rank == 0:
             summary = summarize_validation(self, self.settings)

@@ -12,7 +12,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_deferral import agreement_maps, maps
 from nnunetv2_deferral.answers import ExpertAnswers
 from nnunetv2_deferral.cases import EvaluatedCase
-from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME, summarize_deferral
 from nnunetv2_deferral.files import write_json
@@ -29,7 +28,7 @@ def discard_maps_of_another_model(trainer: nnUNetTrainer, plans_manager: Deferra
     folder, model = _folder(trainer), model_identity(plans_manager, trainer.configuration_manager)
     try:
         maps.check_folder(folder, model)
-        maps.check_kinds(folder, MAPS)
+        maps.check_kinds(folder, plans_manager.settings.known_maps)
         raters = agreement_model(plans_manager, trainer.configuration_manager)
         agreement_maps.check_folder(folder, raters, beside_deferral=True)
     except InputError as error:

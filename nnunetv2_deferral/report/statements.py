@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_deferral.decision.combination import HEADS, choice_text
+from nnunetv2_deferral.defaults import AGGREGATED
 from nnunetv2_deferral.evaluation.kept_errors import outcome
 from nnunetv2_deferral.evaluation.prior_errors import MASK_ONLY, PRIOR_MAP
 from nnunetv2_deferral.evaluation.rankings import (
@@ -34,6 +35,7 @@ RANKING_NAMES = {
     LEARNED: "learned: expected gain (this model)",
     IN_ROUNDS: "two rounds, up to two experts a voxel",
     PROBABILITY: "probability map (this model)",
+    AGGREGATED: "aggregated deferral predictor (this model)",
     MAX_SOFTMAX: "model uncertainty (1 − max softmax)",
     CONFIDENCE: "model uncertainty, fitted expert and stopping point",
     BEST_EXPERT: "model uncertainty, best expert in hindsight",

@@ -16,6 +16,7 @@ from nnunetv2_deferral import folds, maps
 from nnunetv2_deferral.commands.evaluate import main
 from nnunetv2_deferral.decision.calibrators import IDENTITY, Temperature
 from nnunetv2_deferral.decision.model_calibration import ModelCalibration
+from nnunetv2_deferral.defaults import AGGREGATED, MAPS
 from nnunetv2_deferral.evaluation.overlap import overlap
 from nnunetv2_deferral.evaluation.summary import SUMMARY_NAME
 from nnunetv2_deferral.evaluation.surfaces import surface_scores
@@ -23,6 +24,7 @@ from nnunetv2_deferral.expert_sim.profiles import expert_set
 from nnunetv2_deferral.experts import experts_to_json
 from nnunetv2_deferral.folds import EnsembleIdentity, FoldsFolder
 from nnunetv2_deferral.fusion import fuse_masks
+from nnunetv2_deferral.image_files import write_values
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.report.curves import draw_curves
 from nnunetv2_deferral.settings import resolve_settings
@@ -128,6 +130,18 @@ def test_the_probabilities_beside_the_masks_bring_the_models_own_confidence(fold
     assert {"learned", "max_softmax", "entropy", "random", "oracle"} <= set(summary["budgets"])
     own, known = {"probability", "max_softmax", "entropy"}, {"near_border", "near_centre", "prior_map", "mask_only"}
     assert own | known == set(summary["risk_coverage"])
+
+
+def test_the_map_of_the_aggregated_predictor_is_one_ranking_more(folders, capsys):
+    file = maps.index_file(folders.root / "out")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"maps": [*MAPS, AGGREGATED]}))
+    of_aggregated = {case: maps.MAP_FILES[AGGREGATED](folders.root / "out", case, ".nii.gz") for case in ("x", "y")}
+    assert f"deferral maps are missing (2): {of_aggregated['x']}" in folders.refused(capsys)
+    for case, predicted in folders.predicted.items():
+        wrong = (predicted.model != folders.reference[case]).astype(np.float32)
+        write_values(wrong, 1, of_aggregated[case], reader_of(".nii.gz"), GEOMETRY)
+    found = folders.evaluate("-budgets", 0.3)["budgets"]
+    assert found[AGGREGATED][0]["Dice"] > found["probability"][0]["Dice"] + 0.05
 
 
 def test_tables_have_a_row_a_case_and_a_row_a_ranking_and_budget(folders):

@@ -93,6 +93,8 @@ class TestTraining:
         cases = tuple(sorted(file.stem for file in folder.glob("*.png")))
         assert cases
         assert_maps(folder, cases, ".png")
+        of_aggregated = [folder / "deferral" / "aggregated" / f"{case}.png" for case in cases]
+        assert all(0 < read(file).max() <= 65535 for file in of_aggregated)
 
     def test_something_is_deferred_after_a_few_iterations(self, flat_deferral: Path, solid_deferral: Path) -> None:
         for fold in (flat_deferral, solid_deferral):
