@@ -31,6 +31,8 @@ from nnunetv2_deferral.arrays import check_same_shape
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evaluation.score_bins import ScoreHistogram
 
+_ROUNDING = 1e-9  # of areas
+
 
 @dataclass(frozen=True)
 class RiskCoverageArea:
@@ -51,9 +53,21 @@ class RiskCoverageArea:
         """The difference from the optimum."""
         return self.area - self.optimum
 
+    @property
+    def normalised(self) -> float:
+        """The difference from the optimum as a share of that of a random score; NaN if all scores are as good."""
+        largest = self.random - self.optimum
+        return self.excess / largest if largest > _ROUNDING * self.random else float("nan")
+
     def to_dict(self) -> dict[str, float]:
-        """`area`, `optimum`, `random` and `excess`."""
-        return {"area": self.area, "optimum": self.optimum, "random": self.random, "excess": self.excess}
+        """`area`, `optimum`, `random`, `excess` and `normalised`."""
+        return {
+            "area": self.area,
+            "optimum": self.optimum,
+            "random": self.random,
+            "excess": self.excess,
+            "normalised": self.normalised,
+        }
 
 
 @dataclass(frozen=True)

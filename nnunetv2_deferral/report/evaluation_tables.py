@@ -256,11 +256,11 @@ def cases_table(summary: Mapping[str, Any]) -> Table:
         if how in _HOW_CASES_ARE_SCORED:
             label = f"{label}, {_HOW_CASES_ARE_SCORED[how]}"
         areas = [score_text(found["AUGRC"][key]) for key in ("area", "optimum", "random")]
-        rows.append([label, *areas, str(found["num_cases"])])
+        rows.append([label, *areas, score_text(found["AURC"]["normalised"]), str(found["num_cases"])])
     return Table(
         caption="Area under the generalised risk-coverage curve (AUGRC) over cases, loss 1 − Dice of the model; lower "
-        "is better",
-        head=["score of the case", "AUGRC", "optimum", "random", "cases"],
+        "is better. Normalised AURC: 0 for a perfect order of the cases, 1 for a random one",
+        head=["score of the case", "AUGRC", "optimum", "random", "normalised\nAURC", "cases"],
         rows=rows,
     )
 

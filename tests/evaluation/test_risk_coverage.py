@@ -57,6 +57,17 @@ def test_with_errors_only_no_score_is_better_than_another(make):
 
 
 @BOTH
+def test_areas_are_normalised_to_those_of_the_best_and_of_a_random_score(make):
+    wrong = [0, 0, 1, 0, 1]
+    for score, expected in ((wrong, 0), ([1] * 5, 1)):
+        found = make(score, wrong)
+        assert [found.aurc().normalised, found.augrc().normalised] == pytest.approx([expected] * 2)
+    assert make([0, 0, 2, 1, 3], wrong).aurc().normalised == pytest.approx(0)
+    assert make([3, 2, 0, 1, 0], wrong).aurc().normalised > 1
+    assert all(math.isnan(make([1, 2, 3], losses).aurc().normalised) for losses in ([0, 0, 0], [1, 1, 1]))
+
+
+@BOTH
 @pytest.mark.parametrize("errors", [1, 3, 9])
 def test_a_constant_score_is_exactly_random(make, errors):
     found = make([0.3] * 10, [1] * errors + [0] * (10 - errors))
@@ -161,7 +172,7 @@ def test_areas_are_in_the_unit_of_the_loss():
 
 def test_an_area_tells_all_by_name():
     found = risk_coverage_of_cases(np.array([0.9, 0.1]), np.array([0, 1])).augrc().to_dict()
-    assert found == pytest.approx({"area": 0.375, "optimum": 0.125, "random": 0.25, "excess": 0.25})
+    assert found == pytest.approx({"area": 0.375, "optimum": 0.125, "random": 0.25, "excess": 0.25, "normalised": 2.0})
 
 
 def test_a_curve_has_points_where_the_score_changes():
