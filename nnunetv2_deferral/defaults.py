@@ -53,6 +53,9 @@ QUERY_UNITS = ("patch", "region", "case")
 QUERY_ROUNDS, QUERY_EDGE_VOXELS = 5, 20
 """Rounds of queries, over which noise decays, and the edge of a box."""
 
+ANNOTATOR = "annotator"
+"""The expert who is asked about boxes, if no model says whom to ask."""
+
 DICOM_OBJECTS, DICOM_KINDS = ("mask", "review", "probability", "gain"), ("binary", "labelmap", "fractional")
 """What is exported of a prediction as DICOM, and the types of the mask's segmentation."""
 

@@ -131,6 +131,11 @@ def entries_folder(folder: Path) -> Path:
     return folder / FOLDER / "cases"
 
 
+def lock_of(folder: Path) -> Path:
+    """The file by which processes that write to a folder wait for each other."""
+    return folder / FOLDER / ".deferral.json.lock"
+
+
 def mask_checksum(file: Path) -> str:
     """The checksum of a mask's file that the entry of its case notes, eight hexadecimal digits."""
     return f"{zlib.crc32(file.read_bytes()):08x}"
@@ -417,7 +422,7 @@ class DeferralFolder:
         content |= noted_prediction(there, self.prediction)
         if content.items() <= there.items():
             return
-        with FileLock(file.with_name(".deferral.json.lock")):
+        with FileLock(lock_of(self.folder)):
             check_kinds(self.folder, self.kinds)
             check_prediction(self.folder, self.prediction)
             write_json((read_json(file) if file.is_file() else {}) | content, file)

@@ -14,9 +14,10 @@ from nnunetv2_deferral.commands import parsers
 from nnunetv2_deferral.commands.next_dataset import next_dataset, nnunet_folders
 from nnunetv2_deferral.commands.next_dataset import summary as dataset_summary
 from nnunetv2_deferral.decision.effort import check_work_limits
-from nnunetv2_deferral.defaults import MAPS
+from nnunetv2_deferral.defaults import ANNOTATOR, MAPS
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import versions
+from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.parts import Part, read_parts
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.asking import (
@@ -27,6 +28,7 @@ from nnunetv2_deferral.query.asking import (
     same_for_all_parts,
     scored_boxes,
 )
+from nnunetv2_deferral.query.deferred_boxes import QUESTIONS
 from nnunetv2_deferral.query.ensemble import Ensemble
 from nnunetv2_deferral.query.next_dataset import check_new_dataset
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, check_output, write_round
@@ -66,6 +68,7 @@ def query_folders(
     overwrite: bool = False,
     num_processes: int = 1,
     merge: bool = False,
+    annotator: str = ANNOTATOR,
 ) -> dict[str, Any]:
     """Choose boxes and write them as a round.
 
@@ -79,6 +82,7 @@ def query_folders(
         overwrite: Replace a round in `output`.
         num_processes: 1 runs in this process, more in this one and spawned ones.
         merge: Choose from what the parts in `output` found, which the round replaces.
+        annotator: The name of the expert who is asked; with the strategy `gain`, the model's experts are.
 
     Returns:
         The content of query.json, see docs/reference/files.md.
@@ -87,6 +91,7 @@ def query_folders(
         InputError: For invalid input; nothing is then written.
     """
     check_output(output, overwrite=overwrite)
+    check_expert_names([annotator], "-annotator")
     source, rounds = _open(folders, query, dataset_json), open_rounds(annotated)
     if merge:
         parts = read_parts(output, same_for_all_parts(source, folders, query, rounds))
@@ -119,7 +124,8 @@ def query_folders(
         "missing_of_class": {name: number for name, number in missing.items() if number},
         "versions": versions(),
     }
-    return write_round(content, asked.regions, asked.predictions, files, output)
+    model = source if isinstance(source, PredictionFolder) else None
+    return write_round(content, asked.regions, asked.predictions, files, output, annotator=annotator, model=model)
 
 
 def _open(folders: Sequence[Path], query: Query, dataset_json: Path | None) -> Ensemble | PredictionFolder:
@@ -155,7 +161,9 @@ def summary(content: dict[str, Any], output: Path) -> str:
         lines.append(f"  {name} has {number} boxes fewer than its share; others were chosen from all classes instead")
     if content["single_network"] and content["strategy"] in ("claspe", "entropy"):
         lines.append("  from one network only: several folds (-i FOLD_0 FOLD_1 ...) show more of the uncertainty")
-    return "\n".join([*lines, f"  {output / JSON_NAME}", f"  {output / MASKS}"])
+    return "\n".join(
+        [*lines, f"  {output / JSON_NAME}", f"  {output / MASKS}", f"  {output / QUESTIONS}, for worklist and review"]
+    )
 
 
 def _study(given: Namespace) -> tuple[str, Path, Path] | None:
@@ -207,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if part.of > 1:
             print(query_part(part, given.i, given.o, asked, **options))
             return
-        content = query_folders(given.i, given.o, asked, merge=given.merge, **options)
+        content = query_folders(given.i, given.o, asked, merge=given.merge, annotator=given.annotator, **options)
         if fitted is not None:
             print(f"working time: {fitted}")
         print(summary(content, given.o))

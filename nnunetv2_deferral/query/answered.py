@@ -16,6 +16,7 @@ from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.names import REVIEW_NAME
 from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.query.deferred_boxes import QUESTIONS
 from nnunetv2_deferral.query.ensemble import dataset_json_of
 from nnunetv2_deferral.query.rounds import JSON_NAME, MASKS, QueryRound
 from nnunetv2_deferral.raters import ExpertMasks
@@ -105,6 +106,11 @@ class RoundAnswers:
                 raise InputError(f"masks of boxes are missing ({len(lacking)}): {listed(lacking)}")
         if not answers.is_dir():
             raise InputError(f"the folder of answers {answers} does not exist")
+        if (answers / REVIEW_NAME).is_file():
+            raise InputError(
+                f"{answers} has the answers of a review. What they are answers to is in the folder {QUESTIONS} of the "
+                f"round that was reviewed: -i {first.folder / QUESTIONS}"
+            )
         itself = any(found._file(answers, case).is_file() for case in names)
         folders = sorted(path for path in answers.iterdir() if path.is_dir())
         experts = tuple(path.name for path in folders if any(found._file(path, case).is_file() for case in names))

@@ -141,7 +141,7 @@ class AskedBoxes:
 
     Attributes:
         regions: Rows for query.json in their order.
-        predictions: Shape and geometry of the cases with boxes.
+        predictions: Mask and geometry of the cases with boxes.
         choice: What was chosen.
     """
 
@@ -329,7 +329,7 @@ def _described(
     predictions = {}
     for case, places in sorted(by_case.items()):
         prediction, found = describe(case, [choice.chosen[place] for place in places])
-        # The masks need shape and geometry only.
+        # Without what else was read of the case.
         predictions[case] = PredictedCase(case, model=prediction.model, properties=prediction.properties)
         for label, (place, more) in enumerate(zip(places, found, strict=True), start=1):
             each = choice.chosen[place]

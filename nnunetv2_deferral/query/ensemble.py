@@ -23,7 +23,7 @@ class EnsembleCase:
     """A case as an ensemble predicts it.
 
     Attributes:
-        prediction: Mask of the first folder, and geometry.
+        prediction: Mask, of several folders that of their mean, and geometry.
         probabilities: float32 (K, *S): the mean over the folders.
     """
 
@@ -108,6 +108,8 @@ class Ensemble:
                 raise InputError(f"{file}: probabilities must lie in [0, 1], got {lowest:g} to {highest:g}")
             total += np.clip(found, 0, 1)
         total /= len(self.folders)
+        if len(self.folders) > 1:
+            mask = self.files.mask_of(total).astype(mask.dtype)
         return EnsembleCase(PredictedCase(case, model=mask, properties=properties), total)
 
 

@@ -1,6 +1,7 @@
-"""A round of queries on disk: the boxes to annotate, in `query.json` and as numbered masks.
+"""A round of queries on disk: the boxes to annotate, in `query.json`, as numbered masks, and as questions to experts.
 
-`masks/<case><file_ending>` is 0 outside of the boxes, and the `label` of a box inside.
+`masks/<case><file_ending>` is 0 outside of the boxes, and the `label` of a box inside. For `questions`, see
+:mod:`.deferred_boxes`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from nnunetv2_deferral.dataset import DatasetFiles
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.files import new_folder, read_json, write_json
 from nnunetv2_deferral.parts import is_part
+from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.query.deferred_boxes import QUESTIONS, write_questions
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.schema import Count, Text, read_validated_json, validate
 from nnunetv2_deferral.worklist.items import to_world
@@ -123,15 +126,20 @@ def write_round(
     predictions: Mapping[str, PredictedCase],
     files: DatasetFiles,
     output: Path,
+    *,
+    annotator: str,
+    model: PredictionFolder | None = None,
 ) -> dict[str, Any]:
     """Write a round whole or not at all.
 
     Args:
         content: What query.json says besides regions and files.
-        regions: The boxes in their order, with at least `case`, `box` and `label`.
-        predictions: Shape and geometry of each case with boxes.
+        regions: The boxes in their order, with at least `case`, `box`, `label` and `score`.
+        predictions: Mask and geometry of each case with boxes.
         files: The dataset.
         output: The folder, see :func:`check_output`.
+        annotator: See :func:`.write_questions`.
+        model: Likewise.
 
     Returns:
         The content of query.json.
@@ -148,6 +156,8 @@ def write_round(
                     numbers[tuple(slice(*ends) for ends in region["box"])] = region["label"]
             file = scratch / MASKS / f"{case}{files.file_ending}"
             write_numbered_mask(files, numbers, file, prediction.properties, fewer="ask for fewer (-n)")
+        write_questions(regions, predictions, files, scratch / QUESTIONS, annotator=annotator, model=model)
+        write_json(with_reader(files), scratch / QUESTIONS / "dataset.json")
         # By which the masks are read, by the reader that the boxes are in the axis order of.
         write_json(with_reader(files), scratch / "dataset.json")
         written["files"] = sorted(str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file())

@@ -227,6 +227,12 @@ class TestRefused:
         references(root)
         assert "has no query.json" in refused(capsys, root, questions=["round", "labels"])
 
+    def test_a_review_of_boxes_is_read_with_its_questions(self, root, capsys):
+        ask(root)
+        references(root)
+        (root / "labels" / "review.json").write_text("{}")
+        assert f"-i {root / 'round' / 'questions'}" in refused(capsys, root)
+
     def test_a_review_whose_experts_were_not_shown_all(self, root, capsys):
         write_study(root)
         record = {"regions": 1, "voxels": 1, "changed_voxels": 0, "minutes": 1.0}

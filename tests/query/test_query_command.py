@@ -6,10 +6,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from small_ensemble import SHAPE, write_ensemble
-from small_prediction import GEOMETRY, deferral_folder, read_mask, write_prediction
+from small_prediction import GEOMETRY, deferral_folder, read_mask, write_mask, write_prediction
 
+from nnunetv2_deferral.commands import fuse, worklist
 from nnunetv2_deferral.commands.query import main
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
+from nnunetv2_deferral.defaults import MAPS
 from nnunetv2_deferral.predictions import PredictionFolder
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.query.rounds import QueryRound
@@ -52,7 +54,8 @@ def test_each_strategy_gives_as_many_disjoint_boxes_as_asked_for(tmp_path, strat
 
 def test_the_masks_hold_the_boxes_where_query_json_says(tmp_path):
     content = ask(tmp_path, write_ensemble(tmp_path))
-    assert set(content["files"]) == {"dataset.json", *(f"masks/{case}.nii.gz" for case in boxes(content))}
+    written = [file for file in content["files"] if not file.startswith("questions/")]
+    assert set(written) == {"dataset.json", *(f"masks/{case}.nii.gz" for case in boxes(content))}
     for case in boxes(content):
         expected = np.zeros(SHAPE, dtype=int)
         for region in content["regions"]:
@@ -60,6 +63,51 @@ def test_the_masks_hold_the_boxes_where_query_json_says(tmp_path):
                 expected[tuple(slice(*ends) for ends in region["box"])] = region["label"]
         assert np.array_equal(read_mask(tmp_path / "round" / "masks" / f"{case}.nii.gz"), expected)
         assert np.array_equal(QueryRound.read(tmp_path / "round").mask(case, SHAPE), expected > 0)
+
+
+def test_the_boxes_are_questions_that_worklist_fuse_and_next_dataset_understand(tmp_path):
+    folders = write_ensemble(tmp_path)
+    content = ask(tmp_path, folders, "round", "-annotator", "ann", n=6)
+    questions = tmp_path / "round" / "questions"
+    assert content["files"] == sorted(
+        str(file.relative_to(tmp_path / "round"))
+        for file in (tmp_path / "round").rglob("*")
+        if file.is_file() and file.name != "query.json"
+    )
+    found, rounds = PredictionFolder.open(questions, needed=MAPS), QueryRound.read(tmp_path / "round")
+    assert (found.experts, set(found.cases)) == (("ann",), set(boxes(content)))
+    for case in found.cases:
+        assert np.array_equal(found.case(case).route, rounds.mask(case, SHAPE))
+        assert not found.has_other_mask(case)
+        mean = np.mean([np.load(folder / f"{case}.npz")["probabilities"] for folder in folders], axis=0)
+        assert np.array_equal(found.case(case).model, mean.argmax(0))
+    for place, region in enumerate(content["regions"]):
+        case, inside = found.case(region["case"]), tuple(slice(*ends) for ends in region["box"])
+        assert case.gain[inside].sum() == pytest.approx(1 - place / 6, rel=1e-3)
+        assert case.probability[inside] == pytest.approx(np.full((2, 3, 4), region["score"]), abs=1e-4)
+    worklist.main(["-i", str(questions), "-o", str(tmp_path / "list"), "--no_pictures"])
+    assert len(json.loads((tmp_path / "list" / "worklist.json").read_text())["regions"]) >= 1
+    for case in found.cases:
+        write_mask(tmp_path / "answers" / "ann" / f"{case}.nii.gz", np.full(SHAPE, 2, np.uint8))
+        write_mask(tmp_path / "images" / f"{case}_0000.nii.gz", np.zeros(SHAPE, np.uint8))
+    answers = ["-experts", str(tmp_path / "answers")]
+    fuse.main(["-i", str(questions), *answers, "-o", str(tmp_path / "fused")])
+    for case in found.cases:
+        where = rounds.mask(case, SHAPE)
+        expected = np.where(where, 2, found.case(case).model)
+        assert np.array_equal(read_mask(tmp_path / "fused" / f"{case}.nii.gz"), expected)
+
+
+def test_with_gain_the_models_experts_are_asked_and_its_maps_are_kept(tmp_path):
+    written = write_prediction(tmp_path / "in")
+    content = ask(tmp_path, [tmp_path / "in"], "round", "-strategy", "gain", n=4)
+    found = PredictionFolder.open(tmp_path / "round" / "questions")
+    assert found.experts == ("ann", "bob")
+    for region in content["regions"]:
+        case, inside = found.case(region["case"]), tuple(slice(*ends) for ends in region["box"])
+        assert (case.route[inside] == 1 + ["ann", "bob"].index(region["expert"])).all()
+        assert case.gain[inside] == pytest.approx(written[region["case"]].gain[inside], abs=1e-6)
+        assert np.array_equal(case.model, written[region["case"]].model)
 
 
 def test_world_coordinates_are_those_of_itk(tmp_path):
@@ -345,6 +393,10 @@ class TestRefused:
 
     def test_a_start_set_without_two_boxes_a_class(self, tmp_path, capsys):
         assert "at least 2 boxes for each of 2 classes" in refused(capsys, tmp_path, write_ensemble(tmp_path), n=3)
+
+    def test_an_annotator_whose_name_is_none(self, tmp_path, capsys):
+        error = refused(capsys, tmp_path, write_ensemble(tmp_path), "round", "-annotator", "a/b")
+        assert "-annotator" in error
 
     def test_the_same_folder_twice(self, tmp_path, capsys):
         folders = write_ensemble(tmp_path)

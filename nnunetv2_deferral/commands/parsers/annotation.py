@@ -41,6 +41,8 @@ def query() -> argparse.ArgumentParser:
     words = "folders of earlier rounds, whose boxes are not asked about again"
     add("-annotated", metavar="ROUND", type=Path, nargs="+", default=[], help=words)
     add("-seed", type=int, default=0, help="seed of all random choices. Default: %(default)s")
+    words = "who is asked in a review; with -strategy gain, the model's experts are. Default: %(default)s"
+    add("-annotator", metavar="NAME", default=defaults.ANNOTATOR, help=words)
     add_dataset_json(parser)
     add("--overwrite", action="store_true", help="replace a round in the output folder")
     add_parts(parser)
