@@ -89,6 +89,8 @@ def shift_images(
     file = dataset_json or images.parent / "dataset.json"
     if not images.is_dir():
         raise InputError(f"the folder of images {images} does not exist")
+    if not file.is_file():
+        raise InputError(f"there is no {file}; specify the dataset.json of the images with -djfile")
     if unknown := [kind for kind in kinds if kind not in SHIFTS]:
         raise InputError(f"unknown shifts {', '.join(unknown)}; known are {', '.join(SHIFTS)}")
     if wrong := [level for level in levels if level not in LEVELS]:

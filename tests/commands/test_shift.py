@@ -112,7 +112,7 @@ def test_what_cannot_be_shifted_is_refused_and_nothing_is_written(tmp_path, caps
         (("-np", 0), "at least 1, got 0"),
         (("-ref", root / "expertsTs" / "ann"), "cases without a reference in"),
         (("-experts", root / "labelsTs"), "has no folders of experts' masks"),
-        (("-djfile", root / "none.json"), "none.json is missing"),
+        (("-djfile", root / "none.json"), "none.json; specify the dataset.json of the images with -djfile"),
     ]
     for words, said in cases:
         assert said in refused(capsys, "-i", images, "-o", out, *words)
