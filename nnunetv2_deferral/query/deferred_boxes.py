@@ -64,7 +64,7 @@ def write_questions(
         maps = _maps(own, len(regions), prediction.model.shape, experts, None if model is None else model.case(case))
         deferral.write(case, maps, prediction.properties)
         mask = folder / f"{case}{files.file_ending}"
-        write_labels(prediction.model.astype(np.uint8), mask, files.reader, prediction.properties)
+        write_labels(prediction.model, mask, files.reader, prediction.properties)
         deferral.note_mask(case, with_probabilities=False)
     lock_of(folder).unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from small_ensemble import SHAPE, write_ensemble
+from small_ensemble import CASES, SHAPE, write_ensemble
 from small_prediction import GEOMETRY, deferral_folder, read_mask, write_mask, write_prediction
 
 from nnunetv2_deferral.commands import fuse, worklist
@@ -96,6 +96,21 @@ def test_the_boxes_are_questions_that_worklist_fuse_and_next_dataset_understand(
         where = rounds.mask(case, SHAPE)
         expected = np.where(where, 2, found.case(case).model)
         assert np.array_equal(read_mask(tmp_path / "fused" / f"{case}.nii.gz"), expected)
+
+
+def test_labels_above_255_stay_what_they_are_in_the_questions(tmp_path):
+    labels = {"background": 0, **{f"part {number}": number for number in range(1, 300)}}
+    folders = write_ensemble(tmp_path, folds=["fold_0"], cases=CASES[:2], labels=labels, shape=(2, 6, 8))
+    for folder in folders:
+        for case in CASES[:2]:
+            mask = np.load(folder / f"{case}.npz")["probabilities"].argmax(0)
+            write_mask(folder / f"{case}.nii.gz", mask.astype(np.uint16))
+    content = ask(tmp_path, folders, "round", "-strategy", "entropy", n=2)
+    found = PredictionFolder.open(tmp_path / "round" / "questions")
+    for case in boxes(content):
+        expected = read_mask(folders[0] / f"{case}.nii.gz")
+        assert expected.max() > 255
+        assert np.array_equal(found.case(case).model, expected)
 
 
 def test_with_gain_the_models_experts_are_asked_and_its_maps_are_kept(tmp_path):
