@@ -1,18 +1,21 @@
 """nnUNetv2_deferral_query on small folders of predictions."""
 
 import json
+import math
 from itertools import combinations
 
 import numpy as np
 import pytest
-from small_ensemble import CASES, SHAPE, write_ensemble
+from small_ensemble import SHAPE, write_ensemble
 from small_prediction import GEOMETRY, deferral_folder, read_mask, write_mask, write_prediction
 
+from nnunetv2_deferral.cases import PredictedCase
 from nnunetv2_deferral.commands import fuse, worklist
 from nnunetv2_deferral.commands.query import main
 from nnunetv2_deferral.decision.effort import WorkTime, border_lengths_mm, edit_cm
 from nnunetv2_deferral.defaults import MAPS
-from nnunetv2_deferral.predictions import PredictionFolder
+from nnunetv2_deferral.predictions import PredictionFolder, files_of_masks
+from nnunetv2_deferral.query.deferred_boxes import write_questions
 from nnunetv2_deferral.query.patches import Box
 from nnunetv2_deferral.query.rounds import QueryRound
 from nnunetv2_deferral.worklist.items import find_items
@@ -99,18 +102,14 @@ def test_the_boxes_are_questions_that_worklist_fuse_and_next_dataset_understand(
 
 
 def test_labels_above_255_stay_what_they_are_in_the_questions(tmp_path):
-    labels = {"background": 0, **{f"part {number}": number for number in range(1, 300)}}
-    folders = write_ensemble(tmp_path, folds=["fold_0"], cases=CASES[:2], labels=labels, shape=(2, 6, 8))
-    for folder in folders:
-        for case in CASES[:2]:
-            mask = np.load(folder / f"{case}.npz")["probabilities"].argmax(0)
-            write_mask(folder / f"{case}.nii.gz", mask.astype(np.uint16))
-    content = ask(tmp_path, folders, "round", "-strategy", "entropy", n=2)
-    found = PredictionFolder.open(tmp_path / "round" / "questions")
-    for case in boxes(content):
-        expected = read_mask(folders[0] / f"{case}.nii.gz")
-        assert expected.max() > 255
-        assert np.array_equal(found.case(case).model, expected)
+    (folder,) = write_ensemble(tmp_path, folds=["fold_0"], cases=["x"])
+    mask = np.arange(math.prod(SHAPE)).reshape(SHAPE) % 300
+    predictions = {"x": PredictedCase("x", model=mask, properties=GEOMETRY)}
+    region = {"case": "x", "box": [[0, 2], [0, 3], [0, 4]], "score": 0.5}
+    write_questions(
+        [region], predictions, files_of_masks(folder, folder / "dataset.json"), tmp_path / "out", annotator="ann"
+    )
+    assert np.array_equal(read_mask(tmp_path / "out" / "x.nii.gz"), mask)
 
 
 def test_with_gain_the_models_experts_are_asked_and_its_maps_are_kept(tmp_path):
