@@ -23,6 +23,7 @@ import numpy as np
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.query.patches import Box, Grid
+from nnunetv2_deferral.text import plural
 
 STRATIFIED = 0.66
 """The share of the boxes that is chosen class by class."""
@@ -182,7 +183,8 @@ def choose_boxes(
         raise InputError(f"the number of boxes must be at least 1, got {number}")
     if start and number < START_IMAGES * classes:
         raise InputError(
-            f"the first round needs at least {START_IMAGES} boxes for each of {classes} classes, got {number} boxes"
+            f"the first round needs at least {START_IMAGES} boxes for each of "
+            f"{plural(classes, 'class', 'classes')}, got {plural(number, 'box', 'boxes')}"
         )
     # Ties, such as of equal scores without noise, are broken by name and place, so that the choice is reproducible.
     ordered = sorted(candidates, key=by_value)
