@@ -10,7 +10,8 @@ The validation cases of a fold are predicted by `nnUNetv2_predict`, as they are 
     size        thirds of the cases by the foreground of their reference
     intensity   thirds of the cases by the mean of their image
     raters      thirds by the share of the foreground that raters disagree about, if the dataset has raters
-    experts     the images as they are, answered by other simulated experts than those of the training
+    experts     the images as they are, answered by those of the training and by others: with other error models, 5 and
+                10 points less accurate, and with the most accurate one replaced by another like the least accurate
 
 Compared in each domain are the learned ranking and rankings that need no training, at one budget. FOLDER keeps shifted
 images and predictions; what is there is not made again. Results are written to measurements/results/ with machine and
@@ -34,13 +35,15 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from nnunetv2_deferral.answers import ExpertAnswers, trained_with
 from nnunetv2_deferral.commands.shift import shift_images
 from nnunetv2_deferral.defaults import OWN_DOMAIN, SHIFT_KINDS
 from nnunetv2_deferral.evaluation.folders import evaluate
 from nnunetv2_deferral.evaluation.inputs import EvaluationInputs, open_inputs
 from nnunetv2_deferral.evaluation.rankings import ENTROPY, LEARNED, MAX_SOFTMAX, ORACLE, RANDOM
 from nnunetv2_deferral.evaluation.sanity import NEAR_BORDER, NEAR_CENTRE
-from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES
+from nnunetv2_deferral.expert_sim.profiles import ERROR_MODEL_NAMES, ExpertProfile, with_error_model
+from nnunetv2_deferral.experts import profiles_of
 from nnunetv2_deferral.files import without_nan, write_json
 from nnunetv2_deferral.installed import find_script
 from nnunetv2_deferral.nnunet.experiment import Experiment, Method
@@ -126,6 +129,30 @@ def disagreement(experiment: Experiment, folder: PredictionFolder, cases: list[s
     return found
 
 
+def less_accurate(profile: ExpertProfile, by: float) -> ExpertProfile:
+    """The expert with lower accuracies in all zones; a boost in the boundary band stays what it is."""
+    lower = {
+        field: max(value - by, 0.0)
+        for field in ("foreground", "background", "boundary")
+        if (value := getattr(profile, field)) is not None
+    }
+    return replace(profile, **lower)
+
+
+def other_experts(profiles: tuple[ExpertProfile, ...]) -> dict[str, tuple[ExpertProfile, ...]]:
+    """The experts of the training, and others in their places."""
+    by_accuracy = sorted(profiles, key=lambda each: each.band_accuracy(each.foreground) + each.foreground)
+    least, most = by_accuracy[0], by_accuracy[-1]
+    others = [replace(least, name=most.name) if each == most else each for each in profiles]
+    trained = {each.error_model for each in profiles}
+    return (
+        {"as in the training": profiles}
+        | {f"{name} errors": with_error_model(profiles, name) for name in ERROR_MODEL_NAMES if {name} != trained}
+        | {f"{100 * by:.0f} points less": tuple(less_accurate(each, by) for each in profiles) for by in (0.05, 0.1)}
+        | ({f"{most.name} replaced": tuple(others)} if len(profiles) > 1 else {})
+    )
+
+
 def compact(domains: Mapping[str, Any], budget: float) -> dict[str, Any]:
     """What is kept of the domains: scores, and the rankings at the budget."""
     found = {}
@@ -183,10 +210,10 @@ def main() -> None:
     for name, each in values.items():
         results[name] = compact(by_domain(inputs, thirds(each), groups, given.budget), given.budget)
     results["experts"] = {}
-    for errors in ERROR_MODEL_NAMES:
-        others = open_inputs(folder, labels, error_model=errors)
-        way = dict.fromkeys(same, errors)
-        results["experts"] |= compact(by_domain(others, way, groups, given.budget), given.budget)
+    for name, profiles in other_experts(profiles_of(trained_with(inputs.predictions))).items():
+        others = replace(inputs, experts=ExpertAnswers.of_model(inputs.predictions, profiles))
+        of_all = dict.fromkeys(same, name)
+        results["experts"] |= compact(by_domain(others, of_all, groups, given.budget), given.budget)
     content = {
         "dataset": experiment.dataset,
         "trainer": method.trainer,

@@ -300,3 +300,39 @@ def test_the_goals_of_cost_that_are_missed_are_named_with_by_how_much():
     said = page("cost")
     assert "The step misses its goal by up to 0.02, memory by up to 0.12, the loader with readers by 0.16" in said
     assert "a training step up to 7 % longer" in said
+
+
+def test_what_other_experts_and_images_cost_is_as_said():
+    nodules, hippocampi = (
+        content(f"shift_{name}.json")["domains"]
+        for name in ("Dataset501_LIDCnodule2D_2d", "Dataset004_Hippocampus_3d_fullres")
+    )
+
+    def gain(domain, ranking=None):
+        found = domain["Dice"]["system - model_everywhere"] if ranking is None else domain["rankings"][ranking]["gain"]
+        return f"{found['estimate']:.3f}"
+
+    experts, images = nodules["experts"], nodules["images"]
+    said = page("shift")
+    before = gain(experts["as in the training"])
+    fewer, fewest, replaced = (experts[name] for name in ("5 points less", "10 points less", "expert1 replaced"))
+    assert f"from {before} to {gain(fewer)}, with the best expert replaced to {gain(replaced)}, with" in said
+    assert f"with 10 points less to {gain(fewest)}" in said
+    assert min(map(gain, images.values())) > gain(fewer)
+    assert f"({gain(fewest, 'learned')}) than asking next to the predicted border ({gain(fewest, 'near_border')})" in (
+        said
+    )
+    assert f"If experts miss whole nodules, the gain is {gain(experts['missed_components errors'])}" in said
+
+    changed = [hippocampi["experts"][name] for name in ("as in the training", "10 points less")]
+    assert f"to {gain(fewest)} (nodules) and from {gain(changed[0])} to {gain(changed[1])} (hippocampi)" in said
+    missed = hippocampi["experts"]["missed_components errors"]["Dice"]["system - model_everywhere"]
+    limits = ", ".join(f"{missed[end]:.3f}" for end in ("low", "high")).replace("-", "\N{MINUS SIGN}")
+    assert f"the gain is {missed['estimate']:.3f} [{limits}] instead of {gain(changed[0])}" in said
+
+    own, gamma = images["ID"], images["gamma 3"]
+    other = next(found for name, found in images.items() if name.startswith("middle slices"))
+    errors, rates = ([each[key] for each in (own, other, gamma)] for key in ("kept_error", "rate"))
+    assert "rise from {:.3f} to {:.3f} of the foreground".format(*errors) in said
+    assert "the rate from {:.2%} to {:.2%}".format(*rates).replace("%", " %") in said
+    assert f"({rates[2]:.2%}), and they rise to {errors[2]:.3f}".replace("%", " %") in said
