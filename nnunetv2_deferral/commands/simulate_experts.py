@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from nnunetv2_deferral.answers import SIMULATION_NAME
 from nnunetv2_deferral.commands import parsers
@@ -37,8 +38,13 @@ from nnunetv2_deferral.image_files import write_labels
 from nnunetv2_deferral.names import check_expert_names
 from nnunetv2_deferral.parts import Part
 from nnunetv2_deferral.processes import check_processes, map_cases
+from nnunetv2_deferral.schema import Text, read_validated_json
 
 logger = logging.getLogger(__name__)
+
+
+class _Profiles(TypedDict):
+    experts: list[dict[Text, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +87,10 @@ def simulate_experts_for_folder(
         labels_folder: Folder of the reference label files, `<case><file_ending>`.
         dataset_json: Path of the corresponding dataset.json (nnU-Net's format; labels, file ending).
         output_folder: Output folder; created if necessary.
-        experts: Name of a set of the paper, your own profiles (then `num_experts` is ignored), or None for
+        experts: Name of a set of the paper, your own profiles, a JSON file `{"experts": [...]}` of profiles as in the
+            plans (its name ends with .json), or None for
             :func:`~nnunetv2_deferral.expert_sim.profiles.default_expert_set`.
-        num_experts: J, the number of experts of a named set.
+        num_experts: J, the number of experts of a named set; ignored for profiles.
         seed: Random seed; together with the names of case and expert it determines the errors.
         boundary_width: Depth of the boundary band on each side of a label change, in voxels.
         expert_voxel_mm: Edge of these voxels, in which the correlation length of errors is measured, too; None for
@@ -142,7 +149,9 @@ def simulate_experts_for_folder(
 def _choose_profiles(
     experts: str | Sequence[ExpertProfile] | None, num_experts: int, error_model: str | None
 ) -> tuple[ExpertProfile, ...]:
-    if experts is None or isinstance(experts, str):
+    if isinstance(experts, str) and experts.endswith(".json"):
+        profiles = _read_profiles(Path(experts))
+    elif experts is None or isinstance(experts, str):
         profiles = expert_set(default_expert_set(num_experts) if experts is None else experts, num_experts)
     else:
         profiles = tuple(experts)
@@ -150,6 +159,16 @@ def _choose_profiles(
         raise InputError("the number of experts to simulate must be at least 1, got 0")
     check_expert_names(names_of(profiles), "experts to simulate")
     return with_error_model(profiles, error_model)
+
+
+def _read_profiles(file: Path) -> tuple[ExpertProfile, ...]:
+    content = cast(_Profiles, read_validated_json(file, _Profiles))
+    if not content["experts"]:
+        raise InputError(f"{file} has no experts")
+    try:
+        return tuple(map(ExpertProfile.from_dict, content["experts"]))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _find_label_files(folder: Path, file_ending: str) -> list[Path]:

@@ -92,6 +92,41 @@ def test_answers_are_those_of_the_library_for_seed_case_and_expert(dataset):
         assert np.array_equal(read(out / profile.name / "case_1.nii.gz"), expected.numpy())
 
 
+def test_profiles_of_a_file_answer_like_those_of_the_caller(dataset, tmp_path):
+    labels, djfile, out = dataset
+    hasty = ExpertProfile(name="hasty", foreground=0.6, background=0.9, boundary=0.7, error_model="correlated")
+    file = tmp_path / "panel.json"
+    file.write_text(json.dumps({"experts": [hasty.to_json(), PERFECT.to_json()]}))
+    simulate_experts_for_folder(labels, djfile, out, experts=str(file))
+    simulate_experts_for_folder(labels, djfile, tmp_path / "other", experts=[hasty, PERFECT])
+    assert_same(arrays(out), arrays(tmp_path / "other"))
+    assert json.loads((out / SIMULATION_NAME).read_text()) == json.loads(
+        (tmp_path / "other" / SIMULATION_NAME).read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"experts": [{"name": "ann", "foreground": 2, "background": 1, "boundary": 1}]}', "'ann': foreground must"),
+        ('{"experts": ["ann"]}', "experts.*must be an object, got 'ann'"),
+        ('{"raters": []}', "experts"),
+        ('{"experts": []}', "panel.json has no experts"),
+        ("not json", "panel.json"),
+        (None, "panel.json"),
+    ],
+)
+def test_a_file_of_profiles_that_makes_no_sense_is_named(dataset, tmp_path, content, message):
+    labels, djfile, out = dataset
+    file = tmp_path / "panel.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message) as refused:
+        simulate_experts_for_folder(labels, djfile, out, experts=str(file))
+    assert str(file) in str(refused.value)
+    assert not out.exists()
+
+
 def test_nifti_keeps_its_geometry(dataset):
     labels, djfile, out = dataset
     simulate_experts_for_folder(labels, djfile, out, num_experts=1)

@@ -88,9 +88,13 @@ def simulate_experts() -> argparse.ArgumentParser:
     parser.add_argument("-i", metavar="LABELS", required=True, help="folder with the reference label files")
     parser.add_argument("-djfile", metavar="DATASET_JSON", required=True, help="the dataset.json of these labels")
     parser.add_argument("-o", metavar="OUT", required=True, help="output folder, for example expertsTr of the dataset")
-    sets = f"set of expert profiles: {', '.join(EXPERT_SETS)}. Default: standard up to 3 experts, else scalability"
-    parser.add_argument("-experts", metavar="SET", help=sets)
-    parser.add_argument("-num_experts", metavar="J", type=int, default=3, help="number of experts. Default: 3")
+    sets = (
+        f"set of expert profiles ({', '.join(EXPERT_SETS)}), or a JSON file of profiles. Default: standard up to 3 "
+        "experts, else scalability"
+    )
+    parser.add_argument("-experts", metavar="EXPERTS", help=sets)
+    number = "number of experts of a set. Default: 3"
+    parser.add_argument("-num_experts", metavar="J", type=int, default=3, help=number)
     parser.add_argument("-seed", type=int, default=0, help="random seed of the errors. Default: 0")
     add_processes(parser)
     add_separate_parts(parser, "simulate")
