@@ -11,9 +11,10 @@ from nnunetv2.paths import nnUNet_extTrainer
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.installed import trainers_folder
+from nnunetv2_deferral.nnunet.bases import other_trainer
 from nnunetv2_deferral.nnunet.multi_rater_naming import multi_rater_class
 from nnunetv2_deferral.nnunet.multi_rater_trainer import MultiRaterTrainer
-from nnunetv2_deferral.nnunet.naming import ON, other_trainer, trainer_class
+from nnunetv2_deferral.nnunet.naming import ON, trainer_class
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 
 DEFAULT_EPOCHS = 1000

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Iterator
+
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.settings import DeferralSettings
@@ -15,12 +20,29 @@ _CLIP_NORMS = {
 }
 # Methods that deferral replaces, or whose stock form it relies on.
 _RESERVED = ("validation_step", "get_dataloaders", "run_training")
+# Methods that determine the augmentation; the second also which axes are mirrored.
+_AUGMENTATION = ("get_training_transforms", "configure_rotation_dummyDA_mirroring_and_inital_patch_size")
 # Settings that replace what a method of the base gives.
 _REPLACED = {
     "optimizer": "configure_optimizers",
     "schedule": "configure_optimizers",
     "segmentation_loss": "_build_loss",
 }
+
+
+def other_trainer(name: str) -> type[nnUNetTrainer]:
+    """The trainer of a name that is not one of ours: nnU-Net's, or from a folder of `nnUNet_extTrainer`.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    try:
+        # nnU-Net prints the folders that it searches.
+        with contextlib.redirect_stdout(io.StringIO()):
+            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"unknown trainer {name}: {error}") from error
+    return found
 
 
 def clip_norm_of_base(trainer: type, deferral: type) -> float:
@@ -58,6 +80,42 @@ def check_settings_of_base(trainer: type, deferral: type, settings: DeferralSett
         value, owner = getattr(settings, setting), _definer(trainer, deferral, method)
         if value != "nnunet" and owner is not nnUNetTrainer:
             raise _refusal(trainer, owner, method, f'"{setting}": "{value}"')
+
+
+def remark_on_augmentation(trainer: type, trained_by: str, *, mirrors_all_axes: bool) -> str:
+    """A sentence if a head is trained with another augmentation than the network was, besides mirroring.
+
+    Args:
+        trainer: The deferral trainer of the head.
+        trained_by: The name of the trainer of the network.
+        mirrors_all_axes: Whether the network was mirrored along all axes, as by nnU-Net's default.
+
+    Returns:
+        The sentence, or an empty string.
+    """
+    if trained_by == trainer.__name__:
+        return ""
+    try:
+        other = other_trainer(trained_by)
+    except InputError:
+        return f"The network was trained by {trained_by}, which is not found; its augmentation may have been another"
+    transforms, rotation = (
+        next(_stock_definers(other, name)) != next(_stock_definers(trainer, name)) for name in _AUGMENTATION
+    )
+    # Trainers that mirror along fewer axes have a method of their own for that alone.
+    if transforms or (rotation and mirrors_all_axes):
+        return (
+            f"The network was trained by {trained_by}, which has an augmentation of its own. To train the head with "
+            f"it, end the name of the trainer with _on_{trained_by}"
+        )
+    return ""
+
+
+def _stock_definers(trainer: type, method: str) -> Iterator[type]:
+    """The classes that define a method, without those of this package, which only add experts."""
+    for each in trainer.__mro__:
+        if method in vars(each) and not each.__module__.startswith("nnunetv2_deferral"):
+            yield each
 
 
 def _definer(trainer: type, deferral: type, method: str) -> type:

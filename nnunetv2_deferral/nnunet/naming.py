@@ -9,17 +9,15 @@ deferral is added (if omitted, nnUNetTrainer). nnU-Net looks up trainers with `h
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_deferral.errors import InputError
+from nnunetv2_deferral.nnunet.bases import other_trainer
 from nnunetv2_deferral.nnunet.trainer import DeferralTrainer
 from nnunetv2_deferral.routing import COLLABORATION, ONE_VS_ALL
 
@@ -105,21 +103,6 @@ def trainer_class(name: str) -> type[DeferralTrainer]:
     if on and not base:
         raise InputError(f"unknown trainer {name}: the name of a trainer must follow {ON}")
     return _make_class(name, *_parse(name, match), base if on else None)
-
-
-def other_trainer(name: str) -> type[nnUNetTrainer]:
-    """The trainer of a name that is not one of ours: nnU-Net's, or from a folder of `nnUNet_extTrainer`.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
-    try:
-        # nnU-Net prints the folders that it searches.
-        with contextlib.redirect_stdout(io.StringIO()):
-            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(f"unknown trainer {name}: {error}") from error
-    return found
 
 
 def example_names() -> Iterator[str]:

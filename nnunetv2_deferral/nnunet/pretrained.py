@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -31,9 +31,19 @@ _OF_COLLABORATION = {"costs", "lower", "upper", "lambda_balance"}
 _OF_SIMULATED = {"boundary_width", "expert_voxel_mm"}
 
 
-def load_stock_network(
-    network: nn.Module, filename: str, plans: dict[str, Any], configuration: str
-) -> tuple[int, ...] | None:
+class StockTraining(NamedTuple):
+    """How a stock network was trained.
+
+    Attributes:
+        trainer: The name of its trainer.
+        mirroring: The axes along which its predictions are mirrored, or None for no mirroring.
+    """
+
+    trainer: str
+    mirroring: tuple[int, ...] | None
+
+
+def load_stock_network(network: nn.Module, filename: str, plans: dict[str, Any], configuration: str) -> StockTraining:
     """Load all weights of a stock nnU-Net checkpoint, including segmentation layers, into a deferral network.
 
     Args:
@@ -43,7 +53,7 @@ def load_stock_network(
         configuration: Its configuration, such as `"2d"`.
 
     Returns:
-        The axes along which predictions of the stock network are mirrored, or None for no mirroring.
+        How it was trained.
 
     Raises:
         InputError: If the configuration, or plans that affect the network's input, or the shapes of weights differ; the
@@ -70,7 +80,7 @@ def load_stock_network(
         network.load_state_dict(weights)
     # As in nnU-Net's prediction, a checkpoint without the entry means no mirroring.
     axes = checkpoint.get("inference_allowed_mirroring_axes")
-    return None if axes is None else tuple(int(axis) for axis in axes)
+    return StockTraining(checkpoint["trainer_name"], None if axes is None else tuple(int(axis) for axis in axes))
 
 
 def check_same_training(

@@ -34,7 +34,7 @@ from nnunetv2_deferral.labels import MISSING
 from nnunetv2_deferral.losses.objective import DeferralObjective, ObjectiveTerms
 from nnunetv2_deferral.network import DeferralHead, add_deferral_head, deferral_head
 from nnunetv2_deferral.nnunet import hooks
-from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base
+from nnunetv2_deferral.nnunet.bases import check_settings_of_base, clip_norm_of_base, remark_on_augmentation
 from nnunetv2_deferral.nnunet.device_experts import DeviceExperts
 from nnunetv2_deferral.nnunet.export import effective_limits
 from nnunetv2_deferral.nnunet.finite_losses import FiniteLosses
@@ -329,11 +329,14 @@ class DeferralTrainer(nnUNetTrainer):
             with self._head().removed_from(self._module()):
                 load_pretrained_weights(self.network, filename, verbose=True)
             return
-        axes = load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
-        self.inference_allowed_mirroring_axes = axes
+        stock = load_stock_network(self._module(), filename, self.plans_manager.plans, self.configuration_name)
+        self.inference_allowed_mirroring_axes = axes = stock.mirroring
         self._keeps_mirroring = self._has_segmentation_weights = True
         self.print_to_log_file(f"Segmentation network loaded from {filename}; only the deferral head is trained")
         self.print_to_log_file(f"As in its training, mirroring along the axes {axes or 'none'}")
+        all_axes = tuple(range(len(self.configuration_manager.patch_size)))
+        if remark := remark_on_augmentation(type(self), stock.trainer, mirrors_all_axes=axes == all_axes):
+            self.print_to_log_file(f"WARNING: {remark}", also_print_to_console=True)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Resume from a checkpoint with the same experts and settings.
