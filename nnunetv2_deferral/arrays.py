@@ -66,6 +66,20 @@ def highest(values: np.ndarray, axis: int = 0) -> np.ndarray:
     return found
 
 
+def highest_in_chunks(values: np.ndarray) -> np.ndarray:
+    """`values.argmax(0)` of real numbers (C, *S) as :func:`highest`, with temporary arrays of the size of a chunk.
+
+    As with `numpy.argmax`, the first NaN of a voxel counts as its highest value.
+    """
+    number, *shape = values.shape
+    flat = values.reshape(number, -1)
+    found = np.empty(flat.shape[1], dtype=np.min_scalar_type(number - 1))
+    for part in chunks_of(flat.shape[1], number):
+        some = flat[:, part]
+        found[part] = some.argmax(0) if np.isnan(some).any() else highest(some)
+    return found.reshape(shape)
+
+
 def count_values(values: np.ndarray, number: int) -> np.ndarray:
     """How often each of 0, ..., number - 1 occurs, int64 (number,); `numpy.bincount` takes 8 bytes per voxel."""
     counts = np.zeros(number, dtype=np.int64)

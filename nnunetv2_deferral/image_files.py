@@ -19,6 +19,7 @@ from typing import IO, Any, Protocol, TypeAlias
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip
 
 from nnunetv2_deferral.arrays import chunks_of
 from nnunetv2_deferral.errors import InputError
@@ -34,7 +35,7 @@ _MAX_VOXEL_BYTES = 8
 _INTEGER_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 _NIFTI_SCALE = 65535
 _NIFTI_SLOPE = 112  # the place of scl_slope and scl_inter in the header
-_FAST = 1  # level of compression; higher ones take several times as long and hardly save anything on such maps
+_COMPRESSION = 3  # isal's highest level, which takes a fifth of the time of gzip's lowest for the same size
 _GIPL_MAGIC = (b"\x2a\xe3\x89\xb8", b"\xef\xff\xe9\xb0")
 
 
@@ -186,7 +187,7 @@ def write_values(
             with (
                 unscaled.open("rb") as source,
                 (scratch / file.name).open("wb") as target,
-                gzip.GzipFile("", "wb", _FAST, target, mtime=0) as squeezed,  # the same bytes at any time
+                igzip.IGzipFile("", "wb", _COMPRESSION, target, mtime=0) as squeezed,  # type: ignore[no-untyped-call] # the same bytes at any time
             ):
                 shutil.copyfileobj(source, squeezed, _CHUNK_BYTES)
             unscaled.unlink()

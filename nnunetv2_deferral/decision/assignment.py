@@ -167,7 +167,10 @@ def _route(gains: np.ndarray, total: int, each: np.ndarray) -> np.ndarray:
     if not (experts.size and route.size):
         return route
     # The optimum without capacities is also optimal with them if it respects them.
-    chosen = _highest(gains[experts].max(axis=0), total)
+    best = gains[experts[0]].copy()
+    for index in experts[1:]:
+        np.maximum(best, gains[index], out=best)
+    chosen = _highest(best, total)
     asked = experts[gains[np.ix_(experts, chosen)].argmax(axis=0)]
     if (np.bincount(asked, minlength=each.size) <= each).all():
         route[chosen] = asked + 1
@@ -187,14 +190,14 @@ def _route(gains: np.ndarray, total: int, each: np.ndarray) -> np.ndarray:
 
 def _highest(values: np.ndarray, number: int) -> np.ndarray:
     """Ascending indices of the positive values among the `number` >= 1 highest; ties go to the first."""
-    positive = np.flatnonzero(values > 0)
+    # Without the indices of all positive values, which take 8 bytes each.
+    positive = values[values > 0]
     if positive.size <= number:
-        return positive
-    values = values[positive]
-    lowest = np.partition(values, -number)[-number]
-    taken = values > lowest
-    taken[np.flatnonzero(values == lowest)[: number - np.count_nonzero(taken)]] = True
-    return positive[taken]
+        return np.flatnonzero(values > 0)
+    positive.partition(positive.size - number)
+    lowest = positive[positive.size - number]
+    higher = np.flatnonzero(values > lowest)
+    return np.sort(np.append(higher, np.flatnonzero(values == lowest)[: number - higher.size]))
 
 
 def _as_integers(gains: np.ndarray) -> tuple[np.ndarray, int]:

@@ -66,6 +66,7 @@ def decide(
     spacing_mm: Sequence[float] | None = None,
     calibration: ModelCalibration | None = None,
     softmax: np.ndarray | None = None,
+    overwrite: bool = False,
 ) -> Decision:
     """Compute the route and the other deferral maps of a case.
 
@@ -85,6 +86,8 @@ def decide(
         calibration: The model's calibration, or None.
         softmax: The model's probabilities of classes or regions, float32 (K, *S); required by a calibration with an
             evidence model or a combination, otherwise ignored.
+        overwrite: Whether score and gains may take the place of `probabilities` in memory, if these are needed no
+            more.
 
     Raises:
         InputError: If the limits are over a dataset and the calibration has no thresholds for them, `softmax` is
@@ -120,7 +123,9 @@ def decide(
     if evidence is not None and softmax is not None:
         prior = evidence.model.prior_of(softmax, spacing_mm)
         gains = evidence_gains(evidence.model, prior, unknown, weight, rule, spacing_mm)
-    route, score, expert, gains = _by_rule(rule, probabilities, unknown, weight, calibration, softmax, gains)
+    route, score, expert, gains = _by_rule(
+        rule, probabilities, unknown, weight, calibration, softmax, gains, overwrite=overwrite
+    )
     if limits.over == DATASET and calibration is None:
         limits = Limits(min_region_mm=limits.min_region_mm)
     if limits == _NO_LIMITS and prior is None:
@@ -190,6 +195,8 @@ def _by_rule(
     calibration: ModelCalibration | None,
     softmax: np.ndarray | None,
     gains: np.ndarray | None,
+    *,
+    overwrite: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Route, score and expert, each of shape S, and gains (J, *S), by the rule.
 
@@ -199,8 +206,11 @@ def _by_rule(
     number, *shape = probabilities.shape
     flat, nothing = probabilities.reshape(number, -1), unknown.reshape(-1)
     size = nothing.size
-    route, score, expert = np.empty(size, np.uint8), np.empty(size, np.float32), np.empty(size, np.uint8)
-    gained = np.empty((number - 1, size), np.float32) if gains is None else gains.reshape(number - 1, -1)
+    route, expert = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    # Score and gains may take the place of the probabilities: each chunk is written after it was read.
+    in_place = overwrite and flat.dtype == np.float32
+    found = flat if in_place else np.empty((number if gains is None else 1, size), np.float32)
+    score, gained = found[0], found[1:] if gains is None else gains.reshape(number - 1, -1)
     weights = weight.flat(shape)
     confidence = None if softmax is None else softmax.reshape(len(softmax), -1)
     # Placeholder where nothing was predicted: the model is right and no expert is.
@@ -210,16 +220,17 @@ def _by_rule(
         known = np.where(nothing[part], certain, flat[:, part]) if some_unknown else flat[:, part]
         if calibration is not None:
             known = calibration.apply(known, None if confidence is None else confidence[:, part])
-        np.clip(rule.score(known, axis=0), 0, 1, out=score[part])
+        some_score = np.clip(rule.score(known, axis=0), 0, 1)
         route[part], expert[part] = rule.decision(known, axis=0), rule.expert(known, axis=0)
-        if some_unknown:
-            score[part][nothing[part]] = route[part][nothing[part]] = 0
-            expert[part][nothing[part]] = 1 + rule.available.index(True)
         if gains is None:
             gained[:, part] = image_gains(known, nothing[part], weights.at(part), rule)
         else:
             best = gained[:, part]
             expert[part] = np.where(best.max(0) > 0, 1 + highest(best), expert[part])
+        score[part] = some_score
+        if some_unknown:
+            score[part][nothing[part]] = route[part][nothing[part]] = 0
+            expert[part][nothing[part]] = 1 + rule.available.index(True)
     return route.reshape(shape), score.reshape(shape), expert.reshape(shape), gained.reshape(number - 1, *shape)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nnunetv2_deferral.arrays import chunks_of
 from nnunetv2_deferral.decision.area import VoxelWeight
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.evidence.posterior import Candidates, EvidenceModel
@@ -163,5 +164,8 @@ def expected_gain(gains: np.ndarray, route: np.ndarray) -> float:
         raise InputError(f"shapes differ: gains {gains.shape[1:]}, route {route.shape}")
     if route.size and not 0 <= route.min() <= route.max() <= len(gains):
         raise InputError(f"routes must lie in [0, {len(gains)}], got {route.min()} to {route.max()}")
-    asked = (gain[route == expert] for expert, gain in enumerate(gains, 1))
-    return float(sum(each.sum(dtype=np.float64) for each in asked))
+    flat, asked, total = gains.reshape(len(gains), -1), route.reshape(-1), 0.0
+    for part in chunks_of(asked.size):
+        deferred = np.flatnonzero(asked[part])
+        total += flat[asked[part][deferred] - 1, part.start + deferred].sum(dtype=np.float64)
+    return float(total)

@@ -93,7 +93,9 @@ class Candidates:
 
     def put(self, values: np.ndarray, fill: Any) -> np.ndarray:
         """An array that ends with the shape of the case, with `values` (..., n) and `fill` at other voxels."""
-        whole = np.full((*values.shape[:-1], int(np.prod(self.shape))), fill, dtype=values.dtype)
+        shape = (*values.shape[:-1], int(np.prod(self.shape)))
+        # Zeros take no memory where they are not written or read.
+        whole = np.full(shape, fill, dtype=values.dtype) if fill else np.zeros(shape, dtype=values.dtype)
         whole[..., self.index] = values
         return whole.reshape(*values.shape[:-1], *self.shape)
 

@@ -111,12 +111,23 @@ def _certain_outside(inside: np.ndarray, reach: Sequence[int]) -> tuple[float, _
     """
     boxes = {}
     for certain, mask in ((0.0, inside > _LOWEST), (1.0, inside < 1 - _LOWEST)):
-        (box,) = ndimage.find_objects(mask.view(np.uint8), max_label=1)
+        box = _box_of(mask)
         if box is None:
             return certain, None
         boxes[certain] = _widened(box, reach, inside.shape)
     certain = min(boxes, key=lambda each: math.prod(part.stop - part.start for part in boxes[each]))
     return certain, boxes[certain]
+
+
+def _box_of(mask: np.ndarray) -> _Box | None:
+    """The smallest box around the voxels of a mask; None without any. Faster than `scipy.ndimage.find_objects`."""
+    box = []
+    for axis in range(mask.ndim):
+        (places,) = mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)).nonzero()
+        if not places.size:
+            return None
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+    return tuple(box)
 
 
 def _widened(box: _Box, reach: Sequence[int], shape: Sequence[int]) -> _Box:

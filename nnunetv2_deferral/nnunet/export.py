@@ -111,7 +111,9 @@ def export_prediction_from_logits(
         geometry = CaseGeometry(properties_dict, configuration_manager, plans_manager)
         # Resampled once, for nnU-Net's export too.
         segmentation, configuration_manager = geometry.resampled(parts.segmentation), geometry.without_resampling()
-        probabilities, decision = decide_case(segmentation, parts.routing, labels, geometry, plans_manager)
+        probabilities, decision = decide_case(
+            segmentation, parts.routing, labels, geometry, plans_manager, keep_probabilities=save_probabilities
+        )
         ordinal = labels.ordinal
         if raters is not None and ordinal is not None:
             write_agreement(
@@ -123,9 +125,9 @@ def export_prediction_from_logits(
                 model=raters,
                 with_levels=save_probabilities,
             )
-        if save_probabilities:
+        if probabilities is not None:
             save_routing(file.parent, file.name, probabilities)
-        del probabilities  # more than a GiB of a large CT, while maps are written
+        del probabilities  # while maps are written
         folder = DeferralFolder(
             folder=file.parent,
             file_ending=dataset_json["file_ending"],
@@ -167,7 +169,9 @@ def decide_case(
     geometry: CaseGeometry,
     plans_manager: DeferralPlansManager,
     limits: Limits | None = None,
-) -> tuple[np.ndarray, Decision]:
+    *,
+    keep_probabilities: bool = False,
+) -> tuple[np.ndarray | None, Decision]:
     """Compute the deferral decision for a case from its logits.
 
     Args:
@@ -177,10 +181,11 @@ def decide_case(
         geometry: The geometry of the preprocessed case.
         plans_manager: The model's plans, with settings and calibration.
         limits: The limits on deferral; None for those of the environment or the model's settings.
+        keep_probabilities: Whether to return the routing probabilities, which take more than a GiB of a large CT.
 
     Returns:
         The routing probabilities in the image, float32 (J + 1, *S), before calibration and NaN where nothing was
-        predicted; and the decision.
+        predicted, or None; and the decision.
     """
     rule, calibration = plans_manager.settings.rule, plans_manager.calibration
     softmax = probabilities_in_image(segmentation, labels, geometry)
@@ -202,9 +207,11 @@ def decide_case(
         spacing_mm=geometry.spacing_mm,
         calibration=calibration,
         softmax=kept,
+        overwrite=not keep_probabilities,
     )
     told = {} if limits.minutes is None else {"limits": limits.to_dict()}  # kept by hooks.py, after the last case
-    return probabilities, decision._replace(statistics=decision.statistics | told | expected)
+    decision = decision._replace(statistics=decision.statistics | told | expected)
+    return probabilities if keep_probabilities else None, decision
 
 
 def probabilities_in_image(

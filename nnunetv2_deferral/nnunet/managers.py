@@ -13,10 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_deferral.arrays import highest_in_chunks
 from nnunetv2_deferral.channels import ChannelLayout
 from nnunetv2_deferral.decision.model_calibration import CALIBRATION_KEY, ModelCalibration
 from nnunetv2_deferral.errors import InputError
@@ -27,6 +29,38 @@ from nnunetv2_deferral.settings import PLANS_KEY, DeferralSettings, resolve_sett
 
 # The entry that the trainer adds to the plans of a model.
 MODEL_KEY = "deferral_model"
+
+
+class QuickLabelManager(LabelManager):
+    """nnU-Net's label manager, which segments classes many times faster.
+
+    `numpy.argmax` along the first axis takes up to half of nnU-Net's export, and its result 8 bytes per voxel.
+    """
+
+    @classmethod
+    def of(cls, stock: LabelManager) -> LabelManager:
+        """The same manager, quicker if it is nnU-Net's own and not a subclass."""
+        if type(stock) is not LabelManager:
+            return stock
+        found = cls.__new__(cls)
+        found.__dict__.update(stock.__dict__)
+        return found
+
+    def convert_probabilities_to_segmentation(self, predicted_probabilities: np.ndarray | Tensor) -> Any:
+        """As nnU-Net's; of classes uint8, or a longer type if that is too short."""
+        values = np.asarray(predicted_probabilities)
+        if self.has_regions or len(values) != self.num_segmentation_heads or len(values) < 2:
+            return super().convert_probabilities_to_segmentation(predicted_probabilities)
+        found = highest_in_chunks(values)
+        return found if isinstance(predicted_probabilities, np.ndarray) else torch.from_numpy(found)
+
+
+class StockPlansManager(PlansManager):
+    """nnU-Net's plans manager, with the :class:`QuickLabelManager`."""
+
+    def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> LabelManager:
+        """nnU-Net's label manager, quicker."""
+        return QuickLabelManager.of(super().get_label_manager(dataset_json, **kwargs))
 
 
 class FirstHeadsLabelManager(LabelManager):
@@ -151,8 +185,8 @@ class DeferralPlansManager(PlansManager):
         self.plans[MODEL_KEY].update(place.to_dict())
 
     def stock(self) -> PlansManager:
-        """A stock manager of the same plans, for functions of nnU-Net."""
-        return PlansManager(self.plans)
+        """A manager of the same plans without deferral channels, for functions of nnU-Net."""
+        return StockPlansManager(self.plans)
 
     def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
         """A label manager that includes the deferral channels."""

@@ -1,6 +1,7 @@
 """What becomes of a case: the rule, limits, prices, calibration and regions together."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,7 +15,8 @@ from nnunetv2_deferral.decision.calibrators import IDENTITY, Isotonic, Temperatu
 from nnunetv2_deferral.decision.decide import decide
 from nnunetv2_deferral.decision.gains import gain_text, gain_unit
 from nnunetv2_deferral.decision.limits import Limits
-from nnunetv2_deferral.decision.model_calibration import FittedThresholds, ModelCalibration
+from nnunetv2_deferral.decision.model_calibration import FittedEvidence, FittedThresholds, ModelCalibration
+from nnunetv2_deferral.evidence.posterior import EvidenceModel
 from nnunetv2_deferral.routing import OneVsAllRule, SoftmaxRule
 
 SHAPES = [(18, 21), (1, 20, 17), (6, 14, 13)]
@@ -152,6 +154,38 @@ class TestWithoutLimits:
             decide(**case, calibration=fitted(experts, heads=(Temperature(2.0),) * (experts + 1)))
             assert np.array_equal(case["probabilities"], before[0], equal_nan=True)
             assert np.array_equal(case["voxel_weight"], before[1])
+
+
+class TestOverwritten:
+    """Where score and gains take the place of the probabilities, in chunks."""
+
+    @pytest.fixture(autouse=True)
+    def small_chunks(self, monkeypatch):
+        monkeypatch.setattr("nnunetv2_deferral.arrays.CHUNK_VALUES", 101)
+
+    @staticmethod
+    def assert_same(case, **more):
+        expected = decide(**case, **more)
+        overwritten = case["probabilities"].copy()
+        found = decide(**case | {"probabilities": overwritten}, **more, overwrite=True)
+        assert found.statistics == expected.statistics
+        for name, one, other in zip(found.maps._fields, found.maps, expected.maps, strict=True):
+            assert np.array_equal(one, other), name
+        assert np.array_equal(found.gains, expected.gains)
+        assert np.shares_memory(found.maps.probability, overwritten)
+
+    @pytest.mark.parametrize("name", RULES)
+    def test_the_decision_is_the_same(self, name):
+        for case, experts in random_cases(name, number=12):
+            self.assert_same(case)
+            self.assert_same(case, calibration=fitted(experts, heads=(Temperature(2.0),) * (experts + 1)))
+
+    def test_the_decision_is_the_same_with_answers_as_evidence(self):
+        for case, experts in random_cases("one_vs_all", number=6):
+            evidence = FittedEvidence(EvidenceModel.simple(dict.fromkeys(NAMES[:experts], 0.9)), NAMES[:experts])
+            foreground = np.random.default_rng(experts).random(case["probabilities"].shape[1:], dtype=np.float32)
+            calibration = replace(fitted(experts), evidence=evidence)
+            self.assert_same(case, calibration=calibration, softmax=np.stack((1 - foreground, foreground)))
 
 
 class TestWhatWasNotPredicted:
