@@ -32,11 +32,13 @@ class ChannelLayout:
         num_segmentation_heads: K, as counted by nnU-Net's label manager (classes including background, or regions).
         num_experts: The number J of experts.
         num_levels: The number L of channels of an ordinal head, F (J + 1) for F structures; 0 without one.
+        with_aggregated: Whether the output has the aggregated channel; predictions that do not write it leave it out.
     """
 
     num_segmentation_heads: int
     num_experts: int
     num_levels: int = 0
+    with_aggregated: bool = True
 
     @property
     def num_routes(self) -> int:
@@ -45,23 +47,23 @@ class ChannelLayout:
 
     @property
     def total(self) -> int:
-        """K + L + J + 2, the number of output channels."""
+        """K + L + J + 2, the number of output channels; one less without the aggregated channel."""
         return sum(self._sizes)
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        return self.num_segmentation_heads, self.num_levels, self.num_routes, 1
+        return self.num_segmentation_heads, self.num_levels, self.num_routes, int(self.with_aggregated)
 
     def split(self, output: Tensor, dim: int = 1) -> DeferralOutput:
-        """Split a network output of K + L + J + 2 channels along `dim` into its parts (views).
+        """Split a network output along `dim` into its parts (views); without the aggregated channel, its part is empty.
 
         Raises:
-            InputError: If the length of the axis is not K + L + J + 2.
+            InputError: If the length of the axis is not :attr:`total`.
         """
         if output.shape[dim] != self.total:
             raise InputError(
                 f"expected {self.total} channels ({self.num_segmentation_heads} segmentation, "
                 + (f"{self.num_levels} levels, " if self.num_levels else "")
-                + f"{self.num_routes} routing, 1 aggregated), got {output.shape[dim]}"
+                + f"{self.num_routes} routing, {int(self.with_aggregated)} aggregated), got {output.shape[dim]}"
             )
         return DeferralOutput(*output.split(self._sizes, dim=dim))

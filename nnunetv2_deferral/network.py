@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, conv3d, interpolate
 
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.head_place import Convolution, HeadPlace, replace_module
@@ -33,7 +33,8 @@ class DeferralHead(nn.Module):
     of its own, whose output is added; this equals one convolution of the concatenation, without copying. Features of a
     lower resolution than the segmentation are interpolated behind their convolution.
 
-    The aggregated predictor is trained by the spatial-coherence loss alone; without it, its channel is 0.
+    The aggregated predictor is trained by the spatial-coherence loss alone; without it, its channel is 0. Predictions
+    that do not need it set `shows_aggregated` to False: it is then not computed, and its channel left out.
 
     Behind an ordinal head the confidence also has the expected agreement and disagreement of the raters.
 
@@ -53,6 +54,7 @@ class DeferralHead(nn.Module):
     """
 
     available: Tensor
+    shows_aggregated: bool = True
 
     def __init__(
         self,
@@ -107,10 +109,10 @@ class DeferralHead(nn.Module):
             segmentation: Logits (B, K, *S), or with levels (B, K + L, *S).
 
         Returns:
-            (B, K + L + J + 2, *S); the first K channels are the segmentation.
+            (B, K + L + J + 2, *S); the first K channels are the segmentation. One less without the aggregated channel.
         """
         seen = features if self.trains_decoder else features.detach()
-        from_features = self.hidden_features(seen)
+        from_features = self._hidden_of(seen)
         if from_features.shape[2:] != segmentation.shape[2:]:
             mode = "bilinear" if segmentation.ndim == 4 else "trilinear"
             from_features = interpolate(from_features, segmentation.shape[2:], mode=mode)
@@ -120,11 +122,21 @@ class DeferralHead(nn.Module):
         routing = self.routing(torch.relu(routing_hidden))
         if not self.all_available:
             routing = close_routes(routing, self.available)
+        if not self.shows_aggregated:
+            return torch.cat((segmentation, routing), dim=1)
         if self.aggregated is None:
             aggregated = torch.zeros_like(routing[:, :1])
         else:
             aggregated = self.aggregated(torch.relu(from_features[:, self.hidden_channels :]))
         return torch.cat((segmentation, routing, aggregated), dim=1)
+
+    def _hidden_of(self, features: Tensor) -> Tensor:
+        """The hidden layers of both predictors from the features, or of the routing predictor alone."""
+        layer = self.hidden_features
+        if self.shows_aggregated or self.aggregated is None:
+            return layer(features)
+        weight, bias = (parameter[: self.hidden_channels] for parameter in layer.parameters())
+        return (conv2d if features.ndim == 4 else conv3d)(features, weight, bias, padding=1)
 
     def _confidence(self, segmentation: Tensor) -> Tensor:
         found = confidence(segmentation[:, : self.num_heads], has_regions=self.has_regions)

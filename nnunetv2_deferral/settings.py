@@ -294,10 +294,11 @@ class DeferralSettings:
         """The segmentation and the levels of the raters, given nnU-Net's heads; None if levels are not learned."""
         return OrdinalChannels(num_heads, has_regions, self.num_experts) if self.multi_rater else None
 
-    def layout(self, num_heads: int, *, has_regions: bool) -> ChannelLayout:
+    def layout(self, num_heads: int, *, has_regions: bool, with_aggregated: bool = True) -> ChannelLayout:
         """The order of the output channels, given nnU-Net's heads."""
         ordinal = self.ordinal_channels(num_heads, has_regions=has_regions)
-        return ChannelLayout(num_heads, self.num_experts, 0 if ordinal is None else ordinal.num_levels)
+        num_levels = 0 if ordinal is None else ordinal.num_levels
+        return ChannelLayout(num_heads, self.num_experts, num_levels, with_aggregated)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a plans block of JSON types, from which :func:`resolve_settings` restores them."""

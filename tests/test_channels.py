@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from nnunetv2_deferral.channels import ChannelLayout
+from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.routing import (
     OneVsAllRule,
     SoftmaxRule,
@@ -19,6 +20,15 @@ def test_the_parts_of_an_output_are_segmentation_routing_and_aggregated():
     assert parts.segmentation.flatten().tolist() == [0, 1, 2]
     assert parts.routing.flatten().tolist() == [3, 4, 5]
     assert parts.aggregated.flatten().tolist() == [6]
+
+
+def test_an_output_without_the_aggregated_channel_has_one_less():
+    layout = ChannelLayout(num_segmentation_heads=3, num_experts=2, with_aggregated=False)
+    parts = layout.split(torch.arange(6).view(1, 6, 1, 1))
+    assert parts.routing.flatten().tolist() == [3, 4, 5]
+    assert parts.aggregated.shape == (1, 0, 1, 1)
+    with pytest.raises(InputError, match="expected 6 channels .*0 aggregated.*, got 7"):
+        layout.split(torch.arange(7).view(1, 7, 1, 1))
 
 
 def test_levels_of_an_ordinal_head_are_behind_the_segmentation():

@@ -75,6 +75,38 @@ def test_the_map_of_the_aggregated_predictor_is_its_probability(tmp_path, monkey
     assert found == pytest.approx(expected, abs=5e-4)  # half precision
 
 
+def test_the_aggregated_channel_is_predicted_only_for_its_map(tmp_path, monkeypatch):
+    predictor = small_predictor()
+    image = np.random.default_rng(0).integers(1, 9, (2, 32, 32)).astype(np.uint8)
+    write_mask(tmp_path / "images" / "c_0000.nii.gz", image)
+    heads, found = [], []
+    stock = predictor.predict_sliding_window_return_logits
+    monkeypatch.setattr(
+        predictor,
+        "predict_sliding_window_return_logits",
+        lambda data: heads.append(len(logits := stock(data))) or logits,
+    )
+    for number, wanted in enumerate((MAPS, (*MAPS, AGGREGATED), MAPS)):
+        folder = tmp_path / f"out{number}"
+        folder.mkdir()
+        monkeypatch.setenv(ENVIRONMENT_MAPS, " ".join(wanted))
+        predictor.predict_from_files_sequential(str(tmp_path / "images"), str(folder), save_probabilities=True)
+        found.append(PredictionFolder.open(folder).case("c"))
+    assert heads == [6, 7, 6]
+    for case in found[1:]:
+        assert np.array_equal(case.model, found[0].model)
+        assert np.array_equal(case.softmax, found[0].softmax)
+        assert case.routing == pytest.approx(found[0].routing, abs=2e-3)  # half precision
+        assert np.mean(case.route != found[0].route) < 0.01
+    assert np.array_equal(found[2].routing, found[0].routing)
+
+    monkeypatch.setenv(ENVIRONMENT_MAPS, AGGREGATED)
+    with pytest.raises(InputError, match="was used without the map aggregated, .*: initialize it again"):
+        predictor.predict_single_npy_array(
+            image[None].astype(np.float32), {"spacing": [1.0, 1.0, 1.0]}, output_file_truncated=str(tmp_path / "one")
+        )
+
+
 @pytest.mark.parametrize("kinds", [("route",), TWO])
 def test_a_prediction_writes_what_is_asked_for(tmp_path, monkeypatch, kinds):
     predictor = small_predictor()

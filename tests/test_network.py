@@ -250,6 +250,27 @@ def test_a_copied_or_compiled_network_has_the_same_output(name):
         assert torch.equal(finest(compiled(image)), expected)
 
 
+@pytest.mark.parametrize("name", ["plain", "Primus", "einsum"])
+@pytest.mark.parametrize("block", [None, {"lambda_coherence": 0.0}])
+def test_without_the_aggregated_channel_the_others_are_the_same(name, block):
+    make, shape, given, _ = NETWORKS[name]
+    network = with_head(make().eval(), resolve_settings(block), shape=shape, **given)
+    head = deferral_head(network)
+    for parameter in head.deferral_parameters():
+        nn.init.normal_(parameter)
+    weights = set(network.state_dict())
+    image = torch.randn(2, *shape)
+    with torch.no_grad():
+        expected = finest(network(image))
+        head.shows_aggregated = False
+        found = finest(network(image))
+        compiled = torch.compile(network, backend="eager", fullgraph=name != "Primus")
+        assert torch.equal(finest(compiled(image)), found)
+    assert torch.allclose(found, expected[:, :-1], atol=1e-4, rtol=1e-5)
+    assert torch.equal(found[:, :3], expected[:, :3])
+    assert set(network.state_dict()) == weights
+
+
 def test_searching_leaves_weights_statistics_modes_and_random_numbers_as_they_are():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 3, 1))
     network[1].eval()

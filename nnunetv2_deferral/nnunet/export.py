@@ -104,6 +104,10 @@ def export_prediction_from_logits(
         check_folder(file.parent, model)
         kinds = maps_wanted(plans_manager.settings.maps, plans_manager.settings.known_maps)
         check_kinds(file.parent, kinds)
+        if AGGREGATED in kinds and not plans_manager.with_aggregated:
+            raise InputError(
+                f"this predictor was used without the map {AGGREGATED}, which is asked for now: initialize it again"
+            )
         raters = agreement_model(plans_manager, configuration_manager)
         agreement_folder.check_folder(file.parent, raters, beside_deferral=True)
         labels = plans_manager.get_label_manager(dataset_json)

@@ -26,10 +26,11 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_modul
 from nnunetv2_deferral import agreement_maps, folds, maps
 from nnunetv2_deferral.decision.effort import WorkTime
 from nnunetv2_deferral.decision.limits import Limits, limits_text, refuse_minutes
-from nnunetv2_deferral.defaults import MEASURED_BY
+from nnunetv2_deferral.defaults import AGGREGATED, MEASURED_BY
 from nnunetv2_deferral.environment import ENVIRONMENT_MAPS, folds_wanted, maps_wanted
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.minutes import keep_minutes
+from nnunetv2_deferral.network import deferral_head
 from nnunetv2_deferral.nnunet.export import (
     check_limits,
     effective_limits,
@@ -110,6 +111,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
             if limits.minutes is not None and lists[1] is not None:
                 _check_all_at_once(asked, self.deferral_outputs, self.dataset_json["file_ending"], limits)
             print(f"Deferral: {limits_text(limits, settings.expert_names)}")
+            _show_aggregated(self, AGGREGATED in kinds)
             networks, unusual = len(self.list_of_parameters), unlike_validation(self)
             self.plans_manager.prediction = prediction_of(self)
             for remark in remarks_on_calibration(self.plans_manager, networks, unusual):
@@ -128,6 +130,13 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
         return lists
 
     return _manage_input_and_output_lists
+
+
+def _show_aggregated(predictor: nnUNetPredictor, wanted: bool) -> None:
+    """Compute the aggregated channel and keep it in memory only if it is written: of a large CT, it is a GiB."""
+    deferral_head(predictor.network).shows_aggregated = wanted
+    predictor.plans_manager.with_aggregated = wanted
+    predictor.label_manager = predictor.plans_manager.get_label_manager(predictor.dataset_json)
 
 
 def _check_all_at_once(called: Mapping[str, Any], outputs: Sequence[Path], ending: str, limits: Limits) -> None:

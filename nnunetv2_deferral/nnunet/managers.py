@@ -101,8 +101,10 @@ class FirstHeadsLabelManager(LabelManager):
 class DeferralLabelManager(FirstHeadsLabelManager):
     """Counts the channels of a deferral network."""
 
-    def __init__(self, stock: LabelManager, settings: DeferralSettings) -> None:
-        self._layout = settings.layout(stock.num_segmentation_heads, has_regions=stock.has_regions)
+    def __init__(self, stock: LabelManager, settings: DeferralSettings, *, with_aggregated: bool) -> None:
+        self._layout = settings.layout(
+            stock.num_segmentation_heads, has_regions=stock.has_regions, with_aggregated=with_aggregated
+        )
         self._ordinal = settings.ordinal_channels(stock.num_segmentation_heads, has_regions=stock.has_regions)
         super().__init__(stock, self._layout.total)
 
@@ -122,9 +124,11 @@ class DeferralPlansManager(PlansManager):
 
     Attributes:
         prediction: How a predictor uses the model, for the export of its cases; see :func:`.maps.check_prediction`.
+        with_aggregated: Whether outputs have the aggregated channel, which `hooks` leaves out of most predictions.
     """
 
     prediction: Mapping[str, Any] = MappingProxyType({})
+    with_aggregated: bool = True
 
     @classmethod
     def adopt(cls, plans_manager: PlansManager) -> DeferralPlansManager:
@@ -190,7 +194,8 @@ class DeferralPlansManager(PlansManager):
 
     def get_label_manager(self, dataset_json: dict[str, Any], **kwargs: Any) -> DeferralLabelManager:
         """A label manager that includes the deferral channels."""
-        return DeferralLabelManager(super().get_label_manager(dataset_json, **kwargs), self.settings)
+        stock = super().get_label_manager(dataset_json, **kwargs)
+        return DeferralLabelManager(stock, self.settings, with_aggregated=self.with_aggregated)
 
 
 def configuration_name(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> str:
