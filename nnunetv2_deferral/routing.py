@@ -214,6 +214,9 @@ def _never(available: tuple[bool, ...]) -> tuple[float, ...]:
 
 
 def _less(values: Array, costs: tuple[float, ...], axis: int) -> Array:
+    """The values minus the costs along an axis; the values themselves if nothing costs anything."""
+    if not any(costs):
+        return values
     shape = [1] * values.ndim
     shape[axis] = -1
     subtracted = np.array(costs, dtype=np.float32).reshape(shape)

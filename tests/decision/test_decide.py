@@ -182,7 +182,9 @@ class TestOverwritten:
 
     def test_the_decision_is_the_same_with_answers_as_evidence(self):
         for case, experts in random_cases("one_vs_all", number=6):
-            evidence = FittedEvidence(EvidenceModel.simple(dict.fromkeys(NAMES[:experts], 0.9)), NAMES[:experts])
+            evidence = FittedEvidence(
+                model=EvidenceModel.simple(dict.fromkeys(NAMES[:experts], 0.9)), answered_by=NAMES[:experts]
+            )
             foreground = np.random.default_rng(experts).random(case["probabilities"].shape[1:], dtype=np.float32)
             calibration = replace(fitted(experts), evidence=evidence)
             self.assert_same(case, calibration=calibration, softmax=np.stack((1 - foreground, foreground)))
