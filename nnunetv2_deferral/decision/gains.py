@@ -61,9 +61,12 @@ def image_gains(
         float32 (J, *S), -inf where nothing was predicted and for unavailable experts.
     """
     gains = rule.gains(probabilities, axis=0)
-    worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
-    # Unavailable experts have -inf, which times a weight of 0 would be NaN.
-    np.multiply(gains, voxel_weight.right, out=worthwhile, where=~unknown & np.isfinite(gains))
+    if all(rule.available) and not unknown.any():
+        worthwhile = np.multiply(gains, voxel_weight.right, dtype=np.float32)
+    else:
+        worthwhile = np.full(gains.shape, -np.inf, dtype=np.float32)
+        # Unavailable experts have -inf, which times a weight of 0 would be NaN.
+        np.multiply(gains, voxel_weight.right, out=worthwhile, where=~unknown & np.isfinite(gains))
     if voxel_weight.wrong is not voxel_weight.right:
         worthwhile -= rule.harm(probabilities, axis=0) * (voxel_weight.wrong - voxel_weight.right)
     return worthwhile
