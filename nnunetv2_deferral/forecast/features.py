@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from nnunetv2_deferral.arrays import check_bool, check_same_shape
+from nnunetv2_deferral.arrays import check_bool, check_same_shape, highest_in_chunks
 
 FEATURES = ("border", "foreground", "background", "share", "components")
 BORDER_VOXELS = 4
@@ -58,5 +58,5 @@ def predicted_classes(probabilities: np.ndarray, *, has_regions: bool) -> Iterat
     if has_regions:
         yield from (each > 0.5 for each in probabilities)
         return
-    highest = probabilities.argmax(0)
+    highest = highest_in_chunks(probabilities)
     yield from (highest == channel for channel in range(1, len(probabilities)))

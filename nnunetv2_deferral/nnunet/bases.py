@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -56,9 +56,9 @@ def clip_norm_of_base(trainer: type, deferral: type) -> float:
         InputError: If deferral cannot be added to the base; the message names the base and its method.
     """
     for method in _RESERVED:
-        if (owner := _definer(trainer, deferral, method)) is not nnUNetTrainer:
+        if (owner := _definer(_bases(trainer, deferral), method)) is not nnUNetTrainer:
             raise _refusal(trainer, owner, method, "deferral")
-    owner = _definer(trainer, deferral, "train_step")
+    owner = _definer(_bases(trainer, deferral), "train_step")
     name = f"{owner.__module__}.{owner.__qualname__}"
     if name not in _CLIP_NORMS:
         raise _refusal(trainer, owner, "train_step", "deferral")
@@ -77,7 +77,7 @@ def check_settings_of_base(trainer: type, deferral: type, settings: DeferralSett
         InputError: Naming the setting, the base and its method.
     """
     for setting, method in _REPLACED.items():
-        value, owner = getattr(settings, setting), _definer(trainer, deferral, method)
+        value, owner = getattr(settings, setting), _definer(_bases(trainer, deferral), method)
         if value != "nnunet" and owner is not nnUNetTrainer:
             raise _refusal(trainer, owner, method, f'"{setting}": "{value}"')
 
@@ -93,14 +93,12 @@ def remark_on_augmentation(trainer: type, trained_by: str, *, mirrors_all_axes: 
     Returns:
         The sentence, or an empty string.
     """
-    if trained_by == trainer.__name__:
-        return ""
     try:
         other = other_trainer(trained_by)
     except InputError:
         return f"The network was trained by {trained_by}, which is not found; its augmentation may have been another"
     transforms, rotation = (
-        next(_stock_definers(other, name)) != next(_stock_definers(trainer, name)) for name in _AUGMENTATION
+        _definer(_not_ours(other), method) is not _definer(_not_ours(trainer), method) for method in _AUGMENTATION
     )
     # Trainers that mirror along fewer axes have a method of their own for that alone.
     if transforms or (rotation and mirrors_all_axes):
@@ -111,17 +109,19 @@ def remark_on_augmentation(trainer: type, trained_by: str, *, mirrors_all_axes: 
     return ""
 
 
-def _stock_definers(trainer: type, method: str) -> Iterator[type]:
-    """The classes that define a method, without those of this package, which only add experts."""
-    for each in trainer.__mro__:
-        if method in vars(each) and not each.__module__.startswith("nnunetv2_deferral"):
-            yield each
+def _bases(trainer: type, deferral: type) -> Sequence[type]:
+    """The base of a deferral trainer and its bases, in the order of methods."""
+    return trainer.__mro__[trainer.__mro__.index(deferral) + 1 :]
 
 
-def _definer(trainer: type, deferral: type, method: str) -> type:
-    """The class that defines a method of the base."""
-    bases = trainer.__mro__[trainer.__mro__.index(deferral) + 1 :]
-    return next(base for base in bases if method in vars(base))
+def _not_ours(trainer: type) -> Sequence[type]:
+    """A trainer and its bases without those of this package, which only add experts to an augmentation."""
+    return [each for each in trainer.__mro__ if not each.__module__.startswith("nnunetv2_deferral")]
+
+
+def _definer(classes: Sequence[type], method: str) -> type:
+    """The first of the classes that defines a method."""
+    return next(each for each in classes if method in vars(each))
 
 
 def _refusal(trainer: type, owner: type, method: str, what: str) -> InputError:

@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict
 from nnunetv2_deferral.agreement_maps import MultiRaterModel
 from nnunetv2_deferral.errors import InputError
 from nnunetv2_deferral.multi_rater.ordinal_head import OrdinalChannels
-from nnunetv2_deferral.nnunet.managers import FirstHeadsLabelManager, configuration_name
+from nnunetv2_deferral.nnunet.managers import FirstHeadsLabelManager, StockPlansManager, configuration_name
 from nnunetv2_deferral.schema import Boolean, Text, validate
 
 # The block that the trainer adds to the plans of a model.
@@ -66,8 +66,8 @@ class MultiRaterPlansManager(PlansManager):
         return multi_rater_block(self.plans)
 
     def stock(self) -> PlansManager:
-        """A stock manager of the same plans, for functions of nnU-Net."""
-        return PlansManager(self.plans)
+        """A manager of the same plans without channels of levels, for functions of nnU-Net."""
+        return StockPlansManager(self.plans)
 
     def channels(self, labels: LabelManager) -> OrdinalChannels:
         """The output channels, given the stock label manager."""
