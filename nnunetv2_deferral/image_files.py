@@ -35,7 +35,7 @@ _MAX_VOXEL_BYTES = 8
 _INTEGER_SCALE = {".png": 65535, ".tif": 65535, ".bmp": 255}
 _NIFTI_SCALE = 65535
 _NIFTI_SLOPE = 112  # the place of scl_slope and scl_inter in the header
-_COMPRESSION = 3  # isal's highest level, which takes a fifth of the time of gzip's lowest for the same size
+_COMPRESSION = 3  # isal's highest level, which takes a fifth of the time of gzip's lowest for nearly the same size
 _GIPL_MAGIC = (b"\x2a\xe3\x89\xb8", b"\xef\xff\xe9\xb0")
 
 

@@ -133,7 +133,7 @@ def _check_output_folder(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _show_aggregated(predictor: nnUNetPredictor, wanted: bool) -> None:
-    """Compute the aggregated channel and keep it in memory only if it is written: of a large CT, it is a GiB."""
+    """Compute the aggregated channel and keep it in memory only if it is written: of a large CT, it is 0.3 GiB."""
     deferral_head(predictor.network).shows_aggregated = wanted
     predictor.plans_manager.with_aggregated = wanted
     predictor.label_manager = predictor.plans_manager.get_label_manager(predictor.dataset_json)

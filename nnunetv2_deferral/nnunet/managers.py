@@ -34,7 +34,7 @@ MODEL_KEY = "deferral_model"
 class QuickLabelManager(LabelManager):
     """nnU-Net's label manager, which segments classes many times faster.
 
-    `numpy.argmax` along the first axis takes up to half of nnU-Net's export, and its result 8 bytes per voxel.
+    `numpy.argmax` along the first axis takes about a quarter of nnU-Net's export, and its result 8 bytes per voxel.
     """
 
     @classmethod
